@@ -1,0 +1,52 @@
+# `make` alone says what there is. Every target makes .venv first when it is missing.
+
+PYTHON  ?= $(shell command -v python3.11 || echo python3)
+WORKERS ?= auto
+TORCH   := torch==2.13.0
+BIN     := .venv/bin
+VENV    := .venv/.stamp
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench docs format clean
+
+help:  ## Say what there is
+	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: $(VENV)  ## Train an equilibrium network on handwritten digits, about a minute
+	@$(BIN)/torchimplicit demo
+
+# One torch thread a process: the processes are the parallelism, and more threads than cores only fight.
+test: $(VENV)  ## Lint, format, types, imports, tests
+	@echo '== ruff check: lint'
+	@$(BIN)/ruff check
+	@echo '== ruff format: layout'
+	@$(BIN)/ruff format --check
+	@echo '== pyright: types'
+	@$(BIN)/pyright
+	@echo '== lint-imports: the floors of the house'
+	@$(BIN)/lint-imports
+	@echo '== pytest: behaviour'
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --maxprocesses 8
+
+bench: $(VENV)  ## Measure against the peers and rewrite the table of results
+	@$(BIN)/python benchmarks/deq.py
+
+docs: $(VENV)  ## Build the documentation into site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+format: $(VENV)  ## Lay out the code, and mend what the linter can
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+clean:  ## Remove what was built or cached here; .venv stays
+	rm -rf build dist site runs lightning_logs .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# torch goes first and pinned: the second install must find it there, not choose another.
+$(VENV): pyproject.toml
+	@echo '== .venv: $(PYTHON), $(TORCH)'
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install -q --disable-pip-version-check $(TORCH)
+	@echo '== .venv: torchimplicit and its extras'
+	@$(BIN)/pip install -q --disable-pip-version-check $(TORCH) -e '.[train,dev,bench,docs]'
+	@touch $@

@@ -1,0 +1,40 @@
+"""Deep implicit layers for PyTorch: say what the output must satisfy, choose how to find it and how to differentiate it."""
+
+from torchimplicit import nn
+from torchimplicit.adjoint import Implicit, Phantom, Unrolled
+from torchimplicit.core import (
+    CaptureError,
+    ConvergenceError,
+    ConvergenceWarning,
+    ImplicitError,
+    Report,
+    Solution,
+    Status,
+)
+from torchimplicit.equations import fixed_point, root
+from torchimplicit.linear import CG, GMRES, LU, BiCGStab, Neumann
+from torchimplicit.solve import Anderson, Newton, Picard
+
+__all__ = [
+    "CG",
+    "GMRES",
+    "LU",
+    "Anderson",
+    "BiCGStab",
+    "CaptureError",
+    "ConvergenceError",
+    "ConvergenceWarning",
+    "Implicit",
+    "ImplicitError",
+    "Neumann",
+    "Newton",
+    "Phantom",
+    "Picard",
+    "Report",
+    "Solution",
+    "Status",
+    "Unrolled",
+    "fixed_point",
+    "nn",
+    "root",
+]

@@ -1,0 +1,9 @@
+"""How a solved condition is differentiated."""
+
+from torchimplicit.adjoint.call import Adjoint, Call, Record
+from torchimplicit.adjoint.implicit import Implicit, ImplicitSolve
+from torchimplicit.adjoint.phantom import Phantom
+from torchimplicit.adjoint.quarantine import quarantine
+from torchimplicit.adjoint.unrolled import Unrolled
+
+__all__ = ["Adjoint", "Call", "Implicit", "ImplicitSolve", "Phantom", "Record", "Unrolled", "quarantine"]

@@ -1,0 +1,63 @@
+"""Keeping a sample that is not finite out of everybody's gradients.
+
+A zero cotangent is not enough: zero times NaN is NaN, so the gradient of a shared weight would be lost to one bad sample.
+Such a sample is therefore replaced by a copy of a healthy one before anything is differentiated, and the copy gets no
+cotangent. Which arguments carry the batch dimension is found by experiment: replacing a sample's row of a batched argument
+changes no other sample's residual by a single bit, because samples are independent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from torchimplicit.adjoint.call import Adjoint, Call, Record
+from torchimplicit.core.problem import Problem
+
+
+def quarantine(call: Call, adjoint: Adjoint, value: Tensor, z0: Tensor, tensors: list[Tensor], sick: Tensor) -> Tensor:
+    """The solution again, differentiable without the sick samples.
+
+    Args:
+        call: the call that gave `value`.
+        adjoint: how to differentiate.
+        value: the solution `(B, n)`, sick samples held at their last finite iterate.
+        z0: its start, `(B, n)`.
+        tensors: the explicit tensors.
+        sick: which samples are not finite, `(B,)` bool.
+
+    Returns:
+        `value`, with gradients from the healthy samples only.
+    """
+    held, column = value.detach(), sick.unsqueeze(1)
+    if bool(sick.all()):
+        # Connected to the tensors through no element of them: every gradient is exactly zero.
+        nothing = sum(tensor.reshape(-1)[:0].sum() for tensor in tensors if tensor.is_floating_point())
+        return held + nothing
+    rows = torch.where(sick, int(torch.nonzero(~sick)[0]), torch.arange(len(sick), device=sick.device))
+    tensors = _healthy(call, held[rows], tensors, rows, sick)
+    report = call.record.report
+    assert report is not None
+    again = replace(call, record=Record(), audit=False, on_failure="ignore")
+    z = adjoint.solve(again, z0[rows], tensors)
+    again.record.report = report  # backward reports go to the first solve's report
+    return torch.where(column, held, z)
+
+
+def _healthy(call: Call, z: Tensor, tensors: list[Tensor], rows: Tensor, sick: Tensor) -> list[Tensor]:
+    """The tensors with the sick samples' rows replaced, wherever that changes nothing for the others."""
+    assert isinstance(call.problem, Problem)
+
+    def healthy_residuals(tensors: list[Tensor]) -> Tensor:
+        with torch.no_grad(), call.problem.bind(call.unshared(tensors)) as residual:
+            return residual(z)[~sick]
+
+    before = healthy_residuals(tensors)
+    for i in range(call.problem.explicit.shared, len(tensors)):
+        if tensors[i].dim() and len(tensors[i]) == len(rows):
+            candidate = [*tensors[:i], tensors[i][rows], *tensors[i + 1 :]]
+            if torch.equal(healthy_residuals(candidate), before):
+                tensors = candidate
+    return tensors

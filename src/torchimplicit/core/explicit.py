@@ -1,0 +1,188 @@
+"""Modules and closures made explicit: every tensor that a function depends on becomes an argument.
+
+Implicit differentiation needs to know what the solution depends on. Arguments and the parameters and buffers of a
+module are found here; a captured tensor that requires grad cannot be found and is refused (`check_captures`), for its
+gradient would be missing or, at second order, silently wrong.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils import _pytree as pytree
+
+from torchimplicit.core.status import CaptureError
+
+Slot = tuple[Any, Any]  # (container, key): a place that a tensor can be swapped into
+
+
+class Explicit:
+    """A function `f(z, *args)` whose tensors can be taken out and put back.
+
+    Holds no tensor of its own: `tensors` are handed to the caller once, and `bind` takes them (or stand-ins of them:
+    detached, saved for backward, inside a `torch.func` transform) and puts them back in for as long as the context
+    lasts, so that a solve swaps once and not once a step.
+
+    Args:
+        f: a callable; when it is an `nn.Module` or a bound method of one, its parameters and buffers are explicit.
+        args: further arguments, nested; tensors among them, and the parameters of modules among them, are explicit.
+    """
+
+    def __init__(self, f: Callable, args: tuple):
+        """Finds the modules and the places of their tensors."""
+        self.f = f
+        leaves, self.spec = pytree.tree_flatten(args)
+        self.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self.places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        owner = f if isinstance(f, nn.Module) else getattr(f, "__self__", None)
+        modules = [module for module in (owner, *self.leaves) if isinstance(module, nn.Module)]
+        self.slots, self.cached, weights = _module_tensors(modules)
+        self.shared = len(weights)  # the first tensors belong to modules: they carry no batch dimension
+        self._found = weights + [leaves[i] for i in self.places]
+
+    def take_tensors(self) -> list[Tensor]:
+        """The explicit tensors, module tensors first; can be taken once, so that no graph is kept alive here."""
+        found, self._found = self._found, []
+        return found
+
+    @contextmanager
+    def bind(self, tensors: list[Tensor] | tuple[Tensor, ...]) -> Iterator[Callable[[Any], Any]]:
+        """The function of the state alone, `z -> f(z, *args)`, with `tensors` in the places of the explicit ones."""
+        leaves = list(self.leaves)
+        for place, tensor in zip(self.places, tensors[self.shared :], strict=True):
+            leaves[place] = tensor
+        args = pytree.tree_unflatten(leaves, self.spec)
+        with _swapped(self.slots, tensors), _parametrized(self.cached, tensors[len(self.slots) : self.shared]):
+            yield lambda z: self.f(z, *args)
+
+
+def _module_tensors(modules: list[nn.Module]) -> tuple[list[list[Slot]], list[tuple[nn.Module, str]], list[Tensor]]:
+    """Places of parameters and buffers, the parametrised weights, and the tensors of both in that order."""
+    places: dict[int, list[Slot]] = {}
+    tensors: dict[int, Tensor] = {}
+    cached: list[tuple[nn.Module, str]] = []
+
+    def visit(module: nn.Module, seen: set[int]) -> None:
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        flat_weights = getattr(module, "_flat_weights", None)  # recurrent layers keep a second list of their weights
+        containers = [module._parameters, module._buffers] + ([dict(enumerate(flat_weights))] if flat_weights else [])
+        for container in containers:
+            for key, tensor in container.items():
+                if isinstance(tensor, Tensor):
+                    home = flat_weights if isinstance(key, int) else container
+                    places.setdefault(id(tensor), []).append((home, key))
+                    tensors[id(tensor)] = tensor
+        parametrized = parametrize.is_parametrized(module)
+        if parametrized:
+            cached.extend((module, name) for name in module.parametrizations)  # type: ignore[union-attr]
+        for name, child in module.named_children():
+            if not (parametrized and name == "parametrizations"):
+                visit(child, seen)
+
+    seen: set[int] = set()
+    for module in modules:
+        visit(module, seen)
+    # A parametrised weight is computed here, once a solve, outside of the solve: its graph leads to the originals, and
+    # forward and backward use the very same weight (the power iteration of a spectral norm advances once).
+    weights = [getattr(module, name) for module, name in cached]
+    return list(places.values()), cached, [*tensors.values(), *weights]
+
+
+@contextmanager
+def _swapped(slots: list[list[Slot]], tensors: list[Tensor] | tuple[Tensor, ...]) -> Iterator[None]:
+    held = [places[0][0][places[0][1]] for places in slots]
+    try:
+        for places, tensor in zip(slots, tensors, strict=False):
+            for container, key in places:
+                container[key] = tensor
+        yield
+    finally:
+        for places, tensor in zip(slots, held, strict=True):
+            for container, key in places:
+                container[key] = tensor
+
+
+@contextmanager
+def _parametrized(cached: list[tuple[nn.Module, str]], weights: list[Tensor] | tuple[Tensor, ...]) -> Iterator[None]:
+    """Lets parametrised modules read these weights instead of computing their own, through torch's own cache.
+
+    `parametrize.cached()` fills its cache by itself, but then from inside `no_grad`; filling it here keeps the graph,
+    and putting the old cache back keeps a surrounding `cached()` of the user's whole.
+    """
+    if not cached:
+        yield
+        return
+    outer = parametrize._cache
+    own = {(id(module), name): weight for (module, name), weight in zip(cached, weights, strict=True)}
+    parametrize._cache = {**outer, **own}
+    parametrize._cache_enabled += 1
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled -= 1
+        parametrize._cache = outer
+
+
+def check_captures(f: Callable, value: Any, tensors: list[Tensor] | tuple[Tensor, ...]) -> None:
+    """Refuses a value that still requires grad although every explicit tensor was detached.
+
+    Args:
+        f: the user's function, searched for the captured tensor's name.
+        value: what it returned under `enable_grad` for detached tensors.
+        tensors: those tensors, to tell a transform's level that all have from one that only a captured tensor has.
+
+    Raises:
+        CaptureError: names the captured tensors' shapes, their names where found, and the fix.
+    """
+    leaves = pytree.tree_leaves(value)
+    level = max((_level(tensor) for tensor in tensors), default=-1)
+    if any(leaf.requires_grad or _level(leaf) > level for leaf in leaves):
+        shapes = sorted({tuple(tensor.shape) for leaf in leaves for tensor in _graph_leaves(leaf)})
+        of_shape = f" of shape {', '.join(map(str, shapes))}" if shapes else ""
+        raise CaptureError(
+            f"the function depends on a tensor{of_shape} that requires grad and is neither an argument nor a parameter "
+            f"of the module{_culprits(f)}. Its gradient would be lost. Pass tensors as arguments, f(z, *args); pass a "
+            "module itself (not a lambda around it), or hand the module over among the arguments; use .detach() for "
+            "what shall get no gradient."
+        )
+
+
+def _level(tensor: Any) -> int:
+    return torch._C._functorch.maybe_get_level(tensor) if isinstance(tensor, Tensor) else -1
+
+
+def _graph_leaves(value: Tensor) -> list[Tensor]:
+    """The leaf tensors of the graph behind a value."""
+    found, todo, seen = [], [value.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        todo.extend(next_node for next_node, _ in node.next_functions)
+    return found
+
+
+def _culprits(f: Callable) -> str:
+    """Names of captured tensors and modules, as far as the function's closure and globals tell."""
+    function = inspect.unwrap(getattr(f, "__func__", f))
+    if isinstance(function, nn.Module) or not inspect.isfunction(function):
+        return ""
+    captured = inspect.getclosurevars(function)
+    names = []
+    for name, value in {**captured.globals, **captured.nonlocals}.items():
+        if isinstance(value, Tensor) and value.requires_grad:
+            names.append(f"tensor '{name}'")
+        elif isinstance(value, nn.Module) or isinstance(getattr(value, "__self__", None), nn.Module):
+            names.append(f"module '{name}'")
+    return f" (it captures {', '.join(names)})" if names else ""

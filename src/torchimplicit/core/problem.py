@@ -1,0 +1,142 @@
+"""A condition that the solution must satisfy: a residual that vanishes, in the flat form that solvers work on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core.explicit import Explicit, check_captures
+from torchimplicit.core.tree import Layout
+
+
+class Residual:
+    """The residual `r(z)` of a bound problem, a matrix `(B, n)` for a matrix `(B, n)`; counts its evaluations."""
+
+    def __init__(self, evaluate: Callable[[Tensor], Tensor]):
+        """Starts counting at zero."""
+        self.evaluate = evaluate
+        self.nfev = 0
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """The residual at `z`."""
+        self.nfev += 1
+        return self.evaluate(z)
+
+
+class Problem:
+    """A residual `r(z, *tensors)` that shall vanish, its tensors explicit, its state flat.
+
+    Subclasses say how the residual follows from the user's function. The sign is chosen such that for a fixed point
+    `dr/dz = I - J`, so that a Neumann series of it converges for a contraction.
+
+    Args:
+        f: the user's function of the state and `args`.
+        z0: the initial state, nested; gives structure, shapes and dtypes.
+        args: further arguments of `f`.
+        batch_dims: 1 when dimension 0 of the state is the batch, 0 for one coupled problem.
+    """
+
+    def __init__(self, f: Callable, z0: Any, args: tuple, batch_dims: int = 1):
+        """Makes function and state explicit; evaluates nothing."""
+        if not callable(f):
+            raise TypeError(f"f: got a {type(f).__name__}, expected a callable f(z, *args)")
+        self.f = f
+        self.layout = Layout(z0, batch_dims)
+        self.explicit = Explicit(f, args)
+        self.autocast = Autocast(self.layout.device.type)
+
+    def residual(self, z: Tensor, value: Tensor) -> Tensor:
+        """The residual from the state and the function's value there, both `(B, n)`."""
+        raise NotImplementedError
+
+    @contextmanager
+    def bind(self, tensors: list[Tensor] | tuple[Tensor, ...], audit: bool = False) -> Iterator[Residual]:
+        """The residual as a function of the flat state, with these tensors in place, for one solve.
+
+        Args:
+            tensors: in the order that `Explicit.take_tensors` gave them.
+            audit: refuse captured tensors. Costs nothing: the first evaluation runs with grad enabled on tensors that
+                are all detached, so that it records a graph only when a captured tensor is there.
+        """
+        first = True
+        if audit:
+            tensors = [tensor.detach() for tensor in tensors]
+
+        def evaluate(z: Tensor) -> Tensor:
+            nonlocal first
+            if not first:
+                return self.residual(z, self.layout.flatten(function(self.layout.unflatten(z))))
+            first = False
+            with torch.set_grad_enabled(audit or torch.is_grad_enabled()):
+                value = function(self.layout.unflatten(z))
+            self.layout.check(value, cast=self.autocast.enabled)
+            if audit:
+                check_captures(self.f, value, tensors)
+            return self.residual(z, self.layout.flatten(value))
+
+        with self.explicit.bind(tensors) as function, self.autocast.restored():
+            yield Residual(evaluate)
+
+
+class FixedPoint(Problem):
+    """`f(z) = z`, with the residual `z - f(z)`."""
+
+    def residual(self, z: Tensor, value: Tensor) -> Tensor:
+        """`z - f(z)`."""
+        return z - value
+
+
+class Root(Problem):
+    """`g(z) = 0`, with the residual `g(z)`."""
+
+    def residual(self, z: Tensor, value: Tensor) -> Tensor:
+        """`g(z)`."""
+        return value
+
+
+class Mapped:
+    """A problem under `torch.vmap`: the mapped dimension, of size `count`, folded into the batch.
+
+    Args:
+        problem: the problem of one mapped element.
+        count: size of the mapped dimension.
+        dims: where each explicit tensor is mapped, None where it is not.
+    """
+
+    def __init__(self, problem: Problem | Mapped, count: int, dims: tuple[int | None, ...]):
+        """Wraps a problem; may itself be wrapped."""
+        self.problem, self.count, self.dims = problem, count, dims
+
+    @contextmanager
+    def bind(self, tensors: list[Tensor] | tuple[Tensor, ...], audit: bool = False) -> Iterator[Residual]:
+        """The residual on `(count * B, n)`; see `Problem.bind`. A captured tensor is found outside of the map."""
+
+        def one(z: Tensor, *tensors: Tensor) -> Tensor:
+            with self.problem.bind(tensors) as residual:
+                return residual(z)
+
+        mapped = torch.vmap(one, in_dims=(0, *self.dims), randomness="different")
+        yield Residual(lambda z: mapped(z.unflatten(0, (self.count, -1)), *tensors).flatten(0, 1))
+
+
+class Autocast:
+    """The autocast state of the forward pass, to be put back in the backward pass."""
+
+    def __init__(self, device_type: str):
+        """Records the state in force."""
+        self.device_type = device_type
+        self.enabled = torch.is_autocast_enabled(device_type)
+        self.dtype = torch.get_autocast_dtype(device_type) if self.enabled else None
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """The recorded state; free when autocast was and is off."""
+        if self.enabled == torch.is_autocast_enabled(self.device_type):
+            yield
+            return
+        with torch.autocast(self.device_type, dtype=self.dtype, enabled=self.enabled):
+            yield

@@ -1,0 +1,197 @@
+"""What a solve reports: a status per sample, a report, a solution, and the errors that carry them."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+OnFailure = Literal["raise", "warn", "ignore"]
+
+
+class Status(IntEnum):
+    """How a solve ended, for one sample. `remedy` says what to try."""
+
+    CONVERGED = 0
+    MAX_STEPS = 1
+    STAGNATED = 2
+    DIVERGED = 3
+    NON_FINITE = 4
+
+    @property
+    def remedy(self) -> str:
+        """What a user can try when a sample ends this way."""
+        return _REMEDIES[self]
+
+
+_REMEDIES = {
+    Status.CONVERGED: "",
+    Status.MAX_STEPS: "raise max_steps, loosen rtol/atol, or make the map more contractive",
+    Status.STAGNATED: (
+        "the residual no longer falls: the tolerance may lie below what this dtype can reach (loosen rtol/atol or "
+        "use float64), the map may have no fixed point, or it may be random (dropout inside it)"
+    ),
+    Status.DIVERGED: "the map expands: try damping < 1, Newton, spectral normalisation, or smaller weights",
+    Status.NON_FINITE: (
+        "NaN or infinity appeared: look for them in the inputs, else for overflow or a singular Jacobian; "
+        "such a sample is held at its last finite iterate and adds nothing to the gradients"
+    ),
+}
+
+
+@dataclass
+class Report:
+    """How a solve went, sample by sample. Holds no state and no graph, so it is safe to keep.
+
+    Attributes:
+        status: `Status` values, int64 `(B,)`.
+        steps: steps that each sample took until it stopped, int64 `(B,)`.
+        residual: RMS of the residual at the returned value, `(B,)`.
+        nfev: evaluations of the function (forward) or products with the Jacobian (backward), for the whole batch.
+        name: which solve this was, in words.
+        trace: residual RMS at every step, `(steps + 1, B)`, NaN after a sample stopped; None unless asked for.
+        backward: the report of the last backward solve; None until a backward pass has run.
+    """
+
+    status: Tensor
+    steps: Tensor
+    residual: Tensor
+    nfev: int
+    name: str = "solve"
+    trace: Tensor | None = None
+    backward: Report | None = field(default=None, repr=False)
+
+    @property
+    def converged(self) -> bool:
+        """Whether every sample converged."""
+        return bool((self.status == Status.CONVERGED).all())
+
+    @property
+    def failed(self) -> Tensor:
+        """Indices of the samples that did not converge, int64."""
+        return torch.nonzero(self.status != Status.CONVERGED).flatten()
+
+    def __str__(self) -> str:
+        """One line: how many converged, in how many steps, to which residual; the backward solve beside it."""
+        batch = self.status.numel()
+        text = (
+            f"{self.name}: {batch - self.failed.numel()}/{batch} converged, steps up to {int(self.steps.max())}, "
+            f"residual up to {float(self.residual.max()):.2e}, {self.nfev} evaluations"
+        )
+        return text if self.backward is None else f"{text}; {self.backward}"
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The value of an implicit function and how it was found.
+
+    Attributes:
+        value: the solution, nested and shaped like the initial state.
+        report: the `Report`; its fields are also here as `status`, `steps`, `residual`, `nfev`, `trace`, `backward`.
+        state: the solver's last state (for the quasi-Newton factor and the like), None when not kept.
+    """
+
+    value: Any
+    report: Report
+    state: Any = field(default=None, repr=False)
+
+    @property
+    def status(self) -> Tensor:
+        """`Status` values per sample, `(B,)`."""
+        return self.report.status
+
+    @property
+    def steps(self) -> Tensor:
+        """Steps per sample, `(B,)`."""
+        return self.report.steps
+
+    @property
+    def residual(self) -> Tensor:
+        """RMS of the residual per sample, `(B,)`."""
+        return self.report.residual
+
+    @property
+    def nfev(self) -> int:
+        """Evaluations of the function."""
+        return self.report.nfev
+
+    @property
+    def trace(self) -> Tensor | None:
+        """Residual RMS at every step, `(steps + 1, B)`; None unless `trace=True` was asked for."""
+        return self.report.trace
+
+    @property
+    def backward(self) -> Report | None:
+        """The report of the last backward solve through this value; None before one has run."""
+        return self.report.backward
+
+
+class ImplicitError(Exception):
+    """Base of every error that this library raises on its own account."""
+
+
+class CaptureError(ImplicitError, ValueError):
+    """A function uses a tensor that requires grad and that it was not given as an argument."""
+
+
+class ConvergenceError(ImplicitError, RuntimeError):
+    """A solve did not converge for some samples.
+
+    Attributes:
+        report: how the solve went.
+        solution: the `Solution` that was reached (None when the backward solve failed).
+    """
+
+    def __init__(self, message: str, report: Report, solution: Solution | None = None):
+        """Carries the report and, for a forward solve, the solution."""
+        super().__init__(message)
+        self.report = report
+        self.solution = solution
+
+
+class ConvergenceWarning(UserWarning):
+    """A solve did not converge for some samples; the message names them."""
+
+
+def check_on_failure(on_failure: str) -> None:
+    """Refuses anything but the three words.
+
+    Raises:
+        ValueError: `on_failure` is none of "raise", "warn", "ignore".
+    """
+    if on_failure not in ("raise", "warn", "ignore"):
+        raise ValueError(f"on_failure: got {on_failure!r}, expected 'raise', 'warn' or 'ignore'")
+
+
+def react(report: Report, on_failure: OnFailure, solution: Solution | None = None) -> None:
+    """Raises, warns or stays silent about the samples that did not converge.
+
+    Raises:
+        ConvergenceError: a sample did not converge and `on_failure` is "raise".
+    """
+    if on_failure == "ignore" or report.converged:
+        return
+    message = failure_message(report)
+    if on_failure == "raise":
+        raise ConvergenceError(message, report, solution)
+    warnings.warn(ConvergenceWarning(message), stacklevel=4)
+
+
+def failure_message(report: Report, show: int = 5) -> str:
+    """What happened, to which samples, with which residual, and what to try, in a few lines."""
+    batch = report.status.numel()
+    lines = [f"{report.name}: {report.failed.numel()} of {batch} samples did not converge."]
+    for status in Status:
+        samples = torch.nonzero(report.status == status).flatten().tolist()
+        if status is Status.CONVERGED or not samples:
+            continue
+        listed = ", ".join(
+            f"{i} (step {int(report.steps[i])}, residual {float(report.residual[i]):.2e})" for i in samples[:show]
+        )
+        more = f" and {len(samples) - show} more" if len(samples) > show else ""
+        lines.append(f"  {status.name.lower()}: samples {listed}{more}. Try: {status.remedy}.")
+    return "\n".join(lines)

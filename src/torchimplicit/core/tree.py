@@ -1,0 +1,123 @@
+"""Nested tensors as one matrix `(batch, n)` and back, and the norm that every stopping test uses."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+
+def norm(rows: Tensor) -> Tensor:
+    """Euclidean norm of every row of a matrix `(B, n)`; divide by `sqrt(n)` for the RMS. Returns `(B,)`."""
+    return torch.linalg.vector_norm(rows, dim=1)
+
+
+class Layout:
+    """How a nested state maps to a matrix `(batch, n)`.
+
+    Half precision is carried in float32 (the state that the user's function sees keeps its dtype), and a complex leaf
+    counts as its real and imaginary parts, so solvers see one real floating matrix whatever the state is.
+
+    Args:
+        state: a tensor, or a nest of tuples, lists and dicts of tensors, of a floating or complex dtype.
+        batch_dims: 1 when dimension 0 of every leaf is the batch; 0 for one coupled problem.
+
+    Raises:
+        TypeError: a leaf is not a floating or complex tensor.
+        ValueError: no leaf, an empty leaf, an empty batch, or leaves whose batch sizes differ.
+    """
+
+    def __init__(self, state: Any, batch_dims: int = 1):
+        """Records shapes and dtypes; keeps no tensor."""
+        if batch_dims not in (0, 1):
+            raise ValueError(
+                f"batch_dims: got {batch_dims!r}, expected 1 (dimension 0 is the batch) or 0 (one problem)"
+            )
+        leaves, self.spec = pytree.tree_flatten(state)
+        _check_leaves(leaves, batch_dims)
+        self.shapes = [leaf.shape for leaf in leaves]
+        self.dtypes = [leaf.dtype for leaf in leaves]
+        self.device = leaves[0].device
+        self.batch = leaves[0].shape[0] if batch_dims else 1
+        self.dtype = torch.float32
+        for dtype in self.dtypes:
+            self.dtype = torch.promote_types(self.dtype, dtype.to_real() if dtype.is_complex else dtype)
+        parts = [2 if dtype.is_complex else 1 for dtype in self.dtypes]
+        self.sizes = [part * prod(shape) // self.batch for part, shape in zip(parts, self.shapes, strict=True)]
+        self.plain = len(leaves) == 1 and self.dtypes[0] == self.dtype and self.spec.is_leaf()
+
+    @property
+    def width(self) -> int:
+        """Unknowns per sample."""
+        return sum(self.sizes)
+
+    def flatten(self, state: Any) -> Tensor:
+        """The state as a matrix `(B, n)`; a view where that is possible."""
+        if self.plain:
+            return state.to(self.dtype).reshape(self.batch, -1)
+        rows = []
+        for leaf in pytree.tree_leaves(state):
+            real = torch.view_as_real(leaf) if leaf.is_complex() else leaf
+            rows.append(real.to(self.dtype).reshape(self.batch, -1))
+        return torch.cat(rows, dim=1)
+
+    def unflatten(self, rows: Tensor) -> Any:
+        """A matrix `(B, n)` as a state of the recorded structure, shapes and dtypes."""
+        if self.plain:
+            return rows.reshape(self.shapes[0])
+        leaves = []
+        pieces = rows.split(self.sizes, dim=1)
+        for piece, shape, dtype in zip(pieces, self.shapes, self.dtypes, strict=True):
+            if dtype.is_complex:
+                piece = torch.view_as_complex(piece.reshape(*shape, 2))
+            leaves.append(piece.reshape(shape).to(dtype))
+        return pytree.tree_unflatten(leaves, self.spec)
+
+    def check(self, value: Any, cast: bool = False) -> None:
+        """Refuses a value of another structure, shape or dtype than the state's; `cast` lets the dtype pass.
+
+        Raises:
+            ValueError: structure or shape differ.
+            TypeError: a dtype differs.
+        """
+        leaves, spec = pytree.tree_flatten(value)
+        if spec != self.spec:
+            raise ValueError(f"the function returned the structure {spec}, expected that of the state, {self.spec}")
+        for leaf, shape, dtype in zip(leaves, self.shapes, self.dtypes, strict=True):
+            if not isinstance(leaf, Tensor):
+                raise TypeError(f"the function returned a {type(leaf).__name__}, expected a tensor like the state's")
+            if leaf.shape != shape:
+                raise ValueError(
+                    f"the function returned shape {tuple(leaf.shape)}, expected the state's shape {tuple(shape)}; "
+                    "try another z0 (or init=), or project back to the state inside the function"
+                )
+            if leaf.dtype != dtype and not (cast and leaf.is_floating_point()):
+                raise TypeError(
+                    f"the function returned {leaf.dtype}, expected the state's {dtype}; "
+                    "try z0 of that dtype, or convert weights and inputs with .to()"
+                )
+
+
+def _check_leaves(leaves: list[Any], batch_dims: int) -> None:
+    if not leaves:
+        raise ValueError("the state is empty: got no tensor, expected a tensor or a nest of tensors")
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"the state holds a {type(leaf).__name__}, expected tensors only; try torch.as_tensor")
+        if not (leaf.is_floating_point() or leaf.is_complex()):
+            raise TypeError(
+                f"the state is {leaf.dtype}, expected a floating or complex dtype; try z0.float() or z0.double()"
+            )
+        if leaf.dim() < batch_dims:
+            raise ValueError(
+                "the state is a scalar, expected dimension 0 to be the batch; try z0[None], or batch_dims=0 for one "
+                "coupled problem"
+            )
+        if leaf.numel() == 0:
+            raise ValueError(f"the state has shape {tuple(leaf.shape)}, expected at least one sample and one unknown")
+    if batch_dims and len({leaf.shape[0] for leaf in leaves}) > 1:
+        shapes = [tuple(leaf.shape) for leaf in leaves]
+        raise ValueError(f"the state's leaves have shapes {shapes}, expected one batch size in dimension 0")

@@ -1,0 +1,155 @@
+"""The front doors of nonlinear equations: what to solve, by which solver, differentiated by which adjoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from torchimplicit.adjoint import Adjoint, Call, Implicit, Record, quarantine
+from torchimplicit.core.problem import FixedPoint, Problem, Root
+from torchimplicit.core.status import OnFailure, Solution, Status, check_on_failure, react
+from torchimplicit.solve import Anderson, Newton, Solver, iterate
+
+
+def fixed_point(
+    f: Callable,
+    z0: Any,
+    *args: Any,
+    solver: Solver = Anderson(),
+    adjoint: Adjoint = Implicit(),
+    batch_dims: int = 1,
+    warm_start: Solution | None = None,
+    trace: bool = False,
+    on_failure: OnFailure = "raise",
+) -> Solution:
+    r"""Solves $f(z, a) = z$ for $z$, sample by sample, differentiably in the arguments $a$.
+
+    Every tensor that shall get a gradient must be an argument, or a parameter of `f` when `f` is an `nn.Module` or a
+    bound method of one; a captured one is refused. A sample has converged when `rms(f(z) - z) <= atol + rtol * rms(z)`.
+
+    Args:
+        f: `f(z, *args) -> z`, structure, shapes and dtype as `z`; samples independent (no batch normalisation).
+        z0: start: a floating or complex tensor `(B, ...)` or a nest of such. Gets no gradient (but with `Unrolled`).
+        *args: further arguments of `f`, nested; tensors and modules among them are differentiated.
+        solver: `Anderson()`, `Picard()`, `Newton()`, ... with its tolerances.
+        adjoint: `Implicit()`, `Unrolled()`, `Phantom()`, ...
+        batch_dims: 1 when dimension 0 of every leaf of `z0` is the batch; 0 for one coupled problem.
+        warm_start: an earlier solution of the same shapes to start from in place of `z0`.
+        trace: keep the residuals of every step in `solution.trace`.
+        on_failure: "raise", "warn" or "ignore" samples that do not converge, forward and backward.
+
+    Returns:
+        A `Solution`; `solution.value` is like `z0`.
+
+    Raises:
+        ConvergenceError: some sample did not converge (with `on_failure="raise"`); carries the solution.
+        CaptureError: `f` depends on a tensor that requires grad and is neither argument nor parameter.
+        TypeError: the state is not floating, or `f` returns another dtype.
+        ValueError: the state is empty, or `f` returns another structure or shape.
+
+    Example:
+        >>> import torch, torchimplicit as ti
+        >>> W, x = 0.1 * torch.randn(5, 5, requires_grad=True), torch.randn(8, 5)
+        >>> sol = ti.fixed_point(lambda z, W, x: torch.tanh(z @ W + x), torch.zeros(8, 5), W, x)
+        >>> sol.value.sum().backward()
+        >>> bool(sol.report.converged and sol.backward.converged)
+        True
+    """
+    problem = FixedPoint(f, z0, args, batch_dims)
+    return _solve(problem, z0, solver, adjoint, warm_start, trace, on_failure)
+
+
+def root(
+    g: Callable,
+    z0: Any,
+    *args: Any,
+    solver: Solver = Newton(),
+    adjoint: Adjoint = Implicit(),
+    batch_dims: int = 1,
+    warm_start: Solution | None = None,
+    trace: bool = False,
+    on_failure: OnFailure = "raise",
+) -> Solution:
+    r"""Solves $g(z, a) = 0$ for $z$, sample by sample, differentiably in the arguments $a$.
+
+    As `fixed_point`, for a residual. A sample has converged when `rms(g(z)) <= atol + rtol * rms(z)`. Solvers for fixed
+    points apply to `z - g(z)`: `Anderson` and `Picard` need `g` scaled such that this map contracts.
+
+    Args:
+        g: `g(z, *args)`, structure, shapes and dtype as `z`.
+        z0: see `fixed_point`.
+        *args: see `fixed_point`.
+        solver: see `fixed_point`.
+        adjoint: see `fixed_point`.
+        batch_dims: see `fixed_point`.
+        warm_start: see `fixed_point`.
+        trace: see `fixed_point`.
+        on_failure: see `fixed_point`.
+
+    Returns:
+        A `Solution`; `solution.value` is like `z0`.
+
+    Raises:
+        ConvergenceError: see `fixed_point`, as for the other errors.
+
+    Example:
+        >>> import torch, torchimplicit as ti
+        >>> a = torch.tensor([2.0, 9.0], requires_grad=True)
+        >>> sol = ti.root(lambda z, a: z**2 - a, torch.ones(2), a)
+        >>> [round(v, 3) for v in sol.value.tolist()]
+        [1.414, 3.0]
+    """
+    problem = Root(g, z0, args, batch_dims)
+    return _solve(problem, z0, solver, adjoint, warm_start, trace, on_failure)
+
+
+def _solve(
+    problem: Problem,
+    z0: Any,
+    solver: Solver,
+    adjoint: Adjoint,
+    warm_start: Solution | None,
+    trace: bool,
+    on_failure: OnFailure,
+) -> Solution:
+    _check_options(solver, adjoint, warm_start, on_failure)
+    if warm_start is not None:
+        problem.layout.check(warm_start.value)
+        z0 = pytree.tree_map(torch.detach, warm_start.value)
+    tensors = problem.explicit.take_tensors()
+    start = problem.layout.flatten(z0)
+    differentiable = torch.is_grad_enabled()
+    if differentiable and torch._C._are_functorch_transforms_active():
+        # Inside a solve, transforms have been peeled off and a captured tensor can no longer be told: look beforehand.
+        with problem.bind(tensors, audit=True) as residual:
+            residual(start.detach())
+    call = Call(problem, partial(iterate, solver, trace=trace), on_failure, differentiable, Record())
+    if differentiable:
+        value = adjoint.solve(call, start, tensors)
+    else:
+        value = call.forward(start, tensors)
+    report = call.record.report
+    assert report is not None
+    report.name = type(problem).__name__
+    sick = report.status == Status.NON_FINITE
+    if value.requires_grad and bool(sick.any()):
+        value = quarantine(call, adjoint, value, start, tensors, sick)
+    solution = Solution(problem.layout.unflatten(value), report)
+    react(report, on_failure, solution)
+    return solution
+
+
+def _check_options(solver: Any, adjoint: Any, warm_start: Any, on_failure: str) -> None:
+    for name, got, expected in (("solver", solver, Solver), ("adjoint", adjoint, Adjoint)):
+        if not isinstance(got, expected):
+            hint = f"; try {got.__name__}()" if isinstance(got, type) else ""
+            raise TypeError(f"{name}: got {got!r}, expected an instance of {expected.__name__}{hint}")
+    if not isinstance(warm_start, Solution | None):
+        raise TypeError(
+            f"warm_start: got a {type(warm_start).__name__}, expected a Solution; to start elsewhere pass z0"
+        )
+    check_on_failure(on_failure)

@@ -1,0 +1,47 @@
+"""The truncated Neumann series."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core.status import Report, Status
+from torchimplicit.core.tree import norm
+from torchimplicit.linear.solver import LinearResult, LinearSolver, Product
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neumann(LinearSolver):
+    r"""Approximates $A^{-1} b$ by $\sum_{k<K} (I - A)^k b$, `terms` $= K$.
+
+    An approximation on purpose: for $A = I - J$ with $\|J\| = \rho < 1$ its relative error is at most $\rho^K$, a bias
+    that stays in the gradient. The report's residual says how large it is; the status is `CONVERGED` while the terms
+    shrink and `DIVERGED` when the last is larger than the first (no contraction: the sum means nothing).
+    One term is the gradient of Jacobian-free backpropagation. Where exactness matters use `GMRES`, at a similar cost.
+
+    Args:
+        terms: terms of the series, >= 1. Costs one product each.
+    """
+
+    terms: int = 10
+
+    def __post_init__(self) -> None:
+        """Refuses impossible values."""
+        if not isinstance(self.terms, int) or self.terms < 1:
+            raise ValueError(f"Neumann(terms={self.terms!r}): expected an integer >= 1")
+
+    def run(self, product: Product, b: Tensor) -> LinearResult:
+        """Sums the series; the last product gives the residual, which is the first term left out."""
+        x, term = b, b - product(b)
+        for _ in range(self.terms - 1):
+            x = x + term
+            term = term - product(term)
+        first, last = norm(b), norm(term)
+        finite = last.isfinite()
+        status = torch.where(last <= first, int(Status.CONVERGED), int(Status.DIVERGED))
+        status = torch.where(finite, status, int(Status.NON_FINITE))
+        residual = torch.where(finite, last, first) / b.shape[1] ** 0.5
+        steps = torch.full_like(status, self.terms)
+        return LinearResult(x, Report(status, steps, residual, self.terms, "linear solve"))

@@ -1,0 +1,108 @@
+"""What a linear solver is: prepared once for an operator, it solves with the operator and with its transpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core.status import Report, Status
+from torchimplicit.core.tree import norm
+from torchimplicit.linear.operator import LinearOperator
+
+Product = Callable[[Tensor], Tensor]
+
+
+class LinearResult(NamedTuple):
+    """The solution `(B, n)` and how it was found; residuals are RMS of `b - A x`."""
+
+    x: Tensor
+    report: Report
+
+
+class Prepared:
+    """A linear solver made ready for one operator.
+
+    Args:
+        solver: the iterative method; `solver.run(product, b)` does the work.
+        operator: the operator.
+    """
+
+    def __init__(self, solver: LinearSolver, operator: LinearOperator):
+        """Iterative methods have nothing to prepare."""
+        self.solver, self.operator = solver, operator
+
+    def solve(self, b: Tensor) -> LinearResult:
+        """`x` with `A x = b`, `(B, n)`."""
+        return self.solver.run(self.operator.matvec, b)
+
+    def solve_transpose(self, b: Tensor) -> LinearResult:
+        """`x` with `A^T x = b`, `(B, n)`."""
+        return self.solver.run(self.operator.rmatvec, b)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSolver:
+    """Base of the linear solvers. An iterative one adds `run(product, b)`; a direct one overrides `prepare`."""
+
+    def prepare(self, operator: LinearOperator) -> Prepared:
+        """Makes ready for an operator; a factorisation happens here, once."""
+        return Prepared(self, operator)
+
+    def run(self, product: Product, b: Tensor) -> LinearResult:
+        """Solves `A x = b` where `product(v)` is `A v`; samples are independent and stop on their own."""
+        raise NotImplementedError
+
+
+class Progress:
+    """Which samples of a linear solve still run, since when the others stopped, and why.
+
+    Args:
+        b: right-hand sides `(B, n)`; one of zero is solved at once.
+        rtol: a sample has converged when `|b - A x| <= rtol |b|`.
+    """
+
+    def __init__(self, b: Tensor, rtol: float):
+        """Judges the start `x = 0`."""
+        self.residual = norm(b)
+        self.target = rtol * self.residual
+        self.status = torch.full(self.residual.shape, int(Status.MAX_STEPS), device=b.device)
+        self.steps = torch.zeros_like(self.status)
+        self.running = torch.ones_like(self.status, dtype=torch.bool)
+        self.width = b.shape[1]
+        self.update(0, self.residual)
+
+    def update(self, step: int, residual: Tensor, breakdown: Tensor | None = None) -> bool:
+        """Takes a step's residual norms `(B,)`; returns whether any sample still runs."""
+        finite = residual.isfinite()
+        self.residual = torch.where(self.running & finite, residual, self.residual)
+        status = torch.where(residual <= self.target, int(Status.CONVERGED), int(Status.MAX_STEPS))
+        if breakdown is not None:
+            status = torch.where(breakdown & (status != Status.CONVERGED), int(Status.STAGNATED), status)
+        status = torch.where(finite, status, int(Status.NON_FINITE))
+        self.status = torch.where(self.running, status, self.status)
+        self.steps = torch.where(self.running, step, self.steps)
+        self.running = self.running & (status == Status.MAX_STEPS)
+        return bool(self.running.any())
+
+    def hold(self, new: Tensor, old: Tensor) -> Tensor:
+        """The new rows of running samples, the old rows of stopped ones, `(B, n)`."""
+        return torch.where(self.running.unsqueeze(1), new, old)
+
+    def result(self, x: Tensor, products: int) -> LinearResult:
+        """The result, once the iteration has ended."""
+        report = Report(self.status, self.steps, self.residual / self.width**0.5, products, "linear solve")
+        return LinearResult(x, report)
+
+    def verified(self, x: Tensor, b: Tensor, product: Product, products: int) -> LinearResult:
+        """The result with the true residual, for methods whose running residual drifts from it.
+
+        A sample that claims convergence with a true residual ten times its target counts as stagnated.
+        """
+        self.residual = norm(b - product(x))
+        drifted = (self.status == Status.CONVERGED) & ~(self.residual <= 10 * self.target)
+        self.status = torch.where(drifted, int(Status.STAGNATED), self.status)
+        return self.result(x, products + 1)

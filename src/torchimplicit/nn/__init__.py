@@ -1,0 +1,5 @@
+"""Implicit layers to plug into models."""
+
+from torchimplicit.nn.deq import DEQ
+
+__all__ = ["DEQ"]

@@ -1,0 +1,122 @@
+"""The deep equilibrium layer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from torchimplicit.adjoint import Adjoint, Implicit
+from torchimplicit.core.status import ConvergenceError, OnFailure, Report, check_on_failure
+from torchimplicit.equations import fixed_point
+from torchimplicit.solve import Anderson, Solver
+
+
+class DEQ(nn.Module):
+    r"""A deep equilibrium layer: the fixed point $z^* = \mathrm{cell}(z^*, x)$, differentiated through it.
+
+    An infinitely deep weight-tied network whose training memory is that of one layer. The cell must treat samples
+    independently (GroupNorm or LayerNorm, not BatchNorm) and be deterministic within a solve (no plain dropout).
+    The layer behaves the same in `train()` and `eval()` mode; only the cell may differ.
+
+    Source: S. Bai, J. Z. Kolter, V. Koltun, NeurIPS 2019, arXiv 1909.01377.
+
+    Args:
+        cell: `cell(z, x, ...) -> z`, a module, or a plain function of its arguments alone.
+        solver: how to find the fixed point.
+        adjoint: how to differentiate it.
+        init: `init(x, ...) -> z0`, a function or module, where the state is not like `x`; None starts at zeros like `x`.
+        warm_start: start from the last solution when its shapes fit: for inputs that change little between calls.
+        on_failure: "warn" (default), "raise" or "ignore" samples that do not converge, forward and backward.
+
+    Attributes:
+        report: how the last forward solve went, and in `report.backward` the last backward solve; None before the first.
+
+    Example:
+        >>> import torch, torchimplicit as ti
+        >>> class Cell(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.linear = torch.nn.Linear(16, 16)
+        ...     def forward(self, z, x):
+        ...         return torch.tanh(self.linear(z) + x)
+        >>> layer = ti.nn.DEQ(Cell())
+        >>> layer(torch.randn(4, 16)).shape, layer.report.converged
+        (torch.Size([4, 16]), True)
+    """
+
+    report: Report | None
+
+    def __init__(
+        self,
+        cell: Callable,
+        solver: Solver = Anderson(),
+        adjoint: Adjoint = Implicit(),
+        init: Callable | None = None,
+        warm_start: bool = False,
+        on_failure: OnFailure = "warn",
+    ):
+        """Keeps the cell and the options; solves nothing."""
+        super().__init__()
+        if not callable(cell):
+            raise TypeError(f"DEQ(cell=...): got a {type(cell).__name__}, expected a module or function cell(z, x)")
+        check_on_failure(on_failure)
+        self.cell, self.init = cell, init
+        self.solver, self.adjoint = solver, adjoint
+        self.warm_start, self.on_failure = warm_start, on_failure
+        self.report = None
+        self._last: Any = None
+        _warn_of_batch_norm(cell)
+
+    def forward(self, x: Any, *args: Any, z0: Any = None) -> Any:
+        """The fixed point for input `x`, like `z0`.
+
+        Args:
+            x: input, `(B, ...)`, or a nest of such; the initial state is like it unless `init` or `z0` is given.
+            *args: further arguments of the cell.
+            z0: where to start, in place of `init` and of a warm start.
+        """
+        if z0 is None:
+            z0 = self._start(x, args)
+        try:
+            solution = fixed_point(
+                self.cell, z0, x, *args, solver=self.solver, adjoint=self.adjoint, on_failure=self.on_failure
+            )
+        except ConvergenceError as error:
+            self.report = error.report
+            raise
+        self.report = solution.report
+        if self.warm_start:
+            self._last = pytree.tree_map(torch.detach, solution.value)
+        return solution.value
+
+    def _start(self, x: Any, args: tuple) -> Any:
+        z0 = pytree.tree_map(torch.zeros_like, x) if self.init is None else self.init(x, *args)
+        if self._last is not None:
+            leaves, last = pytree.tree_leaves(z0), pytree.tree_leaves(self._last)
+            if [(t.shape, t.dtype, t.device) for t in leaves] == [(t.shape, t.dtype, t.device) for t in last]:
+                return self._last
+        return z0
+
+    def reset(self) -> None:
+        """Forgets the last solution, so that the next warm start is a cold one."""
+        self._last = None
+
+    def extra_repr(self) -> str:
+        """The options, for `print(layer)`."""
+        return f"solver={self.solver}, adjoint={self.adjoint}, warm_start={self.warm_start}, on_failure={self.on_failure!r}"
+
+
+def _warn_of_batch_norm(cell: Callable) -> None:
+    if isinstance(cell, nn.Module):
+        for name, module in cell.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                warnings.warn(
+                    f"DEQ: the cell's '{name}' is a {type(module).__name__}, which couples the samples of a batch: their "
+                    "fixed points then depend on each other. Try GroupNorm or LayerNorm.",
+                    stacklevel=3,
+                )

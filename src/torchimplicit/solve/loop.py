@@ -1,0 +1,193 @@
+"""The one iteration loop: stopping per sample, limits, statuses, the best iterate, the trace.
+
+A solver proposes iterates; this loop judges them. Each step costs one comparison of every sample's residual with its
+tolerance and its best residual so far, and one read by the host. Only when some sample stops or gets worse does the
+loop look closer and set iterates aside.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core.problem import Residual
+from torchimplicit.core.status import Report, Status
+from torchimplicit.core.tree import norm
+
+PATIENCE = 20  # steps without a better residual before a sample counts as stagnated,
+PATIENCE_AT_FLOOR = 3  # or this few, when its residual is within FLOOR roundings of the state's size
+FLOOR = 10.0
+DIVERGENCE = 1e6  # growth of the residual over its first value that counts as divergence
+
+
+class State(Protocol):
+    """What every solver's state has: the iterate and its residual, both `(B, n)`."""
+
+    z: Tensor
+    residual: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solver:
+    """Base of the solvers: when to stop. A sample has converged when `rms(residual) <= atol + rtol * rms(z)`.
+
+    A solver adds `init(problem, z) -> state` and `step(problem, state) -> state`, where `problem(z)` is the residual
+    `(B, n)` of the flat iterate `(B, n)` and the state has the fields `z` and `residual`. Steps must treat samples
+    independently and must not write into an earlier state's `z`.
+
+    Args:
+        rtol: relative tolerance, a number >= 0.
+        atol: absolute tolerance, a number >= 0.
+        max_steps: limit of steps; 0 only evaluates the residual at the start.
+    """
+
+    rtol: float = 1e-4
+    atol: float = 1e-6
+    max_steps: int = 50
+
+    def __post_init__(self) -> None:
+        """Refuses impossible values."""
+        require(self, "rtol", self.rtol >= 0, "a number >= 0")
+        require(self, "atol", self.atol >= 0, "a number >= 0")
+        require(self, "max_steps", isinstance(self.max_steps, int) and self.max_steps >= 0, "an integer >= 0")
+
+    def init(self, problem: Residual, z: Tensor) -> Any:
+        """The state at the start; evaluates the residual there once."""
+        raise NotImplementedError
+
+    def step(self, problem: Residual, state: Any) -> Any:
+        """The state one step on."""
+        raise NotImplementedError
+
+
+def require(config: object, name: str, holds: bool, expected: str) -> None:
+    """Refuses an impossible option.
+
+    Raises:
+        ValueError: says which option of which class got what, and what was expected.
+    """
+    if not holds:
+        raise ValueError(f"{type(config).__name__}({name}={getattr(config, name)!r}): expected {expected}")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where the loop ended: the best or converged iterate of every sample `(B, n)`, the report, the solver's state."""
+
+    z: Tensor
+    report: Report
+    state: Any
+
+
+def iterate(solver: Solver, problem: Residual, z: Tensor, trace: bool = False, name: str = "solve") -> Result:
+    """Runs a solver from `z` until every sample has stopped or the steps are used up.
+
+    A sample's value, status and steps do not depend on its batch mates: it stops on its own, the iterate that it stopped
+    at is set aside, and what the solver does to it afterwards is not looked at.
+
+    Args:
+        solver: the method and its tolerances.
+        problem: the residual.
+        z: start, `(B, n)`.
+        trace: keep every step's residuals.
+        name: for the report.
+
+    Returns:
+        The iterate that met the tolerance, or the best one seen, of every sample, and how it went.
+    """
+    state = solver.init(problem, z)
+    samples = _Samples(solver, state)
+    step = 0
+    while samples.judge(step, state) and step < solver.max_steps:
+        state = solver.step(problem, state)
+        step += 1
+    return Result(samples.answer(state.z), samples.report(step, problem.nfev, trace, name), state)
+
+
+class _Samples:
+    """What the loop knows of every sample. `best` refers to the smallest residual norm seen, `kept` to iterates put aside."""
+
+    def __init__(self, solver: Solver, state: State):
+        size = math.sqrt(state.z.shape[1])
+        batch = state.z.shape[0]
+        self.solver, self.size = solver, size
+        self.atol = state.z.new_full((batch,), solver.atol * size)
+        self.best = state.z.new_full((batch,), math.inf)
+        self.status = torch.full((batch,), int(Status.MAX_STEPS), device=state.z.device)
+        self.steps = torch.zeros_like(self.status)
+        self.running = torch.ones_like(self.status, dtype=torch.bool)
+        self.latest = self.running  # the latest iterate is the sample's best and not yet set aside
+        self.stalled = self.steps  # steps since the best residual
+        self.all_running, self.all_latest = True, True
+        self.kept: Tensor | None = None
+        self.previous = state.z
+        self.history: list[Tensor] = []
+        self.limit = self.best
+
+    def judge(self, step: int, state: State) -> bool:
+        """Looks at the iterate of a step; returns whether any sample still runs."""
+        residual, scale = norm(state.residual.detach()), norm(state.z.detach())
+        self.history.append(residual)
+        tolerance = torch.add(self.atol, scale, alpha=self.solver.rtol)
+        improves = residual < self.best
+        quiet = improves & (residual > tolerance)
+        if step == 0:
+            self.limit = DIVERGENCE * torch.maximum(residual, tolerance)
+        if not self.all_running:
+            quiet = quiet | ~self.running
+        # The one read by the host: nothing to do while every running sample improves and none has arrived.
+        if not bool(quiet.all()):
+            return self._look_closer(step, state.z, residual, tolerance, scale, improves)
+        self.best = residual if self.all_running else torch.where(self.running, residual, self.best)
+        if not self.all_latest:
+            self.latest, self.stalled = self.running, torch.zeros_like(self.stalled)
+            self.all_latest = self.all_running
+        self.previous = state.z
+        return True
+
+    def _look_closer(
+        self, step: int, z: Tensor, residual: Tensor, tolerance: Tensor, scale: Tensor, improves: Tensor
+    ) -> bool:
+        improves = improves & self.running
+        # A best iterate is about to be overwritten: it is the previous one, still at hand.
+        self._keep(self.running & self.latest & ~improves, self.previous)
+        self.latest = torch.where(self.running, improves, self.latest)
+        self.best = torch.where(improves, residual, self.best)
+        self.stalled = torch.where(improves, 0, self.stalled + 1)
+        floor = FLOOR * torch.finfo(z.dtype).eps * scale
+        patience = torch.where(residual <= floor, PATIENCE_AT_FLOOR, PATIENCE)
+        status = torch.where(self.stalled >= patience, int(Status.STAGNATED), int(Status.MAX_STEPS))
+        status = torch.where(residual > self.limit, int(Status.DIVERGED), status)
+        status = torch.where(residual <= tolerance, int(Status.CONVERGED), status)
+        status = torch.where((residual + scale).isfinite(), status, int(Status.NON_FINITE))
+        self.status = torch.where(self.running, status, self.status)
+        self.steps = torch.where(self.running, step, self.steps)
+        stops = self.running & (status != Status.MAX_STEPS)
+        self._keep(stops & self.latest, z)
+        self.latest = self.latest & ~stops
+        self.running = self.running & ~stops
+        self.all_running, self.all_latest = bool(self.running.all()), bool(self.latest.all())
+        self.previous = z
+        return self.all_running or bool(self.running.any())
+
+    def _keep(self, which: Tensor, z: Tensor) -> None:
+        if bool(which.any()):
+            self.kept = z if self.kept is None else torch.where(which.unsqueeze(1), z, self.kept)
+
+    def answer(self, z: Tensor) -> Tensor:
+        """Every sample's converged or best iterate, `(B, n)`."""
+        return z if self.kept is None else torch.where(self.latest.unsqueeze(1), z, self.kept)
+
+    def report(self, step: int, nfev: int, trace: bool, name: str) -> Report:
+        """The report, once the loop has ended."""
+        steps = torch.where(self.running, step, self.steps)
+        rows = None
+        if trace:
+            rows = torch.stack(self.history) / self.size
+            passed = torch.arange(step + 1, device=steps.device).unsqueeze(1) > steps
+            rows = rows.masked_fill(passed, math.nan)
+        return Report(self.status, steps, self.best / self.size, nfev, name, rows)
