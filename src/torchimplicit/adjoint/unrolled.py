@@ -37,7 +37,7 @@ class Unrolled(Adjoint):
                 residual(z0.detach())
         with call.problem.bind(tensors) as residual:
             if self.checkpoint:
-                residual.evaluate = lambda z: checkpoint(_evaluate, call, z, *tensors, use_reentrant=False)
+                residual.evaluate = lambda z, _: checkpoint(_evaluate, call, z, *tensors, use_reentrant=False)
             result = call.run(residual, z0)
         call.record.report = result.report
         return result.z

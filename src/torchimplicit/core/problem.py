@@ -14,17 +14,20 @@ from torchimplicit.core.tree import Layout
 
 
 class Residual:
-    """The residual `r(z)` of a bound problem, a matrix `(B, n)` for a matrix `(B, n)`; counts its evaluations."""
+    """The residual `r(z)` of a bound problem, a matrix `(B, n)` for a matrix `(B, n)`; counts its evaluations.
 
-    def __init__(self, evaluate: Callable[[Tensor], Tensor]):
-        """Starts counting at zero."""
+    Args:
+        evaluate: `(z, out) -> r`; `out` is a buffer to write into, or None.
+    """
+
+    def __init__(self, evaluate: Callable[[Tensor, Tensor | None], Tensor]):
         self.evaluate = evaluate
         self.nfev = 0
 
-    def __call__(self, z: Tensor) -> Tensor:
-        """The residual at `z`."""
+    def __call__(self, z: Tensor, out: Tensor | None = None) -> Tensor:
+        """The residual at `z`, in `out` where that is given."""
         self.nfev += 1
-        return self.evaluate(z)
+        return self.evaluate(z, out)
 
 
 class Problem:
@@ -49,8 +52,8 @@ class Problem:
         self.explicit = Explicit(f, args)
         self.autocast = Autocast(self.layout.device.type)
 
-    def residual(self, z: Tensor, value: Tensor) -> Tensor:
-        """The residual from the state and the function's value there, both `(B, n)`."""
+    def residual(self, z: Tensor, value: Tensor, out: Tensor | None) -> Tensor:
+        """The residual from the state and the function's value there, both `(B, n)`, in `out` where that is given."""
         raise NotImplementedError
 
     @contextmanager
@@ -62,40 +65,41 @@ class Problem:
             audit: refuse captured tensors. Costs nothing: the first evaluation runs with grad enabled on tensors that
                 are all detached, so that it records a graph only when a captured tensor is there.
         """
-        first = True
         if audit:
             tensors = [tensor.detach() for tensor in tensors]
+        layout = self.layout
 
-        def evaluate(z: Tensor) -> Tensor:
-            nonlocal first
-            if not first:
-                return self.residual(z, self.layout.flatten(function(self.layout.unflatten(z))))
-            first = False
+        def evaluate(z: Tensor, out: Tensor | None) -> Tensor:
+            return self.residual(z, layout.flatten(function(layout.unflatten(z))), out)
+
+        def evaluate_first(z: Tensor, out: Tensor | None) -> Tensor:
+            residual.evaluate = evaluate
             with torch.set_grad_enabled(audit or torch.is_grad_enabled()):
-                value = function(self.layout.unflatten(z))
-            self.layout.check(value, cast=self.autocast.enabled)
+                value = function(layout.unflatten(z))
+            layout.check(value, cast=self.autocast.enabled)
             if audit:
                 check_captures(self.f, value, tensors)
-            return self.residual(z, self.layout.flatten(value))
+            return self.residual(z, layout.flatten(value), out)
 
+        residual = Residual(evaluate_first)
         with self.explicit.bind(tensors) as function, self.autocast.restored():
-            yield Residual(evaluate)
+            yield residual
 
 
 class FixedPoint(Problem):
     """`f(z) = z`, with the residual `z - f(z)`."""
 
-    def residual(self, z: Tensor, value: Tensor) -> Tensor:
+    def residual(self, z: Tensor, value: Tensor, out: Tensor | None) -> Tensor:
         """`z - f(z)`."""
-        return z - value
+        return torch.sub(z, value, out=out)
 
 
 class Root(Problem):
     """`g(z) = 0`, with the residual `g(z)`."""
 
-    def residual(self, z: Tensor, value: Tensor) -> Tensor:
+    def residual(self, z: Tensor, value: Tensor, out: Tensor | None) -> Tensor:
         """`g(z)`."""
-        return value
+        return value if out is None else out.copy_(value)
 
 
 class Mapped:
@@ -120,7 +124,12 @@ class Mapped:
                 return residual(z)
 
         mapped = torch.vmap(one, in_dims=(0, *self.dims), randomness="different")
-        yield Residual(lambda z: mapped(z.unflatten(0, (self.count, -1)), *tensors).flatten(0, 1))
+
+        def evaluate(z: Tensor, out: Tensor | None) -> Tensor:
+            residual = mapped(z.unflatten(0, (self.count, -1)), *tensors).flatten(0, 1)
+            return residual if out is None else out.copy_(residual)
+
+        yield Residual(evaluate)
 
 
 class Autocast:

@@ -48,6 +48,7 @@ class Layout:
         parts = [2 if dtype.is_complex else 1 for dtype in self.dtypes]
         self.sizes = [part * prod(shape) // self.batch for part, shape in zip(parts, self.shapes, strict=True)]
         self.plain = len(leaves) == 1 and self.dtypes[0] == self.dtype and self.spec.is_leaf()
+        self.flat = self.plain and batch_dims == 1 and leaves[0].dim() == 2  # already the matrix that solvers want
 
     @property
     def width(self) -> int:
@@ -57,7 +58,8 @@ class Layout:
     def flatten(self, state: Any) -> Tensor:
         """The state as a matrix `(B, n)`; a view where that is possible."""
         if self.plain:
-            return state.to(self.dtype).reshape(self.batch, -1)
+            state = state if state.dtype is self.dtype else state.to(self.dtype)
+            return state if self.flat else state.reshape(self.batch, -1)
         rows = []
         for leaf in pytree.tree_leaves(state):
             real = torch.view_as_real(leaf) if leaf.is_complex() else leaf
@@ -67,7 +69,7 @@ class Layout:
     def unflatten(self, rows: Tensor) -> Any:
         """A matrix `(B, n)` as a state of the recorded structure, shapes and dtypes."""
         if self.plain:
-            return rows.reshape(self.shapes[0])
+            return rows if self.flat else rows.reshape(self.shapes[0])
         leaves = []
         pieces = rows.split(self.sizes, dim=1)
         for piece, shape, dtype in zip(pieces, self.shapes, self.dtypes, strict=True):

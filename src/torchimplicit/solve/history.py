@@ -1,4 +1,10 @@
-"""Writing into preallocated buffers: in place while nothing is recorded, by copy while autograd watches."""
+r"""The past residuals that Anderson acceleration combines.
+
+The weights that sum to one and make the combined residual smallest are $\alpha = M^{-1} 1 / (1^\top M^{-1} 1)$, with $M$
+the Gram matrix of the residuals, its diagonal enlarged by the ridge. (The bordered system with a row and column of ones
+has the same solution, but elimination in it subtracts the large entries of $M$ from one another: in float32 that cost a
+quarter more steps.)
+"""
 
 from __future__ import annotations
 
@@ -6,9 +12,79 @@ import torch
 from torch import Tensor
 
 
-def write(buffer: Tensor, slot: int, value: Tensor, dim: int = 1) -> Tensor:
-    """Puts `value` into `buffer` at index `slot` of `dim` and returns the buffer (a new one when grad is enabled)."""
-    if torch.is_grad_enabled():
-        return torch.slice_scatter(buffer, value.unsqueeze(dim), dim, slot, slot + 1)
-    buffer.select(dim, slot).copy_(value)
-    return buffer
+class Ring:
+    """The last `window` residuals and targets in preallocated buffers, overwritten in turn; for solves without grad.
+
+    A target is the (damped) Picard step from its iterate. Residuals are evaluated right into `slot`, targets computed
+    right into their place: nothing is copied.
+
+    Args:
+        z: an iterate `(B, n)`, for size, dtype and device.
+        window: how many to keep, >= 2.
+        ridge: relative regularisation; the diagonal is multiplied by `1 + ridge`, and by no less than the rounding.
+    """
+
+    def __init__(self, z: Tensor, window: int, ridge: float):
+        batch, width = z.shape
+        self.window, self.count = window, 0
+        self.boost = 1 + max(ridge, torch.finfo(z.dtype).eps)
+        self.residuals, self.targets = z.new_empty(2, batch, window, width).unbind()
+        self.slots, self.target_slots = self.residuals.unbind(1), self.targets.unbind(1)
+        self.ones = z.new_ones(batch, window, 1)
+
+    @property
+    def slot(self) -> Tensor:
+        """Where the next residual shall be written, `(B, n)`."""
+        return self.slots[self.count % self.window]
+
+    def push(self, z: Tensor, residual: Tensor, damping: float) -> Tensor:
+        """Takes an iterate whose residual stands in `slot`; returns its target, valid until it is overwritten."""
+        target = torch.sub(z, residual, alpha=damping, out=self.target_slots[self.count % self.window])
+        self.count += 1
+        return target
+
+    def combine(self) -> Tensor:
+        """The weighted sum of the targets, `(B, n)`."""
+        residuals, targets, ones = self.residuals, self.targets, self.ones
+        if self.count < self.window:
+            residuals, targets, ones = residuals[:, : self.count], targets[:, : self.count], ones[:, : self.count]
+        gram = torch.bmm(residuals, residuals.mT)
+        gram.diagonal(dim1=1, dim2=2).mul_(self.boost)
+        return _combine(gram, ones, targets)
+
+
+class Tape:
+    """The same by plain out-of-place operations, for autograd to follow.
+
+    Args:
+        window: how many to keep.
+        ridge: see `Ring`.
+    """
+
+    slot = None
+
+    def __init__(self, window: int, ridge: float):
+        self.window, self.ridge, self.count = window, ridge, 0
+        self.residuals: list[Tensor] = []
+        self.targets: list[Tensor] = []
+
+    def push(self, z: Tensor, residual: Tensor, damping: float) -> Tensor:
+        """See `Ring.push`."""
+        self.residuals = [*self.residuals, residual][-self.window :]
+        self.targets = [*self.targets, z - damping * residual][-self.window :]
+        self.count += 1
+        return self.targets[-1]
+
+    def combine(self) -> Tensor:
+        """See `Ring.combine`."""
+        residuals = torch.stack(self.residuals, dim=1)
+        gram = torch.bmm(residuals, residuals.mT)
+        info = torch.finfo(gram.dtype)
+        # The addition keeps a residual of exactly zero solvable: a NaN would reach the gradient, by a zero cotangent.
+        gram = gram + torch.diag_embed(gram.diagonal(dim1=1, dim2=2) * max(self.ridge, info.eps) + info.tiny)
+        return _combine(gram, torch.ones_like(gram[:, :, :1]), torch.stack(self.targets, dim=1))
+
+
+def _combine(gram: Tensor, ones: Tensor, targets: Tensor) -> Tensor:
+    weights = torch.linalg.solve_ex(gram, ones)[0].mT
+    return torch.bmm(weights / weights.sum(2, keepdim=True), targets).squeeze(1)

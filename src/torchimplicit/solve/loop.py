@@ -21,6 +21,7 @@ from torchimplicit.core.tree import norm
 PATIENCE = 20  # steps without a better residual before a sample counts as stagnated,
 PATIENCE_AT_FLOOR = 3  # or this few, when its residual is within FLOOR roundings of the state's size
 FLOOR = 10.0
+NARROWER = 1 + 1e-6  # how much a residual must clear the tolerance and the best one to be uneventful
 DIVERGENCE = 1e6  # growth of the residual over its first value that counts as divergence
 
 
@@ -37,7 +38,7 @@ class Solver:
 
     A solver adds `init(problem, z) -> state` and `step(problem, state) -> state`, where `problem(z)` is the residual
     `(B, n)` of the flat iterate `(B, n)` and the state has the fields `z` and `residual`. Steps must treat samples
-    independently and must not write into an earlier state's `z`.
+    independently. An iterate must stay untouched until the next one has been judged; it may be overwritten later.
 
     Args:
         rtol: relative tolerance, a number >= 0.
@@ -115,8 +116,10 @@ class _Samples:
         size = math.sqrt(state.z.shape[1])
         batch = state.z.shape[0]
         self.solver, self.size = solver, size
-        self.atol = state.z.new_full((batch,), solver.atol * size)
+        # For the quick look the interval of the uneventful is a little narrower than it need be: its ends count as events.
+        self.atol = state.z.new_full((batch,), NARROWER * solver.atol * size + torch.finfo(state.z.dtype).tiny)
         self.best = state.z.new_full((batch,), math.inf)
+        self.bar = self.best
         self.status = torch.full((batch,), int(Status.MAX_STEPS), device=state.z.device)
         self.steps = torch.zeros_like(self.status)
         self.running = torch.ones_like(self.status, dtype=torch.bool)
@@ -130,39 +133,41 @@ class _Samples:
 
     def judge(self, step: int, state: State) -> bool:
         """Looks at the iterate of a step; returns whether any sample still runs."""
-        residual, scale = norm(state.residual.detach()), norm(state.z.detach())
+        with torch.no_grad():
+            residual, scale = norm(state.residual), norm(state.z)
         self.history.append(residual)
-        tolerance = torch.add(self.atol, scale, alpha=self.solver.rtol)
-        improves = residual < self.best
-        quiet = improves & (residual > tolerance)
         if step == 0:
-            self.limit = DIVERGENCE * torch.maximum(residual, tolerance)
-        if not self.all_running:
-            quiet = quiet | ~self.running
+            self.limit = DIVERGENCE * torch.maximum(residual, self.solver.atol * self.size + self.solver.rtol * scale)
         # The one read by the host: nothing to do while every running sample improves and none has arrived.
-        if not bool(quiet.all()):
-            return self._look_closer(step, state.z, residual, tolerance, scale, improves)
+        floor = torch.add(self.atol, scale, alpha=NARROWER * self.solver.rtol)
+        if self.all_running:
+            uneventful = torch.equal(residual.clamp(floor, self.bar), residual)
+        else:
+            uneventful = bool(((residual > floor) & (residual < self.bar) | ~self.running).all())
+        if not uneventful:
+            return self._look_closer(step, state.z, residual, scale)
         self.best = residual if self.all_running else torch.where(self.running, residual, self.best)
+        self.bar = self.best / NARROWER
         if not self.all_latest:
             self.latest, self.stalled = self.running, torch.zeros_like(self.stalled)
             self.all_latest = self.all_running
         self.previous = state.z
         return True
 
-    def _look_closer(
-        self, step: int, z: Tensor, residual: Tensor, tolerance: Tensor, scale: Tensor, improves: Tensor
-    ) -> bool:
-        improves = improves & self.running
+    def _look_closer(self, step: int, z: Tensor, residual: Tensor, scale: Tensor) -> bool:
+        improves = self.running & (residual < self.best)
         # A best iterate is about to be overwritten: it is the previous one, still at hand.
         self._keep(self.running & self.latest & ~improves, self.previous)
         self.latest = torch.where(self.running, improves, self.latest)
         self.best = torch.where(improves, residual, self.best)
+        self.bar = self.best / NARROWER
         self.stalled = torch.where(improves, 0, self.stalled + 1)
         floor = FLOOR * torch.finfo(z.dtype).eps * scale
         patience = torch.where(residual <= floor, PATIENCE_AT_FLOOR, PATIENCE)
+        arrived = residual <= self.solver.atol * self.size + self.solver.rtol * scale
         status = torch.where(self.stalled >= patience, int(Status.STAGNATED), int(Status.MAX_STEPS))
         status = torch.where(residual > self.limit, int(Status.DIVERGED), status)
-        status = torch.where(residual <= tolerance, int(Status.CONVERGED), status)
+        status = torch.where(arrived, int(Status.CONVERGED), status)
         status = torch.where((residual + scale).isfinite(), status, int(Status.NON_FINITE))
         self.status = torch.where(self.running, status, self.status)
         self.steps = torch.where(self.running, step, self.steps)
@@ -176,11 +181,13 @@ class _Samples:
 
     def _keep(self, which: Tensor, z: Tensor) -> None:
         if bool(which.any()):
-            self.kept = z if self.kept is None else torch.where(which.unsqueeze(1), z, self.kept)
+            self.kept = z.clone() if self.kept is None else torch.where(which.unsqueeze(1), z, self.kept)
 
     def answer(self, z: Tensor) -> Tensor:
         """Every sample's converged or best iterate, `(B, n)`."""
-        return z if self.kept is None else torch.where(self.latest.unsqueeze(1), z, self.kept)
+        if self.kept is None:
+            return z.clone() if z._is_view() else z  # not a view that keeps a solver's whole history alive
+        return torch.where(self.latest.unsqueeze(1), z, self.kept)
 
     def report(self, step: int, nfev: int, trace: bool, name: str) -> Report:
         """The report, once the loop has ended."""
