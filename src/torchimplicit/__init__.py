@@ -1,4 +1,4 @@
-"""Deep implicit layers for PyTorch: say what the output must satisfy, choose how to find it and how to differentiate it."""
+"""Deep implicit layers for PyTorch: say what the output must satisfy, choose how to find and to differentiate it."""
 
 from torchimplicit import nn
 from torchimplicit.adjoint import Implicit, Phantom, Unrolled

@@ -10,6 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from torchimplicit.adjoint import Adjoint, Call, Implicit, Record, quarantine
+from torchimplicit.core import transforms
 from torchimplicit.core.problem import FixedPoint, Problem, Root
 from torchimplicit.core.status import OnFailure, Solution, Status, check_on_failure, react
 from torchimplicit.solve import Anderson, Newton, Solver, iterate
@@ -123,15 +124,12 @@ def _solve(
     tensors = problem.explicit.take_tensors()
     start = problem.layout.flatten(z0)
     differentiable = torch.is_grad_enabled()
-    if differentiable and torch._C._are_functorch_transforms_active():
+    if differentiable and transforms.active():
         # Inside a solve, transforms have been peeled off and a captured tensor can no longer be told: look beforehand.
         with problem.bind(tensors, audit=True) as residual:
             residual(start.detach())
     call = Call(problem, partial(iterate, solver, trace=trace), on_failure, differentiable, Record())
-    if differentiable:
-        value = adjoint.solve(call, start, tensors)
-    else:
-        value = call.forward(start, tensors)
+    value = adjoint.solve(call, start, tensors) if differentiable else call.forward(start, tensors)
     report = call.record.report
     assert report is not None
     report.name = type(problem).__name__

@@ -1,9 +1,9 @@
 r"""Differentiation through the implicit function theorem: exact, at every order, in memory that no solver step adds to.
 
-Where $r(z^*(a), a) = 0$ and $B = \partial r / \partial z$ is regular, $\dot z^* = -B^{-1} (\partial r / \partial a) \dot a$.
-Two autograd functions with explicit tensors close under this: `ImplicitSolve`, the point, whose derivatives are linear
-solves; and `LinearSolve`, $B^{-1} b$ or $B^{-\top} b$, whose derivatives are linear solves again. Reverse and forward mode,
-`torch.func` transforms, `vmap` and every higher order follow.
+Where $r(z^*(a), a) = 0$ and $B = \partial r / \partial z$ is regular, $\dot z^* = -B^{-1} (\partial r / \partial a)
+\dot a$. Two autograd functions with explicit tensors close under this: `ImplicitSolve`, the point, whose derivatives
+are linear solves; and `LinearSolve`, $B^{-1} b$ or $B^{-\top} b$, whose derivatives are linear solves again. Reverse
+and forward mode, `torch.func` transforms, `vmap` and every higher order follow.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.autograd import Function
 from torch.func import vjp
 
 from torchimplicit.adjoint.call import Adjoint, Call
+from torchimplicit.core import transforms
 from torchimplicit.core.status import Status
 from torchimplicit.linear import GMRES, Jacobian, LinearSolver
 
@@ -70,14 +71,14 @@ class ImplicitSolve(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """`-(dr/da)^T B^{-T} grad` for every tensor `a` that needs it."""
-        if torch._C._functorch.is_legacy_batchedtensor(grad):
+        if transforms.is_mapped_by_autograd(grad):
             raise NotImplementedError(
                 "is_grads_batched=True (and jacobian(vectorize=True)) cannot reach into an implicit layer; "
                 "try torch.func.jacrev, or torch.vmap over torch.autograd.grad"
             )
         z, *tensors = ctx.saved_tensors
         needs = ctx.needs_input_grad[3:]
-        if torch.is_grad_enabled() or torch._C._functorch.is_functorch_wrapped_tensor(grad):
+        if torch.is_grad_enabled() or transforms.level(grad) >= 0:
             u = LinearSolve.apply(ctx.call, ctx.linear_solver, True, grad, z, *tensors)
             return None, None, None, *_pull(lambda *all_: _residual(ctx.call, z, all_), tensors, needs, -u)  # type: ignore[operator]
         return None, None, None, *_first_order(ctx.call, ctx.linear_solver, grad, z, tensors, needs)
@@ -179,10 +180,10 @@ def _residual(call: Call, z: Tensor, tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _product(call: Call, transpose: bool, u: Tensor) -> Callable[..., Tensor]:
-    """`(z, *tensors) -> B u` or `B^T u`, differentiable; `B u` by the double-vjp trick, for forward mode does not nest."""
+    """`(z, *tensors) -> B u` or `B^T u`; `B u` by the double-vjp trick, for forward mode does not nest."""
 
     def product(z: Tensor, *tensors: Tensor) -> Tensor:
-        _, pull = vjp(lambda z: _residual(call, z, tensors), z)
+        _, pull, *_ = vjp(lambda z: _residual(call, z, tensors), z)
         if transpose:
             return pull(u)[0]
         return vjp(lambda v: pull(v)[0], torch.zeros_like(u))[1](u)[0]
@@ -197,7 +198,7 @@ def _pull(
     wanted = [i for i, need in enumerate(needs) if need]
     if not wanted:
         return [None] * len(needs)
-    _, pull = vjp(_of_some(function, inputs, wanted), *(inputs[i] for i in wanted))
+    _, pull, *_ = vjp(_of_some(function, inputs, wanted), *(inputs[i] for i in wanted))
     grads: list[Tensor | None] = [None] * len(needs)
     for i, grad in zip(wanted, pull(cotangent), strict=True):
         grads[i] = grad
@@ -207,8 +208,8 @@ def _pull(
 def _push(function: Callable[..., Tensor], inputs: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Tensor:
     """The Jacobian-vector product of a function by those inputs that have a tangent."""
     wanted = [i for i, tangent in enumerate(tangents) if tangent is not None]
-    value, pull = vjp(_of_some(function, inputs, wanted), *(inputs[i] for i in wanted))
-    _, pull_twice = vjp(pull, torch.zeros_like(value))
+    value, pull, *_ = vjp(_of_some(function, inputs, wanted), *(inputs[i] for i in wanted))
+    _, pull_twice, *_ = vjp(pull, torch.zeros_like(value))
     return pull_twice(tuple(tangents[i].clone() for i in wanted))[0]  # type: ignore[union-attr]
 
 

@@ -13,14 +13,15 @@ from torchimplicit.linear import GMRES
 
 @dataclass(frozen=True)
 class Phantom(Adjoint):
-    r"""Backpropagates through a few damped steps from the solution: cheap, approximate, a descent direction for contractions.
+    r"""Backpropagates through a few damped steps from the solution: cheap, biased, a descent direction.
 
-    `Phantom()`, one undamped step, is Jacobian-free backpropagation (JFB). With $k$ steps and damping $\lambda$ the gradient
-    is that of a Neumann series of $k$ terms of $(1-\lambda) I + \lambda J$; for $\|J\| = \rho < 1$ and $\lambda = 1$ its
-    relative error is at most $\rho^k$. There is no backward solve and so no backward report. Use it to train fast while the
-    map contracts well; not for gradient checks, second derivatives or hyperparameters.
+    `Phantom()`, one undamped step, is Jacobian-free backpropagation (JFB). With $k$ steps and damping $\lambda$ the
+    gradient is that of a Neumann series of $k$ terms of $(1-\lambda) I + \lambda J$; for $\|J\| = \rho < 1$ and
+    $\lambda = 1$ its relative error is at most $\rho^k$. There is no backward solve and so no backward report. Use it
+    to train fast while the map contracts well; not for gradient checks, second derivatives or hyperparameters.
 
-    Sources: S. Wu Fung et al., AAAI 2022, arXiv 2103.12803 (JFB); Z. Geng et al., NeurIPS 2021, arXiv 2111.05177, eq. 9.
+    Sources: S. Wu Fung et al., AAAI 2022, arXiv 2103.12803 (JFB); Z. Geng et al., NeurIPS 2021, arXiv 2111.05177, eq.
+    9.
 
     Args:
         steps: steps to differentiate through, >= 1; each keeps one evaluation's activations.

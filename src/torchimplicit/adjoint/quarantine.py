@@ -1,9 +1,9 @@
 """Keeping a sample that is not finite out of everybody's gradients.
 
-A zero cotangent is not enough: zero times NaN is NaN, so the gradient of a shared weight would be lost to one bad sample.
-Such a sample is therefore replaced by a copy of a healthy one before anything is differentiated, and the copy gets no
-cotangent. Which arguments carry the batch dimension is found by experiment: replacing a sample's row of a batched argument
-changes no other sample's residual by a single bit, because samples are independent.
+A zero cotangent is not enough: zero times NaN is NaN, so the gradient of a shared weight would be lost to one bad
+sample. Such a sample is therefore replaced by a copy of a healthy one before anything is differentiated, and the copy
+gets no cotangent. Which arguments carry the batch dimension is found by experiment: replacing a sample's row of a
+batched argument changes no other sample's residual by a single bit, because samples are independent.
 """
 
 from __future__ import annotations

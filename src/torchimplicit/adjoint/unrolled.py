@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from torchimplicit.adjoint.call import Adjoint, Call
+from torchimplicit.core import transforms
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Unrolled(Adjoint):
 
     def solve(self, call: Call, z0: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `Adjoint.solve`."""
-        if any(torch._C._functorch.is_batchedtensor(tensor) for tensor in (z0, *tensors)):
+        if any(transforms.is_mapped(tensor) for tensor in (z0, *tensors)):
             raise NotImplementedError(
                 "Unrolled does not work under torch.vmap, whose samples cannot stop on their own; try Implicit()"
             )

@@ -10,13 +10,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
+from torchimplicit.core import transforms
 from torchimplicit.core.status import CaptureError
 
 Slot = tuple[Any, Any]  # (container, key): a place that a tensor can be swapped into
@@ -112,23 +113,32 @@ def _swapped(slots: list[list[Slot]], tensors: list[Tensor] | tuple[Tensor, ...]
 
 @contextmanager
 def _parametrized(cached: list[tuple[nn.Module, str]], weights: list[Tensor] | tuple[Tensor, ...]) -> Iterator[None]:
-    """Lets parametrised modules read these weights instead of computing their own, through torch's own cache.
+    """Lets parametrised modules read these weights instead of computing their own.
 
-    `parametrize.cached()` fills its cache by itself, but then from inside `no_grad`; filling it here keeps the graph,
-    and putting the old cache back keeps a surrounding `cached()` of the user's whole.
+    Done on each module's own list of parametrisations: torch's cache goes by the module that was parametrised first, so
+    that a deep copy would read its original's weight. It is off meanwhile, for a surrounding `cached()` of the user.
     """
     if not cached:
         yield
         return
-    outer = parametrize._cache
-    own = {(id(module), name): weight for (module, name), weight in zip(cached, weights, strict=True)}
-    parametrize._cache = {**outer, **own}
-    parametrize._cache_enabled += 1
+    lists: list[dict[str, Any]] = [module.parametrizations[name].__dict__ for module, name in cached]  # type: ignore[index,union-attr]
+    held = [attributes.get("forward") for attributes in lists]
+    enabled, parametrize._cache_enabled = parametrize._cache_enabled, 0
     try:
+        for attributes, weight in zip(lists, weights, strict=True):
+            attributes["forward"] = partial(_itself, weight)
         yield
     finally:
-        parametrize._cache_enabled -= 1
-        parametrize._cache = outer
+        parametrize._cache_enabled = enabled
+        for attributes, forward in zip(lists, held, strict=True):
+            if forward is None:
+                del attributes["forward"]
+            else:
+                attributes["forward"] = forward
+
+
+def _itself(weight: Tensor) -> Tensor:
+    return weight
 
 
 def check_captures(f: Callable, value: Any, tensors: list[Tensor] | tuple[Tensor, ...]) -> None:
@@ -143,8 +153,8 @@ def check_captures(f: Callable, value: Any, tensors: list[Tensor] | tuple[Tensor
         CaptureError: names the captured tensors' shapes, their names where found, and the fix.
     """
     leaves = pytree.tree_leaves(value)
-    level = max((_level(tensor) for tensor in tensors), default=-1)
-    if any(leaf.requires_grad or _level(leaf) > level for leaf in leaves):
+    level = max((transforms.level(tensor) for tensor in tensors), default=-1)
+    if any(leaf.requires_grad or transforms.level(leaf) > level for leaf in leaves):
         shapes = sorted({tuple(tensor.shape) for leaf in leaves for tensor in _graph_leaves(leaf)})
         of_shape = f" of shape {', '.join(map(str, shapes))}" if shapes else ""
         raise CaptureError(
@@ -155,10 +165,6 @@ def check_captures(f: Callable, value: Any, tensors: list[Tensor] | tuple[Tensor
         )
 
 
-def _level(tensor: Any) -> int:
-    return torch._C._functorch.maybe_get_level(tensor) if isinstance(tensor, Tensor) else -1
-
-
 def _graph_leaves(value: Tensor) -> list[Tensor]:
     """The leaf tensors of the graph behind a value."""
     found, todo, seen = [], [value.grad_fn], set()
@@ -167,8 +173,9 @@ def _graph_leaves(value: Tensor) -> list[Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
-            found.append(node.variable)
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            found.append(variable)
         todo.extend(next_node for next_node, _ in node.next_functions)
     return found
 

@@ -82,7 +82,8 @@ class Problem:
             return self.residual(z, layout.flatten(value), out)
 
         residual = Residual(evaluate_first)
-        with self.explicit.bind(tensors) as function, self.autocast.restored():
+        with self.explicit.bind(tensors) as bound, self.autocast.off():
+            function = self.autocast.around(bound)
             yield residual
 
 
@@ -133,7 +134,10 @@ class Mapped:
 
 
 class Autocast:
-    """The autocast state of the forward pass, to be put back in the backward pass."""
+    """The autocast state of the forward pass: for the user's function, in both passes, and for nothing else.
+
+    A solver's own sums and products keep the state's precision.
+    """
 
     def __init__(self, device_type: str):
         """Records the state in force."""
@@ -142,10 +146,21 @@ class Autocast:
         self.dtype = torch.get_autocast_dtype(device_type) if self.enabled else None
 
     @contextmanager
-    def restored(self) -> Iterator[None]:
-        """The recorded state; free when autocast was and is off."""
-        if self.enabled == torch.is_autocast_enabled(self.device_type):
+    def off(self) -> Iterator[None]:
+        """No autocast, whatever surrounds."""
+        if torch.is_autocast_enabled(self.device_type):
+            with torch.autocast(self.device_type, enabled=False):
+                yield
+        else:
             yield
-            return
-        with torch.autocast(self.device_type, dtype=self.dtype, enabled=self.enabled):
-            yield
+
+    def around(self, function: Callable) -> Callable:
+        """The function under the recorded state."""
+        if not self.enabled:
+            return function
+
+        def under_autocast(z: Any) -> Any:
+            with torch.autocast(self.device_type, dtype=self.dtype):
+                return function(z)
+
+        return under_autocast

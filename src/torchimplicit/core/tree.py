@@ -74,7 +74,7 @@ class Layout:
         pieces = rows.split(self.sizes, dim=1)
         for piece, shape, dtype in zip(pieces, self.shapes, self.dtypes, strict=True):
             if dtype.is_complex:
-                piece = torch.view_as_complex(piece.reshape(*shape, 2))
+                piece = torch.view_as_complex(piece.reshape(*shape, 2).contiguous())
             leaves.append(piece.reshape(shape).to(dtype))
         return pytree.tree_unflatten(leaves, self.spec)
 

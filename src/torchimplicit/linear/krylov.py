@@ -10,6 +10,8 @@ from torch import Tensor
 from torchimplicit.core.tree import norm
 from torchimplicit.linear.solver import LinearResult, LinearSolver, Product, Progress
 
+LITTLE = 0.999  # a GMRES cycle that leaves more than this of the residual counts as stagnation
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Krylov(LinearSolver):
@@ -73,6 +75,8 @@ class GMRES(_Krylov):
             if going and done < self.max_steps:
                 residual = b - product(x)
                 products += 1
+                size = norm(residual)
+                going = progress.update(done, size, size > LITTLE * cycle.beta)
         return progress.result(x, products)
 
 

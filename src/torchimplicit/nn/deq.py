@@ -29,12 +29,13 @@ class DEQ(nn.Module):
         cell: `cell(z, x, ...) -> z`, a module, or a plain function of its arguments alone.
         solver: how to find the fixed point.
         adjoint: how to differentiate it.
-        init: `init(x, ...) -> z0`, a function or module, where the state is not like `x`; None starts at zeros like `x`.
-        warm_start: start from the last solution when its shapes fit: for inputs that change little between calls.
+        init: `init(x, ...) -> z0`, a function or module, where the state is not like `x`; None starts at zeros like
+        `x`. warm_start: start from the last solution when its shapes fit: for inputs that change little between calls.
         on_failure: "warn" (default), "raise" or "ignore" samples that do not converge, forward and backward.
 
     Attributes:
-        report: how the last forward solve went, and in `report.backward` the last backward solve; None before the first.
+        report: how the last forward solve went, and in `report.backward` the last backward solve; None before the
+        first.
 
     Example:
         >>> import torch, torchimplicit as ti
@@ -67,7 +68,8 @@ class DEQ(nn.Module):
         check_on_failure(on_failure)
         self.cell, self.init = cell, init
         self.solver, self.adjoint = solver, adjoint
-        self.warm_start, self.on_failure = warm_start, on_failure
+        self.warm_start = warm_start
+        self.on_failure: OnFailure = on_failure
         self.report = None
         self._last: Any = None
         _warn_of_batch_norm(cell)
@@ -108,15 +110,15 @@ class DEQ(nn.Module):
 
     def extra_repr(self) -> str:
         """The options, for `print(layer)`."""
-        return f"solver={self.solver}, adjoint={self.adjoint}, warm_start={self.warm_start}, on_failure={self.on_failure!r}"
+        options = f"warm_start={self.warm_start}, on_failure={self.on_failure!r}"
+        return f"solver={self.solver}, adjoint={self.adjoint}, {options}"
 
 
 def _warn_of_batch_norm(cell: Callable) -> None:
-    if isinstance(cell, nn.Module):
-        for name, module in cell.named_modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                warnings.warn(
-                    f"DEQ: the cell's '{name}' is a {type(module).__name__}, which couples the samples of a batch: their "
-                    "fixed points then depend on each other. Try GroupNorm or LayerNorm.",
-                    stacklevel=3,
-                )
+    for name, module in cell.named_modules() if isinstance(cell, nn.Module) else ():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            warnings.warn(
+                f"DEQ: the cell's '{name}' is a {type(module).__name__}, which couples the samples of a batch: their "
+                "fixed points then depend on each other. Try GroupNorm or LayerNorm.",
+                stacklevel=3,
+            )

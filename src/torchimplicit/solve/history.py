@@ -1,9 +1,9 @@
 r"""The past residuals that Anderson acceleration combines.
 
-The weights that sum to one and make the combined residual smallest are $\alpha = M^{-1} 1 / (1^\top M^{-1} 1)$, with $M$
-the Gram matrix of the residuals, its diagonal enlarged by the ridge. (The bordered system with a row and column of ones
-has the same solution, but elimination in it subtracts the large entries of $M$ from one another: in float32 that cost a
-quarter more steps.)
+The weights that sum to one and make the combined residual smallest are $\alpha = M^{-1} 1 / (1^\top M^{-1} 1)$, with
+$M$ the Gram matrix of the residuals, its diagonal enlarged by the ridge. (The bordered system with a row and column of
+ones has the same solution, but elimination in it subtracts the large entries of $M$ from one another: in float32 that
+cost a quarter more steps.)
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Tape:
     def push(self, z: Tensor, residual: Tensor, damping: float) -> Tensor:
         """See `Ring.push`."""
         self.residuals = [*self.residuals, residual][-self.window :]
-        self.targets = [*self.targets, z - damping * residual][-self.window :]
+        self.targets = [*self.targets, torch.sub(z, residual, alpha=damping)][-self.window :]
         self.count += 1
         return self.targets[-1]
 
@@ -81,7 +81,8 @@ class Tape:
         gram = torch.bmm(residuals, residuals.mT)
         info = torch.finfo(gram.dtype)
         # The addition keeps a residual of exactly zero solvable: a NaN would reach the gradient, by a zero cotangent.
-        gram = gram + torch.diag_embed(gram.diagonal(dim1=1, dim2=2) * max(self.ridge, info.eps) + info.tiny)
+        diagonal = gram.diagonal(dim1=1, dim2=2) * (1 + max(self.ridge, info.eps)) + info.tiny
+        gram = gram.diagonal_scatter(diagonal, dim1=1, dim2=2)
         return _combine(gram, torch.ones_like(gram[:, :, :1]), torch.stack(self.targets, dim=1))
 
 

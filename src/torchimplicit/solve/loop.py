@@ -87,8 +87,8 @@ class Result:
 def iterate(solver: Solver, problem: Residual, z: Tensor, trace: bool = False, name: str = "solve") -> Result:
     """Runs a solver from `z` until every sample has stopped or the steps are used up.
 
-    A sample's value, status and steps do not depend on its batch mates: it stops on its own, the iterate that it stopped
-    at is set aside, and what the solver does to it afterwards is not looked at.
+    A sample's value, status and steps do not depend on its batch mates: it stops on its own, the iterate that it
+    stopped at is set aside, and what the solver does to it afterwards is not looked at.
 
     Args:
         solver: the method and its tolerances.
@@ -110,13 +110,14 @@ def iterate(solver: Solver, problem: Residual, z: Tensor, trace: bool = False, n
 
 
 class _Samples:
-    """What the loop knows of every sample. `best` refers to the smallest residual norm seen, `kept` to iterates put aside."""
+    """What the loop knows of every sample: `best` residual norms, `kept` iterates that were put aside."""
 
     def __init__(self, solver: Solver, state: State):
         size = math.sqrt(state.z.shape[1])
         batch = state.z.shape[0]
         self.solver, self.size = solver, size
-        # For the quick look the interval of the uneventful is a little narrower than it need be: its ends count as events.
+        # For the quick look the interval of the uneventful is a little narrower than it need be: its ends count as
+        # events.
         self.atol = state.z.new_full((batch,), NARROWER * solver.atol * size + torch.finfo(state.z.dtype).tiny)
         self.best = state.z.new_full((batch,), math.inf)
         self.bar = self.best
@@ -164,7 +165,8 @@ class _Samples:
         self.stalled = torch.where(improves, 0, self.stalled + 1)
         floor = FLOOR * torch.finfo(z.dtype).eps * scale
         patience = torch.where(residual <= floor, PATIENCE_AT_FLOOR, PATIENCE)
-        arrived = residual <= self.solver.atol * self.size + self.solver.rtol * scale
+        # Only a best iterate arrives: a growing iterate loosens its own relative tolerance.
+        arrived = improves & (residual <= self.solver.atol * self.size + self.solver.rtol * scale)
         status = torch.where(self.stalled >= patience, int(Status.STAGNATED), int(Status.MAX_STEPS))
         status = torch.where(residual > self.limit, int(Status.DIVERGED), status)
         status = torch.where(arrived, int(Status.CONVERGED), status)

@@ -1,0 +1,30 @@
+"""What torch tells of its function transforms (`torch.func`, `torch.vmap`) by private names only: all in this file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def active() -> bool:
+    """Whether any transform surrounds the caller."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def level(value: Any) -> int:
+    """The innermost transform that a tensor belongs to; -1 for a plain tensor and for anything else."""
+    return _functorch.maybe_get_level(value) if isinstance(value, Tensor) else -1
+
+
+def is_mapped(tensor: Tensor) -> bool:
+    """Whether a tensor stands for a batch that `torch.vmap` hides."""
+    return _functorch.is_batchedtensor(tensor)
+
+
+def is_mapped_by_autograd(tensor: Tensor) -> bool:
+    """Whether a tensor stands for a batch that `is_grads_batched` hides, in a form that functions cannot meet."""
+    return _functorch.is_legacy_batchedtensor(tensor)

@@ -1,0 +1,91 @@
+"""The contract over every solver, adjoint and linear solver. A new one is a row in these tables."""
+
+import pytest
+import torch
+
+import torchimplicit as ti
+from torchimplicit.testing import CASES, check_adjoint, check_linear_solver, check_solver, check_transforms
+
+SOLVERS = [
+    ti.Picard(),
+    ti.Picard(damping=0.8),
+    ti.Anderson(),
+    ti.Anderson(period=1),
+    ti.Anderson(window=1),
+    ti.Anderson(window=2, period=2, damping=0.9),
+    ti.Newton(),
+    ti.Newton(linear_solver=ti.GMRES(rtol=1e-8)),
+    ti.Newton(halvings=0),
+]
+
+TIGHT_LINEAR = [ti.GMRES(rtol=1e-12), ti.GMRES(rtol=1e-12, restart=4, max_steps=400), ti.LU(), ti.BiCGStab(rtol=1e-12)]
+EXACT = [*(ti.Implicit(solver) for solver in TIGHT_LINEAR), ti.Implicit(ti.Neumann(terms=150))]
+APPROXIMATE = [ti.Phantom(), ti.Phantom(steps=5, damping=0.7), ti.Implicit(ti.Neumann(terms=2))]
+TIGHT = {"rtol": 1e-13, "atol": 1e-13, "max_steps": 200}
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+def test_solver(solver):
+    check_solver(solver)
+
+
+@pytest.mark.parametrize("adjoint", EXACT, ids=str)
+def test_exact_adjoint(adjoint):
+    check_adjoint(adjoint)
+    check_transforms(adjoint)
+
+
+@pytest.mark.parametrize("solver", [ti.Picard(**TIGHT), ti.Newton(**TIGHT)], ids=str)
+def test_implicit_differentiation_does_not_ask_for_the_solver(solver):
+    check_adjoint(ti.Implicit(ti.LU()), solver)
+
+
+@pytest.mark.parametrize("adjoint", [ti.Unrolled(), ti.Unrolled(checkpoint=True)], ids=str)
+@pytest.mark.parametrize("solver", [ti.Picard(**TIGHT), ti.Anderson(**TIGHT), ti.Newton(**TIGHT)], ids=str)
+def test_unrolled_adjoint(adjoint, solver):
+    # Checkpointing recomputes the function within the backward pass, where vjp-based Newton steps cannot recurse.
+    check_adjoint(adjoint, solver, second=not adjoint.checkpoint)
+
+
+@pytest.mark.parametrize("solver", [ti.Picard(**TIGHT), ti.Anderson(**TIGHT)], ids=str)
+def test_unrolled_under_transforms(solver):
+    # Derivatives of the iterates converge behind the iterates themselves, the more so the higher the order.
+    check_transforms(ti.Unrolled(), solver, vmap=False, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("adjoint", APPROXIMATE, ids=str)
+def test_approximate_adjoint(adjoint):
+    check_adjoint(adjoint, exact=False)
+
+
+@pytest.mark.parametrize("terms", [1, 3, 6])
+@pytest.mark.parametrize("kind", [lambda k: ti.Phantom(steps=k), lambda k: ti.Implicit(ti.Neumann(terms=k))])
+def test_bias_of_truncated_series_is_the_contraction_to_the_number_of_terms(kind, terms):
+    rho = 0.6
+    basis = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
+    jacobian = basis @ torch.diag(torch.linspace(-rho, rho, 5, dtype=torch.float64)) @ basis.T
+    x = torch.linspace(-1, 1, 10, dtype=torch.float64).view(2, 5).requires_grad_()
+
+    def gradient(adjoint):
+        value = ti.fixed_point(
+            lambda z, x, a: z @ a + x, torch.zeros_like(x), x, jacobian, solver=ti.Anderson(**TIGHT), adjoint=adjoint
+        ).value
+        return torch.autograd.grad((value**2).sum(), x)[0]
+
+    exact, biased = gradient(ti.Implicit(ti.LU())), gradient(kind(terms))
+    error = (biased - exact).norm(dim=1) / exact.norm(dim=1)
+    assert (error <= rho**terms).all()
+    assert (error >= 0.05 * rho**terms).all(), "the bias is real: the series is truncated"
+
+
+@pytest.mark.parametrize("solver", TIGHT_LINEAR, ids=str)
+def test_linear_solver(solver):
+    check_linear_solver(solver)
+
+
+def test_linear_solver_for_symmetric_systems():
+    check_linear_solver(ti.CG(rtol=1e-12), symmetric=True)
+
+
+def test_every_state_shape_is_in_the_table():
+    assert {case.name for case in CASES} == {"tensor", "volume", "nested", "coupled", "complex"}
