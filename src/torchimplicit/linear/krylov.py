@@ -62,21 +62,20 @@ class GMRES(_Krylov):
         """Cycles of Arnoldi steps from `x = 0`."""
         progress = Progress(b, self.rtol)
         x, residual, done, products = torch.zeros_like(b), b, 0, 0
-        going = bool(progress.running.any())
-        while going and done < self.max_steps:
-            cycle = _Cycle(residual, min(self.restart, self.max_steps - done, b.shape[1]))
+        while progress.going and done < self.max_steps:
             before = progress.running
-            for _ in range(cycle.length):
-                going = progress.update(done + cycle.steps + 1, *cycle.advance(product, progress.running))
-                if not going:
-                    break
+            cycle = _Cycle(residual, progress, min(self.restart, self.max_steps - done, b.shape[1]))
+            while progress.going and cycle.steps < cycle.length:
+                if cycle.advance(product) or cycle.steps == cycle.length:
+                    progress.update(done + cycle.steps, *cycle.residual())
+                    cycle.watch(progress.running)
+            x = torch.where(before.unsqueeze(1), x + cycle.correction(progress.steps - done), x)
             done, products = done + cycle.steps, products + cycle.steps
-            x = torch.where(before.unsqueeze(1), x + cycle.correction(), x)
-            if going and done < self.max_steps:
+            if progress.going and done < self.max_steps:
                 residual = b - product(x)
                 products += 1
                 size = norm(residual)
-                going = progress.update(done, size, size > LITTLE * cycle.beta)
+                progress.update(done, size, size > LITTLE * cycle.beta)
         return progress.result(x, products)
 
 
@@ -84,52 +83,71 @@ class _Cycle:
     """One cycle of GMRES: an Arnoldi basis, the Hessenberg matrix, and the residual norm of every sample.
 
     The residual norm follows from the vector `null` that is orthogonal to the Hessenberg matrix's columns: it is
-    `beta / |null|` when `null[0] = 1`. One dot product a step replaces the usual sequence of Givens rotations.
-    All shapes are fixed at the full cycle length, so that a sample's rounding does not depend on when others stop.
+    `beta / |null|` when `null[0] = 1`. One dot product a step replaces the usual sequence of Givens rotations, and
+    `|null|^2` need only be compared with a limit to know whether anything happened.
+    All shapes of the final solve are those of the full cycle, so that a sample's rounding does not depend on when
+    others stop.
     """
 
-    def __init__(self, residual: Tensor, length: int):
-        self.length, self.steps = length, 0
+    def __init__(self, residual: Tensor, progress: Progress, length: int):
         batch, width = residual.shape
+        self.length, self.steps = length, 0
+        self.info = torch.finfo(residual.dtype)
         self.beta = norm(residual)
         self.basis = residual.new_zeros(batch, length + 1, width)
-        self.basis[:, 0] = residual * _over(self.beta.new_ones(()), self.beta).unsqueeze(1)
+        torch.div(residual, self.beta.clamp_min(self.info.tiny).unsqueeze(1), out=self.basis[:, 0])
         self.hessenberg = residual.new_zeros(batch, length + 1, length)
         self.null = residual.new_zeros(batch, length + 1)
         self.null[:, 0] = 1
+        self.null_square = torch.ones_like(self.beta)
+        self.limit = (self.beta / progress.target.clamp_min(self.info.tiny)).square().clamp_max(self.info.max)
+        self.watch(progress.running)
 
-    def advance(self, product: Product, running: Tensor) -> tuple[Tensor, Tensor]:
-        """One Arnoldi step; residual norms `(B,)` and where the Krylov space is exhausted `(B,)`."""
+    def watch(self, running: Tensor) -> None:
+        """Sets which samples' residuals count as events."""
+        self.stopped = None if bool(running.all()) else ~running
+
+    def advance(self, product: Product) -> bool:
+        """One Arnoldi step; returns whether some sample may have converged or broken down."""
         j = self.steps
-        w = product(self.basis[:, j])
-        size = norm(w)
+        self.steps += 1
         basis = self.basis[:, : j + 1]
-        column = torch.bmm(w.unsqueeze(1), basis.mT)
-        w = torch.baddbmm(w.unsqueeze(1), column, basis, alpha=-1)
+        w = product(self.basis[:, j]).unsqueeze(1)
+        column = torch.bmm(w, basis.mT)
+        w = torch.baddbmm(w, column, basis, alpha=-1)
         again = torch.bmm(w, basis.mT)  # twice is enough
         w = torch.baddbmm(w, again, basis, alpha=-1).squeeze(1)
         column = (column + again).squeeze(1)
         length = norm(w)
-        exhausted = length <= 4 * torch.finfo(w.dtype).eps * size
-        length = torch.where(exhausted, 0, length)
-        torch.mul(w, _over(length.new_ones(()), length).unsqueeze(1), out=self.basis[:, j + 1])
-        self.hessenberg[:, : j + 1, j] = torch.where(running.unsqueeze(1), column, 0)
-        # A stopped sample's later columns are unit vectors below its own block: their coefficients come out as zero.
-        self.hessenberg[:, j + 1, j] = torch.where(running, length, 1)
-        leak = (self.null[:, : j + 1] * column).sum(1)
-        null = -_over(leak, length)
+        # An exhausted space gives a zero vector here, not NaN; `residual` sees to what that means.
+        torch.div(w, length.clamp_min(self.info.tiny).unsqueeze(1), out=self.basis[:, j + 1])
+        self.hessenberg[:, : j + 1, j] = column
+        self.hessenberg[:, j + 1, j] = length
+        null = (self.null[:, : j + 1] * column).sum(1) / -length
         self.null[:, j + 1] = null
-        self.steps += 1
-        residual = self.beta / norm(self.null[:, : j + 2])
-        # Exhausted: the residual is zero unless the operator is singular on the space (leak = 0 as well).
-        solved = exhausted & (leak.abs() > torch.finfo(w.dtype).eps * size)
-        return torch.where(solved, 0, residual), exhausted
+        self.null_square = torch.addcmul(self.null_square, null, null)
+        if self.stopped is None:
+            return not torch.equal(self.null_square.clamp_max(self.limit), self.null_square)
+        return not bool(((self.null_square < self.limit) | self.stopped).all())
 
-    def correction(self) -> Tensor:
-        """The step `(B, n)` that reaches every sample's smallest residual."""
-        for j in range(self.steps, self.length):  # columns that were not reached
-            self.hessenberg[:, j + 1, j] = 1
-        q, r = torch.linalg.qr(self.hessenberg)
+    def residual(self) -> tuple[Tensor, Tensor]:
+        """Residual norms `(B,)`, and where the Krylov space was exhausted without reaching the solution `(B,)`."""
+        j = self.steps - 1
+        column, length = self.hessenberg[:, : j + 1, j], self.hessenberg[:, j + 1, j]
+        size = norm(column)
+        exhausted = length <= 4 * self.info.eps * size
+        leak = (self.null[:, : j + 1] * column).sum(1).abs()
+        hollow = exhausted & (leak <= 4 * self.info.eps * size)
+        residual = torch.where(exhausted, 0, self.beta * self.null_square.rsqrt())
+        return torch.where(hollow, self.beta, residual), hollow
+
+    def correction(self, taken: Tensor) -> Tensor:
+        """The step `(B, n)` that reaches every sample's smallest residual, over the steps `(B,)` that it has taken."""
+        columns = torch.arange(self.length, device=taken.device)
+        # Columns that a sample did not reach become unit vectors below its own block: their weights come out as zero.
+        units = torch.eye(self.length + 1, dtype=self.beta.dtype, device=taken.device)[:, 1:]
+        hessenberg = torch.where((columns < taken.unsqueeze(1)).unsqueeze(1), self.hessenberg, units)
+        q, r = torch.linalg.qr(hessenberg)
         target = q[:, 0].unsqueeze(2) * self.beta[:, None, None]
         weights = torch.linalg.solve_triangular(r, target, upper=True).mT
         return torch.bmm(weights.nan_to_num(0, 0, 0), self.basis[:, :-1]).squeeze(1)
@@ -152,8 +170,8 @@ class BiCGStab(_Krylov):
         progress = Progress(b, self.rtol)
         x, r, shadow = torch.zeros_like(b), b, b
         p, rho = r, _dot(shadow, r)
-        going, step = bool(progress.running.any()), 0
-        while going and step < self.max_steps:
+        step = 0
+        while progress.going and step < self.max_steps:
             step += 1
             v = product(p)
             alpha = _over(rho, _dot(shadow, v))
@@ -166,7 +184,7 @@ class BiCGStab(_Krylov):
             beta = _over(rho, previous) * _over(alpha, omega)
             p = r + beta * (p - omega * v)
             broken = ((alpha == 0) | (omega == 0)).squeeze(1)
-            going = progress.update(step, norm(r), broken)
+            progress.update(step, norm(r), broken)
         return progress.verified(x, b, product, 2 * step)
 
 
@@ -188,8 +206,8 @@ class CG(_Krylov):
         progress = Progress(b, self.rtol)
         x, r, p = torch.zeros_like(b), b, b
         rho = _dot(r, r)
-        going, step = bool(progress.running.any()), 0
-        while going and step < self.max_steps:
+        step = 0
+        while progress.going and step < self.max_steps:
             step += 1
             w = product(p)
             curvature = _dot(p, w)
@@ -198,5 +216,5 @@ class CG(_Krylov):
             r = r - alpha * w
             rho, previous = _dot(r, r), rho
             p = r + _over(rho, previous) * p
-            going = progress.update(step, norm(r), (curvature == 0).squeeze(1))
+            progress.update(step, norm(r), (curvature == 0).squeeze(1))
         return progress.verified(x, b, product, step)

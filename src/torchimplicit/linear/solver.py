@@ -73,10 +73,16 @@ class Progress:
         self.steps = torch.zeros_like(self.status)
         self.running = torch.ones_like(self.status, dtype=torch.bool)
         self.width = b.shape[1]
-        self.update(0, self.residual)
+        self.going = self.update(0, self.residual)
 
     def update(self, step: int, residual: Tensor, breakdown: Tensor | None = None) -> bool:
-        """Takes a step's residual norms `(B,)`; returns whether any sample still runs."""
+        """Takes a step's residual norms `(B,)`; returns whether any sample still runs.
+
+        Args:
+            step: the number of the step.
+            residual: norms of `b - A x`.
+            breakdown: samples that cannot go on; they count as stagnated unless they have converged.
+        """
         finite = residual.isfinite()
         self.residual = torch.where(self.running & finite, residual, self.residual)
         status = torch.where(residual <= self.target, int(Status.CONVERGED), int(Status.MAX_STEPS))
@@ -86,7 +92,8 @@ class Progress:
         self.status = torch.where(self.running, status, self.status)
         self.steps = torch.where(self.running, step, self.steps)
         self.running = self.running & (status == Status.MAX_STEPS)
-        return bool(self.running.any())
+        self.going = bool(self.running.any())
+        return self.going
 
     def hold(self, new: Tensor, old: Tensor) -> Tensor:
         """The new rows of running samples, the old rows of stopped ones, `(B, n)`."""
