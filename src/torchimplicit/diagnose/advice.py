@@ -1,0 +1,90 @@
+"""What to try when a gradient is off."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torchimplicit.adjoint import Implicit, Phantom, Unrolled
+from torchimplicit.core import Status
+from torchimplicit.linear import Neumann
+
+if TYPE_CHECKING:
+    from torchimplicit.diagnose.gradient_check import GradientCheck
+
+LOST = 1e-8  # RMS residual above which an unconverged reference solve is no reference
+
+
+def advice(check: GradientCheck) -> list[str]:
+    """The causes that apply, most likely first, each with its remedy; none when the gradient is right.
+
+    Args:
+        check: the result of `check_gradient`.
+    """
+    if check.ok:
+        return []
+    return _references(check) + _forward(check) + (_adjoint(check) or _tolerances(check))
+
+
+def _references(check: GradientCheck) -> list[str]:
+    """Doubts about the references themselves."""
+    reference = check.reference_report
+    if bool(((reference.status != Status.CONVERGED) & (reference.residual > LOST)).any()):
+        return [
+            f"no solver came to a fixed point near the layer's answer ({reference}), so there is no reference: look at "
+            "convergence(layer, x) and spectral_radius(layer, x) first"
+        ]
+    if check.reference <= check.tolerance:
+        return []
+    return [
+        "unrolling and finite differences disagree, so autograd itself does not see how the cell depends on its "
+        "inputs: look for detach(), .data, no_grad or rounding in the cell, for weights that hold a quantity constant "
+        "(the power iteration of a spectral norm: try layer.eval()), for kinks, and for randomness that no seed repeats"
+    ]
+
+
+def _forward(check: GradientCheck) -> list[str]:
+    """An unconverged solve: its gradient belongs to another point."""
+    report = check.report
+    if report.converged:
+        return []
+    remedies = [status.remedy for status in Status if status and bool((report.status == status).any())]
+    return [
+        f"the layer's own solve did not converge for {len(report.failed)} of {len(report.status)} samples, and a "
+        f"gradient is only as good as its solution: {'; '.join(remedies)}"
+    ]
+
+
+def _adjoint(check: GradientCheck) -> list[str]:
+    """Approximate adjoints, and a backward solve that failed."""
+    adjoint, backward = check.adjoint, check.report.backward
+    if isinstance(adjoint, Phantom):
+        return [
+            f"{adjoint} is approximate by design (relative error up to rho^steps for a contraction by rho): more "
+            "steps, or adjoint=Implicit() for the exact gradient"
+        ]
+    if isinstance(adjoint, Implicit) and isinstance(adjoint.linear_solver, Neumann):
+        return [
+            f"{adjoint.linear_solver} truncates the backward solve by design: more terms, or Implicit(GMRES()) for the "
+            "exact gradient"
+        ]
+    if backward is not None and not backward.converged:
+        return [
+            f"the backward solve did not converge ({backward}): raise max_steps or restart of GMRES, or take "
+            "Implicit(LU()) for small states"
+        ]
+    return []
+
+
+def _tolerances(check: GradientCheck) -> list[str]:
+    """Nothing failed, so what is left is loose, or a step count that differentiates badly."""
+    if not check.report.converged or check.reference > check.tolerance:
+        return []
+    if isinstance(check.adjoint, Unrolled):
+        return [
+            f"Unrolled differentiates the {int(check.report.steps.max())} steps taken, whose derivative lags behind "
+            "their value: a smaller rtol, or adjoint=Implicit()"
+        ]
+    return [
+        f"tighten the solves: a smaller rtol than {check.solver.rtol:g} in the solver, and in "
+        "Implicit(GMRES(rtol=...)); errors grow by 1 / (1 - rho), so look at spectral_radius(layer, x), too"
+    ]
