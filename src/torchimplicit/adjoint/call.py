@@ -40,14 +40,13 @@ class Call:
 
     def forward(self, z: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """Runs the solver from `z` and records how it went. Returns the solution, `(B, n)`, never `z` itself."""
-        versions = [tensor._version for tensor in tensors]
+        versions = _versions(tensors)
         with self.problem.bind(list(tensors), audit=self.audit) as residual:
             result = self.run(residual, z)
         self.record.report = result.report
         # Buffers that the function writes to (running statistics): backward must see them as they are now.
-        self.record.mutated = tuple(
-            i for i, (tensor, version) in enumerate(zip(tensors, versions, strict=True)) if tensor._version != version
-        )
+        changed = zip(versions, _versions(tensors), strict=True)
+        self.record.mutated = tuple(i for i, (before, after) in enumerate(changed) if before != after)
         return z.clone() if result.z is z else result.z
 
     def unshared(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -64,6 +63,11 @@ class Call:
     def mapped(self, count: int, dims: Sequence[int | None]) -> Call:
         """The same call with a mapped dimension of size `count` folded into the batch."""
         return replace(self, problem=Mapped(self.problem, count, tuple(dims)))
+
+
+def _versions(tensors: Sequence[Tensor]) -> list[int]:
+    """How often each tensor was written to; inference tensors do not count it, and never meet a backward pass."""
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 class Adjoint:

@@ -31,7 +31,7 @@ class Explicit:
     lasts, so that a solve swaps once and not once a step.
 
     Args:
-        f: a callable; when it is an `nn.Module` or a bound method of one, its parameters and buffers are explicit.
+        f: a callable; when it is an `nn.Module` a bound method or a partial of one, its parameters and buffers are explicit.
         args: further arguments, nested; tensors among them, and the parameters of modules among them, are explicit.
     """
 
@@ -41,8 +41,10 @@ class Explicit:
         leaves, self.spec = pytree.tree_flatten(args)
         self.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        while isinstance(f, partial):
+            leaves, f = [*leaves, *f.args, *f.keywords.values()], f.func
         owner = f if isinstance(f, nn.Module) else getattr(f, "__self__", None)
-        modules = [module for module in (owner, *self.leaves) if isinstance(module, nn.Module)]
+        modules = [module for module in (owner, *leaves) if isinstance(module, nn.Module)]
         self.slots, self.cached, weights = _module_tensors(modules)
         self.shared = len(weights)  # the first tensors belong to modules: they carry no batch dimension
         self._found = weights + [leaves[i] for i in self.places]
