@@ -69,7 +69,7 @@ class GMRES(_Krylov):
                 if cycle.advance(product) or cycle.steps == cycle.length:
                     progress.update(done + cycle.steps, *cycle.residual())
                     cycle.watch(progress.running)
-            x = torch.where(before.unsqueeze(1), x + cycle.correction(progress.steps - done), x)
+            x = torch.where(before.unsqueeze(1), x + cycle.correction(progress.taken() - done), x)
             done, products = done + cycle.steps, products + cycle.steps
             if progress.going and done < self.max_steps:
                 residual = b - product(x)
@@ -130,16 +130,18 @@ class _Cycle:
             return not torch.equal(self.null_square.clamp_max(self.limit), self.null_square)
         return not bool(((self.null_square < self.limit) | self.stopped).all())
 
-    def residual(self) -> tuple[Tensor, Tensor]:
+    def residual(self) -> tuple[Tensor, Tensor | None]:
         """Residual norms `(B,)`, and where the Krylov space was exhausted without reaching the solution `(B,)`."""
         j = self.steps - 1
+        residual = self.beta * self.null_square.rsqrt()
         column, length = self.hessenberg[:, : j + 1, j], self.hessenberg[:, j + 1, j]
-        size = norm(column)
-        exhausted = length <= 4 * self.info.eps * size
+        rounding = 4 * self.info.eps * norm(column)
+        exhausted = length <= rounding
+        if not bool(exhausted.any()):
+            return residual, None
         leak = (self.null[:, : j + 1] * column).sum(1).abs()
-        hollow = exhausted & (leak <= 4 * self.info.eps * size)
-        residual = torch.where(exhausted, 0, self.beta * self.null_square.rsqrt())
-        return torch.where(hollow, self.beta, residual), hollow
+        hollow = exhausted & (leak <= rounding)
+        return torch.where(hollow, self.beta, torch.where(exhausted, 0, residual)), hollow
 
     def correction(self, taken: Tensor) -> Tensor:
         """The step `(B, n)` that reaches every sample's smallest residual, over the steps `(B,)` that it has taken."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -72,28 +73,33 @@ class Progress:
         self.status = torch.full(self.residual.shape, int(Status.MAX_STEPS), device=b.device)
         self.steps = torch.zeros_like(self.status)
         self.running = torch.ones_like(self.status, dtype=torch.bool)
-        self.width = b.shape[1]
-        self.going = self.update(0, self.residual)
+        self.going, self.step, self.width = True, 0, b.shape[1]
+        self.update(0, self.residual)
 
-    def update(self, step: int, residual: Tensor, breakdown: Tensor | None = None) -> bool:
-        """Takes a step's residual norms `(B,)`; returns whether any sample still runs.
+    def update(self, step: int, residual: Tensor, breakdown: Tensor | None = None) -> None:
+        """Takes a step's residual norms `(B,)`.
 
         Args:
             step: the number of the step.
             residual: norms of `b - A x`.
             breakdown: samples that cannot go on; they count as stagnated unless they have converged.
         """
+        self.step = step
+        goes_on = (residual > self.target) & (residual < math.inf)  # NaN does not
+        stops = self.running & ~(goes_on if breakdown is None else goes_on & ~breakdown)
         finite = residual.isfinite()
         self.residual = torch.where(self.running & finite, residual, self.residual)
-        status = torch.where(residual <= self.target, int(Status.CONVERGED), int(Status.MAX_STEPS))
-        if breakdown is not None:
-            status = torch.where(breakdown & (status != Status.CONVERGED), int(Status.STAGNATED), status)
-        status = torch.where(finite, status, int(Status.NON_FINITE))
-        self.status = torch.where(self.running, status, self.status)
-        self.steps = torch.where(self.running, step, self.steps)
-        self.running = self.running & (status == Status.MAX_STEPS)
-        self.going = bool(self.running.any())
-        return self.going
+        if bool(stops.any()):
+            status = torch.where(residual <= self.target, int(Status.CONVERGED), int(Status.STAGNATED))
+            status = torch.where(finite, status, int(Status.NON_FINITE))
+            self.status = torch.where(stops, status, self.status)
+            self.steps = torch.where(stops, step, self.steps)
+            self.running = self.running & ~stops
+            self.going = bool(self.running.any())
+
+    def taken(self) -> Tensor:
+        """Steps that each sample has taken so far, `(B,)`."""
+        return torch.where(self.running, self.step, self.steps)
 
     def hold(self, new: Tensor, old: Tensor) -> Tensor:
         """The new rows of running samples, the old rows of stopped ones, `(B, n)`."""
@@ -101,7 +107,7 @@ class Progress:
 
     def result(self, x: Tensor, products: int) -> LinearResult:
         """The result, once the iteration has ended."""
-        report = Report(self.status, self.steps, self.residual / self.width**0.5, products, "linear solve")
+        report = Report(self.status, self.taken(), self.residual / self.width**0.5, products, "linear solve")
         return LinearResult(x, report)
 
     def verified(self, x: Tensor, b: Tensor, product: Product, products: int) -> LinearResult:

@@ -21,7 +21,7 @@ from torchimplicit.core.tree import norm
 PATIENCE = 20  # steps without a better residual before a sample counts as stagnated,
 PATIENCE_AT_FLOOR = 3  # or this few, when its residual is within FLOOR roundings of the state's size
 FLOOR = 10.0
-NARROWER = 1 + 1e-6  # how much a residual must clear the tolerance and the best one to be uneventful
+SLACK = 1 + 1e-6  # relative play in comparing a residual with the tolerance and with the best one
 DIVERGENCE = 1e6  # growth of the residual over its first value that counts as divergence
 
 
@@ -110,80 +110,81 @@ def iterate(solver: Solver, problem: Residual, z: Tensor, trace: bool = False, n
 
 
 class _Samples:
-    """What the loop knows of every sample: `best` residual norms, `kept` iterates that were put aside."""
+    """What the loop knows of every sample: `best` residual norms, `kept` iterates that were put aside.
+
+    `bar` is what a residual must get below to count as better: a little under the best one, so that rounding is no
+    progress, and minus infinity once a sample has stopped, so that it takes part in nothing any more.
+    """
 
     def __init__(self, solver: Solver, state: State):
-        size = math.sqrt(state.z.shape[1])
-        batch = state.z.shape[0]
-        self.solver, self.size = solver, size
-        # For the quick look the interval of the uneventful is a little narrower than it need be: its ends count as
-        # events.
-        self.atol = state.z.new_full((batch,), NARROWER * solver.atol * size + torch.finfo(state.z.dtype).tiny)
-        self.best = state.z.new_full((batch,), math.inf)
-        self.bar = self.best
+        batch, width = state.z.shape
+        self.size = math.sqrt(width)
+        self.rtol = SLACK * solver.rtol
+        # The tiny addition lets a residual of exactly zero arrive at a tolerance of zero.
+        self.atol = state.z.new_full((batch,), SLACK * solver.atol * self.size + torch.finfo(state.z.dtype).tiny)
+        self.bar = self.best = self.limit = state.z.new_full((batch,), math.inf)
         self.status = torch.full((batch,), int(Status.MAX_STEPS), device=state.z.device)
-        self.steps = torch.zeros_like(self.status)
+        self.steps = self.stalled = torch.zeros_like(self.status)  # stalled: steps since the best residual
         self.running = torch.ones_like(self.status, dtype=torch.bool)
-        self.latest = self.running  # the latest iterate is the sample's best and not yet set aside
-        self.stalled = self.steps  # steps since the best residual
+        self.latest = self.running  # the latest iterate is the sample's best and not yet put aside
         self.all_running, self.all_latest = True, True
         self.kept: Tensor | None = None
         self.previous = state.z
         self.history: list[Tensor] = []
-        self.limit = self.best
 
     def judge(self, step: int, state: State) -> bool:
         """Looks at the iterate of a step; returns whether any sample still runs."""
+        z = state.z
         with torch.no_grad():
-            residual, scale = norm(state.residual), norm(state.z)
+            residual, scale = norm(state.residual), norm(z)
         self.history.append(residual)
+        tolerance = torch.add(self.atol, scale, alpha=self.rtol)
         if step == 0:
-            self.limit = DIVERGENCE * torch.maximum(residual, self.solver.atol * self.size + self.solver.rtol * scale)
+            self.limit = DIVERGENCE * torch.maximum(residual, tolerance)
         # The one read by the host: nothing to do while every running sample improves and none has arrived.
-        floor = torch.add(self.atol, scale, alpha=NARROWER * self.solver.rtol)
-        if self.all_running:
-            uneventful = torch.equal(residual.clamp(floor, self.bar), residual)
+        if self.all_running and torch.equal(residual.clamp(tolerance, self.bar), residual):
+            self.best = residual
+            if not self.all_latest:
+                self.latest, self.all_latest, self.stalled = self.running, True, torch.zeros_like(self.steps)
         else:
-            uneventful = bool(((residual > floor) & (residual < self.bar) | ~self.running).all())
-        if not uneventful:
-            return self._look_closer(step, state.z, residual, scale)
-        self.best = residual if self.all_running else torch.where(self.running, residual, self.best)
-        self.bar = self.best / NARROWER
-        if not self.all_latest:
-            self.latest, self.stalled = self.running, torch.zeros_like(self.stalled)
-            self.all_latest = self.all_running
-        self.previous = state.z
-        return True
-
-    def _look_closer(self, step: int, z: Tensor, residual: Tensor, scale: Tensor) -> bool:
-        improves = self.running & (residual < self.best)
-        # A best iterate is about to be overwritten: it is the previous one, still at hand.
-        self._keep(self.running & self.latest & ~improves, self.previous)
-        self.latest = torch.where(self.running, improves, self.latest)
-        self.best = torch.where(improves, residual, self.best)
-        self.bar = self.best / NARROWER
-        self.stalled = torch.where(improves, 0, self.stalled + 1)
-        floor = FLOOR * torch.finfo(z.dtype).eps * scale
-        patience = torch.where(residual <= floor, PATIENCE_AT_FLOOR, PATIENCE)
-        # Only a best iterate arrives: a growing iterate loosens its own relative tolerance.
-        arrived = improves & (residual <= self.solver.atol * self.size + self.solver.rtol * scale)
-        status = torch.where(self.stalled >= patience, int(Status.STAGNATED), int(Status.MAX_STEPS))
-        status = torch.where(residual > self.limit, int(Status.DIVERGED), status)
-        status = torch.where(arrived, int(Status.CONVERGED), status)
-        status = torch.where((residual + scale).isfinite(), status, int(Status.NON_FINITE))
-        self.status = torch.where(self.running, status, self.status)
-        self.steps = torch.where(self.running, step, self.steps)
-        stops = self.running & (status != Status.MAX_STEPS)
-        self._keep(stops & self.latest, z)
-        self.latest = self.latest & ~stops
-        self.running = self.running & ~stops
-        self.all_running, self.all_latest = bool(self.running.all()), bool(self.latest.all())
+            self._look_closer(step, z, residual, tolerance, scale)
+        self.bar = self.best / SLACK if self.all_running else torch.where(self.running, self.best / SLACK, -math.inf)
         self.previous = z
         return self.all_running or bool(self.running.any())
 
+    def _look_closer(self, step: int, z: Tensor, residual: Tensor, tolerance: Tensor, scale: Tensor) -> None:
+        improves = residual < self.bar
+        # Only a best iterate arrives: a growing iterate loosens its own relative tolerance.
+        arrived = improves & (residual <= tolerance)
+        failing = self.running & ~improves
+        status, stops = int(Status.CONVERGED), arrived
+        if bool(failing.any()):
+            # A best iterate is about to be overwritten: it is the previous one, still at hand.
+            self._keep(failing & self.latest, self.previous)
+            self.stalled = torch.where(failing, self.stalled + 1, 0)
+            failure = self._failure(residual, scale, z)
+            status = torch.where(failing, failure, status)
+            stops = stops | (failing & (failure != Status.MAX_STEPS))
+        self.latest = improves & self.running
+        self.best = torch.where(improves, residual, self.best)
+        if bool(stops.any()):
+            self._keep(stops & self.latest, z)
+            self.status = torch.where(stops, status, self.status)
+            self.steps = torch.where(stops, step, self.steps)
+            self.running, self.latest = self.running & ~stops, self.latest & ~stops
+            self.all_running = False
+        self.all_latest = False
+
+    def _failure(self, residual: Tensor, scale: Tensor, z: Tensor) -> Tensor:
+        """Why samples that do not improve stop, if they do."""
+        floor = FLOOR * torch.finfo(z.dtype).eps * scale
+        patience = torch.where(residual <= floor, PATIENCE_AT_FLOOR, PATIENCE)
+        status = torch.where(self.stalled >= patience, int(Status.STAGNATED), int(Status.MAX_STEPS))
+        status = torch.where(residual > self.limit, int(Status.DIVERGED), status)
+        return torch.where((residual + scale).isfinite(), status, int(Status.NON_FINITE))
+
     def _keep(self, which: Tensor, z: Tensor) -> None:
-        if bool(which.any()):
-            self.kept = z.clone() if self.kept is None else torch.where(which.unsqueeze(1), z, self.kept)
+        self.kept = z.clone() if self.kept is None else torch.where(which.unsqueeze(1), z, self.kept)
 
     def answer(self, z: Tensor) -> Tensor:
         """Every sample's converged or best iterate, `(B, n)`."""

@@ -1,0 +1,57 @@
+"""Which recipes ship with the package. Needs neither torch nor Lightning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torchimplicit.core.status import ImplicitError
+
+FOLDER = Path(__file__).parent / "recipes"
+
+
+class UsageError(ImplicitError, ValueError):
+    """The command was asked for something that it does not have."""
+
+
+def shipped() -> dict[str, Path]:
+    """Names and files of the recipes."""
+    return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+
+
+def resolve(name: str) -> str:
+    """The file of a shipped recipe by its bare name; a path as it is.
+
+    Raises:
+        UsageError: there is neither such a recipe nor such a file.
+    """
+    recipes = shipped()
+    if name in recipes:
+        return str(recipes[name])
+    if Path(name).is_file():
+        return name
+    raise UsageError(
+        f"--config {name}: neither a recipe nor a file. Expected one of {', '.join(recipes)}, or the path of a YAML "
+        "file. Try torchimplicit recipes."
+    )
+
+
+def describe(path: Path) -> tuple[str, str]:
+    """What a recipe does and which data it needs: the two comments at the top of its file."""
+    lines = path.read_text().splitlines()
+    return lines[0].removeprefix("# "), lines[1].removeprefix("# data: ")
+
+
+def show() -> None:
+    """Prints the table of recipes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2))
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("what it trains", ratio=3)
+    table.add_column("data", ratio=2)
+    for name, path in shipped().items():
+        table.add_row(name, *describe(path))
+    console = Console()
+    console.print(table)
+    console.print("\nTrain one: torchimplicit fit --config NAME", highlight=False, markup=False)

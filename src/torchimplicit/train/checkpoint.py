@@ -1,0 +1,111 @@
+"""Checkpoints that know where they come from: which recipe and network wrote them, and how to build it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser, set_parsing_settings
+from lightning.pytorch import LightningDataModule, LightningModule
+
+from torchimplicit.adjoint import Adjoint
+from torchimplicit.core.status import ImplicitError
+from torchimplicit.linear import LinearSolver
+from torchimplicit.solve import Solver
+
+KEY = "torchimplicit"  # of our entry in a checkpoint
+
+# Options on dataclasses are chosen by class in a recipe: jsonargparse wants to be told that subclasses will do.
+set_parsing_settings(subclasses_enabled=[Solver, Adjoint, LinearSolver])
+
+
+class CheckpointError(ImplicitError, RuntimeError):
+    """A checkpoint is absent, unreadable, or belongs to another recipe."""
+
+
+def origin(module: Any) -> dict[str, Any]:
+    """The entry that says whose weights these are, for a module with `network`, `recipe` and `config`."""
+    return {KEY: {"recipe": module.recipe, "network": _path_of(module.network), "config": module.config}}
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint file; executes nothing from it.
+
+    Raises:
+        CheckpointError: the file is absent or no checkpoint.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such checkpoint. Try the path of a .ckpt file, or 'last' or 'best'.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and torch each have their own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: cannot read this as a checkpoint ({reason}). Try another file.") from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise CheckpointError(f"{path}: got a {type(content).__name__} without 'state_dict', expected a checkpoint.")
+    return content
+
+
+def check(checkpoint: dict[str, Any], module: Any, path: str | Path = "checkpoint") -> None:
+    """Compares a checkpoint with the module that shall take its weights.
+
+    Raises:
+        CheckpointError: they belong to different recipes or networks, or their tensors differ.
+    """
+    entry = checkpoint.get(KEY, {})
+    got = (entry.get("recipe", "unknown"), entry.get("network", "an unknown network"))
+    expected = (module.recipe, _path_of(module.network))
+    if entry and got != expected:
+        raise CheckpointError(
+            f"{path}: got a checkpoint of recipe {got[0]!r} ({_name(got[1])}), expected one of recipe {expected[0]!r} "
+            f"({_name(expected[1])}). Try --config {got[0]}, or a checkpoint of {expected[0]!r}."
+        )
+    theirs, ours = (
+        {name: tuple(t.shape) for name, t in each.items()} for each in (checkpoint["state_dict"], module.state_dict())
+    )
+    differing = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+    if differing:
+        name = differing[0]
+        raise CheckpointError(
+            f"{path}: {len(differing)} of {len(ours)} tensors do not fit {_name(expected[1])}; {name}: got "
+            f"{theirs.get(name, 'none')}, expected {ours.get(name, 'none')}. Try the options that it was trained with."
+        )
+
+
+def load(path: str | Path) -> tuple[LightningModule, LightningDataModule | None]:
+    """Builds the model of a checkpoint with its weights, and its data module (which loads nothing yet).
+
+    Args:
+        path: a checkpoint that the `torchimplicit` command wrote.
+
+    Raises:
+        CheckpointError: the file is absent, unreadable, or was not written by the command.
+    """
+    content = read(path)
+    config = (content.get(KEY) or {}).get("config")
+    if not config:
+        raise CheckpointError(
+            f"{path}: does not say how to build its model, as it was not written by the torchimplicit command. Try "
+            "Classifier.load_from_checkpoint(path, network=...)."
+        )
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--model", type=LightningModule)
+    parser.add_argument("--data", type=LightningDataModule)
+    try:
+        built = parser.instantiate(parser.parse_object(config))
+        model, data = built["model"], built["data"]
+    except Exception as error:
+        raise CheckpointError(f"{path}: cannot build its model again: {error}") from error
+    check(content, model, path)
+    model.load_state_dict(content["state_dict"])
+    model.config = config
+    return model.eval(), data
+
+
+def _path_of(thing: Any) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def _name(path: str) -> str:
+    return path.rpartition(".")[2]

@@ -1,0 +1,155 @@
+"""The `torchimplicit` command. What trains is imported only when it is asked for, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torchimplicit.core.status import ConvergenceWarning, ImplicitError
+from torchimplicit.train import catalogue
+
+CHATTER = ("GPU available", "TPU available", "\N{ELECTRIC LIGHT BULB} Tip", "Loading `train_dataloader` to estimate")
+NOISE = (
+    "does not have many workers",
+    "available but not used",
+    "isinstance.treespec, LeafSpec",
+    "LightningCLI's args",
+    "Be aware that when using `ckpt_path`",
+    "Checkpoint directory .* exists",
+)
+TRAINING = ("fit", "validate", "test", "predict")
+
+HELP = """\
+usage: torchimplicit COMMAND ...
+
+Train models with implicit layers, and look at how their solves go.
+
+  demo                        train on handwritten digits, about a minute
+  recipes                     list the recipes that ship
+  fit      --config RECIPE    train
+  validate --config RECIPE    evaluate on the validation split
+  test     --config RECIPE    evaluate on the test split
+  predict  --config RECIPE    write predictions for the test split
+  report   CKPT               diagnose a trained model, as one HTML file
+
+RECIPE is a name (see recipes) or the path of a YAML file. Every setting can be changed on the command line:
+  torchimplicit fit --config digits --trainer.max_epochs 5 --model.network.solver Newton
+All settings of a command: torchimplicit fit --help
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 0, 1 after an error of use or data, 2 after an unknown option."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0 if words else 2
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "recipes": _recipes,
+        "report": _report,
+        "demo": _demo,
+        **dict.fromkeys(TRAINING, lambda words: _train(words, own_process=argv is None)),
+    }
+    if words[0] not in commands:
+        return _fail(f"no command {words[0]!r}; expected one of {', '.join(sorted(commands))}")
+    try:
+        commands[words[0]](words)
+    except ImplicitError as error:
+        return _fail(str(error), status=1)
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] == "torchimplicit":
+            raise
+        return _fail(f"needs the package {error.name}. Try pip install 'torchimplicit[train]'", status=1)
+    return 0
+
+
+def _fail(message: str, status: int = 2) -> int:
+    print(f"torchimplicit: {message}", file=sys.stderr)
+    return status
+
+
+def _recipes(words: list[str]) -> None:
+    argparse.ArgumentParser("torchimplicit recipes", description="List the recipes that ship.").parse_args(words[1:])
+    catalogue.show()
+
+
+def _report(words: list[str]) -> None:
+    parser = argparse.ArgumentParser("torchimplicit report", description="Diagnose a trained model, as one HTML file.")
+    parser.add_argument("checkpoint", metavar="CKPT", help="a .ckpt file that fit wrote")
+    parser.add_argument(
+        "--output", metavar="FILE", help="the HTML file (default: report.html in the folder of the run)"
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data sets")
+    parser.add_argument("--samples", type=int, default=64, help="test samples to diagnose the layers on (default: 64)")
+    options = parser.parse_args(words[1:])
+    with _quiet():
+        from torchimplicit.train.report import write_report
+
+        path = write_report(options.checkpoint, options.output, data_dir=options.data_dir, samples=options.samples)
+    print(f"report: {path}")
+
+
+def _demo(words: list[str]) -> None:
+    parser = argparse.ArgumentParser("torchimplicit demo", description="Train on handwritten digits, about a minute.")
+    parser.add_argument("--epochs", type=int, help="fewer or more than the recipe says")
+    options = parser.parse_args(words[1:])
+    with _quiet():
+        from torchimplicit.train.demo import run
+
+        run(options.epochs)
+
+
+def _train(words: list[str], own_process: bool) -> None:
+    given = {word.partition("=")[0] for word in words[1:]}
+    if not given & {"-c", "--config", "--model", "-h", "--help"}:
+        names = ", ".join(catalogue.shipped())
+        raise catalogue.UsageError(f"{words[0]}: which recipe? Try torchimplicit {words[0]} --config NAME ({names}).")
+    with _quiet():
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+        from torchimplicit.train.trainer_cli import RecipeCLI
+
+        try:
+            RecipeCLI(None if own_process else words)
+        except MisconfigurationException as error:
+            raise catalogue.UsageError(str(error)) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences what Lightning says about machines and products, and shortens warnings that are about the model."""
+    import lightning.pytorch  # it sets its own format of warnings
+
+    usual = warnings.formatwarning
+
+    def short(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
+        return f"warning: {message}\n" if category is ConvergenceWarning else usual(message, category, *place, **line)
+
+    def matters(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(CHATTER)
+
+    loggers = [
+        logging.getLogger(name) for name in (lightning.pytorch.__name__, "lightning.pytorch.utilities.rank_zero")
+    ]
+    for logger in loggers:
+        logger.addFilter(matters)
+    try:
+        with warnings.catch_warnings():
+            warnings.formatwarning = short
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            for message in NOISE:
+                warnings.filterwarnings("ignore", f".*{message}.*")
+            yield
+    finally:
+        warnings.formatwarning = usual
+        for logger in loggers:
+            logger.removeFilter(matters)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""The curves of a training run, from its TensorBoard log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Curve = tuple[list[int], list[float]]
+
+# Title, logarithmic or not, the curves with their labels.
+PANELS = (
+    ("loss", True, {"train/loss": "training", "val/loss": "validation"}),
+    ("accuracy", False, {"train/accuracy": "training", "val/accuracy": "validation"}),
+    ("steps to converge, mean", False, {"train/forward_steps": "forward", "train/backward_steps": "backward"}),
+    ("residual, largest", True, {"train/forward_residual": "forward", "train/backward_residual": "backward"}),
+)
+
+
+def read_curves(run: Path) -> dict[str, Curve]:
+    """Steps and values of every scalar logged in the folder of a run; empty where there is no log."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    if not any(run.glob("events.out.tfevents.*")):
+        return {}
+    log = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    log.Reload()
+    curves = {}
+    for name in log.Tags()["scalars"]:
+        points = sorted({event.step: event.value for event in log.Scalars(name)}.items())  # a resumed step counts once
+        curves[name] = ([step for step, _ in points], [value for _, value in points])
+    return curves
+
+
+def plot_curves(curves: dict[str, Curve], title: str = "") -> Figure:
+    """Loss, accuracy, solver steps and residuals against the optimiser's steps."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure.suptitle(title)
+    for axes, (name, logarithmic, shown) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
+        for tag, label in shown.items():
+            if tag in curves:
+                axes.plot(*curves[tag], label=label, marker="." if tag.startswith("val") else None, linewidth=1.2)
+        if logarithmic and any(tag in curves for tag in shown):
+            axes.set_yscale("log")
+        axes.set_title(name, fontsize="medium")
+        axes.set_xlabel("optimiser step")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    return figure

@@ -1,0 +1,55 @@
+"""Figures of many solves, summed where the tensors are: the host waits only when it reads them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core.status import Report, Status
+
+
+class SolveMeter:
+    """Mean steps, largest residual and fraction unconverged over the solves since the last `read`.
+
+    Adding a report costs a handful of small tensor operations and no transfer to the host.
+    """
+
+    def __init__(self):
+        """Starts empty."""
+        self._epoch: list[tuple[int, Tensor]] = []
+        self._clear()
+
+    def _clear(self) -> None:
+        self.samples = 0
+        self._steps = self._failed = self._residual = torch.zeros(())
+
+    def add(self, report: Report) -> None:
+        """Counts the samples of one solve."""
+        residual = report.residual.amax() if report.residual.numel() else report.residual.sum()
+        steps, failed = report.steps.sum(), (report.status != Status.CONVERGED).sum()
+        if self.samples:
+            residual = torch.maximum(residual, self._residual)
+            steps, failed = steps + self._steps, failed + self._failed
+        self._steps, self._failed, self._residual = steps, failed, residual
+        self.samples += report.status.numel()
+
+    def read(self) -> dict[str, Tensor]:
+        """`steps` (mean), `residual` (largest), `unconverged` (fraction), then starts afresh; empty without solves."""
+        if not self.samples:
+            return {}
+        self._epoch.append((self.samples, self._failed))
+        figures = {
+            "steps": self._steps / self.samples,
+            "residual": self._residual,
+            "unconverged": self._failed / self.samples,
+        }
+        self._clear()
+        return figures
+
+    def finish_epoch(self) -> float:
+        """The fraction unconverged since the last call, whether read or not; starts afresh."""
+        self.read()
+        samples = sum(count for count, _ in self._epoch)
+        failed = sum(int(count) for _, count in self._epoch)
+        self._epoch = []
+        return failed / samples if samples else 0.0

@@ -1,0 +1,128 @@
+"""Networks of the recipes: what comes before the equilibrium, its cell, and what comes after."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
+
+from torchimplicit.adjoint import Adjoint, Implicit
+from torchimplicit.core.status import OnFailure
+from torchimplicit.nn import DEQ
+from torchimplicit.solve import Anderson, Solver
+
+
+class RowBound(nn.Module):
+    """A parametrisation: scales the rows of a matrix down to a sum of magnitudes of at most `bound`.
+
+    With a bound below one, `tanh(W z + x)` contracts by it in the largest-entry norm: the equilibrium exists, is the
+    only one, and every solver finds it, whatever the training does.
+    Source: L. El Ghaoui et al., Implicit deep learning, SIAM J. Math. Data Sci. 3 (2021) 930, section 3.
+
+    Args:
+        bound: a number > 0.
+    """
+
+    def __init__(self, bound: float = 0.95):
+        """Keeps the bound."""
+        super().__init__()
+        self.bound = bound
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The matrix that is used, from the one that is trained."""
+        size = weight.abs().sum(1, keepdim=True)
+        return weight * (self.bound / size.clamp(min=self.bound))
+
+
+class TanhCell(nn.Module):
+    """`tanh(W z + x)`, with `W` bounded such that there is exactly one equilibrium; see `RowBound`."""
+
+    def __init__(self, width: int):
+        """One weight `(width, width)`; the bias is left to whatever makes `x`."""
+        super().__init__()
+        self.linear = nn.Linear(width, width, bias=False)
+        register_parametrization(self.linear, "weight", RowBound())
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        """`(B, width)` from two of these."""
+        return torch.tanh(self.linear(z) + x)
+
+
+class BottleneckCell(nn.Module):
+    """A tanh network `width - inner - inner - width` of the sum `z + x`."""
+
+    def __init__(self, width: int, inner: int):
+        """Three dense layers."""
+        super().__init__()
+        self.layers = _dense(width, inner, inner, width)
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        """`(B, width)` from two of these."""
+        return self.layers(z + x)
+
+
+class DigitsNetwork(nn.Module):
+    """8 x 8 images to 10 classes: a dense layer, an equilibrium of one tanh layer, a dense layer.
+
+    Args:
+        width: of the equilibrium.
+        solver: finds the equilibrium.
+        adjoint: differentiates it.
+        on_failure: of the layer. "ignore", as `Classifier` counts what does not converge and says so once an epoch.
+    """
+
+    def __init__(
+        self,
+        width: int = 64,
+        solver: Solver = Anderson(),
+        adjoint: Adjoint = Implicit(),
+        on_failure: OnFailure = "ignore",
+    ):
+        """Draws the weights."""
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, width))
+        self.equilibrium = DEQ(TanhCell(width), solver, adjoint, on_failure=on_failure)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `(B, 10)` of images `(B, 1, 8, 8)`."""
+        return self.head(self.equilibrium(self.encoder(x)))
+
+
+class MNISTNetwork(nn.Module):
+    """28 x 28 images to 10 classes: 784-200-20, an equilibrium of 20-10-10-20, 20-15-10, with tanh between.
+
+    Source: C. Rackauckas et al., Composability in Julia: Implement Deep Equilibrium Models via Neural ODEs, 2021, but
+    for the tanh that it puts on the logits: in [-1, 1] they bound every probability by 0.45, so that right and wrong
+    answers pull nearly alike.
+
+    Args:
+        solver: finds the equilibrium.
+        adjoint: differentiates it.
+        squash: put the last tanh back.
+        on_failure: of the layer. "ignore", as `Classifier` counts what does not converge and says so once an epoch.
+    """
+
+    def __init__(
+        self,
+        solver: Solver = Anderson(),
+        adjoint: Adjoint = Implicit(),
+        squash: bool = False,
+        on_failure: OnFailure = "ignore",
+    ):
+        """Draws the weights."""
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Flatten(), *_dense(784, 200, 20))
+        self.equilibrium = DEQ(BottleneckCell(20, 10), solver, adjoint, on_failure=on_failure)
+        self.head = _dense(20, 15, 10) if squash else _dense(20, 15, 10)[:-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `(B, 10)` of images `(B, 1, 28, 28)`."""
+        return self.head(self.equilibrium(self.encoder(x)))
+
+
+def _dense(*widths: int) -> nn.Sequential:
+    """Dense layers, each followed by tanh."""
+    return nn.Sequential(*(module for pair in pairwise(widths) for module in (nn.Linear(*pair), nn.Tanh())))

@@ -1,0 +1,175 @@
+"""`torchimplicit report`: what is known about a trained model, as one HTML file with its pictures inside."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch
+import torch
+import yaml
+from torch import nn
+
+from torchimplicit import diagnose
+from torchimplicit.core.status import ImplicitError
+from torchimplicit.nn import DEQ
+from torchimplicit.train import runs
+from torchimplicit.train.checkpoint import load
+from torchimplicit.train.curves import plot_curves, read_curves
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title><style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
+pre {{ background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: 13px; line-height: 1.35; }}
+img {{ max-width: 100%; }} .failed {{ color: #a00; }} td {{ padding: 0 1.5rem .2rem 0; }}
+</style></head><body><h1>{title}</h1>
+{body}
+</body></html>
+"""
+
+
+def write_report(
+    checkpoint: str | Path, output: str | Path | None = None, *, data_dir: str | None = None, samples: int = 64
+) -> Path:
+    """Writes the report of a checkpoint.
+
+    Metrics on the test split, the curves of the run where its TensorBoard log is beside the checkpoint, and for every
+    `DEQ` layer on test samples: convergence, spectral radius, gradient check, memory, and the saved graph. A part that
+    cannot be made says why in its place.
+
+    Args:
+        checkpoint: a file that `torchimplicit fit` wrote.
+        output: the HTML file; None writes `report.html` into the folder of the run.
+        data_dir: folder of the data sets.
+        samples: how many test samples the layers are diagnosed on.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        CheckpointError: the checkpoint is absent, unreadable or not written by the command.
+        DataError: the recipe's data is absent or unreadable.
+    """
+    module, data = load(checkpoint)
+    if data_dir is not None and hasattr(data, "data_dir"):
+        data.data_dir = data_dir  # type: ignore[union-attr]
+    run = runs.of_checkpoint(Path(checkpoint))
+    path = Path(output) if output is not None else run / "report.html"
+    parts = [_heading(module, checkpoint)]
+    parts.append(_section("Test split", lambda: _metrics(module, data)))
+    parts.append(_section("Training", lambda: _curves(run)))
+    if data is not None:
+        x = next(iter(data.test_dataloader()))[0][:samples]
+        for name, (layer, inputs) in _inputs_of_layers(module, x).items():
+            parts.extend(_diagnoses(name, layer, inputs))
+    title = f"{html.escape(str(getattr(module, 'recipe', 'model')))}: report of a trained model"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(PAGE.format(title=title, body="\n".join(parts)))
+    return path
+
+
+def _heading(module: Any, checkpoint: str | Path) -> str:
+    count = sum(p.numel() for p in module.parameters())
+    config = yaml.safe_dump(module.config, sort_keys=False, default_flow_style=False)
+    return (
+        f"<p>{html.escape(str(checkpoint))}: {count:,} parameters; torch {torch.__version__}</p>"
+        f"<details><summary>Configuration</summary>{_text(config)}</details>"
+    )
+
+
+def _section(title: str, make: Callable[[], Iterator[str] | str]) -> str:
+    """A heading and what `make` gives, or why it gives nothing. Missing data stops the whole report."""
+    try:
+        made = make()
+        body = made if isinstance(made, str) else "\n".join(made)
+    except ImplicitError:
+        raise
+    except Exception as error:
+        body = f'<p class="failed">Could not be made: {html.escape(f"{type(error).__name__}: {error}")}</p>'
+    return f"<h2>{html.escape(title)}</h2>\n{body}"
+
+
+def _metrics(module: Any, data: Any) -> str:
+    if data is None:
+        return "<p>The recipe names no data module.</p>"
+    trainer = lightning.pytorch.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    metrics = trainer.test(module, datamodule=data, verbose=False)[0]
+    rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{value:.4g}</td></tr>" for name, value in metrics.items())
+    return f"<table>{rows}</table>"
+
+
+def _curves(run: Path) -> str:
+    curves = read_curves(run)
+    return _picture(plot_curves(curves)) if curves else f"<p>No TensorBoard log in {html.escape(str(run))}.</p>"
+
+
+def _inputs_of_layers(module: nn.Module, x: torch.Tensor) -> dict[str, tuple[DEQ, tuple]]:
+    """Every `DEQ` layer by its name, with what reaches it when the model sees `x`."""
+    found: dict[str, tuple[DEQ, tuple]] = {}
+    handles = []
+    for name, layer in module.named_modules():
+        if isinstance(layer, DEQ):
+            hook = _keep(found, name)
+            handles.append(layer.register_forward_pre_hook(hook))
+    try:
+        with torch.no_grad():
+            module(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _keep(found: dict[str, tuple[DEQ, tuple]], name: str) -> Callable[[Any, tuple], None]:
+    def hook(layer: DEQ, inputs: tuple) -> None:
+        found[name] = (layer, inputs)
+
+    return hook
+
+
+def _diagnoses(name: str, layer: DEQ, inputs: tuple) -> Iterator[str]:
+    """The sections about one layer."""
+    few = tuple(each[:8] if isinstance(each, torch.Tensor) else each for each in inputs)
+    yield _section(f"{name}: convergence", lambda: _table_and_picture(diagnose.convergence(layer, *inputs)))
+    yield _section(f"{name}: spectral radius", lambda: _spectrum(layer, inputs))
+    yield _section(f"{name}: gradient", lambda: _text(str(diagnose.check_gradient(layer, *few))))
+    yield _section(f"{name}: memory", lambda: _table_and_picture(diagnose.memory(layer, *inputs)))
+    yield _section(f"{name}: saved graph", lambda: _picture(diagnose.gradient_graph(layer(*few)).plot()))
+
+
+def _table_and_picture(diagnosis: Any) -> Iterator[str]:
+    yield _text(f"{diagnosis}\n\n{diagnosis.table()}")
+    yield _picture(diagnosis.plot())
+
+
+def _spectrum(layer: DEQ, inputs: tuple) -> str:
+    radius = diagnose.spectral_radius(layer, *inputs).double()
+    worst = float(radius.max())
+    verdict = "the cell contracts there" if worst < 1 else "the cell expands there: plain iteration would not find it"
+    digits = math.ceil(math.log(1e4) / -math.log(worst)) if 0 < worst < 1 else None
+    rate = f", {digits} plain iterations for four digits" if digits else ""
+    return _text(
+        f"spectral radius of the cell's Jacobian at the solution, over {radius.numel()} samples:\n"
+        f"median {float(radius.median()):.3f}, largest {worst:.3f}: {verdict}{rate}"
+    )
+
+
+def _text(text: str) -> str:
+    return f"<pre>{html.escape(text)}</pre>"
+
+
+def _picture(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return f'<p><img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"></p>'

@@ -1,0 +1,156 @@
+"""`fit`, `validate`, `test` and `predict`: LightningCLI with recipes by name and checkpoints that are checked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from torchimplicit.train import checkpoint as checkpoints
+from torchimplicit.train import runs
+from torchimplicit.train.catalogue import UsageError, resolve
+from torchimplicit.train.data import DATA_VARIABLE
+
+
+class RecipeFile(ActionConfigFile):
+    """A configuration file, or the name of a recipe that ships."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Resolves the name and reads the file."""
+        super().__call__(parser, cfg, resolve(values), option_string)
+
+
+class PredictionFile(BasePredictionWriter):
+    """Writes class and probability of every sample to a CSV file, in the order of the data.
+
+    Args:
+        path: of the file; processes of rank 1 and more add their rank to its name.
+    """
+
+    def __init__(self, path: Path):
+        """Writes nothing yet."""
+        super().__init__("epoch")
+        self.path = path
+
+    def write_on_epoch_end(
+        self, trainer: Trainer, pl_module: LightningModule, predictions: Any, batch_indices: Any
+    ) -> None:
+        """Writes the file and says where it is."""
+        path = self.path.with_stem(f"{self.path.stem}-{trainer.global_rank}") if trainer.global_rank else self.path
+        probabilities, classes = torch.cat(predictions).max(1)
+        rows = (f"{i},{int(c)},{float(p):.6f}\n" for i, (c, p) in enumerate(zip(classes, probabilities, strict=True)))
+        path.write_text("sample,class,probability\n" + "".join(rows))
+        print(f"predictions: {path}")
+
+
+class RecipeCLI(LightningCLI):
+    """The training commands.
+
+    `--config` takes a recipe's name; `--ckpt_path` takes 'last' and 'best', found in the runs of the recipe, and is
+    checked against the recipe before anything is loaded or trained. A resumed run goes on in its own folder. `test`,
+    `validate` and `predict` use the best checkpoint when none is given: untrained weights would answer just as readily.
+    """
+
+    def __init__(self, args: list[str] | None = None):
+        """Parses and runs; see `LightningCLI`."""
+        super().__init__(
+            args=args,
+            save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser whose `--config` knows the recipes."""
+        parser = self.parser_class(**kwargs)
+        parser.add_argument("-c", "--config", action=RecipeFile, help="Name of a recipe, or path of a YAML file.")
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the folder of the data sets, whichever recipe it is."""
+        parser.add_argument(
+            "--data-dir",
+            type=str | None,
+            default=None,
+            help=f"Folder of the data sets; as the variable {DATA_VARIABLE}.",
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Does nothing: the recipe says what the model is, and a checkpoint has to fit it, not to replace it."""
+
+    def before_instantiate_classes(self) -> None:
+        """Finds the checkpoint, and says where the run logs."""
+        config = self.config[self.config.subcommand]
+        if config.data_dir:
+            os.environ[DATA_VARIABLE] = config.data_dir
+        logger = config.trainer.logger
+        logs = getattr(logger, "init_args", None)
+        folder = Path(str(logs.get("save_dir", "."))) / str(logs.get("name", "")) if logs else Path("lightning_logs")
+        if self.config.subcommand != "fit":
+            config.ckpt_path = config.ckpt_path or "best"
+            config.trainer.logger = False
+            config.trainer.callbacks = [
+                each for each in config.trainer.callbacks or [] if not each.class_path.endswith("ModelCheckpoint")
+            ]
+            self.save_config_callback = None
+        if config.ckpt_path:
+            config.ckpt_path = str(runs.find(config.ckpt_path, folder))
+            self._checkpoint = checkpoints.read(config.ckpt_path)
+            print(f"weights: {config.ckpt_path}")
+            run = runs.of_checkpoint(Path(config.ckpt_path))
+            if logs and run.parent == folder.resolve():
+                logs["version"] = run.name
+
+    def instantiate_classes(self) -> None:
+        """Builds model, data and trainer; a value that one of them refuses is the user's to change.
+
+        Raises:
+            UsageError: with what the refusing class says.
+        """
+        try:
+            super().instantiate_classes()
+        except (TypeError, ValueError) as error:
+            raise UsageError(_reason(error)) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer; its progress bar shows residuals, which three decimals would round to zero."""
+        settings = self._get(self.config_init, "trainer")
+        if settings.enable_progress_bar is not False and not any(
+            isinstance(callback, ProgressBar) for callback in settings.callbacks or []
+        ):
+            bar = RichProgressBar(theme=RichProgressBarTheme(metrics_format=".3g"))
+            settings.callbacks = [*(settings.callbacks or []), bar]
+        return super().instantiate_trainer(**kwargs)
+
+    def after_instantiate_classes(self) -> None:
+        """Checks the checkpoint, and notes the configuration for the checkpoints to come."""
+        config = self.config[self.config.subcommand]
+        if config.ckpt_path:
+            checkpoints.check(self._checkpoint, self.model, config.ckpt_path)
+            del self._checkpoint
+        self._dump_config()
+        self.model.config = _portable({key: self.config_dump.get(key) for key in ("model", "data")})
+        if self.config.subcommand == "predict":
+            run = runs.of_checkpoint(Path(config.ckpt_path))
+            self.trainer.callbacks.append(PredictionFile(run / "predictions.csv"))  # type: ignore[attr-defined]
+
+
+def _reason(error: Exception) -> str:
+    """What a class said about its arguments, out of jsonargparse's list of all that it tried."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    reasons = [line.removeprefix("  - ") for line in lines if line.startswith("  - ") and "NoneType" not in line]
+    return reasons[0] if reasons else lines[0]
+
+
+def _portable(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without the folder of one machine's data."""
+    data = config.get("data") or {}
+    data.get("init_args", {}).pop("data_dir", None)
+    return config
