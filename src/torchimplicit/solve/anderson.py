@@ -31,7 +31,7 @@ class Anderson(Solver):
     on partly expanding maps it often falls, and the cost of the acceleration is halved. One evaluation a step.
     Equivalent to GMRES on linear maps; `Newton` is safer on maps that expand in many directions.
 
-    The ridge is relative to each residual's own size (and never below the dtype's rounding), so acceleration does not
+    The ridge is relative to each residual's own size (and never below ten roundings), so acceleration does not
     fade as the residuals shrink; an absolute ridge would turn it into averaging.
 
     Sources: D. G. Anderson, J. ACM 12 (1965) 547; H. Walker and P. Ni, SIAM J. Numer. Anal. 49 (2011) 1715, eq. 2.2;

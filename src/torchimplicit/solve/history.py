@@ -21,13 +21,13 @@ class Ring:
     Args:
         z: an iterate `(B, n)`, for size, dtype and device.
         window: how many to keep, >= 2.
-        ridge: relative regularisation; the diagonal is multiplied by `1 + ridge`, and by no less than the rounding.
+        ridge: relative regularisation; the diagonal is multiplied by `1 + ridge`.
     """
 
     def __init__(self, z: Tensor, window: int, ridge: float):
         batch, width = z.shape
         self.window, self.count = window, 0
-        self.boost = 1 + max(ridge, torch.finfo(z.dtype).eps)
+        self.boost, self.tiny = _boost(ridge, z.dtype)
         self.residuals, self.targets = z.new_empty(2, batch, window, width).unbind()
         self.slots, self.target_slots = self.residuals.unbind(1), self.targets.unbind(1)
         self.ones = z.new_ones(batch, window, 1)
@@ -49,7 +49,7 @@ class Ring:
         if self.count < self.window:
             residuals, targets, ones = residuals[:, : self.count], targets[:, : self.count], ones[:, : self.count]
         gram = torch.bmm(residuals, residuals.mT)
-        gram.diagonal(dim1=1, dim2=2).mul_(self.boost)
+        gram.diagonal(dim1=1, dim2=2).mul_(self.boost).add_(self.tiny)
         return _combine(gram, ones, targets)
 
 
@@ -79,11 +79,19 @@ class Tape:
         """See `Ring.combine`."""
         residuals = torch.stack(self.residuals, dim=1)
         gram = torch.bmm(residuals, residuals.mT)
-        info = torch.finfo(gram.dtype)
-        # The addition keeps a residual of exactly zero solvable: a NaN would reach the gradient, by a zero cotangent.
-        diagonal = gram.diagonal(dim1=1, dim2=2) * (1 + max(self.ridge, info.eps)) + info.tiny
-        gram = gram.diagonal_scatter(diagonal, dim1=1, dim2=2)
+        boost, tiny = _boost(self.ridge, gram.dtype)
+        gram = gram.diagonal_scatter(gram.diagonal(dim1=1, dim2=2) * boost + tiny, dim1=1, dim2=2)
         return _combine(gram, torch.ones_like(gram[:, :, :1]), torch.stack(self.targets, dim=1))
+
+
+def _boost(ridge: float, dtype: torch.dtype) -> tuple[float, float]:
+    """What the diagonal is multiplied by and what is added to it.
+
+    The factor is never so near one that more residuals than unknowns are singular; the addition keeps residuals of zero
+    solvable, whose NaN would reach a gradient even by a zero cotangent.
+    """
+    info = torch.finfo(dtype)
+    return 1 + max(ridge, 10 * info.eps), info.tiny
 
 
 def _combine(gram: Tensor, ones: Tensor, targets: Tensor) -> Tensor:
