@@ -142,7 +142,7 @@ def test_failure_is_reported_as_asked():
     with pytest.raises(ti.ConvergenceError, match="3 of 3 samples did not converge") as caught:
         ti.fixed_point(contraction, ZEROS, x, solver=short)
     assert caught.value.solution.steps.tolist() == [2, 2, 2]
-    with pytest.warns(ti.ConvergenceWarning, match="max_steps: samples 0 \\(step 2"):
+    with pytest.warns(ti.ConvergenceWarning, match="max_steps: sample 0 \\(step 2"):
         ti.fixed_point(contraction, ZEROS, x, solver=short, on_failure="warn")
     assert not ti.fixed_point(contraction, ZEROS, x, solver=short, on_failure="ignore").report.converged
 
@@ -355,3 +355,23 @@ def test_messages_survive_large_batches():
     assert "and 295 more" in str(caught.value)
     assert len(str(caught.value)) < 1000
     assert "0/300 converged" in str(solution.report)
+
+
+def test_a_sample_that_stalls_in_spells_does_not_depend_on_a_mate_that_has_stopped():
+    generator = torch.Generator().manual_seed(1)
+    random = torch.randn(50, 50, generator=generator, dtype=torch.float64)
+    weight = 1.2 * random / torch.linalg.eigvals(random).abs().max()
+    x = torch.randn(1, 50, generator=generator, dtype=torch.float64)
+    solver = ti.Anderson(window=20, rtol=1e-9, atol=1e-12, max_steps=300)
+
+    def solve(mate):
+        start = torch.zeros(2, 50, dtype=torch.float64)
+        return ti.fixed_point(
+            lambda z, x: z @ weight + x, start, torch.cat([x, mate]), solver=solver, on_failure="ignore"
+        )
+
+    twin, early = solve(x), solve(0 * x)
+    assert early.steps[1] == 0
+    assert early.status[0] == twin.status[0] == ti.Status.CONVERGED
+    assert early.steps[0] == twin.steps[0]
+    assert torch.equal(early.value[0], twin.value[0])

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from torchimplicit.adjoint import Adjoint, Call, Implicit, Record, quarantine
 from torchimplicit.core import transforms
 from torchimplicit.core.problem import FixedPoint, Problem, Root
-from torchimplicit.core.status import OnFailure, Solution, Status, check_on_failure, react
+from torchimplicit.core.status import OnFailure, Solution, Status, react
 from torchimplicit.solve import Anderson, Newton, Solver, iterate
 
 
@@ -117,8 +117,11 @@ def _solve(
     trace: bool,
     on_failure: OnFailure,
 ) -> Solution:
-    _check_options(solver, adjoint, warm_start, on_failure)
+    check_options(solver, adjoint, on_failure)
     if warm_start is not None:
+        if not isinstance(warm_start, Solution):
+            got = type(warm_start).__name__
+            raise TypeError(f"warm_start: got a {got}, expected a Solution; to start elsewhere pass z0")
         problem.layout.check(warm_start.value)
         z0 = pytree.tree_map(torch.detach, warm_start.value)
     tensors = problem.explicit.take_tensors()
@@ -141,13 +144,16 @@ def _solve(
     return solution
 
 
-def _check_options(solver: Any, adjoint: Any, warm_start: Any, on_failure: str) -> None:
+def check_options(solver: Any, adjoint: Any, on_failure: str) -> None:
+    """Refuses what is no solver, no adjoint and none of the three words.
+
+    Raises:
+        TypeError: `solver` or `adjoint` is something else, the class in place of an instance for example.
+        ValueError: `on_failure` is none of "raise", "warn", "ignore".
+    """
     for name, got, expected in (("solver", solver, Solver), ("adjoint", adjoint, Adjoint)):
         if not isinstance(got, expected):
             hint = f"; try {got.__name__}()" if isinstance(got, type) else ""
             raise TypeError(f"{name}: got {got!r}, expected an instance of {expected.__name__}{hint}")
-    if not isinstance(warm_start, Solution | None):
-        raise TypeError(
-            f"warm_start: got a {type(warm_start).__name__}, expected a Solution; to start elsewhere pass z0"
-        )
-    check_on_failure(on_failure)
+    if on_failure not in ("raise", "warn", "ignore"):
+        raise ValueError(f"on_failure: got {on_failure!r}, expected 'raise', 'warn' or 'ignore'")

@@ -20,8 +20,8 @@ class Phantom(Adjoint):
     $\lambda = 1$ its relative error is at most $\rho^k$. There is no backward solve and so no backward report. Use it
     to train fast while the map contracts well; not for gradient checks, second derivatives or hyperparameters.
 
-    Sources: S. Wu Fung et al., AAAI 2022, arXiv 2103.12803 (JFB); Z. Geng et al., NeurIPS 2021, arXiv 2111.05177, eq.
-    9.
+    Sources: S. Wu Fung et al., AAAI 2022, arXiv 2103.12803 (JFB);
+    Z. Geng et al., NeurIPS 2021, arXiv 2111.05177, eq. 9 (phantom gradients).
 
     Args:
         steps: steps to differentiate through, >= 1; each keeps one evaluation's activations.

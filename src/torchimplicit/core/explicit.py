@@ -31,7 +31,8 @@ class Explicit:
     lasts, so that a solve swaps once and not once a step.
 
     Args:
-        f: a callable; when it is an `nn.Module` a bound method or a partial of one, its parameters and buffers are explicit.
+        f: a callable; when it is an `nn.Module`, or a bound method or a partial of one, the module's parameters and
+            buffers are explicit.
         args: further arguments, nested; tensors among them, and the parameters of modules among them, are explicit.
     """
 
@@ -158,10 +159,11 @@ def check_captures(f: Callable, value: Any, tensors: list[Tensor] | tuple[Tensor
     level = max((transforms.level(tensor) for tensor in tensors), default=-1)
     if any(leaf.requires_grad or transforms.level(leaf) > level for leaf in leaves):
         shapes = sorted({tuple(tensor.shape) for leaf in leaves for tensor in _graph_leaves(leaf)})
-        of_shape = f" of shape {', '.join(map(str, shapes))}" if shapes else ""
+        several = "tensors of shapes" if len(shapes) > 1 else "a tensor of shape"
+        what = f"{several} {', '.join(map(str, shapes))}" if shapes else "a tensor"
         raise CaptureError(
-            f"the function depends on a tensor{of_shape} that requires grad and is neither an argument nor a parameter "
-            f"of the module{_culprits(f)}. Its gradient would be lost. Pass tensors as arguments, f(z, *args); pass a "
+            f"the function depends on {what} requiring grad, neither an argument nor a parameter of the module"
+            f"{_culprits(f)}. The gradient would be lost. Pass tensors as arguments, f(z, *args); pass a "
             "module itself (not a lambda around it), or hand the module over among the arguments; use .detach() for "
             "what shall get no gradient."
         )

@@ -14,7 +14,7 @@ OnFailure = Literal["raise", "warn", "ignore"]
 
 
 class Status(IntEnum):
-    """How a solve ended, for one sample. `remedy` says what to try."""
+    """How a solve ended, for one sample."""
 
     CONVERGED = 0
     MAX_STEPS = 1
@@ -22,23 +22,29 @@ class Status(IntEnum):
     DIVERGED = 3
     NON_FINITE = 4
 
-    @property
-    def remedy(self) -> str:
-        """What a user can try when a sample ends this way."""
-        return _REMEDIES[self]
-
 
 _REMEDIES = {
-    Status.CONVERGED: "",
-    Status.MAX_STEPS: "raise max_steps, loosen rtol/atol, or make the map more contractive",
+    Status.MAX_STEPS: "Try more max_steps, a looser rtol or atol, or a more contractive map.",
     Status.STAGNATED: (
-        "the residual no longer falls: the tolerance may lie below what this dtype can reach (loosen rtol/atol or "
-        "use float64), the map may have no fixed point, or it may be random (dropout inside it)"
+        "The residual no longer falls: the tolerance may lie below what this dtype can reach (try a looser rtol or "
+        "atol, or float64), the map may have no fixed point, or it may be random (dropout inside it)."
     ),
-    Status.DIVERGED: "the map expands: try damping < 1, Newton, spectral normalisation, or smaller weights",
+    Status.DIVERGED: "The map expands. Try damping < 1, Newton(), spectral normalisation, or smaller weights.",
     Status.NON_FINITE: (
-        "NaN or infinity appeared: look for them in the inputs, else for overflow or a singular Jacobian; "
-        "such a sample is held at its last finite iterate and adds nothing to the gradients"
+        "NaN or infinity appeared: look for them in the inputs, else for overflow or a singular Jacobian. Such a "
+        "sample is held at its last finite iterate and adds nothing to the gradients."
+    ),
+}
+_LINEAR_REMEDIES = {
+    Status.MAX_STEPS: "Try GMRES with more max_steps, a longer restart or a looser rtol, or LU() for a small state.",
+    Status.STAGNATED: (
+        "The system is singular or nearly so at this solution, the tolerance lies below what this dtype can reach, or "
+        "the method does not suit it. Try GMRES with a longer restart or a looser rtol, or LU() for a small state."
+    ),
+    Status.DIVERGED: "The Neumann series grows: the map does not contract. Try GMRES().",
+    Status.NON_FINITE: (
+        "NaN or infinity appeared: the incoming gradient is not finite, or the Jacobian is singular or not finite at "
+        "the solution. Such a sample adds nothing to the gradients."
     ),
 }
 
@@ -53,6 +59,7 @@ class Report:
         residual: RMS of the residual at the returned value, `(B,)`.
         nfev: evaluations of the function (forward) or products with the Jacobian (backward), for the whole batch.
         name: which solve this was, in words.
+        linear: whether it was a linear solve, whose evaluations are products with the operator.
         trace: residual RMS at every step, `(steps + 1, B)`, NaN after a sample stopped; None unless asked for.
         backward: the report of the last backward solve; None until a backward pass has run.
     """
@@ -62,6 +69,7 @@ class Report:
     residual: Tensor
     nfev: int
     name: str = "solve"
+    linear: bool = False
     trace: Tensor | None = None
     backward: Report | None = field(default=None, repr=False)
 
@@ -75,12 +83,18 @@ class Report:
         """Indices of the samples that did not converge, int64."""
         return torch.nonzero(self.status != Status.CONVERGED).flatten()
 
+    @property
+    def remedies(self) -> dict[Status, str]:
+        """What to try, for every status other than `CONVERGED` that some sample ended with."""
+        remedies = _LINEAR_REMEDIES if self.linear else _REMEDIES
+        return {status: remedy for status, remedy in remedies.items() if bool((self.status == status).any())}
+
     def __str__(self) -> str:
         """One line: how many converged, in how many steps, to which residual; the backward solve beside it."""
-        batch = self.status.numel()
+        batch, unit = self.status.numel(), "products" if self.linear else "evaluations"
         text = (
             f"{self.name}: {batch - self.failed.numel()}/{batch} converged, steps up to {int(self.steps.max())}, "
-            f"residual up to {float(self.residual.max()):.2e}, {self.nfev} evaluations"
+            f"residual up to {float(self.residual.max()):.2e}, {self.nfev} {unit}"
         )
         return text if self.backward is None else f"{text}; {self.backward}"
 
@@ -157,16 +171,6 @@ class ConvergenceWarning(UserWarning):
     """A solve did not converge for some samples; the message names them."""
 
 
-def check_on_failure(on_failure: str) -> None:
-    """Refuses anything but the three words.
-
-    Raises:
-        ValueError: `on_failure` is none of "raise", "warn", "ignore".
-    """
-    if on_failure not in ("raise", "warn", "ignore"):
-        raise ValueError(f"on_failure: got {on_failure!r}, expected 'raise', 'warn' or 'ignore'")
-
-
 def react(report: Report, on_failure: OnFailure, solution: Solution | None = None) -> None:
     """Raises, warns or stays silent about the samples that did not converge.
 
@@ -182,16 +186,14 @@ def react(report: Report, on_failure: OnFailure, solution: Solution | None = Non
 
 
 def failure_message(report: Report, show: int = 5) -> str:
-    """What happened, to which samples, with which residual, and what to try, in a few lines."""
-    batch = report.status.numel()
-    lines = [f"{report.name}: {report.failed.numel()} of {batch} samples did not converge."]
-    for status in Status:
+    """What happened, to which samples, after how many steps, with which residual, and what to try, in a few lines."""
+    lines = [f"{report.name}: {report.failed.numel()} of {report.status.numel()} samples did not converge."]
+    for status, remedy in report.remedies.items():
         samples = torch.nonzero(report.status == status).flatten().tolist()
-        if status is Status.CONVERGED or not samples:
-            continue
         listed = ", ".join(
-            f"{i} (step {int(report.steps[i])}, residual {float(report.residual[i]):.2e})" for i in samples[:show]
+            f"sample {i} (step {int(report.steps[i])}, residual {float(report.residual[i]):.2e})"
+            for i in samples[:show]
         )
         more = f" and {len(samples) - show} more" if len(samples) > show else ""
-        lines.append(f"  {status.name.lower()}: samples {listed}{more}. Try: {status.remedy}.")
+        lines += [f"  {status.name.lower()}: {listed}{more}.", f"    {remedy}"]
     return "\n".join(lines)

@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torchimplicit.adjoint import Implicit, Phantom, Unrolled
-from torchimplicit.core import Status
 from torchimplicit.linear import Neumann
 
 if TYPE_CHECKING:
     from torchimplicit.diagnose.gradient_check import GradientCheck
-
-LOST = 1e-8  # RMS residual above which an unconverged reference solve is no reference
 
 
 def advice(check: GradientCheck) -> list[str]:
@@ -28,7 +25,7 @@ def advice(check: GradientCheck) -> list[str]:
 def _references(check: GradientCheck) -> list[str]:
     """Doubts about the references themselves."""
     reference = check.reference_report
-    if bool(((reference.status != Status.CONVERGED) & (reference.residual > LOST)).any()):
+    if not check.has_reference:
         return [
             f"no solver came to a fixed point near the layer's answer ({reference}), so there is no reference: look at "
             "convergence(layer, x) and spectral_radius(layer, x) first"
@@ -47,7 +44,7 @@ def _forward(check: GradientCheck) -> list[str]:
     report = check.report
     if report.converged:
         return []
-    remedies = [status.remedy for status in Status if status and bool((report.status == status).any())]
+    remedies = list(report.remedies.values())
     return [
         f"the layer's own solve did not converge for {len(report.failed)} of {len(report.status)} samples, and a "
         f"gradient is only as good as its solution: {'; '.join(remedies)}"
@@ -85,6 +82,6 @@ def _tolerances(check: GradientCheck) -> list[str]:
             "their value: a smaller rtol, or adjoint=Implicit()"
         ]
     return [
-        f"tighten the solves: a smaller rtol than {check.solver.rtol:g} in the solver, and in "
+        f"tighten the solves: smaller rtol and atol than {check.solver.rtol:g} and {check.solver.atol:g}, also in "
         "Implicit(GMRES(rtol=...)); errors grow by 1 / (1 - rho), so look at spectral_radius(layer, x), too"
     ]

@@ -67,7 +67,7 @@ class Convergence:
             f"steps: median {float(steps.median()):.0f}, most {float(steps.max()):.0f}; "
             f"residual: median {float(self.residual.median()):.2e}, largest {float(self.residual.max()):.2e}"
         )
-        tries = [f"  {status.name.lower()}: try {status.remedy}" for status in Status if status and self._count(status)]
+        tries = [f"  {status.name.lower()}: {remedy}" for status, remedy in self.report.remedies.items()]
         return "\n".join([text, *tries])
 
     def table(self, worst: int = 5) -> str:

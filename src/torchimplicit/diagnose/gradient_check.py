@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.adjoint import Adjoint, Unrolled
-from torchimplicit.core import Report, Solution
+from torchimplicit.core import Report, Solution, Status
 from torchimplicit.core.tree import Layout
 from torchimplicit.diagnose.advice import advice
 from torchimplicit.diagnose.probe import modules_of, require_layer, untouched
@@ -21,6 +21,8 @@ from torchimplicit.equations import fixed_point
 from torchimplicit.linear import LU
 from torchimplicit.nn import DEQ
 from torchimplicit.solve import Anderson, Newton, Picard, Solver
+
+LOST = 1e-8  # RMS residual above which an unconverged reference solve is no reference
 
 STEP = 1e-5  # of the finite differences: their own error is then about 1e-9
 NOISE = 1e-2  # distance from the solution, relative to its size, at which unrolling starts
@@ -57,8 +59,14 @@ class GradientCheck:
 
     @property
     def ok(self) -> bool:
-        """Whether the gradient agrees with both references to the tolerance."""
-        return self.unrolled <= self.tolerance and self.finite_difference <= self.tolerance
+        """Whether there is a reference and the gradient agrees with both forms of it to the tolerance."""
+        return self.has_reference and self.unrolled <= self.tolerance and self.finite_difference <= self.tolerance
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether unrolling came to a fixed point near the layer's answer."""
+        reference = self.reference_report
+        return not bool(((reference.status != Status.CONVERGED) & (reference.residual > LOST)).any())
 
     def __str__(self) -> str:
         """The errors, the tensor that is worst, how the solves went, and what to try when the gradient is off."""

@@ -52,7 +52,9 @@ class _Factored(Prepared):
         finite = residual.isfinite()
         status = torch.where(finite, status, int(Status.NON_FINITE))
         residual = torch.where(finite, residual, norm(b)) / b.shape[1] ** 0.5
-        return LinearResult(x, Report(status, torch.ones_like(status), residual, b.shape[1], "linear solve"))
+        return LinearResult(
+            x, Report(status, torch.ones_like(status), residual, b.shape[1], "linear solve", linear=True)
+        )
 
     def _factor(self, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         assert isinstance(self.solver, LU)

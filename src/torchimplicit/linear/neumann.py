@@ -44,4 +44,4 @@ class Neumann(LinearSolver):
         status = torch.where(finite, status, int(Status.NON_FINITE))
         residual = torch.where(finite, last, first) / b.shape[1] ** 0.5
         steps = torch.full_like(status, self.terms)
-        return LinearResult(x, Report(status, steps, residual, self.terms, "linear solve"))
+        return LinearResult(x, Report(status, steps, residual, self.terms, "linear solve", linear=True))

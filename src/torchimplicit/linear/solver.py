@@ -107,7 +107,9 @@ class Progress:
 
     def result(self, x: Tensor, products: int) -> LinearResult:
         """The result, once the iteration has ended."""
-        report = Report(self.status, self.taken(), self.residual / self.width**0.5, products, "linear solve")
+        report = Report(
+            self.status, self.taken(), self.residual / self.width**0.5, products, "linear solve", linear=True
+        )
         return LinearResult(x, report)
 
     def verified(self, x: Tensor, b: Tensor, product: Product, products: int) -> LinearResult:

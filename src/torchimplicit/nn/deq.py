@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from torchimplicit.adjoint import Adjoint, Implicit
-from torchimplicit.core.status import ConvergenceError, OnFailure, Report, check_on_failure
-from torchimplicit.equations import fixed_point
+from torchimplicit.core.status import ConvergenceError, OnFailure, Report
+from torchimplicit.equations import check_options, fixed_point
 from torchimplicit.solve import Anderson, Solver
 
 
@@ -29,8 +29,8 @@ class DEQ(nn.Module):
         cell: `cell(z, x, ...) -> z`, a module, or a plain function of its arguments alone.
         solver: how to find the fixed point.
         adjoint: how to differentiate it.
-        init: `init(x, ...) -> z0`, a function or module, where the state is not like `x`; None starts at zeros like
-        `x`. warm_start: start from the last solution when its shapes fit: for inputs that change little between calls.
+        init: `init(x, ...) -> z0`, a function or module, where the state is not like `x`; None starts at zeros.
+        warm_start: start from the last solution when its shapes fit: for inputs that change little between calls.
         on_failure: "warn" (default), "raise" or "ignore" samples that do not converge, forward and backward.
 
     Attributes:
@@ -65,7 +65,7 @@ class DEQ(nn.Module):
         super().__init__()
         if not callable(cell):
             raise TypeError(f"DEQ(cell=...): got a {type(cell).__name__}, expected a module or function cell(z, x)")
-        check_on_failure(on_failure)
+        check_options(solver, adjoint, on_failure)
         self.cell, self.init = cell, init
         self.solver, self.adjoint = solver, adjoint
         self.warm_start = warm_start

@@ -157,11 +157,11 @@ class _Samples:
         # Only a best iterate arrives: a growing iterate loosens its own relative tolerance.
         arrived = improves & (residual <= tolerance)
         failing = self.running & ~improves
+        self.stalled = torch.where(failing, self.stalled + 1, 0)
         status, stops = int(Status.CONVERGED), arrived
         if bool(failing.any()):
             # A best iterate is about to be overwritten: it is the previous one, still at hand.
             self._keep(failing & self.latest, self.previous)
-            self.stalled = torch.where(failing, self.stalled + 1, 0)
             failure = self._failure(residual, scale, z)
             status = torch.where(failing, failure, status)
             stops = stops | (failing & (failure != Status.MAX_STEPS))
@@ -200,4 +200,4 @@ class _Samples:
             rows = torch.stack(self.history) / self.size
             passed = torch.arange(step + 1, device=steps.device).unsqueeze(1) > steps
             rows = rows.masked_fill(passed, math.nan)
-        return Report(self.status, steps, self.best / self.size, nfev, name, rows)
+        return Report(self.status, steps, self.best / self.size, nfev, name, trace=rows)
