@@ -375,3 +375,87 @@ def test_a_sample_that_stalls_in_spells_does_not_depend_on_a_mate_that_has_stopp
     assert early.status[0] == twin.status[0] == ti.Status.CONVERGED
     assert early.steps[0] == twin.steps[0]
     assert torch.equal(early.value[0], twin.value[0])
+
+
+def test_a_function_that_writes_into_its_state_is_refused():
+    with pytest.raises(ValueError, match="writes into its state"):
+        ti.fixed_point(lambda z, x: z.mul_(0.5).add_(x), ZEROS.clone(), torch.ones(3, 4))
+
+
+def test_captures_that_appear_only_away_from_the_start_are_found():
+    weight = torch.full((4, 4), 0.1, requires_grad=True)
+    x = torch.ones(3, 4, requires_grad=True)
+
+    def shortcut(z, x):
+        return torch.tanh(x + z @ weight) if bool((z != 0).any()) else torch.tanh(x)
+
+    with pytest.raises(ti.CaptureError, match="weight"):
+        ti.fixed_point(shortcut, ZEROS, x).value.sum().backward()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e25])
+@pytest.mark.parametrize("linear_solver", [ti.GMRES(), ti.LU(), ti.BiCGStab()], ids=str)
+def test_gradients_of_any_size_come_back(scale, linear_solver):
+    x = torch.full((3, 4), 0.3, requires_grad=True)
+    value = ti.fixed_point(contraction, ZEROS, x, adjoint=ti.Implicit(linear_solver)).value
+    (plain,) = torch.autograd.grad(value, x, torch.ones_like(value), retain_graph=True)
+    (scaled,) = torch.autograd.grad(value, x, torch.full_like(value, scale))
+    assert torch.allclose(scaled / scale, plain, rtol=1e-3)
+
+
+def test_large_states_do_not_loosen_the_tolerance_to_infinity():
+    x = torch.full((3, 4), 1e20)
+    solution = ti.fixed_point(contraction_of_any_scale, torch.zeros(3, 4), x, solver=ti.Picard(), on_failure="ignore")
+    assert (solution.status != ti.Status.CONVERGED).all() or torch.allclose(solution.value, 2 * x, rtol=1e-3)
+
+
+def contraction_of_any_scale(z, x):
+    return 0.5 * z + x
+
+
+def test_healthy_samples_keep_their_gradient_where_the_solution_hides_a_weight():
+    generator = torch.Generator().manual_seed(3)
+    weight = 0.3 * torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    weight[:, 1] = 0
+    x = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    x[:, 1] = 0
+
+    def gradients(x):
+        w, x = weight.clone().requires_grad_(), x.clone().requires_grad_()
+        options = {"solver": ti.Anderson(rtol=1e-12, atol=0.0), "on_failure": "ignore"}
+        value = ti.fixed_point(lambda z, w, x: torch.tanh(z @ w) + x, torch.zeros_like(x), w, x, **options).value
+        return torch.autograd.grad(value[[0, 2]].sum(), (w, x))
+
+    sick = x.clone()
+    sick[1, 0] = torch.nan
+    (good_w, good_x), (w, x) = gradients(x), gradients(sick)
+    assert torch.allclose(w, good_w, atol=1e-3)
+    assert torch.allclose(x[[0, 2]], good_x[[0, 2]], atol=1e-3)
+
+
+def test_a_sick_sample_that_cannot_be_kept_apart_is_reported():
+    x = torch.ones(2, 3, 4)  # the batch is its second dimension
+    x[0, 1] = torch.nan
+    weight = (0.2 * torch.eye(4)).requires_grad_()
+
+    def f(z, w, x):
+        return torch.tanh(z @ w + x[0] + x[1])
+
+    with pytest.warns(ti.ConvergenceWarning, match="batch in dimension 0"):
+        ti.fixed_point(f, ZEROS, weight, x, on_failure="ignore")
+
+
+def test_errors_travel_between_processes():
+    import pickle
+
+    with pytest.raises(ti.ConvergenceError) as caught:
+        ti.fixed_point(contraction, ZEROS, torch.ones(3, 4), solver=ti.Picard(max_steps=1))
+    copied = pickle.loads(pickle.dumps(caught.value))
+    assert str(copied) == str(caught.value)
+    assert torch.equal(copied.report.status, caught.value.report.status)
+
+
+def test_warm_start_of_another_shape():
+    first = ti.fixed_point(contraction, torch.zeros(2, 4), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match=r"warm_start has shape \(2, 4\)"):
+        ti.fixed_point(contraction, ZEROS, ZEROS, warm_start=first)

@@ -122,7 +122,7 @@ def _solve(
         if not isinstance(warm_start, Solution):
             got = type(warm_start).__name__
             raise TypeError(f"warm_start: got a {got}, expected a Solution; to start elsewhere pass z0")
-        problem.layout.check(warm_start.value)
+        problem.layout.check(warm_start.value, subject="warm_start has")
         z0 = pytree.tree_map(torch.detach, warm_start.value)
     tensors = problem.explicit.take_tensors()
     start = problem.layout.flatten(z0)
@@ -137,7 +137,7 @@ def _solve(
     assert report is not None
     report.name = type(problem).__name__
     sick = report.status == Status.NON_FINITE
-    if value.requires_grad and bool(sick.any()):
+    if value.requires_grad and not transforms.active() and bool(sick.any()):
         value = quarantine(call, adjoint, value, start, tensors, sick)
     solution = Solution(problem.layout.unflatten(value), report)
     react(report, on_failure, solution)

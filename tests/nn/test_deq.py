@@ -317,3 +317,44 @@ def test_repr_shows_the_options():
     text = repr(ti.nn.DEQ(Cell()))
     assert "Anderson(" in text
     assert "Implicit(" in text
+
+
+def test_lazy_modules_and_unrolled_warm_starts_say_what_to_do():
+    class Lazy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.LazyLinear(6)
+
+        def forward(self, z, x):
+            return torch.tanh(self.linear(z) + x)
+
+    with pytest.raises(ValueError, match="calling the module once"):
+        ti.nn.DEQ(Lazy())(inputs(torch.float32))
+    with pytest.raises(ValueError, match=r"try Implicit\(\)"):
+        ti.nn.DEQ(Cell(), adjoint=ti.Unrolled(), warm_start=True)
+    with pytest.raises(TypeError, match="init"):
+        ti.nn.DEQ(Cell(), init=torch.zeros(3))
+    with pytest.raises(TypeError, match=r"try Anderson\(\)"):
+        ti.nn.DEQ(Cell(), solver=ti.Anderson)
+
+
+def test_buffers_that_the_cell_replaces():
+    class Counting(Cell):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+        def forward(self, z, x):
+            self.count = self.count + 1
+            return super().forward(z, x)
+
+    layer = ti.nn.DEQ(Counting(), **TIGHT)
+    layer(inputs()).sum().backward()
+    assert float(layer.cell.count) >= layer.report.nfev
+
+
+def test_warm_start_after_inference():
+    layer = ti.nn.DEQ(Cell(), warm_start=True, **TIGHT)
+    with torch.inference_mode():
+        layer(inputs())
+    layer(inputs()).sum().backward()

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from torchimplicit.core import transforms
 from torchimplicit.core.problem import Mapped, Problem, Residual
 from torchimplicit.core.status import OnFailure, Report, react
 
@@ -40,13 +41,16 @@ class Call:
 
     def forward(self, z: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """Runs the solver from `z` and records how it went. Returns the solution, `(B, n)`, never `z` itself."""
-        versions = _versions(tensors)
-        with self.problem.bind(list(tensors), audit=self.audit) as residual:
+        versions = [transforms.version(tensor) for tensor in tensors]
+        with self.problem.bind(list(tensors), audit=self.audit, keep_buffers=True) as residual:
             result = self.run(residual, z)
         self.record.report = result.report
         # Buffers that the function writes to (running statistics): backward must see them as they are now.
-        changed = zip(versions, _versions(tensors), strict=True)
-        self.record.mutated = tuple(i for i, (before, after) in enumerate(changed) if before != after)
+        self.record.mutated = tuple(
+            i
+            for i, (tensor, version) in enumerate(zip(tensors, versions, strict=True))
+            if transforms.version(tensor) != version
+        )
         return z.clone() if result.z is z else result.z
 
     def unshared(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -63,11 +67,6 @@ class Call:
     def mapped(self, count: int, dims: Sequence[int | None]) -> Call:
         """The same call with a mapped dimension of size `count` folded into the batch."""
         return replace(self, problem=Mapped(self.problem, count, tuple(dims)))
-
-
-def _versions(tensors: Sequence[Tensor]) -> list[int]:
-    """How often each tensor was written to; inference tensors do not count it, and never meet a backward pass."""
-    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 class Adjoint:

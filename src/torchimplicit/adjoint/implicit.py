@@ -160,6 +160,8 @@ def _first_order(
     leaves = [tensor.detach().requires_grad_(need) for tensor, need in zip(call.unshared(tensors), needs, strict=True)]
     with call.problem.bind(leaves) as residual:
         jacobian = Jacobian(residual, z)
+        # Again, for what the function uses only away from where the solver started.
+        call.problem.check_captures(jacobian.value, [*leaves, jacobian.z])
         u = _linear_solve(call, linear_solver, jacobian, grad, transpose=True)
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
     grads = iter(torch.autograd.grad(jacobian.value, wanted, -u, allow_unused=True) if wanted else ())
@@ -167,8 +169,12 @@ def _first_order(
 
 
 def _linear_solve(call: Call, linear_solver: LinearSolver, jacobian: Jacobian, b: Tensor, transpose: bool) -> Tensor:
+    # Gradients may be so small or so large that their squares are zero or infinite in float32.
+    scale = b.abs().amax(1).clamp_min(torch.finfo(b.dtype).tiny)
+    b = b / scale.unsqueeze(1)
     prepared = linear_solver.prepare(jacobian)
     x, report = prepared.solve_transpose(b) if transpose else prepared.solve(b)
+    x, report.residual = x * scale.unsqueeze(1), report.residual * scale
     call.finish_backward(report)
     broken = report.status == Status.NON_FINITE
     return torch.where(broken.unsqueeze(1), 0, x) if bool(broken.any()) else x

@@ -8,6 +8,7 @@ batched argument changes no other sample's residual by a single bit, because sam
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from torchimplicit.adjoint.call import Adjoint, Call, Record
 from torchimplicit.core.problem import Problem
+from torchimplicit.core.status import ConvergenceWarning
 
 
 def quarantine(call: Call, adjoint: Adjoint, value: Tensor, z0: Tensor, tensors: list[Tensor], sick: Tensor) -> Tensor:
@@ -40,7 +42,7 @@ def quarantine(call: Call, adjoint: Adjoint, value: Tensor, z0: Tensor, tensors:
     tensors = _healthy(call, held[rows], tensors, rows, sick)
     report = call.record.report
     assert report is not None
-    again = replace(call, record=Record(), audit=False, on_failure="ignore")
+    again = replace(call, record=Record(), audit=False)
     z = adjoint.solve(again, z0[rows], tensors)
     again.record.report = report  # backward reports go to the first solve's report
     return torch.where(column, held, z)
@@ -49,15 +51,25 @@ def quarantine(call: Call, adjoint: Adjoint, value: Tensor, z0: Tensor, tensors:
 def _healthy(call: Call, z: Tensor, tensors: list[Tensor], rows: Tensor, sick: Tensor) -> list[Tensor]:
     """The tensors with the sick samples' rows replaced, wherever that changes nothing for the others."""
     assert isinstance(call.problem, Problem)
+    # At the solution and at another state: where a weight meets a zero of the solution, replacing it changes nothing.
+    states = (z, z + torch.rand_like(z))
 
-    def healthy_residuals(tensors: list[Tensor]) -> Tensor:
+    def residuals(tensors: list[Tensor]) -> Tensor:
         with torch.no_grad(), call.problem.bind(call.unshared(tensors)) as residual:
-            return residual(z)[~sick]
+            return torch.stack([residual(state) for state in states], dim=1)
 
-    before = healthy_residuals(tensors)
+    before = residuals(tensors)[~sick]
     for i in range(call.problem.explicit.shared, len(tensors)):
         if tensors[i].dim() and len(tensors[i]) == len(rows):
             candidate = [*tensors[:i], tensors[i][rows], *tensors[i + 1 :]]
-            if torch.equal(healthy_residuals(candidate), before):
+            if torch.equal(residuals(candidate)[~sick], before):
                 tensors = candidate
+    if not residuals(tensors)[:, 0].isfinite().all():
+        warnings.warn(
+            ConvergenceWarning(
+                "samples that are not finite could not be kept apart: they will reach the gradients of shared tensors. "
+                "Pass every argument with the batch in dimension 0, or leave such samples out."
+            ),
+            stacklevel=2,
+        )
     return tensors

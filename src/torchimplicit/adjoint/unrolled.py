@@ -32,6 +32,10 @@ class Unrolled(Adjoint):
             raise NotImplementedError(
                 "Unrolled does not work under torch.vmap, whose samples cannot stop on their own; try Implicit()"
             )
+        if self.checkpoint and transforms.active():
+            raise NotImplementedError(
+                "Unrolled(checkpoint=True) does not work under torch.func transforms; try Unrolled()"
+            )
         if call.audit:
             with call.problem.bind(tensors, audit=True) as residual:
                 residual(z0.detach())
@@ -40,7 +44,7 @@ class Unrolled(Adjoint):
                 residual.evaluate = lambda z, _: checkpoint(_evaluate, call, z, *tensors, use_reentrant=False)
             result = call.run(residual, z0)
         call.record.report = result.report
-        return result.z
+        return z0.clone() if result.z is z0 else result.z
 
 
 def _evaluate(call: Call, z: Tensor, *tensors: Tensor) -> Tensor:

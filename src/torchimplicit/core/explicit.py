@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
@@ -56,13 +57,23 @@ class Explicit:
         return found
 
     @contextmanager
-    def bind(self, tensors: list[Tensor] | tuple[Tensor, ...]) -> Iterator[Callable[[Any], Any]]:
-        """The function of the state alone, `z -> f(z, *args)`, with `tensors` in the places of the explicit ones."""
+    def bind(
+        self, tensors: list[Tensor] | tuple[Tensor, ...], keep_buffers: bool = False
+    ) -> Iterator[Callable[[Any], Any]]:
+        """The function of the state alone, `z -> f(z, *args)`, with `tensors` in the places of the explicit ones.
+
+        Args:
+            tensors: in the order of `take_tensors`.
+            keep_buffers: leave new tensors that the function puts into buffers there, as a forward pass shall.
+        """
         leaves = list(self.leaves)
         for place, tensor in zip(self.places, tensors[self.shared :], strict=True):
             leaves[place] = tensor
         args = pytree.tree_unflatten(leaves, self.spec)
-        with _swapped(self.slots, tensors), _parametrized(self.cached, tensors[len(self.slots) : self.shared]):
+        with (
+            _swapped(self.slots, tensors, keep_buffers),
+            _parametrized(self.cached, tensors[len(self.slots) : self.shared]),
+        ):
             yield lambda z: self.f(z, *args)
 
 
@@ -71,37 +82,44 @@ def _module_tensors(modules: list[nn.Module]) -> tuple[list[list[Slot]], list[tu
     places: dict[int, list[Slot]] = {}
     tensors: dict[int, Tensor] = {}
     cached: list[tuple[nn.Module, str]] = []
-
-    def visit(module: nn.Module, seen: set[int]) -> None:
+    todo, seen = list(reversed(modules)), set()
+    while todo:
+        module = todo.pop()
         if id(module) in seen:
-            return
+            continue
         seen.add(id(module))
-        flat_weights = getattr(module, "_flat_weights", None)  # recurrent layers keep a second list of their weights
-        containers = [module._parameters, module._buffers] + ([dict(enumerate(flat_weights))] if flat_weights else [])
-        for container in containers:
-            for key, tensor in container.items():
-                if isinstance(tensor, Tensor):
-                    home = flat_weights if isinstance(key, int) else container
-                    places.setdefault(id(tensor), []).append((home, key))
-                    tensors[id(tensor)] = tensor
+        for home, key, tensor in _own_tensors(module):
+            places.setdefault(id(tensor), []).append((home, key))
+            tensors[id(tensor)] = tensor
         parametrized = parametrize.is_parametrized(module)
         if parametrized:
             cached.extend((module, name) for name in module.parametrizations)  # type: ignore[union-attr]
-        for name, child in module.named_children():
-            if not (parametrized and name == "parametrizations"):
-                visit(child, seen)
-
-    seen: set[int] = set()
-    for module in modules:
-        visit(module, seen)
+        children = [child for name, child in module.named_children() if not parametrized or name != "parametrizations"]
+        todo.extend(reversed(children))
     # A parametrised weight is computed here, once a solve, outside of the solve: its graph leads to the originals, and
     # forward and backward use the very same weight (the power iteration of a spectral norm advances once).
     weights = [getattr(module, name) for module, name in cached]
     return list(places.values()), cached, [*tensors.values(), *weights]
 
 
+def _own_tensors(module: nn.Module) -> Iterator[tuple[Any, Any, Tensor]]:
+    """Container, key and tensor of every parameter and buffer of a module itself."""
+    for container in (module._parameters, module._buffers):
+        for name, tensor in container.items():
+            if tensor is not None and is_lazy(tensor):
+                raise ValueError(
+                    f"{type(module).__name__}.{name} is not initialised yet; try calling the module once, as cell(z, x)"
+                )
+            if isinstance(tensor, Tensor):
+                yield container, name, tensor
+    flat_weights = getattr(module, "_flat_weights", None) or ()  # recurrent layers keep a second list of their weights
+    for index, tensor in enumerate(flat_weights):
+        if isinstance(tensor, Tensor):
+            yield flat_weights, index, tensor
+
+
 @contextmanager
-def _swapped(slots: list[list[Slot]], tensors: list[Tensor] | tuple[Tensor, ...]) -> Iterator[None]:
+def _swapped(slots: list[list[Slot]], tensors: list[Tensor] | tuple[Tensor, ...], keep_buffers: bool) -> Iterator[None]:
     held = [places[0][0][places[0][1]] for places in slots]
     try:
         for places, tensor in zip(slots, tensors, strict=False):
@@ -109,9 +127,11 @@ def _swapped(slots: list[list[Slot]], tensors: list[Tensor] | tuple[Tensor, ...]
                 container[key] = tensor
         yield
     finally:
-        for places, tensor in zip(slots, held, strict=True):
+        for places, tensor, own in zip(slots, tensors, held, strict=False):
             for container, key in places:
-                container[key] = tensor
+                replaced = container[key] is not tensor and not own.requires_grad
+                if not (replaced and keep_buffers):
+                    container[key] = own
 
 
 @contextmanager
@@ -145,20 +165,22 @@ def _itself(weight: Tensor) -> Tensor:
 
 
 def check_captures(f: Callable, value: Any, tensors: list[Tensor] | tuple[Tensor, ...]) -> None:
-    """Refuses a value that still requires grad although every explicit tensor was detached.
+    """Refuses a value whose graph leads to a tensor that is not explicit.
 
     Args:
         f: the user's function, searched for the captured tensor's name.
-        value: what it returned under `enable_grad` for detached tensors.
-        tensors: those tensors, to tell a transform's level that all have from one that only a captured tensor has.
+        value: what it returned under `enable_grad`.
+        tensors: stand-ins for the explicit tensors, and the state: leaves or detached, on purpose.
 
     Raises:
         CaptureError: names the captured tensors' shapes, their names where found, and the fix.
     """
     leaves = pytree.tree_leaves(value)
     level = max((transforms.level(tensor) for tensor in tensors), default=-1)
-    if any(leaf.requires_grad or transforms.level(leaf) > level for leaf in leaves):
-        shapes = sorted({tuple(tensor.shape) for leaf in leaves for tensor in _graph_leaves(leaf)})
+    allowed = {id(tensor) for tensor in tensors}
+    captured = [tensor for leaf in leaves for tensor in _graph_leaves(leaf) if id(tensor) not in allowed]
+    if captured or any(transforms.level(leaf) > level for leaf in leaves):
+        shapes = sorted({tuple(tensor.shape) for tensor in captured})
         several = "tensors of shapes" if len(shapes) > 1 else "a tensor of shape"
         what = f"{several} {', '.join(map(str, shapes))}" if shapes else "a tensor"
         raise CaptureError(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchimplicit.core import transforms
 from torchimplicit.core.explicit import Explicit, check_captures
 from torchimplicit.core.tree import Layout
 
@@ -18,10 +19,11 @@ class Residual:
 
     Args:
         evaluate: `(z, out) -> r`; `out` is a buffer to write into, or None.
+        eps: the rounding of the function's dtype, below which relative residuals mean nothing.
     """
 
-    def __init__(self, evaluate: Callable[[Tensor, Tensor | None], Tensor]):
-        self.evaluate = evaluate
+    def __init__(self, evaluate: Callable[[Tensor, Tensor | None], Tensor], eps: float):
+        self.evaluate, self.eps = evaluate, eps
         self.nfev = 0
 
     def __call__(self, z: Tensor, out: Tensor | None = None) -> Tensor:
@@ -51,13 +53,20 @@ class Problem:
         self.layout = Layout(z0, batch_dims)
         self.explicit = Explicit(f, args)
         self.autocast = Autocast(self.layout.device.type)
+        self.eps = max(self.layout.eps, self.autocast.eps)
 
     def residual(self, z: Tensor, value: Tensor, out: Tensor | None) -> Tensor:
         """The residual from the state and the function's value there, both `(B, n)`, in `out` where that is given."""
         raise NotImplementedError
 
+    def check_captures(self, value: Any, tensors: list[Tensor] | tuple[Tensor, ...]) -> None:
+        """Refuses a value whose graph leads to other tensors; see `explicit.check_captures`."""
+        check_captures(self.f, value, tensors)
+
     @contextmanager
-    def bind(self, tensors: list[Tensor] | tuple[Tensor, ...], audit: bool = False) -> Iterator[Residual]:
+    def bind(
+        self, tensors: list[Tensor] | tuple[Tensor, ...], audit: bool = False, keep_buffers: bool = False
+    ) -> Iterator[Residual]:
         """The residual as a function of the flat state, with these tensors in place, for one solve.
 
         Args:
@@ -74,15 +83,20 @@ class Problem:
 
         def evaluate_first(z: Tensor, out: Tensor | None) -> Tensor:
             residual.evaluate = evaluate
+            version = transforms.version(z)
             with torch.set_grad_enabled(audit or torch.is_grad_enabled()):
                 value = function(layout.unflatten(z))
+            if transforms.version(z) != version:
+                raise ValueError(
+                    "the function writes into its state z; try an out-of-place operation, or z.clone() first"
+                )
             layout.check(value, cast=self.autocast.enabled)
             if audit:
-                check_captures(self.f, value, tensors)
+                self.check_captures(value, tensors)
             return self.residual(z, layout.flatten(value), out)
 
-        residual = Residual(evaluate_first)
-        with self.explicit.bind(tensors) as bound, self.autocast.off():
+        residual = Residual(evaluate_first, self.eps)
+        with self.explicit.bind(tensors, keep_buffers) as bound, self.autocast.off():
             function = self.autocast.around(bound)
             yield residual
 
@@ -115,9 +129,16 @@ class Mapped:
     def __init__(self, problem: Problem | Mapped, count: int, dims: tuple[int | None, ...]):
         """Wraps a problem; may itself be wrapped."""
         self.problem, self.count, self.dims = problem, count, dims
+        self.eps: float = problem.eps
+
+    def check_captures(self, value: Any, tensors: list[Tensor] | tuple[Tensor, ...]) -> None:
+        """See `Problem.check_captures`."""
+        self.problem.check_captures(value, tensors)
 
     @contextmanager
-    def bind(self, tensors: list[Tensor] | tuple[Tensor, ...], audit: bool = False) -> Iterator[Residual]:
+    def bind(
+        self, tensors: list[Tensor] | tuple[Tensor, ...], audit: bool = False, keep_buffers: bool = False
+    ) -> Iterator[Residual]:
         """The residual on `(count * B, n)`; see `Problem.bind`. A captured tensor is found outside of the map."""
 
         def one(z: Tensor, *tensors: Tensor) -> Tensor:
@@ -130,7 +151,7 @@ class Mapped:
             residual = mapped(z.unflatten(0, (self.count, -1)), *tensors).flatten(0, 1)
             return residual if out is None else out.copy_(residual)
 
-        yield Residual(evaluate)
+        yield Residual(evaluate, self.eps)
 
 
 class Autocast:
@@ -144,6 +165,7 @@ class Autocast:
         self.device_type = device_type
         self.enabled = torch.is_autocast_enabled(device_type)
         self.dtype = torch.get_autocast_dtype(device_type) if self.enabled else None
+        self.eps = torch.finfo(self.dtype).eps if self.dtype else 0.0
 
     @contextmanager
     def off(self) -> Iterator[None]:

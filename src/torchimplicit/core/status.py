@@ -27,7 +27,8 @@ _REMEDIES = {
     Status.MAX_STEPS: "Try more max_steps, a looser rtol or atol, or a more contractive map.",
     Status.STAGNATED: (
         "The residual no longer falls: the tolerance may lie below what this dtype can reach (try a looser rtol or "
-        "atol, or float64), the map may have no fixed point, or it may be random (dropout inside it)."
+        "atol, or float64), the map may have no fixed point, it may be random (dropout inside it), or its residual "
+        "may grow for long before it falls (a non-normal map: try Newton())."
     ),
     Status.DIVERGED: "The map expands. Try damping < 1, Newton(), spectral normalisation, or smaller weights.",
     Status.NON_FINITE: (
@@ -106,12 +107,10 @@ class Solution:
     Attributes:
         value: the solution, nested and shaped like the initial state.
         report: the `Report`; its fields are also here as `status`, `steps`, `residual`, `nfev`, `trace`, `backward`.
-        state: the solver's last state (for the quasi-Newton factor and the like), None when not kept.
     """
 
     value: Any
     report: Report
-    state: Any = field(default=None, repr=False)
 
     @property
     def status(self) -> Tensor:
@@ -165,6 +164,10 @@ class ConvergenceError(ImplicitError, RuntimeError):
         super().__init__(message)
         self.report = report
         self.solution = solution
+
+    def __reduce__(self) -> tuple:
+        """Travels between processes without the solution, which may hold a graph."""
+        return type(self), (str(self), self.report)
 
 
 class ConvergenceWarning(UserWarning):

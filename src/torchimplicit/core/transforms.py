@@ -20,6 +20,11 @@ def level(value: Any) -> int:
     return _functorch.maybe_get_level(value) if isinstance(value, Tensor) else -1
 
 
+def version(tensor: Tensor) -> int:
+    """How often a tensor was written to; 0 where that is not counted (inference mode, transforms)."""
+    return 0 if tensor.is_inference() or level(tensor) >= 0 else tensor._version
+
+
 def is_mapped(tensor: Tensor) -> bool:
     """Whether a tensor stands for a batch that `torch.vmap` hides."""
     return _functorch.is_batchedtensor(tensor)

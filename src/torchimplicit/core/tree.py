@@ -78,8 +78,18 @@ class Layout:
             leaves.append(piece.reshape(shape).to(dtype))
         return pytree.tree_unflatten(leaves, self.spec)
 
-    def check(self, value: Any, cast: bool = False) -> None:
+    @property
+    def eps(self) -> float:
+        """The coarsest rounding among the leaves' dtypes."""
+        return max(torch.finfo(dtype).eps for dtype in self.dtypes)
+
+    def check(self, value: Any, cast: bool = False, subject: str = "the function returned") -> None:
         """Refuses a value of another structure, shape or dtype than the state's; `cast` lets the dtype pass.
+
+        Args:
+            value: what to look at.
+            cast: let a floating dtype pass, for autocast.
+            subject: how messages begin.
 
         Raises:
             ValueError: structure or shape differ.
@@ -87,18 +97,18 @@ class Layout:
         """
         leaves, spec = pytree.tree_flatten(value)
         if spec != self.spec:
-            raise ValueError(f"the function returned the structure {spec}, expected that of the state, {self.spec}")
+            raise ValueError(f"{subject} the structure {spec}, expected that of the state, {self.spec}")
         for leaf, shape, dtype in zip(leaves, self.shapes, self.dtypes, strict=True):
             if not isinstance(leaf, Tensor):
-                raise TypeError(f"the function returned a {type(leaf).__name__}, expected a tensor like the state's")
+                raise TypeError(f"{subject} a {type(leaf).__name__}, expected a tensor like the state's")
             if leaf.shape != shape:
                 raise ValueError(
-                    f"the function returned shape {tuple(leaf.shape)}, expected the state's shape {tuple(shape)}; "
+                    f"{subject} shape {tuple(leaf.shape)}, expected the state's shape {tuple(shape)}; "
                     "try another z0 (or init=), or project back to the state inside the function"
                 )
             if leaf.dtype != dtype and not (cast and leaf.is_floating_point()):
                 raise TypeError(
-                    f"the function returned {leaf.dtype}, expected the state's {dtype}; "
+                    f"{subject} {leaf.dtype}, expected the state's {dtype}; "
                     "try z0 of that dtype, or convert weights and inputs with .to()"
                 )
 

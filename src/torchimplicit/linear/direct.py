@@ -18,7 +18,8 @@ class LU(LinearSolver):
     """LU factorisation with partial pivoting of every sample's matrix, used for `A` and `A^T` alike.
 
     Costs `n` products with the operator and `B n^2` memory: for states of at most a few hundred unknowns, where it is
-    both fastest and exact. A singular matrix is reported as non-finite. Beyond that use `GMRES`.
+    both fastest and exact. A singular matrix is reported as non-finite or, where rounding hides it, as stagnated: the
+    relative residual must come below the root of the dtype's rounding. Beyond that use `GMRES`.
 
     Args:
         max_size: refuse more unknowns than this, rather than exhaust the memory.
@@ -47,7 +48,8 @@ class _Factored(Prepared):
         residual = norm(b - torch.bmm(system, x.unsqueeze(2)).squeeze(2))
         # Backward stable solves leave rounding times |A| |x|; a (numerically) singular matrix leaves NaN or far more.
         size = torch.linalg.matrix_norm(matrix) * norm(x) + norm(b)
-        sound = residual <= 100 * torch.finfo(b.dtype).eps * b.shape[1] * size
+        eps = torch.finfo(b.dtype).eps
+        sound = (residual <= 100 * eps * b.shape[1] * size) & (residual <= eps**0.5 * norm(b))
         status = torch.where(sound, int(Status.CONVERGED), int(Status.STAGNATED))
         finite = residual.isfinite()
         status = torch.where(finite, status, int(Status.NON_FINITE))

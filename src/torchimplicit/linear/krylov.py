@@ -21,7 +21,7 @@ class _Krylov(LinearSolver):
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         name = type(self).__name__
-        if not self.rtol > 0:
+        if not (isinstance(self.rtol, float | int) and self.rtol > 0):
             raise ValueError(f"{name}(rtol={self.rtol!r}): expected a number > 0")
         if not isinstance(self.max_steps, int) or self.max_steps < 1:
             raise ValueError(f"{name}(max_steps={self.max_steps!r}): expected an integer >= 1")
@@ -65,17 +65,24 @@ class GMRES(_Krylov):
         while progress.going and done < self.max_steps:
             before = progress.running
             cycle = _Cycle(residual, progress, min(self.restart, self.max_steps - done, b.shape[1]))
-            while progress.going and cycle.steps < cycle.length:
+            while cycle.going and cycle.steps < cycle.length:
                 if cycle.advance(product) or cycle.steps == cycle.length:
-                    progress.update(done + cycle.steps, *cycle.residual())
-                    cycle.watch(progress.running)
-            x = torch.where(before.unsqueeze(1), x + cycle.correction(progress.taken() - done), x)
+                    cycle.judge(progress, done)
+            trial = torch.where(before.unsqueeze(1), x + cycle.correction(), x)
             done, products = done + cycle.steps, products + cycle.steps
-            if progress.going and done < self.max_steps:
-                residual = b - product(x)
+            doubtful = before & ~progress.running & cycle.doubtful(trial, progress.target)
+            if progress.going or bool(doubtful.any()):
+                residual = b - product(trial)
                 products += 1
                 size = norm(residual)
+                progress.revoke(doubtful & ~(size <= 10 * progress.target), size)
+                # A step so long that its rounding is as large as what it gains comes from a singular system.
+                useless = cycle.doubtful(trial, cycle.beta) & (size > 0.1 * cycle.beta)
+                worse = progress.running & (~(size <= cycle.beta) | useless)
+                trial = torch.where(worse.unsqueeze(1), x, trial)
+                size = torch.where(worse, cycle.beta, size)
                 progress.update(done, size, size > LITTLE * cycle.beta)
+            x = trial
         return progress.result(x, products)
 
 
@@ -101,14 +108,12 @@ class _Cycle:
         self.null[:, 0] = 1
         self.null_square = torch.ones_like(self.beta)
         self.limit = (self.beta / progress.target.clamp_min(self.info.tiny)).square().clamp_max(self.info.max)
-        self.watch(progress.running)
-
-    def watch(self, running: Tensor) -> None:
-        """Sets which samples' residuals count as events."""
-        self.stopped = None if bool(running.all()) else ~running
+        self.taken = torch.zeros_like(progress.steps)  # steps of each sample in this cycle
+        self.active = progress.running
+        self.going, self.all_active = True, bool(progress.running.all())
 
     def advance(self, product: Product) -> bool:
-        """One Arnoldi step; returns whether some sample may have converged or broken down."""
+        """One Arnoldi step; returns whether some sample may have converged or used its Krylov space up."""
         j = self.steps
         self.steps += 1
         basis = self.basis[:, : j + 1]
@@ -119,40 +124,43 @@ class _Cycle:
         w = torch.baddbmm(w, again, basis, alpha=-1).squeeze(1)
         column = (column + again).squeeze(1)
         length = norm(w)
-        # An exhausted space gives a zero vector here, not NaN; `residual` sees to what that means.
+        # An exhausted space gives a zero vector here, not NaN; `judge` sees to what that means.
         torch.div(w, length.clamp_min(self.info.tiny).unsqueeze(1), out=self.basis[:, j + 1])
         self.hessenberg[:, : j + 1, j] = column
         self.hessenberg[:, j + 1, j] = length
         null = (self.null[:, : j + 1] * column).sum(1) / -length
         self.null[:, j + 1] = null
         self.null_square = torch.addcmul(self.null_square, null, null)
-        if self.stopped is None:
+        if self.all_active:
             return not torch.equal(self.null_square.clamp_max(self.limit), self.null_square)
-        return not bool(((self.null_square < self.limit) | self.stopped).all())
+        return not bool(((self.null_square < self.limit) | ~self.active).all())
 
-    def residual(self) -> tuple[Tensor, Tensor | None]:
-        """Residual norms `(B,)`, and where the Krylov space was exhausted without reaching the solution `(B,)`."""
+    def judge(self, progress: Progress, done: int) -> None:
+        """Stops what has converged; what has used its Krylov space up waits for its true residual after the cycle."""
         j = self.steps - 1
-        residual = self.beta * self.null_square.rsqrt()
-        column, length = self.hessenberg[:, : j + 1, j], self.hessenberg[:, j + 1, j]
-        rounding = 4 * self.info.eps * norm(column)
-        exhausted = length <= rounding
-        if not bool(exhausted.any()):
-            return residual, None
-        leak = (self.null[:, : j + 1] * column).sum(1).abs()
-        hollow = exhausted & (leak <= rounding)
-        return torch.where(hollow, self.beta, torch.where(exhausted, 0, residual)), hollow
+        exhausted = self.hessenberg[:, j + 1, j] <= 4 * self.info.eps * norm(self.hessenberg[:, : j + 1, j])
+        estimate = self.beta * self.null_square.rsqrt()
+        estimate = torch.where(self.active & ~exhausted, estimate, progress.residual)
+        progress.update(done + self.steps, estimate)
+        self.taken = torch.where(self.active, self.steps, self.taken)
+        self.active = self.active & progress.running & ~exhausted
+        self.all_active, self.going = bool(self.active.all()), bool(self.active.any())
 
-    def correction(self, taken: Tensor) -> Tensor:
-        """The step `(B, n)` that reaches every sample's smallest residual, over the steps `(B,)` that it has taken."""
-        columns = torch.arange(self.length, device=taken.device)
+    def correction(self) -> Tensor:
+        """The step `(B, n)` that reaches every sample's smallest residual, over the steps that it has taken."""
+        columns = torch.arange(self.length, device=self.taken.device)
         # Columns that a sample did not reach become unit vectors below its own block: their weights come out as zero.
-        units = torch.eye(self.length + 1, dtype=self.beta.dtype, device=taken.device)[:, 1:]
-        hessenberg = torch.where((columns < taken.unsqueeze(1)).unsqueeze(1), self.hessenberg, units)
+        units = torch.eye(self.length + 1, dtype=self.beta.dtype, device=self.taken.device)[:, 1:]
+        hessenberg = torch.where((columns < self.taken.unsqueeze(1)).unsqueeze(1), self.hessenberg, units)
         q, r = torch.linalg.qr(hessenberg)
         target = q[:, 0].unsqueeze(2) * self.beta[:, None, None]
         weights = torch.linalg.solve_triangular(r, target, upper=True).mT
         return torch.bmm(weights.nan_to_num(0, 0, 0), self.basis[:, :-1]).squeeze(1)
+
+    def doubtful(self, x: Tensor, target: Tensor) -> Tensor:
+        """Where rounding, about `eps |A| |x|`, may hide that the estimate of the residual is too small, `(B,)`."""
+        size = self.hessenberg.abs().amax((1, 2)) * norm(x)
+        return ~(10 * self.info.eps * size <= target)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,9 +97,10 @@ class Progress:
             self.running = self.running & ~stops
             self.going = bool(self.running.any())
 
-    def taken(self) -> Tensor:
-        """Steps that each sample has taken so far, `(B,)`."""
-        return torch.where(self.running, self.step, self.steps)
+    def revoke(self, which: Tensor, residual: Tensor) -> None:
+        """Takes back the convergence of samples whose true residual is another: they count as stagnated."""
+        self.status = torch.where(which, int(Status.STAGNATED), self.status)
+        self.residual = torch.where(which, residual, self.residual)
 
     def hold(self, new: Tensor, old: Tensor) -> Tensor:
         """The new rows of running samples, the old rows of stopped ones, `(B, n)`."""
@@ -107,9 +108,8 @@ class Progress:
 
     def result(self, x: Tensor, products: int) -> LinearResult:
         """The result, once the iteration has ended."""
-        report = Report(
-            self.status, self.taken(), self.residual / self.width**0.5, products, "linear solve", linear=True
-        )
+        steps = torch.where(self.running, self.step, self.steps)
+        report = Report(self.status, steps, self.residual / self.width**0.5, products, "linear solve", linear=True)
         return LinearResult(x, report)
 
     def verified(self, x: Tensor, b: Tensor, product: Product, products: int) -> LinearResult:
@@ -118,6 +118,5 @@ class Progress:
         A sample that claims convergence with a true residual ten times its target counts as stagnated.
         """
         self.residual = norm(b - product(x))
-        drifted = (self.status == Status.CONVERGED) & ~(self.residual <= 10 * self.target)
-        self.status = torch.where(drifted, int(Status.STAGNATED), self.status)
+        self.revoke((self.status == Status.CONVERGED) & ~(self.residual <= 10 * self.target), self.residual)
         return self.result(x, products + 1)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from torchimplicit.adjoint import Adjoint, Implicit
+from torchimplicit.adjoint import Adjoint, Implicit, Unrolled
 from torchimplicit.core.status import ConvergenceError, OnFailure, Report
 from torchimplicit.equations import check_options, fixed_point
 from torchimplicit.solve import Anderson, Solver
@@ -66,6 +66,13 @@ class DEQ(nn.Module):
         if not callable(cell):
             raise TypeError(f"DEQ(cell=...): got a {type(cell).__name__}, expected a module or function cell(z, x)")
         check_options(solver, adjoint, on_failure)
+        if not (init is None or callable(init)):
+            raise TypeError(f"DEQ(init=...): got a {type(init).__name__}, expected a module or function init(x, ...)")
+        if warm_start and isinstance(adjoint, Unrolled):
+            raise ValueError(
+                "DEQ(warm_start=True, adjoint=Unrolled()): a start at the solution takes no steps, and so has no "
+                "gradient; try Implicit() or Phantom()"
+            )
         self.cell, self.init = cell, init
         self.solver, self.adjoint = solver, adjoint
         self.warm_start = warm_start
@@ -92,7 +99,7 @@ class DEQ(nn.Module):
             self.report = error.report
             raise
         self.report = solution.report
-        if self.warm_start:
+        if self.warm_start and not torch.is_inference_mode_enabled():  # whose tensors training could not use
             self._last = pytree.tree_map(torch.detach, solution.value)
         return solution.value
 

@@ -52,8 +52,9 @@ class Solver:
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
-        require(self, "rtol", self.rtol >= 0, "a number >= 0")
-        require(self, "atol", self.atol >= 0, "a number >= 0")
+        for name in ("rtol", "atol"):
+            value = getattr(self, name)
+            require(self, name, isinstance(value, float | int) and 0 <= value < math.inf, "a finite number >= 0")
         require(self, "max_steps", isinstance(self.max_steps, int) and self.max_steps >= 0, "an integer >= 0")
 
     def init(self, problem: Residual, z: Tensor) -> Any:
@@ -77,11 +78,10 @@ def require(config: object, name: str, holds: bool, expected: str) -> None:
 
 @dataclass(frozen=True)
 class Result:
-    """Where the loop ended: the best or converged iterate of every sample `(B, n)`, the report, the solver's state."""
+    """Where the loop ended: the best or converged iterate of every sample `(B, n)`, and the report."""
 
     z: Tensor
     report: Report
-    state: Any
 
 
 def iterate(solver: Solver, problem: Residual, z: Tensor, trace: bool = False, name: str = "solve") -> Result:
@@ -101,12 +101,12 @@ def iterate(solver: Solver, problem: Residual, z: Tensor, trace: bool = False, n
         The iterate that met the tolerance, or the best one seen, of every sample, and how it went.
     """
     state = solver.init(problem, z)
-    samples = _Samples(solver, state)
+    samples = _Samples(solver, state, problem.eps)
     step = 0
     while samples.judge(step, state) and step < solver.max_steps:
         state = solver.step(problem, state)
         step += 1
-    return Result(samples.answer(state.z), samples.report(step, problem.nfev, trace, name), state)
+    return Result(samples.answer(state.z), samples.report(step, problem.nfev, trace, name))
 
 
 class _Samples:
@@ -116,9 +116,9 @@ class _Samples:
     progress, and minus infinity once a sample has stopped, so that it takes part in nothing any more.
     """
 
-    def __init__(self, solver: Solver, state: State):
+    def __init__(self, solver: Solver, state: State, eps: float):
         batch, width = state.z.shape
-        self.size = math.sqrt(width)
+        self.size, self.eps = math.sqrt(width), eps
         self.rtol = SLACK * solver.rtol
         # The tiny addition lets a residual of exactly zero arrive at a tolerance of zero.
         self.atol = state.z.new_full((batch,), SLACK * solver.atol * self.size + torch.finfo(state.z.dtype).tiny)
@@ -155,14 +155,15 @@ class _Samples:
     def _look_closer(self, step: int, z: Tensor, residual: Tensor, tolerance: Tensor, scale: Tensor) -> None:
         improves = residual < self.bar
         # Only a best iterate arrives: a growing iterate loosens its own relative tolerance.
-        arrived = improves & (residual <= tolerance)
+        arrived = improves & (residual <= tolerance) & tolerance.isfinite()
         failing = self.running & ~improves
         self.stalled = torch.where(failing, self.stalled + 1, 0)
         status, stops = int(Status.CONVERGED), arrived
         if bool(failing.any()):
-            # A best iterate is about to be overwritten: it is the previous one, still at hand.
-            self._keep(failing & self.latest, self.previous)
-            failure = self._failure(residual, scale, z)
+            lost = failing & self.latest
+            if bool(lost.any()):  # a best iterate about to be overwritten: it is the previous one, still at hand
+                self._keep(lost, self.previous)
+            failure = self._failure(residual, scale)
             status = torch.where(failing, failure, status)
             stops = stops | (failing & (failure != Status.MAX_STEPS))
         self.latest = improves & self.running
@@ -175,9 +176,9 @@ class _Samples:
             self.all_running = False
         self.all_latest = False
 
-    def _failure(self, residual: Tensor, scale: Tensor, z: Tensor) -> Tensor:
+    def _failure(self, residual: Tensor, scale: Tensor) -> Tensor:
         """Why samples that do not improve stop, if they do."""
-        floor = FLOOR * torch.finfo(z.dtype).eps * scale
+        floor = FLOOR * self.eps * scale
         patience = torch.where(residual <= floor, PATIENCE_AT_FLOOR, PATIENCE)
         status = torch.where(self.stalled >= patience, int(Status.STAGNATED), int(Status.MAX_STEPS))
         status = torch.where(residual > self.limit, int(Status.DIVERGED), status)

@@ -46,6 +46,8 @@ class Newton(Solver):
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         super().__post_init__()
+        linear = self.linear_solver is None or isinstance(self.linear_solver, LinearSolver)
+        require(self, "linear_solver", linear, "a LinearSolver such as LU() or GMRES(), or None")
         require(self, "halvings", isinstance(self.halvings, int) and self.halvings >= 0, "an integer >= 0")
 
     def init(self, problem: Residual, z: Tensor) -> NewtonState:

@@ -37,6 +37,7 @@ def check_linear_solver(solver: LinearSolver, tolerance: float = 1e-8, symmetric
             for transpose in (False, True):
                 _check_system(reachable, matrix.to(dtype), bound, transpose, name)
     _check_independence(solver, _matrices(symmetric)["well conditioned"])
+    _check_hopeless(solver, symmetric)
 
 
 def _matrices(symmetric: bool) -> dict[str, Tensor]:
@@ -91,3 +92,15 @@ def _check_independence(solver: LinearSolver, matrix: Tensor) -> None:
         assert torch.equal(x[others], good[others]), "samples depend on their batch mates"
         assert torch.equal(bad_report.steps[others], report.steps[others])
         assert bad_report.status[2] != Status.CONVERGED, f"a system without solution is reported: {bad_report}"
+
+
+def _check_hopeless(solver: LinearSolver, symmetric: bool) -> None:
+    """Systems without a solution, exactly or but for rounding: nobody may claim to have solved them."""
+    centred = torch.eye(3, dtype=torch.float64) - 1 / 3
+    counted = torch.arange(1.0, 10.0, dtype=torch.float64).view(3, 3)
+    for matrix in [centred] if symmetric else [centred, counted]:
+        b = torch.tensor([[1.0, 2.0, 4.0]], dtype=torch.float64)
+        x, report = _solve(solver, matrix[None], b, False)
+        assert not report.converged, f"a singular system is not solved: {report}"
+        residual = (b - x @ matrix.mT).norm() / 3**0.5
+        assert x.norm() == torch.inf or not residual.isfinite() or (report.residual - residual).abs() < 1e-2 * residual
