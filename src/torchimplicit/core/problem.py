@@ -73,6 +73,7 @@ class Problem:
             tensors: in the order that `Explicit.take_tensors` gave them.
             audit: refuse captured tensors. Costs nothing: the first evaluation runs with grad enabled on tensors that
                 are all detached, so that it records a graph only when a captured tensor is there.
+            keep_buffers: see `Explicit.bind`.
         """
         if audit:
             tensors = [tensor.detach() for tensor in tensors]
