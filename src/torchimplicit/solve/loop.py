@@ -127,7 +127,7 @@ class _Samples:
         self.steps = self.stalled = torch.zeros_like(self.status)  # stalled: steps since the best residual
         self.running = torch.ones_like(self.status, dtype=torch.bool)
         self.latest = self.running  # the latest iterate is the sample's best and not yet put aside
-        self.all_running, self.all_latest = True, True
+        self.all_running, self.any_running, self.all_latest, self.any_stalled = True, True, True, False
         self.kept: Tensor | None = None
         self.previous = state.z
         self.history: list[Tensor] = []
@@ -145,36 +145,40 @@ class _Samples:
         if self.all_running and torch.equal(residual.clamp(tolerance, self.bar), residual):
             self.best = residual
             if not self.all_latest:
-                self.latest, self.all_latest, self.stalled = self.running, True, torch.zeros_like(self.steps)
+                self.latest, self.all_latest = self.running, True
+            if self.any_stalled:
+                self.stalled, self.any_stalled = torch.zeros_like(self.stalled), False
         else:
             self._look_closer(step, z, residual, tolerance, scale)
         self.bar = self.best / SLACK if self.all_running else torch.where(self.running, self.best / SLACK, -math.inf)
         self.previous = z
-        return self.all_running or bool(self.running.any())
+        return self.any_running
 
     def _look_closer(self, step: int, z: Tensor, residual: Tensor, tolerance: Tensor, scale: Tensor) -> None:
         improves = residual < self.bar
-        # Only a best iterate arrives: a growing iterate loosens its own relative tolerance.
-        arrived = improves & (residual <= tolerance) & tolerance.isfinite()
+        # Only a best iterate arrives: a growing iterate loosens its own relative tolerance, in the end to infinity.
+        arrived = improves & (residual <= tolerance) & (tolerance < math.inf)
         failing = self.running & ~improves
-        self.stalled = torch.where(failing, self.stalled + 1, 0)
         status, stops = int(Status.CONVERGED), arrived
         if bool(failing.any()):
+            self.stalled, self.any_stalled = torch.where(failing, self.stalled + 1, 0), True
             lost = failing & self.latest
             if bool(lost.any()):  # a best iterate about to be overwritten: it is the previous one, still at hand
                 self._keep(lost, self.previous)
             failure = self._failure(residual, scale)
             status = torch.where(failing, failure, status)
             stops = stops | (failing & (failure != Status.MAX_STEPS))
-        self.latest = improves & self.running
+        elif self.any_stalled:
+            self.stalled, self.any_stalled = torch.zeros_like(self.stalled), False
+        self.latest, self.all_latest = improves & self.running, False
         self.best = torch.where(improves, residual, self.best)
         if bool(stops.any()):
             self._keep(stops & self.latest, z)
             self.status = torch.where(stops, status, self.status)
             self.steps = torch.where(stops, step, self.steps)
-            self.running, self.latest = self.running & ~stops, self.latest & ~stops
-            self.all_running = False
-        self.all_latest = False
+            go_on = ~stops
+            self.running, self.latest, self.all_running = self.running & go_on, self.latest & go_on, False
+            self.any_running = bool(self.running.any())
 
     def _failure(self, residual: Tensor, scale: Tensor) -> Tensor:
         """Why samples that do not improve stop, if they do."""
