@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.tree import norm
-from torchimplicit.linear.solver import LinearResult, LinearSolver, Product, Progress
+from torchimplicit.linear.solver import PLAY, LinearResult, LinearSolver, Product, Progress
 
+SWEEPS = 3  # how often BiCGStab and CG start at most
 LITTLE = 0.999  # a GMRES cycle that leaves more than this of the residual counts as stagnation
 
 
@@ -75,7 +76,7 @@ class GMRES(_Krylov):
                 residual = b - product(trial)
                 products += 1
                 size = norm(residual)
-                progress.revoke(doubtful & ~(size <= 10 * progress.target), size)
+                progress.revoke(doubtful & ~(size <= PLAY * progress.target), size)
                 # A step so long that its rounding is as large as what it gains comes from a singular system.
                 useless = cycle.doubtful(trial, cycle.beta) & (size > 0.1 * cycle.beta)
                 worse = progress.running & (~(size <= cycle.beta) | useless)
@@ -164,7 +165,29 @@ class _Cycle:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BiCGStab(_Krylov):
+class _Drifting(_Krylov):
+    """A method whose running residual drifts from the true one by rounding, and so starts again from the true one."""
+
+    def run(self, product: Product, b: Tensor) -> LinearResult:
+        """Sweeps from `x = 0`, until no sample's claim is refuted or `SWEEPS` are over."""
+        progress = Progress(b, self.rtol)
+        x, r, products = torch.zeros_like(b), b, 0
+        for _ in range(SWEEPS):
+            x, used = self.sweep(product, progress, x, r)
+            r = b - product(x)
+            products += used + 1
+            if not progress.reopen(norm(r)):
+                break
+        progress.give_up()
+        return progress.result(x, products)
+
+    def sweep(self, product: Product, progress: Progress, x: Tensor, r: Tensor) -> tuple[Tensor, int]:
+        """Iterates from `x`, whose residual is `r`, while samples run; the new `x` and the products used."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BiCGStab(_Drifting):
     """Stabilised bi-conjugate gradients: any operator in a few vectors of memory, two products a step.
 
     Less smooth than `GMRES` and able to break down (reported as stagnated): for states too large for a Krylov basis.
@@ -175,14 +198,12 @@ class BiCGStab(_Krylov):
         max_steps: limit of steps, of two products each.
     """
 
-    def run(self, product: Product, b: Tensor) -> LinearResult:
-        """Iterates from `x = 0`."""
-        progress = Progress(b, self.rtol)
-        x, r, shadow = torch.zeros_like(b), b, b
-        p, rho = r, _dot(shadow, r)
-        step = 0
-        while progress.going and step < self.max_steps:
-            step += 1
+    def sweep(self, product: Product, progress: Progress, x: Tensor, r: Tensor) -> tuple[Tensor, int]:
+        """See `_Drifting.sweep`."""
+        shadow = p = r
+        rho = _dot(shadow, r)
+        start = progress.step
+        while progress.going and progress.step < self.max_steps:
             v = product(p)
             alpha = _over(rho, _dot(shadow, v))
             s = r - alpha * v
@@ -194,12 +215,12 @@ class BiCGStab(_Krylov):
             beta = _over(rho, previous) * _over(alpha, omega)
             p = r + beta * (p - omega * v)
             broken = ((alpha == 0) | (omega == 0)).squeeze(1)
-            progress.update(step, norm(r), broken)
-        return progress.verified(x, b, product, 2 * step)
+            progress.update(progress.step + 1, norm(r), broken)
+        return x, 2 * (progress.step - start)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CG(_Krylov):
+class CG(_Drifting):
     """Conjugate gradients, for symmetric positive definite (or negative definite) operators only.
 
     The Hessian of an energy at a minimum, or `I - J` of a gradient map. On other operators it fails, and says so: the
@@ -211,14 +232,11 @@ class CG(_Krylov):
         max_steps: limit of steps, of one product each.
     """
 
-    def run(self, product: Product, b: Tensor) -> LinearResult:
-        """Iterates from `x = 0`."""
-        progress = Progress(b, self.rtol)
-        x, r, p = torch.zeros_like(b), b, b
-        rho = _dot(r, r)
-        step = 0
-        while progress.going and step < self.max_steps:
-            step += 1
+    def sweep(self, product: Product, progress: Progress, x: Tensor, r: Tensor) -> tuple[Tensor, int]:
+        """See `_Drifting.sweep`."""
+        p, rho = r, _dot(r, r)
+        start = progress.step
+        while progress.going and progress.step < self.max_steps:
             w = product(p)
             curvature = _dot(p, w)
             alpha = _over(rho, curvature)
@@ -226,5 +244,5 @@ class CG(_Krylov):
             r = r - alpha * w
             rho, previous = _dot(r, r), rho
             p = r + _over(rho, previous) * p
-            progress.update(step, norm(r), (curvature == 0).squeeze(1))
-        return progress.verified(x, b, product, step)
+            progress.update(progress.step + 1, norm(r), (curvature == 0).squeeze(1))
+        return x, progress.step - start

@@ -15,6 +15,7 @@ from torchimplicit.core.tree import norm
 from torchimplicit.linear.operator import LinearOperator
 
 Product = Callable[[Tensor], Tensor]
+PLAY = 2.0  # a true residual of more than so many times its target refutes a claim of convergence
 
 
 class LinearResult(NamedTuple):
@@ -87,7 +88,7 @@ class Progress:
         self.step = step
         goes_on = (residual > self.target) & (residual < math.inf)  # NaN does not
         stops = self.running & ~(goes_on if breakdown is None else goes_on & ~breakdown)
-        finite = residual.isfinite()
+        finite = residual < math.inf
         self.residual = torch.where(self.running & finite, residual, self.residual)
         if bool(stops.any()):
             status = torch.where(residual <= self.target, int(Status.CONVERGED), int(Status.STAGNATED))
@@ -112,11 +113,19 @@ class Progress:
         report = Report(self.status, steps, self.residual / self.width**0.5, products, "linear solve", linear=True)
         return LinearResult(x, report)
 
-    def verified(self, x: Tensor, b: Tensor, product: Product, products: int) -> LinearResult:
-        """The result with the true residual, for methods whose running residual drifts from it.
+    def reopen(self, residual: Tensor) -> bool:
+        """Takes the true residuals; lets samples run again whose claim of convergence that refutes.
 
-        A sample that claims convergence with a true residual ten times its target counts as stagnated.
+        Returns:
+            Whether there are such samples.
         """
-        self.residual = norm(b - product(x))
-        self.revoke((self.status == Status.CONVERGED) & ~(self.residual <= 10 * self.target), self.residual)
-        return self.result(x, products + 1)
+        self.residual = torch.where(residual.isfinite(), residual, self.residual)
+        self.reopened = (self.status == Status.CONVERGED) & ~(residual <= PLAY * self.target)
+        self.status = torch.where(self.reopened, int(Status.MAX_STEPS), self.status)
+        self.running = self.running | self.reopened
+        self.going = bool(self.reopened.any())
+        return self.going
+
+    def give_up(self) -> None:
+        """Samples whose claims were refuted to the last count as stagnated."""
+        self.revoke(self.reopened, self.residual)
