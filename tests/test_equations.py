@@ -459,3 +459,32 @@ def test_warm_start_of_another_shape():
     first = ti.fixed_point(contraction, torch.zeros(2, 4), torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"warm_start has shape \(2, 4\)"):
         ti.fixed_point(contraction, ZEROS, ZEROS, warm_start=first)
+
+
+class CountOperations(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts the tensor operations that reach a kernel or make a view."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("solver", "most"), [(ti.Picard, 8), (ti.Anderson, 12)])
+def test_a_solver_step_is_lean(solver, most):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.linalg.qr(torch.randn(20, 20, generator=generator))[0]
+    x = torch.randn(4, 20, generator=generator)
+
+    def operations(steps):
+        with CountOperations() as counter, torch.no_grad():
+            options = solver(rtol=0.0, atol=0.0, max_steps=steps)
+            ti.fixed_point(lambda z: 0.9 * z @ weight + x, torch.zeros(4, 20), solver=options, on_failure="ignore")
+        return counter.count
+
+    evaluation = 3  # of the map itself
+    per_step = (operations(16) - operations(10)) / 6 - evaluation
+    assert per_step <= most
