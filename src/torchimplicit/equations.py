@@ -151,9 +151,10 @@ def check_options(solver: Any, adjoint: Any, on_failure: str) -> None:
         TypeError: `solver` or `adjoint` is something else, the class in place of an instance for example.
         ValueError: `on_failure` is none of "raise", "warn", "ignore".
     """
-    for name, got, expected in (("solver", solver, Solver), ("adjoint", adjoint, Adjoint)):
+    wanted = (("solver", solver, Solver, "Anderson()"), ("adjoint", adjoint, Adjoint, "Implicit()"))
+    for name, got, expected, usual in wanted:
         if not isinstance(got, expected):
-            hint = f"; try {got.__name__}()" if isinstance(got, type) else ""
-            raise TypeError(f"{name}: got {got!r}, expected an instance of {expected.__name__}{hint}")
+            hint = f"{got.__name__}()" if isinstance(got, type) else usual
+            raise TypeError(f"{name}: got {got!r}, expected an instance of {expected.__name__}; try {hint}")
     if on_failure not in ("raise", "warn", "ignore"):
         raise ValueError(f"on_failure: got {on_failure!r}, expected 'raise', 'warn' or 'ignore'")

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from torchimplicit.train import catalogue
 from torchimplicit.train.cli import main
@@ -52,6 +53,8 @@ def test_every_recipe_says_what_it_does_and_needs():
         (["fit", "--config", "digits", "--model.network.solver.window", "0"], 1, "Anderson(window=0): expected"),
         (["report", "gone.ckpt"], 1, "gone.ckpt: no such checkpoint"),
         (["fit", "--config", "mnist", "--data-dir", "/nowhere", *SHORT], 1, "MNIST: looked in /nowhere"),
+        ([*FIT, "--data.batch_size", "0"], 1, "batch_size should be a positive integer"),
+        ([*FIT, "--trainer.logger.save_dir", __file__], 1, "[Errno"),
     ],
 )
 def test_mistakes_end_in_one_line(capsys, words, status, message, monkeypatch):
@@ -78,6 +81,11 @@ def test_fit_resume_test_predict_report(capsys):
     assert main([*resumed, "--ckpt_path", "last"]) == 0
     assert [path.name for path in Path("runs/digits").iterdir()] == ["version_0"], "a resumed run goes on in its folder"
 
+    worse = [*resumed, "--model.learning_rate", "0.0", "--ckpt_path", "last"]
+    assert main([word if word != "2" else "3" for word in worse]) == 0
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=False)
+    assert last["epoch"] == 2, "last is the last epoch, whether or not it was the best"
+
     capsys.readouterr()
     assert main(["test", "--config", "digits", *WIDTH, *SHORT]) == 0
     printed = capsys.readouterr().out
@@ -88,7 +96,7 @@ def test_fit_resume_test_predict_report(capsys):
     assert main(["predict", "--config", "digits", *WIDTH, *SHORT]) == 0
     with (run / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 360
+    assert [int(row["sample"]) for row in rows] == list(range(360))
     assert all(0 <= int(row["class"]) < 10 and 0 < float(row["probability"]) <= 1 for row in rows)
 
     names = sorted(path.name for path in (run / "checkpoints").iterdir())

@@ -85,8 +85,12 @@ class Problem:
         def evaluate_first(z: Tensor, out: Tensor | None) -> Tensor:
             residual.evaluate = evaluate
             version = transforms.version(z)
-            with torch.set_grad_enabled(audit or torch.is_grad_enabled()):
-                value = function(layout.unflatten(z))
+            try:
+                with torch.set_grad_enabled(audit or torch.is_grad_enabled()):
+                    value = function(layout.unflatten(z))
+            except Exception as error:
+                error.add_note(f"(while evaluating the function f(z, *args) at a state z of {layout.describe()})")
+                raise
             if transforms.version(z) != version:
                 raise ValueError(
                     "the function writes into its state z; try an out-of-place operation, or z.clone() first"

@@ -78,6 +78,10 @@ class Layout:
             leaves.append(piece.reshape(shape).to(dtype))
         return pytree.tree_unflatten(leaves, self.spec)
 
+    def describe(self) -> str:
+        """Shapes and dtypes of the leaves, for messages."""
+        return ", ".join(f"{tuple(shape)} {dtype}" for shape, dtype in zip(self.shapes, self.dtypes, strict=True))
+
     @property
     def eps(self) -> float:
         """The coarsest rounding among the leaves' dtypes."""

@@ -33,9 +33,10 @@ def _references(check: GradientCheck) -> list[str]:
     if check.reference <= check.tolerance:
         return []
     return [
-        "unrolling and finite differences disagree, so autograd itself does not see how the cell depends on its "
-        "inputs: look for detach(), .data, no_grad or rounding in the cell, for weights that hold a quantity constant "
-        "(the power iteration of a spectral norm: try layer.eval()), for kinks, and for randomness that no seed repeats"
+        "unrolling and finite differences disagree. With kinks nearby (ReLU, max, abs) the differences are to blame: "
+        "try a smooth activation for the check. Else autograd does not see how the cell depends on its inputs: look "
+        "for detach(), .data, no_grad or rounding in the cell, for weights that hold a quantity constant (the power "
+        "iteration of a spectral norm: try layer.eval()), and for randomness that no seed repeats"
     ]
 
 

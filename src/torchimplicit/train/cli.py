@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"no command {words[0]!r}; expected one of {', '.join(sorted(commands))}")
     try:
         commands[words[0]](words)
-    except ImplicitError as error:
+    except (ImplicitError, OSError, ValueError) as error:  # what the user gave, or what the machine refused
         return _fail(str(error), status=1)
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "torchimplicit":

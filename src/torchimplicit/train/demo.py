@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -14,10 +17,10 @@ from torchimplicit.train.trainer_cli import RecipeCLI
 
 NEXT = """
 Next:
-  torchimplicit report {checkpoint}
-  tensorboard --logdir {logs}
-  torchimplicit fit --config digits --model.network.solver Newton
-  torchimplicit recipes
+  {command} report {checkpoint}
+  {board} --logdir {logs}
+  {command} fit --config digits --model.network.solver Newton
+  {command} recipes
 """
 
 
@@ -42,5 +45,15 @@ def run(epochs: int | None = None) -> float:
     print(f"\n{convergence}\n")
     print(f"test accuracy: {accuracy:.1%} of {len(labels)} digits, after {time.perf_counter() - start:.0f} seconds")
     print(f"pictures: {picture}, {folder / 'convergence.png'}")
-    print(NEXT.format(checkpoint=best, logs=folder.parent))
+    print(
+        NEXT.format(
+            command=_command("torchimplicit"), board=_command("tensorboard"), checkpoint=best, logs=folder.parent
+        )
+    )
     return accuracy
+
+
+def _command(name: str) -> str:
+    """How the user can call a command: by its name, or by its path where the environment is not active."""
+    path = Path(sys.executable).parent / name
+    return name if shutil.which(name) else os.path.relpath(path)

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import BasePredictionWriter, EarlyStopping, ProgressBar, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning_utilities.core.rank_zero import rank_zero_only
+from torch.utils import _pytree as pytree
 
 from torchimplicit.train import checkpoint as checkpoints
 from torchimplicit.train import runs
@@ -39,13 +41,22 @@ class PredictionFile(BasePredictionWriter):
         super().__init__("epoch")
         self.path = path
 
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Removes what an earlier run with more processes may have left."""
+        if trainer.is_global_zero:
+            for old in self.path.parent.glob(f"{self.path.stem}*{self.path.suffix}"):
+                old.unlink()
+        trainer.strategy.barrier()
+
     def write_on_epoch_end(
         self, trainer: Trainer, pl_module: LightningModule, predictions: Any, batch_indices: Any
     ) -> None:
         """Writes the file and says where it is."""
         path = self.path.with_stem(f"{self.path.stem}-{trainer.global_rank}") if trainer.global_rank else self.path
         probabilities, classes = torch.cat(predictions).max(1)
-        rows = (f"{i},{int(c)},{float(p):.6f}\n" for i, (c, p) in enumerate(zip(classes, probabilities, strict=True)))
+        samples = [int(i) for i in pytree.tree_leaves(batch_indices)]  # of the data set: a process has but some of them
+        table = zip(samples, classes, probabilities, strict=True)
+        rows = (f"{sample},{int(c)},{float(p):.6f}\n" for sample, c, p in table)
         path.write_text("sample,class,probability\n" + "".join(rows))
         print(f"predictions: {path}")
 
@@ -95,7 +106,7 @@ class RecipeCLI(LightningCLI):
         folder = Path(str(logs.get("save_dir", "."))) / str(logs.get("name", "")) if logs else Path("lightning_logs")
         if self.config.subcommand != "fit":
             config.ckpt_path = config.ckpt_path or "best"
-            config.trainer.logger = False
+            config.trainer.logger = config.trainer.enable_checkpointing = False
             config.trainer.callbacks = [
                 each for each in config.trainer.callbacks or [] if not each.class_path.endswith("ModelCheckpoint")
             ]
@@ -128,6 +139,12 @@ class RecipeCLI(LightningCLI):
             bar = RichProgressBar(theme=RichProgressBarTheme(metrics_format=".3g"))
             settings.callbacks = [*(settings.callbacks or []), bar]
         return super().instantiate_trainer(**kwargs)
+
+    def after_fit(self) -> None:
+        """Says why training ended early, if it did."""
+        stopper = self.trainer.early_stopping_callback
+        if isinstance(stopper, EarlyStopping) and stopper.stopping_reason_message:
+            rank_zero_only(print)(f"stopped after epoch {stopper.stopped_epoch}: {stopper.stopping_reason_message}")
 
     def after_instantiate_classes(self) -> None:
         """Checks the checkpoint, and notes the configuration for the checkpoints to come."""
