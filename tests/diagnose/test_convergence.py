@@ -12,14 +12,14 @@ def test_steps_residuals_and_trace_are_those_of_the_layers_own_solve(make_layer,
     result = diagnose.convergence(layer, x)
     assert layer.report is None  # nothing was left behind
     value = layer(x)
-    assert torch.equal(result.steps, layer.report.steps)
-    assert torch.equal(result.residual, layer.report.residual)
-    assert result.report.trace.shape == (int(result.steps.max()) + 1, 5)
-    last = result.report.trace[result.steps, torch.arange(5)]
-    torch.testing.assert_close(last, result.residual)
+    assert torch.equal(result.report.steps, layer.report.steps)
+    assert torch.equal(result.report.residual, layer.report.residual)
+    assert result.report.trace.shape == (int(result.report.steps.max()) + 1, 5)
+    last = result.report.trace[result.report.steps, torch.arange(5)]
+    torch.testing.assert_close(last, result.report.residual)
     rms = value.detach().square().mean(1).sqrt()
     torch.testing.assert_close(result.tolerance, 1e-6 + 1e-4 * rms)
-    assert (result.residual <= result.tolerance).all()
+    assert (result.report.residual <= result.tolerance).all()
 
 
 def test_a_warm_start_is_part_of_the_diagnosis_and_survives_it(make_layer, x):
@@ -27,7 +27,7 @@ def test_a_warm_start_is_part_of_the_diagnosis_and_survives_it(make_layer, x):
     cold = diagnose.convergence(layer, x)
     layer(x)
     last = layer._last
-    assert int(diagnose.convergence(layer, x).steps.max()) == 0 < int(cold.steps.min())
+    assert int(diagnose.convergence(layer, x).report.steps.max()) == 0 < int(cold.report.steps.min())
     assert layer._last is last
 
 
@@ -43,7 +43,7 @@ def test_table_names_the_worst_samples_and_is_short(linear_layer):
     rows = [line.split() for line in table]
     assert ["37", "max_steps", "30"] in [row[:3] for row in rows]
     (steps,) = (row for row in rows if row[:1] == ["steps"])
-    assert steps[1:] == [str(int(result.steps.min()))] * 4 + ["30"]  # quantiles: all but two samples are alike
+    assert steps[1:] == [str(int(result.report.steps.min()))] * 4 + ["30"]  # quantiles: all but two samples are alike
     assert "(397 samples more)" in table[-1]
 
 
@@ -72,6 +72,6 @@ def test_plot_of_a_solve_that_is_exact_or_not_finite(linear_layer, matrix):
     layer = linear_layer(matrix, solver=ti.Picard(max_steps=5))
     x = torch.tensor([[1.0, 2.0], [0.0, 0.0], [float("nan"), 1.0]])
     result = diagnose.convergence(layer, x)
-    assert int(result.status[2]) == ti.Status.NON_FINITE
+    assert int(result.report.status[2]) == ti.Status.NON_FINITE
     result.plot(io.BytesIO())
     assert result.table()

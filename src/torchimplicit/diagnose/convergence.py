@@ -38,34 +38,19 @@ class Convergence:
     solver: Solver = field(repr=False)
 
     @property
-    def steps(self) -> Tensor:
-        """Steps that each sample took, int64 `(B,)`."""
-        return self.report.steps
-
-    @property
-    def residual(self) -> Tensor:
-        """RMS residual that each sample reached, `(B,)`."""
-        return self.report.residual
-
-    @property
-    def status(self) -> Tensor:
-        """`Status` value of each sample, int64 `(B,)`."""
-        return self.report.status
-
-    @property
     def order(self) -> Tensor:
         """Sample indices, worst first: by how the solve ended, by steps, by residual over tolerance, `(B,)`."""
-        order = torch.argsort(self.residual / self.tolerance, descending=True, stable=True)
-        order = order[torch.argsort(self.steps[order], descending=True, stable=True)]
-        return order[torch.argsort(self.status[order], descending=True, stable=True)]
+        order = torch.argsort(self.report.residual / self.tolerance, descending=True, stable=True)
+        order = order[torch.argsort(self.report.steps[order], descending=True, stable=True)]
+        return order[torch.argsort(self.report.status[order], descending=True, stable=True)]
 
     def __str__(self) -> str:
         """One line: how many converged, steps and residuals; and what to try when some did not."""
-        steps = self.steps.double()
+        steps, residual = self.report.steps.double(), self.report.residual
         text = (
             f"{self._converged()} in {self.solver.max_steps} steps or fewer; "
             f"steps: median {float(steps.median()):.0f}, most {float(steps.max()):.0f}; "
-            f"residual: median {float(self.residual.median()):.2e}, largest {float(self.residual.max()):.2e}"
+            f"residual: median {float(residual.median()):.2e}, largest {float(residual.max()):.2e}"
         )
         tries = [f"  {status.name.lower()}: {remedy}" for status, remedy in self.report.remedies.items()]
         return "\n".join([text, *tries])
@@ -79,9 +64,9 @@ class Convergence:
         lines = [f"{self._converged()}; {self.report.nfev} evaluations; {self.solver}", ""]
         lines.append(f"{'':21}{'least':>10}{'25 %':>10}{'median':>10}{'75 %':>10}{'most':>10}")
         rows = (
-            ("steps", self.steps, "{:.4g}"),
-            ("residual (RMS)", self.residual, "{:.2e}"),
-            ("residual / tolerance", self.residual / self.tolerance, "{:.3g}"),
+            ("steps", self.report.steps, "{:.4g}"),
+            ("residual (RMS)", self.report.residual, "{:.2e}"),
+            ("residual / tolerance", self.report.residual / self.tolerance, "{:.3g}"),
         )
         for name, values, form in rows:
             values = values.double()
@@ -90,13 +75,13 @@ class Convergence:
         listed = self.order[:worst].tolist()
         lines += ["", f"{'worst samples':>13}  {'status':<12}{'steps':>7}{'residual':>11}{'tolerance':>11}"]
         for i in listed:
-            name = Status(int(self.status[i])).name.lower()
+            name = Status(int(self.report.status[i])).name.lower()
             lines.append(
-                f"{i:>13}  {name:<12}{int(self.steps[i]):>7}"
-                f"{float(self.residual[i]):>11.2e}{float(self.tolerance[i]):>11.2e}"
+                f"{i:>13}  {name:<12}{int(self.report.steps[i]):>7}"
+                f"{float(self.report.residual[i]):>11.2e}{float(self.tolerance[i]):>11.2e}"
             )
-        if len(self.steps) > len(listed):
-            lines.append(f"{'':13}  ({len(self.steps) - len(listed)} samples more)")
+        if len(self.report.steps) > len(listed):
+            lines.append(f"{'':13}  ({len(self.report.steps) - len(listed)} samples more)")
         return "\n".join(lines)
 
     def plot(self, target: Any = None) -> Figure:
@@ -141,12 +126,12 @@ class Convergence:
         axes.legend(fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
 
     def _draw_steps(self, axes: Axes) -> None:
-        steps = self.steps.cpu()
+        steps = self.report.steps.cpu()
         first, last = int(steps.min()), int(steps.max())
         width = max(1, -(-(last - first + 1) // 30))
         edges = [first - 0.5 + width * i for i in range((last - first) // width + 2)]
-        good = steps[self.status.cpu() == Status.CONVERGED]
-        bad = steps[self.status.cpu() != Status.CONVERGED]
+        good = steps[self.report.status.cpu() == Status.CONVERGED]
+        bad = steps[self.report.status.cpu() != Status.CONVERGED]
         axes.hist(
             [good.numpy(), bad.numpy()],
             bins=edges,
@@ -162,10 +147,10 @@ class Convergence:
             axes.legend(fontsize=8, frameon=False)
 
     def _converged(self) -> str:
-        return f"{self._count(Status.CONVERGED)} of {len(self.status)} samples converged"
+        return f"{self._count(Status.CONVERGED)} of {len(self.report.status)} samples converged"
 
     def _count(self, status: Status) -> int:
-        return int((self.status == status).sum())
+        return int((self.report.status == status).sum())
 
 
 def _carried(trace: Tensor) -> Tensor:
@@ -206,7 +191,7 @@ def convergence(layer: DEQ, x: Any, *args: Any) -> Convergence:
         >>> from torchimplicit import diagnose, nn
         >>> layer = nn.DEQ(lambda z, x: 0.5 * torch.cos(z) + x)
         >>> result = diagnose.convergence(layer, torch.linspace(-1, 1, 12).reshape(4, 3))
-        >>> result.report.converged, result.steps.shape
+        >>> result.report.converged, result.report.steps.shape
         (True, torch.Size([4]))
     """
     layer = require_layer(layer, "convergence")
