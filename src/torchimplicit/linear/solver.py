@@ -65,6 +65,9 @@ class Progress:
     Args:
         b: right-hand sides `(B, n)`; one of zero is solved at once.
         rtol: a sample has converged when `|b - A x| <= rtol |b|`.
+
+    Attributes:
+        before: steps of each sample in an earlier phase, `(B,)`, to which those of this one are added.
     """
 
     def __init__(self, b: Tensor, rtol: float):
@@ -72,7 +75,7 @@ class Progress:
         self.residual = norm(b)
         self.target = rtol * self.residual
         self.status = torch.full(self.residual.shape, int(Status.MAX_STEPS), device=b.device)
-        self.steps = torch.zeros_like(self.status)
+        self.steps = self.before = torch.zeros_like(self.status)
         self.running = torch.ones_like(self.status, dtype=torch.bool)
         self.going, self.step, self.width = True, 0, b.shape[1]
         self.update(0, self.residual)
@@ -94,7 +97,7 @@ class Progress:
             status = torch.where(residual <= self.target, int(Status.CONVERGED), int(Status.STAGNATED))
             status = torch.where(finite, status, int(Status.NON_FINITE))
             self.status = torch.where(stops, status, self.status)
-            self.steps = torch.where(stops, step, self.steps)
+            self.steps = torch.where(stops, self.before + step, self.steps)
             self.running = self.running & ~stops
             self.going = bool(self.running.any())
 
@@ -109,7 +112,7 @@ class Progress:
 
     def result(self, x: Tensor, products: int) -> LinearResult:
         """The result, once the iteration has ended."""
-        steps = torch.where(self.running, self.step, self.steps)
+        steps = torch.where(self.running, self.before + self.step, self.steps)
         report = Report(self.status, steps, self.residual / self.width**0.5, products, "linear solve", linear=True)
         return LinearResult(x, report)
 
