@@ -14,6 +14,7 @@ SWEEPS = 3  # how often BiCGStab and CG start at most
 # GMRES goes on with its opening while residuals stay below PLAY_OPEN times a sequence that falls by STRICT a step for
 # the first LOOK steps, and by LENIENT from then on: what contracts slowly leaves early, nothing is sent off late.
 STRICT, LENIENT, LOOK, PLAY_OPEN = 0.6, 0.75, 4, 1.3
+SMALL = 512  # unknowns per sample up to which the products are taken to be cheap
 LITTLE = 0.999  # a GMRES cycle that leaves more than this of the residual counts as stagnation
 
 
@@ -49,18 +50,17 @@ class GMRES(_Krylov):
     opens with Richardson steps, `x <- x + (b - A x)`, and stays with them for the samples that they contract by about
     0.6 a step: up to 40 % more products there (measured), and none of the other work, which is most of the time
     for small states. A sample that they do not contract leaves them after a step or two, with what it has gained.
-    Where products are dear and contractions middling, `opening=False` saves some of them.
     Source: Y. Saad and M. Schultz, SIAM J. Sci. Stat. Comput. 7 (1986) 856.
 
     Args:
         rtol: a sample has converged when `|b - A x| <= rtol |b|`.
         restart: steps between restarts; memory is `restart + 1` vectors per sample.
         max_steps: limit of steps, of one product each: of the opening, and again of the cycles.
-        opening: whether to open with Richardson steps.
+        opening: whether to open with Richardson steps; None does for up to 512 unknowns per sample.
     """
 
     restart: int = 10
-    opening: bool = True
+    opening: bool | None = None
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
@@ -73,7 +73,8 @@ class GMRES(_Krylov):
         progress = Progress(b, self.rtol)
         x, residual, products = torch.zeros_like(b), b, 0
         # Richardson's residual is a recursion, whose rounding a tolerance this near to it would not see.
-        if self.opening and self.rtol >= 5 * torch.finfo(b.dtype).eps:
+        opening = b.shape[1] <= SMALL if self.opening is None else self.opening
+        if opening and self.rtol >= 5 * torch.finfo(b.dtype).eps:
             x, residual, products = _open(product, progress, x, residual, self.max_steps)
         done = 0
         while progress.going and done < self.max_steps:
