@@ -8,6 +8,7 @@ from torch import Tensor
 
 from torchimplicit.adjoint.call import Adjoint, Call
 from torchimplicit.adjoint.implicit import ImplicitSolve
+from torchimplicit.core.options import require
 from torchimplicit.linear import GMRES
 
 
@@ -33,10 +34,8 @@ class Phantom(Adjoint):
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"Phantom(steps={self.steps!r}): expected an integer >= 1")
-        if not 0 < self.damping <= 1:
-            raise ValueError(f"Phantom(damping={self.damping!r}): expected a number in (0, 1]")
+        require(self, "steps", isinstance(self.steps, int) and self.steps >= 1, "an integer >= 1")
+        require(self, "damping", 0 < self.damping <= 1, "a number in (0, 1]")
 
     def solve(self, call: Call, z0: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `Adjoint.solve`."""

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from torchimplicit.adjoint.call import Adjoint, Call
 from torchimplicit.core import transforms
+from torchimplicit.core.options import require
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class Unrolled(Adjoint):
     """
 
     checkpoint: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses impossible values."""
+        require(self, "checkpoint", isinstance(self.checkpoint, bool), "True or False")
 
     def solve(self, call: Call, z0: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `Adjoint.solve`."""

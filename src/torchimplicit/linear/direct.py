@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchimplicit.core.options import require
 from torchimplicit.core.status import Report, Status
 from torchimplicit.core.tree import norm
 from torchimplicit.linear.operator import LinearOperator
@@ -26,6 +27,10 @@ class LU(LinearSolver):
     """
 
     max_size: int = 4096
+
+    def __post_init__(self) -> None:
+        """Refuses impossible values."""
+        require(self, "max_size", isinstance(self.max_size, int) and self.max_size >= 1, "an integer >= 1")
 
     def prepare(self, operator: LinearOperator) -> Prepared:
         """Prepares an operator; it is factored at the first solve, when the size is known."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchimplicit.core.options import require
 from torchimplicit.core.tree import norm
 from torchimplicit.linear.solver import PLAY, LinearResult, LinearSolver, Product, Progress
 
@@ -25,11 +26,8 @@ class _Krylov(LinearSolver):
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
-        name = type(self).__name__
-        if not (isinstance(self.rtol, float | int) and self.rtol > 0):
-            raise ValueError(f"{name}(rtol={self.rtol!r}): expected a number > 0")
-        if not isinstance(self.max_steps, int) or self.max_steps < 1:
-            raise ValueError(f"{name}(max_steps={self.max_steps!r}): expected an integer >= 1")
+        require(self, "rtol", isinstance(self.rtol, float | int) and self.rtol > 0, "a number > 0")
+        require(self, "max_steps", isinstance(self.max_steps, int) and self.max_steps >= 1, "an integer >= 1")
 
 
 def _dot(u: Tensor, v: Tensor) -> Tensor:
@@ -65,8 +63,8 @@ class GMRES(_Krylov):
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         super().__post_init__()
-        if not isinstance(self.restart, int) or self.restart < 1:
-            raise ValueError(f"GMRES(restart={self.restart!r}): expected an integer >= 1")
+        require(self, "restart", isinstance(self.restart, int) and self.restart >= 1, "an integer >= 1")
+        require(self, "opening", self.opening is None or isinstance(self.opening, bool), "True, False or None")
 
     def run(self, product: Product, b: Tensor) -> LinearResult:
         """Richardson steps from `x = 0` while they contract, then cycles of Arnoldi steps."""

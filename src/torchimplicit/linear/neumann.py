@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchimplicit.core.options import require
 from torchimplicit.core.status import Report, Status
 from torchimplicit.core.tree import norm
 from torchimplicit.linear.solver import LinearResult, LinearSolver, Product
@@ -29,8 +30,7 @@ class Neumann(LinearSolver):
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
-        if not isinstance(self.terms, int) or self.terms < 1:
-            raise ValueError(f"Neumann(terms={self.terms!r}): expected an integer >= 1")
+        require(self, "terms", isinstance(self.terms, int) and self.terms >= 1, "an integer >= 1")
 
     def run(self, product: Product, b: Tensor) -> LinearResult:
         """Sums the series; the last product gives the residual, which is the first term left out."""

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.core.options import require
 from torchimplicit.core.problem import Residual
 from torchimplicit.solve.history import Ring, Tape
-from torchimplicit.solve.loop import Solver, require
+from torchimplicit.solve.loop import Solver
 
 
 class AndersonState(NamedTuple):

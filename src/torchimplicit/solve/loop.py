@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from torchimplicit.core.options import require
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.status import Report, Status
 from torchimplicit.core.tree import norm
@@ -64,16 +65,6 @@ class Solver:
     def step(self, problem: Residual, state: Any) -> Any:
         """The state one step on."""
         raise NotImplementedError
-
-
-def require(config: object, name: str, holds: bool, expected: str) -> None:
-    """Refuses an impossible option.
-
-    Raises:
-        ValueError: says which option of which class got what, and what was expected.
-    """
-    if not holds:
-        raise ValueError(f"{type(config).__name__}({name}={getattr(config, name)!r}): expected {expected}")
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.core.options import require
 from torchimplicit.core.problem import Residual
 from torchimplicit.linear import GMRES, LU, Jacobian, LinearSolver
 from torchimplicit.solve.linesearch import backtrack
-from torchimplicit.solve.loop import Solver, require
+from torchimplicit.solve.loop import Solver
 
 DENSE = 256  # unknowns per sample up to which the Jacobian is built and factored by default
 

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.core.options import require
 from torchimplicit.core.problem import Residual
-from torchimplicit.solve.loop import Solver, require
+from torchimplicit.solve.loop import Solver
 
 
 class PicardState(NamedTuple):
