@@ -13,9 +13,15 @@ SOLVERS = [
     ti.Anderson(period=1),
     ti.Anderson(window=1),
     ti.Anderson(window=2, period=2, damping=0.9),
+    ti.Broyden(),
+    ti.Broyden(memory=1),
+    ti.Broyden(memory=2, halvings=2),
     ti.Newton(),
     ti.Newton(linear_solver=ti.GMRES(rtol=1e-8)),
+    ti.Newton(linear_solver=ti.GMRES(rtol=1e-8), forcing=False),
     ti.Newton(halvings=0),
+    ti.PseudoTransient(),
+    ti.PseudoTransient(dt=5.0, linear_solver=ti.GMRES(rtol=1e-8)),
 ]
 
 TIGHT_LINEAR = [ti.GMRES(rtol=1e-12), ti.GMRES(rtol=1e-12, restart=4, max_steps=400), ti.LU(), ti.BiCGStab(rtol=1e-12)]

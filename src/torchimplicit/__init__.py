@@ -1,7 +1,7 @@
 """Deep implicit layers for PyTorch: say what the output must satisfy, choose how to find and to differentiate it."""
 
 from torchimplicit import nn
-from torchimplicit.adjoint import Implicit, Phantom, Unrolled
+from torchimplicit.adjoint import Implicit, Phantom, Shine, Unrolled
 from torchimplicit.core import (
     CaptureError,
     ConvergenceError,
@@ -13,7 +13,7 @@ from torchimplicit.core import (
 )
 from torchimplicit.equations import fixed_point, root
 from torchimplicit.linear import CG, GMRES, LU, BiCGStab, Neumann
-from torchimplicit.solve import Anderson, Newton, Picard
+from torchimplicit.solve import Anderson, Broyden, ForwardBackward, Newton, PeacemanRachford, Picard, PseudoTransient
 
 __all__ = [
     "CG",
@@ -21,16 +21,21 @@ __all__ = [
     "LU",
     "Anderson",
     "BiCGStab",
+    "Broyden",
     "CaptureError",
     "ConvergenceError",
     "ConvergenceWarning",
+    "ForwardBackward",
     "Implicit",
     "ImplicitError",
     "Neumann",
     "Newton",
+    "PeacemanRachford",
     "Phantom",
     "Picard",
+    "PseudoTransient",
     "Report",
+    "Shine",
     "Solution",
     "Status",
     "Unrolled",

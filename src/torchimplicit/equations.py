@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from torchimplicit.adjoint import Adjoint, Call, Implicit, Record, quarantine
+from torchimplicit.adjoint import Adjoint, Call, Implicit, Record, Unrolled, quarantine, without
 from torchimplicit.core import transforms
 from torchimplicit.core.problem import FixedPoint, Problem, Root
 from torchimplicit.core.status import OnFailure, Solution, Status, react
@@ -25,6 +26,8 @@ def fixed_point(
     batch_dims: int = 1,
     warm_start: Solution | None = None,
     trace: bool = False,
+    batched_args: Sequence[int] | None = None,
+    save_steps: Sequence[int] = (),
     on_failure: OnFailure = "raise",
 ) -> Solution:
     r"""Solves $f(z, a) = z$ for $z$, sample by sample, differentiably in the arguments $a$.
@@ -41,6 +44,11 @@ def fixed_point(
         batch_dims: 1 when dimension 0 of every leaf of `z0` is the batch; 0 for one coupled problem.
         warm_start: an earlier solution of the same shapes to start from in place of `z0`.
         trace: keep the residuals of every step in `solution.trace`.
+        batched_args: positions of those `args` that carry the batch in dimension 0, `(0,)` for `fixed_point(f, z0, x)`,
+            the others being the same for every sample. Lets the solve go on without the samples that have arrived, once
+            half of a large batch has; None never does. Values stay the same but for rounding.
+        save_steps: steps whose iterates to keep in `solution.trajectory`, 0 being the start; beyond the last step they
+            are the solution. Their gradient is that of one step from each (`Phantom`: of its steps; `Unrolled`: exact).
         on_failure: "raise", "warn" or "ignore" samples that do not converge, forward and backward.
 
     Returns:
@@ -60,8 +68,8 @@ def fixed_point(
         >>> bool(sol.report.converged and sol.backward.converged)
         True
     """
-    problem = FixedPoint(f, z0, args, batch_dims)
-    return _solve(problem, z0, solver, adjoint, warm_start, trace, on_failure)
+    problem = FixedPoint(f, z0, args, batch_dims, batched_args)
+    return _solve(problem, z0, solver, adjoint, warm_start, on_failure, trace, save_steps)
 
 
 def root(
@@ -73,6 +81,8 @@ def root(
     batch_dims: int = 1,
     warm_start: Solution | None = None,
     trace: bool = False,
+    batched_args: Sequence[int] | None = None,
+    save_steps: Sequence[int] = (),
     on_failure: OnFailure = "raise",
 ) -> Solution:
     r"""Solves $g(z, a) = 0$ for $z$, sample by sample, differentiably in the arguments $a$.
@@ -89,6 +99,8 @@ def root(
         batch_dims: see `fixed_point`.
         warm_start: see `fixed_point`.
         trace: see `fixed_point`.
+        batched_args: see `fixed_point`.
+        save_steps: see `fixed_point`.
         on_failure: see `fixed_point`.
 
     Returns:
@@ -104,8 +116,8 @@ def root(
         >>> [round(v, 3) for v in sol.value.tolist()]
         [1.414, 3.0]
     """
-    problem = Root(g, z0, args, batch_dims)
-    return _solve(problem, z0, solver, adjoint, warm_start, trace, on_failure)
+    problem = Root(g, z0, args, batch_dims, batched_args)
+    return _solve(problem, z0, solver, adjoint, warm_start, on_failure, trace, save_steps)
 
 
 def _solve(
@@ -114,16 +126,19 @@ def _solve(
     solver: Solver,
     adjoint: Adjoint,
     warm_start: Solution | None,
-    trace: bool,
     on_failure: OnFailure,
+    trace: bool = False,
+    save_steps: Sequence[int] = (),
 ) -> Solution:
     check_options(solver, adjoint, on_failure)
+    _check_save_steps(save_steps)
+    knowledge = None
     if warm_start is not None:
         if not isinstance(warm_start, Solution):
             got = type(warm_start).__name__
             raise TypeError(f"warm_start: got a {got}, expected a Solution; to start elsewhere pass z0")
         problem.layout.check(warm_start.value, subject="warm_start has")
-        z0 = pytree.tree_map(torch.detach, warm_start.value)
+        z0, knowledge = pytree.tree_map(torch.detach, warm_start.value), warm_start.state
     tensors = problem.explicit.take_tensors()
     start = problem.layout.flatten(z0)
     differentiable = torch.is_grad_enabled()
@@ -131,17 +146,42 @@ def _solve(
         # Inside a solve, transforms have been peeled off and a captured tensor can no longer be told: look beforehand.
         with problem.bind(tensors, audit=True) as residual:
             residual(start.detach())
-    call = Call(problem, partial(iterate, solver, trace=trace), on_failure, differentiable, Record())
+    run = partial(iterate, solver, trace=trace, save_steps=save_steps, knowledge=knowledge)
+    call = Call(problem, run, on_failure, differentiable, Record(), adjoint.wants_inverse)
     value = adjoint.solve(call, start, tensors) if differentiable else call.forward(start, tensors)
-    report = call.record.report
-    assert report is not None
+    result = call.record.take_result()
+    report = result.report
     report.name = type(problem).__name__
     sick = report.status == Status.NON_FINITE
-    if value.requires_grad and not transforms.active() and bool(sick.any()):
+    quarantined = value.requires_grad and not transforms.active() and bool(sick.any())
+    if quarantined:
         value = quarantine(call, adjoint, value, start, tensors, sick)
-    solution = Solution(problem.layout.unflatten(value), report)
+    saved = [result.saved[step] for step in save_steps]
+    if saved and differentiable:
+        saved = _differentiable(call, adjoint, saved, tensors, sick if quarantined else None)
+    unflatten = problem.layout.unflatten
+    solution = Solution(unflatten(value), report, tuple(map(unflatten, saved)), result.knowledge)
     react(report, on_failure, solution)
     return solution
+
+
+def _differentiable(
+    call: Call, adjoint: Adjoint, iterates: list[Tensor], tensors: list[Tensor], sick: Tensor | None
+) -> list[Tensor]:
+    """Iterates `(B, n)` with gradients; sick samples are kept out of them."""
+    if transforms.active() and not isinstance(adjoint, Unrolled):
+        raise NotImplementedError("save_steps does not work under torch.func transforms but with adjoint=Unrolled()")
+    if sick is None:
+        return [adjoint.attach(call, z, tensors) for z in iterates]
+    return [
+        without(call, z.detach(), tensors, sick, lambda rows, healthy, z=z: adjoint.attach(call, z[rows], healthy))
+        for z in iterates
+    ]
+
+
+def _check_save_steps(save_steps: Any) -> None:
+    if not isinstance(save_steps, list | tuple) or not all(isinstance(step, int) and step >= 0 for step in save_steps):
+        raise ValueError(f"save_steps: got {save_steps!r}, expected a list of steps, integers >= 0")
 
 
 def check_options(solver: Any, adjoint: Any, on_failure: str) -> None:
@@ -149,12 +189,17 @@ def check_options(solver: Any, adjoint: Any, on_failure: str) -> None:
 
     Raises:
         TypeError: `solver` or `adjoint` is something else, the class in place of an instance for example.
-        ValueError: `on_failure` is none of "raise", "warn", "ignore".
+        ValueError: `on_failure` is none of "raise", "warn", "ignore"; or the adjoint needs another solver.
     """
     wanted = (("solver", solver, Solver, "Anderson()"), ("adjoint", adjoint, Adjoint, "Implicit()"))
     for name, got, expected, usual in wanted:
         if not isinstance(got, expected):
             hint = f"{got.__name__}()" if isinstance(got, type) else usual
             raise TypeError(f"{name}: got {got!r}, expected an instance of {expected.__name__}; try {hint}")
+    if adjoint.wants_inverse and not solver.learns:
+        raise ValueError(
+            f"adjoint={adjoint!r} reuses what a quasi-Newton solver has learnt, got solver={solver!r}; expected one "
+            "that learns, such as Broyden()"
+        )
     if on_failure not in ("raise", "warn", "ignore"):
         raise ValueError(f"on_failure: got {on_failure!r}, expected 'raise', 'warn' or 'ignore'")

@@ -3,7 +3,19 @@
 from torchimplicit.adjoint.call import Adjoint, Call, Record
 from torchimplicit.adjoint.implicit import Implicit, ImplicitSolve
 from torchimplicit.adjoint.phantom import Phantom
-from torchimplicit.adjoint.quarantine import quarantine
+from torchimplicit.adjoint.quarantine import quarantine, without
+from torchimplicit.adjoint.shine import Shine
 from torchimplicit.adjoint.unrolled import Unrolled
 
-__all__ = ["Adjoint", "Call", "Implicit", "ImplicitSolve", "Phantom", "Record", "Unrolled", "quarantine"]
+__all__ = [
+    "Adjoint",
+    "Call",
+    "Implicit",
+    "ImplicitSolve",
+    "Phantom",
+    "Record",
+    "Shine",
+    "Unrolled",
+    "quarantine",
+    "without",
+]

@@ -11,14 +11,29 @@ from torch import Tensor
 from torchimplicit.core import transforms
 from torchimplicit.core.problem import Mapped, Problem, Residual
 from torchimplicit.core.status import OnFailure, Report, react
+from torchimplicit.linear import LowRank
 
 
 @dataclass
 class Record:
-    """How the solves of one call went; outlives the call, so it holds no state and no graph."""
+    """How the solves of one call went; outlives the call, so it holds no graph.
+
+    Attributes:
+        report: of the forward solve.
+        result: of the forward solve, until the front door takes it.
+        mutated: which explicit tensors the function wrote to.
+        inverse: the solver's approximation of the inverse Jacobian, if the adjoint wants it.
+    """
 
     report: Report | None = None
+    result: Any = None
     mutated: tuple[int, ...] = ()
+    inverse: LowRank | None = None
+
+    def take_result(self) -> Any:
+        """The forward solve's result; can be taken once, so that its tensors are not kept alive here."""
+        result, self.result = self.result, None
+        return result
 
 
 @dataclass(frozen=True)
@@ -27,10 +42,11 @@ class Call:
 
     Attributes:
         problem: the condition; `Mapped` inside `torch.vmap`.
-        run: `(residual, z) -> result` with the fields `z` and `report`: a solver in its loop.
+        run: `(residual, z) -> result` with the fields `z`, `report`, `knowledge`: a solver in its loop.
         on_failure: what to do about samples that do not converge, also in the backward pass.
         audit: refuse captured tensors.
         record: filled by `forward`, shared by the copies that transforms make.
+        keep_inverse: note what the solver knows of the inverse Jacobian.
     """
 
     problem: Problem | Mapped
@@ -38,13 +54,16 @@ class Call:
     on_failure: OnFailure
     audit: bool
     record: Record
+    keep_inverse: bool = False
 
     def forward(self, z: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """Runs the solver from `z` and records how it went. Returns the solution, `(B, n)`, never `z` itself."""
         versions = [transforms.version(tensor) for tensor in tensors]
         with self.problem.bind(list(tensors), audit=self.audit, keep_buffers=True) as residual:
             result = self.run(residual, z)
-        self.record.report = result.report
+        self.record.report, self.record.result = result.report, result
+        if self.keep_inverse and result.knowledge is not None:
+            self.record.inverse = result.knowledge.inverse()
         # Buffers that the function writes to (running statistics): backward must see them as they are now.
         self.record.mutated = tuple(
             i
@@ -56,6 +75,14 @@ class Call:
     def unshared(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The tensors, with copies of those that the function writes to."""
         return [tensor.clone() if i in self.record.mutated else tensor for i, tensor in enumerate(tensors)]
+
+    def phantom(self, z: Tensor, tensors: Sequence[Tensor], steps: int = 1, damping: float = 1.0) -> Tensor:
+        """A point `(B, n)` with the gradient of a few damped steps from it; its value stays."""
+        moved = z = z.detach()
+        with self.problem.bind(self.unshared(tensors)) as residual:
+            for _ in range(steps):
+                moved = moved - damping * residual(moved)
+        return z + (moved - moved.detach())
 
     def finish_backward(self, report: Report) -> None:
         """Records the report of a backward solve and reacts to its failures."""
@@ -72,6 +99,11 @@ class Call:
 class Adjoint:
     """Base of the adjoints: how the solution of a call gets its gradient. The value never depends on the choice."""
 
+    @property
+    def wants_inverse(self) -> bool:
+        """Whether it uses what a quasi-Newton solver knows of the inverse Jacobian."""
+        return False
+
     def solve(self, call: Call, z0: Tensor, tensors: list[Tensor]) -> Tensor:
         """Solves and attaches the gradient.
 
@@ -84,3 +116,7 @@ class Adjoint:
             The solution `(B, n)`, differentiable by `tensors`.
         """
         raise NotImplementedError
+
+    def attach(self, call: Call, z: Tensor, tensors: list[Tensor]) -> Tensor:
+        """Gives an iterate on the way `(B, n)` a gradient: that of one step from it (a phantom gradient)."""
+        return call.phantom(z, tensors)

@@ -40,8 +40,8 @@ class Phantom(Adjoint):
     def solve(self, call: Call, z0: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `Adjoint.solve`."""
         solution: Tensor = ImplicitSolve.apply(call, GMRES(), z0.detach(), *(tensor.detach() for tensor in tensors))  # type: ignore[assignment]
-        z = solution
-        with call.problem.bind(call.unshared(tensors)) as residual:
-            for _ in range(self.steps):
-                z = z - self.damping * residual(z)
-        return solution + (z - z.detach())
+        return self.attach(call, solution, tensors)
+
+    def attach(self, call: Call, z: Tensor, tensors: list[Tensor]) -> Tensor:
+        """See `Adjoint.attach`."""
+        return call.phantom(z, tensors, self.steps, self.damping)

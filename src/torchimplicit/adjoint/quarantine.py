@@ -9,6 +9,7 @@ batched argument changes no other sample's residual by a single bit, because sam
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -33,19 +34,38 @@ def quarantine(call: Call, adjoint: Adjoint, value: Tensor, z0: Tensor, tensors:
     Returns:
         `value`, with gradients from the healthy samples only.
     """
-    held, column = value.detach(), sick.unsqueeze(1)
+    held = value.detach()
+    again = replace(call, record=Record(), audit=False)
+    value = without(call, held, tensors, sick, lambda rows, tensors: adjoint.solve(again, z0[rows], tensors))
+    again.record.take_result()
+    again.record.report = call.record.report  # backward reports go to the first solve's report
+    return value
+
+
+def without(
+    call: Call,
+    held: Tensor,
+    tensors: list[Tensor],
+    sick: Tensor,
+    differentiable: Callable[[Tensor, list[Tensor]], Tensor],
+) -> Tensor:
+    """`held` `(B, n)`, with a gradient that comes from the healthy samples only.
+
+    Args:
+        call: the call.
+        held: values, the sick ones finite.
+        tensors: the explicit tensors.
+        sick: which samples are not finite, `(B,)` bool.
+        differentiable: gives the healthy samples' values their gradient, from the rows `(B,)` that stand in for each
+            sample and from tensors in which they do, too.
+    """
     if bool(sick.all()):
         # Connected to the tensors through no element of them: every gradient is exactly zero.
         nothing = sum(tensor.reshape(-1)[:0].sum() for tensor in tensors if tensor.is_floating_point())
         return held + nothing
     rows = torch.where(sick, int(torch.nonzero(~sick)[0]), torch.arange(len(sick), device=sick.device))
-    tensors = _healthy(call, held[rows], tensors, rows, sick)
-    report = call.record.report
-    assert report is not None
-    again = replace(call, record=Record(), audit=False)
-    z = adjoint.solve(again, z0[rows], tensors)
-    again.record.report = report  # backward reports go to the first solve's report
-    return torch.where(column, held, z)
+    healthy = _healthy(call, held[rows], tensors, rows, sick)
+    return torch.where(sick.unsqueeze(1), held, differentiable(rows, healthy))
 
 
 def _healthy(call: Call, z: Tensor, tensors: list[Tensor], rows: Tensor, sick: Tensor) -> list[Tensor]:

@@ -48,8 +48,12 @@ class Unrolled(Adjoint):
             if self.checkpoint:
                 residual.evaluate = lambda z, _: checkpoint(_evaluate, call, z, *tensors, use_reentrant=False)
             result = call.run(residual, z0)
-        call.record.report = result.report
+        call.record.report, call.record.result = result.report, result
         return z0.clone() if result.z is z0 else result.z
+
+    def attach(self, call: Call, z: Tensor, tensors: list[Tensor]) -> Tensor:
+        """An iterate has its gradient already."""
+        return z
 
 
 def _evaluate(call: Call, z: Tensor, *tensors: Tensor) -> Tensor:

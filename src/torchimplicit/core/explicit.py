@@ -8,8 +8,9 @@ gradient would be missing or, at second order, silently wrong.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,26 @@ from torch.utils import _pytree as pytree
 
 from torchimplicit.core import transforms
 from torchimplicit.core.status import CaptureError
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A function of the state alone, its other arguments given."""
+
+    f: Callable
+    args: tuple
+
+    def __call__(self, z: Any) -> Any:
+        """`f(z, *args)`."""
+        return self.f(z, *self.args)
+
+    def take(self, rows: Tensor, batched: Sequence[int]) -> Bound:
+        """The function of some samples' states: of the arguments at these positions, the samples' rows."""
+        args = list(self.args)
+        for i in batched:
+            args[i] = pytree.tree_map(lambda leaf: leaf[rows] if isinstance(leaf, Tensor) else leaf, args[i])
+        return Bound(self.f, tuple(args))
+
 
 Slot = tuple[Any, Any]  # (container, key): a place that a tensor can be swapped into
 
@@ -57,9 +78,7 @@ class Explicit:
         return found
 
     @contextmanager
-    def bind(
-        self, tensors: list[Tensor] | tuple[Tensor, ...], keep_buffers: bool = False
-    ) -> Iterator[Callable[[Any], Any]]:
+    def bind(self, tensors: list[Tensor] | tuple[Tensor, ...], keep_buffers: bool = False) -> Iterator[Bound]:
         """The function of the state alone, `z -> f(z, *args)`, with `tensors` in the places of the explicit ones.
 
         Args:
@@ -74,7 +93,7 @@ class Explicit:
             _swapped(self.slots, tensors, keep_buffers),
             _parametrized(self.cached, tensors[len(self.slots) : self.shared]),
         ):
-            yield lambda z: self.f(z, *args)
+            yield Bound(self.f, args)
 
 
 def _module_tensors(modules: list[nn.Module]) -> tuple[list[list[Slot]], list[tuple[nn.Module, str]], list[Tensor]]:

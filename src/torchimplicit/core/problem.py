@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from torchimplicit.core import transforms
-from torchimplicit.core.explicit import Explicit, check_captures
+from torchimplicit.core.explicit import Bound, Explicit, check_captures
 from torchimplicit.core.tree import Layout
 
 
@@ -20,10 +21,16 @@ class Residual:
     Args:
         evaluate: `(z, out) -> r`; `out` is a buffer to write into, or None.
         eps: the rounding of the function's dtype, below which relative residuals mean nothing.
+        narrow: `rows -> Residual` of those samples alone; None where it is not known how.
     """
 
-    def __init__(self, evaluate: Callable[[Tensor, Tensor | None], Tensor], eps: float):
-        self.evaluate, self.eps = evaluate, eps
+    def __init__(
+        self,
+        evaluate: Callable[[Tensor, Tensor | None], Tensor],
+        eps: float,
+        narrow: Callable[[Tensor], Residual] | None = None,
+    ):
+        self.evaluate, self.eps, self.narrow = evaluate, eps, narrow
         self.nfev = 0
 
     def __call__(self, z: Tensor, out: Tensor | None = None) -> Tensor:
@@ -43,9 +50,18 @@ class Problem:
         z0: the initial state, nested; gives structure, shapes and dtypes.
         args: further arguments of `f`.
         batch_dims: 1 when dimension 0 of the state is the batch, 0 for one coupled problem.
+        batched_args: positions of those `args` that carry the batch in dimension 0, the others being the same for all
+            samples; None when that is not known.
     """
 
-    def __init__(self, f: Callable, z0: Any, args: tuple, batch_dims: int = 1):
+    def __init__(
+        self,
+        f: Callable,
+        z0: Any,
+        args: tuple,
+        batch_dims: int = 1,
+        batched_args: Sequence[int] | None = None,
+    ):
         """Makes function and state explicit; evaluates nothing."""
         if not callable(f):
             raise TypeError(f"f: got a {type(f).__name__}, expected a callable f(z, *args)")
@@ -54,6 +70,9 @@ class Problem:
         self.explicit = Explicit(f, args)
         self.autocast = Autocast(self.layout.device.type)
         self.eps = max(self.layout.eps, self.autocast.eps)
+        self.batched_args = batched_args
+        if batched_args is not None:
+            _check_batched(batched_args, args, self.layout, batch_dims)
 
     def residual(self, z: Tensor, value: Tensor, out: Tensor | None) -> Tensor:
         """The residual from the state and the function's value there, both `(B, n)`, in `out` where that is given."""
@@ -79,9 +98,6 @@ class Problem:
             tensors = [tensor.detach() for tensor in tensors]
         layout = self.layout
 
-        def evaluate(z: Tensor, out: Tensor | None) -> Tensor:
-            return self.residual(z, layout.flatten(function(layout.unflatten(z))), out)
-
         def evaluate_first(z: Tensor, out: Tensor | None) -> Tensor:
             residual.evaluate = evaluate
             version = transforms.version(z)
@@ -100,10 +116,30 @@ class Problem:
                 self.check_captures(value, tensors)
             return self.residual(z, layout.flatten(value), out)
 
-        residual = Residual(evaluate_first, self.eps)
         with self.explicit.bind(tensors, keep_buffers) as bound, self.autocast.off():
             function = self.autocast.around(bound)
+            evaluate = self._evaluator(function, layout)
+            residual = Residual(evaluate_first, self.eps, self._narrower(bound, layout))
             yield residual
+
+    def _evaluator(self, function: Callable, layout: Layout) -> Callable[[Tensor, Tensor | None], Tensor]:
+        def evaluate(z: Tensor, out: Tensor | None) -> Tensor:
+            return self.residual(z, layout.flatten(function(layout.unflatten(z))), out)
+
+        return evaluate
+
+    def _narrower(self, bound: Bound, layout: Layout) -> Callable[[Tensor], Residual] | None:
+        """How to get the residual of some samples; None where it is not known which arguments are theirs."""
+        batched = self.batched_args
+        if batched is None or torch.is_grad_enabled():
+            return None
+
+        def narrow(rows: Tensor) -> Residual:
+            some, smaller = bound.take(rows, batched), layout.of_batch(len(rows))
+            evaluate = self._evaluator(self.autocast.around(some), smaller)
+            return Residual(evaluate, self.eps, self._narrower(some, smaller))
+
+        return narrow
 
 
 class FixedPoint(Problem):
@@ -191,3 +227,21 @@ class Autocast:
                 return function(z)
 
         return under_autocast
+
+
+def _check_batched(batched_args: Any, args: tuple, layout: Layout, batch_dims: int) -> None:
+    positions = list(range(len(args)))
+    if not isinstance(batched_args, list | tuple) or not all(i in positions for i in batched_args):
+        raise ValueError(
+            f"batched_args: got {batched_args!r}, expected a tuple of positions among the {len(args)} further "
+            f"arguments of the function, each of 0..{len(args) - 1}; try batched_args=(0,) for fixed_point(f, z0, x)"
+        )
+    if batch_dims == 0:
+        raise ValueError("batched_args: got batch_dims=0, one coupled problem; expected batch_dims=1")
+    for i in batched_args:
+        for leaf in pytree.tree_leaves(args[i]):
+            if isinstance(leaf, Tensor) and (leaf.dim() == 0 or len(leaf) != layout.batch):
+                raise ValueError(
+                    f"batched_args: got argument {i} with a tensor of shape {tuple(leaf.shape)}, expected the batch of "
+                    f"{layout.batch} in dimension 0"
+                )

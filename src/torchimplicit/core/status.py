@@ -42,7 +42,10 @@ _LINEAR_REMEDIES = {
         "The system is singular or nearly so at this solution, the tolerance lies below what this dtype can reach, or "
         "the method does not suit it. Try GMRES with a longer restart or a looser rtol, or LU() for a small state."
     ),
-    Status.DIVERGED: "The Neumann series grows: the map does not contract. Try GMRES().",
+    Status.DIVERGED: (
+        "The Neumann series grows, for the map does not contract; or the inverse that Shine took over explodes, and it "
+        "took the Jacobian-free gradient instead. Try Implicit(GMRES())."
+    ),
     Status.NON_FINITE: (
         "NaN or infinity appeared: the incoming gradient is not finite, or the Jacobian is singular or not finite at "
         "the solution. Such a sample adds nothing to the gradients."
@@ -107,10 +110,14 @@ class Solution:
     Attributes:
         value: the solution, nested and shaped like the initial state.
         report: the `Report`; its fields are also here as `status`, `steps`, `residual`, `nfev`, `trace`, `backward`.
+        trajectory: the iterates after the steps `save_steps`, each like `value`, in that order.
+        state: what the solver learnt beyond the solution (`Broyden`: its pairs), for a warm start; None for most.
     """
 
     value: Any
     report: Report
+    trajectory: tuple = ()
+    state: Any = field(default=None, repr=False)
 
     @property
     def status(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from math import prod
 from typing import Any
 
@@ -86,6 +87,12 @@ class Layout:
     def eps(self) -> float:
         """The coarsest rounding among the leaves' dtypes."""
         return max(torch.finfo(dtype).eps for dtype in self.dtypes)
+
+    def of_batch(self, batch: int) -> Layout:
+        """The same layout for another number of samples."""
+        other = copy.copy(self)
+        other.batch, other.shapes = batch, [torch.Size((batch, *shape[1:])) for shape in self.shapes]
+        return other
 
     def check(self, value: Any, cast: bool = False, subject: str = "the function returned") -> None:
         """Refuses a value of another structure, shape or dtype than the state's; `cast` lets the dtype pass.

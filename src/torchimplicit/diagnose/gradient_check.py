@@ -16,7 +16,7 @@ from torchimplicit.adjoint import Adjoint, Unrolled
 from torchimplicit.core import Report, Solution, Status
 from torchimplicit.core.tree import Layout
 from torchimplicit.diagnose.advice import advice
-from torchimplicit.diagnose.probe import modules_of, require_layer, untouched
+from torchimplicit.diagnose.probe import differentiated, modules_of, relative_error, require_layer, untouched
 from torchimplicit.equations import fixed_point
 from torchimplicit.linear import LU
 from torchimplicit.nn import DEQ
@@ -138,11 +138,11 @@ def check_gradient(
         unrolled, reference_report = bench.unrolled_gradient()
         slopes, differences = bench.differences(directions)
     along_own, along_unrolled = ([_dot(gradient, d) for d in slopes] for gradient in (own, unrolled))
-    by_tensor = {name: _error([own[name]], [unrolled[name]]) for name in own}
+    by_tensor = {name: relative_error([own[name]], [unrolled[name]]) for name in own}
     return GradientCheck(
-        unrolled=_error(list(own.values()), list(unrolled.values())),
-        finite_difference=_error([torch.stack(along_own)], [differences]),
-        reference=_error([torch.stack(along_unrolled)], [differences]),
+        unrolled=relative_error(list(own.values()), list(unrolled.values())),
+        finite_difference=relative_error([torch.stack(along_own)], [differences]),
+        reference=relative_error([torch.stack(along_unrolled)], [differences]),
         tensors=dict(sorted(by_tensor.items(), key=lambda item: -item[1])),
         tolerance=tolerance,
         directions=directions,
@@ -158,7 +158,12 @@ class _Bench:
 
     def __init__(self, layer: DEQ, x: Any, args: tuple, seed: int):
         self.layer, self.x, self.args, self.seed = layer, x, args, seed
-        self.tensors = _leaves(layer, x, args)
+        self.tensors = differentiated(layer, x, args)
+        if not self.tensors:
+            raise ValueError(
+                "check_gradient: got no parameter that requires grad and no floating input, expected something to "
+                "differentiate by; try requires_grad_() on the cell's parameters"
+            )
         self.generator = torch.Generator().manual_seed(seed)
         with self.repeatable(), torch.no_grad():
             self.z0 = pytree.tree_map(_wide, layer._start(x, args))
@@ -288,34 +293,7 @@ def _wide(leaf: Any) -> Any:
     return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
-def _leaves(layer: DEQ, x: Any, args: tuple) -> dict[str, Tensor]:
-    """What to differentiate by: every parameter that requires grad and every floating input, by name, each once."""
-    named: list[tuple[str, Any]] = []
-    for prefix, module in modules_of(layer, (x, *args)).items():
-        named += module.named_parameters(prefix)
-    for name, value in [("x", x), *((f"args[{i}]", arg) for i, arg in enumerate(args))]:
-        paths = pytree.tree_flatten_with_path(value)[0]
-        named += [(name + pytree.keystr(path), leaf) for path, leaf in paths]
-    found: dict[int, tuple[str, Tensor]] = {}
-    for name, leaf in named:
-        if isinstance(leaf, Tensor) and leaf.requires_grad:
-            found.setdefault(id(leaf), (name, leaf))
-    if not found:
-        raise ValueError(
-            "check_gradient: got no parameter that requires grad and no floating input, expected something to "
-            "differentiate by; try requires_grad_() on the cell's parameters"
-        )
-    return dict(found.values())
-
-
 def _dot(gradient: dict[str, Tensor], direction: dict[str, Tensor]) -> Tensor:
     """Directional derivative, `()`."""
     products = [(gradient[name].conj() * direction[name]).sum().real for name in gradient]
     return torch.stack([product.to(products[0].device) for product in products]).sum()
-
-
-def _error(got: list[Tensor], expected: list[Tensor]) -> float:
-    """Euclidean norm of the difference over that of what is expected; zero when both are zero."""
-    gap = sum(float((a - b).abs().square().sum()) for a, b in zip(got, expected, strict=True)) ** 0.5
-    size = sum(float(b.abs().square().sum()) for b in expected) ** 0.5
-    return gap / size if size > 0 else (0.0 if gap == 0 else torch.inf)

@@ -17,7 +17,7 @@ from torchimplicit.adjoint import Adjoint, Implicit, Unrolled
 from torchimplicit.core.problem import Residual
 from torchimplicit.diagnose import picture
 from torchimplicit.diagnose.picture import in_bytes
-from torchimplicit.diagnose.probe import modules_of, require_layer, untouched
+from torchimplicit.diagnose.probe import modules_of, require_layer, requiring_grad, untouched
 from torchimplicit.equations import fixed_point
 from torchimplicit.nn import DEQ
 from torchimplicit.solve import Solver
@@ -162,7 +162,7 @@ def memory(layer: DEQ, x: Any, *args: Any, steps: Sequence[int] = (1, 2, 5, 10, 
         solver = _Exactly(solver=replace(layer.solver, max_steps=count), rtol=0, atol=0, max_steps=count)
 
         def forward() -> Any:
-            inputs = pytree.tree_map(_requiring_grad, (x, args))
+            inputs = pytree.tree_map(requiring_grad, (x, args))
             z0 = pytree.tree_map(_detached, layer._start(inputs[0], inputs[1]))
             return fixed_point(
                 layer.cell, z0, inputs[0], *inputs[1], solver=solver, adjoint=adjoint, on_failure="ignore"
@@ -240,10 +240,3 @@ def _storage(tensor: Tensor) -> tuple[int, int]:
 
 def _detached(leaf: Any) -> Any:
     return leaf.detach() if isinstance(leaf, Tensor) else leaf
-
-
-def _requiring_grad(leaf: Any) -> Any:
-    leaf = _detached(leaf)
-    if isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()):
-        return leaf.requires_grad_()
-    return leaf

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from torchimplicit.core.problem import FixedPoint
+from torchimplicit.linear import Jacobian
 from torchimplicit.nn import DEQ
 
 
@@ -65,3 +67,42 @@ def untouched(layer: DEQ, args: tuple, seed: int | None = None) -> Iterator[None
                 for buffer, version, value in buffers.values():
                     if buffer._version != version:
                         buffer.copy_(value)
+
+
+@contextmanager
+def linearised(layer: DEQ, value: Any, x: Any, args: tuple) -> Iterator[tuple[Jacobian, Tensor]]:
+    """The Jacobian of the residual `z - cell(z, x)` at a state, and that state as a matrix `(B, n)`."""
+    problem = FixedPoint(layer.cell, value, (x, *args))
+    z = problem.layout.flatten(value)
+    with torch.no_grad(), problem.bind(problem.explicit.take_tensors()) as residual:
+        yield Jacobian(residual, z), z
+
+
+def requiring_grad(leaf: Any) -> Any:
+    """A floating or complex tensor as a leaf that requires grad; another cut from its graph; anything else as it is."""
+    leaf = leaf.detach() if isinstance(leaf, Tensor) else leaf
+    if isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()):
+        return leaf.requires_grad_()
+    return leaf
+
+
+def differentiated(layer: DEQ, x: Any, args: tuple) -> dict[str, Tensor]:
+    """What a layer is differentiated by: parameters and inputs that require grad, by name, each once."""
+    named: list[tuple[str, Any]] = []
+    for prefix, module in modules_of(layer, (x, *args)).items():
+        named += module.named_parameters(prefix)
+    for name, value in [("x", x), *((f"args[{i}]", arg) for i, arg in enumerate(args))]:
+        paths = pytree.tree_flatten_with_path(value)[0]
+        named += [(name + pytree.keystr(path), leaf) for path, leaf in paths]
+    found: dict[int, tuple[str, Tensor]] = {}
+    for name, leaf in named:
+        if isinstance(leaf, Tensor) and leaf.requires_grad:
+            found.setdefault(id(leaf), (name, leaf))
+    return dict(found.values())
+
+
+def relative_error(got: list[Tensor], expected: list[Tensor]) -> float:
+    """Euclidean norm of the difference over that of what is expected; zero when both are zero."""
+    gap = sum(float((a - b).abs().square().sum()) for a, b in zip(got, expected, strict=True)) ** 0.5
+    size = sum(float(b.abs().square().sum()) for b in expected) ** 0.5
+    return gap / size if size > 0 else (0.0 if gap == 0 else torch.inf)

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core import ConvergenceWarning
-from torchimplicit.core.problem import FixedPoint
-from torchimplicit.core.tree import norm
-from torchimplicit.diagnose.probe import require_layer, untouched
+from torchimplicit.diagnose.arnoldi import largest_modulus, leading
+from torchimplicit.diagnose.probe import linearised, require_layer, untouched
 from torchimplicit.equations import fixed_point
-from torchimplicit.linear import IdentityMinus, Jacobian, LinearOperator
+from torchimplicit.linear import IdentityMinus
 from torchimplicit.nn import DEQ
 
 
@@ -78,86 +77,27 @@ def spectral_radius(
         raise ValueError(f"spectral_radius(rtol={rtol!r}): expected a number > 0")
     on_failure = "ignore" if layer.on_failure == "ignore" else "warn"
     with untouched(layer, (x, *args), seed), torch.no_grad():
-        z0 = layer._start(x, args)
-        value = fixed_point(layer.cell, z0, x, *args, solver=layer.solver, on_failure=on_failure).value
-        problem = FixedPoint(layer.cell, value, (x, *args))
-        z = problem.layout.flatten(value)
-        with problem.bind(problem.explicit.take_tensors()) as residual:
-            operator = IdentityMinus(Jacobian(residual, z))
+        value = fixed_point(
+            layer.cell, layer._start(x, args), x, *args, solver=layer.solver, on_failure=on_failure
+        ).value
+        with linearised(layer, value, x, args) as (jacobian, z):
             if z.shape[1] <= dense:
-                return _radius(_dense(operator, z)).to(z.dtype)
-            return _restarted(operator, z, min(steps, z.shape[1]), restarts, rtol).to(z.dtype)
+                # From the transposed products, which vectorise.
+                return largest_modulus(torch.eye(z.shape[1]).to(z) - jacobian.dense(z)).to(z.dtype)
+            radius, change = leading(IdentityMinus(jacobian), z, steps, restarts, rtol)
+    _warn_of_unsettled(change, rtol)
+    return radius.to(z.dtype)
 
 
-def _dense(operator: IdentityMinus, z: Tensor) -> Tensor:
-    """`(B, n, n)`; from the transposed products, which vectorise."""
-    eye = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-    return eye - operator.operator.dense(z)
-
-
-def _restarted(operator: LinearOperator, z: Tensor, steps: int, restarts: int, rtol: float) -> Tensor:
-    """Largest modulus by restarted Arnoldi, `(B,)`; a sample's result is frozen once it has settled."""
-    start = torch.randn(z.shape[1], dtype=torch.float64).to(z).expand_as(z)  # drawn on the CPU: the same on any device
-    radius = z.new_full(z.shape[:1], torch.nan, dtype=torch.float64)
-    change = torch.full_like(radius, torch.inf)
-    running = torch.ones_like(radius, dtype=torch.bool)
-    for _ in range(restarts + 1):
-        basis, hessenberg = _arnoldi(operator, start, steps)
-        found, vector = _largest(hessenberg[:, :steps])
-        error = hessenberg[:, steps, steps - 1].double() * vector[:, -1].abs()
-        change = torch.where(running, (found - radius).abs() / found, change)
-        radius = torch.where(running, found, radius)
-        running = running & (error > rtol * found)  # NaN ends a sample, too
-        if not bool(running.any()):
-            break
-        ritz = torch.bmm(vector.real.unsqueeze(1).to(z.dtype), basis[:, :steps]).squeeze(1)
-        start = torch.where((norm(ritz) > 0).unsqueeze(1), ritz, start)
-    unsettled = torch.nonzero(running & (change > rtol)).flatten().tolist()
+def _warn_of_unsettled(change: Tensor, rtol: float) -> None:
+    unsettled = torch.nonzero(change > rtol).flatten().tolist()
     if unsettled:
         listed = ", ".join(f"{i} (last change {float(change[i]):.1e})" for i in unsettled[:5])
         more = f" and {len(unsettled) - 5} more" if len(unsettled) > 5 else ""
         warnings.warn(
             ConvergenceWarning(
-                f"spectral_radius: {len(unsettled)} of {len(radius)} samples did not settle to rtol={rtol:g}: "
+                f"spectral_radius: {len(unsettled)} of {len(change)} samples did not settle to rtol={rtol:g}: "
                 f"samples {listed}{more}. Try: more steps or restarts, or a looser rtol."
             ),
             stacklevel=3,
         )
-    return radius
-
-
-def _arnoldi(operator: LinearOperator, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Orthonormal basis `(B, steps + 1, n)` and Hessenberg matrix `(B, steps + 1, steps)`; zeros once exhausted."""
-    batch, width = start.shape
-    basis = start.new_zeros(batch, steps + 1, width)
-    hessenberg = start.new_zeros(batch, steps + 1, steps)
-    basis[:, 0] = start / norm(start).unsqueeze(1)
-    for j in range(steps):
-        w = operator.matvec(basis[:, j])
-        size = norm(w)
-        known = basis[:, : j + 1]
-        for _ in range(2):  # orthogonalising twice is enough
-            part = torch.bmm(known, w.unsqueeze(2))
-            w = w - torch.bmm(part.mT, known).squeeze(1)
-            hessenberg[:, : j + 1, j] += part.squeeze(2)
-        length = norm(w)
-        length = torch.where(length <= 10 * torch.finfo(w.dtype).eps * size, 0, length)
-        hessenberg[:, j + 1, j] = length
-        basis[:, j + 1] = torch.where((length == 0).unsqueeze(1), 0, w / length.unsqueeze(1))
-    return basis, hessenberg
-
-
-def _radius(matrices: Tensor) -> Tensor:
-    """The largest modulus of an eigenvalue, in double precision, `(B,)`; NaN for a matrix that is not finite."""
-    finite = matrices.isfinite().flatten(1).all(1)
-    values = torch.linalg.eigvals(torch.where(finite[:, None, None], matrices, 0).double())
-    return torch.where(finite, values.abs().amax(1), torch.nan)
-
-
-def _largest(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest modulus of an eigenvalue `(B,)` and its unit eigenvector `(B, n)`, in double precision."""
-    finite = matrices.isfinite().flatten(1).all(1)
-    values, vectors = torch.linalg.eig(torch.where(finite[:, None, None], matrices, 0).double())
-    radius, index = values.abs().max(dim=1)
-    vector = vectors.gather(2, index[:, None, None].expand(-1, vectors.shape[1], 1)).squeeze(2)
-    return torch.where(finite, radius, torch.nan), vector

@@ -3,7 +3,7 @@
 from torchimplicit.linear.direct import LU
 from torchimplicit.linear.krylov import CG, GMRES, BiCGStab
 from torchimplicit.linear.neumann import Neumann
-from torchimplicit.linear.operator import IdentityMinus, Jacobian, LinearOperator, Matrix
+from torchimplicit.linear.operator import IdentityMinus, Jacobian, LinearOperator, LowRank, Matrix
 from torchimplicit.linear.solver import LinearResult, LinearSolver, Prepared
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "LinearOperator",
     "LinearResult",
     "LinearSolver",
+    "LowRank",
     "Matrix",
     "Neumann",
     "Prepared",

@@ -32,7 +32,7 @@ class LU(LinearSolver):
         """Refuses impossible values."""
         require(self, "max_size", isinstance(self.max_size, int) and self.max_size >= 1, "an integer >= 1")
 
-    def prepare(self, operator: LinearOperator) -> Prepared:
+    def prepare(self, operator: LinearOperator, inverse: LinearOperator | None = None) -> Prepared:
         """Prepares an operator; it is factored at the first solve, when the size is known."""
         return _Factored(self, operator)
 
@@ -40,7 +40,7 @@ class LU(LinearSolver):
 class _Factored(Prepared):
     factors: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def solve(self, b: Tensor) -> LinearResult:
+    def solve(self, b: Tensor, rtol: Tensor | None = None) -> LinearResult:
         return self._solve(b, transpose=False)
 
     def solve_transpose(self, b: Tensor) -> LinearResult:

@@ -29,6 +29,10 @@ class _Krylov(LinearSolver):
         require(self, "rtol", isinstance(self.rtol, float | int) and self.rtol > 0, "a number > 0")
         require(self, "max_steps", isinstance(self.max_steps, int) and self.max_steps >= 1, "an integer >= 1")
 
+    def progress(self, b: Tensor, rtol: Tensor | None) -> Progress:
+        """The start of a solve whose tolerances are at least this solver's own."""
+        return Progress(b, self.rtol if rtol is None else rtol.clamp_min(self.rtol))
+
 
 def _dot(u: Tensor, v: Tensor) -> Tensor:
     """Inner product of every sample's vectors, as a column `(B, 1)`."""
@@ -66,9 +70,9 @@ class GMRES(_Krylov):
         require(self, "restart", isinstance(self.restart, int) and self.restart >= 1, "an integer >= 1")
         require(self, "opening", self.opening is None or isinstance(self.opening, bool), "True, False or None")
 
-    def run(self, product: Product, b: Tensor) -> LinearResult:
+    def run(self, product: Product, b: Tensor, rtol: Tensor | None = None) -> LinearResult:
         """Richardson steps from `x = 0` while they contract, then cycles of Arnoldi steps."""
-        progress = Progress(b, self.rtol)
+        progress = self.progress(b, rtol)
         x, residual, products = torch.zeros_like(b), b, 0
         # Richardson's residual is a recursion, whose rounding a tolerance this near to it would not see.
         opening = b.shape[1] <= SMALL if self.opening is None else self.opening
@@ -208,9 +212,9 @@ class _Cycle:
 class _Drifting(_Krylov):
     """A method whose running residual drifts from the true one by rounding, and so starts again from the true one."""
 
-    def run(self, product: Product, b: Tensor) -> LinearResult:
+    def run(self, product: Product, b: Tensor, rtol: Tensor | None = None) -> LinearResult:
         """Sweeps from `x = 0`, until no sample's claim is refuted or `SWEEPS` are over."""
-        progress = Progress(b, self.rtol)
+        progress = self.progress(b, rtol)
         x, r, products = torch.zeros_like(b), b, 0
         for _ in range(SWEEPS):
             x, used = self.sweep(product, progress, x, r)

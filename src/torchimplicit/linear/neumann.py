@@ -32,8 +32,8 @@ class Neumann(LinearSolver):
         """Refuses impossible values."""
         require(self, "terms", isinstance(self.terms, int) and self.terms >= 1, "an integer >= 1")
 
-    def run(self, product: Product, b: Tensor) -> LinearResult:
-        """Sums the series; the last product gives the residual, which is the first term left out."""
+    def run(self, product: Product, b: Tensor, rtol: Tensor | None = None) -> LinearResult:
+        """Sums the series, whatever `rtol`; the last product gives the residual, which is the first term left out."""
         x, term = b, b - product(b)
         for _ in range(self.terms - 1):
             x = x + term

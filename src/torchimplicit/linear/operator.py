@@ -124,3 +124,40 @@ class IdentityMinus(LinearOperator):
     def rmatvec(self, v: Tensor) -> Tensor:
         """`v - A^T v`."""
         return v - self.operator.rmatvec(v)
+
+
+class LowRank(LinearOperator):
+    r"""`I + U^T V` per sample: the identity and a few outer products, what a quasi-Newton method knows of an inverse.
+
+    Args:
+        u: left factors, `(B, m, n)`.
+        v: right factors, `(B, m, n)`.
+    """
+
+    def __init__(self, u: Tensor, v: Tensor):
+        """Keeps the factors.
+
+        Raises:
+            ValueError: not two tensors `(B, m, n)` of one shape.
+        """
+        if u.dim() != 3 or u.shape != v.shape:
+            raise ValueError(f"LowRank: got shapes {tuple(u.shape)} and {tuple(v.shape)}, expected (B, m, n) twice")
+        self.u, self.v = u, v
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """`x + U^T (V x)`."""
+        return self._apply(self.u, self.v, v)
+
+    def rmatvec(self, v: Tensor) -> Tensor:
+        """`x + V^T (U x)`."""
+        return self._apply(self.v, self.u, v)
+
+    def repeated(self, batch: int) -> LowRank:
+        """The same for `batch` samples, a multiple of its own, copies one after another."""
+        times = batch // len(self.u)
+        return self if times == 1 else LowRank(self.u.repeat(times, 1, 1), self.v.repeat(times, 1, 1))
+
+    @staticmethod
+    def _apply(left: Tensor, right: Tensor, x: Tensor) -> Tensor:
+        row = x.unsqueeze(1)
+        return torch.baddbmm(row, torch.bmm(row, right.mT), left).squeeze(1)

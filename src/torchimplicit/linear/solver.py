@@ -31,31 +31,54 @@ class Prepared:
     Args:
         solver: the iterative method; `solver.run(product, b)` does the work.
         operator: the operator.
+        inverse: an approximation of its inverse, to precondition with from the right: residuals stay true ones.
     """
 
-    def __init__(self, solver: LinearSolver, operator: LinearOperator):
+    def __init__(self, solver: LinearSolver, operator: LinearOperator, inverse: LinearOperator | None = None):
         """Iterative methods have nothing to prepare."""
-        self.solver, self.operator = solver, operator
+        self.solver, self.operator, self.inverse = solver, operator, inverse
 
-    def solve(self, b: Tensor) -> LinearResult:
-        """`x` with `A x = b`, `(B, n)`."""
-        return self.solver.run(self.operator.matvec, b)
+    def solve(self, b: Tensor, rtol: Tensor | None = None) -> LinearResult:
+        """`x` with `A x = b`, `(B, n)`.
+
+        Args:
+            b: right-hand sides, `(B, n)`.
+            rtol: relative tolerances `(B,)` that are enough where they are looser than the solver's own.
+        """
+        return self._run(self.operator.matvec, self.inverse and self.inverse.matvec, b, rtol)
 
     def solve_transpose(self, b: Tensor) -> LinearResult:
         """`x` with `A^T x = b`, `(B, n)`."""
-        return self.solver.run(self.operator.rmatvec, b)
+        return self._run(self.operator.rmatvec, self.inverse and self.inverse.rmatvec, b)
+
+    def _run(self, product: Product, inverse: Product | None, b: Tensor, rtol: Tensor | None = None) -> LinearResult:
+        if inverse is None:
+            return self.solver.run(product, b, rtol)
+        y, report = self.solver.run(lambda v: product(inverse(v)), b, rtol)
+        return LinearResult(inverse(y), report)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearSolver:
-    """Base of the linear solvers. An iterative one adds `run(product, b)`; a direct one overrides `prepare`."""
+    """Base of the linear solvers. An iterative one adds `run`; a direct one overrides `prepare`."""
 
-    def prepare(self, operator: LinearOperator) -> Prepared:
-        """Makes ready for an operator; a factorisation happens here, once."""
-        return Prepared(self, operator)
+    def prepare(self, operator: LinearOperator, inverse: LinearOperator | None = None) -> Prepared:
+        """Makes ready for an operator; a factorisation happens here, once.
 
-    def run(self, product: Product, b: Tensor) -> LinearResult:
-        """Solves `A x = b` where `product(v)` is `A v`; samples are independent and stop on their own."""
+        Args:
+            operator: the operator.
+            inverse: an approximation of its inverse; direct methods have no use for it.
+        """
+        return Prepared(self, operator, inverse)
+
+    def run(self, product: Product, b: Tensor, rtol: Tensor | None = None) -> LinearResult:
+        """Solves `A x = b` where `product(v)` is `A v`; samples are independent and stop on their own.
+
+        Args:
+            product: of the operator with `(B, n)`.
+            b: right-hand sides, `(B, n)`.
+            rtol: see `Prepared.solve`.
+        """
         raise NotImplementedError
 
 
@@ -64,13 +87,13 @@ class Progress:
 
     Args:
         b: right-hand sides `(B, n)`; one of zero is solved at once.
-        rtol: a sample has converged when `|b - A x| <= rtol |b|`.
+        rtol: a sample has converged when `|b - A x| <= rtol |b|`; one for all, or one each, `(B,)`.
 
     Attributes:
         before: steps of each sample in an earlier phase, `(B,)`, to which those of this one are added.
     """
 
-    def __init__(self, b: Tensor, rtol: float):
+    def __init__(self, b: Tensor, rtol: float | Tensor):
         """Judges the start `x = 0`."""
         self.residual = norm(b)
         self.target = rtol * self.residual

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,9 @@ class DEQ(nn.Module):
         adjoint: how to differentiate it.
         init: `init(x, ...) -> z0`, a function or module, where the state is not like `x`; None starts at zeros.
         warm_start: start from the last solution when its shapes fit: for inputs that change little between calls.
+        batched_args: positions of those inputs of the layer that carry the batch in dimension 0, `x` being 0. None
+            takes `(0,)` where `x` is the only input, so that a large batch goes on without the samples that have
+            arrived; with more inputs, name them to have that. See `fixed_point`.
         on_failure: "warn" (default), "raise" or "ignore" samples that do not converge, forward and backward.
 
     Attributes:
@@ -59,6 +62,7 @@ class DEQ(nn.Module):
         adjoint: Adjoint = Implicit(),
         init: Callable | None = None,
         warm_start: bool = False,
+        batched_args: Sequence[int] | None = None,
         on_failure: OnFailure = "warn",
     ):
         """Keeps the cell and the options; solves nothing."""
@@ -76,24 +80,37 @@ class DEQ(nn.Module):
         self.cell, self.init = cell, init
         self.solver, self.adjoint = solver, adjoint
         self.warm_start = warm_start
+        self.batched_args = batched_args
         self.on_failure: OnFailure = on_failure
         self.report = None
         self._last: Any = None
         _warn_of_batch_norm(cell)
 
-    def forward(self, x: Any, *args: Any, z0: Any = None) -> Any:
+    def forward(self, x: Any, *args: Any, z0: Any = None, save_steps: Sequence[int] = ()) -> Any:
         """The fixed point for input `x`, like `z0`.
 
         Args:
             x: input, `(B, ...)`, or a nest of such; the initial state is like it unless `init` or `z0` is given.
             *args: further arguments of the cell.
             z0: where to start, in place of `init` and of a warm start.
+            save_steps: steps whose iterates to return, too; see `fixed_point`.
+
+        Returns:
+            The fixed point; with `save_steps`, the fixed point and the tuple of iterates.
         """
         if z0 is None:
             z0 = self._start(x, args)
         try:
             solution = fixed_point(
-                self.cell, z0, x, *args, solver=self.solver, adjoint=self.adjoint, on_failure=self.on_failure
+                self.cell,
+                z0,
+                x,
+                *args,
+                solver=self.solver,
+                adjoint=self.adjoint,
+                batched_args=(0,) if self.batched_args is None and not args else self.batched_args,
+                save_steps=save_steps,
+                on_failure=self.on_failure,
             )
         except ConvergenceError as error:
             self.report = error.report
@@ -101,7 +118,7 @@ class DEQ(nn.Module):
         self.report = solution.report
         if self.warm_start and not torch.is_inference_mode_enabled():  # whose tensors training could not use
             self._last = pytree.tree_map(torch.detach, solution.value)
-        return solution.value
+        return (solution.value, solution.trajectory) if save_steps else solution.value
 
     def _start(self, x: Any, args: tuple) -> Any:
         z0 = pytree.tree_map(torch.zeros_like, x) if self.init is None else self.init(x, *args)

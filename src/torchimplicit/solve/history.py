@@ -8,6 +8,8 @@ cost a quarter more steps.)
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -42,6 +44,13 @@ class Ring:
         target = torch.sub(z, residual, alpha=damping, out=self.target_slots[self.count % self.window])
         self.count += 1
         return target
+
+    def take(self, rows: Tensor) -> Ring:
+        """The history of some of the samples."""
+        taken = copy.copy(self)
+        taken.residuals, taken.targets, taken.ones = self.residuals[rows], self.targets[rows], self.ones[rows]
+        taken.slots, taken.target_slots = taken.residuals.unbind(1), taken.targets.unbind(1)
+        return taken
 
     def combine(self) -> Tensor:
         """The weighted sum of the targets, `(B, n)`."""

@@ -1,4 +1,4 @@
-"""Newton's method."""
+"""Newton's method; with an iterative linear solver, the Newton-Krylov method with a forcing sequence."""
 
 from __future__ import annotations
 
@@ -10,32 +10,48 @@ from torch import Tensor
 
 from torchimplicit.core.options import require
 from torchimplicit.core.problem import Residual
+from torchimplicit.core.tree import norm
 from torchimplicit.linear import GMRES, LU, Jacobian, LinearSolver
 from torchimplicit.solve.linesearch import backtrack
 from torchimplicit.solve.loop import Solver
 
 DENSE = 256  # unknowns per sample up to which the Jacobian is built and factored by default
+# The forcing sequence, names and values of Eisenstat and Walker: its first term, its largest, its factor, and the size
+# above which a term may not fall faster than by squaring.
+ETA_FIRST, ETA_MAX, GAMMA, SAFEGUARD = 0.5, 0.9, 0.9, 0.1
 
 
 class NewtonState(NamedTuple):
-    """Iterate and residual, `(B, n)` each."""
+    """Iterate and residual, `(B, n)` each, and the relative tolerances `(B,)` of the next linear solve."""
 
     z: Tensor
     residual: Tensor
+    forcing: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Newton(Solver):
-    """Newton's method with backtracking; the default for `root`.
+    r"""Newton's method with backtracking; the default for `root`.
 
     Solves `J dz = -r` per sample, then halves the step until the residual falls. Converges quadratically near a regular
     root, also where a fixed-point iteration expands. A step costs two evaluations and a linear solve: `n` vectorised
     vector-Jacobian products with `LU`, as many Jacobian-vector products as it needs with `GMRES`. For large states that
     contract, `Anderson` is cheaper. A singular Jacobian ends a sample as non-finite.
 
+    Far from the root the linear model is wrong, and solving it exactly is wasted. So an iterative linear solver follows
+    a forcing sequence: a sample's relative tolerance is $\eta_k = 0.9\, (|r_k| / |r_{k-1}|)^2$, at first 0.5, at most
+    0.9, not falling faster than $0.9\, \eta_{k-1}^2$ while that is above 0.1, and no tighter than the last step needs.
+    The linear solver's own `rtol` is the tightest that it becomes. Measured: a fifth to four fifths of the products.
+    Not for linear equations, which one exact step solves, nor where local minima of the residual are near: loose steps
+    take another path, and may stick where exact ones do not. There `forcing=False`.
+
+    Source: S. Eisenstat and H. Walker, SIAM J. Sci. Comput. 17 (1996) 16, choice 2 with its safeguard; the bound by the
+    tolerance from C. T. Kelley, Iterative Methods for Linear and Nonlinear Equations (1995), section 6.3.
+
     Args:
         linear_solver: None takes `LU()` up to 256 unknowns per sample and `GMRES()` beyond.
         halvings: how often the backtracking halves a step at most; 0 takes full steps.
+        forcing: whether an iterative linear solver solves early steps loosely; False takes its `rtol` in every step.
         rtol: see `Solver`.
         atol: see `Solver`.
         max_steps: see `Solver`.
@@ -43,6 +59,7 @@ class Newton(Solver):
 
     linear_solver: LinearSolver | None = None
     halvings: int = 10
+    forcing: bool = True
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
@@ -50,19 +67,43 @@ class Newton(Solver):
         linear = self.linear_solver is None or isinstance(self.linear_solver, LinearSolver)
         require(self, "linear_solver", linear, "a LinearSolver such as LU() or GMRES(), or None")
         require(self, "halvings", isinstance(self.halvings, int) and self.halvings >= 0, "an integer >= 0")
+        require(self, "forcing", isinstance(self.forcing, bool), "True or False")
 
     def init(self, problem: Residual, z: Tensor) -> NewtonState:
         """The state at the start."""
-        return NewtonState(z, problem(z))
+        residual = problem(z)
+        return NewtonState(z, residual, torch.full_like(residual[:, 0].detach(), ETA_FIRST))
 
     def step(self, problem: Residual, state: NewtonState) -> NewtonState:
         """One Newton step."""
-        linear_solver = self.linear_solver or (LU() if state.z.shape[1] <= DENSE else GMRES())
-        if torch.is_grad_enabled() and not isinstance(linear_solver, LU):
-            raise NotImplementedError(
-                f"Unrolled cannot differentiate through the iterations of {type(linear_solver).__name__}; "
-                "try Newton(linear_solver=LU()), or adjoint=Implicit()"
-            )
-        jacobian = Jacobian(problem, state.z)
-        direction = -linear_solver.prepare(jacobian).solve(state.residual).x
-        return NewtonState(*backtrack(problem, state.z, state.residual, direction, self.halvings))
+        linear_solver = choose_linear_solver(self.linear_solver, state.z)
+        prepared = linear_solver.prepare(Jacobian(problem, state.z))
+        direction = -prepared.solve(state.residual, state.forcing if self.forcing else None).x
+        z, residual = backtrack(problem, state.z, state.residual, direction, self.halvings)
+        with torch.no_grad():
+            forcing = self._force(state.forcing, norm(state.residual), norm(residual), norm(z), z.shape[1])
+        return NewtonState(z, residual, forcing)
+
+    def _force(self, last: Tensor, before: Tensor, now: Tensor, scale: Tensor, width: int) -> Tensor:
+        """The next term of the forcing sequence, `(B,)`, from the last one, the residuals' norms and the iterate's."""
+        tiny = torch.finfo(now.dtype).tiny
+        eta = GAMMA * (now / before.clamp_min(tiny)).square()
+        slowest = GAMMA * last.square()
+        eta = torch.where(slowest > SAFEGUARD, torch.maximum(eta, slowest), eta)
+        enough = 0.5 * (self.atol * width**0.5 + self.rtol * scale) / now.clamp_min(tiny)
+        return torch.maximum(eta, enough).clamp_max(ETA_MAX)
+
+
+def choose_linear_solver(given: LinearSolver | None, z: Tensor) -> LinearSolver:
+    """The linear solver of a step at `z`, `(B, n)`: the given one, or by size.
+
+    Raises:
+        NotImplementedError: grad is enabled, for `Unrolled`, and the linear solver is iterative.
+    """
+    linear_solver = given or (LU() if z.shape[1] <= DENSE else GMRES())
+    if torch.is_grad_enabled() and not isinstance(linear_solver, LU):
+        raise NotImplementedError(
+            f"Unrolled cannot differentiate through the iterations of {type(linear_solver).__name__}; "
+            "try linear_solver=LU(), or adjoint=Implicit()"
+        )
+    return linear_solver

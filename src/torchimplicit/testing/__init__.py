@@ -7,11 +7,13 @@ solver by `check_linear_solver(MyLinearSolver())`; each raises `AssertionError` 
 from torchimplicit.testing.adjoints import check_adjoint, check_transforms
 from torchimplicit.testing.cases import CASES, Case
 from torchimplicit.testing.linear_solvers import check_linear_solver
+from torchimplicit.testing.monotone import MonotoneCell
 from torchimplicit.testing.solvers import check_independence, check_solver
 
 __all__ = [
     "CASES",
     "Case",
+    "MonotoneCell",
     "check_adjoint",
     "check_independence",
     "check_linear_solver",

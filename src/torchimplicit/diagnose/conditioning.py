@@ -1,0 +1,135 @@
+r"""How a cell contracts and how well $I - J$ can be inverted, at one point: from all singular values, or estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core.tree import norm
+from torchimplicit.diagnose.arnoldi import largest_modulus, leading
+from torchimplicit.linear import GMRES, IdentityMinus, Jacobian, LinearOperator, LinearSolver
+
+STEPS, RESTARTS, SETTLED = 20, 2, 1e-3  # of the estimates of large operators
+INVERSE_STEPS = 6  # as above for the inverse, of which every product is a linear solve
+SOLVED = 1e-2  # relative residual up to which a solve of the inverse's estimate counts
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What is known of the Jacobian `J` of the cell and of `B = I - J`, per sample; NaN where they are not finite.
+
+    Attributes:
+        radius: spectral radius of `J`, `(B,)`.
+        norm: largest singular value of `J`, `(B,)`: by which the cell contracts or expands Euclidean distances.
+        largest: largest singular value of `B`, `(B,)`.
+        smallest: smallest singular value of `B`, `(B,)`; zero where no linear solve with `B` succeeded.
+        exact: whether they come from the matrices; else they are estimates.
+    """
+
+    radius: Tensor
+    norm: Tensor
+    largest: Tensor
+    smallest: Tensor
+    exact: bool
+
+
+def conditioning(jacobian: Jacobian, z: Tensor, dense: int) -> Conditioning:
+    r"""Measures a residual's Jacobian $B = I - J$.
+
+    Up to `dense` unknowns from the eigenvalues of $J$ and the singular values of $J$ and $B$. Beyond, by Arnoldi
+    processes: on $J$ for the radius, on $J^\top J$ and $B^\top B$ for the largest singular values, which come out too
+    small if anything (measured: by 1e-3 at most), and on $(B^\top B)^{-1}$ for the smallest one of $B$, which comes out
+    too large if anything. There every product is two solves by GMRES.
+
+    Args:
+        jacobian: of the residual, at the point.
+        z: the point, `(B, n)`.
+        dense: most unknowns per sample for which the matrices are built.
+    """
+    if z.shape[1] <= dense:
+        b = jacobian.dense(z)
+        j = torch.eye(z.shape[1]).to(z) - b
+        values = _singular_values(b)
+        return Conditioning(largest_modulus(j), _singular_values(j)[:, 0], values[:, 0], values[:, -1], exact=True)
+    inverse = _Inverse(jacobian, GMRES(rtol=1e-3, restart=30, max_steps=300))
+    j = IdentityMinus(jacobian)
+    radius, _ = leading(j, z, 2 * STEPS, RESTARTS, SETTLED)
+    reciprocal = spectral_norm(inverse, z, 0, INVERSE_STEPS, 1)
+    smallest = torch.where(inverse.failed, 0, 1 / reciprocal)
+    return Conditioning(radius, spectral_norm(j, z, 0), spectral_norm(jacobian, z, 0), smallest, exact=False)
+
+
+def spectral_norm(
+    operator: LinearOperator, z: Tensor, dense: int, steps: int = STEPS, restarts: int = RESTARTS
+) -> Tensor:
+    """The largest singular value of an operator, in double precision, `(B,)`.
+
+    Args:
+        operator: the operator.
+        z: any `(B, n)` tensor of its dtype and device.
+        dense: most unknowns per sample for which its matrices are built; beyond, an estimate from below.
+        steps: Arnoldi vectors between restarts of the estimate.
+        restarts: most restarts of the estimate.
+    """
+    if z.shape[1] <= dense:
+        return _singular_values(operator.dense(z))[:, 0]
+    square, _ = leading(_Gram(operator), z, steps, restarts, SETTLED)
+    return square.sqrt()
+
+
+def _singular_values(matrices: Tensor) -> Tensor:
+    """In double precision and decreasing, `(B, n)`; NaN for a matrix that is not finite."""
+    finite = matrices.isfinite().flatten(1).all(1)
+    values = torch.linalg.svdvals(torch.where(finite[:, None, None], matrices, 0).double())
+    return torch.where(finite.unsqueeze(1), values, torch.nan)
+
+
+class Difference(LinearOperator):
+    """`A - C`."""
+
+    def __init__(self, a: LinearOperator, c: LinearOperator):
+        """Wraps two operators."""
+        self.a, self.c = a, c
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """`A v - C v`."""
+        return self.a.matvec(v) - self.c.matvec(v)
+
+    def rmatvec(self, v: Tensor) -> Tensor:
+        """`A^T v - C^T v`."""
+        return self.a.rmatvec(v) - self.c.rmatvec(v)
+
+    def dense(self, like: Tensor) -> Tensor:
+        """The difference of the matrices."""
+        return self.a.dense(like) - self.c.dense(like)
+
+
+class _Gram(LinearOperator):
+    """`A^T A`, whose largest eigenvalue is the square of the largest singular value of `A`."""
+
+    def __init__(self, operator: LinearOperator):
+        self.operator = operator
+
+    def matvec(self, v: Tensor) -> Tensor:
+        return self.operator.rmatvec(self.operator.matvec(v))
+
+
+class _Inverse(LinearOperator):
+    """`A^{-1}` by an iterative solver; notes for which samples a solve failed."""
+
+    def __init__(self, operator: LinearOperator, solver: LinearSolver):
+        self.operator, self.prepared = operator, solver.prepare(operator)
+        self.failed = torch.tensor(False)
+
+    def matvec(self, v: Tensor) -> Tensor:
+        return self._noted(v, self.prepared.solve(v).x, self.operator.matvec)
+
+    def rmatvec(self, v: Tensor) -> Tensor:
+        return self._noted(v, self.prepared.solve_transpose(v).x, self.operator.rmatvec)
+
+    def _noted(self, v: Tensor, x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
+        self.failed = self.failed | ~(norm(v - product(x)) <= SOLVED * norm(v))
+        return x

@@ -1,0 +1,169 @@
+"""What the loop knows of every sample: when it stops, with which status, at which iterate.
+
+Each look costs one comparison of every sample's residual with its tolerance and its best residual so far, and one read
+by the host. Only when some sample stops or gets worse is more done, and iterates set aside.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core.status import Report, Status
+from torchimplicit.core.tree import norm
+
+PATIENCE = 20  # looks without a better residual before a sample counts as stagnated, unless the solver has another,
+PATIENCE_AT_FLOOR = 3  # or this few, when its residual is within FLOOR roundings of the state's size
+FLOOR = 10.0
+SLACK = 1 + 1e-6  # relative play in comparing a residual with the tolerance and with the best one
+DIVERGENCE = 1e6  # growth of the residual over its first value that counts as divergence
+SMALL = 2**14  # numbers in a state up to which going on with fewer samples saves no time
+
+
+class Samples:
+    """Judges iterates, sample by sample: `best` residual norms, `kept` iterates that were put aside.
+
+    `bar` is what a residual must get below to count as better: a little under the best one, so that rounding is no
+    progress, and minus infinity once a sample has stopped, so that it takes part in nothing any more.
+
+    Args:
+        options: tolerances, the stride of looks and the patience: `rtol`, `atol`, `check_every`, `patience`.
+        state: the solver's state at the start.
+        eps: rounding of the function's dtype.
+        save_steps: steps whose iterates to keep in `saved`.
+    """
+
+    def __init__(self, options: Any, state: Any, eps: float, save_steps: Sequence[int] = ()):
+        z = state.z
+        batch, width = z.shape
+        self.size, self.eps, self.patience = math.sqrt(width), eps, options.patience
+        self.rtol = SLACK * options.rtol
+        # The tiny addition lets a residual of exactly zero arrive at a tolerance of zero.
+        self.atol = z.new_full((batch,), SLACK * options.atol * self.size + torch.finfo(z.dtype).tiny)
+        self.bar = self.best = self.limit = z.new_full((batch,), math.inf)
+        self.status = torch.full((batch,), int(Status.MAX_STEPS), device=z.device)
+        self.steps = self.stalled = torch.zeros_like(self.status)  # stalled: looks since the best residual
+        self.running = torch.ones_like(self.status, dtype=torch.bool)
+        self.latest = self.running  # the latest iterate is the sample's best and not yet put aside
+        self.all_running, self.any_running, self.all_latest, self.any_stalled = True, True, True, False
+        self.few, self.narrowed = False, False  # so few run that going on without the others pays; they are gone
+        self.kept: Tensor | None = None
+        self.previous = z
+        self.overwritten = options.check_every > 1  # by the time of the next look
+        self.save_steps, self.saved = save_steps, {}
+        self.history: dict[int, Tensor] = {}
+
+    def judge(self, step: int, z: Tensor, residual: Tensor) -> bool:
+        """Looks at the iterate of a step; returns whether any sample still runs."""
+        if step in self.history:  # seen before the batch was narrowed
+            return self.any_running
+        with torch.no_grad():
+            size, scale = norm(residual), norm(z)
+        self.history[step] = size
+        tolerance = torch.add(self.atol, scale, alpha=self.rtol)
+        if step == 0:
+            self.limit = DIVERGENCE * torch.maximum(size, tolerance)
+        # The one read by the host: nothing to do while every running sample improves and none has arrived.
+        if self.all_running and torch.equal(size.clamp(tolerance, self.bar), size):
+            self.best = size
+            if not self.all_latest:
+                self.latest, self.all_latest = self.running, True
+            if self.any_stalled:
+                self.stalled, self.any_stalled = torch.zeros_like(self.stalled), False
+        else:
+            self._look_closer(step, z, size, tolerance, scale)
+        self.bar = self.best / SLACK if self.all_running else torch.where(self.running, self.best / SLACK, -math.inf)
+        self.previous = z.clone() if self.overwritten else z
+        if step in self.save_steps:
+            self.saved[step] = z.clone() if self.all_running else self._current(z)
+        return self.any_running
+
+    def _look_closer(self, step: int, z: Tensor, residual: Tensor, tolerance: Tensor, scale: Tensor) -> None:
+        improves = residual < self.bar
+        # Only a best iterate arrives: a growing iterate loosens its own relative tolerance, in the end to infinity.
+        arrived = improves & (residual <= tolerance) & (tolerance < math.inf)
+        failing = self.running & ~improves
+        status, stops = int(Status.CONVERGED), arrived
+        if bool(failing.any()):
+            self.stalled, self.any_stalled = torch.where(failing, self.stalled + 1, 0), True
+            lost = failing & self.latest
+            if bool(lost.any()):  # a best iterate about to be overwritten: it is the previous one, still at hand
+                self._keep(lost, self.previous)
+            failure = self._failure(residual, scale)
+            status = torch.where(failing, failure, status)
+            stops = stops | (failing & (failure != Status.MAX_STEPS))
+        elif self.any_stalled:
+            self.stalled, self.any_stalled = torch.zeros_like(self.stalled), False
+        self.latest, self.all_latest = improves & self.running, False
+        self.best = torch.where(improves, residual, self.best)
+        if bool(stops.any()):
+            self._keep(stops & self.latest, z)
+            self.status = torch.where(stops, status, self.status)
+            self.steps = torch.where(stops, step, self.steps)
+            go_on = ~stops
+            self.running, self.latest, self.all_running = self.running & go_on, self.latest & go_on, False
+            running = int(self.running.sum())
+            self.any_running, self.few = running > 0, z.numel() >= SMALL and 2 * running <= len(z)
+
+    def _failure(self, residual: Tensor, scale: Tensor) -> Tensor:
+        """Why samples that do not improve stop, if they do."""
+        floor = FLOOR * self.eps * scale
+        patience = torch.where(residual <= floor, PATIENCE_AT_FLOOR, self.patience)
+        status = torch.where(self.stalled >= patience, int(Status.STAGNATED), int(Status.MAX_STEPS))
+        status = torch.where(residual > self.limit, int(Status.DIVERGED), status)
+        return torch.where((residual + scale).isfinite(), status, int(Status.NON_FINITE))
+
+    def _keep(self, which: Tensor, z: Tensor) -> None:
+        self.kept = z.clone() if self.kept is None else torch.where(which.unsqueeze(1), z, self.kept)
+
+    def _current(self, z: Tensor) -> Tensor:
+        """The latest iterate of the running samples, the answer of the others, `(B, n)`."""
+        assert self.kept is not None
+        return torch.where(self.running.unsqueeze(1), z, self.kept)
+
+    def answer(self, z: Tensor) -> Tensor:
+        """Every sample's converged or best iterate, `(B, n)`."""
+        if self.kept is None:
+            return z.clone() if z._is_view() else z  # not a view that keeps a solver's whole history alive
+        return torch.where(self.latest.unsqueeze(1), z, self.kept)
+
+    def take(self, rows: Tensor) -> Samples:
+        """The running samples alone."""
+        some = copy.copy(self)
+        for name in ("atol", "bar", "best", "limit", "status", "steps", "stalled", "running", "latest", "previous"):
+            setattr(some, name, getattr(self, name)[rows])
+        some.kept = None if self.kept is None else self.kept[rows]
+        some.all_running, some.few, some.narrowed = True, False, True
+        some.all_latest = bool(some.latest.all())
+        some.saved, some.history = {}, {step: size[rows] for step, size in list(self.history.items())[-1:]}
+        return some
+
+    def put(self, rows: Tensor, some: Samples, answer: Tensor) -> None:
+        """Puts back what `take` gave, once it has ended at these answers."""
+        assert self.kept is not None
+        for step, z in some.saved.items():
+            self.saved[step] = self.kept.index_copy(0, rows, z)
+        self.kept = self.kept.index_copy(0, rows, answer)
+        for name in ("best", "status", "steps", "running"):
+            setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(some, name)))
+        self.latest, self.any_running = torch.zeros_like(self.running), some.any_running
+        absent = torch.full_like(self.best, math.nan)
+        for step, size in some.history.items():
+            if step not in self.history:
+                self.history[step] = absent.index_copy(0, rows, size)
+
+    def report(self, step: int, nfev: int, trace: bool) -> Report:
+        """The report, once the loop has ended."""
+        steps = torch.where(self.running, step, self.steps)
+        rows = None
+        if trace:
+            absent = torch.full_like(self.best, math.nan)
+            rows = torch.stack([self.history.get(k, absent) for k in range(step + 1)]) / self.size
+            passed = torch.arange(step + 1, device=steps.device).unsqueeze(1) > steps
+            rows = rows.masked_fill(passed, math.nan)
+        return Report(self.status, steps, self.best / self.size, nfev, trace=rows)
