@@ -288,7 +288,7 @@ def test_backtracking_saves_newton():
 def test_newton_takes_gmres_for_large_states_and_refuses_to_unroll_it():
     start = torch.ones(1, 300, requires_grad=True)
     assert ti.root(lambda z: z**3 + z - 1, start.detach()).report.converged
-    with pytest.raises(NotImplementedError, match=r"Newton\(linear_solver=LU\(\)\)"):
+    with pytest.raises(NotImplementedError, match=r"linear_solver=LU\(\)"):
         ti.root(lambda z: z**3 + z - 1, start, adjoint=ti.Unrolled())
     with pytest.raises(ValueError, match="try GMRES"):
         ti.root(lambda z: z**3 + z - 1, start.detach(), solver=ti.Newton(linear_solver=ti.LU(max_size=100)))

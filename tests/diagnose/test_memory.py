@@ -76,5 +76,5 @@ def test_impossible_steps(make_layer, x, steps):
 
 def test_a_solver_that_cannot_be_unrolled_says_so(make_layer, x):
     layer = make_layer(solver=ti.Newton(linear_solver=ti.GMRES()))
-    with pytest.raises(NotImplementedError, match=r"Newton\(linear_solver=LU\(\)\)"):
+    with pytest.raises(NotImplementedError, match=r"linear_solver=LU\(\)"):
         diagnose.memory(layer, x)

@@ -8,7 +8,13 @@ from torch import nn
 import torchimplicit as ti
 from torchimplicit import diagnose
 
-DIAGNOSES = [diagnose.convergence, diagnose.spectral_radius, diagnose.check_gradient, diagnose.memory]
+DIAGNOSES = [
+    diagnose.certify,
+    diagnose.convergence,
+    diagnose.spectral_radius,
+    diagnose.check_gradient,
+    diagnose.memory,
+]
 
 
 @pytest.fixture(params=DIAGNOSES, ids=lambda function: function.__name__)

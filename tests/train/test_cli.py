@@ -110,10 +110,12 @@ def test_fit_resume_test_predict_report(capsys):
 
     assert main(["report", best, "--samples", "8"]) == 0
     page = (run / "report.html").read_text()
-    for heading in ("Test split", "Training", "convergence", "spectral radius", "gradient", "memory", "saved graph"):
+    parts = ("convergence", "spectral radius", "certificate", "gradient", "memory", "saved graph")
+    for heading in ("Test split", "Training", *parts):
         assert heading in page
     assert "Could not be made" not in page
-    assert page.count("data:image/png;base64,") == 4
+    assert "locally unique (I - J regular)" in page
+    assert page.count("data:image/png;base64,") == 5
     assert "http" not in page, "the file is on its own"
 
 

@@ -1,5 +1,7 @@
 """Is a layer right, and does it cost what it should? Numbers to read, and pictures where matplotlib is installed."""
 
+from torchimplicit.diagnose.certificate import Certificate
+from torchimplicit.diagnose.certify import certify
 from torchimplicit.diagnose.convergence import Convergence, convergence
 from torchimplicit.diagnose.gradient_check import GradientCheck, check_gradient
 from torchimplicit.diagnose.graph import GradientGraph, Node, gradient_graph
@@ -7,11 +9,13 @@ from torchimplicit.diagnose.memory import Memory, memory
 from torchimplicit.diagnose.spectrum import spectral_radius
 
 __all__ = [
+    "Certificate",
     "Convergence",
     "GradientCheck",
     "GradientGraph",
     "Memory",
     "Node",
+    "certify",
     "check_gradient",
     "convergence",
     "gradient_graph",

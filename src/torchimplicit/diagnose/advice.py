@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
-from torchimplicit.adjoint import Implicit, Phantom, Unrolled
+from torchimplicit.adjoint import Implicit, Phantom, Shine, Unrolled
 from torchimplicit.linear import Neumann
 
 if TYPE_CHECKING:
+    from torchimplicit.diagnose.certificate import Certificate
     from torchimplicit.diagnose.gradient_check import GradientCheck
 
 
@@ -86,3 +88,41 @@ def _tolerances(check: GradientCheck) -> list[str]:
         f"tighten the solves: smaller rtol and atol than {check.solver.rtol:g} and {check.solver.atol:g}, also in "
         "Implicit(GMRES(rtol=...)); errors grow by 1 / (1 - rho), so look at spectral_radius(layer, x), too"
     ]
+
+
+def certificate_advice(certificate: Certificate) -> list[str]:
+    """Why samples are not certified, the most basic cause first, each with its remedy; none when all is well.
+
+    Args:
+        certificate: the result of `certify`.
+    """
+    if certificate.ok:
+        return []
+    return _unconverged(certificate) or _singular(certificate) or _inexact(certificate)
+
+
+def _unconverged(certificate: Certificate) -> list[str]:
+    report = certificate.report
+    return [f"{status.name.lower()}: {remedy}" for status, remedy in report.remedies.items()]
+
+
+def _singular(certificate: Certificate) -> list[str]:
+    count = int((~certificate.regular).sum())
+    if not count:
+        return []
+    return [
+        f"I - J is singular, or nearly so at this tolerance, for {count} of {len(certificate.regular)} samples: fixed "
+        "points may meet there, and gradients explode. A smaller rtol and float64 tell which; a contraction (spectral "
+        "normalisation, weight decay) cannot be singular"
+    ]
+
+
+def _inexact(certificate: Certificate) -> list[str]:
+    if not math.isfinite(certificate.gradient_error):
+        return ["no accurate solution was found near the layer's answer to compare with: try float64"]
+    if isinstance(certificate.adjoint, Phantom | Unrolled | Shine):
+        return [f"{certificate.adjoint} is approximate by design: adjoint=Implicit() for the exact gradient"]
+    backward, point = (float(share) for share in certificate.shares.sum(0))
+    if backward >= point:
+        return ["the backward residual is the larger part: Implicit(GMRES(rtol=...)) with a smaller rtol, or LU()"]
+    return [f"the error of the point is the larger part: a smaller rtol than the solver's {certificate.solver.rtol:g}"]

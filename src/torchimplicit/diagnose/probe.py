@@ -74,7 +74,9 @@ def linearised(layer: DEQ, value: Any, x: Any, args: tuple) -> Iterator[tuple[Ja
     """The Jacobian of the residual `z - cell(z, x)` at a state, and that state as a matrix `(B, n)`."""
     problem = FixedPoint(layer.cell, value, (x, *args))
     z = problem.layout.flatten(value)
-    with torch.no_grad(), problem.bind(problem.explicit.take_tensors()) as residual:
+    # Copies: what the cell writes to its buffers must not reach the graph that the products are taken from.
+    tensors = [tensor.detach().clone() for tensor in problem.explicit.take_tensors()]
+    with torch.no_grad(), problem.bind(tensors) as residual:
         yield Jacobian(residual, z), z
 
 

@@ -43,8 +43,8 @@ def write_report(
     """Writes the report of a checkpoint.
 
     Metrics on the test split, the curves of the run where its TensorBoard log is beside the checkpoint, and for every
-    `DEQ` layer on test samples: convergence, spectral radius, gradient check, memory, and the saved graph. A part that
-    cannot be made says why in its place.
+    `DEQ` layer on test samples: convergence, spectral radius, certificate, gradient check, memory, and the saved graph.
+    A part that cannot be made says why in its place.
 
     Args:
         checkpoint: a file that `torchimplicit fit` wrote.
@@ -143,6 +143,7 @@ def _diagnoses(name: str, layer: DEQ, inputs: tuple) -> Iterator[str]:
     few = tuple(each[:8] if isinstance(each, torch.Tensor) else each for each in inputs)
     yield _section(f"{name}: convergence", lambda: _table_and_picture(diagnose.convergence(layer, *inputs)))
     yield _section(f"{name}: spectral radius", lambda: _spectrum(layer, inputs))
+    yield _section(f"{name}: certificate", lambda: _table_and_picture(diagnose.certify(layer, *inputs)))
     yield _section(f"{name}: gradient", lambda: _text(str(diagnose.check_gradient(layer, *few))))
     yield _section(f"{name}: memory", lambda: _table_and_picture(diagnose.memory(layer, *inputs)))
     yield _section(f"{name}: saved graph", lambda: _picture(diagnose.gradient_graph(layer(*few)).plot()))
