@@ -56,9 +56,10 @@ class Explicit:
         f: a callable; when it is an `nn.Module`, or a bound method or a partial of one, the module's parameters and
             buffers are explicit.
         args: further arguments, nested; tensors among them, and the parameters of modules among them, are explicit.
+        begins: whether this is a new solve: modules with a method `begin_solve` are told.
     """
 
-    def __init__(self, f: Callable, args: tuple):
+    def __init__(self, f: Callable, args: tuple, begins: bool = True):
         """Finds the modules and the places of their tensors."""
         self.f = f
         leaves, self.spec = pytree.tree_flatten(args)
@@ -68,7 +69,7 @@ class Explicit:
             leaves, f = [*leaves, *f.args, *f.keywords.values()], f.func
         owner = f if isinstance(f, nn.Module) else getattr(f, "__self__", None)
         modules = [module for module in (owner, *leaves) if isinstance(module, nn.Module)]
-        self.slots, self.cached, weights = _module_tensors(modules)
+        self.slots, self.cached, weights = _module_tensors(modules, begins)
         self.shared = len(weights)  # the first tensors belong to modules: they carry no batch dimension
         self._found = weights + [leaves[i] for i in self.places]
 
@@ -96,7 +97,9 @@ class Explicit:
             yield Bound(self.f, args)
 
 
-def _module_tensors(modules: list[nn.Module]) -> tuple[list[list[Slot]], list[tuple[nn.Module, str]], list[Tensor]]:
+def _module_tensors(
+    modules: list[nn.Module], begins: bool
+) -> tuple[list[list[Slot]], list[tuple[nn.Module, str]], list[Tensor]]:
     """Places of parameters and buffers, the parametrised weights, and the tensors of both in that order."""
     places: dict[int, list[Slot]] = {}
     tensors: dict[int, Tensor] = {}
@@ -107,6 +110,9 @@ def _module_tensors(modules: list[nn.Module]) -> tuple[list[list[Slot]], list[tu
         if id(module) in seen:
             continue
         seen.add(id(module))
+        begin = getattr(module, "begin_solve", None)
+        if begins and callable(begin):  # what is random within a solve is drawn now, once
+            begin()
         for home, key, tensor in _own_tensors(module):
             places.setdefault(id(tensor), []).append((home, key))
             tensors[id(tensor)] = tensor

@@ -52,6 +52,7 @@ class Problem:
         batch_dims: 1 when dimension 0 of the state is the batch, 0 for one coupled problem.
         batched_args: positions of those `args` that carry the batch in dimension 0, the others being the same for all
             samples; None when that is not known.
+        begins: whether this is a new solve, with its own random masks, or a look at the last one.
     """
 
     def __init__(
@@ -61,13 +62,14 @@ class Problem:
         args: tuple,
         batch_dims: int = 1,
         batched_args: Sequence[int] | None = None,
+        begins: bool = True,
     ):
         """Makes function and state explicit; evaluates nothing."""
         if not callable(f):
             raise TypeError(f"f: got a {type(f).__name__}, expected a callable f(z, *args)")
-        self.f = f
+        self.f, self.batch_dims = f, batch_dims
         self.layout = Layout(z0, batch_dims)
-        self.explicit = Explicit(f, args)
+        self.explicit = Explicit(f, args, begins)
         self.autocast = Autocast(self.layout.device.type)
         self.eps = max(self.layout.eps, self.autocast.eps)
         self.batched_args = batched_args
@@ -77,6 +79,10 @@ class Problem:
     def residual(self, z: Tensor, value: Tensor, out: Tensor | None) -> Tensor:
         """The residual from the state and the function's value there, both `(B, n)`, in `out` where that is given."""
         raise NotImplementedError
+
+    def check(self, value: Any) -> None:
+        """Refuses what the user's function must not return."""
+        self.layout.check(value, cast=self.autocast.enabled)
 
     def check_captures(self, value: Any, tensors: list[Tensor] | tuple[Tensor, ...]) -> None:
         """Refuses a value whose graph leads to other tensors; see `explicit.check_captures`."""
@@ -111,10 +117,10 @@ class Problem:
                 raise ValueError(
                     "the function writes into its state z; try an out-of-place operation, or z.clone() first"
                 )
-            layout.check(value, cast=self.autocast.enabled)
+            self.check(value)
             if audit:
                 self.check_captures(value, tensors)
-            return self.residual(z, layout.flatten(value), out)
+            return evaluate(z, out, value)
 
         with self.explicit.bind(tensors, keep_buffers) as bound, self.autocast.off():
             function = self.autocast.around(bound)
@@ -122,9 +128,12 @@ class Problem:
             residual = Residual(evaluate_first, self.eps, self._narrower(bound, layout))
             yield residual
 
-    def _evaluator(self, function: Callable, layout: Layout) -> Callable[[Tensor, Tensor | None], Tensor]:
-        def evaluate(z: Tensor, out: Tensor | None) -> Tensor:
-            return self.residual(z, layout.flatten(function(layout.unflatten(z))), out)
+    def _evaluator(self, function: Callable, layout: Layout) -> Callable[..., Tensor]:
+        """The flat residual `(z, out, value=None) -> r`; `value` is the function's at `z`, where it is known."""
+
+        def evaluate(z: Tensor, out: Tensor | None, value: Any = None) -> Tensor:
+            value = function(layout.unflatten(z)) if value is None else value
+            return self.residual(z, layout.flatten(value), out)
 
         return evaluate
 
@@ -156,6 +165,57 @@ class Root(Problem):
     def residual(self, z: Tensor, value: Tensor, out: Tensor | None) -> Tensor:
         """`g(z)`."""
         return value if out is None else out.copy_(value)
+
+
+class Stationary(Problem):
+    """`dE/dz = 0` for an energy `E(z)` of every sample; the residual is the gradient."""
+
+    def check(self, value: Any) -> None:
+        """One real number per sample."""
+        shape = (self.layout.batch,) if self.batch_dims else ()
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            got = value.dtype if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise TypeError(f"the energy returned {got}, expected a real floating tensor of shape {shape}")
+        if value.shape != shape:
+            raise ValueError(
+                f"the energy returned shape {tuple(value.shape)}, expected {shape}, one number per sample; try summing "
+                "over every dimension but that of the batch, or batch_dims=0 for one coupled problem"
+            )
+
+    def _evaluator(self, function: Callable, layout: Layout) -> Callable[..., Tensor]:
+        def total(z: Tensor) -> Tensor:
+            energy = function(layout.unflatten(z)).sum()  # samples are independent: its gradient is theirs
+            if not energy.requires_grad:
+                raise _no_slope()
+            return energy
+
+        def evaluate(z: Tensor, out: Tensor | None, value: Any = None) -> Tensor:
+            gradient = _slope(total, z)
+            return gradient if out is None else out.copy_(gradient)
+
+        return evaluate
+
+
+def _slope(total: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """The gradient `(B, n)` of a number by the state, itself differentiable while grad is enabled."""
+    if transforms.active():
+        return torch.func.grad(total)(z)
+    # Without torch.func where it can be: that takes longer on small states, and not inside Unrolled(checkpoint=True).
+    differentiable = torch.is_grad_enabled()
+    with torch.enable_grad():
+        z = z if differentiable and z.requires_grad else z.detach().requires_grad_()
+        gradient = torch.autograd.grad(total(z), z, create_graph=differentiable, allow_unused=True)[0]
+    if gradient is None:
+        raise _no_slope()
+    return gradient
+
+
+def _no_slope() -> ValueError:
+    return ValueError(
+        "the energy does not depend on the state differentiably: got no gradient by z, expected one; look for a "
+        "state that is not used, .detach(), torch.no_grad() or integers inside the energy, and use torch.no_grad() in "
+        "place of torch.inference_mode() around it"
+    )
 
 
 class Mapped:

@@ -27,7 +27,8 @@ _REMEDIES = {
     Status.MAX_STEPS: "Try more max_steps, a looser rtol or atol, or a more contractive map.",
     Status.STAGNATED: (
         "The residual no longer falls: the tolerance may lie below what this dtype can reach (try a looser rtol or "
-        "atol, or float64), the map may have no fixed point, it may be random (dropout inside it), or its residual "
+        "atol, or float64), the map may have no fixed point, it may be random (plain dropout inside it; try "
+        "nn.VariationalDropout), or its residual "
         "may grow for long before it falls (a non-normal map: try Newton())."
     ),
     Status.DIVERGED: "The map expands. Try damping < 1, Newton(), spectral normalisation, or smaller weights.",

@@ -72,7 +72,7 @@ def untouched(layer: DEQ, args: tuple, seed: int | None = None) -> Iterator[None
 @contextmanager
 def linearised(layer: DEQ, value: Any, x: Any, args: tuple) -> Iterator[tuple[Jacobian, Tensor]]:
     """The Jacobian of the residual `z - cell(z, x)` at a state, and that state as a matrix `(B, n)`."""
-    problem = FixedPoint(layer.cell, value, (x, *args))
+    problem = FixedPoint(layer.cell, value, (x, *args), begins=False)
     z = problem.layout.flatten(value)
     # Copies: what the cell writes to its buffers must not reach the graph that the products are taken from.
     tensors = [tensor.detach().clone() for tensor in problem.explicit.take_tensors()]

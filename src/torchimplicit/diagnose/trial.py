@@ -122,7 +122,7 @@ class Trial:
             $-(\partial_a r)^\top u$, for `u` `(B, n)`; and $\|\partial_a r\|$, by power iteration, so from below.
         """
         with self.repeatable(), torch.enable_grad():
-            problem = FixedPoint(self.layer.cell, value, (self.x, *self.args))
+            problem = FixedPoint(self.layer.cell, value, (self.x, *self.args), begins=False)
             with problem.bind(problem.explicit.take_tensors()) as residual:
                 r = residual(self.layout.flatten(value))
             if not r.requires_grad:

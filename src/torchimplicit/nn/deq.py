@@ -32,8 +32,8 @@ class DEQ(nn.Module):
         init: `init(x, ...) -> z0`, a function or module, where the state is not like `x`; None starts at zeros.
         warm_start: start from the last solution when its shapes fit: for inputs that change little between calls.
         batched_args: positions of those inputs of the layer that carry the batch in dimension 0, `x` being 0. None
-            takes `(0,)` where `x` is the only input, so that a large batch goes on without the samples that have
-            arrived; with more inputs, name them to have that. See `fixed_point`.
+            takes `(0,)` where `x` is the only input and all of it does, so that a large batch goes on without the
+            samples that have arrived; with more inputs, name them to have that. See `fixed_point`.
         on_failure: "warn" (default), "raise" or "ignore" samples that do not converge, forward and backward.
 
     Attributes:
@@ -108,7 +108,7 @@ class DEQ(nn.Module):
                 *args,
                 solver=self.solver,
                 adjoint=self.adjoint,
-                batched_args=(0,) if self.batched_args is None and not args else self.batched_args,
+                batched_args=self._batched(z0, x, args),
                 save_steps=save_steps,
                 on_failure=self.on_failure,
             )
@@ -127,6 +127,12 @@ class DEQ(nn.Module):
             if [(t.shape, t.dtype, t.device) for t in leaves] == [(t.shape, t.dtype, t.device) for t in last]:
                 return self._last
         return z0
+
+    def _batched(self, z0: Any, x: Any, args: tuple) -> Sequence[int] | None:
+        if self.batched_args is not None or args:
+            return self.batched_args
+        sizes = {tuple(leaf.shape[:1]) for leaf in pytree.tree_leaves((z0, x)) if isinstance(leaf, torch.Tensor)}
+        return (0,) if len(sizes) == 1 else None
 
     def reset(self) -> None:
         """Forgets the last solution, so that the next warm start is a cold one."""

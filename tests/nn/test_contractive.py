@@ -1,0 +1,115 @@
+"""Maps that contract by construction: the bound holds, is tight, and a layer of them always converges."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+import torchimplicit as ti
+from torchimplicit.nn.contractive import norm_bound
+
+
+def operator_norm(module, *shape):
+    """The largest singular value of a module's linear part, as a dense matrix."""
+    zero = torch.zeros(1, *shape, dtype=torch.float64)
+    matrix = torch.autograd.functional.jacobian(lambda x: module(x) - module(zero), zero)
+    return float(torch.linalg.matrix_norm(matrix.reshape(-1, zero.numel()), 2))
+
+
+def wild(module):
+    """A weight as an optimiser that has run away leaves it."""
+    torch.nn.init.normal_(module.parametrizations.weight.original, std=30)
+    return module
+
+
+@pytest.mark.parametrize(("shape", "iterations"), [((7, 7), 6), ((4, 9), 3), ((9, 4), 1), ((1, 5), 6)])
+def test_the_norm_is_bounded_from_above_and_nearly_met(shape, iterations):
+    torch.manual_seed(0)
+    for scale in (1e-12, 1.0, 1e12):
+        matrices = scale * torch.randn(5, *shape, dtype=torch.float64)
+        true, bound = torch.linalg.matrix_norm(matrices, 2), norm_bound(matrices, iterations)
+        assert (bound >= true * (1 - 1e-12)).all()
+        assert (bound <= true * min(shape) ** (0.5 ** (iterations + 1)) * (1 + 1e-12)).all()
+    assert norm_bound(torch.zeros(3, 3)).isfinite()
+    assert gradcheck(lambda w: norm_bound(w, iterations), torch.randn(*shape, dtype=torch.float64, requires_grad=True))
+
+
+def test_a_linear_map_is_bounded_whatever_its_weight():
+    torch.manual_seed(0)
+    linear = wild(ti.nn.ContractiveLinear(12, 9, bound=0.7, dtype=torch.float64))
+    assert 0.7 / 1.03 < torch.linalg.matrix_norm(linear.weight, 2) <= 0.7
+    small = torch.full((9, 12), 1e-3, dtype=torch.float64)
+    linear.parametrizations.weight.original.data.copy_(small)
+    assert torch.equal(linear.weight, small), "a weight below the bound is left alone"
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda **o: ti.nn.ContractiveConv1d(3, 4, 5, padding=2, **o), (3, 12)),
+        (lambda **o: ti.nn.ContractiveConv2d(2, 3, 3, padding=1, **o), (2, 8, 7)),
+        (lambda **o: ti.nn.ContractiveConv2d(2, 2, 3, padding=1, padding_mode="circular", **o), (2, 8, 8)),
+        (lambda **o: ti.nn.ContractiveConv2d(4, 4, 3, padding=2, dilation=2, groups=2, **o), (4, 7, 7)),
+        (lambda **o: ti.nn.ContractiveConv2d(2, 4, (2, 4), stride=2, bias=False, **o), (2, 8, 8)),
+        (lambda **o: ti.nn.ContractiveConv3d(1, 2, 3, padding=1, **o), (1, 5, 5, 5)),
+    ],
+)
+def test_a_convolution_is_bounded_whatever_its_weight(make, shape):
+    torch.manual_seed(0)
+    for _ in range(3):
+        module = wild(make(bound=0.6).double())
+        norm = operator_norm(module, *shape)
+        assert norm <= 0.6
+        assert norm > 0.3, "the bound is not hopelessly large"
+
+
+def test_on_large_images_the_bound_of_a_convolution_is_tight():
+    torch.manual_seed(0)
+    module = wild(ti.nn.ContractiveConv2d(2, 2, 3, padding=1, padding_mode="circular", bound=1.0).double())
+    assert operator_norm(module, 2, 24, 24) > 0.95
+
+
+def test_gradients_reach_the_unscaled_weight():
+    torch.manual_seed(0)
+    for module, x in (
+        (ti.nn.ContractiveLinear(3, 4, bound=0.5).double(), torch.randn(2, 3).double()),
+        (ti.nn.ContractiveConv2d(2, 2, 3, bound=0.5).double(), torch.randn(1, 2, 4, 4).double()),
+    ):
+        original = wild(module).parametrizations.weight.original
+
+        def value(weight, module=module, x=x):
+            return torch.func.functional_call(module, {"parametrizations.weight.original": weight}, (x,))
+
+        assert gradcheck(value, original.detach().clone().requires_grad_(), fast_mode=True)
+
+
+def test_a_layer_of_it_converges_by_plain_iteration_whatever_the_weights():
+    torch.manual_seed(0)
+
+    class Cell(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = wild(ti.nn.ContractiveConv2d(3, 3, 3, padding=1, bound=0.8))
+
+        def forward(self, z, x):
+            return torch.relu(self.conv(z) + x)
+
+    layer = ti.nn.DEQ(Cell(), solver=ti.Picard(rtol=1e-4, max_steps=60), on_failure="raise")
+    layer(torch.randn(4, 3, 6, 6)).sum().backward()
+    assert layer.report.converged
+    assert layer.report.backward.converged
+    original = layer.cell.conv.parametrizations.weight.original
+    assert original.grad.isfinite().all()
+    assert original.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ti.nn.ContractiveLinear(2, 2, bound=0.0),
+        lambda: ti.nn.ContractiveLinear(2, 2, iterations=0),
+        lambda: ti.nn.ContractiveConv2d(2, 2, 3, padding=1, padding_mode="reflect"),
+    ],
+)
+def test_impossible_options_are_refused(make):
+    with pytest.raises(ValueError, match="expected"):
+        make()

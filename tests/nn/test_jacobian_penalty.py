@@ -1,0 +1,107 @@
+"""The Jacobian penalty: an unbiased estimate, with the exact gradient."""
+
+import pytest
+import torch
+
+import torchimplicit as ti
+
+
+def make(width=4, batch=3):
+    torch.manual_seed(0)
+    weight = (0.4 * torch.randn(width, width, dtype=torch.float64)).requires_grad_()
+    x = torch.randn(batch, width, dtype=torch.float64)
+    solver = ti.Anderson(rtol=1e-13, atol=1e-13, max_steps=200)
+    layer = ti.nn.DEQ(cell, solver=solver, adjoint=ti.Implicit(ti.LU()))
+    return layer, weight, x
+
+
+def cell(z, x, weight):
+    return torch.tanh(z @ weight + x)
+
+
+def exact(z, x, weight):
+    """Mean over the batch of `|J|_F^2 / n`, differentiable, from the Jacobian itself."""
+    jacobians = torch.func.vmap(torch.func.jacrev(cell), in_dims=(0, 0, None))(z, x, weight)
+    return jacobians.square().sum((1, 2)).mean() / z.shape[1]
+
+
+def test_it_estimates_the_frobenius_norm():
+    layer, weight, x = make()
+    z = layer(x, weight).detach()
+    expected = exact(z, x, weight).detach()
+    estimate = ti.nn.jacobian_penalty(layer, z, x, weight, probes=4000).detach()
+    assert abs(float(estimate / expected) - 1) < 0.03
+    penalties = []
+    for layer_or_cell in (layer, cell):
+        torch.manual_seed(1)
+        penalties.append(ti.nn.jacobian_penalty(layer_or_cell, z, x, weight))
+    assert torch.equal(*penalties), "a layer and its cell are the same to it"
+
+
+@pytest.mark.parametrize("through", [True, False])
+def test_its_gradient_is_that_of_the_same_probes(through):
+    layer, weight, x = make()
+
+    def penalty(weight):
+        torch.manual_seed(2)
+        z = layer(x, weight) if through else fixed
+        return ti.nn.jacobian_penalty(layer, z, x, weight, probes=2)
+
+    fixed = layer(x, weight).detach()
+    (grad,) = torch.autograd.grad(penalty(weight), weight)
+    direction = torch.randn_like(weight)
+    step = 1e-5
+    with torch.no_grad():
+        slope = (penalty(weight + step * direction) - penalty(weight - step * direction)) / (2 * step)
+    assert abs(float(slope - (grad * direction).sum().detach())) < 1e-8
+
+
+def test_the_path_through_the_fixed_point_counts():
+    layer, weight, x = make()
+    torch.manual_seed(0)
+    probes = 3000
+    through = torch.autograd.grad(ti.nn.jacobian_penalty(layer, layer(x, weight), x, weight, probes=probes), weight)[0]
+    expected = torch.autograd.grad(exact(layer(x, weight), x, weight), weight)[0]
+    without = torch.autograd.grad(exact(layer(x, weight).detach(), x, weight), weight)[0]
+    assert (through - expected).norm() < 0.05 * expected.norm()
+    assert (without - expected).norm() > 0.1 * expected.norm(), "else this test would tell nothing"
+
+
+def test_it_falls_when_it_is_trained():
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(16, 16)
+    torch.nn.init.normal_(linear.weight, std=0.3)
+    layer = ti.nn.DEQ(lambda z, x, linear: torch.tanh(linear(z) + x), on_failure="ignore")
+    x = torch.randn(8, 16)
+    optimizer = torch.optim.Adam(linear.parameters(), lr=1e-2)
+    penalties = []
+    for _ in range(40):
+        penalty = ti.nn.jacobian_penalty(layer, layer(x, linear), x, linear)
+        optimizer.zero_grad()
+        penalty.backward()
+        optimizer.step()
+        penalties.append(float(penalty.detach()))
+    assert sum(penalties[-5:]) < 0.5 * sum(penalties[:5])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
+def test_nested_states_and_other_dtypes(dtype):
+    torch.manual_seed(0)
+    z = {"a": torch.randn(2, 3).to(dtype), "b": (torch.randn(2, 2, 2),)}
+    weight = torch.nn.Parameter(torch.ones(3).to(dtype))
+
+    def nested(z, x):
+        return {"a": 0.5 * weight * z["a"], "b": (0.25 * z["b"][0] + x,)}
+
+    penalty = ti.nn.jacobian_penalty(nested, z, 1.0, probes=400)
+    assert abs(float(penalty.detach()) / ((3 * 0.25 + 4 * 0.0625) / 7) - 1) < (0.2 if dtype != torch.complex64 else 1.5)
+    penalty.backward()
+    assert weight.grad.abs().sum() > 0
+
+
+def test_bad_use_is_refused():
+    layer, weight, x = make()
+    with pytest.raises(ValueError, match="probes"):
+        ti.nn.jacobian_penalty(layer, x, x, weight, probes=0)
+    with pytest.raises(ValueError, match="does not depend"):
+        ti.nn.jacobian_penalty(lambda z, x: torch.ones(3, 4), torch.zeros(3, 4), x)
