@@ -11,7 +11,7 @@ from torchimplicit.core import (
     Solution,
     Status,
 )
-from torchimplicit.equations import fixed_point, root
+from torchimplicit.equations import argmin, fixed_point, root
 from torchimplicit.linear import CG, GMRES, LU, BiCGStab, Neumann
 from torchimplicit.solve import Anderson, Broyden, ForwardBackward, Newton, PeacemanRachford, Picard, PseudoTransient
 
@@ -39,6 +39,7 @@ __all__ = [
     "Solution",
     "Status",
     "Unrolled",
+    "argmin",
     "fixed_point",
     "nn",
     "root",

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from torchimplicit.adjoint import Adjoint, Call, Implicit, Record, Unrolled, quarantine, without
 from torchimplicit.core import transforms
-from torchimplicit.core.problem import FixedPoint, Problem, Root
+from torchimplicit.core.problem import FixedPoint, Problem, Root, Stationary
 from torchimplicit.core.status import OnFailure, Solution, Status, react
 from torchimplicit.solve import Anderson, Newton, Solver, iterate
 
@@ -120,6 +120,71 @@ def root(
     return _solve(problem, z0, solver, adjoint, warm_start, on_failure, trace, save_steps)
 
 
+def argmin(
+    energy: Callable,
+    z0: Any,
+    *args: Any,
+    solver: Solver = Newton(),
+    adjoint: Adjoint = Implicit(),
+    batch_dims: int = 1,
+    warm_start: Solution | None = None,
+    trace: bool = False,
+    batched_args: Sequence[int] | None = None,
+    save_steps: Sequence[int] = (),
+    on_failure: OnFailure = "raise",
+) -> Solution:
+    r"""Finds $z$ with $\partial E(z, a) / \partial z = 0$, sample by sample, differentiably in the arguments $a$.
+
+    As `root`, for the gradient of an energy. With the Hessian $H = \partial^2 E / \partial z^2$ the solution has the
+    derivative $\dot z^* = -H^{-1} (\partial^2 E / \partial z\, \partial a)\, \dot a$, which is how the gradient of a
+    validation loss by hyperparameters follows from one linear solve (J. Lorraine, P. Vicol, D. Duvenaud,
+    arXiv:1911.02590, theorem 1).
+
+    A stationary point is all that is claimed. Where the energy is strictly convex it is the minimum; elsewhere `Newton`
+    goes to whatever is near, maxima and saddles included, and only the Hessian there tells. `Picard(damping=...)`
+    is gradient descent of that step, and leaves those behind. A sample has converged when the RMS of the gradient is
+    at most `atol + rtol * rms(z)`: scale the energy such that this says something (a mean over data rather than a sum).
+
+    The Hessian is symmetric. Where it is positive definite, `CG` suits both `Newton(linear_solver=...)` and
+    `Implicit(...)`: less memory than `GMRES`. Not for constraints, nor for energies with kinks or flat directions (a
+    norm, a ReLU network): there the Hessian is singular or missing.
+
+    Args:
+        energy: `energy(z, *args)`, one real number per sample, `(B,)`; a scalar with `batch_dims=0`. Needs second
+            derivatives. Inside `torch.func` transforms it is differentiated by `torch.func.grad`.
+        z0: see `fixed_point`.
+        *args: see `fixed_point`.
+        solver: see `fixed_point`; it sees the gradient as its residual.
+        adjoint: see `fixed_point`.
+        batch_dims: see `fixed_point`.
+        warm_start: see `fixed_point`.
+        trace: see `fixed_point`.
+        batched_args: see `fixed_point`.
+        save_steps: see `fixed_point`.
+        on_failure: see `fixed_point`.
+
+    Returns:
+        A `Solution`; `solution.value` is like `z0`. Evaluations are those of the gradient.
+
+    Raises:
+        TypeError: the energy is not a real floating tensor, or see `fixed_point`.
+        ValueError: the energy has another shape or does not depend on the state, or see `fixed_point`.
+        ConvergenceError: see `fixed_point`, as for the other errors.
+
+    Example:
+        >>> import torch, torchimplicit as ti
+        >>> center = torch.tensor([[1.0, 2.0]], requires_grad=True)
+        >>> sol = ti.argmin(lambda z, c: torch.cosh(z - c).sum(1), torch.zeros(1, 2), center)
+        >>> torch.allclose(sol.value, center, atol=1e-3)
+        True
+        >>> sol.value.sum().backward()
+        >>> torch.allclose(center.grad, torch.ones(1, 2))
+        True
+    """
+    problem = Stationary(energy, z0, args, batch_dims, batched_args)
+    return _solve(problem, z0, solver, adjoint, warm_start, on_failure, trace, save_steps)
+
+
 def _solve(
     problem: Problem,
     z0: Any,
@@ -147,7 +212,7 @@ def _solve(
         with problem.bind(tensors, audit=True) as residual:
             residual(start.detach())
     run = partial(iterate, solver, trace=trace, save_steps=save_steps, knowledge=knowledge)
-    call = Call(problem, run, on_failure, differentiable, Record(), adjoint.wants_inverse)
+    call = Call(problem, run, on_failure, differentiable, Record(), differentiable and adjoint.wants_inverse)
     value = adjoint.solve(call, start, tensors) if differentiable else call.forward(start, tensors)
     result = call.record.take_result()
     report = result.report
@@ -155,10 +220,14 @@ def _solve(
     sick = report.status == Status.NON_FINITE
     quarantined = value.requires_grad and not transforms.active() and bool(sick.any())
     if quarantined:
-        value = quarantine(call, adjoint, value, start, tensors, sick)
+        value, again = quarantine(call, adjoint, value, start, tensors, sick)
     saved = [result.saved[step] for step in save_steps]
     if saved and differentiable:
-        saved = _differentiable(call, adjoint, saved, tensors, sick if quarantined else None)
+        if quarantined and again is not None and isinstance(adjoint, Unrolled):  # whose iterates have their graphs
+            healthy = [again.saved[step] for step in save_steps]
+            saved = [torch.where(sick[:, None], z.detach(), new) for z, new in zip(saved, healthy, strict=True)]
+        else:
+            saved = _differentiable(call, adjoint, saved, tensors, sick if quarantined else None)
     unflatten = problem.layout.unflatten
     solution = Solution(unflatten(value), report, tuple(map(unflatten, saved)), result.knowledge)
     react(report, on_failure, solution)
