@@ -47,7 +47,9 @@ def test_implicit_differentiation_does_not_ask_for_the_solver(solver):
 
 
 @pytest.mark.parametrize("adjoint", [ti.Unrolled(), ti.Unrolled(checkpoint=True)], ids=str)
-@pytest.mark.parametrize("solver", [ti.Picard(**TIGHT), ti.Anderson(**TIGHT), ti.Newton(**TIGHT)], ids=str)
+@pytest.mark.parametrize(
+    "solver", [ti.Picard(**TIGHT), ti.Anderson(**TIGHT), ti.Broyden(**TIGHT), ti.Newton(**TIGHT)], ids=str
+)
 def test_unrolled_adjoint(adjoint, solver):
     # Checkpointing recomputes the function within the backward pass, where vjp-based Newton steps cannot recurse.
     check_adjoint(adjoint, solver, second=not adjoint.checkpoint)
@@ -57,6 +59,17 @@ def test_unrolled_adjoint(adjoint, solver):
 def test_unrolled_under_transforms(solver):
     # Derivatives of the iterates converge behind the iterates themselves, the more so the higher the order.
     check_transforms(ti.Unrolled(), solver, vmap=False, tolerance=1e-6)
+
+
+def test_preconditioning_by_what_the_forward_solve_has_learnt_stays_exact():
+    adjoint, solver = ti.Implicit(ti.GMRES(rtol=1e-12), precondition=True), ti.Broyden(**TIGHT)
+    check_adjoint(adjoint, solver)
+    check_transforms(adjoint, solver)
+
+
+@pytest.mark.parametrize("adjoint", [ti.Shine(), ti.Shine(refine=2)], ids=str)
+def test_approximate_adjoint_by_what_the_forward_solve_has_learnt(adjoint):
+    check_adjoint(adjoint, ti.Broyden(**TIGHT), exact=False)
 
 
 @pytest.mark.parametrize("adjoint", APPROXIMATE, ids=str)

@@ -23,17 +23,23 @@ class Record:
         result: of the forward solve, until the front door takes it.
         mutated: which explicit tensors the function wrote to.
         inverse: the solver's approximation of the inverse Jacobian, if the adjoint wants it.
+        problem: whose inverse that is.
     """
 
     report: Report | None = None
     result: Any = None
     mutated: tuple[int, ...] = ()
     inverse: LowRank | None = None
+    problem: Problem | Mapped | None = None
 
     def take_result(self) -> Any:
         """The forward solve's result; can be taken once, so that its tensors are not kept alive here."""
         result, self.result = self.result, None
         return result
+
+
+def _spent(residual: Residual, z: Tensor) -> Any:
+    raise RuntimeError("a call is solved once")
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Call:
             result = self.run(residual, z)
         self.record.report, self.record.result = result.report, result
         if self.keep_inverse and result.knowledge is not None:
-            self.record.inverse = result.knowledge.inverse()
+            self.record.inverse, self.record.problem = result.knowledge.inverse(), self.problem
         # Buffers that the function writes to (running statistics): backward must see them as they are now.
         self.record.mutated = tuple(
             i
@@ -83,6 +89,20 @@ class Call:
             for _ in range(steps):
                 moved = moved - damping * residual(moved)
         return z + (moved - moved.detach())
+
+    def inverse(self, batch: int) -> LowRank | None:
+        """The approximation of the inverse for `batch` samples; None without one, or where rows cannot be matched."""
+        inverse, problem = self.record.inverse, self.problem
+        if inverse is None or batch == len(inverse.u):
+            return inverse
+        # Maps around the problem of the forward solve repeat its batch; any others put rows between its rows.
+        while problem is not self.record.problem and isinstance(problem, Mapped):
+            problem = problem.problem
+        return inverse.repeated(batch) if problem is self.record.problem else None
+
+    def solved(self) -> Call:
+        """The same call without the solver, and so without what that knew from an earlier solve."""
+        return replace(self, run=_spent)
 
     def finish_backward(self, report: Report) -> None:
         """Records the report of a backward solve and reacts to its failures."""

@@ -21,7 +21,7 @@ from torchimplicit.adjoint.call import Adjoint, Call
 from torchimplicit.core import transforms
 from torchimplicit.core.options import require
 from torchimplicit.core.status import Status
-from torchimplicit.linear import GMRES, Jacobian, LinearSolver
+from torchimplicit.linear import CG, GMRES, Jacobian, LinearSolver
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,11 @@ class Implicit(Adjoint):
                 f"Implicit(linear_solver=...): got a {type(self.linear_solver).__name__}, expected a LinearSolver "
                 "such as GMRES() or LU()"
             )
+        if self.precondition and isinstance(self.linear_solver, CG):
+            raise ValueError(
+                "Implicit(CG(), precondition=True): the inverse that a solver has learnt is not symmetric, as CG needs "
+                "it; try GMRES()"
+            )
 
     @property
     def wants_inverse(self) -> bool:
@@ -73,7 +78,8 @@ class ImplicitSolve(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         """Keeps the solution and the explicit tensors, nothing else."""
-        ctx.call, ctx.linear_solver, _, *tensors = inputs
+        call, ctx.linear_solver, _, *tensors = inputs
+        ctx.call = call.solved()
         tensors = ctx.call.unshared(tensors)
         ctx.save_for_backward(output, *tensors)
         ctx.save_for_forward(output, *tensors)
@@ -182,8 +188,7 @@ def _linear_solve(call: Call, linear_solver: LinearSolver, jacobian: Jacobian, b
     # Gradients may be so small or so large that their squares are zero or infinite in float32.
     scale = b.abs().amax(1).clamp_min(torch.finfo(b.dtype).tiny)
     b = b / scale.unsqueeze(1)
-    inverse = call.record.inverse
-    prepared = linear_solver.prepare(jacobian, inverse and inverse.repeated(len(b)))
+    prepared = linear_solver.prepare(jacobian, call.inverse(len(b)))
     x, report = prepared.solve_transpose(b) if transpose else prepared.solve(b)
     x, report.residual = x * scale.unsqueeze(1), report.residual * scale
     call.finish_backward(report)

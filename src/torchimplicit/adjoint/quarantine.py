@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,9 @@ from torchimplicit.core.problem import Problem
 from torchimplicit.core.status import ConvergenceWarning
 
 
-def quarantine(call: Call, adjoint: Adjoint, value: Tensor, z0: Tensor, tensors: list[Tensor], sick: Tensor) -> Tensor:
+def quarantine(
+    call: Call, adjoint: Adjoint, value: Tensor, z0: Tensor, tensors: list[Tensor], sick: Tensor
+) -> tuple[Tensor, Any]:
     """The solution again, differentiable without the sick samples.
 
     Args:
@@ -32,14 +35,15 @@ def quarantine(call: Call, adjoint: Adjoint, value: Tensor, z0: Tensor, tensors:
         sick: which samples are not finite, `(B,)` bool.
 
     Returns:
-        `value`, with gradients from the healthy samples only.
+        `value`, with gradients from the healthy samples only; and the result of the solve that healthy samples stood
+        in for sick ones in, None where there is no healthy one.
     """
     held = value.detach()
     again = replace(call, record=Record(), audit=False)
     value = without(call, held, tensors, sick, lambda rows, tensors: adjoint.solve(again, z0[rows], tensors))
-    again.record.take_result()
+    result = again.record.take_result()
     again.record.report = call.record.report  # backward reports go to the first solve's report
-    return value
+    return value, result
 
 
 def without(

@@ -23,10 +23,11 @@ class Shine(Adjoint):
 
     With the quasi-Newton inverse $H \approx B^{-1}$ of the forward solve, backward takes $u_0 = H^\top g$ for
     $B^{-\top} g$, and refines it by $u_{k+1} = u_k + H^\top (g - B^\top u_k)$, one product each. The relative error is
-    at most $\|I - H^\top B^\top\|^{k+1}$: `refine` makes a good factor better. Where $|u_0|$ exceeds `fallback`
-    times $|g|$, or is worse than nothing, the factor has exploded: the sample gets the Jacobian-free gradient, as of
-    `Phantom()`, and is reported as diverged, as is one whose refinement went astray and stopped at its best. Broyden's factor knows the directions that its steps went in; with a loose forward
-    tolerance those are few. For an exact gradient from the same factor take `Implicit(precondition=True)`.
+    at most $\|I - H^\top B^\top\|^{k+1}$: `refine` makes a good factor better. Where $|u_0|$ exceeds `fallback` times
+    $|g|$, or is worse than nothing, the factor has exploded: the sample gets the Jacobian-free gradient, as of
+    `Phantom()`, and is reported as diverged, as is one whose refinement went astray and stopped at its best. Broyden's
+    factor knows the directions that its steps went in; with a loose forward tolerance those are few. For an exact
+    gradient from the same factor take `Implicit(precondition=True)`.
 
     Source: Z. Ramzi et al., ICLR 2022, arXiv 2106.00553, section 2.
 
@@ -63,7 +64,11 @@ class _Refinement(LinearSolver):
 
     def prepare(self, operator: LinearOperator, inverse: LinearOperator | None = None) -> Prepared:
         """Makes ready for an operator and its approximate inverse."""
-        assert inverse is not None, "the front door refuses solvers that learn no inverse"
+        if inverse is None:  # not for want of a solver that learns: the front door has seen to that
+            raise NotImplementedError(
+                "Shine cannot tell whose inverse is whose where a derivative is mapped inside of torch.vmap, as in "
+                "vmap(jacrev(f)); try jacrev outside of vmap, or Implicit()"
+            )
         return _Refining(self, operator, inverse)
 
 
@@ -74,16 +79,15 @@ class _Refining(Prepared):
         x = inverse(b)
         exploded = ~(norm(x) <= self.solver.fallback * norm(b))
         x = torch.where(exploded.unsqueeze(1), b, x)
-        size, last = torch.full_like(x[:, 0], math.nan), norm(b)  # NaN: not measured, it would cost a product
-        previous = b
+        size, best = torch.full_like(x[:, 0], math.nan), b  # NaN: not measured, it would cost a product
+        last = norm(b)
         for _ in range(self.solver.steps):
             gap = b - product(x)
-            size = norm(gap)
-            worse = ~(size <= last)
+            worse = ~exploded & ~(norm(gap) <= last)
             exploded = exploded | worse  # goes back, and stays there
-            x, previous = torch.where(worse.unsqueeze(1), previous, x), x
-            size = last = torch.where(worse, last, size)
-            x = torch.where(exploded.unsqueeze(1), x, x + inverse(gap))
+            best = torch.where(exploded.unsqueeze(1), best, x)
+            size = last = torch.where(exploded, last, norm(gap))
+            x = torch.where(exploded.unsqueeze(1), best, x + inverse(gap))
         residual = size / b.shape[1] ** 0.5
         status = torch.where(exploded, int(Status.DIVERGED), int(Status.CONVERGED))
         status = torch.where(norm(x).isfinite(), status, int(Status.NON_FINITE))

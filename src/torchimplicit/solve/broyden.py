@@ -71,9 +71,17 @@ class Broyden(Solver):
             return self.init(problem, z)
         return BroydenState(z, problem(z), knowledge.take(torch.arange(len(z), device=z.device)))
 
+    def retire(self, state: BroydenState, rows: Tensor) -> None:
+        """Sets the pairs of samples that have stopped aside."""
+        if isinstance(state.secants, Secants):
+            state.secants.retire(rows)
+
     def knowledge(self, state: BroydenState) -> Secants | None:
         """The pairs."""
-        return state.secants if isinstance(state.secants, Secants) else None
+        if not isinstance(state.secants, Secants):
+            return None
+        state.secants.settle()
+        return state.secants
 
     def step(self, problem: Residual, state: BroydenState) -> BroydenState:
         """One quasi-Newton step."""

@@ -29,7 +29,7 @@ class Ring:
     def __init__(self, z: Tensor, window: int, ridge: float):
         batch, width = z.shape
         self.window, self.count = window, 0
-        self.boost, self.tiny = _boost(ridge, z.dtype)
+        self.ridge, self.tiny = _regularisation(ridge, window, z)
         self.residuals, self.targets = z.new_empty(2, batch, window, width).unbind()
         self.slots, self.target_slots = self.residuals.unbind(1), self.targets.unbind(1)
         self.ones = z.new_ones(batch, window, 1)
@@ -57,8 +57,8 @@ class Ring:
         residuals, targets, ones = self.residuals, self.targets, self.ones
         if self.count < self.window:
             residuals, targets, ones = residuals[:, : self.count], targets[:, : self.count], ones[:, : self.count]
-        gram = torch.bmm(residuals, residuals.mT)
-        gram.diagonal(dim1=1, dim2=2).mul_(self.boost).add_(self.tiny)
+        known = residuals.shape[1]
+        gram = torch.baddbmm(self.tiny[:known, :known], residuals, residuals.mT).mul_(self.ridge[:known, :known])
         return _combine(gram, ones, targets)
 
 
@@ -87,20 +87,20 @@ class Tape:
     def combine(self) -> Tensor:
         """See `Ring.combine`."""
         residuals = torch.stack(self.residuals, dim=1)
-        gram = torch.bmm(residuals, residuals.mT)
-        boost, tiny = _boost(self.ridge, gram.dtype)
-        gram = gram.diagonal_scatter(gram.diagonal(dim1=1, dim2=2) * boost + tiny, dim1=1, dim2=2)
+        ridge, tiny = _regularisation(self.ridge, residuals.shape[1], residuals)
+        gram = torch.baddbmm(tiny, residuals, residuals.mT) * ridge
         return _combine(gram, torch.ones_like(gram[:, :, :1]), torch.stack(self.targets, dim=1))
 
 
-def _boost(ridge: float, dtype: torch.dtype) -> tuple[float, float]:
-    """What the diagonal is multiplied by and what is added to it.
+def _regularisation(ridge: float, window: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """What the Gram matrix is multiplied by, entry by entry, and what is added to it before, `(window, window)` each.
 
-    The factor is never so near one that more residuals than unknowns are singular; the addition keeps residuals of zero
-    solvable, whose NaN would reach a gradient even by a zero cotangent.
+    The factor of the diagonal is never so near one that more residuals than unknowns are singular; the addition keeps
+    residuals of zero solvable, whose NaN would reach a gradient even by a zero cotangent.
     """
-    info = torch.finfo(dtype)
-    return 1 + max(ridge, 10 * info.eps), info.tiny
+    info = torch.finfo(like.dtype)
+    identity = torch.eye(window, dtype=like.dtype, device=like.device)
+    return 1 + max(ridge, 10 * info.eps) * identity, info.tiny * identity
 
 
 def _combine(gram: Tensor, ones: Tensor, targets: Tensor) -> Tensor:

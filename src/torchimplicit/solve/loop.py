@@ -21,6 +21,9 @@ from torchimplicit.core.status import Report
 from torchimplicit.core.tree import norm
 from torchimplicit.solve.samples import PATIENCE, Samples
 
+# By how many roundings, and at most which part, the residual of samples alone may differ from that beside the others.
+ROUNDINGS, PART = 100.0, 0.01
+
 
 class State(Protocol):
     """What every solver's state has: the iterate and its residual, both `(B, n)`."""
@@ -81,6 +84,9 @@ class Solver:
         """The state at the start, with what `knowledge` of an earlier solve says; most solvers have no use for it."""
         return self.init(problem, z)
 
+    def retire(self, state: Any, rows: Tensor) -> None:
+        """Told which samples have stopped while others go on: what it learns of them from now on is worth nothing."""
+
     def knowledge(self, state: Any) -> Any:
         """What is worth keeping of a solve beyond its solution; None for most solvers."""
         return None
@@ -138,7 +144,7 @@ def iterate(
 def _run(solver: Solver, problem: Residual, state: Any, samples: Samples, step: int) -> tuple[Any, int]:
     """Steps until no sample runs or the steps are used up; returns the last state and its step."""
     stride = 1 if samples.save_steps else solver.check_every
-    going = samples.judge(step, state.z, state.residual)
+    going = _judge(solver, state, samples, step)
     while going and step < solver.max_steps:
         if samples.few and problem.narrow is not None:
             narrowed = _narrow(problem, state, samples)
@@ -148,8 +154,17 @@ def _run(solver: Solver, problem: Residual, state: Any, samples: Samples, step: 
         for _ in range(min(stride, solver.max_steps - step)):
             state = solver.step(problem, state)
             step += 1
-        going = samples.judge(step, state.z, state.residual)
+        going = _judge(solver, state, samples, step)
     return state, step
+
+
+def _judge(solver: Solver, state: Any, samples: Samples, step: int) -> bool:
+    """Looks at the iterate of a step; returns whether any sample still runs."""
+    before = samples.running
+    going = samples.judge(step, state.z, state.residual)
+    if solver.learns and going and samples.running is not before:
+        solver.retire(state, torch.nonzero(before & ~samples.running).flatten())
+    return going
 
 
 def _narrow(problem: Residual, state: Any, samples: Samples) -> tuple[Tensor, Residual, Any] | None:
@@ -162,13 +177,23 @@ def _narrow(problem: Residual, state: Any, samples: Samples) -> tuple[Tensor, Re
     narrow, inner = problem.narrow(rows), pytree.tree_map(lambda part: _take(part, rows), state)
     if not samples.narrowed:
         # Proof that nothing couples the samples: their residual is what it was beside the others, but for rounding.
-        residual = narrow(inner.z)
         problem.nfev += 1
-        gap = norm(residual - inner.residual)
-        if not bool((gap <= 1e3 * problem.eps * norm(inner.z) + 1e-2 * norm(inner.residual)).all()):
+        if not _same(narrow, inner, problem.eps):
             problem.narrow = None
             return None
     return rows, narrow, inner
+
+
+def _same(narrow: Residual, inner: Any, eps: float) -> bool:
+    """Whether some samples alone have the residual that they had beside the others."""
+    try:
+        residual = narrow(inner.z)
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return False  # an argument that is not a sample's own was cut, or one that is was not: its shape does not fit
+    if residual.shape != inner.residual.shape:
+        return False
+    play = min(ROUNDINGS * eps, PART)
+    return bool((norm(residual - inner.residual) <= play * (norm(inner.z) + norm(inner.residual))).all())
 
 
 def _run_narrowed(

@@ -62,7 +62,9 @@ class Samples:
         """Looks at the iterate of a step; returns whether any sample still runs."""
         if step in self.history:  # seen before the batch was narrowed
             return self.any_running
-        with torch.no_grad():
+        if torch.is_grad_enabled():  # judging leaves no trace in a graph
+            size, scale = norm(residual.detach()), norm(z.detach())
+        else:
             size, scale = norm(residual), norm(z)
         self.history[step] = size
         tolerance = torch.add(self.atol, scale, alpha=self.rtol)

@@ -17,6 +17,7 @@ import copy
 import torch
 from torch import Tensor
 
+from torchimplicit.core.tree import norm
 from torchimplicit.linear import LowRank
 
 
@@ -35,8 +36,10 @@ class Secants:
         self.memory, self.count = memory, 0
         info = torch.finfo(z.dtype)
         self.tiny, self.reach = info.tiny, info.eps**-0.5
-        self.steps, self.gaps = z.new_empty(2, batch, memory, width).unbind()
+        # Pairs of zeros and rows of the identity say nothing: a sample may have fewer pairs than the others.
+        self.steps, self.gaps = z.new_zeros(2, batch, memory, width).unbind()
         self.matrix = torch.eye(memory, dtype=z.dtype, device=z.device).repeat(batch, 1, 1)
+        self.retired: list[tuple[Tensor, Secants]] = []
 
     @property
     def known(self) -> int:
@@ -46,8 +49,8 @@ class Secants:
     def propose(self, residual: Tensor) -> Tensor:
         """The quasi-Newton step `-H r`, `(B, n)`, computed into the place of the next pair.
 
-        A sample whose weights of the gaps are not finite, or so large that the step rests on digits that the dtype does
-        not have, has come to a singular update: it forgets its pairs and takes the Picard step.
+        A sample whose weighted gaps are not finite, or so much longer than its residual that the step rests on digits
+        that the dtype does not have, has come to a singular update: it forgets its pairs and takes the Picard step.
         """
         known = self.known
         step = self.proposed = self.steps[:, self.count % self.memory]
@@ -56,7 +59,9 @@ class Secants:
         row = residual.unsqueeze(1)
         weights = torch.linalg.solve_ex(self.matrix[:, :known, :known], self._products(self.steps, row).mT)[0].mT
         if not bool(torch.linalg.vector_norm(weights, torch.inf) <= self.reach):
-            sound = torch.linalg.vector_norm(weights, torch.inf, dim=(1, 2)) <= self.reach
+            # Not by the weights alone: after a warm start short pairs of an earlier solve rightly have large ones.
+            longest = (weights.squeeze(1).abs() * torch.linalg.vector_norm(self.gaps[:, :known], dim=2)).amax(1)
+            sound = longest <= self.reach * norm(residual)
             self._forget(~sound)
             weights = torch.where(sound[:, None, None], weights, 0)
         return torch.neg(torch.baddbmm(row, weights, self.gaps[:, :known]).squeeze(1), out=step)
@@ -78,15 +83,15 @@ class Secants:
         return torch.bmm(row, vectors[:, : self.known].mT)
 
     def _forget(self, which: Tensor) -> None:
-        self.steps[which] = 0
-        self.gaps[which] = 0
+        self.steps[which], self.gaps[which] = 0, 0
         self.matrix[which] = torch.eye(self.memory, dtype=self.matrix.dtype, device=self.matrix.device)
 
     def inverse(self) -> LowRank:
         """What the pairs know of the inverse Jacobian of the residual."""
         known = self.known
         steps, gaps, matrix = self.steps[:, :known], self.gaps[:, :known], self.matrix[:, :known, :known]
-        return LowRank(gaps, torch.linalg.solve_ex(matrix, steps)[0])
+        right = torch.linalg.solve_ex(matrix, steps)[0]
+        return LowRank(gaps, torch.where(right.isfinite().all(2).all(1)[:, None, None], right, 0))
 
     def fits(self, z: Tensor) -> bool:
         """Whether these are pairs of iterates such as this one, `(B, n)`."""
@@ -97,12 +102,24 @@ class Secants:
         """A copy for some of the samples."""
         taken = copy.copy(self)
         taken.steps, taken.gaps, taken.matrix = self.steps[rows], self.gaps[rows], self.matrix[rows]
+        taken.retired = []
         return taken
 
     def put(self, rows: Tensor, other: Secants) -> None:
         """Puts back what `take` gave, in its later state."""
-        self.count = other.count
+        other.settle()
+        self.count = max(self.count, other.count)
         self.steps[rows], self.gaps[rows], self.matrix[rows] = other.steps, other.gaps, other.matrix
+
+    def retire(self, rows: Tensor) -> None:
+        """Sets aside the pairs of samples that have stopped; those still to come are made of rounding."""
+        self.retired.append((rows, self.take(rows)))
+
+    def settle(self) -> None:
+        """Gives the samples that have stopped their pairs of then."""
+        retired, self.retired = self.retired, []
+        for rows, pairs in retired:
+            self.put(rows, pairs)
 
 
 class SecantTape:
