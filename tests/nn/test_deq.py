@@ -1,6 +1,7 @@
 """The equilibrium layer as a module among modules."""
 
 import copy
+import dataclasses
 import io
 import pickle
 
@@ -348,3 +349,22 @@ def test_warm_start_after_inference():
     with torch.inference_mode():
         layer(inputs())
     layer(inputs()).sum().backward()
+
+
+def test_a_warm_start_goes_on_with_what_broyden_has_learnt():
+    torch.manual_seed(0)
+    weight = torch.randn(20, 20, dtype=torch.float64)
+    weight *= 0.95 / torch.linalg.eigvals(weight).abs().max()
+    inputs = torch.randn(6, 20, dtype=torch.float64)
+    solver = ti.Broyden(memory=20, rtol=1e-8, atol=0, max_steps=100)
+    evaluations = {}
+    for kept in (True, False):
+        layer = ti.nn.DEQ(lambda z, x: torch.tanh(z @ weight + x), solver=solver, warm_start=True)
+        layer(inputs)
+        assert layer._last is not None
+        if not kept:
+            layer._last = dataclasses.replace(layer._last, state=None)
+        value = layer(1.02 * inputs)
+        evaluations[kept] = layer.report.nfev
+        assert (value - torch.tanh(value @ weight + 1.02 * inputs)).abs().max() < 1e-6
+    assert evaluations[True] < evaluations[False]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from torchimplicit.adjoint import Adjoint, Implicit, Unrolled
-from torchimplicit.core.status import ConvergenceError, OnFailure, Report
+from torchimplicit.core.status import ConvergenceError, OnFailure, Report, Solution
 from torchimplicit.equations import check_options, fixed_point
 from torchimplicit.solve import Anderson, Solver
 
@@ -30,7 +31,8 @@ class DEQ(nn.Module):
         solver: how to find the fixed point.
         adjoint: how to differentiate it.
         init: `init(x, ...) -> z0`, a function or module, where the state is not like `x`; None starts at zeros.
-        warm_start: start from the last solution when its shapes fit: for inputs that change little between calls.
+        warm_start: start from the last solution when its shapes fit, and with what `Broyden` learnt on the way there:
+            for inputs that change little between calls.
         batched_args: positions of those inputs of the layer that carry the batch in dimension 0, `x` being 0. None
             takes `(0,)` where `x` is the only input and all of it does, so that a large batch goes on without the
             samples that have arrived; with more inputs, name them to have that. See `fixed_point`.
@@ -83,7 +85,7 @@ class DEQ(nn.Module):
         self.batched_args = batched_args
         self.on_failure: OnFailure = on_failure
         self.report = None
-        self._last: Any = None
+        self._last: Solution | None = None
         _warn_of_batch_norm(cell)
 
     def forward(self, x: Any, *args: Any, z0: Any = None, save_steps: Sequence[int] = ()) -> Any:
@@ -108,6 +110,7 @@ class DEQ(nn.Module):
                 *args,
                 solver=self.solver,
                 adjoint=self.adjoint,
+                warm_start=self._last if self._last is not None and z0 is self._last.value else None,
                 batched_args=self._batched(z0, x, args),
                 save_steps=save_steps,
                 on_failure=self.on_failure,
@@ -117,15 +120,15 @@ class DEQ(nn.Module):
             raise
         self.report = solution.report
         if self.warm_start and not torch.is_inference_mode_enabled():  # whose tensors training could not use
-            self._last = pytree.tree_map(torch.detach, solution.value)
+            self._last = replace(solution, value=pytree.tree_map(torch.detach, solution.value), trajectory=())
         return (solution.value, solution.trajectory) if save_steps else solution.value
 
     def _start(self, x: Any, args: tuple) -> Any:
         z0 = pytree.tree_map(torch.zeros_like, x) if self.init is None else self.init(x, *args)
         if self._last is not None:
-            leaves, last = pytree.tree_leaves(z0), pytree.tree_leaves(self._last)
+            leaves, last = pytree.tree_leaves(z0), pytree.tree_leaves(self._last.value)
             if [(t.shape, t.dtype, t.device) for t in leaves] == [(t.shape, t.dtype, t.device) for t in last]:
-                return self._last
+                return self._last.value
         return z0
 
     def _batched(self, z0: Any, x: Any, args: tuple) -> Sequence[int] | None:
