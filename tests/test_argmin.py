@@ -248,6 +248,19 @@ def test_an_energy_of_its_arguments_alone_is_refused():
         torch.func.grad(lambda a: ti.argmin(lambda z, a: a.square().sum(1), ZEROS, a).value.sum())(a.detach())
 
 
+@pytest.mark.parametrize("adjoint", [ti.Implicit(), ti.Unrolled(), ti.Phantom(damping=0.4)], ids=str)
+def test_no_graph_is_kept_where_nothing_wants_a_gradient(adjoint):
+    center = torch.ones(3, 4)
+
+    def energy(z, center):
+        return (z - center).square().sum(1)
+
+    descent = ti.Picard(damping=0.4)
+    assert not ti.argmin(energy, ZEROS, center, solver=descent, adjoint=adjoint).value.requires_grad
+    solution = ti.argmin(energy, ZEROS, center.requires_grad_(), solver=descent, adjoint=adjoint)
+    assert solution.value.requires_grad
+
+
 def test_captured_tensors_are_named():
     center = torch.ones(4, requires_grad=True)
     for adjoint in (ti.Implicit(), ti.Unrolled()):

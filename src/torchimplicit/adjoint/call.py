@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torchimplicit.core import transforms
@@ -88,7 +89,7 @@ class Call:
         with self.problem.bind(self.unshared(tensors)) as residual:
             for _ in range(steps):
                 moved = moved - damping * residual(moved)
-        return z + (moved - moved.detach())
+        return z + torch.nan_to_num(moved - moved.detach())  # infinity less infinity must not reach the value
 
     def inverse(self, batch: int) -> LowRank | None:
         """The approximation of the inverse for `batch` samples; None without one, or where rows cannot be matched."""

@@ -35,7 +35,8 @@ class Phantom(Adjoint):
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         require(self, "steps", isinstance(self.steps, int) and self.steps >= 1, "an integer >= 1")
-        require(self, "damping", 0 < self.damping <= 1, "a number in (0, 1]")
+        number = isinstance(self.damping, float | int)
+        require(self, "damping", number and 0 < self.damping <= 1, "a number in (0, 1]")
 
     def solve(self, call: Call, z0: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `Adjoint.solve`."""

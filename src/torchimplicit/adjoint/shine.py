@@ -42,7 +42,7 @@ class Shine(Adjoint):
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         require(self, "refine", isinstance(self.refine, int) and self.refine >= 0, "an integer >= 0")
-        require(self, "fallback", self.fallback > 0, "a number > 0")
+        require(self, "fallback", isinstance(self.fallback, float | int) and self.fallback > 0, "a number > 0")
 
     @property
     def wants_inverse(self) -> bool:

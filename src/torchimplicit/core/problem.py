@@ -124,12 +124,15 @@ class Problem:
 
         with self.explicit.bind(tensors, keep_buffers) as bound, self.autocast.off():
             function = self.autocast.around(bound)
-            evaluate = self._evaluator(function, layout)
+            evaluate = self._evaluator(function, layout, tensors)
             residual = Residual(evaluate_first, self.eps, self._narrower(bound, layout))
             yield residual
 
-    def _evaluator(self, function: Callable, layout: Layout) -> Callable[..., Tensor]:
-        """The flat residual `(z, out, value=None) -> r`; `value` is the function's at `z`, where it is known."""
+    def _evaluator(self, function: Callable, layout: Layout, tensors: Sequence[Tensor] = ()) -> Callable[..., Tensor]:
+        """The flat residual `(z, out, value=None) -> r`; `value` is the function's at `z`, where it is known.
+
+        `tensors` are those that are in place, where the residual is to be differentiated by them.
+        """
 
         def evaluate(z: Tensor, out: Tensor | None, value: Any = None) -> Tensor:
             value = function(layout.unflatten(z)) if value is None else value
@@ -182,7 +185,9 @@ class Stationary(Problem):
                 "over every dimension but that of the batch, or batch_dims=0 for one coupled problem"
             )
 
-    def _evaluator(self, function: Callable, layout: Layout) -> Callable[..., Tensor]:
+    def _evaluator(self, function: Callable, layout: Layout, tensors: Sequence[Tensor] = ()) -> Callable[..., Tensor]:
+        wanted = any(tensor.requires_grad for tensor in tensors)
+
         def total(z: Tensor) -> Tensor:
             energy = function(layout.unflatten(z)).sum()  # samples are independent: its gradient is theirs
             if not energy.requires_grad:
@@ -190,18 +195,21 @@ class Stationary(Problem):
             return energy
 
         def evaluate(z: Tensor, out: Tensor | None, value: Any = None) -> Tensor:
-            gradient = _slope(total, z)
+            gradient = _slope(total, z, wanted)
             return gradient if out is None else out.copy_(gradient)
 
         return evaluate
 
 
-def _slope(total: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    """The gradient `(B, n)` of a number by the state, itself differentiable while grad is enabled."""
+def _slope(total: Callable[[Tensor], Tensor], z: Tensor, wanted: bool) -> Tensor:
+    """The gradient `(B, n)` of a number by the state, itself differentiable where that is `wanted` or the state's.
+
+    Not always while grad is enabled: a graph that leads to nothing but this state would outlive the solve.
+    """
     if transforms.active():
         return torch.func.grad(total)(z)
     # Without torch.func where it can be: that takes longer on small states, and not inside Unrolled(checkpoint=True).
-    differentiable = torch.is_grad_enabled()
+    differentiable = torch.is_grad_enabled() and (wanted or z.requires_grad)
     with torch.enable_grad():
         z = z if differentiable and z.requires_grad else z.detach().requires_grad_()
         gradient = torch.autograd.grad(total(z), z, create_graph=differentiable, allow_unused=True)[0]

@@ -26,7 +26,8 @@ class _Krylov(LinearSolver):
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
-        require(self, "rtol", isinstance(self.rtol, float | int) and self.rtol > 0, "a number > 0")
+        # At 1 the start x = 0 would do, and every gradient would be zero.
+        require(self, "rtol", isinstance(self.rtol, float | int) and 0 < self.rtol < 1, "a number in (0, 1)")
         require(self, "max_steps", isinstance(self.max_steps, int) and self.max_steps >= 1, "an integer >= 1")
 
     def progress(self, b: Tensor, rtol: Tensor | None) -> Progress:

@@ -19,7 +19,7 @@ class Neumann(LinearSolver):
 
     An approximation on purpose: for $A = I - J$ with $\|J\| = \rho < 1$ its relative error is at most $\rho^K$, a bias
     that stays in the gradient. The report's residual says how large it is; the status is `CONVERGED` while the terms
-    shrink and `DIVERGED` when the last is larger than the first (no contraction: the sum means nothing).
+    shrink and `DIVERGED` when the last is no smaller than the first (no contraction: the sum means nothing).
     One term is the gradient of Jacobian-free backpropagation. Where exactness matters use `GMRES`, at a similar cost.
 
     Args:
@@ -39,8 +39,8 @@ class Neumann(LinearSolver):
             x = x + term
             term = term - product(term)
         first, last = norm(b), norm(term)
-        finite = last.isfinite()
-        status = torch.where(last <= first, int(Status.CONVERGED), int(Status.DIVERGED))
+        finite, shrinks = last.isfinite(), (last < first) | (first == 0)
+        status = torch.where(shrinks, int(Status.CONVERGED), int(Status.DIVERGED))
         status = torch.where(finite, status, int(Status.NON_FINITE))
         residual = torch.where(finite, last, first) / b.shape[1] ** 0.5
         steps = torch.full_like(status, self.terms)

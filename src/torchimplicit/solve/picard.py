@@ -40,7 +40,8 @@ class Picard(Solver):
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         super().__post_init__()
-        require(self, "damping", 0 < self.damping <= 2, "a number in (0, 2]")
+        number = isinstance(self.damping, float | int)
+        require(self, "damping", number and 0 < self.damping <= 2, "a number in (0, 2]")
 
     def init(self, problem: Residual, z: Tensor) -> PicardState:
         """The state at the start."""

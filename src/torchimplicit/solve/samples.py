@@ -45,7 +45,8 @@ class Samples:
         self.rtol = SLACK * options.rtol
         # The tiny addition lets a residual of exactly zero arrive at a tolerance of zero.
         self.atol = z.new_full((batch,), SLACK * options.atol * self.size + torch.finfo(z.dtype).tiny)
-        self.bar = self.best = self.limit = z.new_full((batch,), math.inf)
+        self.best = self.limit = z.new_full((batch,), math.inf)
+        self.bar = torch.full_like(self.best, torch.finfo(z.dtype).max)  # infinity is no start
         self.status = torch.full((batch,), int(Status.MAX_STEPS), device=z.device)
         self.steps = self.stalled = torch.zeros_like(self.status)  # stalled: looks since the best residual
         self.running = torch.ones_like(self.status, dtype=torch.bool)

@@ -59,12 +59,16 @@ class Secants:
         row = residual.unsqueeze(1)
         weights = torch.linalg.solve_ex(self.matrix[:, :known, :known], self._products(self.steps, row).mT)[0].mT
         if not bool(torch.linalg.vector_norm(weights, torch.inf) <= self.reach):
-            # Not by the weights alone: after a warm start short pairs of an earlier solve rightly have large ones.
-            longest = (weights.squeeze(1).abs() * torch.linalg.vector_norm(self.gaps[:, :known], dim=2)).amax(1)
-            sound = longest <= self.reach * norm(residual)
-            self._forget(~sound)
-            weights = torch.where(sound[:, None, None], weights, 0)
+            weights = torch.where(self._keep_sound(weights, residual)[:, None, None], weights, 0)
         return torch.neg(torch.baddbmm(row, weights, self.gaps[:, :known]).squeeze(1), out=step)
+
+    def _keep_sound(self, weights: Tensor, residual: Tensor) -> Tensor:
+        """Which samples can trust the weights `(B, 1, m)` of their gaps; the others' pairs are forgotten."""
+        # Not by the weights alone: after a warm start short pairs of an earlier solve rightly have large ones.
+        sizes = torch.linalg.vector_norm(self.gaps[:, : weights.shape[2]], dim=2)
+        sound = (weights.squeeze(1).abs() * sizes).amax(1) <= self.reach * norm(residual)
+        self._forget(~sound)
+        return sound
 
     def push(self, step: Tensor, change: Tensor) -> None:
         """Takes the step that was made, `(B, n)`, and the change of the residual along it."""
@@ -138,11 +142,23 @@ class SecantTape:
         """See `Secants.propose`."""
         if not self.steps:
             return -residual
+        with torch.no_grad():
+            weights, gaps = self._weights(residual)
+            longest = (weights.squeeze(2).abs() * torch.linalg.vector_norm(gaps, dim=2)).amax(1)
+            sound = longest <= torch.finfo(gaps.dtype).eps ** -0.5 * norm(residual)
+        if not bool(sound.all()):  # forgotten before the solve: zero cotangents do not come through a singular one
+            self.steps, self.gaps = (
+                [torch.where(sound[:, None], vector, 0) for vector in vectors] for vectors in (self.steps, self.gaps)
+            )
+        weights, gaps = self._weights(residual)
+        return -residual - torch.bmm(weights.mT, gaps).squeeze(1)
+
+    def _weights(self, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The weights `(B, m, 1)` of the gaps `(B, m, n)` in the step, and these."""
         steps, gaps = torch.stack(self.steps, dim=1), torch.stack(self.gaps, dim=1)
         matrix = torch.triu(torch.bmm(steps, steps.mT)) - torch.bmm(steps, gaps.mT)
         matrix = matrix + torch.finfo(matrix.dtype).tiny * torch.eye(len(self.steps)).to(matrix)
-        weights = torch.linalg.solve_ex(matrix, torch.bmm(steps, residual.unsqueeze(2)))[0]
-        return -residual - torch.bmm(weights.mT, gaps).squeeze(1)
+        return torch.linalg.solve_ex(matrix, torch.bmm(steps, residual.unsqueeze(2)))[0], gaps
 
     def push(self, step: Tensor, change: Tensor) -> None:
         """See `Secants.push`."""
