@@ -106,57 +106,59 @@ def check_message(message, report):
 
 @names
 @solvers
-def test_every_solve_ends_in_statuses_finite_values_and_a_message(name, solver):
-    solution, _ = solve(name, solver=solver)
-    report, start = solution.report, MAPS[name][1]
-    status = [ti.Status(code) for code in report.status.tolist()]
+def test_every_solve_ends_in_true_statuses_finite_values_and_a_message(name, solver):
+    f, start = MAPS[name]
+    try:
+        solution, x = solve(name, solver=solver, on_failure="raise")
+        assert solution.report.converged
+    except ti.ConvergenceError as error:
+        solution, x = error.solution, torch.zeros_like(start)
+        check_message(str(error), solution.report)
+        assert not solution.report.converged
+    status = [ti.Status(code) for code in solution.status.tolist()]
     assert len(status) == len(start)
-    assert solution.value.dtype == start.dtype
-    finite_start = start.isfinite().flatten()
-    assert solution.value.isfinite().flatten()[finite_start].all()
-    assert all(status[i] == ti.Status.NON_FINITE for i in torch.nonzero(~finite_start).flatten().tolist())
-    assert (report.steps <= solver.max_steps).all()
+    assert (solution.steps <= solver.max_steps).all()
     if name in WITHOUT_FIXED_POINT:
         assert ti.Status.CONVERGED not in status
-    if report.converged:
-        solve(name, solver=solver, on_failure="raise")
-        return
-    with pytest.raises(ti.ConvergenceError) as caught:
-        solve(name, solver=solver, on_failure="raise")
-    check_message(str(caught.value), report)
-    assert torch.equal(caught.value.solution.status, report.status)
-    with pytest.warns(ti.ConvergenceWarning) as warned:
-        solve(name, solver=solver, on_failure="warn")
-    assert [str(one.message) for one in warned] == [str(caught.value)]
+    assert solution.value.dtype == start.dtype
+    finite = start.isfinite().flatten()
+    assert solution.value.isfinite().flatten()[finite].all()
+    assert all(status[i] == ti.Status.NON_FINITE for i in torch.nonzero(~finite).flatten().tolist())
+    # What has converged has a small residual, what has not is no worse than the start.
+    with torch.no_grad():
+        at_start, at_end = ((z - f(z, x)).abs().double() for z in (start, solution.value))
+    size, eps = solution.value.detach().abs().double(), torch.finfo(start.dtype).eps
+    play = 2 * eps * size if start.dtype.itemsize < 4 else 0  # of a residual that is evaluated in half precision
+    arrived = (solution.status == ti.Status.CONVERGED)[:, None]
+    assert (at_end <= 1.001 * (solver.atol + solver.rtol * size) + play)[arrived].all()
+    assert (at_end <= 1.0001 * at_start)[~arrived & at_start.isfinite()].all()
 
 
 @names
-@solvers
-def test_what_is_said_to_be_converged_is_and_what_is_not_is_no_worse_than_the_start(name, solver):
-    solution, x = solve(name, solver=solver)
-    f, start = MAPS[name]
-    eps = torch.finfo(start.dtype).eps
-    with torch.no_grad():
-        at_start, at_end = ((z - f(z, x)).abs().double() for z in (start, solution.value))
-    size = solution.value.detach().abs().double()
-    arrived = (solution.status == ti.Status.CONVERGED)[:, None]
-    # A residual in half precision is evaluated in half precision: a rounding of the state's size is not seen.
-    play = 1e-5 * solver.rtol * size + (2 * eps * size if eps > 1e-6 else 0)
-    assert (at_end <= 1.001 * (solver.atol + solver.rtol * size) + play)[arrived].all()
-    failed = ~arrived & at_start.isfinite()
-    assert (at_end <= 1.0001 * at_start)[failed].all()
+@pytest.mark.parametrize("solver", [ti.Picard(), ti.Broyden(), ti.Newton()], ids=str)
+def test_a_warning_says_what_the_error_says(name, solver):
+    quiet, _ = solve(name, solver=solver)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        solve(name, solver=solver, on_failure="warn")
+    assert len(caught) == (not quiet.report.converged)
+    for one in caught:
+        assert one.category is ti.ConvergenceWarning
+        check_message(str(one.message), quiet.report)
 
 
 @pytest.mark.parametrize("adjoint", [*EXACT, *BIASED], ids=str)
 @names
 def test_every_gradient_is_right_or_its_sample_is_reported(name, adjoint):
     solution, x = solve(name, solver=LEARNS, adjoint=adjoint)
-    if not solution.value.requires_grad:
-        assert isinstance(adjoint, ti.Unrolled)
+    if not solution.value.requires_grad:  # nothing that was differentiated depends on `x`
+        assert isinstance(adjoint, ti.Phantom | ti.Unrolled)
+        assert name == "no dependence"
         return
     solution.value.sum().backward()
     backward = solution.backward
-    assert (backward is None) == isinstance(adjoint, ti.Phantom | ti.Unrolled)
+    sick = bool((solution.status == ti.Status.NON_FINITE).all())
+    assert (backward is None) == (sick or isinstance(adjoint, ti.Phantom | ti.Unrolled))
     gradient = torch.zeros_like(x) if x.grad is None else x.grad
     arrived = solution.status == ti.Status.CONVERGED
     if backward is not None:
@@ -166,13 +168,10 @@ def test_every_gradient_is_right_or_its_sample_is_reported(name, adjoint):
     assert gradient[arrived].isfinite().all()
     if adjoint in EXACT:
         f, z, a = MAPS[name][0], solution.value.detach().requires_grad_(), torch.zeros_like(x).requires_grad_()
-        value = f(z, a).sum()
-        slope, push = torch.autograd.grad(value, (z, a), allow_unused=True, materialize_grads=True) if (
-            value.requires_grad
-        ) else (torch.zeros_like(z), torch.zeros_like(z))
-        half = 0.02 if x.dtype.itemsize < 4 else 1e-4
-        expected = push / (1 - slope)
-        assert torch.allclose(gradient[arrived], expected[arrived], rtol=half, atol=1e-6)
+        value = f(z, a).sum() + 0 * (z + a).nan_to_num().sum()
+        slope, push = torch.autograd.grad(value, (z, a))
+        rtol = 0.02 if x.dtype.itemsize < 4 else 1e-4
+        assert torch.allclose(gradient[arrived], (push / (1 - slope))[arrived], rtol=rtol, atol=1e-6)
 
 
 @pytest.mark.parametrize("adjoint", [*EXACT, *BIASED], ids=str)
@@ -210,14 +209,16 @@ def test_a_singular_jacobian_at_the_solution_is_reported_by_the_backward_solve(n
     x = torch.zeros(2, width, dtype=torch.float64).requires_grad_()
     solution = ti.fixed_point(f, x.detach(), x, solver=LEARNS, adjoint=adjoint)
     assert solution.status.tolist() == [ti.Status.CONVERGED] * 2, "the residual is zero there"
+    if isinstance(adjoint.linear_solver, ti.Neumann) and name == "one direction":
+        solution.value.sum().backward()  # the sum shrinks in the other direction; its residual tells
+        assert solution.backward is not None
+        assert (solution.backward.residual > 0.5).all()
+        return
     with pytest.raises(ti.ConvergenceError, match="backward solve: 2 of 2 samples") as caught:
         solution.value.sum().backward()
     said = {ti.Status(code) for code in caught.value.report.status.tolist()}
-    neumann = isinstance(adjoint.linear_solver, ti.Neumann)
-    if neumann and name == "one direction":  # the regular direction shrinks, the residual tells of the other
-        assert said <= {ti.Status.DIVERGED, ti.Status.CONVERGED}
-    else:
-        assert said <= {ti.Status.STAGNATED, ti.Status.NON_FINITE, ti.Status.DIVERGED}
+    series = isinstance(adjoint.linear_solver, ti.Neumann)
+    assert said <= ({ti.Status.DIVERGED} if series else {ti.Status.STAGNATED, ti.Status.NON_FINITE})
 
 
 @pytest.mark.parametrize("solver", [ti.Newton(), ti.Newton(halvings=0), ti.PseudoTransient(dt=INF)], ids=str)
@@ -258,14 +259,15 @@ NO_DESCENT = {
 
 
 @pytest.mark.parametrize(
-    "solver", [ti.Newton(), ti.Newton(halvings=60), ti.Newton(linear_solver=ti.GMRES()), ti.Broyden(halvings=10)],
+    "solver",
+    [ti.Newton(), ti.Newton(halvings=60), ti.Newton(linear_solver=ti.GMRES()), ti.Broyden(halvings=10)],
     ids=str,
 )
 @pytest.mark.parametrize("name", NO_DESCENT)
 def test_a_line_search_that_cannot_descend(name, solver):
     g, start = NO_DESCENT[name], column(0.5, -2, 3)
     solution = ti.root(g, start, solver=solver, on_failure="ignore")
-    if isinstance(solver, ti.Broyden) and g is WrongSlope.apply:
+    if isinstance(solver, ti.Broyden) and name == "a derivative of the wrong sign":
         assert solution.report.converged, "it does not ask for derivatives"
         return
     assert ti.Status.CONVERGED not in solution.status.tolist()
@@ -318,7 +320,9 @@ def test_impossible_options_are_refused_when_they_are_given(config, options):
 
 
 @pytest.mark.parametrize("options", [{"no_such_option": 1}, {"tol": 1e-3}, {"m": 5}], ids=str)
-@pytest.mark.parametrize("kind", [ti.Picard, ti.Anderson, ti.Broyden, ti.Newton, ti.PseudoTransient, ti.GMRES, ti.Shine])
+@pytest.mark.parametrize(
+    "kind", [ti.Picard, ti.Anderson, ti.Broyden, ti.Newton, ti.PseudoTransient, ti.GMRES, ti.Shine]
+)
 def test_unknown_options_are_refused(kind, options):
     with pytest.raises(TypeError, match=next(iter(options))):
         kind(**options)
@@ -380,16 +384,15 @@ def test_states_of_one_element_and_their_gradients(shape, adjoint):
         assert torch.allclose(gradient, 1 / (1 + 0.5 * value.sin()), rtol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(1, 10_000_000), (10, 1_000_000)], ids=str)
 @pytest.mark.parametrize(
-    ("solver", "adjoint"),
+    ("shape", "solver", "adjoint"),
     [
-        (ti.Picard(max_steps=4), ti.Implicit(ti.BiCGStab(max_steps=2))),
-        (ti.Anderson(max_steps=4), ti.Implicit(ti.GMRES(restart=3, max_steps=3))),
-        (ti.Broyden(memory=3, max_steps=4), ti.Shine()),
-        (ti.Newton(max_steps=1, linear_solver=ti.GMRES(restart=3, max_steps=3)), ti.Phantom()),
-        (ti.Newton(max_steps=1), ti.Implicit(ti.Neumann(terms=2))),
-        (ti.PseudoTransient(max_steps=1), ti.Phantom(steps=2)),
+        ((10, 1_000_000), ti.Picard(max_steps=4), ti.Implicit(ti.BiCGStab(max_steps=2))),
+        ((10, 1_000_000), ti.Anderson(max_steps=4), ti.Implicit(ti.GMRES(restart=3, max_steps=3))),
+        ((1, 10_000_000), ti.Anderson(max_steps=4), ti.Unrolled()),
+        ((1, 10_000_000), ti.Broyden(memory=3, max_steps=4), ti.Shine()),
+        ((1, 10_000_000), ti.Newton(max_steps=1), ti.Implicit(ti.Neumann(terms=2))),
+        ((10, 1_000_000), ti.PseudoTransient(dt=1e3, max_steps=1), ti.Phantom()),
     ],
     ids=str,
 )

@@ -113,3 +113,29 @@ def test_a_layer_of_it_converges_by_plain_iteration_whatever_the_weights():
 def test_impossible_options_are_refused(make):
     with pytest.raises(ValueError, match="expected"):
         make()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_and_autocast_keep_the_bound(dtype):
+    torch.manual_seed(0)
+    slack = 1 + 4 * torch.finfo(dtype).eps  # the rounding of the weight itself
+    for make in (lambda: ti.nn.ContractiveLinear(16, 16), lambda: ti.nn.ContractiveConv2d(4, 4, 1)):
+        module = make().to(dtype)
+        torch.nn.init.normal_(module.parametrizations.weight.original, std=30)
+        assert module.weight.dtype == dtype
+        assert torch.linalg.matrix_norm(module.weight.detach().double().flatten(1), 2) <= 0.9 * slack
+    linear = ti.nn.ContractiveLinear(4, 4)
+    with torch.no_grad():  # of rank one: there the bound is met exactly
+        linear.weight = 5 * torch.outer(torch.randn(4), torch.randn(4))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        weight = linear.weight.detach()
+    assert torch.linalg.matrix_norm(weight.double(), 2) <= 0.9 * (1 + 1e-6)
+
+
+def test_an_assigned_weight_is_scaled_and_a_circle_must_not_repeat():
+    linear = ti.nn.ContractiveLinear(4, 4, bound=0.5, bias=False).double()
+    with torch.no_grad():
+        linear.weight = 0.1 * torch.eye(4, dtype=torch.float64)
+    assert torch.equal(linear.weight, 0.1 * torch.eye(4, dtype=torch.float64))
+    with pytest.raises(ValueError, match="circular padding"):
+        ti.nn.ContractiveConv2d(1, 1, 1, padding=2, padding_mode="circular")

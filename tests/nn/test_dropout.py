@@ -1,165 +1,249 @@
-"""Variational dropout: one mask a solve, in its backward pass, too."""
+"""Variational dropout: one mask a solve, the same in its backward pass, another at the next solve."""
 
 import copy
 import pickle
 
 import pytest
 import torch
+from torch import nn
 
 import torchimplicit as ti
+from torchimplicit import diagnose
+from torchimplicit.core.status import Status, failure_message
+from torchimplicit.nn.dropout import uniform
 
-TIGHT = ti.Anderson(rtol=1e-12, atol=1e-12, max_steps=200)
+TIGHT = {"solver": ti.Anderson(rtol=1e-12, atol=1e-12, max_steps=200), "adjoint": ti.Implicit(ti.GMRES(rtol=1e-12))}
 
 
-class Cell(torch.nn.Module):
-    def __init__(self, width=6, p=0.4):
+class Cell(nn.Module):
+    def __init__(self, p=0.4, dtype=torch.float64):
         super().__init__()
-        self.linear = torch.nn.Linear(width, width)
+        torch.manual_seed(0)
+        self.linear = nn.Linear(6, 6, dtype=dtype)
+        with torch.no_grad():
+            self.linear.weight.mul_(0.5)
         self.dropout = ti.nn.VariationalDropout(p)
 
     def forward(self, z, x):
-        return self.dropout(torch.tanh(0.5 * self.linear(z) + x))
+        return torch.tanh(self.linear(self.dropout(z)) + x)
 
 
-def make_layer(adjoint=ti.Implicit(ti.LU()), **options):
+def inputs(dtype=torch.float64):
+    return torch.linspace(-1, 1, 24, dtype=torch.float64).view(4, 6).to(dtype)
+
+
+def mask_of(cell):
+    return cell.dropout(torch.ones(4, 6, dtype=torch.float64))
+
+
+def unrolled_by_hand(cell, mask, x):
+    z = torch.zeros_like(x)
+    for _ in range(200):
+        z = torch.tanh(cell.linear(z * mask) + x)
+    return z
+
+
+@pytest.mark.parametrize("adjoint", [TIGHT["adjoint"], ti.Unrolled(), ti.Unrolled(checkpoint=True)])
+def test_two_forward_before_two_backward_passes(adjoint):
+    layer = ti.nn.DEQ(Cell(), solver=TIGHT["solver"], adjoint=adjoint)
+    x, values, masks = inputs(), [], []
+    for _ in range(2):
+        values.append(layer(x))
+        masks.append(mask_of(layer.cell))
+        assert (layer.cell(values[-1], x) - values[-1]).abs().max() < 1e-11, "the mask stays after the solve"
+    assert not torch.equal(*masks), "redrawn at the next solve"
+    for value, mask in zip(values, masks, strict=True):
+        expected = unrolled_by_hand(layer.cell, mask, x)
+        assert (value - expected).abs().max() < 1e-10
+        want = torch.autograd.grad(expected.sin().sum(), list(layer.parameters()))
+        got = torch.autograd.grad(value.sin().sum(), list(layer.parameters()))
+        assert all((a - b).abs().max() < 1e-7 for a, b in zip(got, want, strict=True))
+
+
+def test_phantom_takes_its_step_under_the_mask_of_the_solve():
+    layer = ti.nn.DEQ(Cell(), solver=TIGHT["solver"], adjoint=ti.Phantom())
+    x = inputs()
+    value, mask = layer(x), mask_of(layer.cell)
+    step = torch.tanh(layer.cell.linear(value.detach() * mask) + x)
+    want = torch.autograd.grad(step.sum(), layer.cell.linear.weight)[0]
+    layer(x)
+    assert torch.allclose(torch.autograd.grad(value.sum(), layer.cell.linear.weight)[0], want, atol=1e-10)
+
+
+def test_every_order_and_func_transforms_see_one_mask():
+    layer = ti.nn.DEQ(Cell(), **TIGHT)
+    x = inputs()[:2].clone().requires_grad_()
+
+    def solve(x):
+        torch.manual_seed(5)
+        return layer(x)
+
+    assert torch.autograd.gradcheck(solve, (x,))
+    assert torch.autograd.gradgradcheck(solve, (x,))
+    value = solve(x)
+    (expected,) = torch.autograd.grad(value.sin().sum(), x, retain_graph=True)
+    assert torch.allclose(torch.func.grad(lambda x: solve(x).sin().sum())(x.detach()), expected, atol=1e-10)
+    rows = torch.stack([torch.autograd.grad(v, x, retain_graph=True)[0] for v in value.flatten()])
+    assert torch.allclose(torch.func.jacrev(solve)(x.detach()).reshape(rows.shape), rows, atol=1e-10)
+    copy.deepcopy(layer)  # nothing of a transform is left in the module
+    layer(x).sum().backward()
+
+
+def test_vmap_has_one_mask_for_all_or_says_why_not():
+    layer = ti.nn.DEQ(Cell(), **TIGHT)
+    parameters = {name: torch.stack([p.detach(), 0.5 * p.detach()]) for name, p in layer.named_parameters()}
+
+    def run(parameters):
+        return torch.func.functional_call(layer, parameters, (inputs(),))
+
+    both = torch.vmap(run, randomness="same")(parameters)
+    mask = mask_of(layer.cell)
+    assert (both[0] - unrolled_by_hand(layer.cell, mask, inputs())).abs().max() < 1e-10
+    with pytest.raises(NotImplementedError, match="randomness='same'"):
+        torch.vmap(run, randomness="different")(parameters)
+    assert layer.eval()(inputs()).isfinite().all()
+
+
+def test_seeds_reproduce_and_eval_neither_drops_nor_draws():
+    layer = ti.nn.DEQ(Cell(), **TIGHT)
+    values = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        values.append(layer(inputs()))
+    assert torch.equal(values[0], values[1])
+    assert not torch.equal(values[0], values[2])
+    layer.eval()
+    state = torch.get_rng_state()
+    plain = layer(inputs())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (plain - unrolled_by_hand(layer.cell, 1.0, inputs())).abs().max() < 1e-10
+
+
+def test_any_batch_size_and_warm_starts():
+    layer = ti.nn.DEQ(Cell(), warm_start=True, **TIGHT)
+    for batch in (4, 2, 3, 3):
+        value = layer(inputs()[:batch])
+        assert layer.report.converged
+        assert value.shape == (batch, 6)
+        assert (layer.cell(value, inputs()[:batch]) - value).abs().max() < 1e-11
+
+
+def test_a_mask_outlives_inference_mode():
+    layer = ti.nn.DEQ(Cell(), **TIGHT)
+    with torch.inference_mode():
+        value = layer(inputs()).clone()
+    layer.cell(torch.zeros(4, 6, dtype=torch.float64, requires_grad=True), inputs()).sum().backward()
+    assert value.isfinite().all()
+    layer.eval()(inputs()).sum().backward()
+
+
+def test_a_solve_within_a_solve_keeps_the_outer_mask():
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = ti.nn.DEQ(Cell(), **TIGHT)
+
+        def forward(self, z, x):
+            return 0.3 * self.inner(z + x)
+
+    layer = ti.nn.DEQ(Outer(), solver=ti.Anderson(rtol=1e-9, atol=1e-9), on_failure="raise")
+    seeds = set()
+    for _ in range(2):
+        layer(inputs()).sum().backward()
+        seeds.add(int(layer.cell.inner.cell.dropout.seed))
+    assert len(seeds) == 2
+    layer.cell.inner(inputs())
+    assert int(layer.cell.inner.cell.dropout.seed) not in seeds, "alone it draws its own again"
+
+
+def test_copies_states_and_diagnoses():
+    layer = ti.nn.DEQ(Cell(), **TIGHT)
+    value = layer(inputs())
+    assert set(layer.state_dict()) == {"cell.linear.weight", "cell.linear.bias"}
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(mask_of(twin.cell), mask_of(layer.cell))
+        twin(inputs())
+        assert not torch.equal(mask_of(twin.cell), mask_of(layer.cell))
+    seed = int(layer.cell.dropout.seed)
+    diagnose.spectral_radius(layer, inputs())
+    assert diagnose.check_gradient(layer, inputs()).ok
+    assert int(layer.cell.dropout.seed) == seed, "looking leaves no trace"
+    assert (layer.cell(value, inputs()) - value).abs().max() < 1e-11
+
+
+def test_sick_samples_stay_apart():
+    layer = ti.nn.DEQ(Cell(), on_failure="ignore", **TIGHT)
+    x = inputs().clone()
+    x[1, 0] = torch.nan
+    layer(x).sum().backward()
+    assert layer.report.status.tolist() == [0, Status.NON_FINITE, 0, 0]
+    assert layer.cell.linear.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.complex64])
+def test_dtypes(dtype):
+    dropout = ti.nn.VariationalDropout(0.25)
+    x = torch.ones(50, 40, dtype=dtype)
+    value = dropout(x)
+    assert value.dtype == dtype
+    assert torch.equal(value != 0, dropout(x.double() if not dtype.is_complex else x) != 0), "one mask in every dtype"
+    assert (value[value != 0].abs().float() - 4 / 3).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_masks_keep_the_mean_and_look_random(p):
     torch.manual_seed(0)
-    return ti.nn.DEQ(Cell().double(), solver=TIGHT, adjoint=adjoint, on_failure="raise", **options)
+    dropout = ti.nn.VariationalDropout(p)
+    masks = []
+    for _ in range(2):
+        dropout.begin_solve()
+        masks.append((dropout(torch.ones(200, 200)) != 0).double())
+    spread = 5 * (p * (1 - p) / 40_000) ** 0.5
+    assert all(abs(float(mask.mean()) - (1 - p)) < spread for mask in masks)
+    first, second = (mask - mask.mean() for mask in masks)
+    noise = 5 * p * (1 - p) / 200
+    assert abs(float((first * second).mean())) < noise, "another solve, another mask"
+    for dim in (0, 1):
+        assert abs(float((first * first.roll(1, dim)).mean())) < noise, "neighbours know nothing of each other"
 
 
-def make_input(batch=3):
-    return torch.randn(batch, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+def test_numbers_are_those_of_splitmix():
+    # The first outputs of the reference generator for the seed 1234567, as given with its C source by S. Vigna.
+    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    got = uniform(torch.tensor(1234567), (3,), torch.device("cpu"))
+    assert torch.equal(got, torch.tensor([(n >> 11) * 2.0**-53 for n in expected], dtype=torch.float64))
 
 
-def test_a_solve_has_one_mask_and_the_next_another():
-    layer, x = make_layer(), make_input()
-    first, second = layer(x).detach(), layer(x).detach()
-    assert layer.report.converged
-    assert ((first == 0) != (second == 0)).any()
-    assert 0.2 < float((torch.stack([layer(x) for _ in range(50)]) == 0).double().mean()) < 0.6
-    torch.manual_seed(7)
-    again = layer(x)
-    torch.manual_seed(7)
-    assert torch.equal(layer(x), again), "the generator decides"
-
-
-def test_expectation_and_identity():
-    dropout = ti.nn.VariationalDropout(0.3)
-    x = torch.ones(200, 500)
-    dropout.begin_solve()
-    assert abs(float(dropout(x).mean()) - 1) < 0.01
-    assert torch.equal(dropout(x), dropout(x)), "by itself it keeps its mask"
-    kept = dropout(x)
-    dropout.begin_solve()
-    assert not torch.equal(dropout(x), kept)
-    assert dropout.eval()(x) is x
-    assert ti.nn.VariationalDropout(0.0)(x) is x
-
-
-@pytest.mark.parametrize(
-    "adjoint", [ti.Implicit(ti.LU()), ti.Implicit(), ti.Phantom(steps=40), ti.Unrolled(), ti.Unrolled(True)], ids=str
-)
-def test_the_backward_pass_has_the_mask_of_its_own_solve(adjoint):
-    layer, x = make_layer(adjoint), make_input()
-    weight = layer.cell.linear.weight
-    values = [layer(x) for _ in range(3)]  # three solves wait for their backward passes
-    seeds = []
-    for value in values:
-        mask = (value != 0).double().detach() / 0.6
-
-        def solve(w, mask=mask):
-            z = torch.zeros_like(x)
-            for _ in range(100):
-                z = mask * torch.tanh(0.5 * (z @ w.T + layer.cell.linear.bias) + x)
-            return z
-
-        expected = torch.autograd.grad(solve(weight).sin().sum(), weight)[0]
-        (grad,) = torch.autograd.grad(value.sin().sum(), weight)
-        assert (solve(weight) - value).abs().max() < 1e-10
-        assert (grad - expected).abs().max() < (1e-3 if adjoint == ti.Implicit() else 1e-8)
-        seeds.append(mask)
-    assert not torch.equal(seeds[0], seeds[1])
-
-
-def test_second_derivatives_have_it_too():
-    layer, x = make_layer(), make_input()
-    weight = layer.cell.linear.weight
-    value = layer(x)
-    mask = (value != 0).double() / 0.6
-    layer(x)  # another mask in between
-    (grad,) = torch.autograd.grad(value.sin().sum(), weight, create_graph=True)
-    (second,) = torch.autograd.grad(grad.square().sum(), weight)
-
-    def plain(w):
-        z = torch.zeros_like(x)
-        for _ in range(100):
-            z = mask * torch.tanh(0.5 * (z @ w.T + layer.cell.linear.bias) + x)
-        return z.sin().sum()
-
-    inner = torch.func.grad(lambda w: torch.func.grad(plain)(w).square().sum())
-    assert (second - inner(weight)).abs().max() < 1e-9
-
-
-@pytest.mark.parametrize("warm_start", [False, True])
-def test_every_batch_size_dtype_and_copy(warm_start):
-    layer = make_layer(warm_start=warm_start)
-    for batch in (1, 5, 3):
-        assert layer(make_input(batch)).shape == (batch, 6)
-    dropout = ti.nn.VariationalDropout(0.5)
-    for dtype in (torch.bfloat16, torch.float16, torch.float64, torch.complex64):
-        assert dropout(torch.ones(4, 4, dtype=dtype)).dtype == dtype
-    copies = [copy.deepcopy(dropout), pickle.loads(pickle.dumps(dropout))]
-    x = torch.ones(8, 8)
-    assert all(torch.equal(copied(x), dropout(x)) for copied in copies)
-    assert not dropout.state_dict(), "a mask is nothing to keep"
-
-
-def test_whole_channels_and_shared_dimensions():
-    for module, shape in (
-        (ti.nn.VariationalDropout1d(0.5), (20, 10, 4)),
-        (ti.nn.VariationalDropout2d(0.5), (20, 10, 2, 3)),
-        (ti.nn.VariationalDropout3d(0.5), (20, 10, 2, 2, 2)),
-    ):
-        kept = (module(torch.ones(shape)) != 0).flatten(2)
-        assert (kept.all(2) | ~kept.any(2)).all()
-        assert 0.3 < float(kept.double().mean()) < 0.7
-        with pytest.raises(ValueError, match="expected"):
-            module(torch.ones(3, 3))
-    steps = ti.nn.VariationalDropout(0.5, shared=(1,))(torch.ones(9, 4, 8))
-    assert (steps == steps[:, :1]).all()
-    assert (steps == 0).any()
-
-
-def test_a_large_batch_keeps_its_mask_when_samples_arrive():
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_channels_are_dropped_whole(dims):
     torch.manual_seed(0)
-    cell = Cell(512, p=0.2)
-    gain = torch.full((64, 1), 0.1)
-    gain[:4] = 1.9  # a long tail
-
-    def f(z, x, cell, gain):
-        return gain * cell(z, x)
-
-    x = torch.randn(64, 512)
-    answers = []
-    for batched in (None, (0, 2)):
-        torch.manual_seed(3)
-        answers.append(
-            ti.fixed_point(f, torch.zeros_like(x), x, cell, gain, batched_args=batched, solver=ti.Picard(max_steps=200))
-        )
-    assert int(answers[0].steps.max()) > 1.5 * int(answers[0].steps.median())
-    assert torch.equal(answers[0].value, answers[1].value)
+    dropout = {1: ti.nn.VariationalDropout1d, 2: ti.nn.VariationalDropout2d, 3: ti.nn.VariationalDropout3d}[dims](0.5)
+    value = dropout(torch.ones(8, 16, *(3,) * dims)).flatten(2)
+    assert (value == value[:, :, :1]).all()
+    assert 0.3 < float((value == 0).double().mean()) < 0.7
+    assert len({tuple(row.tolist()) for row in value[:, :, 0]}) == 8, "every sample has its own"
+    with pytest.raises(ValueError, match="shared="):
+        dropout(torch.ones(8, 16))
 
 
-def test_torch_func_has_the_mask_of_the_solve():
-    layer, x = make_layer(), make_input()
-    torch.manual_seed(5)
-    grad = torch.func.grad(lambda x: layer(x).sin().sum())(x)
-    torch.manual_seed(5)
-    leaf = x.clone().requires_grad_()
-    (expected,) = torch.autograd.grad(layer(leaf).sin().sum(), leaf)
-    assert (grad - expected).abs().max() < 1e-10
+def test_one_mask_for_all_steps_of_a_sequence():
+    torch.manual_seed(0)
+    value = ti.nn.VariationalDropout(0.5, shared=(1,))(torch.ones(4, 7, 9))
+    assert (value == value[:, :1]).all()
+    assert 0 < float(value.mean()) < 2
+    assert torch.equal(ti.nn.VariationalDropout(0.5, shared=(-2,))(torch.ones(4, 7, 9)), value)
 
 
-def test_impossible_probabilities_are_refused():
-    for p in (-0.1, 1.0, float("nan")):
+def test_bad_options_and_the_advice_for_plain_dropout():
+    for p in (1.0, -0.1):
         with pytest.raises(ValueError, match="probability"):
             ti.nn.VariationalDropout(p)
+    layer = ti.nn.DEQ(
+        lambda z, x: nn.functional.dropout(torch.tanh(0.5 * z + x), 0.3),
+        solver=ti.Picard(max_steps=200),
+        on_failure="ignore",
+    )
+    torch.manual_seed(0)
+    layer(inputs())
+    assert (layer.report.status == Status.STAGNATED).all()
+    assert "VariationalDropout" in failure_message(layer.report)

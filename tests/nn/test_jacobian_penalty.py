@@ -105,3 +105,25 @@ def test_bad_use_is_refused():
         ti.nn.jacobian_penalty(layer, x, x, weight, probes=0)
     with pytest.raises(ValueError, match="does not depend"):
         ti.nn.jacobian_penalty(lambda z, x: torch.ones(3, 4), torch.zeros(3, 4), x)
+
+
+def test_an_argument_that_depends_on_the_state_is_not_differentiated():
+    torch.manual_seed(0)
+    z = torch.randn(64, 6, dtype=torch.float64, requires_grad=True)
+    penalty = ti.nn.jacobian_penalty(lambda z, x: 0.5 * z + 3 * x, z, z, probes=200).detach()
+    assert abs(float(penalty) / 0.25 - 1) < 0.03
+
+
+def test_an_orthogonal_jacobian_and_torch_func():
+    torch.manual_seed(0)
+    z, x = torch.randn(2, 3, 4, dtype=torch.float64)
+    weight = torch.randn(4, 4, dtype=torch.float64)
+
+    def penalty(weight):
+        torch.manual_seed(1)
+        return ti.nn.jacobian_penalty(lambda z, x: torch.tanh(z @ weight + x), z, x)
+
+    leaf = weight.clone().requires_grad_()
+    assert torch.allclose(torch.func.grad(penalty)(weight), torch.autograd.grad(penalty(leaf), leaf)[0])
+    assert torch.autograd.gradcheck(penalty, (leaf,))
+    assert torch.autograd.gradgradcheck(penalty, (leaf,))

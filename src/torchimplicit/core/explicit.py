@@ -8,6 +8,7 @@ gradient would be missing or, at second order, silently wrong.
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ class Bound:
         return Bound(self.f, tuple(args))
 
 
+_thread = threading.local()  # whether a solve is under way: `_thread.bound`
+
 Slot = tuple[Any, Any]  # (container, key): a place that a tensor can be swapped into
 
 
@@ -56,7 +59,8 @@ class Explicit:
         f: a callable; when it is an `nn.Module`, or a bound method or a partial of one, the module's parameters and
             buffers are explicit.
         args: further arguments, nested; tensors among them, and the parameters of modules among them, are explicit.
-        begins: whether this is a new solve: modules with a method `begin_solve` are told.
+        begins: whether this is a new solve: modules with a method `begin_solve` are told. Not within another solve,
+            whose function would be another one at every evaluation.
     """
 
     def __init__(self, f: Callable, args: tuple, begins: bool = True):
@@ -69,7 +73,7 @@ class Explicit:
             leaves, f = [*leaves, *f.args, *f.keywords.values()], f.func
         owner = f if isinstance(f, nn.Module) else getattr(f, "__self__", None)
         modules = [module for module in (owner, *leaves) if isinstance(module, nn.Module)]
-        self.slots, self.cached, weights = _module_tensors(modules, begins)
+        self.slots, self.cached, weights = _module_tensors(modules, begins and not getattr(_thread, "bound", False))
         self.shared = len(weights)  # the first tensors belong to modules: they carry no batch dimension
         self._found = weights + [leaves[i] for i in self.places]
 
@@ -93,8 +97,18 @@ class Explicit:
         with (
             _swapped(self.slots, tensors, keep_buffers),
             _parametrized(self.cached, tensors[len(self.slots) : self.shared]),
+            _under_way(),
         ):
             yield Bound(self.f, args)
+
+
+@contextmanager
+def _under_way() -> Iterator[None]:
+    held, _thread.bound = getattr(_thread, "bound", False), True
+    try:
+        yield
+    finally:
+        _thread.bound = held
 
 
 def _module_tensors(

@@ -30,6 +30,13 @@ def is_mapped(tensor: Tensor) -> bool:
     return _functorch.is_batchedtensor(tensor)
 
 
+def unwrapped(tensor: Tensor) -> Tensor:
+    """The plain tensor behind the wrappers of transforms that only differentiate."""
+    while level(tensor) >= 0 and not is_mapped(tensor):
+        tensor = _functorch.get_unwrapped(tensor)
+    return tensor
+
+
 def is_mapped_by_autograd(tensor: Tensor) -> bool:
     """Whether a tensor stands for a batch that `is_grads_batched` hides, in a form that functions cannot meet."""
     return _functorch.is_legacy_batchedtensor(tensor)

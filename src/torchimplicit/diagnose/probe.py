@@ -53,8 +53,10 @@ def untouched(layer: DEQ, args: tuple, seed: int | None = None) -> Iterator[None
         seed: for the random numbers inside, None goes on from the current state.
     """
     buffers: dict[int, tuple[Tensor, int, Tensor]] = {}
+    homes: list[tuple[dict, dict]] = []  # for those that are replaced rather than written to
     for module in modules_of(layer, args).values():
         buffers.update((id(b), (b, b._version, b.detach().clone())) for b in module.buffers())
+        homes += [(part._buffers, dict(part._buffers)) for part in module.modules()]
     tensors = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
     devices = sorted({tensor.device.index or 0 for tensor in tensors if tensor.is_cuda})
     with torch.random.fork_rng(devices):
@@ -63,6 +65,8 @@ def untouched(layer: DEQ, args: tuple, seed: int | None = None) -> Iterator[None
         try:
             yield
         finally:
+            for home, held in homes:
+                home.update(held)
             with torch.no_grad():
                 for buffer, version, value in buffers.values():
                     if buffer._version != version:

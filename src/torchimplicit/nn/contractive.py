@@ -51,7 +51,13 @@ class _Bounded(nn.Module):
         self.bound, self.iterations, self.groups = bound, iterations, groups
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight * (self.bound / self.size(weight).clamp_min(self.bound))
+        with torch.autocast(weight.device.type, enabled=False):  # a bound in half precision would be none
+            wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+            return (wide * (self.bound / self.size(wide).clamp_min(self.bound))).to(weight.dtype)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """A weight that is assigned; above the bound it comes out scaled."""
+        return weight
 
     def size(self, weight: Tensor) -> Tensor:
         """An upper bound of the operator norm."""
@@ -145,4 +151,9 @@ def _register(module: Any, bound: float, iterations: int) -> None:
     require(module, "iterations", isinstance(iterations, int) and iterations >= 1, "an integer >= 1")
     mode = getattr(module, "padding_mode", "zeros")
     require(module, "padding_mode", mode in ("zeros", "circular"), "'zeros' or 'circular'")
+    if mode == "circular" and module.padding != "same":
+        reach = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        fits = all(2 * p <= r for p, r in zip(module.padding, reach, strict=True))
+        # A larger output repeats values of the circle, and repetition expands.
+        require(module, "padding", fits, "at most dilation * (kernel_size - 1) / 2 with circular padding")
     register_parametrization(module, "weight", _Bounded(bound, iterations, getattr(module, "groups", 1)))

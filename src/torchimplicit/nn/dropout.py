@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from torchimplicit.core import transforms
 from torchimplicit.core.options import require
 
-KEPT = 4  # masks that a module remembers: of the solves that still wait for their backward pass
+KEPT = 4  # masks that a module remembers, by their seed and shape
+
+
+def uniform(seed: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Numbers in [0, 1), float64, that follow from the seed alone: the same on every device, and under `torch.vmap`.
+
+    The n-th number of SplitMix64 started at `seed` (G. Steele, D. Lea, C. Flood, OOPSLA 2014). Not a `torch.Generator`,
+    which must be told its seed by the host and draws anew for everything that is mapped.
+
+    Args:
+        seed: int64 scalar.
+        shape: of the result.
+        device: of the result.
+    """
+    x = seed.to(device) + (torch.arange(math.prod(shape), device=device).view(shape) + 1) * _signed(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ _shifted(x, shift)) * _signed(factor)
+    return _shifted(x ^ _shifted(x, 31), 11).double() * 2.0**-53
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """Shifted right, zeros coming in: torch's own shift brings in the sign."""
+    return (x >> bits) & (2 ** (64 - bits) - 1)
+
+
+def _signed(number: int) -> int:
+    return number - 2**64 if number >= 2**63 else number
 
 
 class VariationalDropout(nn.Module):
@@ -16,10 +44,9 @@ class VariationalDropout(nn.Module):
 
     Plain dropout inside a cell is another map at every evaluation, which has no fixed point. Here a front door
     (`fixed_point`, `root`, `argmin`, `nn.DEQ`) draws a new seed when a solve begins, from torch's generator, and the
-    mask follows from seed, shape, dtype and device. The seed belongs to the solve: its backward pass sees the same mask
-    even when the module has been solved again in between. Called by itself the module keeps the mask of the last
-    solve; `begin_solve()` draws another. The identity in `eval()` mode. Not under `torch.vmap` over random masks: torch
-    refuses that.
+    mask follows from the seed and the shape. The seed belongs to the solve: its backward pass sees the same mask even
+    when the module has been solved again in between. Called by itself the module keeps the mask of the last solve;
+    `begin_solve()` draws another. The identity in `eval()` mode. Under `torch.vmap` only with `randomness="same"`.
 
     Source: Y. Gal, Z. Ghahramani, NeurIPS 2016, arXiv 1512.05287; in equilibrium models S. Bai, J. Z. Kolter,
     V. Koltun, NeurIPS 2019, arXiv 1909.01377.
@@ -49,11 +76,21 @@ class VariationalDropout(nn.Module):
         self.p, self.shared = p, shared
         require(self, "p", 0 <= p < 1, "a probability in [0, 1)")
         self.register_buffer("seed", torch.zeros((), dtype=torch.int64), persistent=False)
-        self._masks: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._masks: list[tuple[Tensor, tuple, Tensor]] = []
 
     def begin_solve(self) -> None:
-        """A new seed, and with it a new mask; the solve before keeps its own."""
-        self.seed = torch.randint(2**62, (), device=self.seed.device)
+        """A new seed, and with it a new mask; the solve before keeps its own. Draws nothing in `eval()` mode."""
+        if not self.training or self.p == 0:
+            return
+        with torch.inference_mode(False):  # a tensor made in inference mode could not be saved for a backward pass
+            seed = torch.randint(2**62, (), device=self.seed.device)
+        if transforms.is_mapped(seed):
+            raise NotImplementedError(
+                f"{type(self).__name__}: got torch.vmap(randomness='different'), expected one mask for all that is "
+                "mapped; try randomness='same'"
+            )
+        self.seed = transforms.unwrapped(seed)
+        self._masks.clear()
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` times the mask, of the same shape and dtype."""
@@ -61,18 +98,14 @@ class VariationalDropout(nn.Module):
 
     def _mask(self, x: Tensor) -> Tensor:
         shape = self._mask_shape(x)
-        # A solve's seeds are views of one tensor. It is kept beside the mask, so its address is nobody else's.
-        place = int(self.seed) if transforms.level(self.seed) >= 0 else self.seed.data_ptr()
-        key = (place, transforms.version(self.seed), shape, x.dtype, x.device)
-        if key not in self._masks:
-            generator = torch.Generator(x.device).manual_seed(int(self.seed))
-            with torch.no_grad():
-                mask = torch.empty(shape, dtype=x.dtype.to_real(), device=x.device)
-                mask.bernoulli_(1 - self.p, generator=generator).div_(1 - self.p)
-            self._masks[key] = mask, self.seed
-            while len(self._masks) > KEPT:
-                del self._masks[next(iter(self._masks))]
-        return self._masks[key][0]
+        for seed, known, mask in self._masks:
+            if seed is self.seed and known == (shape, x.dtype, x.device):
+                return mask
+        with torch.inference_mode(False), torch.no_grad():
+            mask = (uniform(self.seed, shape, x.device) >= self.p).to(x.dtype) / (1 - self.p)
+        if transforms.level(mask) < 0:  # what belongs to a transform must not outlive it
+            self._masks = [*self._masks[1 - KEPT :], (self.seed, (shape, x.dtype, x.device), mask)]
+        return mask
 
     def _mask_shape(self, x: Tensor) -> tuple[int, ...]:
         shared = {dim % x.dim() for dim in self.shared}
@@ -80,7 +113,7 @@ class VariationalDropout(nn.Module):
 
     def __getstate__(self) -> dict:
         """Travels without masks: they follow from the seed."""
-        return {**self.__dict__, "_masks": {}}
+        return {**self.__dict__, "_masks": []}
 
     def extra_repr(self) -> str:
         """The options, for `print(module)`."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchimplicit.core import transforms
 from torchimplicit.nn.deq import DEQ
 
 
@@ -49,19 +50,32 @@ def jacobian_penalty(layer: Callable, z: Any, x: Any, *args: Any, probes: int = 
         raise ValueError(f"jacobian_penalty(probes={probes!r}): expected an integer >= 1")
     cell = layer.cell if isinstance(layer, DEQ) else layer
     leaves, spec = pytree.tree_flatten(z)
+
+    def evaluate(*leaves: Tensor) -> list[Tensor]:
+        return pytree.tree_leaves(cell(pytree.tree_unflatten(list(leaves), spec), x, *args))
+
     with torch.enable_grad():
-        leaves = [leaf if leaf.requires_grad else leaf.detach().requires_grad_() for leaf in leaves]
-        value = pytree.tree_leaves(cell(pytree.tree_unflatten(leaves, spec), x, *args))
-        total = torch.stack([_squared_product(value, leaves) for _ in range(probes)]).sum()
+        value, pull = _linearised(evaluate, leaves)
+        total = torch.stack([_squared_product(value, pull) for _ in range(probes)]).sum()
     return total / (probes * sum(leaf.numel() for leaf in leaves))
 
 
-def _squared_product(value: list[Tensor], z: list[Tensor]) -> Tensor:
-    """`|J^T v|^2` of the whole batch, for a random `v`."""
-    probe = [torch.randn_like(leaf) for leaf in value]
+def _linearised(evaluate: Callable, z: list[Tensor]) -> tuple[list[Tensor], Callable]:
+    """The cell's value, and its vector-Jacobian product by the state: differentiable, and by this argument alone."""
+    if transforms.active():
+        value, pull, *_ = torch.func.vjp(evaluate, *z)
+        return value, pull
+    # Views: where an argument depends on the state, or is the state, the derivative by it is not meant.
+    z = [leaf.view_as(leaf) if leaf.requires_grad else leaf.detach().requires_grad_() for leaf in z]
+    value = evaluate(*z)
     if not any(leaf.requires_grad for leaf in value):
         raise ValueError(
             "jacobian_penalty: the cell's value does not depend on its state, nor on anything that has a gradient"
         )
-    products = torch.autograd.grad(value, z, probe, create_graph=True, materialize_grads=True)
+    return value, lambda probe: torch.autograd.grad(value, z, probe, create_graph=True, materialize_grads=True)
+
+
+def _squared_product(value: list[Tensor], pull: Callable) -> Tensor:
+    """`|J^T v|^2` of the whole batch, for a random `v`."""
+    products = pull([torch.randn_like(leaf) for leaf in value])
     return torch.stack([product.abs().square().sum() for product in products]).sum()

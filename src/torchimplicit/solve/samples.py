@@ -52,7 +52,7 @@ class Samples:
         self.running = torch.ones_like(self.status, dtype=torch.bool)
         self.latest = self.running  # the latest iterate is the sample's best and not yet put aside
         self.all_running, self.any_running, self.all_latest, self.any_stalled = True, True, True, False
-        self.few, self.narrowed = False, False  # so few run that going on without the others pays; they are gone
+        self.few = False  # so few run that going on without the others pays
         self.kept: Tensor | None = None
         self.previous = z
         self.overwritten = options.check_every > 1  # by the time of the next look
@@ -141,7 +141,7 @@ class Samples:
         for name in ("atol", "bar", "best", "limit", "status", "steps", "stalled", "running", "latest", "previous"):
             setattr(some, name, getattr(self, name)[rows])
         some.kept = None if self.kept is None else self.kept[rows]
-        some.all_running, some.few, some.narrowed = True, False, True
+        some.all_running, some.few = True, False
         some.all_latest = bool(some.latest.all())
         some.saved, some.history = {}, {step: size[rows] for step, size in list(self.history.items())[-1:]}
         return some
