@@ -151,9 +151,13 @@ def test_a_warning_says_what_the_error_says(name, solver):
 @names
 def test_every_gradient_is_right_or_its_sample_is_reported(name, adjoint):
     solution, x = solve(name, solver=LEARNS, adjoint=adjoint)
+    plain, start = solve(name, solver=LEARNS)[0], MAPS[name][1]
+    assert torch.equal(solution.status, plain.status), "which adjoint is asked for changes nothing"
+    assert torch.allclose(solution.value, plain.value, rtol=1e-4, equal_nan=True)
+    assert solution.value.isfinite()[start.isfinite()].all()
     if not solution.value.requires_grad:  # nothing that was differentiated depends on `x`
         assert isinstance(adjoint, ti.Phantom | ti.Unrolled)
-        assert name == "no dependence"
+        assert name == "no dependence" or (isinstance(adjoint, ti.Unrolled) and not solution.steps.any())
         return
     solution.value.sum().backward()
     backward = solution.backward
@@ -375,7 +379,7 @@ def test_states_of_one_element_and_their_gradients(shape, adjoint):
         unrollable = getattr(solver, "linear_solver", None) is None
         if (adjoint.wants_inverse and not solver.learns) or (isinstance(adjoint, ti.Unrolled) and not unrollable):
             continue
-        solver = dataclasses.replace(solver, rtol=1e-10, max_steps=200)
+        solver = dataclasses.replace(solver, rtol=1e-10, atol=0.0, max_steps=200)
         options = {"solver": solver, "adjoint": adjoint, "batch_dims": len(shape[:1])}
         value = ti.fixed_point(lambda z, x: 0.5 * torch.cos(z) + x, torch.zeros_like(x), x, **options).value
         (gradient,) = torch.autograd.grad(value.sum(), x)
@@ -392,7 +396,7 @@ def test_states_of_one_element_and_their_gradients(shape, adjoint):
         ((1, 10_000_000), ti.Anderson(max_steps=4), ti.Unrolled()),
         ((1, 10_000_000), ti.Broyden(memory=3, max_steps=4), ti.Shine()),
         ((1, 10_000_000), ti.Newton(max_steps=1), ti.Implicit(ti.Neumann(terms=2))),
-        ((10, 1_000_000), ti.PseudoTransient(dt=1e3, max_steps=1), ti.Phantom()),
+        ((10, 1_000_000), ti.PseudoTransient(dt=1e5, max_steps=1), ti.Phantom()),
     ],
     ids=str,
 )

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from torchimplicit.core import transforms
 from torchimplicit.core.problem import Mapped, Problem, Residual
@@ -37,6 +37,28 @@ class Record:
         """The forward solve's result; can be taken once, so that its tensors are not kept alive here."""
         result, self.result = self.result, None
         return result
+
+
+class _Lent(Function):
+    """A value with the gradient of another; their difference, added, would be NaN where that is infinite."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, lender: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        return None, grad
+
+    @staticmethod
+    def jvp(ctx: Any, _value: None, tangent: Tensor) -> Tensor:
+        return tangent.clone()
 
 
 def _spent(residual: Residual, z: Tensor) -> Any:
@@ -89,7 +111,7 @@ class Call:
         with self.problem.bind(self.unshared(tensors)) as residual:
             for _ in range(steps):
                 moved = moved - damping * residual(moved)
-        return z + torch.nan_to_num(moved - moved.detach())  # infinity less infinity must not reach the value
+        return _Lent.apply(z, moved)  # type: ignore[return-value]
 
     def inverse(self, batch: int) -> LowRank | None:
         """The approximation of the inverse for `batch` samples; None without one, or where rows cannot be matched."""

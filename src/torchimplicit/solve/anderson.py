@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -58,8 +59,10 @@ class Anderson(Solver):
         super().__post_init__()
         require(self, "window", isinstance(self.window, int) and self.window >= 1, "an integer >= 1")
         require(self, "period", isinstance(self.period, int) and self.period >= 1, "an integer >= 1")
-        require(self, "damping", 0 < self.damping <= 2, "a number in (0, 2]")
-        require(self, "ridge", self.ridge >= 0, "a number >= 0")
+        require(self, "damping", isinstance(self.damping, float | int) and 0 < self.damping <= 2, "a number in (0, 2]")
+        require(
+            self, "ridge", isinstance(self.ridge, float | int) and 0 <= self.ridge < math.inf, "a finite number >= 0"
+        )
 
     def init(self, problem: Residual, z: Tensor) -> AndersonState:
         """The state at the start; allocates the history."""

@@ -151,11 +151,32 @@ def _run(solver: Solver, problem: Residual, state: Any, samples: Samples, step: 
             if narrowed is not None:
                 step = _run_narrowed(solver, problem, state, samples, narrowed, step)
                 break
+        proceed = problem
+        if torch.is_grad_enabled() and not samples.all_running:
+            proceed, state = _hold(problem, state, samples)
         for _ in range(min(stride, solver.max_steps - step)):
-            state = solver.step(problem, state)
+            state = solver.step(proceed, state)
             step += 1
         going = _judge(solver, state, samples, step)
     return state, step
+
+
+def _hold(problem: Residual, state: Any, samples: Samples) -> tuple[Residual, Any]:
+    """A problem and a state in which the samples that have stopped stay where they stopped, without a gradient.
+
+    Where every step is differentiated, what becomes of a stopped sample matters: it may overflow, and zero times NaN
+    would reach the gradients of shared tensors.
+    """
+    if not hasattr(state, "_replace"):
+        return problem, state
+    assert samples.kept is not None
+    running, held = samples.running.unsqueeze(1), samples.kept.detach()
+
+    def evaluate(z: Tensor, out: Tensor | None) -> Tensor:
+        return torch.where(running, problem(torch.where(running, z, held)), z - held)
+
+    z, residual = torch.where(running, state.z, held), torch.where(running, state.residual, 0)
+    return Residual(evaluate, problem.eps), state._replace(z=z, residual=residual)
 
 
 def _judge(solver: Solver, state: Any, samples: Samples, step: int) -> bool:
