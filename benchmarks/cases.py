@@ -121,13 +121,14 @@ def _iterate(f: Callable[[Tensor], Tensor], z: Tensor, rtol: float, limit: int =
     raise RuntimeError(f"the reference did not converge to {rtol} in {limit} iterations")
 
 
-def tanh_case(batch: int, width: int) -> Case:
+def tanh_case(batch: int, width: int, radius: float = RADIUS) -> Case:
     """The cheap cells."""
+    name = f"tanh {batch} x {width}" + (f", radius {radius}" if radius != RADIUS else "")
     bars = {1e-4: (4.0, 2.0), 1e-6: (6.0, 3.0)}
-    return Case(f"tanh {batch} x {width}", TanhCell(width), torch.randn(batch, width), bars)
+    return Case(name, TanhCell(width, radius), torch.randn(batch, width), bars)
 
 
-def conv_case(batch: int, channels: int, inner: int, size: int) -> Case:
+def conv_case(batch: int, channels: int, inner: int, size: int, reference_rtol: float = 1e-5) -> Case:
     """The expensive cell."""
     name = f"conv {batch} x {channels} x {size} x {size}"
     return Case(
@@ -135,8 +136,16 @@ def conv_case(batch: int, channels: int, inner: int, size: int) -> Case:
         ConvCell(channels, inner),
         torch.randn(batch, channels, size, size),
         {1e-2: (1.6, 2.0)},
-        reference_rtol=1e-5,
+        reference_rtol=reference_rtol,
     )
+
+
+def double_case(case: Case) -> Case:
+    """The same cell and input in float64."""
+    cell, x = case.double
+    twin = Case(f"{case.name}, float64", cell, x.detach().clone(), case.bars, case.reference_rtol)
+    twin.cotangent, twin.reference = case.cotangent.double(), case.reference
+    return twin
 
 
 def count_calls(cell: nn.Module, run: Callable[[], object]) -> int:

@@ -32,31 +32,41 @@ class Contestant:
         forward: solves, without grad; returns the value.
         both: solves and differentiates; returns the value and the gradients.
         solvers: what to call the solvers of either.
+        products: vector-Jacobian products that its backward solve takes, where it says.
+        evaluations: of `f` in `forward`, where they cannot be counted at the cell.
     """
 
     name: str
     forward: Callable[[], Tensor]
     both: Callable[[], tuple[Tensor, list[Tensor]]]
     solvers: dict[str, str] = field(default_factory=dict)
+    products: Callable[[], int] = int
+    evaluations: Callable[[], int] = int
 
 
-def ours(case: Case, tol: float) -> Contestant:
-    """This library with its default methods. What does not converge raises."""
-    solver = ti.Anderson(rtol=tol, atol=0, max_steps=LIMIT)
+def ours(case: Case, tol: float, solver: type[ti.Anderson | ti.Broyden] = ti.Anderson) -> Contestant:
+    """This library with its default methods, or with Broyden's forward. What does not converge raises."""
+    forward_solver = solver(rtol=tol, atol=0, max_steps=LIMIT)
     adjoint = ti.Implicit(ti.GMRES(rtol=tol, max_steps=LIMIT))
 
-    def solve() -> Tensor:
-        return ti.fixed_point(case.cell, case.z0, case.x, solver=solver, adjoint=adjoint).value
+    def solve() -> ti.Solution:
+        return ti.fixed_point(case.cell, case.z0, case.x, solver=forward_solver, adjoint=adjoint)
 
     def forward() -> Tensor:
         with torch.no_grad():
-            return solve()
+            return solve().value
 
     def both() -> tuple[Tensor, list[Tensor]]:
-        value = solve()
+        value = solve().value
         return value, case.gradients(value)
 
-    return Contestant("torchimplicit", forward, both)
+    def products() -> int:
+        solution = solve()
+        case.gradients(solution.value)
+        return solution.backward.nfev
+
+    name = solver.__name__.lower()
+    return Contestant(f"torchimplicit {name}", forward, both, {"forward": name, "both": name}, products)
 
 
 def torchdeq(
@@ -99,17 +109,17 @@ def torchdeq(
 
 
 def best_torchdeq(case: Case, tol: float, seconds: float) -> list[Contestant]:
-    """The peer with its Anderson forward, and with its fastest forward solver where that is another one.
+    """The peer with its Anderson forward, with its fastest forward solver if that is another one, and with Broyden's.
 
     Of its solvers that meet the tolerance, the fastest in a short trial is taken; the backward one is tried behind
-    Anderson forward.
+    Anderson forward. Broyden's is left out where it does not arrive.
 
     Args:
         case: the case.
         tol: tolerance, forward and backward.
         seconds: time for each of the two trials.
     """
-    caps = {solver: _forward_cap(case, tol, solver) for solver in SOLVERS}
+    caps = {solver: forward_cap(case, tol, solver) for solver in SOLVERS}
     first = SOLVERS[0]
     trial: dict[str, Run] = {
         name: torchdeq(case, tol, name, first, (cap, 1)).forward for name, cap in caps.items() if cap
@@ -122,9 +132,8 @@ def best_torchdeq(case: Case, tol: float, seconds: float) -> list[Contestant]:
     }
     backward = _fastest(trial, seconds)
     limit = backward_caps[backward] or LIMIT
-    return [
-        torchdeq(case, tol, name, backward, (caps[name] or LIMIT, limit)) for name in dict.fromkeys((first, fastest))
-    ]
+    chosen = dict.fromkeys((first, fastest, *(["broyden"] if caps["broyden"] else [])))
+    return [torchdeq(case, tol, name, backward, (caps[name] or LIMIT, limit)) for name in chosen]
 
 
 def _fastest(runs: dict[str, Run], seconds: float) -> str:
@@ -132,7 +141,7 @@ def _fastest(runs: dict[str, Run], seconds: float) -> str:
     return min(times, key=times.__getitem__, default=SOLVERS[0])
 
 
-def _forward_cap(case: Case, tol: float, solver: str) -> int | None:
+def forward_cap(case: Case, tol: float, solver: str) -> int | None:
     """The smallest limit of steps with which torchdeq's forward solver arrives."""
     for cap in CAPS:
         if case.residual(torchdeq(case, tol, solver, SOLVERS[0], (cap, 1)).forward()) <= tol:
@@ -150,16 +159,10 @@ def _backward_cap(case: Case, tol: float, backward: str, cap: int) -> int | None
     return None
 
 
-def plain(case: Case, tol: float) -> Contestant:
-    """The floor: a bare loop of `f`, and of vector-Jacobian products, as many as this library takes; solves nothing."""
+def plain(case: Case, contestant: Contestant) -> Contestant:
+    """The floor: a bare loop of `f`, and of vector-Jacobian products, as many as one takes; solves nothing."""
     cell, x = case.cell, case.x
-    contestant = ours(case, tol)
-    evaluations = count_calls(cell, contestant.forward)
-    adjoint = ti.Implicit(ti.GMRES(rtol=tol, max_steps=LIMIT))
-    solver = ti.Anderson(rtol=tol, atol=0, max_steps=LIMIT)
-    solution = ti.fixed_point(cell, case.z0, x, solver=solver, adjoint=adjoint)
-    case.gradients(solution.value)
-    products = solution.backward.nfev
+    evaluations, products = count_calls(cell, contestant.forward), contestant.products()
 
     def forward() -> Tensor:
         with torch.no_grad():
@@ -172,7 +175,7 @@ def plain(case: Case, tol: float) -> Contestant:
             u = torch.autograd.grad(value, z, u, retain_graph=True)[0]
         return value, list(torch.autograd.grad(value, case.leaves, u))
 
-    return Contestant("plain loop", forward, both)
+    return Contestant(f"plain loop of {contestant.name}", forward, both)
 
 
 def loop(cell: Callable[[Tensor, Tensor], Tensor], z: Tensor, x: Tensor, evaluations: int) -> Tensor:

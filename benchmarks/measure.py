@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 from torch.profiler import ProfilerActivity, profile
 
+import torchimplicit as ti
+
 Run = Callable[[], object]
 ROUNDS = 3  # the fewest of which a median is taken
 
@@ -39,6 +41,32 @@ def interleaved(
                 run()
             times[name].append((clock() - start) / inner)
     return {name: 1e3 * statistics.median(some) for name, some in times.items()}
+
+
+def phases(
+    runs: Mapping[str, tuple[Callable[[], ti.Solution], Callable[[ti.Solution], object]]], seconds: float
+) -> dict[str, tuple[float, float]]:
+    """Median times of solving and of then differentiating in milliseconds, interleaved as by `interleaved`.
+
+    Args:
+        runs: each solves, and differentiates what came out.
+        seconds: see `interleaved`.
+    """
+    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in runs}
+    for solve, differentiate in runs.values():
+        differentiate(solve())  # warms up
+    end = time.perf_counter() + seconds
+    rounds = 0
+    while rounds < ROUNDS or time.perf_counter() < end:
+        rounds += 1
+        for name, (solve, differentiate) in runs.items():
+            start = time.perf_counter()
+            solution = solve()
+            middle = time.perf_counter()
+            differentiate(solution)
+            times[name][0].append(middle - start)
+            times[name][1].append(time.perf_counter() - middle)
+    return {name: (1e3 * statistics.median(a), 1e3 * statistics.median(b)) for name, (a, b) in times.items()}
 
 
 def slopes(

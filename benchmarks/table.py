@@ -6,10 +6,13 @@ import datetime
 import os
 import platform
 from collections.abc import Sequence
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+LIBRARIES = ("torchimplicit", "torchdeq", "jaxopt", "jax", "xitorch")
 
 
 class Table:
@@ -63,13 +66,22 @@ def write_page(path: Path, tables: Sequence[Table], threads: int) -> None:
         threads: torch threads of the run.
     """
     intro = (
-        "Rewritten by `make bench` (`benchmarks/deq.py`): both libraries in one process, with the same number of torch "
+        "Rewritten by `make bench` (`benchmarks/deq.py`): the libraries in one process, with the same number of "
         "threads, medians over interleaved repeats. A bar is what this library has set itself.\n\n"
         f"Machine: {processor()}, {os.cpu_count()} cores, {threads} torch threads unless said otherwise. "
-        f"torch {torch.__version__}, torchimplicit {version('torchimplicit')}, torchdeq {version('torchdeq')}, "
+        f"{', '.join(versions())}, "
         f"Python {platform.python_version()}. {datetime.date.today()}."
     )
     path.write_text("\n\n".join([intro, *(table.markdown() for table in tables)]) + "\n")
+
+
+def versions() -> list[str]:
+    """Of the libraries that were measured."""
+    found = [f"torch {torch.__version__}"]
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    return found
 
 
 def processor() -> str:

@@ -195,7 +195,7 @@ def test_preconditioning_saves_products_and_gives_the_same_gradient(linear, prod
         products[0] = 0
         grads.append(gradients(ti.Implicit(linear, precondition=precondition), solver, args=(weight, x))[0])
         counts.append(products[0])
-    assert counts[0] < 0.8 * counts[1]
+    assert counts[0] < 0.9 * counts[1]
     for preconditioned, plain in zip(*grads, strict=True):
         assert torch.allclose(preconditioned, plain, atol=1e-8)
 

@@ -1,5 +1,7 @@
 """Maps that contract by construction: the bound holds, is tight, and a layer of them always converges."""
 
+import copy
+
 import pytest
 import torch
 from torch.autograd import gradcheck
@@ -48,6 +50,8 @@ def test_a_linear_map_is_bounded_whatever_its_weight():
         (lambda **o: ti.nn.ContractiveConv1d(3, 4, 5, padding=2, **o), (3, 12)),
         (lambda **o: ti.nn.ContractiveConv2d(2, 3, 3, padding=1, **o), (2, 8, 7)),
         (lambda **o: ti.nn.ContractiveConv2d(2, 2, 3, padding=1, padding_mode="circular", **o), (2, 8, 8)),
+        (lambda **o: ti.nn.ContractiveConv2d(2, 2, 3, padding="same", padding_mode="circular", **o), (2, 8, 8)),
+        (lambda **o: ti.nn.ContractiveConv2d(2, 2, 3, padding="valid", padding_mode="circular", **o), (2, 8, 8)),
         (lambda **o: ti.nn.ContractiveConv2d(4, 4, 3, padding=2, dilation=2, groups=2, **o), (4, 7, 7)),
         (lambda **o: ti.nn.ContractiveConv2d(2, 4, (2, 4), stride=2, bias=False, **o), (2, 8, 8)),
         (lambda **o: ti.nn.ContractiveConv3d(1, 2, 3, padding=1, **o), (1, 5, 5, 5)),
@@ -102,10 +106,24 @@ def test_a_layer_of_it_converges_by_plain_iteration_whatever_the_weights():
     assert original.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("taps", [1, 2, 3, 4, 5, 6])
+def test_the_bound_holds_between_the_points_of_the_grid(taps):
+    torch.manual_seed(taps)
+    worst = []
+    for _ in range(100):
+        module = wild(ti.nn.ContractiveConv1d(1, 1, taps, bound=1.0, bias=False).double())
+        module.parametrizations.weight.original.data.mul_(1e6)
+        worst.append(float(torch.fft.fft(module.weight.detach().flatten(), 5000).abs().max()))
+    assert max(worst) <= 1 + 1e-12
+    assert min(worst) > 0.95
+
+
 @pytest.mark.parametrize(
     "make",
     [
         lambda: ti.nn.ContractiveLinear(2, 2, bound=0.0),
+        lambda: ti.nn.ContractiveLinear(2, 2, bound=float("inf")),
+        lambda: ti.nn.ContractiveLinear(2, 2, bound="0.9"),
         lambda: ti.nn.ContractiveLinear(2, 2, iterations=0),
         lambda: ti.nn.ContractiveConv2d(2, 2, 3, padding=1, padding_mode="reflect"),
     ],
@@ -139,3 +157,43 @@ def test_an_assigned_weight_is_scaled_and_a_circle_must_not_repeat():
     assert torch.equal(linear.weight, 0.1 * torch.eye(4, dtype=torch.float64))
     with pytest.raises(ValueError, match="circular padding"):
         ti.nn.ContractiveConv2d(1, 1, 1, padding=2, padding_mode="circular")
+
+
+def test_weights_without_a_direction_have_finite_gradients():
+    laplacian = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]).expand(2, 2, 3, 3)
+    for module, weight in (
+        (ti.nn.ContractiveLinear(3, 3), torch.zeros(3, 3)),
+        (ti.nn.ContractiveConv2d(2, 2, 3), torch.zeros(2, 2, 3, 3)),
+        (ti.nn.ContractiveConv2d(2, 2, 3), laplacian),  # whose symbol is zero at frequency zero
+    ):
+        with torch.no_grad():
+            module.weight = weight
+        module.weight.square().sum().backward()
+        assert module.parametrizations.weight.original.grad.isfinite().all()
+
+
+def test_the_bound_of_a_convolution_is_that_of_its_largest_group_and_copies_are_independent():
+    torch.manual_seed(0)
+    module = ti.nn.ContractiveConv1d(4, 4, 1, groups=2, bias=False, bound=1.0).double()
+    with torch.no_grad():
+        module.weight = torch.cat([torch.eye(2), 5 * torch.eye(2)]).double().unsqueeze(2)
+    twin = copy.deepcopy(module)
+    sizes = module.weight.detach().flatten(1).norm(dim=1)
+    assert torch.allclose(sizes / sizes[2], torch.tensor([0.2, 0.2, 1, 1]).double()), "scaled as one"
+    assert 0.98 < sizes[2] <= 1
+    twin.parametrizations.weight.original.data.mul_(0.1)
+    assert torch.equal(module.weight.flatten(1).norm(dim=1), sizes)
+
+
+def test_ensembles_and_second_derivatives_of_a_convolution():
+    torch.manual_seed(0)
+    module = ti.nn.ContractiveConv2d(2, 2, 3, padding=1, bound=0.5).double()
+    x, original = torch.randn(1, 2, 5, 5).double(), module.parametrizations.weight.original.detach()
+    weights = torch.stack([original, 20 * torch.randn_like(original)])
+
+    def value(weight):
+        return torch.func.functional_call(module, {"parametrizations.weight.original": weight}, (x,)).square().sum()
+
+    each = torch.stack([torch.func.grad(value)(weight) for weight in weights])
+    assert torch.allclose(torch.vmap(torch.func.grad(value))(weights), each)
+    assert torch.autograd.gradgradcheck(value, (weights[1].clone().requires_grad_(),), fast_mode=True)

@@ -156,6 +156,79 @@ def test_a_solve_within_a_solve_keeps_the_outer_mask():
     assert int(layer.cell.inner.cell.dropout.seed) not in seeds, "alone it draws its own again"
 
 
+def test_a_captured_module_is_refused_for_it_would_never_draw_again():
+    x, dropout = inputs(), ti.nn.VariationalDropout(0.4)
+
+    def solve(f, *args):
+        return ti.fixed_point(f, torch.zeros_like(x), x, *args, solver=TIGHT["solver"]).value
+
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad), pytest.raises(ti.CaptureError, match="VariationalDropout"):
+            solve(lambda z, x: dropout(torch.tanh(0.5 * z + x)))
+    first, second = (solve(lambda z, x, drop: drop(torch.tanh(0.5 * z + x)), dropout) for _ in range(2))
+    assert ((first == 0) != (second == 0)).any(), "as an argument it draws anew"
+    dropout.eval()
+    solve(lambda z, x: dropout(torch.tanh(0.5 * z + x)))
+    assert dropout.train()(x).isfinite().all(), "outside of a solve it is nobody's business"
+
+
+def test_an_inner_solve_may_use_what_the_outer_one_was_given():
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dropout = ti.nn.VariationalDropout(0.4)
+
+        def forward(self, z, x):
+            solver = TIGHT["solver"]
+            inner = ti.fixed_point(lambda y, z: self.dropout(torch.tanh(0.3 * y + z)), 0 * z, z, solver=solver)
+            return 0.5 * inner.value + x
+
+    layer = ti.nn.DEQ(Outer(), solver=ti.Anderson(rtol=1e-9, atol=1e-9), on_failure="raise")
+    value = layer(inputs())
+    assert (((value - inputs()).abs() < 1e-12) == (mask_of(layer.cell) == 0)).all()
+
+
+def test_a_large_batch_of_a_layer_is_right_though_it_cannot_be_narrowed():
+    class Tailed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.linear, self.dropout = nn.Linear(512, 512), ti.nn.VariationalDropout(0.2)
+            self.rows = []
+
+        def forward(self, z, x):
+            self.rows.append(len(z))
+            gain = x[:, :1].abs()  # how slowly a sample converges
+            return gain * self.dropout(torch.tanh(0.5 * self.linear(z) + x))
+
+    x = torch.randn(64, 512, generator=torch.Generator().manual_seed(1))
+    x[:, 0] = 0.1
+    x[[5, 17, 40, 63], 0] = 1.7  # a few go on for long: 64 * 512 numbers are enough for the others to be left behind
+    layer = ti.nn.DEQ(Tailed(), solver=ti.Picard(max_steps=200), on_failure="raise")
+    for training in (True, False):
+        layer.train(training)
+        layer.cell.rows.clear()
+        with torch.no_grad():
+            value = layer(x)
+        assert set(layer.cell.rows) == {64, 4}
+        if training:
+            assert layer.cell.rows.count(4) == 1, "the proof fails: the mask of four samples is not that of these four"
+        else:
+            assert layer.cell.rows.count(4) > 5
+        assert (layer.cell(value, x) - value).abs().max() < 1e-3
+
+
+def test_nothing_is_written_to_and_the_audit_passes():
+    layer = ti.nn.DEQ(Cell(), **TIGHT)
+    problem = ti.core.problem.FixedPoint(layer.cell, inputs(), (inputs(),))
+    tensors = problem.explicit.take_tensors()
+    assert sum(tensor.dtype == torch.int64 for tensor in tensors) == 1, "the seed is an explicit tensor"
+    versions = [tensor._version for tensor in tensors]
+    with problem.bind(tensors, audit=True) as residual:
+        residual(inputs().clone())
+    assert [tensor._version for tensor in tensors] == versions
+
+
 def test_copies_states_and_diagnoses():
     layer = ti.nn.DEQ(Cell(), **TIGHT)
     value = layer(inputs())

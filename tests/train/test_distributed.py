@@ -51,7 +51,7 @@ def test_two_processes_give_the_weights_of_one(tmp_path):
     processes = [subprocess.Popen(each, env=environment) for each in words]
     alone = network()
     train(alone, 0, 1)
-    assert [process.wait(60) for process in processes] == [0, 0]
+    assert [process.wait(180) for process in processes] == [0, 0]
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     start = network().state_dict()
     for name, tensor in alone.state_dict().items():

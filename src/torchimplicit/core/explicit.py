@@ -43,7 +43,7 @@ class Bound:
         return Bound(self.f, tuple(args))
 
 
-_thread = threading.local()  # whether a solve is under way: `_thread.bound`
+_thread = threading.local()  # `_thread.bound`: see `_bound_now`
 
 Slot = tuple[Any, Any]  # (container, key): a place that a tensor can be swapped into
 
@@ -73,7 +73,8 @@ class Explicit:
             leaves, f = [*leaves, *f.args, *f.keywords.values()], f.func
         owner = f if isinstance(f, nn.Module) else getattr(f, "__self__", None)
         modules = [module for module in (owner, *leaves) if isinstance(module, nn.Module)]
-        self.slots, self.cached, weights = _module_tensors(modules, begins and not getattr(_thread, "bound", False))
+        self.slots, self.cached, weights = _module_tensors(modules, begins and _bound_now() is None)
+        self.containers = frozenset(id(container) for places in self.slots for container, _ in places)
         self.shared = len(weights)  # the first tensors belong to modules: they carry no batch dimension
         self._found = weights + [leaves[i] for i in self.places]
 
@@ -97,18 +98,30 @@ class Explicit:
         with (
             _swapped(self.slots, tensors, keep_buffers),
             _parametrized(self.cached, tensors[len(self.slots) : self.shared]),
-            _under_way(),
+            _under_way(self.containers),
         ):
             yield Bound(self.f, args)
 
 
 @contextmanager
-def _under_way() -> Iterator[None]:
-    held, _thread.bound = getattr(_thread, "bound", False), True
+def _under_way(containers: frozenset[int]) -> Iterator[None]:
+    held = _bound_now()
+    _thread.bound = containers | (held or frozenset())
     try:
         yield
     finally:
         _thread.bound = held
+
+
+def _bound_now() -> frozenset[int] | None:
+    """The containers that the solves under way have put tensors into; None outside of any solve."""
+    return getattr(_thread, "bound", None)
+
+
+def is_captured(module: nn.Module) -> bool:
+    """Whether a solve is under way that was not given this module, which has a buffer, but uses it."""
+    bound = _bound_now()
+    return bound is not None and id(module._buffers) not in bound
 
 
 def _module_tensors(

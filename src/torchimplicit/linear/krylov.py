@@ -14,7 +14,7 @@ from torchimplicit.linear.solver import PLAY, LinearResult, LinearSolver, Produc
 SWEEPS = 3  # how often BiCGStab and CG start at most
 # GMRES goes on with its opening while residuals stay below PLAY_OPEN times a sequence that falls by STRICT a step for
 # the first LOOK steps, and by LENIENT from then on: what contracts slowly leaves early, nothing is sent off late.
-STRICT, LENIENT, LOOK, PLAY_OPEN = 0.6, 0.75, 4, 1.3
+STRICT, LENIENT, LOOK, PLAY_OPEN = 0.65, 0.75, 6, 1.3
 SMALL = 512  # unknowns per sample up to which the products are taken to be cheap
 LITTLE = 0.999  # a GMRES cycle that leaves more than this of the residual counts as stagnation
 
@@ -51,7 +51,7 @@ class GMRES(_Krylov):
 
     Smallest residual over the Krylov space, one product a step; never breaks down before the solution is reached. It
     opens with Richardson steps, `x <- x + (b - A x)`, and stays with them for the samples that they contract by about
-    0.6 a step: up to 40 % more products there (measured), and none of the other work, which is most of the time
+    0.65 a step: up to 40 % more products there (measured), and none of the other work, which is most of the time
     for small states. A sample that they do not contract leaves them after a step or two, with what it has gained.
     Source: Y. Saad and M. Schultz, SIAM J. Sci. Stat. Comput. 7 (1986) 856.
 

@@ -17,7 +17,7 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from torchimplicit.core.options import require
 
-OVERSAMPLING = 8  # points of the frequency grid for every tap of a kernel
+OVERSAMPLING = 6  # points of the frequency grid for every tap of a kernel
 
 
 def norm_bound(matrices: Tensor, iterations: int = 6) -> Tensor:
@@ -63,14 +63,18 @@ class _Bounded(nn.Module):
         """An upper bound of the operator norm."""
         if weight.dim() == 2:
             return norm_bound(weight, self.iterations)
-        # The operator's symbol is a trigonometric polynomial, of degree d in every direction. Its supremum is at most
-        # its maximum on N points in each, times cos(pi d / N)^-dimensions (L. Pfister, Y. Bresler, arXiv 1802.04232).
+        # The operator's symbol is a trigonometric polynomial, of degree d = (taps - 1) / 2 in every direction but for a
+        # phase. Its supremum is at most its maximum on N points in each, divided by cos(pi d / N) for each (L. Pfister,
+        # Y. Bresler, arXiv 1802.04232). An even number of taps makes d a half; in half the angle it is whole, with
+        # 2 N points, for the second half repeats the absolute values of the first.
         taps = weight.shape[2:]
         points = [OVERSAMPLING * count for count in taps]
         symbol = torch.fft.rfftn(weight, points, dim=tuple(range(2, weight.dim())))
-        symbol = symbol.flatten(2).unflatten(0, (self.groups, -1)).movedim(-1, 0)
-        slack = math.prod(math.cos(math.pi * (count // 2) / n) for count, n in zip(taps, points, strict=True))
-        return norm_bound(symbol, self.iterations).amax() / slack
+        symbol = symbol.flatten(2).unflatten(0, (self.groups, -1)).movedim(-1, 0).flatten(0, 1)
+        with torch.no_grad():  # where the maximum is; only there is it differentiated
+            largest = norm_bound(symbol, self.iterations).argmax(0, keepdim=True)
+        slack = math.prod(math.cos(math.pi * (count - 1) / (2 * n)) for count, n in zip(taps, points, strict=True))
+        return norm_bound(symbol[largest], self.iterations)[0] / slack
 
 
 class ContractiveLinear(nn.Linear):
@@ -79,8 +83,9 @@ class ContractiveLinear(nn.Linear):
     With an activation of slope at most one, $z \mapsto \phi(A z + x)$ is then a contraction: there is one fixed point,
     and every solver finds it. The price is expressiveness; a `jacobian_penalty` only leans that way, and a monotone map
     (`ForwardBackward`) has one solution without contracting. The weight is computed once a solve. Weights below the
-    bound are left alone. The bound used is too large by at most `min(in, out) ** (0.5 ** (iterations + 1))`: 3 % for 64
-    features and 6 iterations.
+    bound are left alone. The norm is overestimated by a factor of at most `min(in, out) ** (0.5 ** (iterations + 1))`:
+    3 % for 64 features and 6 iterations, met by orthogonal weights; measured on normal ones 0.1 % for 64 features and
+    0.6 % for 256. All this holds to the rounding of the weight's dtype.
 
     Args:
         in_features: see `torch.nn.Linear`.
@@ -128,7 +133,10 @@ class ContractiveConv2d(_Convolution, nn.Conv2d):
     """A convolution with an operator norm of at most `bound`, on images of every size, by construction.
 
     Zero or circular padding, any stride, dilation and groups. The norm is bounded through the operator's symbol on a
-    grid of frequencies; see `ContractiveLinear` for the rest.
+    grid of frequencies; see `ContractiveLinear` for the rest. The overestimate, measured on random kernels and large
+    images: 2 to 3 % for 3 x 3 taps and 2 to 32 channels, 4 to 5 % for 5 x 5 and 7 x 7 taps and 8 channels. It costs
+    0.02 s a solve for 16 channels and 3 x 3 taps on one CPU core, and 0.3 s for 64: for many channels a spectral norm
+    is cheaper, and no guarantee.
 
     Args:
         *args: see `torch.nn.Conv2d`.
@@ -147,11 +155,11 @@ class ContractiveConv3d(_Convolution, nn.Conv3d):
 
 def _register(module: Any, bound: float, iterations: int) -> None:
     module.bound, module.iterations = bound, iterations
-    require(module, "bound", bound > 0, "a number > 0")
+    require(module, "bound", isinstance(bound, float | int) and 0 < bound < math.inf, "a finite number > 0")
     require(module, "iterations", isinstance(iterations, int) and iterations >= 1, "an integer >= 1")
     mode = getattr(module, "padding_mode", "zeros")
     require(module, "padding_mode", mode in ("zeros", "circular"), "'zeros' or 'circular'")
-    if mode == "circular" and module.padding != "same":
+    if mode == "circular" and not isinstance(module.padding, str):
         reach = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
         fits = all(2 * p <= r for p, r in zip(module.padding, reach, strict=True))
         # A larger output repeats values of the circle, and repetition expands.

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from torchimplicit.core import transforms
+from torchimplicit.core.explicit import is_captured
 from torchimplicit.core.options import require
+from torchimplicit.core.status import CaptureError
 
 KEPT = 4  # masks that a module remembers, by their seed and shape
 
@@ -47,6 +49,9 @@ class VariationalDropout(nn.Module):
     mask follows from the seed and the shape. The seed belongs to the solve: its backward pass sees the same mask even
     when the module has been solved again in between. Called by itself the module keeps the mask of the last solve;
     `begin_solve()` draws another. The identity in `eval()` mode. Under `torch.vmap` only with `randomness="same"`.
+
+    The module must be the solved function, part of it, or an argument: a captured one is refused. Masks of the samples'
+    own go by the place in the batch, so a large batch stays whole to the end where `batched_args` would narrow it.
 
     Source: Y. Gal, Z. Ghahramani, NeurIPS 2016, arXiv 1512.05287; in equilibrium models S. Bai, J. Z. Kolter,
     V. Koltun, NeurIPS 2019, arXiv 1909.01377.
@@ -93,8 +98,19 @@ class VariationalDropout(nn.Module):
         self._masks.clear()
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` times the mask, of the same shape and dtype."""
-        return x * self._mask(x) if self.training and self.p > 0 else x
+        """`x` times the mask, of the same shape and dtype.
+
+        Raises:
+            CaptureError: a solve is under way that was not given this module, and so could not draw its mask.
+        """
+        if not self.training or self.p == 0:
+            return x
+        if is_captured(self):
+            raise CaptureError(
+                f"the function captures a {type(self).__name__}, which would have the same mask at every solve. Pass "
+                "the module as an argument, f(z, *args), or make it part of a module that is the function"
+            )
+        return x * self._mask(x)
 
     def _mask(self, x: Tensor) -> Tensor:
         shape = self._mask_shape(x)

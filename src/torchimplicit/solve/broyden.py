@@ -66,11 +66,12 @@ class Broyden(Solver):
 
     def init(self, problem: Residual, z: Tensor) -> BroydenState:
         """The state at the start; allocates the memory."""
-        memory = max(min(self.memory, self.max_steps), 1)
         if torch.is_grad_enabled():
-            secants = SecantTape(memory)
+            secants = SecantTape(self.memory)
+        elif self.compile:
+            secants = CompiledSecants(z, self.memory)  # whatever the limit of steps: another size is compiled anew
         else:
-            secants = CompiledSecants(z, memory) if self.compile else Secants(z, memory)
+            secants = Secants(z, max(min(self.memory, self.max_steps), 1))
         return BroydenState(z, problem(z), secants)
 
     def resume(self, problem: Residual, z: Tensor, knowledge: Secants) -> BroydenState:

@@ -8,6 +8,8 @@ convergence differed by a step at most, but for maps that hardly converge.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -46,7 +48,10 @@ class CompiledSecants(Secants):
         return LowRank(self.gaps, torch.where(right.isfinite().all(2).all(1)[:, None, None], right, 0))
 
 
-@torch.compile
+_compiled = partial(torch.compile, options={"cpp.threads": 1})  # several fight over loops as short as these
+
+
+@_compiled
 def _propose(steps: Tensor, gaps: Tensor, inverse: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
     """The step `-H r` and the weights of the gaps in it."""
     products = (steps * residual.unsqueeze(1)).sum(2)
@@ -54,7 +59,7 @@ def _propose(steps: Tensor, gaps: Tensor, inverse: Tensor, residual: Tensor) -> 
     return -residual - (weights.unsqueeze(2) * gaps).sum(1), weights.unsqueeze(1)
 
 
-@torch.compile
+@_compiled
 def _learn(steps: Tensor, gaps: Tensor, inverse: Tensor, step: Tensor, change: Tensor, place: Tensor) -> None:
     """Replaces the pair at a place `(1,)`, and its row and column of `M`, in place."""
     gap = step - change
