@@ -37,7 +37,8 @@ class Implicit(Adjoint):
             states; a tighter `GMRES(rtol=...)` for second derivatives or gradient checks; `Neumann(terms=...)` for a
             cheaper, biased gradient.
         precondition: let the linear solver start from the inverse that a quasi-Newton forward solver (`Broyden`) has
-            learnt: fewer products, for `2 * memory` states kept until the backward pass. Not with `CG`.
+            learnt: fewer products where a few directions contract slowly, more elsewhere, for `2 * memory` states kept
+            until the backward pass. Not with `CG`.
     """
 
     linear_solver: LinearSolver = GMRES()
