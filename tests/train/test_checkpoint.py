@@ -2,8 +2,11 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from torchimplicit.train import CheckpointError, Classifier, Digits, DigitsNetwork, MNISTNetwork, load
+from torchimplicit.train import CheckpointError, load
 from torchimplicit.train.checkpoint import check, read
+from torchimplicit.train.data import Digits
+from torchimplicit.train.modules import Classifier
+from torchimplicit.train.networks import DigitsNetwork, MNISTNetwork
 
 
 class StopAfter(pl.Callback):
@@ -90,7 +93,7 @@ def test_load_builds_model_and_data_again():
     module = Classifier(DigitsNetwork(width=8), recipe="digits")
     module.config = {
         "model": {
-            "class_path": "torchimplicit.train.classifier.Classifier",
+            "class_path": "torchimplicit.train.modules.Classifier",
             "init_args": {
                 "recipe": "digits",
                 "network": {

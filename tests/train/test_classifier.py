@@ -9,7 +9,9 @@ from lightning.pytorch.loggers import CSVLogger
 
 import torchimplicit as ti
 from torchimplicit.core.status import ConvergenceWarning, Report, Status
-from torchimplicit.train import Classifier, Digits, DigitsNetwork, SolveMeter
+from torchimplicit.train.data import Digits
+from torchimplicit.train.modules import Classifier, SolveMeter
+from torchimplicit.train.networks import DigitsNetwork
 
 
 def fit(module, epochs=2, **options):

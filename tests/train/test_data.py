@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchimplicit.train import MNIST, DataError, Digits
-from torchimplicit.train.idx import read_idx
+from torchimplicit.train.data import MNIST, DataError, Digits
+from torchimplicit.train.data.idx import read_idx
 
 REAL = os.environ.get("TORCHIMPLICIT_DATA")
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 import torchimplicit as ti
-from torchimplicit.train import DigitsNetwork, MNISTNetwork
-from torchimplicit.train.networks import RowBound
+from torchimplicit.train.networks import DigitsNetwork, MNISTNetwork, RowBound
 
 
 @pytest.mark.parametrize(("network", "size"), [(DigitsNetwork(), 8), (MNISTNetwork(), 28)])

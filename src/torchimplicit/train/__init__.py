@@ -1,4 +1,4 @@
-"""Recipes: data, networks, the Lightning module and the `torchimplicit` command. Needs the extra `train`.
+"""Recipes: data, networks, Lightning modules and the `torchimplicit` command. Needs the extra `train`.
 
 Names are imported when they are first used, so that the command answers `--help` without loading Lightning.
 """
@@ -8,39 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchimplicit.train.checkpoint import CheckpointError, load
-    from torchimplicit.train.classifier import Classifier
-    from torchimplicit.train.data import MNIST, DataError, Digits, ImageData
-    from torchimplicit.train.meter import SolveMeter
-    from torchimplicit.train.networks import DigitsNetwork, MNISTNetwork
     from torchimplicit.train.report import write_report
 
-_HOMES = {
-    "CheckpointError": "checkpoint",
-    "Classifier": "classifier",
-    "DataError": "data",
-    "Digits": "data",
-    "DigitsNetwork": "networks",
-    "ImageData": "data",
-    "MNIST": "data",
-    "MNISTNetwork": "networks",
-    "SolveMeter": "meter",
-    "load": "checkpoint",
-    "write_report": "report",
-}
+_HOMES = {"CheckpointError": "checkpoint", "load": "checkpoint", "write_report": "report"}
 
-__all__ = [
-    "MNIST",
-    "CheckpointError",
-    "Classifier",
-    "DataError",
-    "Digits",
-    "DigitsNetwork",
-    "ImageData",
-    "MNISTNetwork",
-    "SolveMeter",
-    "load",
-    "write_report",
-]
+__all__ = ["CheckpointError", "load", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

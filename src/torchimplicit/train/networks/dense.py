@@ -1,4 +1,4 @@
-"""Networks of the recipes: what comes before the equilibrium, its cell, and what comes after."""
+"""Dense networks for small images."""
 
 from __future__ import annotations
 

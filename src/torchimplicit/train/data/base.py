@@ -1,0 +1,154 @@
+"""What the data modules share: splits that depend on the seed alone, batches in an order that can be resumed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from torchimplicit.core.status import ImplicitError
+
+DATA_VARIABLE = "TORCHIMPLICIT_DATA"
+
+
+class DataError(ImplicitError, RuntimeError):
+    """A recipe's data is absent, unreadable or not what it should be."""
+
+
+class Splits(NamedTuple):
+    """The three parts of a data set. `dataset.__getitems__(indices)` gives a whole batch."""
+
+    train: Dataset
+    val: Dataset
+    test: Dataset
+
+
+class RecipeData(LightningDataModule):
+    """Base of the data modules: a subclass adds `load() -> Splits`.
+
+    The order of an epoch follows from the seed and the epoch's number alone, so that a resumed run sees the batches
+    that the interrupted one would have seen. Under DDP every process takes its share of that order.
+
+    Args:
+        batch_size: samples a batch, in every process.
+        seed: of the training/validation split and of the shuffling. The test split is always the same.
+    """
+
+    data_dir: str | None = None
+
+    def __init__(self, batch_size: int = 64, seed: int = 0):
+        """Loads nothing yet."""
+        super().__init__()
+        self.batch_size, self.seed = batch_size, seed
+        self.splits: Splits | None = None
+
+    def load(self) -> Splits:
+        """The three splits."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        """Loads the data, once."""
+        if self.splits is None:
+            self.splits = self.load()
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled batches of the training split."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        """Batches of the validation split."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        """Batches of the test split."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        """Batches of the test split."""
+        return self._loader("test")
+
+    def folder(self) -> Path | None:
+        """Where the user's files are: `data_dir`, or what the variable says; None to use a hub."""
+        place = self.data_dir or os.environ.get(DATA_VARIABLE)
+        return Path(place) if place else None
+
+    def _loader(self, split: str, shuffle: bool = False) -> DataLoader:
+        self.setup()
+        dataset = getattr(self.splits, split)
+        count, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        sampler = DistributedSampler(dataset, count, rank, shuffle=shuffle, seed=self.seed)
+        return DataLoader(dataset, batch_size=self.batch_size, sampler=sampler, collate_fn=_whole)
+
+
+class Images(Dataset):
+    """Images `(N, C, H, W)` as bytes and their labels `(N,)`; a batch is converted to floats when it is taken.
+
+    Args:
+        images: bytes.
+        labels: whole numbers.
+        mean: in units of the bytes; a number, or one a channel.
+        std: likewise.
+        shift: where > 0, every image is moved by up to so many pixels in each direction, at random.
+        flip: mirrors every other image, at random.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        mean: float | tuple[float, ...],
+        std: float | tuple[float, ...],
+        shift: int = 0,
+        flip: bool = False,
+    ):
+        """Keeps the tensors."""
+        self.images, self.labels, self.shift, self.flip = images, labels.long(), shift, flip
+        self.mean, self.std = (torch.tensor(value).view(-1, 1, 1) for value in (mean, std))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        images, labels = self.__getitems__([index])
+        return images[0], labels[0]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """A whole batch at once: far quicker than image by image."""
+        chosen = torch.tensor(indices)
+        images = (self.images[chosen].float() - self.mean) / self.std
+        if self.shift:
+            images = _shifted(images, self.shift)
+        if self.flip:
+            mirrored = torch.rand(len(images), 1, 1, 1) < 0.5
+            images = torch.where(mirrored, images.flip(-1), images)
+        return images, self.labels[chosen]
+
+
+class ImageData(RecipeData):
+    """Base of the data modules of labelled images: a subclass adds `classes` and `load() -> Splits`."""
+
+    classes: int
+
+
+def permutation(count: int, seed: int) -> Tensor:
+    """The numbers below `count` in an order that follows from the seed."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+
+def _shifted(images: Tensor, reach: int) -> Tensor:
+    """Every image moved by its own random offset; what comes in from outside repeats the border."""
+    height, width = images.shape[-2:]
+    padded = torch.nn.functional.pad(images, [reach] * 4, mode="replicate")
+    rows, columns = (torch.randint(2 * reach + 1, (len(images), 1)) + torch.arange(n) for n in (height, width))
+    which = torch.arange(len(images)).view(-1, 1, 1)
+    return padded.permute(0, 2, 3, 1)[which, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
+
+
+def _whole(batch: Any) -> Any:
+    """What `__getitems__` gives is a batch already."""
+    return batch

@@ -1,0 +1,114 @@
+"""MNIST, from the idx files in which it is published or from the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from torchimplicit.train.data.base import DATA_VARIABLE, DataError, ImageData, Images, Splits, permutation
+from torchimplicit.train.data.idx import read_idx
+
+
+class MNIST(ImageData):
+    """MNIST, 28 x 28: 55,000 / 5,000 / 10,000 samples, from files or from the Hugging Face hub.
+
+    Args:
+        data_dir: folder with the four idx files, gzipped or not, or with a folder `mnist` that has them. None looks at
+            the environment variable `TORCHIMPLICIT_DATA`, and where that is unset downloads `ylecun/mnist`.
+        batch_size: samples a batch, in every process.
+        seed: of the training/validation split and of the shuffling.
+        validation: samples held out of the training set.
+        shift: moves training images by up to so many pixels in each direction, at random.
+    """
+
+    classes = 10
+
+    def __init__(
+        self, data_dir: str | None = None, batch_size: int = 64, seed: int = 0, validation: int = 5000, shift: int = 0
+    ):
+        """Loads nothing yet."""
+        super().__init__(batch_size, seed)
+        self.data_dir, self.validation, self.shift = data_dir, validation, shift
+        self.save_hyperparameters(ignore="data_dir")  # a checkpoint says nothing about somebody's disk
+
+    def prepare_data(self) -> None:
+        """Downloads, in one process of the machine, where there is no folder to read."""
+        if self.folder() is None:
+            _from_hub("test")
+
+    def load(self) -> Splits:
+        """The splits.
+
+        Raises:
+            DataError: the files are absent or broken, or the hub is out of reach.
+        """
+        folder = self.folder()
+        read = _from_hub if folder is None else _from_folder(folder)
+        (images, labels), test = read("train"), read("test")
+        if not 0 < self.validation < len(labels):
+            raise DataError(f"MNIST(validation={self.validation}): expected more than 0 and less than {len(labels)}")
+        order = permutation(len(labels), self.seed)
+        val, train = order[: self.validation], order[self.validation :]
+        parts = ((images[train], labels[train], self.shift), (images[val], labels[val], 0), (*test, 0))
+        return Splits(*(Images(x, y, 33.3184, 78.5675, shift) for x, y, shift in parts))
+
+
+def _from_folder(folder: Path):
+    """`read(split) -> images, labels` for the idx files in a folder, or in its folder `mnist`."""
+
+    def read(split: str) -> tuple[Tensor, Tensor]:
+        stem = {"train": "train", "test": "t10k"}[split]
+        images = _read_idx(_find(folder, f"{stem}-images-idx3-ubyte"))
+        labels = _read_idx(_find(folder, f"{stem}-labels-idx1-ubyte"))
+        if images.dim() != 3 or labels.dim() != 1 or len(images) != len(labels):
+            raise DataError(
+                f"MNIST, {split}: got images {tuple(images.shape)} and labels {tuple(labels.shape)} in {folder}, "
+                "expected (N, height, width) and (N,). Try the original four files."
+            )
+        return images.unsqueeze(1), labels
+
+    return read
+
+
+def _find(folder: Path, name: str) -> Path:
+    places = [folder, folder / "mnist"]
+    try:
+        for path in (place / file for place in places for file in (f"{name}.gz", name)):
+            if path.is_file():
+                return path
+        missing = f"found no {name}(.gz)" if folder.is_dir() else "no such folder"
+    except OSError as error:
+        missing = error.strerror or str(error)
+    raise DataError(
+        f"MNIST: looked in {' and '.join(map(str, places))}: {missing}. Try --data-dir (or the variable "
+        f"{DATA_VARIABLE}) with a folder that holds the four idx files, or neither, to download them."
+    )
+
+
+def _read_idx(path: Path) -> Tensor:
+    try:
+        return read_idx(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DataError(
+            f"MNIST: cannot read {path}: {reason}. Expected an idx file, gzipped or not. Try to fetch it again, and to "
+            "look at its permissions."
+        ) from error
+
+
+def _from_hub(split: str) -> tuple[Tensor, Tensor]:
+    """Images `(N, 1, 28, 28)` and labels `(N,)` from the Hugging Face hub, or from its cache on this disk."""
+    from datasets import load_dataset
+
+    try:
+        table = load_dataset("ylecun/mnist", split=split).with_format("torch")  # type: ignore[union-attr]
+        columns = table[:]
+    except Exception as error:  # the client raises errors of many packages: all mean that there is no data
+        raise DataError(
+            f"MNIST: could not get ylecun/mnist from the Hugging Face hub ({type(error).__name__}: {error}). Try "
+            f"--data-dir (or the variable {DATA_VARIABLE}) with a folder that holds the four idx files, or look "
+            "at the connection."
+        ) from error
+    return columns["image"].to(torch.uint8).reshape(-1, 1, 28, 28), columns["label"]  # type: ignore[index]
