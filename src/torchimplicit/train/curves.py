@@ -10,13 +10,7 @@ if TYPE_CHECKING:
 
 Curve = tuple[list[int], list[float]]
 
-# Title, logarithmic or not, the curves with their labels.
-PANELS = (
-    ("loss", True, {"train/loss": "training", "val/loss": "validation"}),
-    ("accuracy", False, {"train/accuracy": "training", "val/accuracy": "validation"}),
-    ("steps to converge, mean", False, {"train/forward_steps": "forward", "train/backward_steps": "backward"}),
-    ("residual, largest", True, {"train/forward_residual": "forward", "train/backward_residual": "backward"}),
-)
+SOLVES = ("forward_", "backward_")
 
 
 def read_curves(run: Path) -> dict[str, Curve]:
@@ -35,12 +29,12 @@ def read_curves(run: Path) -> dict[str, Curve]:
 
 
 def plot_curves(curves: dict[str, Curve], title: str = "") -> Figure:
-    """Loss, accuracy, solver steps and residuals against the optimiser's steps."""
+    """Loss, the recipe's first metric, solver steps and residuals against the optimiser's steps."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")
     figure.suptitle(title)
-    for axes, (name, logarithmic, shown) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
+    for axes, (name, logarithmic, shown) in zip(figure.subplots(2, 2).flat, _panels(curves), strict=True):
         for tag, label in shown.items():
             if tag in curves:
                 axes.plot(*curves[tag], label=label, marker="." if tag.startswith("val") else None, linewidth=1.2)
@@ -52,3 +46,16 @@ def plot_curves(curves: dict[str, Curve], title: str = "") -> Figure:
         if axes.lines:
             axes.legend()
     return figure
+
+
+def _panels(curves: dict[str, Curve]) -> list[tuple[str, bool, dict[str, str]]]:
+    """Title, logarithmic or not, the curves with their labels."""
+    metrics = [tag.removeprefix("val/") for tag in curves if tag.startswith("val/")]
+    metrics = [name for name in metrics if name != "loss" and not name.startswith(SOLVES)]
+    metric = metrics[0] if metrics else "accuracy"
+    return [
+        ("loss", True, {"train/loss": "training", "val/loss": "validation"}),
+        (metric, False, {f"train/{metric}": "training", f"val/{metric}": "validation"}),
+        ("steps to converge, mean", False, {"train/forward_steps": "forward", "train/backward_steps": "backward"}),
+        ("residual, largest", True, {"train/forward_residual": "forward", "train/backward_residual": "backward"}),
+    ]

@@ -14,6 +14,7 @@ import lightning.pytorch
 import torch
 import yaml
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from torchimplicit import diagnose
 from torchimplicit.core.status import ImplicitError
@@ -42,7 +43,8 @@ def write_report(
 ) -> Path:
     """Writes the report of a checkpoint.
 
-    Metrics on the test split, the curves of the run where its TensorBoard log is beside the checkpoint, and for every
+    Metrics on the test split, the curves of the run where its TensorBoard log is beside the checkpoint, pictures of
+    predictions where the module draws some, and for every
     `DEQ` layer on test samples: convergence, spectral radius, certificate, gradient check, memory, and the saved graph.
     A part that cannot be made says why in its place.
 
@@ -68,7 +70,9 @@ def write_report(
     parts.append(_section("Test split", lambda: _metrics(module, data)))
     parts.append(_section("Training", lambda: _curves(run)))
     if data is not None:
-        x = next(iter(data.test_dataloader()))[0][:samples]
+        batch = pytree.tree_map(lambda each: each[:samples], next(iter(data.test_dataloader())))
+        parts.extend(_pictures(module, batch))
+        x = batch[0]
         for name, (layer, inputs) in _inputs_of_layers(module, x).items():
             parts.extend(_diagnoses(name, layer, inputs))
     title = f"{html.escape(str(getattr(module, 'recipe', 'model')))}: report of a trained model"
@@ -112,6 +116,14 @@ def _metrics(module: Any, data: Any) -> str:
 def _curves(run: Path) -> str:
     curves = read_curves(run)
     return _picture(plot_curves(curves)) if curves else f"<p>No TensorBoard log in {html.escape(str(run))}.</p>"
+
+
+def _pictures(module: Any, batch: Any) -> Iterator[str]:
+    """What the network makes of some test samples, where its module draws that."""
+    with torch.no_grad():
+        figures = module.pictures(batch) if hasattr(module, "pictures") else {}
+    for name, figure in figures.items():
+        yield _section(name, lambda figure=figure: _picture(figure))
 
 
 def _inputs_of_layers(module: nn.Module, x: torch.Tensor) -> dict[str, tuple[DEQ, tuple]]:

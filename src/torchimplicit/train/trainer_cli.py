@@ -6,19 +6,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter, EarlyStopping, ProgressBar, RichProgressBar
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ProgressBar, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning_utilities.core.rank_zero import rank_zero_only
-from torch.utils import _pytree as pytree
 
 from torchimplicit.train import checkpoint as checkpoints
 from torchimplicit.train import runs
 from torchimplicit.train.catalogue import UsageError, resolve
-from torchimplicit.train.data import DATA_VARIABLE
+from torchimplicit.train.data.base import DATA_VARIABLE
 
 
 class RecipeFile(ActionConfigFile):
@@ -27,38 +25,6 @@ class RecipeFile(ActionConfigFile):
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Resolves the name and reads the file."""
         super().__call__(parser, cfg, resolve(values), option_string)
-
-
-class PredictionFile(BasePredictionWriter):
-    """Writes class and probability of every sample to a CSV file, in the order of the data.
-
-    Args:
-        path: of the file; processes of rank 1 and more add their rank to its name.
-    """
-
-    def __init__(self, path: Path):
-        """Writes nothing yet."""
-        super().__init__("epoch")
-        self.path = path
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Removes what an earlier run with more processes may have left."""
-        if trainer.is_global_zero:
-            for old in self.path.parent.glob(f"{self.path.stem}*{self.path.suffix}"):
-                old.unlink()
-        trainer.strategy.barrier()
-
-    def write_on_epoch_end(
-        self, trainer: Trainer, pl_module: LightningModule, predictions: Any, batch_indices: Any
-    ) -> None:
-        """Writes the file and says where it is."""
-        path = self.path.with_stem(f"{self.path.stem}-{trainer.global_rank}") if trainer.global_rank else self.path
-        probabilities, classes = torch.cat(predictions).max(1)
-        samples = [int(i) for i in pytree.tree_leaves(batch_indices)]  # of the data set: a process has but some of them
-        table = zip(samples, classes, probabilities, strict=True)
-        rows = (f"{sample},{int(c)},{float(p):.6f}\n" for sample, c, p in table)
-        path.write_text("sample,class,probability\n" + "".join(rows))
-        print(f"predictions: {path}")
 
 
 class RecipeCLI(LightningCLI):
@@ -155,8 +121,8 @@ class RecipeCLI(LightningCLI):
         self._dump_config()
         self.model.config = _portable({key: self.config_dump.get(key) for key in ("model", "data")})
         if self.config.subcommand == "predict":
-            run = runs.of_checkpoint(Path(config.ckpt_path))
-            self.trainer.callbacks.append(PredictionFile(run / "predictions.csv"))  # type: ignore[attr-defined]
+            writer = self.model.prediction_writer(runs.of_checkpoint(Path(config.ckpt_path)))
+            self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
 
 
 def _reason(error: Exception) -> str:

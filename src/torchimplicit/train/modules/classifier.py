@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from torchimplicit.train.catalogue import UsageError
 from torchimplicit.train.modules.equilibrium import EquilibriumModule, Stage
+from torchimplicit.train.predictions import PredictionFile
 
 Batch = tuple[Tensor, Tensor]
 
@@ -50,6 +52,10 @@ class Classifier(EquilibriumModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Probabilities `(B, classes)`."""
         return self(batch[0]).softmax(1)
+
+    def prediction_writer(self, run: Path) -> PredictionFile:
+        """`predictions.csv`: class and probability."""
+        return PredictionFile(run / "predictions.csv")
 
     def _compare(self, whose: str, classes: int) -> None:
         if classes != self.classes:

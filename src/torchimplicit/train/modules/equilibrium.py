@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -17,6 +18,7 @@ from torchmetrics import Metric, MetricCollection
 from torchimplicit.core.options import require
 from torchimplicit.core.status import ConvergenceWarning, Report
 from torchimplicit.nn import DEQ, jacobian_penalty
+from torchimplicit.train.catalogue import UsageError
 from torchimplicit.train.checkpoint import check, origin
 from torchimplicit.train.modules.curriculum import Curriculum, Layers
 from torchimplicit.train.modules.meter import SolveMeter
@@ -98,6 +100,17 @@ class EquilibriumModule(LightningModule):
     def pictures(self, batch: Any) -> dict[str, Figure]:
         """Figures of what the network makes of a batch, by name; for the report. None here."""
         return {}
+
+    def prediction_writer(self, run: Path) -> Callback:
+        """What `torchimplicit predict` writes into the folder of a run.
+
+        Raises:
+            UsageError: this kind of network has no such file.
+        """
+        raise UsageError(
+            f"predict: {type(self).__name__} writes no file of predictions. Try torchimplicit report, or load the "
+            "checkpoint with torchimplicit.train.load(path)."
+        )
 
     def forward(self, x: Any) -> Any:
         """The network's output."""
