@@ -101,10 +101,10 @@ def test_the_penalty_makes_the_jacobian_small():
     def after(penalty):
         torch.manual_seed(0)
         module = Classifier(DigitsNetwork(width=8), learning_rate=1e-2, jacobian_penalty=penalty)
-        trained(module, steps=30)
+        trained(module, steps=80)
         return norm_of_jacobian(module.network)
 
-    assert after(20.0) < 0.5 * after(0.0)
+    assert after(20.0) < 0.8 * after(0.0)
 
 
 def test_the_penalty_is_due_every_few_steps(monkeypatch):
