@@ -21,6 +21,10 @@ from speed import evaluations, speed
 from steps import large, memory, overhead
 from table import Table, write_page
 
+HOW = (
+    "Rewritten by `make bench` (`benchmarks/deq.py`): the libraries in one process, with the same number of threads, "
+    "medians over interleaved repeats."
+)
 PICTURE = Path(__file__).parents[1] / "docs" / "gradients.png"
 
 
@@ -107,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Table]:
     tables = [chosen[name]() for name in options.only or names]
     print(f"\n{time.perf_counter() - start:.0f} s")
     if whole:
-        write_page(options.output, tables, options.threads)
+        write_page(options.output, tables, options.threads, HOW)
         print(f"wrote {options.output}")
     return tables
 

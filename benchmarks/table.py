@@ -57,17 +57,17 @@ def at_most(ratio: float, bar: float) -> tuple[str, str]:
     return f"<= {bar:g}", "met" if ratio <= bar else f"{100 * (ratio / bar - 1):.0f} % over"
 
 
-def write_page(path: Path, tables: Sequence[Table], threads: int) -> None:
-    """Rewrites the page of results.
+def write_page(path: Path, tables: Sequence[Table], threads: int, how: str) -> None:
+    """Rewrites a page of results.
 
     Args:
         path: the file.
         tables: in this order.
         threads: torch threads of the run.
+        how: a sentence on what wrote it and how it measured.
     """
     intro = (
-        "Rewritten by `make bench` (`benchmarks/deq.py`): the libraries in one process, with the same number of "
-        "threads, medians over interleaved repeats. A bar is what this library has set itself.\n\n"
+        f"{how} A bar is what this library has set itself.\n\n"
         f"Machine: {processor()}, {os.cpu_count()} cores, {threads} torch threads unless said otherwise. "
         f"{', '.join(versions())}, "
         f"Python {platform.python_version()}. {datetime.date.today()}."

@@ -9,18 +9,36 @@ from torchimplicit.nn.dropout import (
     VariationalDropout2d,
     VariationalDropout3d,
 )
+from torchimplicit.nn.expressivity import as_equilibrium, stack
+from torchimplicit.nn.heads import ClassificationHead, SegmentationHead
 from torchimplicit.nn.jacobian_penalty import jacobian_penalty
+from torchimplicit.nn.multiscale import MDEQ, ConvolutionalStem, MultiscaleCell
+from torchimplicit.nn.residual import ResidualCell
+from torchimplicit.nn.transformer import TransformerCell, TransformerInjection
+from torchimplicit.nn.trellis import TrellisCell, TrellisInjection
 
 __all__ = [
     "DEQ",
+    "MDEQ",
+    "ClassificationHead",
     "ContractiveConv1d",
     "ContractiveConv2d",
     "ContractiveConv3d",
     "ContractiveLinear",
+    "ConvolutionalStem",
+    "MultiscaleCell",
+    "ResidualCell",
+    "SegmentationHead",
+    "TransformerCell",
+    "TransformerInjection",
+    "TrellisCell",
+    "TrellisInjection",
     "VariationalDropout",
     "VariationalDropout1d",
     "VariationalDropout2d",
     "VariationalDropout3d",
+    "as_equilibrium",
     "fixed_point_correction",
     "jacobian_penalty",
+    "stack",
 ]

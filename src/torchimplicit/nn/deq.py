@@ -149,7 +149,8 @@ class DEQ(nn.Module):
 
 def _warn_of_batch_norm(cell: Callable) -> None:
     for name, module in cell.named_modules() if isinstance(cell, nn.Module) else ():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if batch_norm and (module.training or not module.track_running_stats):  # else an affine map
             warnings.warn(
                 f"DEQ: the cell's '{name}' is a {type(module).__name__}, which couples the samples of a batch: their "
                 "fixed points then depend on each other. Try GroupNorm or LayerNorm.",

@@ -31,8 +31,12 @@ class Monotone(Protocol):
 
     `PeacemanRachford` asks for one thing more: either `weight`, the matrix $W$ `(n, n)` with
     `affine(z) = z @ weight.T + ...` for states `(..., n)`; or a method `resolvent(v, step, *args)`, the $z$ with
-    $v = z + \alpha\,(z - W z - U x - b)$, from the structure that the module knows (Fourier transforms, for circular
-    convolutions).
+    $v = z + \alpha\,(z - W z - U x - b)$, from the structure that the module knows. Where it also has `inverse(step)`,
+    that tensor is computed once a solve and handed on: `resolvent(v, step, *args, inverse=...)`. See
+    `torchimplicit.nn.MonotoneConv`.
+
+    With `step=None` a splitting chooses its step at the beginning of every solve, from `weight` or from a method
+    `bounds()`, which returns $m$ and an upper bound of the norm $L$ of $I - W$.
     """
 
     def affine(self, z: Tensor, *args: Any) -> Tensor:
@@ -49,7 +53,41 @@ class Monotone(Protocol):
         ...
 
 
-class ForwardBackward(nn.Module):
+class _Splitting(nn.Module):
+    """What both have: a cell, and a step that is given or follows the cell's weights."""
+
+    step: float
+
+    def __init__(self, cell: nn.Module, step: float | None):
+        super().__init__()
+        _check(self, cell, step)
+        self.cell, self.automatic = cell, step is None
+        self.step = self._best(*_bounds(cell)) if step is None else step
+
+    def begin_solve(self) -> None:
+        """Chooses the step anew, where that is left to the splitting: the weights may have changed."""
+        if self.automatic:
+            self.step = self._best(*_bounds(self.cell))
+
+    def contraction(self) -> float:
+        """The factor by which the map brings any two states closer, at least: a bound for all inputs; costs `bounds`."""
+        m, size = _bounds(self.cell)
+        return self._factor(self._best(m, size) if self.automatic else self.step, m, size)
+
+    def extra_repr(self) -> str:
+        """The step, for `print`."""
+        return f"step={self.step:.4g}, chosen every solve" if self.automatic else f"step={self.step}"
+
+    @staticmethod
+    def _best(m: float, size: float) -> float:
+        raise NotImplementedError
+
+    @staticmethod
+    def _factor(step: float, m: float, size: float) -> float:
+        raise NotImplementedError
+
+
+class ForwardBackward(_Splitting):
     r"""Forward-backward splitting: $z \mapsto \mathrm{prox}_\alpha(z + \alpha\,(W z + U x + b - z))$.
 
     Its fixed point is the cell's. Contracts by $\sqrt{1 - 2 \alpha m + \alpha^2 L^2}$, where $I - W$ is strongly
@@ -61,7 +99,7 @@ class ForwardBackward(nn.Module):
 
     Args:
         cell: a module; see `Monotone`.
-        step: $\alpha$, > 0.
+        step: $\alpha$, > 0; None takes $m / L^2$, of the weights that a solve begins with.
 
     Raises:
         TypeError: the cell is no module, or lacks a method.
@@ -77,28 +115,35 @@ class ForwardBackward(nn.Module):
         True
     """
 
-    def __init__(self, cell: nn.Module, step: float):
-        super().__init__()
-        _check(self, cell, step)
-        self.cell, self.step = cell, step
+    def __init__(self, cell: nn.Module, step: float | None):
+        super().__init__(cell, step)
 
     def forward(self, z: Tensor, *args: Any) -> Tensor:
         """The split map, at a state of the cell's."""
         cell: Any = self.cell
         return cell.prox(torch.lerp(z, cell.affine(z, *args), self.step), self.step)
 
-    def extra_repr(self) -> str:
-        """The step, for `print`."""
-        return f"step={self.step}"
+    def output(self, z: Tensor) -> Tensor:
+        """The cell's fixed point, from that of the split map: the same."""
+        return z
+
+    @staticmethod
+    def _best(m: float, size: float) -> float:
+        return m / size**2
+
+    @staticmethod
+    def _factor(step: float, m: float, size: float) -> float:
+        return math.sqrt(max(1 - 2 * step * m + (step * size) ** 2, 0.0))
 
 
-class PeacemanRachford(nn.Module):
+class PeacemanRachford(_Splitting):
     r"""Peaceman-Rachford splitting: $u \mapsto (2 R - I)(2\,\mathrm{prox}_\alpha - I)(u)$, $R$ a resolvent.
 
     Works on an auxiliary state $u$; the cell's fixed point is `output(u)` $= \mathrm{prox}_\alpha(u)$, through which
     gradients flow as through anything. $R$ solves the affine half: `resolvent` in `Monotone`. Contracts for every
-    `step` > 0, by $\sqrt{1 - 4 \alpha m / (1 + \alpha L)^2}$, best at $1 / L$, where $I - W$ is strongly monotone by
-    $m$ and has the norm $L$: many fewer steps than `ForwardBackward` where $L / m$ is large.
+    `step` > 0, by $\sqrt{1 - 4 \alpha m / (1 + 2 \alpha m + \alpha^2 L^2)}$, best at $1 / L$, where $I - W$ is strongly
+    monotone by $m$ and has the norm $L$ (expand $|v \mp \alpha A v|^2$): many fewer steps than `ForwardBackward` where
+    $L / m$ is large.
 
     A cell with a `weight` `(n, n)` has $I + \alpha (I - W)$ inverted once a solve, as a parametrised weight (so this
     module cannot be pickled; its `state_dict` can). That is well conditioned, but costs $n^3$ operations: not for large
@@ -107,7 +152,7 @@ class PeacemanRachford(nn.Module):
 
     Args:
         cell: a module; see `Monotone`.
-        step: $\alpha$, > 0.
+        step: $\alpha$, > 0; None takes $1 / L$, of the weights that a solve begins with.
 
     Raises:
         TypeError: the cell is no module, or lacks a method.
@@ -123,63 +168,70 @@ class PeacemanRachford(nn.Module):
         True
     """
 
-    def __init__(self, cell: nn.Module, step: float = 1.0):
-        super().__init__()
-        _check(self, cell, step)
-        if not (hasattr(cell, "resolvent") or isinstance(getattr(cell, "weight", None), Tensor)):
+    def __init__(self, cell: nn.Module, step: float | None = 1.0):
+        super().__init__(cell, step)
+        self.own = hasattr(cell, "resolvent")
+        if not (self.own or isinstance(getattr(cell, "weight", None), Tensor)):
             raise TypeError(
                 f"PeacemanRachford(cell=...): got a {type(cell).__name__} with neither `weight` nor `resolvent`, "
                 "expected the matrix W or a method resolvent(v, step, *args); try ForwardBackward, which needs none"
             )
-        self.cell, self.step = cell, step
-        self.dense = None if hasattr(cell, "resolvent") else _DenseResolvent(cell, step)
+        self.solved = None if self.own and not hasattr(cell, "inverse") else _Solved(self)
 
     def forward(self, u: Tensor, *args: Any) -> Tensor:
         """The split map, at an auxiliary state of the cell's shape."""
         cell: Any = self.cell
         v = 2 * cell.prox(u, self.step) - u
-        if self.dense is None:
-            return 2 * cell.resolvent(v, self.step, *args) - v
-        return 2 * self.dense(v, cell.affine(v, *args)) - v
+        return 2 * self._resolvent(v, *args) - v
 
     def output(self, u: Tensor) -> Tensor:
         """The cell's fixed point, from that of the split map."""
         cell: Any = self.cell
         return cell.prox(u, self.step)
 
-    def extra_repr(self) -> str:
-        """The step, for `print`."""
-        return f"step={self.step}"
+    def _resolvent(self, v: Tensor, *args: Any) -> Tensor:
+        cell: Any = self.cell
+        if self.solved is None:
+            return cell.resolvent(v, self.step, *args)
+        if self.own:
+            return cell.resolvent(v, self.step, *args, inverse=self.solved.inverse)
+        return v + self.step * (cell.affine(v, *args) - v) @ self.solved.inverse.mT
+
+    @staticmethod
+    def _best(m: float, size: float) -> float:
+        return 1 / size
+
+    @staticmethod
+    def _factor(step: float, m: float, size: float) -> float:
+        return math.sqrt(max(1 - 4 * step * m / (1 + 2 * step * m + (step * size) ** 2), 0.0))
 
 
-class _DenseResolvent(nn.Module):
-    """The resolvent by an inverse that is computed once a solve, because it is a parametrised weight."""
+class _Solved(nn.Module):
+    """Holds the inverse, which is computed once a solve because it is a parametrised weight."""
 
     inverse: Tensor
 
-    def __init__(self, cell: nn.Module, step: float):
+    def __init__(self, split: PeacemanRachford):
         super().__init__()
-        self.step = step
         self.register_buffer("inverse", torch.empty(0))
-        parametrize.register_parametrization(self, "inverse", _Inverse(cell, step), unsafe=True)
-
-    def forward(self, v: Tensor, affine: Tensor) -> Tensor:
-        """From `v` and the cell's affine map there: `v` put right by the solution of a linear equation."""
-        return v + self.step * (affine - v) @ self.inverse.mT
+        parametrize.register_parametrization(self, "inverse", _Inverse(split), unsafe=True)
 
 
 class _Inverse(nn.Module):
-    """The parametrisation of the inverse by the cell's weight; of the cell it registers nothing a second time."""
+    """The parametrisation of the inverse by cell and step; of the splitting it registers nothing a second time."""
 
-    def __init__(self, cell: nn.Module, step: float):
+    def __init__(self, split: PeacemanRachford):
         super().__init__()
-        self.cell, self.step = (cell,), step
+        self.split = (split,)
 
     def forward(self, _: Tensor) -> Tensor:
-        """The inverse of `I + step (I - W)`."""
-        weight: Any = self.cell[0].weight
-        eye = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
-        return torch.linalg.inv((1 + self.step) * eye - self.step * weight)
+        """The cell's own inverse, or that of `I + step (I - W)`."""
+        (split,) = self.split
+        cell: Any = split.cell
+        if split.own:
+            return cell.inverse(split.step)
+        eye = torch.eye(len(cell.weight), dtype=cell.weight.dtype, device=cell.weight.device)
+        return torch.linalg.inv((1 + split.step) * eye - split.step * cell.weight)
 
 
 def monotonicity(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,11 +248,28 @@ def monotonicity(weight: Tensor) -> tuple[Tensor, Tensor]:
         return torch.linalg.eigvalsh((operator + operator.mT) / 2)[0], torch.linalg.matrix_norm(operator, 2)
 
 
-def _check(split: nn.Module, cell: nn.Module, step: float) -> None:
+@torch.no_grad()
+def _bounds(cell: Any) -> tuple[float, float]:
+    m, size = (float(bound) for bound in (cell.bounds() if hasattr(cell, "bounds") else monotonicity(cell.weight)))
+    if m <= 0:
+        raise ValueError(
+            f"the cell, a {type(cell).__name__}, is not strongly monotone: I - W is so by m={m:.3g}, expected m > 0. "
+            "Parametrise its weight; see torchimplicit.nn.MonotoneLinear"
+        )
+    return m, size
+
+
+def _check(split: nn.Module, cell: nn.Module, step: float | None) -> None:
     if not (isinstance(cell, nn.Module) and isinstance(cell, Monotone)):
         raise TypeError(
             f"{type(split).__name__}(cell=...): got a {type(cell).__name__}, expected a module with the methods "
             "affine(z, *args) and prox(z, step); see Monotone"
         )
-    if not (isinstance(step, float | int) and 0 < step < math.inf):
-        raise ValueError(f"{type(split).__name__}(step={step!r}): expected a finite number > 0")
+    if step is None:
+        if not (hasattr(cell, "bounds") or isinstance(getattr(cell, "weight", None), Tensor)):
+            raise TypeError(
+                f"{type(split).__name__}(step=None): the cell, a {type(cell).__name__}, has neither `bounds` nor "
+                "`weight` to choose a step from; try a number"
+            )
+    elif not (isinstance(step, float | int) and 0 < step < math.inf):
+        raise ValueError(f"{type(split).__name__}(step={step!r}): expected a finite number > 0, or None to choose one")

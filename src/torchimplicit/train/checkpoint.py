@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule
+from torch.distributed.fsdp import FSDPModule
 
 from torchimplicit.adjoint import Adjoint
 from torchimplicit.core.status import ImplicitError
@@ -104,7 +105,10 @@ def load(path: str | Path) -> tuple[LightningModule, LightningDataModule | None]
 
 
 def _path_of(thing: Any) -> str:
-    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+    kind = type(thing)
+    if isinstance(thing, FSDPModule):  # sharding has put a class of its own in front of the network's
+        kind = kind.__bases__[1]
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _name(path: str) -> str:

@@ -21,6 +21,7 @@ NOISE = (
     "LightningCLI's args",
     "Be aware that when using `ckpt_path`",
     "Checkpoint directory .* exists",
+    "The .grad attribute of a Tensor that is not a leaf",  # torch, while it compiles a cell
 )
 TRAINING = ("fit", "validate", "test", "predict")
 
@@ -87,7 +88,7 @@ def _report(words: list[str]) -> None:
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the data sets")
     parser.add_argument("--samples", type=int, default=64, help="test samples to diagnose the layers on (default: 64)")
     options = parser.parse_args(words[1:])
-    with _quiet():
+    with quiet():
         from torchimplicit.train.report import write_report
 
         path = write_report(options.checkpoint, options.output, data_dir=options.data_dir, samples=options.samples)
@@ -98,7 +99,7 @@ def _demo(words: list[str]) -> None:
     parser = argparse.ArgumentParser("torchimplicit demo", description="Train on handwritten digits, about a minute.")
     parser.add_argument("--epochs", type=int, help="fewer or more than the recipe says")
     options = parser.parse_args(words[1:])
-    with _quiet():
+    with quiet():
         from torchimplicit.train.demo import run
 
         run(options.epochs)
@@ -109,7 +110,7 @@ def _train(words: list[str], own_process: bool) -> None:
     if not given & {"-c", "--config", "--model", "-h", "--help"}:
         names = ", ".join(catalogue.shipped())
         raise catalogue.UsageError(f"{words[0]}: which recipe? Try torchimplicit {words[0]} --config NAME ({names}).")
-    with _quiet():
+    with quiet():
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
         from torchimplicit.train.trainer_cli import RecipeCLI
@@ -121,7 +122,7 @@ def _train(words: list[str], own_process: bool) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences what Lightning says about machines and products, and shortens warnings that are about the model."""
     import lightning.pytorch  # it sets its own format of warnings
 

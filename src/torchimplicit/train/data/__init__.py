@@ -1,7 +1,28 @@
 """Data of the recipes: what they train on, from files, from a hub, or from a package that brings it along."""
 
 from torchimplicit.train.data.base import DATA_VARIABLE, DataError, ImageData, Images, RecipeData, Splits
+from torchimplicit.train.data.cifar10 import CIFAR10
+from torchimplicit.train.data.copy_memory import CopyMemory
 from torchimplicit.train.data.digits import Digits
 from torchimplicit.train.data.mnist import MNIST
+from torchimplicit.train.data.nuclei import Masked, Nuclei
+from torchimplicit.train.data.text import Text
+from torchimplicit.train.data.vocabulary import BytePairs, Characters
 
-__all__ = ["DATA_VARIABLE", "MNIST", "DataError", "Digits", "ImageData", "Images", "RecipeData", "Splits"]
+__all__ = [
+    "CIFAR10",
+    "DATA_VARIABLE",
+    "MNIST",
+    "BytePairs",
+    "Characters",
+    "CopyMemory",
+    "DataError",
+    "Digits",
+    "ImageData",
+    "Images",
+    "Masked",
+    "Nuclei",
+    "RecipeData",
+    "Splits",
+    "Text",
+]

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from torchimplicit.core.status import ImplicitError
+from torchimplicit.train.data.batches import Batches, Order
 
 DATA_VARIABLE = "TORCHIMPLICIT_DATA"
 
@@ -31,8 +32,9 @@ class Splits(NamedTuple):
 class RecipeData(LightningDataModule):
     """Base of the data modules: a subclass adds `load() -> Splits`.
 
-    The order of an epoch follows from the seed and the epoch's number alone, so that a resumed run sees the batches
-    that the interrupted one would have seen. Under DDP every process takes its share of that order.
+    The order of an epoch, and what is random in its batches, follows from the seed and the epoch's number alone: a
+    resumed run sees the batches that the interrupted one would have seen, from the one on where it was interrupted.
+    Under DDP every process takes its share of that order.
 
     Args:
         batch_size: samples a batch, in every process.
@@ -81,8 +83,16 @@ class RecipeData(LightningDataModule):
         self.setup()
         dataset = getattr(self.splits, split)
         count, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        sampler = DistributedSampler(dataset, count, rank, shuffle=shuffle, seed=self.seed)
+        if shuffle:
+            order = Order(dataset, count, rank, self.seed, self.batch_size, self._done)
+            return Batches(dataset, batch_size=self.batch_size, sampler=order, collate_fn=_whole)
+        sampler = DistributedSampler(dataset, count, rank, shuffle=False)
         return DataLoader(dataset, batch_size=self.batch_size, sampler=sampler, collate_fn=_whole)
+
+    def _done(self) -> int:
+        """How many batches of this epoch a run that is resumed has behind it."""
+        trainer = self.trainer
+        return trainer.fit_loop.epoch_loop.batch_progress.current.ready if trainer and trainer.training else 0
 
 
 class Images(Dataset):

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils import _pytree as pytree
 from torchmetrics import Metric, MetricCollection
 
@@ -20,8 +21,11 @@ from torchimplicit.core.status import ConvergenceWarning, Report
 from torchimplicit.nn import DEQ, jacobian_penalty
 from torchimplicit.train.catalogue import UsageError
 from torchimplicit.train.checkpoint import check, origin
+from torchimplicit.train.modules.compiled import compile_cell
 from torchimplicit.train.modules.curriculum import Curriculum, Layers
 from torchimplicit.train.modules.meter import SolveMeter
+from torchimplicit.train.modules.resume import whole_steps
+from torchimplicit.train.seeds import seed_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +52,7 @@ class EquilibriumModule(LightningModule):
         jacobian_penalty: weight of `torchimplicit.nn.jacobian_penalty`, summed over the layers, in the loss.
         penalty_every: steps from one penalty to the next.
         curriculum: how the solves change in training.
-        compile_cells: compile the layers' cells with `torch.compile`.
+        compile_cells: compile the layers' cells with `torch.compile`; see `compile_cell`.
 
     Attributes:
         config: how the command built model and data, for the checkpoint; None when it did not.
@@ -79,9 +83,10 @@ class EquilibriumModule(LightningModule):
         self.meters = {f"{stage}/forward": SolveMeter() for stage in STAGES} | {"train/backward": SolveMeter()}
         self._losses: list[Tensor] = []
         self._step = 0
+        self._seed: int | None = None
         self._layers = Layers(self.layers())
         for layer in self.layers() if compile_cells else ():
-            layer.cell.compile()
+            compile_cell(layer)
 
     def measure(self, **metrics: Metric) -> None:
         """Says which metrics `count` updates and every stage logs."""
@@ -116,6 +121,12 @@ class EquilibriumModule(LightningModule):
         """The network's output."""
         return self.network(x)
 
+    def configure_model(self) -> None:
+        """Shards the network among processes (FSDP2) under Lightning's `ModelParallelStrategy`, the only one to ask."""
+        if self.device_mesh is not None and not isinstance(self.network, FSDPModule):
+            # As one unit: a cell's weights must be whole in all of a solve, and where the penalty calls it afterwards.
+            fully_shard(self.network, mesh=self.device_mesh["data_parallel"])
+
     def configure_optimizers(self) -> Any:
         """AdamW over all parameters, its rate falling to zero along a cosine where the end of the run is known."""
         optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, weight_decay=self.weight_decay)
@@ -129,9 +140,16 @@ class EquilibriumModule(LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        """Takes up where a checkpoint has left off, if there is one."""
+        self._step = self.global_step
+        if self._seed is None:
+            self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Sets the layers to what the curriculum says."""
+        """Sets the layers to what the curriculum says; what the step draws follows from its place, resumed or not."""
         self._layers.follow(self.curriculum, self.global_step)
+        torch.manual_seed(seed_of("step", self._seed or 0, self.current_epoch, self.global_rank, batch_idx))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss, and the penalty where it is due."""
@@ -141,7 +159,8 @@ class EquilibriumModule(LightningModule):
         self._count_solves("train")
         self._losses.append(loss.detach())
         for layer, inputs, value in seen:
-            loss = loss + self.jacobian_penalty * jacobian_penalty(layer, value, *inputs)
+            cell = layer.cell.forward if self.compile_cells else layer  # compiled functions have no second derivatives
+            loss = loss + self.jacobian_penalty * jacobian_penalty(cell, value, *inputs)
         return loss
 
     def on_after_backward(self) -> None:
@@ -186,12 +205,16 @@ class EquilibriumModule(LightningModule):
         self._log_solves("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Writes down whose weights these are."""
+        """Writes down whose weights these are, and which batches they have seen."""
         checkpoint.update(origin(self))
+        checkpoint["seed"] = self._seed
+        if self._trainer is not None and "loops" in checkpoint:
+            whole_steps(checkpoint["loops"]["fit_loop"], self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses the weights of another recipe, with words in place of a list of keys."""
         check(checkpoint, self)
+        self._seed = checkpoint.get("seed")
 
     def layers(self) -> list[DEQ]:
         """The network's equilibrium layers."""

@@ -1,0 +1,175 @@
+r"""Monotone equilibrium networks: one equilibrium for every weight, and solvers that are bound to find it.
+
+With $W = (1 - m) I - A^\top A + B - B^\top$ the operator $I - W$ is strongly monotone by $m$ for all $A$ and $B$, since
+the skew part adds nothing to $v^\top (I - W) v = m |v|^2 + |A v|^2$. Then $z = \mathrm{relu}(W z + x)$ has exactly one
+solution for every $x$; and every strongly monotone $I - W$ is of this form.
+
+Source: E. Winston and J. Z. Kolter, Monotone operator equilibrium networks (2020, arXiv 2006.08591), sections 3 and 4.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
+
+from torchimplicit.adjoint import Adjoint, Implicit
+from torchimplicit.core.options import require
+from torchimplicit.core.status import OnFailure
+from torchimplicit.nn.contractive import norm_bound
+from torchimplicit.nn.deq import DEQ
+from torchimplicit.solve import Anderson, ForwardBackward, PeacemanRachford, Solver
+
+SPLITTINGS = {"peaceman-rachford": PeacemanRachford, "forward-backward": ForwardBackward}
+
+
+class StronglyMonotone(nn.Module):
+    r"""Parametrises $W = (1 - m) I - A^\top A + B - B^\top$ by one matrix: $A$ its upper, $B$ its lower triangle.
+
+    $B$ is strictly lower. General: every positive semidefinite matrix is an $A^\top A$ with triangular $A$.
+
+    Args:
+        strength: $m$.
+    """
+
+    def __init__(self, strength: float):
+        super().__init__()
+        self.strength = strength
+        require_strength(self)
+
+    def forward(self, matrix: Tensor) -> Tensor:
+        """The weight, `(n, n)`."""
+        upper, lower = matrix.triu(), matrix.tril(-1)
+        eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+        return (1 - self.strength) * eye - upper.mT @ upper + lower - lower.mT
+
+
+class MonotoneLinear(nn.Module):
+    r"""The cell $\mathrm{relu}(W z + x)$ with $I - W$ strongly monotone, for `MonotoneDEQ`.
+
+    What injects the input, $U x + b$, stands outside, a `torch.nn.Linear` say: it is computed once and not once a step.
+    Not for images, where `MonotoneConv` needs far fewer weights and no `width`-cubed inverse.
+
+    Args:
+        width: of the state.
+        strength: $m$, > 0. Larger ones solve in fewer steps and leave the weights less freedom.
+        scale: size of the weights to start with, > 0.
+
+    Raises:
+        ValueError: an option is impossible.
+    """
+
+    weight: Tensor
+
+    def __init__(self, width: int, strength: float = 0.5, scale: float = 0.5):
+        """Draws the weights."""
+        super().__init__()
+        self.width, self.strength, self.scale = width, strength, scale
+        require_count(self, "width")
+        require_strength(self)
+        require(self, "scale", 0 < scale < math.inf, "a finite number > 0")
+        self.weight = nn.Parameter(scale * torch.randn(width, width) / width**0.5)
+        register_parametrization(self, "weight", StronglyMonotone(strength))
+
+    def affine(self, z: Tensor, x: Tensor) -> Tensor:
+        """`W z + x`, of states and inputs `(B, width)`."""
+        return nn.functional.linear(z, self.weight) + x
+
+    def prox(self, z: Tensor, step: float) -> Tensor:
+        """ReLU, a projection: the same at every step."""
+        return z.relu()
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        """The map itself, `(B, width)`."""
+        return self.prox(self.affine(z, x), 1.0)
+
+    def bounds(self) -> tuple[float, Tensor]:
+        """$m$, and an upper bound of the norm of $I - W$."""
+        weight = self.weight
+        return self.strength, norm_bound(torch.eye(len(weight)).to(weight) - weight)
+
+    def extra_repr(self) -> str:
+        """The options, for `print`."""
+        return f"width={self.width}, strength={self.strength}"
+
+
+class MonotoneDEQ(DEQ):
+    r"""The one fixed point of a monotone cell, found by operator splitting whatever the weights.
+
+    A `DEQ` whose map is a splitting of the cell, which contracts; see `PeacemanRachford` and `ForwardBackward`. What
+    comes out is the cell's fixed point. Since the map's linearisation contracts as well, the backward solve converges
+    too, for every adjoint. `contraction()` is the factor by which every plain step comes closer, from every start and
+    for every input; `diagnose.certify` prints it as the proof of uniqueness that it is.
+
+    `step=None` chooses what has the best bound, $1 / L$ for Peaceman-Rachford and $m / L^2$ for forward-backward, when a
+    solve begins. $L$ is bounded from above by Gram iteration (of the symbol, for convolutions): where a power iteration,
+    from below, could choose a step too large for forward-backward, this cannot. The fixed point does not depend on the
+    step, so no gradient goes through it.
+
+    Not for a cell that must not be monotone to fit, and not where the weights stay small: a contractive layer does
+    without the inverse.
+
+    Args:
+        cell: `MonotoneLinear`, `MonotoneConv`, `MonotoneTiers` or another module as `Monotone` describes; its input is
+            like its state.
+        splitting: "peaceman-rachford" or "forward-backward".
+        step: $\alpha$, > 0; None chooses.
+        solver: `Picard()` is the method of the paper; `Anderson` needs fewer steps, and comes without the guarantee.
+        adjoint: how to differentiate; its linear system is that of the splitting.
+        warm_start: see `DEQ`.
+        on_failure: see `DEQ`.
+
+    Raises:
+        ValueError: an option is impossible.
+        TypeError: the cell is no monotone one.
+
+    Example:
+        >>> import torch, torchimplicit as ti
+        >>> layer = ti.nn.MonotoneDEQ(ti.nn.MonotoneLinear(16, scale=20.0), solver=ti.Picard(max_steps=2000))
+        >>> z = layer(torch.randn(4, 16))
+        >>> z.shape, layer.report.converged, layer.contraction() < 1
+        (torch.Size([4, 16]), True, True)
+    """
+
+    def __init__(
+        self,
+        cell: nn.Module,
+        splitting: Literal["peaceman-rachford", "forward-backward"] = "peaceman-rachford",
+        step: float | None = None,
+        solver: Solver = Anderson(),
+        adjoint: Adjoint = Implicit(),
+        warm_start: bool = False,
+        on_failure: OnFailure = "warn",
+    ):
+        """Splits the cell; solves nothing."""
+        if splitting not in SPLITTINGS:
+            raise ValueError(f"MonotoneDEQ(splitting={splitting!r}): expected one of {', '.join(SPLITTINGS)}")
+        split = SPLITTINGS[splitting](cell, step)
+        super().__init__(split, solver, adjoint, warm_start=warm_start, on_failure=on_failure)
+
+    def forward(self, x: Tensor, *args: Any, z0: Any = None, save_steps: Any = ()) -> Any:
+        """The cell's fixed point for an input like the state; see `DEQ.forward`. `z0` and the steps are the map's."""
+        found = super().forward(x, *args, z0=z0, save_steps=save_steps)
+        split: Any = self.cell
+        return (split.output(found[0]), found[1]) if save_steps else split.output(found)
+
+    def contraction(self) -> float:
+        """A bound, below one, of the splitting map's Lipschitz constant, with the weights as they are."""
+        split: Any = self.cell
+        return split.contraction()
+
+
+def require_strength(module: Any) -> None:
+    """Refuses a strength that makes nothing monotone."""
+    holds = isinstance(module.strength, float | int) and 0 < module.strength < math.inf
+    require(module, "strength", holds, "a finite number > 0")
+
+
+def require_count(module: Any, *names: str) -> None:
+    """Refuses what counts nothing."""
+    for name in names:
+        value = getattr(module, name)
+        require(module, name, isinstance(value, int) and value >= 1, "an integer >= 1")

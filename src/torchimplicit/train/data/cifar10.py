@@ -1,0 +1,150 @@
+"""CIFAR-10, from the binary files in which it is published, from an archive of JPEGs, or from the Hugging Face hub."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from torchimplicit.train.data.base import DATA_VARIABLE, DataError, ImageData, Images, Splits, permutation
+
+BINARY = "cifar-10-batches-bin"
+JPEG = "cifar10_jpeg.npz"
+BATCHES = {"train": [f"data_batch_{number}.bin" for number in range(1, 6)], "test": ["test_batch.bin"]}
+SHAPE = (3, 32, 32)
+MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)  # of the training set, in units of the bytes
+
+
+class CIFAR10(ImageData):
+    """CIFAR-10, 3 x 32 x 32: 45,000 / 5,000 / 10,000 samples, from files or from the Hugging Face hub.
+
+    Args:
+        data_dir: folder with `cifar-10-batches-bin` (the binary version of the publication) or `cifar10_jpeg.npz` (JPEG
+            bytes `data` cut at `offsets`, with `labels` and `is_test`), or with a folder `cifar10` that has one of
+            them. None looks at the environment variable `TORCHIMPLICIT_DATA`, and where that is unset downloads
+            `uoft-cs/cifar10`. JPEGs lose detail: accuracies on them are not those on the originals to the last point,
+            and a warning says so.
+        batch_size: samples a batch, in every process.
+        seed: of the training/validation split and of the shuffling.
+        validation: samples held out of the training set.
+        augment: moves training images by up to four pixels in each direction and mirrors every other one, at random.
+    """
+
+    classes = 10
+
+    def __init__(
+        self,
+        data_dir: str | None = None,
+        batch_size: int = 128,
+        seed: int = 0,
+        validation: int = 5000,
+        augment: bool = False,
+    ):
+        """Loads nothing yet."""
+        super().__init__(batch_size, seed)
+        self.data_dir, self.validation, self.augment = data_dir, validation, augment
+        self.save_hyperparameters(ignore="data_dir")  # a checkpoint says nothing about somebody's disk
+
+    def prepare_data(self) -> None:
+        """Downloads, in one process of the machine, where there is no folder to read."""
+        if self.folder() is None:
+            _from_hub("test")
+
+    def load(self) -> Splits:
+        """The splits.
+
+        Raises:
+            DataError: the files are absent or broken, or the hub is out of reach.
+        """
+        folder = self.folder()
+        (images, labels), test = (_from_hub("train"), _from_hub("test")) if folder is None else _from_folder(folder)
+        if not 0 < self.validation < len(labels):
+            raise DataError(f"CIFAR10(validation={self.validation}): expected more than 0 and less than {len(labels)}")
+        order = permutation(len(labels), self.seed)
+        val, train = order[: self.validation], order[self.validation :]
+        return Splits(
+            Images(images[train], labels[train], MEAN, STD, shift=4 if self.augment else 0, flip=self.augment),
+            Images(images[val], labels[val], MEAN, STD),
+            Images(*test, MEAN, STD),
+        )
+
+
+Part = tuple[Tensor, Tensor]  # images (N, 3, 32, 32), labels (N,)
+
+
+def _from_folder(folder: Path) -> tuple[Part, Part]:
+    for place in (folder, folder / "cifar10"):
+        if (place / BINARY).is_dir():
+            return _read_binary(place / BINARY, "train"), _read_binary(place / BINARY, "test")
+        if (place / JPEG).is_file():
+            return _read_jpeg(place / JPEG)
+    missing = f"found neither {BINARY} nor {JPEG}" if folder.is_dir() else "no such folder"
+    raise DataError(
+        f"CIFAR10: looked in {folder} and {folder / 'cifar10'}: {missing}. Try --data-dir (or the variable "
+        f"{DATA_VARIABLE}) with a folder that holds one of them, or neither, to download it."
+    )
+
+
+def _read_binary(folder: Path, split: str) -> Part:
+    """Records of one byte for the label and 3,072 for the image."""
+    size = 1 + int(np.prod(SHAPE))
+    records = []
+    for path in (folder / name for name in BATCHES[split]):
+        try:
+            content = np.fromfile(path, np.uint8)
+        except OSError as error:
+            raise _broken(path, error.strerror or str(error)) from error
+        if not content.size or content.size % size:
+            raise _broken(path, f"{content.size} bytes, expected a multiple of {size}")
+        records.append(content.reshape(-1, size))
+    table = torch.from_numpy(np.concatenate(records))
+    return table[:, 1:].reshape(-1, *SHAPE).contiguous(), table[:, 0]
+
+
+def _read_jpeg(path: Path) -> tuple[Part, Part]:
+    from PIL import Image
+
+    try:
+        with path.open("rb") as file, np.load(file) as archive:  # opened here, for NumPy leaves a broken file open
+            data, offsets, labels, is_test = (archive[name] for name in ("data", "offsets", "labels", "is_test"))
+        pieces = (data[start:end] for start, end in pairwise(offsets))
+        decoded = [np.asarray(Image.open(io.BytesIO(piece.tobytes())).convert("RGB")) for piece in pieces]
+        images = torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2).contiguous()
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise _broken(path, str(error)) from error
+    if images.shape[1:] != SHAPE or len(images) != len(labels) or len(labels) != len(is_test):
+        raise _broken(path, f"images {tuple(images.shape)}, {len(labels)} labels; expected as many of 3 x 32 x 32")
+    rank_zero_warn(
+        f"CIFAR10: {path} holds JPEGs, which lose detail: accuracies are not comparable with published ones to the "
+        "last point."
+    )
+    test = torch.from_numpy(is_test.astype(bool))
+    return tuple((images[part], torch.from_numpy(labels)[part]) for part in (~test, test))  # type: ignore[return-value]
+
+
+def _broken(path: Path, reason: str) -> DataError:
+    return DataError(f"CIFAR10: cannot read {path}: {reason}. Try to fetch it again, and to look at its permissions.")
+
+
+def _from_hub(split: str) -> Part:
+    """A split from the Hugging Face hub, or from its cache on this disk."""
+    from datasets import load_dataset
+
+    try:
+        table = load_dataset("uoft-cs/cifar10", split=split).with_format("torch")  # type: ignore[union-attr]
+        columns = table[:]
+        images, labels = columns["img"], columns["label"]  # type: ignore[index]
+    except Exception as error:  # the client raises errors of many packages: all mean that there is no data
+        raise DataError(
+            f"CIFAR10: could not get uoft-cs/cifar10 from the Hugging Face hub ({type(error).__name__}: {error}). Try "
+            f"--data-dir (or the variable {DATA_VARIABLE}) with a folder that holds {BINARY}, or look at the "
+            "connection."
+        ) from error
+    images = images if isinstance(images, Tensor) else torch.stack(list(images))
+    return images.to(torch.uint8).reshape(-1, *SHAPE), labels

@@ -1,0 +1,217 @@
+"""Text as streams of tokens: every row of a batch goes on where it was in the batch before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from torchimplicit.core.options import require
+from torchimplicit.train.data.base import DATA_VARIABLE, DataError, RecipeData, Splits
+from torchimplicit.train.data.batches import Batches, Order
+from torchimplicit.train.data.vocabulary import BytePairs, Characters, Vocabulary
+
+SHAKESPEARE = "tinyshakespeare.txt"
+SHARES = (0.9, 0.05)  # of the one file, for training and validation; the rest is for the test
+WIKITEXT = {"train": "train.txt", "val": "valid.txt", "test": "test.txt"}
+HUB = {"train": "train", "val": "validation", "test": "test"}
+
+
+class Texts(NamedTuple):
+    """The three parts of a text."""
+
+    train: str
+    val: str
+    test: str
+
+
+class Text(RecipeData):
+    """Language data: tiny Shakespeare or WikiText-2, by characters or byte pairs.
+
+    A split is cut into as many streams of equal length as there are rows in a batch, over all processes, and batch
+    after batch takes the next `length` tokens of each: a memory of the last segment is one of the text before. Nothing
+    is shuffled. Training drops what does not fill the last segments, validation and test keep shorter ones; both lose
+    fewer tokens than there are streams to the equal lengths.
+
+    Sources: A. Karpathy, char-rnn, 2015 (tiny Shakespeare); S. Merity et al., ICLR 2017, arXiv 1609.07843 (WikiText-2).
+
+    Args:
+        source: "shakespeare", 1.1 million characters, of which nine tenths are for training and a twentieth for
+            validation; or "wikitext-2", whose three files or whose three splits on the hub are taken as they are.
+        tokens: "characters", or "pairs" of bytes learned from the training split; needs the package `tokenizers`.
+        pairs: how many of the latter there are.
+        length: tokens of a segment.
+        data_dir: folder with `tinyshakespeare.txt` or with `wikitext-2/train.txt`, `valid.txt` and `test.txt`, or with
+            a folder `text` that has them. None looks at the environment variable `TORCHIMPLICIT_DATA`, and where that
+            is unset downloads `karpathy/tiny_shakespeare` or `Salesforce/wikitext`.
+        batch_size: streams of a process.
+        seed: of nothing here, as no part of this is random.
+
+    Attributes:
+        vocabulary: number of tokens; None before `setup`.
+        symbols: texts of the tokens and back; None before `setup`.
+        characters_per_token: by the name of the split.
+    """
+
+    def __init__(
+        self,
+        source: Literal["shakespeare", "wikitext-2"] = "shakespeare",
+        tokens: Literal["characters", "pairs"] = "characters",
+        pairs: int = 1024,
+        length: int = 128,
+        data_dir: str | None = None,
+        batch_size: int = 16,
+        seed: int = 0,
+    ):
+        """Loads nothing yet."""
+        super().__init__(batch_size, seed)
+        self.source, self.tokens, self.pairs, self.length, self.data_dir = source, tokens, pairs, length, data_dir
+        require(self, "source", source in ("shakespeare", "wikitext-2"), "'shakespeare' or 'wikitext-2'")
+        require(self, "tokens", tokens in ("characters", "pairs"), "'characters' or 'pairs'")
+        for name, least in (("length", 1), ("batch_size", 1), ("pairs", 256)):
+            value = getattr(self, name)
+            require(self, name, isinstance(value, int) and value >= least, f"an integer >= {least}")
+        self.symbols: Vocabulary | None = None
+        self.characters_per_token: dict[str, float] = {}
+        self.save_hyperparameters(ignore="data_dir")
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Number of tokens."""
+        return len(self.symbols.tokens) if self.symbols else None
+
+    def prepare_data(self) -> None:
+        """Downloads, in one process of the machine, where there is no folder to read."""
+        if self.folder() is None:
+            _from_hub(self.source)
+
+    def load(self) -> Splits:
+        """The splits, each as streams of one row a sample of the batch.
+
+        Raises:
+            DataError: the files are absent or broken, the hub is out of reach, or a split is too short.
+        """
+        folder = self.folder()
+        texts = _from_hub(self.source) if folder is None else _from_folder(folder, self.source)
+        self.symbols = Characters("".join(texts)) if self.tokens == "characters" else BytePairs(texts.train, self.pairs)
+        rows = self.batch_size * (self.trainer.world_size if self.trainer else 1)
+        numbers = [self.symbols.encode(text) for text in texts]
+        for name, text, tokens in zip(Splits._fields, texts, numbers, strict=True):
+            least = rows * (self.length if name == "train" else 1) + 1
+            if len(tokens) < least:
+                raise DataError(
+                    f"Text(batch_size={self.batch_size}, length={self.length}): {name} has {len(tokens)} tokens, "
+                    f"expected at least {least}, for {rows} streams. Try a smaller batch_size or length."
+                )
+            self.characters_per_token[name] = len(text) / len(tokens)
+        return Splits(*(Streams(tokens, rows, self.length, whole=i == 0) for i, tokens in enumerate(numbers)))
+
+    def _loader(self, split: str, shuffle: bool = False) -> DataLoader:
+        """Batches in the order of the text, whether they are for training or not."""
+        self.setup()
+        dataset = getattr(self.splits, split)
+        count, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        if not shuffle:
+            sampler = DistributedSampler(dataset, count, rank, shuffle=False)
+            return DataLoader(dataset, batch_size=self.batch_size, sampler=sampler, collate_fn=_whole)
+        order = Order(dataset, count, rank, self.seed, self.batch_size, self._done)
+        order.shuffle = False
+        return Batches(dataset, batch_size=self.batch_size, sampler=order, collate_fn=_whole)
+
+
+class Streams(Dataset):
+    """Segments of a text that was cut into rows: sample `i` is segment `i // rows` of row `i % rows`.
+
+    So the samples of a batch, in order, are a segment of every row, and processes that deal out the samples in turns
+    have rows of their own.
+
+    Args:
+        tokens: `(N,)`.
+        rows: how many.
+        length: of a segment; the last one of a row may be shorter.
+        whole: drops that one where it is.
+    """
+
+    def __init__(self, tokens: Tensor, rows: int, length: int, whole: bool):
+        """Cuts."""
+        size = (len(tokens) - 1) // rows  # a row's last target is the first token of the next row
+        self.seen = tokens[: rows * size].view(rows, size)
+        self.said = tokens[1 : rows * size + 1].view(rows, size)
+        self.length = length
+        self.segments = size // length if whole else -(-size // length)
+
+    def __len__(self) -> int:
+        return self.segments * len(self.seen)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        seen, said = self.__getitems__([index])
+        return seen[0], said[0]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """A whole batch at once: tokens and what comes after each, both `(B, T)`."""
+        segment = indices[0] // len(self.seen)
+        rows = torch.tensor(indices) % len(self.seen)
+        span = slice(segment * self.length, (segment + 1) * self.length)
+        return self.seen[rows, span], self.said[rows, span]
+
+
+def _whole(batch: Any) -> Any:
+    """What `__getitems__` gives is a batch already."""
+    return batch
+
+
+def _cut(text: str) -> Texts:
+    train, val = (round(sum(SHARES[:count]) * len(text)) for count in (1, 2))
+    return Texts(text[:train], text[train:val], text[val:])
+
+
+def _from_folder(folder: Path, source: str) -> Texts:
+    """The texts in a folder, or in its folder `text`."""
+    inside = Path("wikitext-2") if source == "wikitext-2" else Path(SHAKESPEARE)
+    for place in (folder / inside, folder / "text" / inside):
+        if source == "shakespeare" and place.is_file():
+            return _cut(_read(place))
+        if source == "wikitext-2" and place.is_dir():
+            missing = [name for name in WIKITEXT.values() if not (place / name).is_file()]
+            if missing:
+                raise DataError(
+                    f"Text(source='wikitext-2'): {place} has no {' and no '.join(missing)}, expected "
+                    f"{', '.join(WIKITEXT.values())}. Try to fetch what is missing, or neither --data-dir nor the "
+                    f"variable {DATA_VARIABLE}, to download all of it."
+                )
+            return Texts(*(_read(place / name) for name in WIKITEXT.values()))
+    missing = f"found no {inside}" if folder.is_dir() else "no such folder"
+    raise DataError(
+        f"Text(source={source!r}): looked in {folder} and {folder / 'text'}: {missing}. Try --data-dir (or the "
+        f"variable {DATA_VARIABLE}) with a folder that holds it, or neither, to download it."
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Text: cannot read {path}: {error}. Expected text in UTF-8; try to fetch it again.") from error
+
+
+def _from_hub(source: str) -> Texts:
+    """The splits from the Hugging Face hub, or from its cache on this disk."""
+    from datasets import load_dataset
+
+    # tiny_shakespeare was published as a script, which `datasets` no longer runs; the hub keeps its tables beside it
+    where: dict = (
+        {"path": "karpathy/tiny_shakespeare", "revision": "refs/convert/parquet"}
+        if source == "shakespeare"
+        else {"path": "Salesforce/wikitext", "name": "wikitext-2-v1"}
+    )
+    try:
+        return Texts(*("".join(load_dataset(**where, split=HUB[split])["text"]) for split in Texts._fields))  # type: ignore[index]
+    except Exception as error:  # the client raises errors of many packages: all mean that there is no data
+        raise DataError(
+            f"Text: could not get {where['path']} from the Hugging Face hub ({type(error).__name__}: {error}). Try "
+            f"--data-dir (or the variable {DATA_VARIABLE}) with a folder that holds its files, or look at the "
+            "connection."
+        ) from error

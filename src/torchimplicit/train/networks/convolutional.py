@@ -1,0 +1,139 @@
+"""Convolutional networks for images: a residual block's equilibrium, and residual blocks one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from torchimplicit.adjoint import Adjoint, Implicit
+from torchimplicit.core.options import require
+from torchimplicit.core.status import OnFailure
+from torchimplicit.nn import DEQ, ResidualCell
+from torchimplicit.solve import Anderson, Solver
+
+
+class ConvolutionalDEQ(nn.Module):
+    """Images to classes: strided convolutions, the equilibrium of a residual block, a dense layer.
+
+    Source: Z. Kolter, D. Duvenaud, M. Johnson, Deep Implicit Layers, NeurIPS 2020 tutorial, chapter 4, with group norms
+    for its batch norms, so that samples stay independent, and with strides, so that it runs on a CPU.
+
+    Args:
+        in_channels: 1 for grey images, 3 for coloured ones.
+        channels: of the equilibrium.
+        inner: channels inside its cell.
+        groups: of the group norms.
+        strides: of the convolutions before the equilibrium, one each: `(1,)` keeps the size, `(2, 2)` quarters it.
+        pool: the image that the dense layer sees is averaged to `pool x pool`.
+        classes: number of classes.
+        solver: finds the equilibrium.
+        adjoint: differentiates it.
+        warm_start: starts from the last batch's equilibrium where the shapes agree.
+        on_failure: of the layer. "ignore", as `Classifier` counts what does not converge and says so once an epoch.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        channels: int = 48,
+        inner: int = 64,
+        groups: int = 8,
+        strides: Sequence[int] = (1,),
+        pool: int = 4,
+        classes: int = 10,
+        solver: Solver = Anderson(rtol=1e-2),
+        adjoint: Adjoint = Implicit(),
+        warm_start: bool = False,
+        on_failure: OnFailure = "ignore",
+    ):
+        """Draws the weights."""
+        super().__init__()
+        self.classes, self.pool, self.strides = classes, pool, tuple(strides)
+        _check(self)
+        cell = ResidualCell(channels, inner, groups)
+        self.stem = _stem(in_channels, channels, groups, self.strides)
+        self.equilibrium = DEQ(cell, solver, adjoint, warm_start=warm_start, on_failure=on_failure)
+        self.head = _head(channels, pool, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `(B, classes)` of images `(B, in_channels, H, W)`."""
+        return self.head(self.equilibrium(self.stem(x)))
+
+
+class ResidualNetwork(nn.Module):
+    """The explicit rival of `ConvolutionalDEQ`: the same stem and head, residual blocks with weights of their own.
+
+    Source of the blocks: K. He, X. Zhang, S. Ren, J. Sun, CVPR 2016, arXiv 1512.03385, with group norms.
+
+    Args:
+        in_channels: see `ConvolutionalDEQ`.
+        channels: of the blocks.
+        blocks: how many.
+        groups: see `ConvolutionalDEQ`.
+        strides: see `ConvolutionalDEQ`.
+        pool: see `ConvolutionalDEQ`.
+        classes: see `ConvolutionalDEQ`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        channels: int = 32,
+        blocks: int = 3,
+        groups: int = 8,
+        strides: Sequence[int] = (1,),
+        pool: int = 4,
+        classes: int = 10,
+    ):
+        """Draws the weights."""
+        super().__init__()
+        self.classes, self.pool, self.strides = classes, pool, tuple(strides)
+        self.channels, self.blocks = channels, blocks
+        _check(self)
+        require(self, "channels", channels % groups == 0, f"a multiple of groups={groups}, for the group norms")
+        require(self, "blocks", isinstance(blocks, int) and blocks >= 1, "an integer >= 1")
+        self.stem = _stem(in_channels, channels, groups, self.strides)
+        self.body = nn.Sequential(*(ResidualBlock(channels, groups) for _ in range(blocks)))
+        self.head = _head(channels, pool, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `(B, classes)` of images `(B, in_channels, H, W)`."""
+        return self.head(self.body(self.stem(x)))
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with group norms, added to what came in."""
+
+    def __init__(self, channels: int, groups: int):
+        """Draws the weights."""
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm1, self.norm2 = nn.GroupNorm(groups, channels), nn.GroupNorm(groups, channels)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """`(B, channels, H, W)` from the same."""
+        return nn.functional.relu(z + self.norm2(self.conv2(nn.functional.relu(self.norm1(self.conv1(z))))))
+
+
+def _check(network: ConvolutionalDEQ | ResidualNetwork) -> None:
+    strides = network.strides
+    require(
+        network, "strides", bool(strides) and all(stride in (1, 2) for stride in strides), "a list of ones and twos"
+    )
+    require(network, "pool", isinstance(network.pool, int) and network.pool >= 1, "an integer >= 1")
+
+
+def _stem(in_channels: int, channels: int, groups: int, strides: Sequence[int]) -> nn.Sequential:
+    """A convolution and a group norm for every stride, with ReLU between."""
+    modules: list[nn.Module] = []
+    for stride in strides:
+        modules += [nn.ReLU()] if modules else []
+        modules += [nn.Conv2d(in_channels, channels, 3, stride, padding=1), nn.GroupNorm(groups, channels)]
+        in_channels = channels
+    return nn.Sequential(*modules)
+
+
+def _head(channels: int, pool: int, classes: int) -> nn.Sequential:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(pool), nn.Flatten(), nn.Linear(channels * pool**2, classes))
