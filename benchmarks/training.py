@@ -8,9 +8,10 @@ python benchmarks/training.py --steps 5           optimiser steps of each traini
 from __future__ import annotations
 
 import argparse
+import contextlib
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -35,46 +36,52 @@ class Rivalry:
         penalty: weight of the Jacobian penalty where it is on.
         metric: what validation measures.
         steps: optimiser steps of each training.
-        words: further words for all.
     """
 
     recipe: str
-    explicit: tuple[str, ...]
+    explicit: str
     penalty: float
     metric: str
     steps: int
-    words: tuple[str, ...] = ()
 
 
+NETWORK = "--model.network"
 RIVALRIES = (
-    Rivalry("mnist-conv", ("--model.network", "ExplicitConvolutional"), 0.1, "accuracy", 430),
-    Rivalry("text", ("--model.network", "ExplicitTransformer"), 0.1, "perplexity", 200),
+    Rivalry("mnist-conv", f"{NETWORK} ResidualNetwork {NETWORK}.channels 32 {NETWORK}.blocks 2", 3.0, "accuracy", 100),
+    Rivalry(
+        "text",
+        f"{NETWORK} TransformerNetwork {NETWORK}.vocabulary 65 {NETWORK}.width 44 {NETWORK}.heads 2 "
+        f"{NETWORK}.hidden 160 {NETWORK}.layers 12 {NETWORK}.length 256",
+        1.0,
+        "perplexity",
+        60,
+    ),
 )
 ADJOINTS = {
-    "Implicit": ("--model.network.adjoint", "Implicit"),
-    "Phantom": ("--model.network.adjoint", "Phantom"),
-    "Shine": ("--model.network.solver", "Broyden", "--model.network.adjoint", "Shine"),
+    "Implicit": "",
+    "Phantom": f"{NETWORK}.adjoint Phantom",
+    "Shine": f"{NETWORK}.solver Broyden {NETWORK}.solver.rtol 1e-2 {NETWORK}.adjoint Shine",
 }
 OPTIONS = (
-    "--trainer.enable_progress_bar false --trainer.logger false --trainer.callbacks null --trainer.accelerator cpu"
+    "--trainer.enable_progress_bar false --trainer.logger false --trainer.callbacks null --trainer.accelerator cpu "
+    "--trainer.max_epochs -1 --trainer.limit_val_batches 0 --trainer.log_every_n_steps 10"
 )
 
 
-def contestants(rivalry: Rivalry) -> dict[str, list[str]]:
+def contestants(rivalry: Rivalry) -> dict[str, str]:
     """The words of each training, by its name."""
-    penalty = ["--model.jacobian_penalty", str(rivalry.penalty)]
-    found = {"explicit": list(rivalry.explicit)}
+    found = {"explicit": f"{rivalry.explicit} --model.jacobian_penalty 0"}
     for name, words in ADJOINTS.items():
-        found[name] = list(words)
-        found[f"{name}, penalty"] = [*words, *penalty]
+        found[name] = f"{words} --model.jacobian_penalty 0"
+        found[f"{name}, penalty"] = f"{words} --model.jacobian_penalty {rivalry.penalty}"
     return found
 
 
-def trained(rivalry: Rivalry, words: Sequence[str], steps: int) -> tuple[EquilibriumModule, Any, dict[str, float]]:
+def trained(rivalry: Rivalry, words: str, steps: int) -> tuple[EquilibriumModule, Any, dict[str, float]]:
     """Trains through the command; module, data, and what the last training steps and the validation measured."""
-    schedule = ["--trainer.max_steps", str(steps), "--trainer.max_epochs", "-1", "--trainer.limit_val_batches", "0"]
+    every = f"fit --config {rivalry.recipe} --trainer.max_steps {steps} {OPTIONS} {words}"
     with quiet():
-        cli = RecipeCLI(["fit", "--config", rivalry.recipe, *schedule, *OPTIONS.split(), *words, *rivalry.words])
+        cli = RecipeCLI(every.split())
         cli.trainer.limit_val_batches = 1.0
         figures = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
         figures |= cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)[0]
@@ -84,20 +91,28 @@ def trained(rivalry: Rivalry, words: Sequence[str], steps: int) -> tuple[Equilib
 def step_times(modules: dict[str, tuple[EquilibriumModule, Any]], seconds: float) -> dict[str, float]:
     """Milliseconds of a training step of each, interleaved, at the weights that training left."""
 
-    def stepper(module: EquilibriumModule, data: Any):
+    def stepper(module: EquilibriumModule, data: Any) -> Callable[[], None]:
         batches = cycle(list(islice(iter(data.train_dataloader()), 4)))
         optimizer = torch.optim.AdamW(module.parameters(), 0.0)
-
-        def step() -> None:
-            optimizer.zero_grad()
-            module.training_step(next(batches), 0).backward()
-            optimizer.step()
-
+        penalty = module.jacobian_penalty
         module.train()
+
+        def step() -> None:  # as many as the penalty has a period
+            for due in [True] + [False] * (module.penalty_every - 1):
+                module.jacobian_penalty = penalty if due else 0.0
+                optimizer.zero_grad()
+                with module.trainer.precision_plugin.train_step_context():
+                    loss = module.training_step(next(batches), 0)
+                loss.backward()
+                optimizer.step()
+
         return step
 
+    for module, _ in modules.values():
+        module.on_validation_start()  # no curriculum
     runs = {name: stepper(*pair) for name, pair in modules.items()}
-    return interleaved(runs, seconds, clock=time.thread_time)
+    times = interleaved(runs, seconds, clock=time.thread_time)
+    return {name: time / modules[name][0].penalty_every for name, time in times.items()}
 
 
 def compare(rivalry: Rivalry, steps: int | None = None, seconds: float = 60) -> Table:
@@ -132,11 +147,11 @@ def main(arguments: Sequence[str] | None = None) -> list[Table]:
     parser.add_argument("--only", nargs="+", choices=[each.recipe for each in RIVALRIES])
     parser.add_argument("--steps", type=int)
     parser.add_argument("--seconds", type=float, default=60, help="of the interleaved timing (default: 60)")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("TRAINING.md"))
+    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().with_name("TRAINING.md"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     chosen = [each for each in RIVALRIES if not options.only or each.recipe in options.only]
-    with tempfile.TemporaryDirectory():
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # where Lightning writes its files
         tables = [compare(each, options.steps, options.seconds) for each in chosen]
     if not (options.only or options.steps):
         write_page(options.output, tables, 1, "Rewritten by `benchmarks/training.py`.")

@@ -41,11 +41,11 @@ def test_every_recipe_says_what_it_does_and_needs():
     [
         ([], 2, ""),
         (["nonsense"], 2, "no command 'nonsense'; expected one of demo, fit"),
-        (["fit"], 1, "fit: which recipe? Try torchimplicit fit --config NAME (digits, mnist)"),
+        (["fit"], 1, "fit: which recipe? Try torchimplicit fit --config NAME (cifar10, "),
         (
             ["fit", "--config", "imagenet"],
             1,
-            "--config imagenet: neither a recipe nor a file. Expected one of digits, mnist",
+            "--config imagenet: neither a recipe nor a file. Expected one of cifar10, ",
         ),
         (["test", "--config", "digits"], 1, "--ckpt_path best: found none in runs/digits"),
         (["fit", "--config", "digits", "--ckpt_path", "last"], 1, "--ckpt_path last: found none"),

@@ -47,6 +47,8 @@ class Certificate:
         tolerance: the error of the gradient up to which a sample is certified.
         adjoint: the layer's adjoint.
         solver: the layer's solver.
+        everywhere: a bound of the map's Lipschitz constant that the layer's structure gives (its method `contraction`,
+            see `MonotoneDEQ`), for all states and inputs; None where the layer has none.
     """
 
     report: Report
@@ -66,6 +68,7 @@ class Certificate:
     tolerance: float
     adjoint: Adjoint
     solver: Solver = field(repr=False)
+    everywhere: float | None = None
 
     @property
     def certified(self) -> Tensor:
@@ -85,8 +88,10 @@ class Certificate:
 
     @property
     def unique(self) -> bool | None:
-        """False when random starts arrived at different points, None when that cannot be told. Never True: no proof."""
-        return False if bool((self.elsewhere > 0).any()) else None
+        """False when random starts arrived at different points, True where the layer's structure proves it, else None."""
+        if bool((self.elsewhere > 0).any()):
+            return False
+        return True if self.everywhere is not None and self.everywhere < 1 else None
 
     @property
     def uniqueness(self) -> str:
@@ -97,6 +102,8 @@ class Certificate:
         if self.unique is False:
             samples = torch.nonzero(self.elsewhere).flatten().tolist()
             return f"{text}; not unique: starts arrive at different points (samples {_listed(samples)})"
+        if self.unique:
+            return f"unique, from any start: every step comes closer by {self.everywhere:.3g} at least, by construction"
         arrived = self.arrived[self.report.status == Status.CONVERGED]
         if not self.starts or not len(arrived):
             return text

@@ -12,6 +12,9 @@ from torchimplicit.nn.dropout import (
 from torchimplicit.nn.expressivity import as_equilibrium, stack
 from torchimplicit.nn.heads import ClassificationHead, SegmentationHead
 from torchimplicit.nn.jacobian_penalty import jacobian_penalty
+from torchimplicit.nn.monotone import MonotoneDEQ, MonotoneLinear
+from torchimplicit.nn.monotone_convolution import MonotoneConv
+from torchimplicit.nn.monotone_tiers import MonotoneTiers
 from torchimplicit.nn.multiscale import MDEQ, ConvolutionalStem, MultiscaleCell
 from torchimplicit.nn.residual import ResidualCell
 from torchimplicit.nn.transformer import TransformerCell, TransformerInjection
@@ -26,6 +29,10 @@ __all__ = [
     "ContractiveConv3d",
     "ContractiveLinear",
     "ConvolutionalStem",
+    "MonotoneConv",
+    "MonotoneDEQ",
+    "MonotoneLinear",
+    "MonotoneTiers",
     "MultiscaleCell",
     "ResidualCell",
     "SegmentationHead",

@@ -23,6 +23,8 @@ from torchimplicit.nn.contractive import norm_bound
 from torchimplicit.nn.deq import DEQ
 from torchimplicit.solve import Anderson, ForwardBackward, PeacemanRachford, Solver
 
+Splitting = Literal["peaceman-rachford", "forward-backward"]
+
 SPLITTINGS = {"peaceman-rachford": PeacemanRachford, "forward-backward": ForwardBackward}
 
 
@@ -104,10 +106,10 @@ class MonotoneDEQ(DEQ):
     too, for every adjoint. `contraction()` is the factor by which every plain step comes closer, from every start and
     for every input; `diagnose.certify` prints it as the proof of uniqueness that it is.
 
-    `step=None` chooses what has the best bound, $1 / L$ for Peaceman-Rachford and $m / L^2$ for forward-backward, when a
-    solve begins. $L$ is bounded from above by Gram iteration (of the symbol, for convolutions): where a power iteration,
-    from below, could choose a step too large for forward-backward, this cannot. The fixed point does not depend on the
-    step, so no gradient goes through it.
+    `step=None` chooses what has the best bound, $1 / L$ for Peaceman-Rachford and $m / L^2$ for forward-backward, when
+    a solve begins. $L$ is bounded from above, by Gram iteration: where a power iteration, from below, could choose a
+    step too large for forward-backward, this cannot. The fixed point does not depend on the step, so no gradient goes
+    through it.
 
     Not for a cell that must not be monotone to fit, and not where the weights stay small: a contractive layer does
     without the inverse.
@@ -137,7 +139,7 @@ class MonotoneDEQ(DEQ):
     def __init__(
         self,
         cell: nn.Module,
-        splitting: Literal["peaceman-rachford", "forward-backward"] = "peaceman-rachford",
+        splitting: Splitting = "peaceman-rachford",
         step: float | None = None,
         solver: Solver = Anderson(),
         adjoint: Adjoint = Implicit(),

@@ -27,16 +27,16 @@ class MultiscaleCell(nn.Module):
     The state is a tuple, one image a resolution, each half as high and wide as the one before, rounded up:
 
     $$y_i = R_i(z_i, x \text{ if } i = 0 \text{ else } 0), \qquad
-      f_i(z, x) = N_i\Big(\mathrm{relu}\Big(y_i + \sum_{j \ne i} T_{ij}\, y_j\Big)\Big)$$
+      f_i(z, x) = N_i\Big(y_i + \sum_{j \ne i} T_{ij}\, y_j\Big)$$
 
     with a `ResidualCell` $R_i$ and a group norm $N_i$ for every resolution. $T_{ij}$ brings resolution $j$ to $i$:
     downwards a 3 x 3 convolution of stride two for every halving, with ReLU between; upwards a 1 x 1 convolution, then
     the nearest pixel. All resolutions are solved as one state: a sample has converged when the residual of all of them
-    together is small. A ring of group norms bounds the state, whatever the weights; nothing keeps the map a contraction
-    while it trains, so watch the reports, and train it with `jacobian_penalty`.
+    together is small. The last group norms bound the state, whatever the weights before them; nothing keeps the map a
+    contraction while it trains, so watch the reports, and train it with `jacobian_penalty`.
 
-    Against the paper: no 1 x 1 convolution after the fusion, group norms only at the ends of the sums, and dropout
-    left to whoever wants it (`VariationalDropout2d`). Not for images of one scale, where `ResidualCell` is cheaper.
+    Against the paper: neither ReLU nor 1 x 1 convolution after the fusion, group norms only at the ends of the sums,
+    and no dropout (`VariationalDropout2d`). Not for images of one scale, where `ResidualCell` is cheaper.
 
     Source: S. Bai, V. Koltun, J. Z. Kolter, NeurIPS 2020, arXiv 2006.08656, section 3.
 

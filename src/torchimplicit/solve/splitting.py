@@ -70,7 +70,7 @@ class _Splitting(nn.Module):
             self.step = self._best(*_bounds(self.cell))
 
     def contraction(self) -> float:
-        """The factor by which the map brings any two states closer, at least: a bound for all inputs; costs `bounds`."""
+        """A bound of the map's Lipschitz constant: two states come closer by it at least. Costs what `bounds` does."""
         m, size = _bounds(self.cell)
         return self._factor(self._best(m, size) if self.automatic else self.step, m, size)
 

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from torchimplicit.nn.monotone import StronglyMonotone
+
 
 class MonotoneCell(nn.Module):
     r"""$f(z, x) = \mathrm{relu}(W z + U x + b)$ with $I - W$ strongly monotone by `strength`, whatever the parameters.
@@ -39,23 +41,3 @@ class MonotoneCell(nn.Module):
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
         """The map itself, `(B, width)`."""
         return self.prox(self.affine(z, x), 1.0)
-
-
-class StronglyMonotone(nn.Module):
-    r"""Parametrises $W = (1 - m) I - A^\top A + B - B^\top$ by one matrix: $A$ its upper, $B$ its lower triangle.
-
-    $B$ is strictly lower. General: every positive semidefinite matrix is an $A^\top A$ with triangular $A$.
-
-    Args:
-        strength: $m$.
-    """
-
-    def __init__(self, strength: float):
-        super().__init__()
-        self.strength = strength
-
-    def forward(self, matrix: Tensor) -> Tensor:
-        """The weight, `(n, n)`."""
-        upper, lower = matrix.triu(), matrix.tril(-1)
-        eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-        return (1 - self.strength) * eye - upper.mT @ upper + lower - lower.mT

@@ -15,7 +15,7 @@ class UsageError(ImplicitError, ValueError):
 
 def shipped() -> dict[str, Path]:
     """Names and files of the recipes."""
-    return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def resolve(name: str) -> str:

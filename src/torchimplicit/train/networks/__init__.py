@@ -4,6 +4,12 @@ from torchimplicit.train.networks.convolutional import ConvolutionalDEQ, Residua
 from torchimplicit.train.networks.copying import CopyingLSTM, CopyingTCN, CopyingTransformer
 from torchimplicit.train.networks.dense import BottleneckCell, DigitsNetwork, MNISTNetwork, RowBound, TanhCell
 from torchimplicit.train.networks.language import DEQTransformer, DEQTrellis, TransformerNetwork
+from torchimplicit.train.networks.monotone import (
+    MonotoneConvolutional,
+    MonotoneDense,
+    MonotoneMultitier,
+    PlainConvolutional,
+)
 from torchimplicit.train.networks.multiscale import MDEQClassifier, MDEQSegmenter, UNet, UNetSegmenter
 
 __all__ = [
@@ -18,6 +24,10 @@ __all__ = [
     "MDEQClassifier",
     "MDEQSegmenter",
     "MNISTNetwork",
+    "MonotoneConvolutional",
+    "MonotoneDense",
+    "MonotoneMultitier",
+    "PlainConvolutional",
     "ResidualNetwork",
     "RowBound",
     "TanhCell",
