@@ -88,7 +88,7 @@ class Certificate:
 
     @property
     def unique(self) -> bool | None:
-        """False when random starts arrived at different points, True where the layer's structure proves it, else None."""
+        """False when random starts arrived at different points, True where the structure proves it, None else."""
         if bool((self.elsewhere > 0).any()):
             return False
         return True if self.everywhere is not None and self.everywhere < 1 else None

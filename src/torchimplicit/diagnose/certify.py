@@ -61,7 +61,7 @@ def certify(
     That a fixed point is the only one cannot be seen at one point: it takes a contraction everywhere. The claim made is
     local: where $\sigma_{\min}(B)$ is above rounding and $h < 1/2$, the point is isolated. Solves from random starts,
     of the spread `1 + rms(z)`, are evidence for more, or show the contrary where they end elsewhere. A layer with a
-    method `contraction()`, such as `MonotoneDEQ`, knows a Lipschitz constant below one: that is a proof, and is claimed.
+    method `contraction()`, such as `MonotoneDEQ`, has a Lipschitz constant below one: that is a proof, and is claimed.
 
     Costs the layer's solve and backward pass, `starts` solves more, a few Newton steps, and the singular values: up to
     `dense` unknowns the matrices, beyond some hundred products and up to 25 linear solves by GMRES. Not for every
@@ -140,7 +140,7 @@ def _certificate(trial: Trial, starts: int, tolerance: float, dense: int) -> Cer
         tolerance=tolerance,
         adjoint=layer.adjoint,
         solver=layer.solver,
-        everywhere=contraction() if callable(contraction := getattr(layer, "contraction", None)) else None,
+        everywhere=getattr(layer, "contraction", _unknown)(),
     )
 
 
@@ -193,6 +193,10 @@ def _compare_starts(trial: Trial, starts: int, own: Answer, residual: Tensor, in
         arrived += found
         elsewhere += found & far & converged
     return arrived, elsewhere
+
+
+def _unknown() -> None:
+    """What a layer without a structure knows of its contraction."""
 
 
 def _relative(gap: Tensor, size: Tensor) -> Tensor:

@@ -88,6 +88,7 @@ class MonotoneLinear(nn.Module):
         """The map itself, `(B, width)`."""
         return self.prox(self.affine(z, x), 1.0)
 
+    @torch.no_grad()
     def bounds(self) -> tuple[float, Tensor]:
         """$m$, and an upper bound of the norm of $I - W$."""
         weight = self.weight

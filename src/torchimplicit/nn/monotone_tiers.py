@@ -125,6 +125,7 @@ class MonotoneTiers(nn.Module):
             found.append(convolve(flat.view(-1, c, c), told))
         return self.pack(found)
 
+    @torch.no_grad()
     def bounds(self) -> tuple[float, Tensor]:
         """$m$, and an upper bound of the norm of $I - W$: the norm of the matrix of the blocks' norms."""
         table = torch.zeros(len(self.tiers), len(self.tiers), dtype=torch.float64)

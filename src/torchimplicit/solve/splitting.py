@@ -248,7 +248,6 @@ def monotonicity(weight: Tensor) -> tuple[Tensor, Tensor]:
         return torch.linalg.eigvalsh((operator + operator.mT) / 2)[0], torch.linalg.matrix_norm(operator, 2)
 
 
-@torch.no_grad()
 def _bounds(cell: Any) -> tuple[float, float]:
     m, size = (float(bound) for bound in (cell.bounds() if hasattr(cell, "bounds") else monotonicity(cell.weight)))
     if m <= 0:

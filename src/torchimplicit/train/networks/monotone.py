@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,16 +109,17 @@ class MonotoneMultitier(nn.Module):
         super().__init__()
         self.classes, self.image, self.stride = classes, image, stride
         _check(self)
-        self.cell = MonotoneTiers(channels, image // stride, strength=strength, coupling=coupling, scale=scale)
+        cell = MonotoneTiers(channels, image // stride, strength=strength, coupling=coupling, scale=scale)
         self.inject = nn.ModuleList(injection(in_channels, count, stride * 2**i) for i, count in enumerate(channels))
-        self.equilibrium = MonotoneDEQ(self.cell, splitting, step, solver, adjoint, on_failure=on_failure)
+        self.equilibrium = MonotoneDEQ(cell, splitting, step, solver, adjoint, on_failure=on_failure)
         self.pool = nn.AdaptiveAvgPool2d(pool)
         self.head = nn.Sequential(nn.Flatten(), nn.Linear(sum(channels) * pool**2, classes))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, classes)` of images `(B, in_channels, image, image)`."""
-        z = self.equilibrium(self.cell.pack([inject(x) for inject in self.inject]))
-        return self.head(torch.cat([self.pool(tier) for tier in self.cell.unpack(z)], dim=1))
+        cell: Any = self.equilibrium.cell.cell
+        z = self.equilibrium(cell.pack([inject(x) for inject in self.inject]))
+        return self.head(torch.cat([self.pool(tier) for tier in cell.unpack(z)], dim=1))
 
 
 class MonotoneDense(nn.Module):
