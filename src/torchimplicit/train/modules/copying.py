@@ -22,16 +22,19 @@ class Copying(EquilibriumModule):
     Args:
         network: sequences `(B, L)` of whole numbers to logits `(B, L, vocabulary)`.
         symbols: how many are recalled, at the last positions.
+        beta2: of AdamW, its memory of squared gradients. These fall by orders of magnitude once a network recalls; with
+            torch's 0.999 the steps are too small for hundreds of steps after.
         **options: see `EquilibriumModule`.
 
     Raises:
         UsageError: data and network do not fit each other (once there are data, before any training).
     """
 
-    def __init__(self, network: nn.Module, symbols: int = 10, **options: Any):
+    def __init__(self, network: nn.Module, symbols: int = 10, beta2: float = 0.99, **options: Any):
         """Wraps the network."""
         super().__init__(network, **options)
-        self.symbols = symbols
+        self.symbols, self.beta2 = symbols, beta2
+        require(self, "beta2", 0 <= beta2 < 1, "a number in [0, 1)")
         require(self, "symbols", isinstance(symbols, int) and symbols >= 1, "an integer >= 1")
         self.vocabulary: int = getattr(network, "vocabulary", 10)
         self.measure(accuracy=MulticlassAccuracy(self.vocabulary, average="micro", validate_args=False))
@@ -59,6 +62,13 @@ class Copying(EquilibriumModule):
                 f"Copying: sequences of {data.length} positions, but the network has room for {room}. Try "  # type: ignore[union-attr]
                 f"--model.network.length {data.length}, or fewer --data.blanks."  # type: ignore[union-attr]
             )
+
+    def configure_optimizers(self) -> Any:
+        """As the base says, with `beta2`."""
+        configured = super().configure_optimizers()
+        for group in configured["optimizer"].param_groups:
+            group["betas"] = (group["betas"][0], self.beta2)
+        return configured
 
     def evaluate(self, stage: Stage, batch: Batch) -> Tensor:
         """Cross entropy, a mean over all positions."""

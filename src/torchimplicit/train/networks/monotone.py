@@ -26,7 +26,7 @@ class MonotoneConvolutional(nn.Module):
         in_channels: 1 for grey images, 3 for coloured ones.
         channels: of the equilibrium.
         image: height and width of the images.
-        stride: of the injection, whose kernel has `stride + 1` or, to be odd, `stride + 2` pixels a side.
+        stride: of the injection, whose kernel has `2 * stride - 1` pixels a side, at least three.
         pool: the image that the dense layer sees is averaged to `pool x pool`.
         classes: number of classes.
         strength: see `MonotoneConv`.
@@ -91,7 +91,7 @@ class MonotoneMultitier(nn.Module):
     def __init__(
         self,
         in_channels: int = 1,
-        channels: Sequence[int] = (32, 48),
+        channels: Sequence[int] = (32, 46),
         image: int = 28,
         stride: int = 2,
         pool: int = 4,
@@ -202,8 +202,8 @@ class PlainConvolutional(nn.Module):
 
 
 def injection(in_channels: int, channels: int, stride: int) -> nn.Conv2d:
-    """A strided convolution whose windows overlap."""
-    kernel = stride + 1 + stride % 2
+    """A strided convolution whose windows overlap by half."""
+    kernel = max(2 * stride - 1, 3)
     return nn.Conv2d(in_channels, channels, kernel, stride, padding=kernel // 2)
 
 
