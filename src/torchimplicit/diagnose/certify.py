@@ -61,7 +61,8 @@ def certify(
     That a fixed point is the only one cannot be seen at one point: it takes a contraction everywhere. The claim made is
     local: where $\sigma_{\min}(B)$ is above rounding and $h < 1/2$, the point is isolated. Solves from random starts,
     of the spread `1 + rms(z)`, are evidence for more, or show the contrary where they end elsewhere. A layer with a
-    method `contraction()`, such as `MonotoneDEQ`, has a Lipschitz constant below one: that is a proof, and is claimed.
+    method `contraction()`, such as `MonotoneDEQ`, has a Lipschitz constant $c$ below one: that is a proof, and is
+    claimed, and $1 / (1 - c)$ bounds $\|B_*^{-1}\|$.
 
     Costs the layer's solve and backward pass, `starts` solves more, a few Newton steps, and the singular values: up to
     `dense` unknowns the matrices, beyond some hundred products and up to 25 linear solves by GMRES. Not for every
@@ -115,6 +116,9 @@ def _certificate(trial: Trial, starts: int, tolerance: float, dense: int) -> Cer
     h = spectral_norm(Difference(there, here), own.z, dense) / measured.smallest
     sound = measured.smallest > 10 * eps * width**0.5 * (1 + measured.norm)  # 1 and J have been rounded before I - J
     inverse = torch.where(sound & (h < 1), 1 / (measured.smallest * (1 - h)), torch.inf)
+    everywhere: float | None = getattr(layer, "contraction", _unknown)()
+    if proven := everywhere is not None and everywhere < 1:  # the norm of J is at most that, at every state
+        inverse = inverse.clamp(max=1 / (1 - everywhere))
     product, residual = here.rmatvec(own.u), norm(here.value.detach())
     left, turned = norm(trial.g - product), norm(there.rmatvec(own.u) - product)
     rounding = eps * (norm(trial.g) + measured.largest * norm(own.u))
@@ -133,14 +137,14 @@ def _certificate(trial: Trial, starts: int, tolerance: float, dense: int) -> Cer
         gradient_error=gradient_error,
         gradient_bound=gradient_bound,
         conditioning=measured,
-        regular=(own.report.status == Status.CONVERGED) & sound & (h < 0.5),
+        regular=(own.report.status == Status.CONVERGED) & (proven | (sound & (h < 0.5))),
         starts=starts,
         arrived=arrived,
         elsewhere=elsewhere,
         tolerance=tolerance,
         adjoint=layer.adjoint,
         solver=layer.solver,
-        everywhere=getattr(layer, "contraction", _unknown)(),
+        everywhere=everywhere,
     )
 
 
@@ -195,8 +199,9 @@ def _compare_starts(trial: Trial, starts: int, own: Answer, residual: Tensor, in
     return arrived, elsewhere
 
 
-def _unknown() -> None:
+def _unknown() -> float | None:
     """What a layer without a structure knows of its contraction."""
+    return None
 
 
 def _relative(gap: Tensor, size: Tensor) -> Tensor:
