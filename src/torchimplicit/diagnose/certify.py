@@ -117,8 +117,9 @@ def _certificate(trial: Trial, starts: int, tolerance: float, dense: int) -> Cer
     sound = measured.smallest > 10 * eps * width**0.5 * (1 + measured.norm)  # 1 and J have been rounded before I - J
     inverse = torch.where(sound & (h < 1), 1 / (measured.smallest * (1 - h)), torch.inf)
     everywhere: float | None = getattr(layer, "contraction", _unknown)()
-    if proven := everywhere is not None and everywhere < 1:  # the norm of J is at most that, at every state
-        inverse = inverse.clamp(max=1 / (1 - everywhere))
+    proven = False
+    if everywhere is not None and everywhere < 1:  # the norm of J is at most that, at every state
+        proven, inverse = True, inverse.clamp(max=1 / (1 - everywhere))
     product, residual = here.rmatvec(own.u), norm(here.value.detach())
     left, turned = norm(trial.g - product), norm(there.rmatvec(own.u) - product)
     rounding = eps * (norm(trial.g) + measured.largest * norm(own.u))

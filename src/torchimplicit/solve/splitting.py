@@ -94,8 +94,9 @@ class ForwardBackward(_Splitting):
     monotone by $m$ and has the norm $L$: for $\alpha < 2 m / L^2$, best at $m / L^2$. `monotonicity(weight)` gives
     both. At `step=1` it is the cell's own iteration. An evaluation costs one of the cell.
 
-    Not for large $L / m$, where the steps are short and many: take `PeacemanRachford`. Not for a cell that is not
-    monotone: that is not checked, and then nothing is promised.
+    Its residual is about $\alpha$ times the cell's: where the step is short, so must be the solver's tolerance, or it
+    stops far from the point. Not for large $L / m$, where the steps are short and many: take `PeacemanRachford`. Not
+    for a cell that is not monotone: that is not checked, and then nothing is promised.
 
     Args:
         cell: a module; see `Monotone`.
