@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,10 @@ def train(model, rank, world):
         optimizer.step()
 
 
-def one_of_two(rank, folder):
+def one_of_two(rank, folder, where):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    limit = timedelta(seconds=60)
+    torch.distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=2, timeout=limit)
     model = DistributedDataParallel(network())
     train(model, rank, 2)
     torch.save(model.module.state_dict(), f"{folder}/{rank}.pt")
@@ -51,11 +53,13 @@ def one_of_two(rank, folder):
 
 def test_two_processes_give_the_weights_of_one(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    words = [[sys.executable, __file__, str(rank), str(tmp_path)] for rank in (0, 1)]
+    # They met by a file at first, and once in many runs waited for each other for ever.
+    where = f"tcp://127.0.0.1:{free_port()}"
+    words = [[sys.executable, __file__, str(rank), str(tmp_path), where] for rank in (0, 1)]
     processes = [subprocess.Popen(each, env=environment) for each in words]
     alone = network()
     train(alone, 0, 1)
-    assert [process.wait(180) for process in processes] == [0, 0]
+    assert [process.wait(110) for process in processes] == [0, 0]
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     start = network().state_dict()
     for name, tensor in alone.state_dict().items():
@@ -179,4 +183,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "commands":
         torch.set_num_threads(1)
         sys.exit(max(main(words) for words in json.loads(sys.argv[2])))
-    one_of_two(int(sys.argv[1]), sys.argv[2])
+    one_of_two(int(sys.argv[1]), sys.argv[2], sys.argv[3])
