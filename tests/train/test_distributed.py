@@ -1,5 +1,6 @@
 """Two gloo processes against one. Run as a script, this file is one of the processes."""
 
+import faulthandler
 import json
 import os
 import socket
@@ -19,6 +20,7 @@ from torchimplicit.train.cli import main
 from torchimplicit.train.networks import BottleneckCell, TanhCell
 
 STEPS, BATCH = 10, 12
+PROCESS = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}  # no lookup of the machine's own name
 
 
 def network():
@@ -42,7 +44,6 @@ def train(model, rank, world):
 
 
 def one_of_two(rank, folder, where):
-    torch.set_num_threads(1)
     limit = timedelta(seconds=60)
     torch.distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=2, timeout=limit)
     model = DistributedDataParallel(network())
@@ -52,11 +53,9 @@ def one_of_two(rank, folder, where):
 
 
 def test_two_processes_give_the_weights_of_one(tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    # They met by a file at first, and once in many runs waited for each other for ever.
     where = f"tcp://127.0.0.1:{free_port()}"
     words = [[sys.executable, __file__, str(rank), str(tmp_path), where] for rank in (0, 1)]
-    processes = [subprocess.Popen(each, env=environment) for each in words]
+    processes = [subprocess.Popen(each, env=os.environ | PROCESS) for each in words]
     alone = network()
     train(alone, 0, 1)
     assert [process.wait(110) for process in processes] == [0, 0]
@@ -83,7 +82,7 @@ def test_the_command_trains_in_two_processes():
     words += ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
     words += ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3", "--trainer.log_every_n_steps", "1"]
     words += ["--model.jacobian_penalty", "0.1", "--model.curriculum.unrolled_steps", "1"]  # with all parameters in use
-    done = subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(words, env=os.environ | PROCESS, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert "MEMBER: 2/2" in done.stderr
     assert Path("runs/digits/version_0/checkpoints/last.ckpt").is_file()
@@ -148,7 +147,7 @@ def trained(tmp_path_factory):
         for recipe in RECIPES
         for name, options in STRATEGIES.items()
     ]
-    place = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    place = PROCESS | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     words = [sys.executable, __file__, "commands", json.dumps(commands)]
     processes = [subprocess.Popen(words, env=os.environ | place | {"LOCAL_RANK": rank}) for rank in "01"]
     for recipe in RECIPES:
@@ -180,7 +179,12 @@ def test_a_recipe_in_two_processes_gives_the_weights_of_one(recipe, strategy, tr
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(100, exit=True)  # says where a process hangs before the test gives up on it
+    torch.set_num_threads(1)
+    status = 0
     if sys.argv[1] == "commands":
-        torch.set_num_threads(1)
-        sys.exit(max(main(words) for words in json.loads(sys.argv[2])))
-    one_of_two(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+        status = max(main(words) for words in json.loads(sys.argv[2]))
+    else:
+        one_of_two(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+    sys.stdout.flush()
+    os._exit(status)  # the threads of gloo can hang while the interpreter shuts down, when all is done
