@@ -20,7 +20,8 @@ from torchimplicit.train.cli import main
 from torchimplicit.train.networks import BottleneckCell, TanhCell
 
 STEPS, BATCH = 10, 12
-PROCESS = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}  # no lookup of the machine's own name
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
+PROCESS = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": LOOPBACK}  # no lookup of the machine's own name
 
 
 def network():
