@@ -14,7 +14,7 @@ from torchimplicit.adjoint import Adjoint, Call, Implicit, Record, Unrolled, qua
 from torchimplicit.core import transforms
 from torchimplicit.core.problem import FixedPoint, Problem, Root, Stationary
 from torchimplicit.core.status import OnFailure, Solution, Status, react
-from torchimplicit.solve import Anderson, Newton, Solver, iterate
+from torchimplicit.solve import Anderson, ForwardBackward, Newton, Solver, iterate
 
 
 def fixed_point(
@@ -69,6 +69,8 @@ def fixed_point(
         True
     """
     problem = FixedPoint(f, z0, args, batch_dims, batched_args)
+    if isinstance(f, ForwardBackward) and isinstance(solver, Solver):  # its step is known once the problem has begun
+        solver = f.tolerances(solver)
     return _solve(problem, z0, solver, adjoint, warm_start, on_failure, trace, save_steps)
 
 

@@ -18,6 +18,7 @@ from torch.autograd import Function
 from torch.func import vjp
 
 from torchimplicit.adjoint.call import Adjoint, Call
+from torchimplicit.adjoint.products import fold, pull, push
 from torchimplicit.core import transforms
 from torchimplicit.core.options import require
 from torchimplicit.core.status import Status
@@ -97,21 +98,21 @@ class ImplicitSolve(Function):
         needs = ctx.needs_input_grad[3:]
         if torch.is_grad_enabled() or transforms.level(grad) >= 0:
             u = LinearSolve.apply(ctx.call, ctx.linear_solver, True, grad, z, *tensors)
-            return None, None, None, *_pull(lambda *all_: _residual(ctx.call, z, all_), tensors, needs, -u)  # type: ignore[operator]
+            return None, None, None, *pull(lambda *all_: _residual(ctx.call, z, all_), tensors, needs, -u)  # type: ignore[operator]
         return None, None, None, *_first_order(ctx.call, ctx.linear_solver, grad, z, tensors, needs)
 
     @staticmethod
     def jvp(ctx: Any, _call: None, _linear_solver: None, _z0: Any, *tangents: Tensor | None) -> Tensor:
         """`-B^{-1} (dr/da) da`."""
         z, *tensors = ctx.saved_tensors
-        b = _push(lambda *all_: _residual(ctx.call, z, all_), tensors, tangents)
+        b = push(lambda *all_: _residual(ctx.call, z, all_), tensors, tangents)
         return LinearSolve.apply(ctx.call, ctx.linear_solver, False, -b, z, *tensors)  # type: ignore[return-value]
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, call: Call, linear_solver: LinearSolver, z0: Tensor, *tensors: Tensor) -> tuple:
         """The mapped dimension joins the batch."""
         _, _, z0_dim, *dims = in_dims
-        z0 = _fold(z0, z0_dim, info.batch_size)
+        z0 = fold(z0, z0_dim, info.batch_size)
         z = ImplicitSolve.apply(call.mapped(info.batch_size, dims), linear_solver, z0, *tensors)
         return z.unflatten(0, (info.batch_size, -1)), 0  # type: ignore[union-attr]
 
@@ -140,7 +141,7 @@ class LinearSolve(Function):
         u, *inputs = ctx.saved_tensors
         w = LinearSolve.apply(ctx.call, ctx.linear_solver, not ctx.transpose, grad, *inputs)
         needs = ctx.needs_input_grad[4:]
-        return None, None, None, w, *_pull(_product(ctx.call, ctx.transpose, u), inputs, needs, -w)  # type: ignore[operator,return-value]
+        return None, None, None, w, *pull(_product(ctx.call, ctx.transpose, u), inputs, needs, -w)  # type: ignore[operator,return-value]
 
     @staticmethod
     def jvp(
@@ -148,7 +149,7 @@ class LinearSolve(Function):
     ) -> Tensor:
         """`B^{-1} (db - dB u)`."""
         u, *inputs = ctx.saved_tensors
-        right = -_push(_product(ctx.call, ctx.transpose, u), inputs, tangents)
+        right = -push(_product(ctx.call, ctx.transpose, u), inputs, tangents)
         right = right if b is None else right + b
         return LinearSolve.apply(ctx.call, ctx.linear_solver, ctx.transpose, right, *inputs)  # type: ignore[return-value]
 
@@ -165,7 +166,7 @@ class LinearSolve(Function):
     ) -> tuple:
         """The mapped dimension joins the batch."""
         _, _, _, b_dim, z_dim, *dims = in_dims
-        b, z = _fold(b, b_dim, info.batch_size), _fold(z, z_dim, info.batch_size)
+        b, z = fold(b, b_dim, info.batch_size), fold(z, z_dim, info.batch_size)
         u = LinearSolve.apply(call.mapped(info.batch_size, dims), linear_solver, transpose, b, z, *tensors)
         return u.unflatten(0, (info.batch_size, -1)), 0  # type: ignore[union-attr]
 
@@ -206,49 +207,9 @@ def _product(call: Call, transpose: bool, u: Tensor) -> Callable[..., Tensor]:
     """`(z, *tensors) -> B u` or `B^T u`; `B u` by the double-vjp trick, for forward mode does not nest."""
 
     def product(z: Tensor, *tensors: Tensor) -> Tensor:
-        _, pull, *_ = vjp(lambda z: _residual(call, z, tensors), z)
+        _, back, *_ = vjp(lambda z: _residual(call, z, tensors), z)
         if transpose:
-            return pull(u)[0]
-        return vjp(lambda v: pull(v)[0], torch.zeros_like(u))[1](u)[0]
+            return back(u)[0]
+        return vjp(lambda v: back(v)[0], torch.zeros_like(u))[1](u)[0]
 
     return product
-
-
-def _pull(
-    function: Callable[..., Tensor], inputs: Sequence[Tensor], needs: Sequence[bool], cotangent: Tensor
-) -> list[Tensor | None]:
-    """The vector-Jacobian product of a function by those inputs that need it."""
-    wanted = [i for i, need in enumerate(needs) if need]
-    if not wanted:
-        return [None] * len(needs)
-    _, pull, *_ = vjp(_of_some(function, inputs, wanted), *(inputs[i] for i in wanted))
-    grads: list[Tensor | None] = [None] * len(needs)
-    for i, grad in zip(wanted, pull(cotangent), strict=True):
-        grads[i] = grad
-    return grads
-
-
-def _push(function: Callable[..., Tensor], inputs: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Tensor:
-    """The Jacobian-vector product of a function by those inputs that have a tangent."""
-    wanted = [i for i, tangent in enumerate(tangents) if tangent is not None]
-    value, pull, *_ = vjp(_of_some(function, inputs, wanted), *(inputs[i] for i in wanted))
-    _, pull_twice, *_ = vjp(pull, torch.zeros_like(value))
-    return pull_twice(tuple(tangents[i].clone() for i in wanted))[0]  # type: ignore[union-attr]
-
-
-def _of_some(function: Callable[..., Tensor], inputs: Sequence[Tensor], wanted: list[int]) -> Callable[..., Tensor]:
-    """A function as one of only the wanted inputs, the others held."""
-
-    def partial(*some: Tensor) -> Tensor:
-        everything = list(inputs)
-        for i, tensor in zip(wanted, some, strict=True):
-            everything[i] = tensor
-        return function(*everything)
-
-    return partial
-
-
-def _fold(tensor: Tensor, dim: int | None, count: int) -> Tensor:
-    """`(B, n)` mapped over `dim`, or not at all, as `(count * B, n)`."""
-    front = tensor.expand(count, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-    return front.flatten(0, 1)

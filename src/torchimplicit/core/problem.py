@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -55,6 +55,8 @@ class Problem:
         begins: whether this is a new solve, with its own random masks, or a look at the last one.
     """
 
+    form: ClassVar[str] = "f(z, *args)"
+
     def __init__(
         self,
         f: Callable,
@@ -66,7 +68,7 @@ class Problem:
     ):
         """Makes function and state explicit; evaluates nothing."""
         if not callable(f):
-            raise TypeError(f"f: got a {type(f).__name__}, expected a callable f(z, *args)")
+            raise TypeError(f"f: got a {type(f).__name__}, expected a callable {self.form}")
         self.f, self.batch_dims = f, batch_dims
         self.layout = Layout(z0, batch_dims)
         self.explicit = Explicit(f, args, begins)
@@ -106,20 +108,7 @@ class Problem:
 
         def evaluate_first(z: Tensor, out: Tensor | None) -> Tensor:
             residual.evaluate = evaluate
-            version = transforms.version(z)
-            try:
-                with torch.set_grad_enabled(audit or torch.is_grad_enabled()):
-                    value = function(layout.unflatten(z))
-            except Exception as error:
-                error.add_note(f"(while evaluating the function f(z, *args) at a state z of {layout.describe()})")
-                raise
-            if transforms.version(z) != version:
-                raise ValueError(
-                    "the function writes into its state z; try an out-of-place operation, or z.clone() first"
-                )
-            self.check(value)
-            if audit:
-                self.check_captures(value, tensors)
+            value = self.evaluate_first(lambda: function(layout.unflatten(z)), z, tensors if audit else None)
             return evaluate(z, out, value)
 
         with self.explicit.bind(tensors, keep_buffers) as bound, self.autocast.off():
@@ -127,6 +116,28 @@ class Problem:
             evaluate = self._evaluator(function, layout, tensors)
             residual = Residual(evaluate_first, self.eps, self._narrower(bound, layout))
             yield residual
+
+    def evaluate_first(self, function: Callable[[], Any], z: Tensor, audited: Sequence[Tensor] | None) -> Any:
+        """The first value of the user's function, looked at closely.
+
+        Args:
+            function: evaluates at the state.
+            z: the state, flat.
+            audited: the explicit tensors, detached, to look for captured ones beside them; None does not.
+        """
+        version = transforms.version(z)
+        try:
+            with torch.set_grad_enabled(audited is not None or torch.is_grad_enabled()):
+                value = function()
+        except Exception as error:
+            error.add_note(f"(while evaluating the function {self.form} at a state of {self.layout.describe()})")
+            raise
+        if transforms.version(z) != version:
+            raise ValueError("the function writes into its state; try an out-of-place operation, or clone it first")
+        self.check(value)
+        if audited is not None:
+            self.check_captures(value, list(audited))
+        return value
 
     def _evaluator(self, function: Callable, layout: Layout, tensors: Sequence[Tensor] = ()) -> Callable[..., Tensor]:
         """The flat residual `(z, out, value=None) -> r`; `value` is the function's at `z`, where it is known.
@@ -290,9 +301,9 @@ class Autocast:
         if not self.enabled:
             return function
 
-        def under_autocast(z: Any) -> Any:
+        def under_autocast(*inputs: Any) -> Any:
             with torch.autocast(self.device_type, dtype=self.dtype):
-                return function(z)
+                return function(*inputs)
 
         return under_autocast
 

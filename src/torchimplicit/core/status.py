@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ class Status(IntEnum):
     STAGNATED = 2
     DIVERGED = 3
     NON_FINITE = 4
+    STEP_TOO_SMALL = 5
+    DRIFTED = 6
 
 
 _REMEDIES = {
@@ -67,7 +69,10 @@ class Report:
         linear: whether it was a linear solve, whose evaluations are products with the operator.
         trace: residual RMS at every step, `(steps + 1, B)`, NaN after a sample stopped; None unless asked for.
         backward: the report of the last backward solve; None until a backward pass has run.
+        failure: what went wrong with a sample that failed, in words.
     """
+
+    failure: ClassVar[str] = "did not converge"
 
     status: Tensor
     steps: Tensor
@@ -93,6 +98,10 @@ class Report:
         """What to try, for every status other than `CONVERGED` that some sample ended with."""
         remedies = _LINEAR_REMEDIES if self.linear else _REMEDIES
         return {status: remedy for status, remedy in remedies.items() if bool((self.status == status).any())}
+
+    def describe(self, sample: int) -> str:
+        """Where one sample stands, in words."""
+        return f"step {int(self.steps[sample])}, residual {float(self.residual[sample]):.2e}"
 
     def __str__(self) -> str:
         """One line: how many converged, in how many steps, to which residual; the backward solve beside it."""
@@ -198,13 +207,10 @@ def react(report: Report, on_failure: OnFailure, solution: Solution | None = Non
 
 def failure_message(report: Report, show: int = 5) -> str:
     """What happened, to which samples, after how many steps, with which residual, and what to try, in a few lines."""
-    lines = [f"{report.name}: {report.failed.numel()} of {report.status.numel()} samples did not converge."]
+    lines = [f"{report.name}: {report.failed.numel()} of {report.status.numel()} samples {report.failure}."]
     for status, remedy in report.remedies.items():
         samples = torch.nonzero(report.status == status).flatten().tolist()
-        listed = ", ".join(
-            f"sample {i} (step {int(report.steps[i])}, residual {float(report.residual[i]):.2e})"
-            for i in samples[:show]
-        )
+        listed = ", ".join(f"sample {i} ({report.describe(i)})" for i in samples[:show])
         more = f" and {len(samples) - show} more" if len(samples) > show else ""
         lines += [f"  {status.name.lower()}: {listed}{more}.", f"    {remedy}"]
     return "\n".join(lines)

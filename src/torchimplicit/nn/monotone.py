@@ -91,12 +91,19 @@ class MonotoneLinear(nn.Module):
     @torch.no_grad()
     def bounds(self) -> tuple[float, Tensor]:
         """$m$, and an upper bound of the norm of $I - W$."""
-        weight = self.weight
-        return self.strength, norm_bound(torch.eye(len(weight)).to(weight) - weight)
+        return self.strength, norm_bound(self._operator())
+
+    @torch.no_grad()
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """Upper bounds of the norms of the symmetric and the skew part of $I - W$."""
+        return part_bounds(self._operator())
 
     def extra_repr(self) -> str:
         """The options, for `print`."""
         return f"width={self.width}, strength={self.strength}"
+
+    def _operator(self) -> Tensor:
+        return torch.eye(self.width, dtype=self.weight.dtype, device=self.weight.device) - self.weight
 
 
 class MonotoneDEQ(DEQ):
@@ -107,11 +114,14 @@ class MonotoneDEQ(DEQ):
     too, for every adjoint. `contraction()` is the factor by which every plain step comes closer, from every start and
     for every input; `diagnose.certify` prints it as the proof of uniqueness that it is.
 
-    `step=None` chooses what has the best bound, $1 / L$ for Peaceman-Rachford and $m / L^2$ for forward-backward, when
-    a solve begins. $L$ is bounded from above, by Gram iteration: where a power iteration, from below, could choose a
-    step too large for forward-backward, this cannot. The fixed point does not depend on the step, so no gradient goes
-    through it. That is best against the worst operator; on trained networks a few times $1 / L$ took fewer steps, see
-    the recipe `mnist-monotone`.
+    `step=None` chooses what has the best bound, $1 / \ell$ for Peaceman-Rachford and $m / \ell^2$ for forward-backward,
+    when a solve begins, with $\ell = \min(L, \sqrt{m s} + k)$ from the norms of $I - W$ ($L$), of its symmetric ($s$)
+    and its skew part ($k$); `torchimplicit.solve.splitting` proves it. All three are bounded from above, by Gram
+    iteration: where a power iteration, from below, could choose a step too large for forward-backward, this cannot. The
+    fixed point does not depend on the step, so no gradient goes through it.
+
+    The tolerances are on the splitting's residual. Forward-backward's is shorter than the cell's, by the step; the
+    solver is told so, and goes on until the cell's is within them.
 
     Not for a cell that must not be monotone to fit, and not where the weights stay small: a contractive layer does
     without the inverse.
@@ -164,6 +174,12 @@ class MonotoneDEQ(DEQ):
         """A bound, below one, of the splitting map's Lipschitz constant, with the weights as they are."""
         split: Any = self.cell
         return split.contraction()
+
+
+def part_bounds(operators: Tensor, iterations: int = 6) -> tuple[Tensor, Tensor]:
+    """Upper bounds of the norms of the symmetric (Hermitian) and the skew parts of matrices `(..., n, n)`."""
+    symmetric, skew = (operators + operators.mH) / 2, (operators - operators.mH) / 2
+    return norm_bound(symmetric, iterations), norm_bound(skew, iterations)
 
 
 def require_strength(module: Any) -> None:

@@ -19,7 +19,7 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from torchimplicit.core.options import require
 from torchimplicit.nn.contractive import norm_bound
-from torchimplicit.nn.monotone import require_count, require_strength
+from torchimplicit.nn.monotone import part_bounds, require_count, require_strength
 
 GRAM = 4  # iterations of the norm's bound: too large by at most channels ** (1 / 32), 13 % for 56
 
@@ -77,6 +77,7 @@ class MonotoneConv(nn.Module):
 
     def affine(self, z: Tensor, x: Tensor) -> Tensor:
         """`W z + x`, of states and inputs `(B, C, H, W)`."""
+        self._check(x)
         return convolve(self.symbol, z) + x
 
     def prox(self, z: Tensor, step: float) -> Tensor:
@@ -94,17 +95,35 @@ class MonotoneConv(nn.Module):
 
     def resolvent(self, v: Tensor, step: float, x: Tensor, inverse: Tensor) -> Tensor:
         """The `z` with `v = z + step (z - W z - x)`."""
+        self._check(x)
         return convolve(inverse, torch.add(v, x, alpha=step))
 
     @torch.no_grad()
     def bounds(self) -> tuple[float, Tensor]:
         """$m$, and an upper bound of the norm of $I - W$, at most 13 % too large for 56 channels."""
-        eye = torch.eye(self.channels, dtype=self.symbol.dtype, device=self.symbol.device)
-        return self.strength, norm_bound(eye - self.symbol, GRAM).amax()
+        return self.strength, norm_bound(self._operator(), GRAM).amax()
+
+    @torch.no_grad()
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """Upper bounds of the norms of the symmetric and the skew part of $I - W$, as tight."""
+        symmetric, skew = part_bounds(self._operator(), GRAM)
+        return symmetric.amax(), skew.amax()
 
     def extra_repr(self) -> str:
         """The options, for `print`."""
         return f"{self.channels}, size={self.size}, kernel_size={self.kernel_size}, strength={self.strength}"
+
+    def _check(self, x: Tensor) -> None:
+        """Refuses other images: at some sizes the symbol would fit, and mean another convolution."""
+        expected = (self.channels, *self.size)
+        if x.dim() != 4 or x.shape[1:] != expected:
+            raise ValueError(
+                f"MonotoneConv(channels={self.channels}, size={self.size}): got an input of shape {tuple(x.shape)}, "
+                f"expected (B, {', '.join(map(str, expected))}); try another size, or crop or pad the images"
+            )
+
+    def _operator(self) -> Tensor:
+        return torch.eye(self.channels, dtype=self.symbol.dtype, device=self.symbol.device) - self.symbol
 
 
 class _Symbol(nn.Module):

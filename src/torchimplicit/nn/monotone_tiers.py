@@ -128,12 +128,15 @@ class MonotoneTiers(nn.Module):
     @torch.no_grad()
     def bounds(self) -> tuple[float, Tensor]:
         """$m$, and an upper bound of the norm of $I - W$: the norm of the matrix of the blocks' norms."""
-        table = torch.zeros(len(self.tiers), len(self.tiers), dtype=torch.float64)
-        for i in range(len(self.tiers)):
-            table[i, i] = self._tier(i).bounds()[1]
-            if i:
-                table[i, i - 1] = 2 * self.coupling
-        return self.strength, torch.linalg.matrix_norm(table, 2)
+        norms = [self._tier(i).bounds()[1] for i in range(len(self.tiers))]
+        return self.strength, _block_norm(norms, below=2 * self.coupling)
+
+    @torch.no_grad()
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """Upper bounds of the norms of the symmetric and the skew part of $I - W$, in the same way."""
+        both = zip(*(self._tier(i).parts() for i in range(len(self.tiers))), strict=True)
+        symmetric, skew = (_block_norm(norms, self.coupling, self.coupling) for norms in both)
+        return symmetric, skew
 
     def extra_repr(self) -> str:
         """The options, for `print`."""
@@ -146,3 +149,10 @@ class MonotoneTiers(nn.Module):
 
     def _shapes(self) -> list[tuple[int, int, int]]:
         return [(tier.channels, *tier.size) for tier in map(self._tier, range(len(self.tiers)))]
+
+
+def _block_norm(norms: Sequence[Tensor], below: float, above: float = 0.0) -> Tensor:
+    """The norm of the matrix of the tiers' norms, with those of the couplings beside its diagonal."""
+    table = torch.diag(torch.tensor([float(norm) for norm in norms], dtype=torch.float64))
+    beside = torch.ones(len(norms) - 1, dtype=torch.float64)
+    return torch.linalg.matrix_norm(table + below * beside.diag(-1) + above * beside.diag(1), 2)

@@ -8,6 +8,17 @@ like any other: `Picard` on it is the classical method, `Anderson` accelerates i
 backward solve then is the splitting's own, transposed: it contracts by the same factor, so that `Neumann` and `Phantom`
 have the bound they need.
 
+How well is known from $m$ and a length $\ell$ with $|A v|^2 \le \ell^2$ wherever $v^\top A v = m$, $|v| = 1$. The norm
+$L$ of $A$ is one. Another follows from the norms $s$ and $k$ of the symmetric and the skew part of $A$: the symmetric
+one, $S$, is positive and at most $s$, so that $|S v|^2 \le s\,v^\top S v$ and, with $q = v^\top A v = v^\top S v$,
+
+$$ |A v| \le \sqrt{s q} + k, \qquad \ell = \min(L, \sqrt{m s} + k) . $$
+
+A larger $q$ only makes both splittings contract better: in $|v - \alpha A v|^2 / |v + \alpha A v|^2 = 1 - 4 \alpha /
+(1 / q + 2 \alpha + \alpha^2 (\sqrt s + k / \sqrt q)^2)$ at once, and in $|v - \alpha A v|^2 \le 1 - 2 \alpha q +
+\alpha^2 (\sqrt{s q} + k)^2$, which is concave in $q$, because it falls at $q = m$ for every $\alpha < 2 m / \ell^2$.
+So $q = m$ is the worst, and all bounds below hold with $\ell$.
+
 Sources: E. Winston and J. Z. Kolter, Monotone operator equilibrium networks (2020, arXiv 2006.08591), sections 3 and 4;
 the factors from E. Ryu and S. Boyd, Appl. Comput. Math. 15 (2016) 3.
 """
@@ -15,11 +26,14 @@ the factors from E. Ryu and S. Boyd, Appl. Comput. Math. 15 (2016) 3.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+from torchimplicit.solve.loop import Solver
 
 
 @runtime_checkable
@@ -36,7 +50,8 @@ class Monotone(Protocol):
     `torchimplicit.nn.MonotoneConv`.
 
     With `step=None` a splitting chooses its step at the beginning of every solve, from `weight` or from a method
-    `bounds()`, which returns $m$ and an upper bound of the norm $L$ of $I - W$.
+    `bounds()`, which returns $m$ and an upper bound of the norm $L$ of $I - W$. A method `parts()` beside it may return
+    upper bounds of the norms of its symmetric and its skew part, for a better step.
     """
 
     def affine(self, z: Tensor, *args: Any) -> Tensor:
@@ -70,37 +85,42 @@ class _Splitting(nn.Module):
             self.step = self._best(*_bounds(self.cell))
 
     def contraction(self) -> float:
-        """A bound of the map's Lipschitz constant: two states come closer by it at least. Costs what `bounds` does."""
-        m, size = _bounds(self.cell)
-        return self._factor(self._best(m, size) if self.automatic else self.step, m, size)
+        """A bound of the map's Lipschitz constant: two states come closer by it at least. Costs what `bounds` does.
+
+        Only for `ForwardBackward` with a long step it may be one or more, and then bounds nothing.
+        """
+        m, length = _bounds(self.cell)
+        return self._factor(self._best(m, length) if self.automatic else self.step, m, length)
 
     def extra_repr(self) -> str:
         """The step, for `print`."""
         return f"step={self.step:.4g}, chosen every solve" if self.automatic else f"step={self.step}"
 
     @staticmethod
-    def _best(m: float, size: float) -> float:
+    def _best(m: float, length: float) -> float:
         raise NotImplementedError
 
     @staticmethod
-    def _factor(step: float, m: float, size: float) -> float:
+    def _factor(step: float, m: float, length: float) -> float:
         raise NotImplementedError
 
 
 class ForwardBackward(_Splitting):
     r"""Forward-backward splitting: $z \mapsto \mathrm{prox}_\alpha(z + \alpha\,(W z + U x + b - z))$.
 
-    Its fixed point is the cell's. Contracts by $\sqrt{1 - 2 \alpha m + \alpha^2 L^2}$, where $I - W$ is strongly
-    monotone by $m$ and has the norm $L$: for $\alpha < 2 m / L^2$, best at $m / L^2$. `monotonicity(weight)` gives
-    both. At `step=1` it is the cell's own iteration. An evaluation costs one of the cell.
+    Its fixed point is the cell's. Contracts by $\sqrt{1 - 2 \alpha m + \alpha^2 \ell^2}$, where $I - W$ is strongly
+    monotone by $m$, and $\ell$ is its norm $L$ or less (see the head of this file): for $\alpha < 2 m / \ell^2$, best
+    at $m / \ell^2$. `monotonicity(weight)` gives $m$ and $L$. At `step=1` it is the cell's own iteration. An evaluation
+    costs one of the cell.
 
-    Its residual is about $\alpha$ times the cell's: where the step is short, so must be the solver's tolerance, or it
-    stops far from the point. Not for large $L / m$, where the steps are short and many: take `PeacemanRachford`. Not
-    for a cell that is not monotone: that is not checked, and then nothing is promised.
+    Its residual is only $\alpha$ times the cell's or more, for $\alpha < 1$. So `fixed_point` asks for a residual below
+    $\alpha$ times the solver's tolerance: see `tolerances`. Where that is below rounding, the report says stagnated.
+    Not for large $\ell / m$, where the steps are short and many: take `PeacemanRachford`. Not for a cell that is not
+    monotone: that is not checked, and then nothing is promised.
 
     Args:
         cell: a module; see `Monotone`.
-        step: $\alpha$, > 0; None takes $m / L^2$, of the weights that a solve begins with.
+        step: $\alpha$, > 0; None takes $m / \ell^2$, of the weights that a solve begins with.
 
     Raises:
         TypeError: the cell is no module, or lacks a method.
@@ -128,13 +148,22 @@ class ForwardBackward(_Splitting):
         """The cell's fixed point, from that of the split map: the same."""
         return z
 
-    @staticmethod
-    def _best(m: float, size: float) -> float:
-        return m / size**2
+    def tolerances(self, solver: Solver) -> Solver:
+        r"""The solver by which the cell's residual meets the tolerances that this one has; `fixed_point` asks for it.
+
+        With a proximal operator $|z - \mathrm{prox}_\alpha(z - \alpha g)| / \alpha$ does not grow with $\alpha$, so that
+        the cell's residual, that at $\alpha = 1$, is at most the map's divided by $\min(\alpha, 1)$.
+        """
+        part = min(self.step, 1.0)
+        return replace(solver, rtol=part * solver.rtol, atol=part * solver.atol)
 
     @staticmethod
-    def _factor(step: float, m: float, size: float) -> float:
-        return math.sqrt(max(1 - 2 * step * m + (step * size) ** 2, 0.0))
+    def _best(m: float, length: float) -> float:
+        return m / length**2
+
+    @staticmethod
+    def _factor(step: float, m: float, length: float) -> float:
+        return math.sqrt(max(1 - 2 * step * m + (step * length) ** 2, 0.0))
 
 
 class PeacemanRachford(_Splitting):
@@ -142,9 +171,9 @@ class PeacemanRachford(_Splitting):
 
     Works on an auxiliary state $u$; the cell's fixed point is `output(u)` $= \mathrm{prox}_\alpha(u)$, through which
     gradients flow as through anything. $R$ solves the affine half: `resolvent` in `Monotone`. Contracts for every
-    `step` > 0, by $\sqrt{1 - 4 \alpha m / (1 + 2 \alpha m + \alpha^2 L^2)}$, best at $1 / L$, where $I - W$ is strongly
-    monotone by $m$ and has the norm $L$ (expand $|v \mp \alpha A v|^2$): many fewer steps than `ForwardBackward` where
-    $L / m$ is large.
+    `step` > 0, by $\sqrt{1 - 4 \alpha m / (1 + 2 \alpha m + \alpha^2 \ell^2)}$, best at $1 / \ell$, where $I - W$ is
+    strongly monotone by $m$, and $\ell$ is its norm $L$ or less (see the head of this file): many fewer steps than
+    `ForwardBackward` where $\ell / m$ is large.
 
     A cell with a `weight` `(n, n)` has $I + \alpha (I - W)$ inverted once a solve, as a parametrised weight (so this
     module cannot be pickled; its `state_dict` can). That is well conditioned, but costs $n^3$ operations: not for large
@@ -153,7 +182,7 @@ class PeacemanRachford(_Splitting):
 
     Args:
         cell: a module; see `Monotone`.
-        step: $\alpha$, > 0; None takes $1 / L$, of the weights that a solve begins with.
+        step: $\alpha$, > 0; None takes $1 / \ell$, of the weights that a solve begins with.
 
     Raises:
         TypeError: the cell is no module, or lacks a method.
@@ -199,12 +228,12 @@ class PeacemanRachford(_Splitting):
         return v + self.step * (cell.affine(v, *args) - v) @ self.solved.inverse.mT
 
     @staticmethod
-    def _best(m: float, size: float) -> float:
-        return 1 / size
+    def _best(m: float, length: float) -> float:
+        return 1 / length
 
     @staticmethod
-    def _factor(step: float, m: float, size: float) -> float:
-        return math.sqrt(max(1 - 4 * step * m / (1 + 2 * step * m + (step * size) ** 2), 0.0))
+    def _factor(step: float, m: float, length: float) -> float:
+        return math.sqrt(max(1 - 4 * step * m / (1 + 2 * step * m + (step * length) ** 2), 0.0))
 
 
 class _Solved(nn.Module):
@@ -249,13 +278,18 @@ def monotonicity(weight: Tensor) -> tuple[Tensor, Tensor]:
         return torch.linalg.eigvalsh((operator + operator.mT) / 2)[0], torch.linalg.matrix_norm(operator, 2)
 
 
+@torch.no_grad()
 def _bounds(cell: Any) -> tuple[float, float]:
+    r"""$m$ and $\ell$; see the head of this file."""
     m, size = (float(bound) for bound in (cell.bounds() if hasattr(cell, "bounds") else monotonicity(cell.weight)))
     if m <= 0:
         raise ValueError(
             f"the cell, a {type(cell).__name__}, is not strongly monotone: I - W is so by m={m:.3g}, expected m > 0. "
             "Parametrise its weight; see torchimplicit.nn.MonotoneLinear"
         )
+    if hasattr(cell, "parts"):
+        symmetric, skew = (float(bound) for bound in cell.parts())
+        size = min(size, math.sqrt(m * symmetric) + skew)
     return m, size
 
 

@@ -1,0 +1,263 @@
+"""The one loop over steps: every sample with its own step size, time, end and status.
+
+A step costs one read by the host: whether every sample accepts its step and none has come past an output time. Only
+when that is not so is more done.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core.status import Status
+from torchimplicit.ode.control import History, Tolerance
+from torchimplicit.ode.dynamics import Field
+from torchimplicit.ode.methods import AdaptiveSolver, FixedSolver, PathSolver
+from torchimplicit.ode.record import Outputs, Phase, Step
+from torchimplicit.ode.step import Stepped
+
+SMALL = 2**14  # numbers in a state up to which going on with fewer samples saves no time
+
+
+@dataclass
+class Traveller:
+    """Where every sample stands; the tensors are `(B,)` but for `y`, `slope` `(B, n)` and `ts` `(T, B)`.
+
+    Attributes:
+        ts: the output times, increasing.
+        t: time now.
+        y: state now.
+        h: size of the next step.
+        next: the place in `ts` of the next output time.
+        status: `Status` values.
+        running: whether it goes on.
+        accepted: accepted steps.
+        rejected: rejected steps.
+        ratio: error of the last step over its tolerance.
+        slope: the slope at `(t, y)`, where that is known.
+        history: errors of the last steps, where the controller wants them.
+    """
+
+    ts: Tensor
+    t: Tensor
+    y: Tensor
+    h: Tensor
+    next: Tensor
+    status: Tensor
+    running: Tensor
+    accepted: Tensor
+    rejected: Tensor
+    ratio: Tensor
+    slope: Tensor | None = None
+    history: History | None = None
+
+    @classmethod
+    def start(cls, ts: Tensor, y: Tensor) -> Traveller:
+        """At the first time."""
+        count = torch.zeros(len(y), dtype=torch.int64, device=y.device)
+        t = ts[0].clone()
+        running = torch.ones_like(count, dtype=torch.bool)
+        return cls(ts, t, y, torch.zeros_like(t), count + 1, count, running, count, count, torch.zeros_like(y[:, 0]))
+
+    def take(self, rows: Tensor) -> Traveller:
+        """Some samples alone."""
+        some = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor) and name != "ts"}
+        history = None if self.history is None else History(*(each[rows] for each in self.history))
+        return Traveller(ts=self.ts[:, rows], history=history, **some)
+
+    def put(self, rows: Tensor, some: Traveller) -> None:
+        """Puts back what `take` gave, once it has ended."""
+        for name in ("t", "y", "h", "next", "status", "running", "accepted", "rejected", "ratio"):
+            setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(some, name)))
+
+
+class Walk:
+    """One phase of a solve: the same samples, until all have stopped or few go on.
+
+    Args:
+        solver: the method and its tolerances.
+        field: the vector field of these samples.
+        who: where they stand; moved on.
+        values: the outputs, `(T, B, n)`, of the whole batch; written to.
+        phase: the record; None keeps none.
+        limit: steps, rejected ones included, that may still be made.
+        narrow: whether to stop once few samples go on.
+        rows: which samples of the whole batch they are; None for all.
+    """
+
+    def __init__(
+        self,
+        solver: PathSolver,
+        field: Field,
+        who: Traveller,
+        values: Tensor,
+        phase: Phase | None,
+        limit: int,
+        narrow: bool = False,
+        rows: Tensor | None = None,
+    ):
+        self.solver, self.field, self.who, self.values, self.phase, self.rows = solver, field, who, values, phase, rows
+        self.limit, self.narrow, self.attempts, self.few = limit, narrow, 0, False
+        self.step = solver.stepper(who.y)
+        self.end = who.ts[-1]
+        self.adaptive = solver if isinstance(solver, AdaptiveSolver) else None
+        if self.adaptive is not None:
+            self.tolerance = Tolerance(self.adaptive.rtol, self.adaptive.atol, who.y)
+        self.all_running, self.any_running = True, True
+        self.quick = 0  # steps since the last closer look, which all running samples accepted
+        self._see_next()
+
+    def begin(self) -> None:
+        """The first slope and the first step size; a sample whose slope is not finite stops here."""
+        who, solver = self.who, self.adaptive
+        if solver is None:
+            return
+        who.slope = self.field(who.t, who.y)
+        limit = self.end - who.t
+        if solver.dt0 is None:
+            who.h = self.tolerance.first_step(self.field, who.t, who.y, who.slope, limit, solver.order)
+        else:
+            who.h = torch.clamp(limit, max=solver.dt0)
+        who.history = History.start(who.y[:, 0]) if solver.control.remembers else None
+        sick = ~who.slope.isfinite().all(1)
+        if bool(sick.any()):
+            self._stop(sick, Status.NON_FINITE)
+
+    def run(self) -> int:
+        """Walks; returns how many steps were tried."""
+        while self.any_running and not (self.narrow and self.few):
+            if self.attempts == self.limit:
+                self._stop(self.who.running, Status.MAX_STEPS)
+                break
+            self.attempt()
+        self._settle()
+        return self.attempts
+
+    def attempt(self) -> None:
+        """Tries one step of all samples."""
+        who = self.who
+        self.attempts += 1
+        stop = self._stop_time()
+        h = stop - who.t
+        done = self.step(self.field, who.t, h, who.y, who.slope)
+        if self.adaptive is None:
+            ratio = torch.where(done.y.isfinite().all(1), 0.0, math.nan)
+        else:
+            assert done.error is not None
+            ratio = self.tolerance.ratio(done.error, who.y, done.y)
+        if bool(((ratio <= 1) & (stop < self.ahead)).all()):
+            self._go_on(done, stop, h, ratio)
+        else:
+            self._look_closer(done, stop, h, ratio)
+
+    def _stop_time(self) -> Tensor:
+        """Where the next step ends, `(B,)`."""
+        who, solver = self.who, self.solver
+        if self.adaptive is not None:
+            return torch.minimum(who.t + who.h, self.end)
+        assert isinstance(solver, FixedSolver)
+        if solver.dt is None:
+            return torch.where(who.running, self.ahead, who.t)
+        # A sum of many steps must not miss the end by a rounding and leave a sliver of a step.
+        stop = who.t + solver.dt
+        stop = torch.where(stop >= self.end - 1e-6 * solver.dt, self.end, stop)
+        return stop if self.all_running else torch.where(who.running, stop, who.t)
+
+    def _go_on(self, done: Stepped, stop: Tensor, h: Tensor, ratio: Tensor) -> None:
+        """All samples accept, and none comes past an output time."""
+        who = self.who
+        if self.phase is not None:
+            self.phase.add(Step(who.t, stop, self.all_running), who.y)
+        self.quick += 1
+        who.t, who.y, who.slope = stop, done.y, done.slope
+        if self.adaptive is not None:
+            control = self.adaptive.control
+            who.h = h * control.factor(ratio, who.history, self.solver.order)
+            if who.history is not None:
+                who.history = who.history.then(ratio, who.running)
+
+    def _look_closer(self, done: Stepped, stop: Tensor, h: Tensor, ratio: Tensor) -> None:
+        """Some sample rejects, comes past an output time, or stands still."""
+        who = self.who
+        self._settle()
+        who.ratio = torch.where(who.running, ratio, who.ratio)
+        accept = (ratio <= 1) & who.running
+        reject = who.running & ~accept
+        stop = torch.where(accept, stop, who.t)
+        outputs = self._outputs(stop, done, h) if bool((accept & (stop >= self.ahead)).any()) else None
+        all_move = bool(accept.all())
+        if self.phase is not None and (all_move or bool(accept.any())):
+            self.phase.add(Step(who.t, stop, all_move, outputs), who.y)
+        who.accepted, who.rejected = who.accepted + accept, who.rejected + reject
+        moved = accept.unsqueeze(1)
+        who.t, who.y = stop, done.y if all_move else torch.where(moved, done.y, who.y)
+        if not all_move and done.slope is not None:
+            assert who.slope is not None
+            who.slope = torch.where(moved, done.slope, who.slope)
+        else:
+            who.slope = done.slope if all_move else who.slope
+        self._next_size(h, ratio, accept, reject)
+        arrived = who.running & (who.t >= self.end)
+        if bool(arrived.any()):
+            self._stop(arrived, Status.CONVERGED)
+
+    def _next_size(self, h: Tensor, ratio: Tensor, accept: Tensor, reject: Tensor) -> None:
+        who, solver = self.who, self.adaptive
+        if solver is None:
+            self._stop(reject, Status.NON_FINITE)
+            return
+        factor = solver.control.factor(ratio, who.history, solver.order)
+        factor = torch.where(reject, torch.where(ratio.isfinite(), factor.clamp_max(1.0), 0.1), factor)
+        who.h = torch.where(who.running, h * factor, who.h)
+        if who.history is not None:
+            who.history = who.history.then(ratio, accept)
+        if bool(reject.any()):
+            eps = torch.finfo(who.t.dtype).eps
+            smallest = torch.clamp(4 * eps * who.t.abs(), min=max(solver.dt_min, torch.finfo(who.t.dtype).tiny))
+            stuck = reject & (who.h < smallest)
+            self._stop(stuck & ratio.isfinite(), Status.STEP_TOO_SMALL)
+            self._stop(stuck & ~ratio.isfinite(), Status.NON_FINITE)
+
+    def _outputs(self, stop: Tensor, done: Stepped, h: Tensor) -> Outputs:
+        """Writes the outputs within this step; says which they are."""
+        who = self.who
+        passed = torch.searchsorted(who.ts.T.contiguous(), stop.unsqueeze(1), right=True).squeeze(1)
+        passed = torch.where(stop > who.t, passed, who.next)
+        counts = passed - who.next
+        samples = torch.repeat_interleave(counts)
+        offset = torch.cumsum(counts, 0) - counts
+        places = torch.arange(len(samples), device=stop.device) - offset[samples] + who.next[samples]
+        who.next = passed
+        self._see_next()
+        outputs = Outputs(samples, places)
+        part = (who.ts[places, samples] - who.t[samples]) / h[samples]
+        whole = samples if self.rows is None else self.rows[samples]
+        self.values[places, whole] = done.inside.at(part, samples)
+        return outputs
+
+    def _see_next(self) -> None:
+        """The next output time of every sample, `(B,)`; infinity once it has none."""
+        who = self.who
+        place = who.next.clamp_max(len(who.ts) - 1).unsqueeze(0)
+        self.ahead = torch.where(who.next < len(who.ts), who.ts.gather(0, place).squeeze(0), math.inf)
+
+    def _stop(self, which: Tensor, status: Status) -> None:
+        who = self.who
+        self._settle()
+        who.status = torch.where(which & who.running, int(status), who.status)
+        who.running = who.running & ~which
+        who.h = torch.where(who.running, who.h, 0.0)
+        self.ahead = torch.where(who.running, self.ahead, math.inf)
+        self.end = torch.where(who.running, self.end, who.t)
+        running = int(who.running.sum())
+        self.all_running, self.any_running = running == len(who.t), running > 0
+        self.few = who.y.numel() >= SMALL and 2 * running <= len(who.t)
+
+    def _settle(self) -> None:
+        """Counts the quick steps, for those that made them."""
+        if self.quick:
+            self.who.accepted = self.who.accepted + self.quick * self.who.running
+            self.quick = 0

@@ -1,0 +1,178 @@
+"""Path solvers as data: which method, to which accuracy, in how many steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core.options import require
+from torchimplicit.ode.control import PID
+from torchimplicit.ode.dynamics import Field
+from torchimplicit.ode.step import Stepped, choose_stages, explicit_step
+from torchimplicit.ode.tableau import BOSH3, DOPRI5, EULER, HEUN, MIDPOINT, RK4, TSIT5, Tableau
+
+
+Stepper = Callable[[Field, Tensor, Tensor, Tensor, Tensor | None], Stepped]  # of (field, t, h, y, slope)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathSolver:
+    """Base of the path solvers.
+
+    A subclass says how a step is made (`stepper`), of which `order` it is, and whether it estimates its error
+    (`AdaptiveSolver`, the estimate being of one order less) or not (`FixedSolver`).
+
+    Args:
+        max_steps: limit of steps, rejected ones included; beyond it the solve ends with a status.
+    """
+
+    order: ClassVar[int]
+
+    max_steps: int = 10_000
+
+    def __post_init__(self) -> None:
+        """Refuses impossible values."""
+        require(self, "max_steps", isinstance(self.max_steps, int) and self.max_steps >= 1, "an integer >= 1")
+
+    def stepper(self, like: Tensor) -> Stepper:
+        """A function that makes a step; where no graph is recorded it keeps buffers for states like this one.
+
+        It takes the field, the times `(B,)`, the step sizes `(B,)`, the states `(B, n)` and the slopes there, or None.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedSolver(PathSolver):
+    """Base of the solvers with steps of one size: cheap and repeatable, and blind to their own error.
+
+    Args:
+        dt: size of the steps, the last one being shorter where it does not fit; None takes one step from each output
+            time to the next.
+        max_steps: see `PathSolver`.
+    """
+
+    dt: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses impossible values."""
+        super().__post_init__()
+        require(self, "dt", self.dt is None or 0 < self.dt < math.inf, "a number > 0, or None")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveSolver(PathSolver):
+    """Base of the solvers that choose their steps: the error of each shall be at most `atol + rtol * max(|y|, |y'|)`.
+
+    The error is the root of the mean square over a sample's unknowns. It is the error of one step, not of the path.
+
+    Args:
+        rtol: relative tolerance, a number > 0 or a tensor that broadcasts against the flat state `(B, n)`.
+        atol: absolute tolerance, a number >= 0 or such a tensor.
+        dt0: first step; None finds one.
+        dt_min: a step that would have to be smaller ends the solve of its sample with a status. It is never taken.
+        control: how the next step follows from the last errors.
+        max_steps: see `PathSolver`.
+    """
+
+    rtol: float | Tensor = 1e-5
+    atol: float | Tensor = 1e-7
+    dt0: float | None = None
+    dt_min: float = 0.0
+    control: PID = PID()
+
+    def __post_init__(self) -> None:
+        """Refuses impossible values."""
+        super().__post_init__()
+        require(self, "rtol", _within(self.rtol, strict=True), "a finite number > 0, or a tensor of such")
+        require(self, "atol", _within(self.atol, strict=False), "a finite number >= 0, or a tensor of such")
+        require(self, "dt0", self.dt0 is None or 0 < self.dt0 < math.inf, "a number > 0, or None")
+        require(self, "dt_min", 0 <= self.dt_min < math.inf, "a finite number >= 0")
+        require(self, "control", isinstance(self.control, PID), "a PID()")
+
+
+def _within(value: Any, strict: bool) -> bool:
+    if isinstance(value, Tensor):
+        return bool((value > 0).all() if strict else (value >= 0).all()) and bool(value.isfinite().all())
+    return isinstance(value, float | int) and (0 < value if strict else 0 <= value) and value < math.inf
+
+
+class _Explicit(PathSolver):
+    """An explicit Runge-Kutta method."""
+
+    tableau: ClassVar[Tableau]
+
+    def stepper(self, like: Tensor) -> Stepper:
+        """See `PathSolver.stepper`."""
+        stages = choose_stages(self.tableau, like)
+        graph = torch.is_grad_enabled()
+
+        def step(field: Field, t: Tensor, h: Tensor, y: Tensor, slope: Tensor | None) -> Stepped:
+            into = choose_stages(self.tableau, like) if graph else stages
+            return explicit_step(self.tableau, field, t, h, y, slope, into)
+
+        return step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Euler(_Explicit, FixedSolver):
+    """Euler's method, order 1. With `dt=None` and unit output times it is a residual network."""
+
+    order: ClassVar[int] = 1
+    tableau: ClassVar[Tableau] = EULER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Midpoint(_Explicit, FixedSolver):
+    """The explicit midpoint rule, order 2: two evaluations a step."""
+
+    order: ClassVar[int] = 2
+    tableau: ClassVar[Tableau] = MIDPOINT
+
+
+@dataclass(frozen=True, kw_only=True)
+class RK4(_Explicit, FixedSolver):
+    """The classical method of order 4: four evaluations a step."""
+
+    order: ClassVar[int] = 4
+    tableau: ClassVar[Tableau] = RK4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heun(_Explicit, AdaptiveSolver):
+    """Heun's method with Euler's as its estimate, order 2(1): for tolerances of 1e-2 and looser."""
+
+    order: ClassVar[int] = 2
+    tableau: ClassVar[Tableau] = HEUN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bosh3(_Explicit, AdaptiveSolver):
+    """Bogacki and Shampine's method, order 3(2): three evaluations a step, for loose tolerances."""
+
+    order: ClassVar[int] = 3
+    tableau: ClassVar[Tableau] = BOSH3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dopri5(_Explicit, AdaptiveSolver):
+    """Dormand and Prince's method, order 5(4): six evaluations a step; what most results in the field were made with."""
+
+    order: ClassVar[int] = 5
+    tableau: ClassVar[Tableau] = DOPRI5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tsit5(_Explicit, AdaptiveSolver):
+    """Tsitouras' method, order 5(4): six evaluations a step, the default.
+
+    Not for stiff fields: there its steps are limited by stability and not by accuracy, and `max_steps` ends the solve.
+    """
+
+    order: ClassVar[int] = 5
+    tableau: ClassVar[Tableau] = TSIT5

@@ -1,0 +1,128 @@
+"""What is kept of a solve: which steps each sample took, which outputs lie in them, and some of the states on the way.
+
+The steps are times, two numbers a sample; with them any stretch of the path can be made again, bit by bit, from a
+state before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The output times that lie within a step.
+
+    Attributes:
+        samples: of which sample each is, `(M,)`, counted among the samples of its phase.
+        places: which of the output times it is, `(M,)`.
+    """
+
+    samples: Tensor
+    places: Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of all samples of a phase; those that did not move have a size of zero.
+
+    Attributes:
+        start: times before it, `(B,)`.
+        stop: times after it, `(B,)`.
+        all_move: whether every sample moves.
+        outputs: the output times within it; None for none.
+    """
+
+    start: Tensor
+    stop: Tensor
+    all_move: bool
+    outputs: Outputs | None = None
+
+
+@dataclass
+class Phase:
+    """Steps that the same samples took together.
+
+    Attributes:
+        rows: which samples, `(M,)`; None for all.
+        limit: how many states to keep at most.
+        steps: the steps.
+        states: states before some of the steps, by their number; always that before the first.
+    """
+
+    rows: Tensor | None
+    limit: int
+    steps: list[Step] = field(default_factory=list)
+    states: dict[int, Tensor] = field(default_factory=dict)
+    stride: int = 1
+
+    def add(self, step: Step, y: Tensor) -> None:
+        """Records a step from a state `(B, n)`."""
+        number = len(self.steps)
+        self.steps.append(step)
+        if number % self.stride == 0:
+            self.states[number] = y
+            if len(self.states) > self.limit:  # every second state will do
+                self.stride *= 2
+                self.states = {k: state for k, state in self.states.items() if k % self.stride == 0}
+
+    def backwards(self, advance: Callable[[Step, Tensor], Tensor]) -> Iterator[tuple[Step, Tensor]]:
+        """The steps, last first, each with the state before it.
+
+        Args:
+            advance: makes a step again: the state after it from that before it.
+        """
+        ends = sorted(self.states)
+        for low, high in zip(reversed(ends), reversed([*ends[1:], len(self.steps)]), strict=True):
+            yield from self._stretch(low, high, self.states[low], advance, max(2, self.limit // 2))
+
+    def _stretch(
+        self, low: int, high: int, y: Tensor, advance: Callable[[Step, Tensor], Tensor], slots: int
+    ) -> Iterator[tuple[Step, Tensor]]:
+        """The steps from `high - 1` down to `low`, from the state before the lowest, by way of `slots` states."""
+        stride = -(-(high - low) // slots)
+        last = low + (high - low - 1) // stride * stride
+        kept = {}
+        for number in range(low, last + 1):
+            if (number - low) % stride == 0:
+                kept[number] = y
+            if number < last:
+                y = advance(self.steps[number], y)
+        top = high
+        for number in reversed(range(low, last + 1, stride)):
+            state = kept.pop(number)
+            if top - number == 1:
+                yield self.steps[number], state
+            else:
+                yield from self._stretch(number, top, state, advance, max(2, slots // 2))
+            top = number
+
+
+@dataclass
+class Path:
+    """A solve, as it can be made again.
+
+    Attributes:
+        phases: its phases, each with fewer samples than the one before.
+        held: outputs that no step reached, whose value is the last state.
+    """
+
+    phases: list[Phase] = field(default_factory=list)
+    held: Outputs | None = None
+
+    def times(self, ts: Tensor) -> tuple[Tensor, Tensor]:
+        """Times before and after every step, `(S, B)` each; from the output times `(T, B)`, for their shape."""
+        starts, stops, now = [], [], ts[0]
+        for phase in self.phases:
+            for step in phase.steps:
+                after = step.stop if phase.rows is None else now.index_copy(0, phase.rows, step.stop)
+                starts.append(now)
+                stops.append(after)
+                now = after
+        if not starts:
+            return ts[:0].clone(), ts[:0].clone()
+        return torch.stack(starts), torch.stack(stops)

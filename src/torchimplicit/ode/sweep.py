@@ -1,0 +1,91 @@
+"""The lean backward pass through a recorded path: one step's graph at a time, last step first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from torchimplicit.ode.call import PathCall
+from torchimplicit.ode.record import Path, Phase, Step
+from torchimplicit.ode.replay import make_step
+
+Gradients = list[Tensor | None]
+
+
+def sweep(
+    call: PathCall, path: Path, ts: Tensor, tensors: Sequence[Tensor], needs: Sequence[bool], grad: Tensor
+) -> Gradients:
+    """The gradients of the start, of the output times and of the explicit tensors.
+
+    Args:
+        call: the call that walked.
+        path: its record.
+        ts: output times, `(T, B)`.
+        tensors: the explicit tensors.
+        needs: which of the times and the tensors want a gradient.
+        grad: of the outputs, `(T, B, n)`.
+    """
+    inputs = [ts.detach(), *(tensor.detach() for tensor in call.unshared(tensors))]
+    flow = torch.zeros_like(grad[0])  # the gradient of the states at the time that has been reached, walking back
+    if path.held is not None:
+        places, samples = path.held.places, path.held.samples
+        flow.index_put_((samples,), grad[places, samples], accumulate=True)
+    totals: Gradients = [None] * len(inputs)
+    for phase in reversed(path.phases):
+        rows = phase.rows
+        if rows is None:
+            flow, found = _sweep_phase(call, phase, flow, inputs, needs, grad)
+        else:
+            some = [inputs[0][:, rows], *call.dynamics.take(inputs[1:], rows)]
+            moved, found = _sweep_phase(call, phase, flow[rows], some, needs, grad[:, rows])
+            flow = flow.index_copy(0, rows, moved)
+            dims = [1, *(0 if batched else None for batched in call.dynamics.batched)]
+            found = [_spread(*each, rows) for each in zip(found, inputs, dims, strict=True)]
+        totals = _sum(totals, found)
+    return [flow + grad[0], *totals]
+
+
+def _sweep_phase(
+    call: PathCall, phase: Phase, flow: Tensor, inputs: list[Tensor], needs: Sequence[bool], grad: Tensor
+) -> tuple[Tensor, Gradients]:
+    """The gradient of the states before a phase, from that after it, and the gradients of its inputs."""
+    leaves = [each.detach().requires_grad_(need) for each, need in zip(inputs, needs, strict=True)]
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    ts, wants_times = leaves[0], needs[0]
+    totals: Gradients = [None] * len(wanted)
+    with call.dynamics.bind(leaves[1:], rows=phase.rows) as field:
+        with torch.no_grad():
+            again = call.solver.stepper(flow)
+
+        def advance(step: Step, y: Tensor) -> Tensor:
+            with torch.no_grad():
+                done = again(field, step.start, step.stop - step.start, y, None)
+                return done.y if step.all_move else torch.where((step.stop > step.start).unsqueeze(1), done.y, y)
+
+        with torch.enable_grad():
+            stepper = call.solver.stepper(flow)
+        for step, y in phase.backwards(advance):
+            with torch.enable_grad():
+                y = y.detach().requires_grad_()
+                end, values = make_step(stepper, field, step, y, ts, wants_times)
+            ends, flows = [end], [flow]
+            if step.outputs is not None and values is not None:
+                ends, flows = [end, values], [flow, grad[step.outputs.places, step.outputs.samples]]
+            flow, *found = torch.autograd.grad(ends, [y, *wanted], flows, allow_unused=True)
+            totals = _sum(totals, found)
+    rest = iter(totals)
+    return flow, [next(rest) if need else None for need in needs]
+
+
+def _sum(totals: Gradients, more: Sequence[Tensor | None]) -> Gradients:
+    return [
+        each if total is None else total if each is None else total + each
+        for total, each in zip(totals, more, strict=True)
+    ]
+
+
+def _spread(some: Tensor | None, whole: Tensor, dim: int | None, rows: Tensor) -> Tensor | None:
+    """A gradient of some samples' part of a tensor, as one of the whole tensor."""
+    return some if some is None or dim is None else torch.zeros_like(whole).index_copy(dim, rows, some)
