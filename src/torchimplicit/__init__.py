@@ -13,21 +13,30 @@ from torchimplicit.core import (
 )
 from torchimplicit.equations import argmin, fixed_point, root
 from torchimplicit.linear import CG, GMRES, LU, BiCGStab, Neumann
+from torchimplicit.ode import RK4, Bosh3, Checkpointed, Direct, Dopri5, Euler, Heun, Midpoint, Tsit5, odeint
 from torchimplicit.solve import Anderson, Broyden, ForwardBackward, Newton, PeacemanRachford, Picard, PseudoTransient
 
 __all__ = [
     "CG",
     "GMRES",
     "LU",
+    "RK4",
     "Anderson",
     "BiCGStab",
+    "Bosh3",
     "Broyden",
     "CaptureError",
+    "Checkpointed",
     "ConvergenceError",
     "ConvergenceWarning",
+    "Direct",
+    "Dopri5",
+    "Euler",
     "ForwardBackward",
+    "Heun",
     "Implicit",
     "ImplicitError",
+    "Midpoint",
     "Neumann",
     "Newton",
     "PeacemanRachford",
@@ -38,9 +47,11 @@ __all__ = [
     "Shine",
     "Solution",
     "Status",
+    "Tsit5",
     "Unrolled",
     "argmin",
     "fixed_point",
     "nn",
+    "odeint",
     "root",
 ]

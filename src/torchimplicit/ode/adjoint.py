@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,12 +19,13 @@ from torchimplicit.ode.sweep import sweep
 
 
 class PathAdjoint:
-    """Base of the adjoints of paths: how outputs get their gradient. The values never depend on the choice."""
+    """Base of the adjoints of paths: how outputs get their gradient. The values never depend on the choice.
 
-    @property
-    def checkpoints(self) -> int:
-        """How many states the walk shall keep."""
-        raise NotImplementedError
+    Attributes:
+        checkpoints: how many states the walk shall keep; 0 for none, and no record of it.
+    """
+
+    checkpoints: int = 0
 
     def solve(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
         """Walks and attaches the gradient.
@@ -54,7 +55,7 @@ class Checkpointed(PathAdjoint):
             costs one more evaluation for each, and so on. Fewer save memory.
     """
 
-    checkpoints: int = 256  # type: ignore[assignment]
+    checkpoints: int = 256
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
@@ -73,7 +74,7 @@ class Direct(PathAdjoint):
     checked against, and a choice where many derivatives of one path are wanted.
     """
 
-    checkpoints = 2
+    checkpoints: ClassVar[int] = 2  # type: ignore[misc]
 
     def solve(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `PathAdjoint.solve`."""

@@ -100,8 +100,8 @@ class PathCall:
         if path is not None:
             path.held, self.record.path = held, path
         self.record.report = PathReport(
-            whole.status, whole.accepted + whole.rejected, whole.ratio, nfev, "odeint",
-            accepted=whole.accepted, rejected=whole.rejected, reached=self.dynamics.user_time(whole.t),
+            whole.status, whole.tried, whole.ratio, nfev, "odeint",
+            accepted=whole.tried - whole.rejected, rejected=whole.rejected, reached=self.dynamics.user_time(whole.t),
         )  # fmt: skip
         return values
 

@@ -111,7 +111,8 @@ class Dynamics(Problem):
 
         def value_at(t: Tensor, y: Tensor) -> Any:
             t = t if sign is None else t * sign.squeeze(1)
-            return function(t.to(self.time_dtype).reshape(self.time_shape), layout.unflatten(y))
+            t = t if t.dtype is self.time_dtype else t.to(self.time_dtype)
+            return function(t.view(self.time_shape), layout.unflatten(y), *args)
 
         def evaluate(t: Tensor, y: Tensor) -> Tensor:
             slope = layout.flatten(value_at(t, y))
@@ -124,7 +125,7 @@ class Dynamics(Problem):
             return slope if sign is None else slope * sign
 
         with self.explicit.bind(tensors, keep_buffers) as bound, self.autocast.off():
-            function = self.autocast.around(lambda t, y: bound.f(t, y, *bound.args))
+            function, args = self.autocast.around(bound.f), bound.args
             field = Field(evaluate_once if rows is None else evaluate)
             yield field
 
@@ -139,6 +140,7 @@ class MappedDynamics:
     """
 
     can_narrow = False
+    batched: Sequence[bool] = ()
 
     def __init__(self, dynamics: Dynamics | MappedDynamics, count: int, dims: tuple[int | None, ...]):
         """Wraps dynamics; may itself be wrapped."""

@@ -34,7 +34,7 @@ class Traveller:
         next: the place in `ts` of the next output time.
         status: `Status` values.
         running: whether it goes on.
-        accepted: accepted steps.
+        tried: steps, rejected ones included.
         rejected: rejected steps.
         ratio: error of the last step over its tolerance.
         slope: the slope at `(t, y)`, where that is known.
@@ -48,7 +48,7 @@ class Traveller:
     next: Tensor
     status: Tensor
     running: Tensor
-    accepted: Tensor
+    tried: Tensor
     rejected: Tensor
     ratio: Tensor
     slope: Tensor | None = None
@@ -70,7 +70,7 @@ class Traveller:
 
     def put(self, rows: Tensor, some: Traveller) -> None:
         """Puts back what `take` gave, once it has ended."""
-        for name in ("t", "y", "h", "next", "status", "running", "accepted", "rejected", "ratio"):
+        for name in ("t", "y", "h", "next", "status", "running", "tried", "rejected", "ratio"):
             setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(some, name)))
 
 
@@ -106,8 +106,10 @@ class Walk:
         self.adaptive = solver if isinstance(solver, AdaptiveSolver) else None
         if self.adaptive is not None:
             self.tolerance = Tolerance(self.adaptive.rtol, self.adaptive.atol, who.y)
+            rounding = 4 * torch.finfo(who.t.dtype).eps * float(who.ts[[0, -1]].abs().max())
+            self.smallest = max(self.adaptive.dt_min, rounding)
         self.all_running, self.any_running = True, True
-        self.quick = 0  # steps since the last closer look, which all running samples accepted
+        self.quick = 0  # attempts that are not in `tried` yet
         self._see_next()
 
     def begin(self) -> None:
@@ -140,11 +142,12 @@ class Walk:
         """Tries one step of all samples."""
         who = self.who
         self.attempts += 1
+        self.quick += 1
         stop = self._stop_time()
         h = stop - who.t
         done = self.step(self.field, who.t, h, who.y, who.slope)
         if self.adaptive is None:
-            ratio = torch.where(done.y.isfinite().all(1), 0.0, math.nan)
+            ratio = torch.where(done.y.isfinite().all(1), 0.0, math.inf)
         else:
             assert done.error is not None
             ratio = self.tolerance.ratio(done.error, who.y, done.y)
@@ -171,55 +174,53 @@ class Walk:
         who = self.who
         if self.phase is not None:
             self.phase.add(Step(who.t, stop, self.all_running), who.y)
-        self.quick += 1
         who.t, who.y, who.slope = stop, done.y, done.slope
         if self.adaptive is not None:
-            control = self.adaptive.control
-            who.h = h * control.factor(ratio, who.history, self.solver.order)
+            who.h = h * self.adaptive.control.factor(ratio, who.history, self.solver.order)
             if who.history is not None:
                 who.history = who.history.then(ratio, who.running)
 
     def _look_closer(self, done: Stepped, stop: Tensor, h: Tensor, ratio: Tensor) -> None:
         """Some sample rejects, comes past an output time, or stands still."""
         who = self.who
-        self._settle()
-        who.ratio = torch.where(who.running, ratio, who.ratio)
-        accept = (ratio <= 1) & who.running
+        ratio = torch.nan_to_num(ratio, nan=math.inf, posinf=math.inf)
+        accept = ratio <= 1 if self.all_running else (ratio <= 1) & who.running
         reject = who.running & ~accept
-        stop = torch.where(accept, stop, who.t)
-        outputs = self._outputs(stop, done, h) if bool((accept & (stop >= self.ahead)).any()) else None
-        all_move = bool(accept.all())
-        if self.phase is not None and (all_move or bool(accept.any())):
-            self.phase.add(Step(who.t, stop, all_move, outputs), who.y)
-        who.accepted, who.rejected = who.accepted + accept, who.rejected + reject
-        moved = accept.unsqueeze(1)
-        who.t, who.y = stop, done.y if all_move else torch.where(moved, done.y, who.y)
-        if not all_move and done.slope is not None:
-            assert who.slope is not None
-            who.slope = torch.where(moved, done.slope, who.slope)
+        crossing = accept & (stop >= self.ahead)
+        if self.adaptive is None:
+            stuck = reject
         else:
-            who.slope = done.slope if all_move else who.slope
-        self._next_size(h, ratio, accept, reject)
-        arrived = who.running & (who.t >= self.end)
-        if bool(arrived.any()):
-            self._stop(arrived, Status.CONVERGED)
-
-    def _next_size(self, h: Tensor, ratio: Tensor, accept: Tensor, reject: Tensor) -> None:
-        who, solver = self.who, self.adaptive
-        if solver is None:
-            self._stop(reject, Status.NON_FINITE)
-            return
-        factor = solver.control.factor(ratio, who.history, solver.order)
-        factor = torch.where(reject, torch.where(ratio.isfinite(), factor.clamp_max(1.0), 0.1), factor)
-        who.h = torch.where(who.running, h * factor, who.h)
+            factor = self.adaptive.control.factor(ratio, who.history, self.solver.order)
+            who.h = h * (torch.where(reject, factor.clamp_max(1.0), factor) if who.history is not None else factor)
+            stuck = reject & (who.h < self.smallest)
+        moves, rejects, crosses, sticks = torch.stack((accept, reject, crossing, stuck)).any(1).tolist()
+        if moves:
+            self._move(done, stop, h, accept, rejects or not self.all_running, crosses)
         if who.history is not None:
             who.history = who.history.then(ratio, accept)
-        if bool(reject.any()):
-            eps = torch.finfo(who.t.dtype).eps
-            smallest = torch.clamp(4 * eps * who.t.abs(), min=max(solver.dt_min, torch.finfo(who.t.dtype).tiny))
-            stuck = reject & (who.h < smallest)
-            self._stop(stuck & ratio.isfinite(), Status.STEP_TOO_SMALL)
-            self._stop(stuck & ~ratio.isfinite(), Status.NON_FINITE)
+        if rejects:
+            who.rejected = who.rejected + reject
+        if crosses:
+            who.ratio = torch.where(crossing, ratio, who.ratio)
+            self._stop(crossing & (who.t >= self.end), Status.CONVERGED)
+        if sticks:
+            who.ratio = torch.where(stuck, ratio, who.ratio)
+            finite = ratio.isfinite()
+            self._stop(stuck & finite, Status.STEP_TOO_SMALL)
+            self._stop(stuck & ~finite, Status.NON_FINITE)
+
+    def _move(self, done: Stepped, stop: Tensor, h: Tensor, accept: Tensor, some_stay: bool, crosses: bool) -> None:
+        """Moves the samples that accept their step."""
+        who, y, slope = self.who, done.y, done.slope
+        if some_stay:
+            moved = accept.unsqueeze(1)
+            stop = torch.where(accept, stop, who.t)
+            y = torch.where(moved, y, who.y)
+            slope = slope if slope is None or who.slope is None else torch.where(moved, slope, who.slope)
+        outputs = self._outputs(stop, done, h) if crosses else None
+        if self.phase is not None:
+            self.phase.add(Step(who.t, stop, not some_stay, outputs), who.y)
+        who.t, who.y, who.slope = stop, y, slope
 
     def _outputs(self, stop: Tensor, done: Stepped, h: Tensor) -> Outputs:
         """Writes the outputs within this step; says which they are."""
@@ -257,7 +258,6 @@ class Walk:
         self.few = who.y.numel() >= SMALL and 2 * running <= len(who.t)
 
     def _settle(self) -> None:
-        """Counts the quick steps, for those that made them."""
-        if self.quick:
-            self.who.accepted = self.who.accepted + self.quick * self.who.running
-            self.quick = 0
+        """Counts the attempts of those that made them."""
+        self.who.tried = self.who.tried + self.quick * self.who.running
+        self.quick = 0

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.options import require
+from torchimplicit.ode import tableau as tableaus
 from torchimplicit.ode.control import PID
 from torchimplicit.ode.dynamics import Field
 from torchimplicit.ode.step import Stepped, choose_stages, explicit_step
-from torchimplicit.ode.tableau import BOSH3, DOPRI5, EULER, HEUN, MIDPOINT, RK4, TSIT5, Tableau
-
+from torchimplicit.ode.tableau import Tableau
 
 Stepper = Callable[[Field, Tensor, Tensor, Tensor, Tensor | None], Stepped]  # of (field, t, h, y, slope)
 
@@ -99,7 +99,7 @@ class AdaptiveSolver(PathSolver):
 def _within(value: Any, strict: bool) -> bool:
     if isinstance(value, Tensor):
         return bool((value > 0).all() if strict else (value >= 0).all()) and bool(value.isfinite().all())
-    return isinstance(value, float | int) and (0 < value if strict else 0 <= value) and value < math.inf
+    return isinstance(value, float | int) and (value > 0 if strict else value >= 0) and value < math.inf
 
 
 class _Explicit(PathSolver):
@@ -124,7 +124,7 @@ class Euler(_Explicit, FixedSolver):
     """Euler's method, order 1. With `dt=None` and unit output times it is a residual network."""
 
     order: ClassVar[int] = 1
-    tableau: ClassVar[Tableau] = EULER
+    tableau: ClassVar[Tableau] = tableaus.EULER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,7 @@ class Midpoint(_Explicit, FixedSolver):
     """The explicit midpoint rule, order 2: two evaluations a step."""
 
     order: ClassVar[int] = 2
-    tableau: ClassVar[Tableau] = MIDPOINT
+    tableau: ClassVar[Tableau] = tableaus.MIDPOINT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,7 @@ class RK4(_Explicit, FixedSolver):
     """The classical method of order 4: four evaluations a step."""
 
     order: ClassVar[int] = 4
-    tableau: ClassVar[Tableau] = RK4
+    tableau: ClassVar[Tableau] = tableaus.RK4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ class Heun(_Explicit, AdaptiveSolver):
     """Heun's method with Euler's as its estimate, order 2(1): for tolerances of 1e-2 and looser."""
 
     order: ClassVar[int] = 2
-    tableau: ClassVar[Tableau] = HEUN
+    tableau: ClassVar[Tableau] = tableaus.HEUN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,15 +156,15 @@ class Bosh3(_Explicit, AdaptiveSolver):
     """Bogacki and Shampine's method, order 3(2): three evaluations a step, for loose tolerances."""
 
     order: ClassVar[int] = 3
-    tableau: ClassVar[Tableau] = BOSH3
+    tableau: ClassVar[Tableau] = tableaus.BOSH3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dopri5(_Explicit, AdaptiveSolver):
-    """Dormand and Prince's method, order 5(4): six evaluations a step; what most results in the field were made with."""
+    """Dormand and Prince's method, order 5(4): six evaluations a step; most results of the field were made with it."""
 
     order: ClassVar[int] = 5
-    tableau: ClassVar[Tableau] = DOPRI5
+    tableau: ClassVar[Tableau] = tableaus.DOPRI5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,4 +175,4 @@ class Tsit5(_Explicit, AdaptiveSolver):
     """
 
     order: ClassVar[int] = 5
-    tableau: ClassVar[Tableau] = TSIT5
+    tableau: ClassVar[Tableau] = tableaus.TSIT5

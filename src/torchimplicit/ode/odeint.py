@@ -44,8 +44,8 @@ def odeint(
         *args: further arguments of `f`, nested; tensors and modules among them are differentiated.
         solver: `Tsit5()`, `Dopri5()`, `RK4(dt=...)`, ... with its tolerances.
         adjoint: `Checkpointed()`, `Direct()`, ...
-        steps: "per-sample" gives each sample step sizes of its own, so that no answer depends on its batch mates; "joint"
-            one step size for all, as if the batch were one system: cheaper where samples are alike.
+        steps: "per-sample" gives each sample step sizes of its own, so that no answer depends on its batch mates;
+            "joint" one step size for all, as if the batch were one system: cheaper where samples are alike.
         batched_args: positions of those `args` that carry the batch in dimension 0, the others being the same for every
             sample; `()` for none. Lets the solve go on without the samples that have arrived, once half of a large
             batch has; None never does.

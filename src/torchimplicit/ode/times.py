@@ -40,8 +40,8 @@ def check_times(ts: Any, layout: Layout) -> Tensor:
         column = ts[:, bad].detach()
         at = int(torch.nonzero(column.diff() * torch.sign(column[-1] - column[0]) <= 0)[0])
         raise ValueError(
-            f"ts: got {float(column[at]):g} followed by {float(column[at + 1]):g} at position {at}, expected times that "
-            "strictly increase or strictly decrease; try ts.unique()"
+            f"ts: got {float(column[at]):g} followed by {float(column[at + 1]):g} at position {at}, expected times "
+            "that strictly increase or strictly decrease; try ts.unique()"
         )
     return ts
 
