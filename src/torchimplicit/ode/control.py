@@ -20,8 +20,8 @@ class PID:
 
     With $r_k$ the error of step $k$ over its tolerance and $p$ the order of the error estimate,
     $h_{k+1} = h_k \cdot s\, r_k^{-(k_P + k_I + k_D) / p} r_{k-1}^{(k_P + 2 k_D) / p} r_{k-2}^{-k_D / p}$. The
-    default is the integral controller of most libraries; `PID(proportional=0.4, integral=0.3)` rejects fewer steps where an
-    explicit method is at its limit of stability.
+    default is the integral controller of most libraries; `PID(proportional=0.4, integral=0.3)` rejects fewer steps
+    where an explicit method is at its limit of stability.
 
     Source: G. Soederlind, ACM Trans. Math. Softw. 29 (2003) 1.
 
