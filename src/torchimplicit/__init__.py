@@ -13,7 +13,7 @@ from torchimplicit.core import (
 )
 from torchimplicit.equations import argmin, fixed_point, root
 from torchimplicit.linear import CG, GMRES, LU, BiCGStab, Neumann
-from torchimplicit.ode import RK4, Bosh3, Checkpointed, Direct, Dopri5, Euler, Heun, Midpoint, Tsit5, odeint
+from torchimplicit.ode import PID, RK4, Bosh3, Checkpointed, Direct, Dopri5, Euler, Heun, Midpoint, Tsit5, odeint
 from torchimplicit.solve import Anderson, Broyden, ForwardBackward, Newton, PeacemanRachford, Picard, PseudoTransient
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "Midpoint",
     "Neumann",
     "Newton",
+    "PID",
     "PeacemanRachford",
     "Phantom",
     "Picard",

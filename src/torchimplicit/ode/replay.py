@@ -15,9 +15,10 @@ from torchimplicit.ode.record import Step
 
 
 def attached(times: Tensor, ts: Tensor) -> Tensor:
-    """Times `(B,)`, those among them that are output times `(T, B)` being these, with their gradients."""
+    """Times `(B,)` with their gradients: those that are output times `(T, B)` are these, others move with the start."""
     same = times == ts
-    return torch.where(same.any(0), torch.where(same, ts, 0.0).sum(0), times)
+    moved = times + (ts[0] - ts[0].detach())
+    return torch.where(same.any(0), torch.where(same, ts, 0.0).sum(0), moved)
 
 
 def make_step(
