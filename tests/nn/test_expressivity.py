@@ -264,3 +264,27 @@ def test_the_options_of_a_stack():
         ti.nn.stack(first, nn.Linear(3, 3))
     with pytest.raises(ValueError, match="got no layers"):
         ti.nn.stack()
+
+
+@pytest.mark.parametrize("factor", [1e-7, 1e-3, 1e3])
+def test_layers_of_very_different_sizes(factor):
+    """A tolerance on all states together would stop before the small ones have values, or call large ones lost."""
+    network = nn.Sequential(*(nn.Linear(6, 6) for _ in range(5))).double()
+    for layer in network:
+        for tensor in layer.parameters():
+            tensor.data.mul_(factor)
+    layer, x = ti.nn.as_equilibrium(network, on_failure="raise"), torch.randn(3, 6).double()
+    exact = network(x)
+    assert (layer(x) - exact).norm() <= 1e-12 * exact.norm()
+    assert layer.report.steps.tolist() == [5, 5, 5]
+
+
+@pytest.mark.parametrize("splitting", ["peaceman-rachford", "forward-backward"])
+def test_a_stack_reads_what_monotone_layers_put_out(splitting):
+    exact = ti.Anderson(rtol=1e-11, atol=1e-12, max_steps=2000)
+    layers = [ti.nn.MonotoneDEQ(ti.nn.MonotoneLinear(5).double(), splitting, solver=exact) for _ in range(3)]
+    x = torch.randn(4, 5).double().requires_grad_()
+    both, one = ti.nn.stack(*layers), layers[2](layers[1](layers[0](x)))
+    assert (both(x) - one).abs().max() < 1e-8
+    ours, theirs = (torch.autograd.grad(value.sin().sum(), x)[0] for value in (both(x), one))
+    assert (ours - theirs).abs().max() < 1e-2

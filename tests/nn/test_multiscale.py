@@ -239,3 +239,36 @@ def test_autocast_to_bfloat16_keeps_the_states_in_float32():
 def test_impossible_models_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision(dtype):
+    model = ti.nn.MDEQ(1, (4, 8), groups=2, solver=ti.Anderson(rtol=5e-2)).to(dtype)
+    states = model(torch.randn(2, 1, 8, 8).to(dtype))
+    assert model.equilibrium.report.converged
+    assert all(state.dtype == dtype for state in states)
+    states[1].float().square().sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: ti.nn.ConvolutionalStem(3, 10, groups=4),
+            r"ConvolutionalStem\(channels=10\): expected a multiple of gr",
+        ),
+        (lambda: ti.nn.ConvolutionalStem(3, 8, groups=0), r"ConvolutionalStem\(groups=0\): expected an integer >= 1"),
+        (lambda: ti.nn.ConvolutionalStem(3, 0), r"ConvolutionalStem\(channels=0\): expected an integer >= 1"),
+    ],
+)
+def test_stems_that_no_norm_fits_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_heads_refuse_states_of_other_channels():
+    states = (torch.randn(2, 4, 6, 6), torch.randn(2, 8, 3, 3))
+    for head, rest in ((ti.nn.ClassificationHead((4, 4), 3), ()), (ti.nn.SegmentationHead((4,), 3), ((6, 6),))):
+        for wrong in (states, states[0], states[:1] * 3):
+            with pytest.raises(ValueError, match=r"Head\(channels=.*got states of shapes"):
+                head(wrong, *rest)

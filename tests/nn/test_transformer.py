@@ -255,3 +255,22 @@ def test_shapes_that_do_not_fit_are_refused():
         cell(z, x, z)
     with pytest.raises(ValueError, match=r"6 positions and a memory of 7, expected no more than length=12.*length=13"):
         cell(z, x, z.new_zeros(2, 7, 8))
+
+
+def test_a_sequence_without_a_batch_and_an_injection_of_nothing_are_refused():
+    cell = TransformerCell(8, heads=2, length=5)
+    with pytest.raises(ValueError, match=r"got a state of shape \(5, 8\), expected \(B, T, 8\); one sequence alone is"):
+        cell(torch.zeros(5, 8), torch.zeros(5, 32))
+    with pytest.raises(ValueError, match=r"TransformerInjection\(inputs=0\): expected an integer >= 1"):
+        TransformerInjection(0, 8)
+    with pytest.raises(ValueError, match=r"TransformerInjection\(width=-1\): expected an integer >= 1"):
+        TransformerInjection(4, -1)
+
+
+@pytest.mark.parametrize("positions", ["relative", "rotary"])
+def test_two_segments_are_remembered_together(positions):
+    torch.manual_seed(0)
+    cell = TransformerCell(8, heads=2, length=9, positions=positions).double()
+    z, x = torch.randn(2, 9, 8).double(), torch.randn(2, 9, 32).double()
+    memory = cell.recall(torch.cat((z[:, :3], z[:, 3:5]), 1), torch.cat((x[:, :3], x[:, 3:5]), 1))
+    assert torch.allclose(cell(z[:, 5:], x[:, 5:], memory), cell(z, x)[:, 5:], atol=1e-12)

@@ -231,3 +231,12 @@ def test_inputs_of_the_wrong_shape_are_refused():
         cell(state, sequence())
     with pytest.raises(ValueError, match=r"memory of shape \(3, 2, 3\), expected \(3, 1, 3\).*try cell.remember"):
         cell(state, x, (torch.zeros(3, 2, 3), torch.zeros(3, 2, 3)))
+
+
+def test_a_sequence_without_a_batch_and_half_a_memory_are_refused():
+    inject, cell = ti.nn.TrellisInjection(2, 3), ti.nn.TrellisCell(3)
+    x = inject(torch.randn(4, 7, 2))
+    with pytest.raises(ValueError, match=r"expected \('B', 'T', 12\)"):
+        cell(cell.start(x[0]), x[0])
+    with pytest.raises(TypeError, match=r"got a memory that is a Tensor, expected the pair.*try cell.remember"):
+        cell(cell.start(x), x, torch.zeros(4, 1, 3))

@@ -288,3 +288,15 @@ def test_peaceman_rachford_asks_for_a_resolvent():
     with pytest.raises(TypeError, match=r"neither `weight` nor `resolvent`.*try ForwardBackward"):
         ti.PeacemanRachford(NoResolvent(), 0.5)
     assert ti.ForwardBackward(NoResolvent(), 0.5).extra_repr() == "step=0.5"
+
+
+def test_the_residual_asked_of_forward_backward_is_the_cell_s():
+    cell, (x, z0) = cell_of(2.0), inputs()
+    exact = ti.fixed_point(ti.PeacemanRachford(cell), z0, x, solver=ti.Picard(**TIGHT))
+    for step in (0.002, 0.02):
+        split = ti.ForwardBackward(cell, step=step)
+        z = ti.fixed_point(split, z0, x, solver=ti.Picard(rtol=1e-2, atol=0, max_steps=9000)).value
+        assert ((z - cell(z, x)).norm(dim=1) <= 1.01e-2 * z.norm(dim=1)).all()
+        assert (z - ti.PeacemanRachford(cell).output(exact.value)).norm() < 0.02 * z.norm()
+    long = ti.ForwardBackward(cell_of(0.3), step=1.5)
+    assert long.tolerances(ti.Picard(rtol=1e-3)) == ti.Picard(rtol=1e-3), "a long step asks for no looser one"

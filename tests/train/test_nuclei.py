@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import torchimplicit as ti
-from torchimplicit.train.catalogue import UsageError
+from torchimplicit.train.catalogue import UsageError, shipped
 from torchimplicit.train.cli import main
 from torchimplicit.train.curves import read_curves
 from torchimplicit.train.data import DataError, Masked, Nuclei
@@ -289,3 +290,10 @@ def test_the_recipe_of_the_classifier_trains(tmp_path):
     assert curves["train/forward_unconverged"][1] == [0.0, 0.0]
     assert curves["train/backward_unconverged"][1] == [0.0, 0.0]
     assert 0 <= curves["val/accuracy"][1][0] <= 1
+
+
+def test_every_epoch_leaves_a_checkpoint_to_go_on_from_though_few_are_validated():
+    settings = yaml.safe_load(shipped()["nuclei-mdeq"].read_text())["trainer"]
+    (last,) = (each["init_args"] for each in settings["callbacks"] if each["init_args"]["filename"] == "last")
+    assert settings["check_val_every_n_epoch"] > 1, "Lightning saves after validations, unless it is told"
+    assert last["save_on_train_epoch_end"]

@@ -16,7 +16,7 @@ from torchimplicit.diagnose.probe import relative_error, require_layer, untouche
 from torchimplicit.diagnose.trial import Answer, Trial
 from torchimplicit.linear import GMRES, LU
 from torchimplicit.nn import DEQ
-from torchimplicit.solve import Newton
+from torchimplicit.solve import ForwardBackward, Newton, Solver
 
 REFINE = 5  # Newton steps from the layer's answer to the reference
 REACH, APART = 10.0, 0.05  # ends are one point within REACH error bounds; where there is no bound, APART of the spread
@@ -107,7 +107,7 @@ def certify(
 def _certificate(trial: Trial, starts: int, tolerance: float, dense: int) -> Certificate:
     """Everything that is measured, put together."""
     layer, eps, width = trial.layer, trial.layout.eps, trial.layout.width
-    own = trial.solve(trial.z0, layer.solver, layer.adjoint)
+    own = trial.solve(trial.z0, _solver(layer), layer.adjoint)
     reference = _refined(trial, own, dense)
     known = _trusted(own, reference, eps)
 
@@ -147,6 +147,14 @@ def _certificate(trial: Trial, starts: int, tolerance: float, dense: int) -> Cer
         solver=layer.solver,
         everywhere=everywhere,
     )
+
+
+def _solver(layer: DEQ) -> Solver:
+    """The layer's solver with the tolerances that `fixed_point` gives it, which does not know the trial's cell."""
+    if not isinstance(layer.cell, ForwardBackward):
+        return layer.solver
+    layer.cell.begin_solve()
+    return layer.cell.tolerances(layer.solver)
 
 
 def _refined(trial: Trial, own: Answer, dense: int) -> Answer:

@@ -14,7 +14,7 @@ from torchimplicit.diagnose import picture
 from torchimplicit.diagnose.probe import require_layer, untouched
 from torchimplicit.equations import fixed_point
 from torchimplicit.nn import DEQ
-from torchimplicit.solve import Solver
+from torchimplicit.solve import ForwardBackward, Solver
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -200,4 +200,5 @@ def convergence(layer: DEQ, x: Any, *args: Any) -> Convergence:
         solution = fixed_point(layer.cell, z0, x, *args, solver=layer.solver, trace=True, on_failure="ignore")
         layout = Layout(z0)
         scale = norm(layout.flatten(solution.value)) / layout.width**0.5
-    return Convergence(solution.report, layer.solver.atol + layer.solver.rtol * scale, layer.solver)
+    solver = layer.cell.tolerances(layer.solver) if isinstance(layer.cell, ForwardBackward) else layer.solver
+    return Convergence(solution.report, solver.atol + solver.rtol * scale, layer.solver)

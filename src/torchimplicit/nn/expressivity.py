@@ -25,7 +25,7 @@ from torchimplicit.adjoint import Adjoint, Implicit
 from torchimplicit.core.status import OnFailure, Report
 from torchimplicit.linear import Neumann
 from torchimplicit.nn.deq import DEQ
-from torchimplicit.solve import Picard, Solver
+from torchimplicit.solve import PeacemanRachford, Picard, Solver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,8 @@ class Chain(nn.Module):
                 is no state.
         """
         _refuse_random(self)
-        return self.equilibrium(x)[-1]
+        cell: Any = self.equilibrium.cell
+        return cell.output(self.equilibrium(x))
 
 
 def as_equilibrium(
@@ -78,8 +79,8 @@ def as_equilibrium(
     Args:
         network: its children are the layers: each takes and gives one tensor with the batch in dimension 0. Its
             modules are used, not copied.
-        solver: None takes Picard's iteration, at most `L + 1` steps. Others arrive too, but may call a network of many
-            layers stagnated.
+        solver: None takes `L` steps of Picard's iteration. Others arrive too, but may call a network of many layers
+            stagnated, or stop early where one layer's output is small beside another's: they judge all together.
         adjoint: None takes `Implicit(Neumann(terms=L))`, which is backpropagation, exactly.
         on_failure: see `DEQ`.
 
@@ -110,7 +111,8 @@ def as_equilibrium(
         _refuse_more_inputs(number, layer)
     _refuse_random(network)
     depth = len(network)
-    solver = solver or _Shift(rtol=1e-6, max_steps=depth + 1)
+    # Looked at after L steps only: before, what is small beside the largest layer's output may be another layer's all.
+    solver = solver or _Shift(rtol=1e-6, atol=0, max_steps=depth + 1, check_every=depth)
     adjoint = adjoint or Implicit(Neumann(terms=depth))
     return Chain(_Shifted(network), _Zeros(network), solver=solver, adjoint=adjoint, on_failure=on_failure)
 
@@ -125,7 +127,8 @@ def stack(
 
     All are solved at once, where the stack solves them one after the other. The spectral radius is the largest of the
     layers', but each has to wait for what feeds it: expect more steps than the slowest layer takes alone, every one of
-    them with all cells. The tolerance is on the joint state. The layers' cells are used, not copied.
+    them with all cells. The tolerance is on the joint state, and that of forward-backward splittings on their own short
+    residual. The layers' cells are used, not copied.
 
     Args:
         *layers: `DEQ` layers of one input.
@@ -169,6 +172,9 @@ class _Shifted(nn.Module):
     def forward(self, z: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, ...]:
         return tuple(_apply(layer, y) for layer, y in zip(self.network, (x, *z), strict=False))
 
+    def output(self, z: tuple[Tensor, ...]) -> Tensor:
+        return z[-1]
+
 
 class _Zeros:
     """Zeros of the shapes that the layers put out, learnt from a pass without numbers, on the meta device."""
@@ -197,7 +203,11 @@ class _Stacked(nn.Module):
         self.cells = nn.ModuleList(_as_module(layer.cell) for layer in layers)
 
     def forward(self, z: tuple, x: Any) -> tuple:
-        return tuple(cell(own, fed) for cell, own, fed in zip(self.cells, z, (x, *z[:-1]), strict=True))
+        fed = (x, *map(_read, self.cells, z[:-1]))
+        return tuple(cell(own, given) for cell, own, given in zip(self.cells, z, fed, strict=True))
+
+    def output(self, z: tuple) -> Any:
+        return _read(self.cells[-1], z[-1])
 
 
 class _Starts(nn.Module):
@@ -227,6 +237,11 @@ class _Function(nn.Module):
 
 def _as_module(function: Callable) -> nn.Module:
     return function if isinstance(function, nn.Module) else _Function(function)
+
+
+def _read(cell: nn.Module, z: Any) -> Any:
+    """What a layer with this cell puts out: its state, but where a splitting works on another one."""
+    return cell.output(z) if isinstance(cell, PeacemanRachford) else z
 
 
 def _zeros_like(x: Any) -> Any:

@@ -43,7 +43,12 @@ class ClassificationHead(nn.Module):
         self.linear = nn.Linear(sum(self.channels) * pool**2, classes)
 
     def forward(self, states: States) -> Tensor:
-        """Logits `(B, classes)` of a tuple `(B, channels[i], H_i, W_i)`."""
+        """Logits `(B, classes)` of a tuple `(B, channels[i], H_i, W_i)`.
+
+        Raises:
+            ValueError: the tuple does not fit the channels.
+        """
+        _check_states(self, states)
         pooled = [F.adaptive_avg_pool2d(state, self.pool).flatten(1) for state in states]
         return self.linear(torch.cat(pooled, 1))
 
@@ -87,7 +92,12 @@ class SegmentationHead(nn.Module):
         self.label = nn.Conv2d(width, classes, 1)
 
     def forward(self, states: States, size: Sequence[int]) -> Tensor:
-        """Logits `(B, classes, *size)` of a tuple `(B, channels[i], H_i, W_i)`."""
+        """Logits `(B, classes, *size)` of a tuple `(B, channels[i], H_i, W_i)`.
+
+        Raises:
+            ValueError: the tuple does not fit the channels.
+        """
+        _check_states(self, states)
         finest = states[0].shape[2:]
         joined = torch.cat([states[0], *(_resized(state, finest) for state in states[1:])], 1)
         return _resized(self.label(F.relu(self.norm(self.mix(joined)))), size)
@@ -101,3 +111,12 @@ def _check(head: ClassificationHead | SegmentationHead) -> None:
     counts = all(isinstance(count, int) and count >= 1 for count in head.channels)
     require(head, "channels", bool(head.channels) and counts, "one integer >= 1 a resolution, one resolution or more")
     require(head, "classes", isinstance(head.classes, int) and head.classes >= 1, "an integer >= 1")
+
+
+def _check_states(head: ClassificationHead | SegmentationHead, states: States) -> None:
+    shapes = [tuple(state.shape) for state in states]
+    if isinstance(states, Tensor) or tuple(shape[1] for shape in shapes if len(shape) == 4) != head.channels:
+        raise ValueError(
+            f"{type(head).__name__}(channels={head.channels}): got states of shapes {shapes}, expected one image "
+            "(B, channels, H, W) a resolution; try head(model(x)) with the channels of an MDEQ"
+        )

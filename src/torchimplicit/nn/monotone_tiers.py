@@ -95,6 +95,9 @@ class MonotoneTiers(nn.Module):
     def unpack(self, z: Tensor) -> list[Tensor]:
         """One tensor `(B, C_i, H_i, W_i)` a tier from `(B, n)`."""
         shapes = self._shapes()
+        width = sum(map(math.prod, shapes))
+        if z.dim() != 2 or z.shape[1] != width:
+            raise ValueError(f"MonotoneTiers: got a state of shape {tuple(z.shape)}, expected (B, {width}); see pack")
         parts = z.split([math.prod(shape) for shape in shapes], dim=1)
         return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
 

@@ -96,11 +96,14 @@ class MultiscaleCell(nn.Module):
                 "halve it. Try larger images, a stem with less stride, or fewer resolutions."
             )
         height, width = x.shape[2:]
-        states, dtype = [], torch.promote_types(x.dtype, torch.float32)  # a sum of many steps, also under autocast
+        states, dtype = [], self._dtype()  # the weights', for it is a sum of many steps, also under autocast
         for count in self.channels:
             states.append(x.new_zeros(len(x), count, height, width, dtype=dtype))
             height, width = (height + 1) // 2, (width + 1) // 2
         return tuple(states)
+
+    def _dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
 
     def _begin_contracting(self) -> None:
         """Small states, and the lower resolutions driven by the top one, which alone knows the input.
@@ -211,15 +214,20 @@ class ConvolutionalStem(nn.Sequential):
     Args:
         in_channels: of the images.
         channels: of the result.
-        groups: of the norms.
+        groups: of the norms; divides the channels.
         strides: of the convolutions, one each.
+
+    Raises:
+        ValueError: a number is impossible, or no group norm fits.
     """
 
     def __init__(self, in_channels: int, channels: int, groups: int = 8, strides: Sequence[int] = (2,)):
         """Draws the weights."""
         super().__init__()
         self.in_channels, self.strides = in_channels, tuple(strides)
-        _require_counts(self, "in_channels")
+        self.channels, self.groups = channels, groups
+        _require_counts(self, "in_channels", "channels", "groups")
+        require(self, "channels", channels % groups == 0, f"a multiple of groups={groups}, for the group norms")
         counts = all(isinstance(stride, int) and stride >= 1 for stride in self.strides)
         require(self, "strides", bool(self.strides) and counts, "one integer >= 1 or more")
         for number, stride in enumerate(self.strides):

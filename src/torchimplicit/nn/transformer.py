@@ -21,10 +21,16 @@ class TransformerInjection(nn.Linear):
     Args:
         inputs: features of the input `(B, T, inputs)`; the result has `4 * width`.
         width: of the cell.
+
+    Raises:
+        ValueError: a number is impossible.
     """
 
     def __init__(self, inputs: int, width: int):
         """Draws weights that keep the input's size."""
+        for name, value in (("inputs", inputs), ("width", width)):
+            if not (isinstance(value, int) and value >= 1):
+                raise ValueError(f"TransformerInjection({name}={value!r}): expected an integer >= 1")
         super().__init__(inputs, PARTS * width)
         nn.init.normal_(self.weight, std=inputs**-0.5)
         nn.init.zeros_(self.bias)
@@ -118,7 +124,7 @@ class TransformerCell(nn.Module):
             memory: what `recall` makes of the segment before, `(B, M, 2 * width)`.
 
         Raises:
-            ValueError: `x` or the memory has another shape, or sequence and memory are longer than `length`.
+            ValueError: state, `x` or the memory has another shape, or sequence and memory are longer than `length`.
         """
         self._check_shapes(z, x, memory)
         before = self.norm == "pre"
@@ -130,6 +136,9 @@ class TransformerCell(nn.Module):
 
     def recall(self, z: Tensor, x: Tensor | None = None) -> Tensor:
         """The keys and values by which the next segment remembers this one; computed once a solve, not in it.
+
+        To remember several segments, recall their states together, joined along `M`: "rotary" keys know how far the end
+        is, and memories of two segments side by side would take both for the last.
 
         Args:
             z: the states to remember, `(B, M, width)`; detached, unless gradients shall flow into earlier segments.
@@ -181,6 +190,11 @@ class TransformerCell(nn.Module):
             require(self, "positions", size % 2 == 0, even)
 
     def _check_shapes(self, z: Tensor, x: Tensor | None, memory: Tensor | None) -> None:
+        if z.dim() != 3 or z.shape[-1] != self.width:
+            raise ValueError(
+                f"TransformerCell(width={self.width}): got a state of shape {tuple(z.shape)}, expected "
+                f"(B, T, {self.width}); one sequence alone is a batch of one"
+            )
         expected = (*z.shape[:-1], PARTS * self.width)
         if x is not None and x.shape != expected:
             raise ValueError(

@@ -120,14 +120,15 @@ class TrellisCell(nn.Module):
         >>> import torch, torchimplicit as ti
         >>> inject, cell = ti.nn.TrellisInjection(5, width=16), ti.nn.TrellisCell(width=16)
         >>> layer = ti.nn.DEQ(cell, init=cell.start)
-        >>> hidden, kept = layer(inject(torch.randn(3, 12, 5)))
+        >>> x = torch.randn(3, 12, 5)
+        >>> hidden, kept = layer(inject(x))
         >>> hidden.shape, layer.report.converged
         (torch.Size([3, 12, 16]), True)
 
-        The next segment of the same sequences goes on from there:
+        The next segment of the same sequences goes on from there, of the states and of the inputs:
 
         >>> memory = cell.remember((hidden, kept))
-        >>> layer(inject(torch.randn(3, 12, 5)), memory)[0].shape
+        >>> layer(inject(torch.randn(3, 12, 5), x[:, -cell.reach :]), memory)[0].shape
         torch.Size([3, 12, 16])
     """
 
@@ -154,6 +155,7 @@ class TrellisCell(nn.Module):
 
         Raises:
             ValueError: `x` or the memory has another shape.
+            TypeError: the memory is no pair.
         """
         hidden, kept = state
         self._check(hidden, x, memory)
@@ -181,7 +183,13 @@ class TrellisCell(nn.Module):
         return last[0], last[1]
 
     def _check(self, hidden: Tensor, x: Tensor, memory: State | None) -> None:
-        expected = (*hidden.shape[:-1], GATES * self.width)
+        if memory is not None and (isinstance(memory, Tensor) or len(memory) != 2):
+            raise TypeError(
+                f"TrellisCell: got a memory that is a {type(memory).__name__}, expected the pair of hidden and cell "
+                "states; try cell.remember"
+            )
+        places = hidden.shape[:-1] if hidden.dim() == 3 else ("B", "T")
+        expected = (*places, GATES * self.width)
         if x.shape != expected:
             raise ValueError(
                 f"TrellisCell(width={self.width}): got x of shape {tuple(x.shape)} for a state of "

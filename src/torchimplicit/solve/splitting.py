@@ -151,8 +151,8 @@ class ForwardBackward(_Splitting):
     def tolerances(self, solver: Solver) -> Solver:
         r"""The solver by which the cell's residual meets the tolerances that this one has; `fixed_point` asks for it.
 
-        With a proximal operator $|z - \mathrm{prox}_\alpha(z - \alpha g)| / \alpha$ does not grow with $\alpha$, so that
-        the cell's residual, that at $\alpha = 1$, is at most the map's divided by $\min(\alpha, 1)$.
+        As $|z - \mathrm{prox}_\alpha(z - \alpha g)|$ does not fall with $\alpha$, and does not grow when divided by
+        $\alpha$, the cell's residual, that at $\alpha = 1$, is at most the map's divided by $\min(\alpha, 1)$.
         """
         part = min(self.step, 1.0)
         return replace(solver, rtol=part * solver.rtol, atol=part * solver.atol)
