@@ -12,6 +12,7 @@ from torchimplicit.nn.dropout import (
 from torchimplicit.nn.expressivity import as_equilibrium, stack
 from torchimplicit.nn.heads import ClassificationHead, SegmentationHead
 from torchimplicit.nn.jacobian_penalty import jacobian_penalty
+from torchimplicit.nn.lines import Burgers, ReactionDiffusion
 from torchimplicit.nn.monotone import MonotoneDEQ, MonotoneLinear
 from torchimplicit.nn.monotone_convolution import MonotoneConv
 from torchimplicit.nn.monotone_tiers import MonotoneTiers
@@ -23,6 +24,7 @@ from torchimplicit.nn.trellis import TrellisCell, TrellisInjection
 __all__ = [
     "DEQ",
     "MDEQ",
+    "Burgers",
     "ClassificationHead",
     "ContractiveConv1d",
     "ContractiveConv2d",
@@ -34,6 +36,7 @@ __all__ = [
     "MonotoneLinear",
     "MonotoneTiers",
     "MultiscaleCell",
+    "ReactionDiffusion",
     "ResidualCell",
     "SegmentationHead",
     "TransformerCell",
