@@ -2,10 +2,10 @@ r"""Partial differential equations by the method of lines: space on a grid, time
 
 The fields here are modules `field(t, u)` of a state `(B, C, X)` or `(B, C, X, Y)`, values at the points of a regular
 grid, with central differences of second order. What is unknown in them (a coefficient, a source) is a parameter or a
-module like any other and is fitted through the solver. Diffusion is stiff: the eigenvalues grow as $4 D / h^2$, so that an
-explicit method's steps shrink with the square of the spacing; `Kvaerno5` takes steps of the solution's own scale, at
-the price of a linear solve of the size of the grid. On more than a few hundred points take a looser grid, or an
-explicit method with many cheap steps.
+module like any other and is fitted through the solver. Diffusion is stiff: the eigenvalues grow as $4 D / h^2$, so
+that an explicit method's steps shrink with the square of the spacing; `Kvaerno5` takes steps of the solution's own
+scale, at the price of a linear solve of the size of the grid. On more than a few hundred points take a looser grid,
+or an explicit method with many cheap steps.
 
 Source: W. Schiesser, The Numerical Method of Lines, Academic Press 1991.
 """
@@ -47,7 +47,7 @@ class Grid(nn.Module):
         return total / self.spacing**2
 
     def divergence(self, flux: Tensor) -> Tensor:
-        r"""$\sum_d \partial_d F$ of one flux in all directions, by central differences: what leaves arrives next door."""
+        r"""$\sum_d \partial_d F$ of one flux in all directions, by central differences: what leaves arrives nearby."""
         total = torch.zeros_like(flux)
         for dim in self._directions(flux):
             below, above = self._neighbours(flux, dim)
