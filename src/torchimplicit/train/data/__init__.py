@@ -3,9 +3,11 @@
 from torchimplicit.train.data.base import DATA_VARIABLE, DataError, ImageData, Images, RecipeData, Splits
 from torchimplicit.train.data.cifar10 import CIFAR10
 from torchimplicit.train.data.copy_memory import CopyMemory
+from torchimplicit.train.data.densities import Density
 from torchimplicit.train.data.digits import Digits
 from torchimplicit.train.data.mnist import MNIST
 from torchimplicit.train.data.nuclei import Masked, Nuclei
+from torchimplicit.train.data.tables import Pendulum, Powers, Spiral
 from torchimplicit.train.data.text import Text
 from torchimplicit.train.data.vocabulary import BytePairs, Characters
 
@@ -17,12 +19,16 @@ __all__ = [
     "Characters",
     "CopyMemory",
     "DataError",
+    "Density",
     "Digits",
     "ImageData",
     "Images",
     "Masked",
     "Nuclei",
+    "Pendulum",
+    "Powers",
     "RecipeData",
+    "Spiral",
     "Splits",
     "Text",
 ]
