@@ -64,36 +64,59 @@ def without(
             sample and from tensors in which they do, too.
     """
     if bool(sick.all()):
-        # Connected to the tensors through no element of them: every gradient is exactly zero.
-        nothing = sum(tensor.reshape(-1)[:0].sum() for tensor in tensors if tensor.is_floating_point())
-        return held + nothing
-    rows = torch.where(sick, int(torch.nonzero(~sick)[0]), torch.arange(len(sick), device=sick.device))
-    healthy = _healthy(call, held[rows], tensors, rows, sick)
-    return torch.where(sick.unsqueeze(1), held, differentiable(rows, healthy))
-
-
-def _healthy(call: Call, z: Tensor, tensors: list[Tensor], rows: Tensor, sick: Tensor) -> list[Tensor]:
-    """The tensors with the sick samples' rows replaced, wherever that changes nothing for the others."""
+        return unmoved(held, tensors)
     assert isinstance(call.problem, Problem)
+    rows = stand_ins(sick)
     # At the solution and at another state: where a weight meets a zero of the solution, replacing it changes nothing.
-    states = (z, z + torch.rand_like(z))
+    states = (held[rows], held[rows] + torch.rand_like(held))
 
     def residuals(tensors: list[Tensor]) -> Tensor:
         with torch.no_grad(), call.problem.bind(call.unshared(tensors)) as residual:
             return torch.stack([residual(state) for state in states], dim=1)
 
-    before = residuals(tensors)[~sick]
-    for i in range(call.problem.explicit.shared, len(tensors)):
+    healthy = replaced(residuals, tensors, call.problem.explicit.shared, rows, sick)
+    if not residuals(healthy)[:, 0].isfinite().all():
+        warn_of_leak()
+    return torch.where(sick.unsqueeze(1), held, differentiable(rows, healthy))
+
+
+def unmoved(held: Tensor, tensors: list[Tensor]) -> Tensor:
+    """Values connected to the tensors through no element of them: every gradient is exactly zero."""
+    return held + sum(tensor.reshape(-1)[:0].sum() for tensor in tensors if tensor.is_floating_point())
+
+
+def stand_ins(sick: Tensor) -> Tensor:
+    """Which sample stands at each place, `(B,)`: a healthy one, the same one for all, for the sick."""
+    return torch.where(sick, int(torch.nonzero(~sick)[0]), torch.arange(len(sick), device=sick.device))
+
+
+def replaced(
+    evaluate: Callable[[list[Tensor]], Tensor], tensors: list[Tensor], shared: int, rows: Tensor, sick: Tensor
+) -> list[Tensor]:
+    """The tensors with the sick samples' rows replaced, wherever that changes nothing for the others.
+
+    Args:
+        evaluate: the function's values, samples in dimension 0, from the tensors.
+        tensors: the explicit tensors.
+        shared: how many of them, the first ones, belong to no sample.
+        rows: which sample shall stand at each place, `(B,)`.
+        sick: which samples are not finite, `(B,)` bool.
+    """
+    before = evaluate(tensors)[~sick]
+    for i in range(shared, len(tensors)):
         if tensors[i].dim() and len(tensors[i]) == len(rows):
             candidate = [*tensors[:i], tensors[i][rows], *tensors[i + 1 :]]
-            if torch.equal(residuals(candidate)[~sick], before):
+            if torch.equal(evaluate(candidate)[~sick], before):
                 tensors = candidate
-    if not residuals(tensors)[:, 0].isfinite().all():
-        warnings.warn(
-            ConvergenceWarning(
-                "samples that are not finite could not be kept apart: they will reach the gradients of shared tensors. "
-                "Pass every argument with the batch in dimension 0, or leave such samples out."
-            ),
-            stacklevel=2,
-        )
     return tensors
+
+
+def warn_of_leak() -> None:
+    """Says that sick samples are still among the healthy ones."""
+    warnings.warn(
+        ConvergenceWarning(
+            "samples that are not finite could not be kept apart: they will reach the gradients of shared tensors. "
+            "Pass every argument with the batch in dimension 0, or leave such samples out."
+        ),
+        stacklevel=3,
+    )

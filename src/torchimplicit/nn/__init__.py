@@ -10,20 +10,26 @@ from torchimplicit.nn.dropout import (
     VariationalDropout3d,
 )
 from torchimplicit.nn.expressivity import as_equilibrium, stack
+from torchimplicit.nn.flow import CNF
 from torchimplicit.nn.heads import ClassificationHead, SegmentationHead
 from torchimplicit.nn.jacobian_penalty import jacobian_penalty
 from torchimplicit.nn.lines import Burgers, ReactionDiffusion
+from torchimplicit.nn.mechanics import HamiltonianNet, LagrangianNet
 from torchimplicit.nn.monotone import MonotoneDEQ, MonotoneLinear
 from torchimplicit.nn.monotone_convolution import MonotoneConv
 from torchimplicit.nn.monotone_tiers import MonotoneTiers
 from torchimplicit.nn.multiscale import MDEQ, ConvolutionalStem, MultiscaleCell
+from torchimplicit.nn.neural_ode import AugmentedNeuralODE, NeuralODE
+from torchimplicit.nn.path_penalty import JacobianFrobenius, KineticEnergy, PathPenalty, TaylorDerivative
 from torchimplicit.nn.residual import ResidualCell
 from torchimplicit.nn.transformer import TransformerCell, TransformerInjection
 from torchimplicit.nn.trellis import TrellisCell, TrellisInjection
 
 __all__ = [
+    "CNF",
     "DEQ",
     "MDEQ",
+    "AugmentedNeuralODE",
     "Burgers",
     "ClassificationHead",
     "ContractiveConv1d",
@@ -31,14 +37,21 @@ __all__ = [
     "ContractiveConv3d",
     "ContractiveLinear",
     "ConvolutionalStem",
+    "HamiltonianNet",
+    "JacobianFrobenius",
+    "KineticEnergy",
+    "LagrangianNet",
     "MonotoneConv",
     "MonotoneDEQ",
     "MonotoneLinear",
     "MonotoneTiers",
     "MultiscaleCell",
+    "NeuralODE",
+    "PathPenalty",
     "ReactionDiffusion",
     "ResidualCell",
     "SegmentationHead",
+    "TaylorDerivative",
     "TransformerCell",
     "TransformerInjection",
     "TrellisCell",

@@ -1,21 +1,46 @@
 """Paths: ordinary differential equations, their solvers and their adjoints."""
 
 from torchimplicit.ode.adjoint import Checkpointed, Direct, PathAdjoint
+from torchimplicit.ode.backsolve import Backsolve
 from torchimplicit.ode.control import PID
-from torchimplicit.ode.methods import RK4, Bosh3, Dopri5, Euler, Heun, Midpoint, Tsit5
+from torchimplicit.ode.dense import DensePath
+from torchimplicit.ode.dopri8 import Dopri8
+from torchimplicit.ode.event import Event
+from torchimplicit.ode.methods import RK4, Bosh3, Dopri5, Euler, Heun, Midpoint, PathSolver, Tsit5
 from torchimplicit.ode.odeint import odeint
+from torchimplicit.ode.report import PathReport, PathSolution
+from torchimplicit.ode.reversible import Reversible
+from torchimplicit.ode.split import Split
+from torchimplicit.ode.steady_state import SteadyState
+from torchimplicit.ode.stiff import KenCarp4, Kvaerno3, Kvaerno5
+from torchimplicit.ode.symplectic import Leapfrog, Suzuki4
 
 __all__ = [
     "PID",
     "RK4",
+    "Backsolve",
     "Bosh3",
     "Checkpointed",
+    "DensePath",
     "Direct",
     "Dopri5",
+    "Dopri8",
     "Euler",
+    "Event",
     "Heun",
+    "KenCarp4",
+    "Kvaerno3",
+    "Kvaerno5",
+    "Leapfrog",
     "Midpoint",
     "PathAdjoint",
+    "PathReport",
+    "PathSolution",
+    "PathSolver",
+    "Reversible",
+    "Split",
+    "SteadyState",
+    "Suzuki4",
     "Tsit5",
     "odeint",
 ]

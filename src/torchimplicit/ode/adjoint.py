@@ -19,7 +19,7 @@ from torchimplicit.ode.sweep import sweep
 
 
 class PathAdjoint:
-    """Base of the adjoints of paths: how outputs get their gradient. The values never depend on the choice.
+    """Base of the adjoints of paths: how outputs get their gradient. But for `Reversible` no value depends on it.
 
     Attributes:
         checkpoints: how many states the walk shall keep; 0 for none, and no record of it.
@@ -40,6 +40,10 @@ class PathAdjoint:
             The outputs `(T, B, n)`, differentiable by `y0`, `ts` and `tensors`.
         """
         raise NotImplementedError
+
+    def walk(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
+        """The same outputs without a gradient."""
+        return call.forward(y0, ts, tensors)
 
 
 @dataclass(frozen=True)
@@ -98,19 +102,21 @@ class CheckpointedWalk(Function):
         ctx.call, y0, ts, *tensors = inputs
         _, starts, stops = output
         ctx.mark_non_differentiable(starts, stops)
-        ctx.path = ctx.call.record.take_path() if ctx.call.record.path is not None else None
-        tensors = ctx.call.unshared(tensors)
-        ctx.save_for_backward(y0, ts, starts, stops, *tensors)
+        tensors, states = ctx.call.unshared(tensors), []
+        if ctx.call.record.path is not None:
+            ctx.path, states = ctx.call.record.take_path().part()
+        ctx.states = len(states)
+        ctx.save_for_backward(*states, y0, ts, starts, stops, *tensors)
         ctx.save_for_forward(y0, ts, starts, stops, *tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _starts: None, _stops: None) -> tuple[Tensor | None, ...]:
         """The gradients of the start, the times and the tensors."""
-        y0, ts, starts, stops, *tensors = ctx.saved_tensors
+        states, (y0, ts, starts, stops, *tensors) = ctx.saved_tensors[: ctx.states], ctx.saved_tensors[ctx.states :]
         if torch.is_grad_enabled() or transforms.level(grad) >= 0:
             return None, *pull(_again(ctx.call, starts, stops), (y0, ts, *tensors), ctx.needs_input_grad[1:], grad)
         _, needs_y0, *needs = ctx.needs_input_grad
-        flow, *found = sweep(ctx.call, ctx.path, ts, tensors, needs, grad)
+        flow, *found = sweep(ctx.call, ctx.path.joined(states), ts, tensors, needs, grad)
         return None, flow if needs_y0 else None, *found
 
     @staticmethod

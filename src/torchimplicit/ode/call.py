@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchimplicit.core import transforms
 from torchimplicit.core.status import OnFailure, Report, react
+from torchimplicit.ode.chunks import ChunkedWalk
+from torchimplicit.ode.compiled import CompileError, give_up
 from torchimplicit.ode.dynamics import Dynamics, MappedDynamics
+from torchimplicit.ode.event import Trigger, Watch
 from torchimplicit.ode.loop import Traveller, Walk
 from torchimplicit.ode.methods import PathSolver
 from torchimplicit.ode.record import Outputs, Path, Phase
@@ -25,11 +30,15 @@ class PathRecord:
         report: of the forward walk.
         path: the walk as it can be made again; taken by whoever keeps it.
         mutated: which explicit tensors the field wrote to.
+        reached: the time that each sample reached, as solvers count it, `(B,)`.
+        fired: which samples' event fired, `(B,)`; None without an event.
     """
 
     report: PathReport | None = None
     path: Path | None = None
     mutated: tuple[int, ...] = ()
+    reached: Tensor | None = None
+    fired: Tensor | None = None
 
     def take_path(self) -> Path:
         """The path; can be taken once, so that its states are not kept alive here."""
@@ -49,6 +58,8 @@ class PathCall:
         audit: refuse captured tensors.
         record: filled by `forward`, shared by the copies that transforms make.
         checkpoints: how many states to keep on the way; 0 keeps none, and no path.
+        trigger: the event's condition; None for no event.
+        compile: make steps by compiled kernels; "auto" does without where that fails.
     """
 
     dynamics: Dynamics | MappedDynamics
@@ -57,12 +68,16 @@ class PathCall:
     audit: bool
     record: PathRecord
     checkpoints: int
+    trigger: Trigger | None = None
+    compile: bool | str = False
 
-    def forward(self, y0: Tensor, ts: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    def forward(
+        self, y0: Tensor, ts: Tensor, tensors: Sequence[Tensor], condition_tensors: Sequence[Tensor] = ()
+    ) -> Tensor:
         """Walks from `y0` `(B, n)` along the times `ts` `(T, B)`; returns the states there, `(T, B, n)`."""
         versions = [transforms.version(tensor) for tensor in tensors]
         with torch.no_grad():
-            values = self._walk(y0.detach(), ts.detach(), tensors)
+            values = self._walk_as_wanted(y0.detach(), ts.detach(), tensors, condition_tensors)
         self.record.mutated = tuple(
             i
             for i, (tensor, version) in enumerate(zip(tensors, versions, strict=True))
@@ -70,7 +85,18 @@ class PathCall:
         )
         return values
 
-    def _walk(self, y0: Tensor, ts: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    def _walk_as_wanted(self, *inputs: Any) -> Tensor:
+        if self.compile != "auto":
+            return self._walk(*inputs)
+        try:
+            return self._walk(*inputs)
+        except CompileError:
+            give_up(self.dynamics.f)  # type: ignore[union-attr]
+            return replace(self, compile=False)._walk(*inputs)
+
+    def _walk(self, y0: Tensor, ts: Tensor, tensors: Sequence[Tensor], condition_tensors: Sequence[Tensor]) -> Tensor:
+        if self.compile:  # else a kernel would be compiled once for parameters and once for tensors
+            tensors = [tensor.detach() for tensor in tensors]
         values = y0.new_empty((len(ts), *y0.shape))
         values[0] = y0
         path = Path() if self.checkpoints else None
@@ -78,15 +104,20 @@ class PathCall:
         who, parents = whole, []
         while True:
             phase = None if path is None else Phase(rows, self.checkpoints)
-            with self.dynamics.bind(
-                self.dynamics.take(tensors, rows), audit=self.audit and rows is None, keep_buffers=True, rows=rows
-            ) as field:
-                walk = Walk(self.solver, field, who, values, phase, left, self.dynamics.can_narrow, rows)
+            with (
+                self.dynamics.bind(
+                    self.dynamics.take(tensors, rows), audit=self.audit and rows is None, keep_buffers=True, rows=rows
+                ) as field,
+                self._watch(condition_tensors, rows) as watch,
+            ):
+                kind = ChunkedWalk if self.compile else Walk
+                walk = kind(self.solver, field, who, values, phase, left, self.dynamics.can_narrow, rows, watch)
                 if rows is None:
                     walk.begin()
                 left -= walk.run()
             nfev += field.nfev
             if path is not None and phase is not None and phase.steps:
+                phase.end = who.y if self.solver.has_inverse else None
                 path.phases.append(phase)
             if not walk.any_running:
                 break
@@ -99,11 +130,23 @@ class PathCall:
         held = _hold(whole, values)
         if path is not None:
             path.held, self.record.path = held, path
+        self.record.reached, self.record.fired = whole.t, whole.fired
         self.record.report = PathReport(
             whole.status, whole.tried, whole.ratio, nfev, "odeint",
             accepted=whole.tried - whole.rejected, rejected=whole.rejected, reached=self.dynamics.user_time(whole.t),
+            fired=whole.fired,
         )  # fmt: skip
         return values
+
+    @contextmanager
+    def _watch(self, tensors: Sequence[Tensor], rows: Tensor | None) -> Iterator[Watch | None]:
+        """Looks out for the event of these samples, where there is one."""
+        if self.trigger is None:
+            yield None
+            return
+        some = self.trigger.take(tensors, rows)
+        with self.trigger.bind(some, audit=self.audit and rows is None, rows=rows) as condition:
+            yield Watch(condition, self.trigger.direction)
 
     def unshared(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The tensors, with copies of those that the field writes to."""

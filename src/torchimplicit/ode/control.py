@@ -98,11 +98,16 @@ class Tolerance:
     def __init__(self, rtol: float | Tensor, atol: float | Tensor, like: Tensor):
         root = math.sqrt(like.shape[1])
         self.rtol, self.atol = rtol * root, atol * root  # so that a plain norm gives the RMS
-        self.size: Tensor | None = None  # of the last end
+        numbers = not isinstance(rtol, Tensor) and not isinstance(atol, Tensor)
+        self.floor = like.new_full((), self.atol) if numbers else None  # adds in one operation
 
     def ratio(self, error: Tensor, y: Tensor, end: Tensor) -> Tensor:
         """The error of a step from `y` to `end`, `(B,)`; NaN where anything is not finite."""
-        scale = torch.maximum(y.abs(), end.abs()).mul_(self.rtol).add_(self.atol)
+        scale = torch.maximum(y.abs(), end.abs())
+        if self.floor is None:
+            scale = scale.mul_(self.rtol).add_(self.atol)
+        else:
+            scale = torch.add(self.floor, scale, alpha=self.rtol)  # type: ignore[arg-type]
         return norm(error / scale)
 
     def first_step(self, field: Field, t: Tensor, y: Tensor, slope: Tensor, limit: Tensor, order: int) -> Tensor:

@@ -4,13 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.core.problem import Problem
+from torchimplicit.ode.split import Split
+
+
+class Bare(NamedTuple):
+    """The user's function as it is, for loops that would rather shape once a step than once an evaluation.
+
+    Attributes:
+        function: `(t, y, *args) -> dy/dt`, its state and slope of `shape`.
+        args: the further arguments.
+        shape: of the state, a tensor of the solver's dtype.
+        time_shape: of the times, which have the solver's dtype too.
+    """
+
+    function: Callable[..., Tensor]
+    args: tuple
+    shape: torch.Size
+    time_shape: tuple[int, ...]
 
 
 class Field:
@@ -22,12 +40,23 @@ class Field:
 
     def __init__(self, evaluate: Callable[[Tensor, Tensor], Tensor]):
         self.evaluate = evaluate
+        self.bare: Bare | None = None
+        self.parts: tuple[Callable[[Tensor, Tensor], Tensor], ...] | None = None  # of a `Split`: explicit, implicit
         self.nfev = 0
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         """The slope at `(t, y)`."""
         self.nfev += 1
         return self.evaluate(t, y)
+
+    def divide(self, parts: Sequence[Callable[[Tensor, Tensor], Tensor]]) -> None:
+        """Makes the parts of a `Split` known, `(t, y) -> dy/dt` each; they are counted, too."""
+
+        def counted(part: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor) -> Tensor:
+            self.nfev += 1
+            return part(t, y)
+
+        self.parts = tuple(partial(counted, part) for part in parts)
 
 
 class Dynamics(Problem):
@@ -77,6 +106,11 @@ class Dynamics(Problem):
         """Whether it is known which arguments belong to which sample."""
         return self.batched_args is not None
 
+    @property
+    def is_split(self) -> bool:
+        """Whether the field has two parts."""
+        return isinstance(self.f, Split)
+
     def take(self, tensors: Sequence[Tensor], rows: Tensor | None) -> list[Tensor]:
         """The explicit tensors for some samples alone; all of them for None."""
         if rows is None:
@@ -106,27 +140,35 @@ class Dynamics(Problem):
             rows: the samples that the field is for, `(M,)`; None for all.
         """
         tensors = [tensor.detach() for tensor in tensors] if audit else list(tensors)
+        looks = rows is None and (audit or keep_buffers)  # a path made again has been looked at
         layout = self.layout if rows is None else self.layout.of_batch(len(rows))
         sign = None if self.sign is None else (self.sign if rows is None else self.sign[rows]).unsqueeze(1)
 
-        def value_at(t: Tensor, y: Tensor) -> Any:
+        def value_at(t: Tensor, y: Tensor, part: Callable | None = None) -> Any:
             t = t if sign is None else t * sign.squeeze(1)
             t = t if t.dtype is self.time_dtype else t.to(self.time_dtype)
-            return function(t.view(self.time_shape), layout.unflatten(y), *args)
+            return (part or function)(t.view(self.time_shape), layout.unflatten(y), *args)
 
-        def evaluate(t: Tensor, y: Tensor) -> Tensor:
-            slope = layout.flatten(value_at(t, y))
+        def evaluate(t: Tensor, y: Tensor, part: Callable | None = None) -> Tensor:
+            slope = layout.flatten(value_at(t, y, part))
             return slope if sign is None else slope * sign
 
         def evaluate_once(t: Tensor, y: Tensor) -> Tensor:
-            field.evaluate = evaluate
+            field.evaluate, field.bare = evaluate, bare
             value = self.evaluate_first(lambda: value_at(t, y), y, tensors if audit else None)
             slope = layout.flatten(value)
             return slope if sign is None else slope * sign
 
         with self.explicit.bind(tensors, keep_buffers) as bound, self.autocast.off():
             function, args = self.autocast.around(bound.f), bound.args
-            field = Field(evaluate_once if rows is None else evaluate)
+            bare = None
+            if layout.plain and sign is None and not self.autocast.enabled:
+                bare = Bare(function, args, layout.shapes[0], self.time_shape)
+            field = Field(evaluate_once if looks else evaluate)
+            field.bare = None if looks else bare
+            if isinstance(self.f, Split):
+                parts = [self.autocast.around(part) for part in (self.f.explicit, self.f.implicit)]
+                field.divide([partial(evaluate, part=part) for part in parts])
             yield field
 
 
@@ -146,6 +188,11 @@ class MappedDynamics:
         """Wraps dynamics; may itself be wrapped."""
         self.dynamics, self.count, self.dims = dynamics, count, dims
 
+    @property
+    def is_split(self) -> bool:
+        """Whether the field has two parts."""
+        return self.dynamics.is_split
+
     def take(self, tensors: Sequence[Tensor], rows: Tensor | None) -> list[Tensor]:
         """See `Dynamics.take`; only all samples."""
         return list(tensors)
@@ -164,13 +211,18 @@ class MappedDynamics:
     ) -> Iterator[Field]:
         """The vector field on `(count * B, n)`; see `Dynamics.bind`."""
 
-        def one(t: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
+        def one(t: Tensor, y: Tensor, *tensors: Tensor, part: int | None = None) -> Tensor:
             with self.dynamics.bind(tensors) as field:
-                return field(t, y)
+                if part is None:
+                    return field(t, y)
+                assert field.parts is not None
+                return field.parts[part](t, y)
 
-        mapped = torch.vmap(one, in_dims=(0, 0, *self.dims), randomness="different")
-
-        def evaluate(t: Tensor, y: Tensor) -> Tensor:
+        def evaluate(t: Tensor, y: Tensor, part: int | None = None) -> Tensor:
+            mapped = torch.vmap(partial(one, part=part), in_dims=(0, 0, *self.dims), randomness="different")
             return mapped(t.unflatten(0, (self.count, -1)), y.unflatten(0, (self.count, -1)), *tensors).flatten(0, 1)
 
-        yield Field(evaluate)
+        field = Field(evaluate)
+        if self.is_split:
+            field.divide([partial(evaluate, part=part) for part in (0, 1)])
+        yield field

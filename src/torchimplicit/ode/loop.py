@@ -15,6 +15,7 @@ from torch import Tensor
 from torchimplicit.core.status import Status
 from torchimplicit.ode.control import History, Tolerance
 from torchimplicit.ode.dynamics import Field
+from torchimplicit.ode.event import Watch
 from torchimplicit.ode.methods import AdaptiveSolver, FixedSolver, PathSolver
 from torchimplicit.ode.record import Outputs, Phase, Step
 from torchimplicit.ode.step import Stepped
@@ -39,6 +40,8 @@ class Traveller:
         ratio: error of the last step over its tolerance.
         slope: the slope at `(t, y)`, where that is known.
         history: errors of the last steps, where the controller wants them.
+        side: the sign of an event's condition there.
+        fired: whether the event ended it.
     """
 
     ts: Tensor
@@ -53,6 +56,8 @@ class Traveller:
     ratio: Tensor
     slope: Tensor | None = None
     history: History | None = None
+    side: Tensor | None = None
+    fired: Tensor | None = None
 
     @classmethod
     def start(cls, ts: Tensor, y: Tensor) -> Traveller:
@@ -72,6 +77,8 @@ class Traveller:
         """Puts back what `take` gave, once it has ended."""
         for name in ("t", "y", "h", "next", "status", "running", "tried", "rejected", "ratio"):
             setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(some, name)))
+        if self.fired is not None and some.fired is not None:
+            self.fired = self.fired.index_copy(0, rows, some.fired)
 
 
 class Walk:
@@ -86,6 +93,7 @@ class Walk:
         limit: steps, rejected ones included, that may still be made.
         narrow: whether to stop once few samples go on.
         rows: which samples of the whole batch they are; None for all.
+        watch: looks out for an event; None for none.
     """
 
     def __init__(
@@ -98,11 +106,14 @@ class Walk:
         limit: int,
         narrow: bool = False,
         rows: Tensor | None = None,
+        watch: Watch | None = None,
     ):
+        self.watch = watch
         self.solver, self.field, self.who, self.values, self.phase, self.rows = solver, field, who, values, phase, rows
         self.limit, self.narrow, self.attempts, self.few = limit, narrow, 0, False
         self.step = solver.stepper(who.y)
         self.end = who.ts[-1]
+        self.lands = solver.lands
         self.adaptive = solver if isinstance(solver, AdaptiveSolver) else None
         if self.adaptive is not None:
             self.tolerance = Tolerance(self.adaptive.rtol, self.adaptive.atol, who.y)
@@ -115,12 +126,16 @@ class Walk:
     def begin(self) -> None:
         """The first slope and the first step size; a sample whose slope is not finite stops here."""
         who, solver = self.who, self.adaptive
-        if solver is None:
+        field = self.solver.rate(self.field)
+        if self.watch is not None or solver is not None:
+            who.slope = field(who.t, who.y)
+        if self.watch is not None and who.slope is not None:
+            self.watch.begin(who, who.slope)
+        if solver is None or who.slope is None:
             return
-        who.slope = self.field(who.t, who.y)
         limit = self.end - who.t
         if solver.dt0 is None:
-            who.h = self.tolerance.first_step(self.field, who.t, who.y, who.slope, limit, solver.order)
+            who.h = self.tolerance.first_step(field, who.t, who.y, who.slope, limit, solver.order)
         else:
             who.h = torch.clamp(limit, max=solver.dt0)
         who.history = History.start(who.y[:, 0]) if solver.control.remembers else None
@@ -146,18 +161,31 @@ class Walk:
         stop = self._stop_time()
         h = stop - who.t
         done = self.step(self.field, who.t, h, who.y, who.slope)
-        if self.adaptive is None:
-            ratio = torch.where(done.y.isfinite().all(1), 0.0, math.inf)
-        else:
-            assert done.error is not None
-            ratio = self.tolerance.ratio(done.error, who.y, done.y)
-        if bool(((ratio <= 1) & (stop < self.ahead)).all()):
+        ratio = self._ratio(done, h)
+        quiet = (ratio <= 1) & (stop < self.ahead)
+        if self.watch is not None:
+            quiet &= ~self.watch.sees(who, stop, done.y)
+        if bool(quiet.all()):
             self._go_on(done, stop, h, ratio)
         else:
             self._look_closer(done, stop, h, ratio)
 
+    def _ratio(self, done: Stepped, h: Tensor) -> Tensor:
+        """The error of a step over its tolerance, `(B,)`."""
+        if self.adaptive is None:
+            return torch.where(done.y.isfinite().all(1), 0.0, math.inf)
+        assert done.error is not None
+        return self.tolerance.ratio(done.error, self.who.y, done.y)
+
     def _stop_time(self) -> Tensor:
         """Where the next step ends, `(B,)`."""
+        stop = self._free_stop()
+        if self.lands:  # nor shall a rounding leave a sliver of a step before the output
+            stop = torch.where(stop + 1e-6 * (stop - self.who.t) >= self.ahead, self.ahead, stop)
+        return stop
+
+    def _free_stop(self) -> Tensor:
+        """Where the next step would end if outputs lay within steps, `(B,)`."""
         who, solver = self.who, self.solver
         if self.adaptive is not None:
             return torch.minimum(who.t + who.h, self.end)
@@ -174,6 +202,8 @@ class Walk:
         who = self.who
         if self.phase is not None:
             self.phase.add(Step(who.t, stop, self.all_running), who.y)
+        if self.watch is not None:
+            self.watch.passes(who, who.running)
         who.t, who.y, who.slope = stop, done.y, done.slope
         if self.adaptive is not None:
             who.h = h * self.adaptive.control.factor(ratio, who.history, self.solver.order)
@@ -190,8 +220,10 @@ class Walk:
         if self.adaptive is None:
             stuck = reject
         else:
-            factor = self.adaptive.control.factor(ratio, who.history, self.solver.order)
+            factor, planned = self.adaptive.control.factor(ratio, who.history, self.solver.order), who.h
             who.h = h * (torch.where(reject, factor.clamp_max(1.0), factor) if who.history is not None else factor)
+            if self.lands:  # a step that was cut short says little of the next one
+                who.h = torch.where(crossing, torch.maximum(who.h, planned), who.h)
             stuck = reject & (who.h < self.smallest)
         moves, rejects, crosses, sticks = torch.stack((accept, reject, crossing, stuck)).any(1).tolist()
         if moves:
@@ -217,13 +249,30 @@ class Walk:
             stop = torch.where(accept, stop, who.t)
             y = torch.where(moved, y, who.y)
             slope = slope if slope is None or who.slope is None else torch.where(moved, slope, who.slope)
-        outputs = self._outputs(stop, done, h) if crosses else None
+        halt = None if self.watch is None else self.watch.halt(who, accept, h, done.inside)
+        until = stop if halt is None else torch.where(halt.fires, halt.t, stop)
+        outputs = self._outputs(until, done, h) if crosses else None
         if self.phase is not None:
             self.phase.add(Step(who.t, stop, not some_stay, outputs), who.y)
-        who.t, who.y, who.slope = stop, y, slope
+        if self.watch is not None:
+            self.watch.passes(who, accept)
+        who.t, who.y, who.slope = until, y, slope
+        if halt is not None:
+            who.y = torch.where(halt.fires.unsqueeze(1), halt.y, y)
+            self._stop(halt.fires, Status.CONVERGED)
 
     def _outputs(self, stop: Tensor, done: Stepped, h: Tensor) -> Outputs:
         """Writes the outputs within this step; says which they are."""
+        who = self.who
+        outputs = self._passed(stop)
+        samples, places = outputs.samples, outputs.places
+        part = (who.ts[places, samples] - who.t[samples]) / h[samples]
+        whole = samples if self.rows is None else self.rows[samples]
+        self.values[places, whole] = done.inside.at(part, samples)
+        return outputs
+
+    def _passed(self, stop: Tensor) -> Outputs:
+        """The outputs up to these times, `(B,)`, that were ahead."""
         who = self.who
         passed = torch.searchsorted(who.ts.T.contiguous(), stop.unsqueeze(1), right=True).squeeze(1)
         passed = torch.where(stop > who.t, passed, who.next)
@@ -233,11 +282,7 @@ class Walk:
         places = torch.arange(len(samples), device=stop.device) - offset[samples] + who.next[samples]
         who.next = passed
         self._see_next()
-        outputs = Outputs(samples, places)
-        part = (who.ts[places, samples] - who.t[samples]) / h[samples]
-        whole = samples if self.rows is None else self.rows[samples]
-        self.values[places, whole] = done.inside.at(part, samples)
-        return outputs
+        return Outputs(samples, places)
 
     def _see_next(self) -> None:
         """The next output time of every sample, `(B,)`; infinity once it has none."""

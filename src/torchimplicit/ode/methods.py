@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.options import require
+from torchimplicit.core.tree import Layout
 from torchimplicit.ode import tableau as tableaus
 from torchimplicit.ode.control import PID
 from torchimplicit.ode.dynamics import Field
@@ -18,6 +19,7 @@ from torchimplicit.ode.step import Stepped, choose_stages, explicit_step
 from torchimplicit.ode.tableau import Tableau
 
 Stepper = Callable[[Field, Tensor, Tensor, Tensor, Tensor | None], Stepped]  # of (field, t, h, y, slope)
+Undoer = Callable[[Field, Tensor, Tensor, Tensor], Tensor]  # of (field, t, h, y)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +31,16 @@ class PathSolver:
 
     Args:
         max_steps: limit of steps, rejected ones included; beyond it the solve ends with a status.
+
+    Attributes:
+        order: of the method.
+        lands: whether its steps end at every output time, because it knows no path inside them.
+        has_inverse: whether it can take steps back (`undoer`).
     """
 
     order: ClassVar[int]
+    lands: ClassVar[bool] = False
+    has_inverse: ClassVar[bool] = False
 
     max_steps: int = 10_000
 
@@ -39,10 +48,24 @@ class PathSolver:
         """Refuses impossible values."""
         require(self, "max_steps", isinstance(self.max_steps, int) and self.max_steps >= 1, "an integer >= 1")
 
+    def check(self, layout: Layout) -> None:
+        """Refuses states that the method cannot take, with a `ValueError`; most take any."""
+
     def stepper(self, like: Tensor) -> Stepper:
         """A function that makes a step; where no graph is recorded it keeps buffers for states like this one.
 
         It takes the field, the times `(B,)`, the step sizes `(B,)`, the states `(B, n)` and the slopes there, or None.
+        """
+        raise NotImplementedError
+
+    def rate(self, field: Field) -> Field:
+        """The field of the states that it walks, where those hold more than the user's; for the first step size."""
+        return field
+
+    def undoer(self, like: Tensor) -> Undoer:
+        """A function that takes a step back, exactly but for rounding: the states before it from those after it.
+
+        It takes the field, the times before the step `(B,)`, the step sizes `(B,)` and the states after it `(B, n)`.
         """
         raise NotImplementedError
 

@@ -8,14 +8,19 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from torchimplicit.core.status import OnFailure, Solution, react
+from torchimplicit.core import transforms
+from torchimplicit.core.status import OnFailure, Status, react
 from torchimplicit.core.tree import Layout
 from torchimplicit.ode.adjoint import Checkpointed, PathAdjoint
 from torchimplicit.ode.call import PathCall, PathRecord
+from torchimplicit.ode.compiled import decide
+from torchimplicit.ode.dense import Followed, check_follows, follow, stacked
 from torchimplicit.ode.dynamics import Dynamics
+from torchimplicit.ode.event import Event, Trigger
 from torchimplicit.ode.methods import AdaptiveSolver, PathSolver, Tsit5
+from torchimplicit.ode.quarantine import quarantine
+from torchimplicit.ode.report import PathReport, PathSolution
 from torchimplicit.ode.times import check_times, runs_backward
 
 
@@ -29,7 +34,10 @@ def odeint(
     steps: Literal["per-sample", "joint"] = "per-sample",
     batched_args: Sequence[int] | None = None,
     on_failure: OnFailure = "raise",
-) -> Solution:
+    event: Event | None = None,
+    dense: bool = False,
+    compile: bool | Literal["auto"] = False,
+) -> PathSolution:
     r"""Solves $\dot y = f(t, y, a)$, $y(t_0) = y_0$, sample by sample, differentiably in $y_0$, the times and $a$.
 
     Every tensor that shall get a gradient must be an argument, or a parameter of `f` when `f` is an `nn.Module` or a
@@ -51,9 +59,12 @@ def odeint(
             batch has; None never does.
         on_failure: "raise", "warn" or "ignore" samples that do not reach the last time, forward and backward. Their
             outputs beyond the time reached hold the last state.
+        event: ends the walk of every sample where its condition changes sign: outputs at later times hold the event's
+            state, `solution.event_time` and `solution.event_state` tell of it. One that never fires is no failure.
+        dense: give `solution.path`, the path as a function of time.
 
     Returns:
-        A `Solution`; `solution.value` is like `y0` with the times in front, `(T, B, ...)`; `solution.report` is a
+        A `PathSolution`; `solution.value` is like `y0` with the times in front, `(T, B, ...)`; `solution.report` is a
         `PathReport`.
 
     Raises:
@@ -73,29 +84,51 @@ def odeint(
         >>> torch.allclose(rate.grad, torch.tensor(-6 * 0.36788), rtol=1e-3)
         True
     """
-    check_options(solver, adjoint, steps, on_failure)
+    check_options(solver, adjoint, steps, on_failure, event, dense)
     batch_dims = 1 if steps == "per-sample" else 0
     layout = Layout(y0, batch_dims)
     ts = check_times(ts, layout)
-    dynamics = Dynamics(f, y0, args, batch_dims, batched_args, runs_backward(ts))
+    backward = runs_backward(ts)
+    solver.check(layout)
+    check_reachable(solver, layout, y0)
+    dynamics = Dynamics(f, y0, args, batch_dims, batched_args, backward)
+    trigger = None if event is None else Trigger(event, y0, args, batch_dims, batched_args, backward)
     times = dynamics.user_time(ts.expand(-1, layout.batch))
     start, tensors = layout.flatten(y0), dynamics.explicit.take_tensors()
     differentiable = torch.is_grad_enabled()
-    checkpoints = adjoint.checkpoints if differentiable else 0
-    call = PathCall(dynamics, _flat(solver, layout), on_failure, differentiable, PathRecord(), checkpoints)
-    rows = adjoint.solve(call, start, times, tensors) if differentiable else call.forward(start, times, tensors)
+    compiles = decide(compile, f, solver, layout.batch * layout.width, event is None and not dense)
+    checkpoints = adjoint.checkpoints if differentiable else solver.max_steps if dense else 2 * (event is not None)
+    call = PathCall(dynamics, _flat(solver, layout), on_failure, differentiable, PathRecord(), checkpoints, trigger, compiles)
+    followed = None
+    if event is not None or dense:
+        followed = _follow(call, adjoint, start, times, tensors)
+        rows = followed.rows
+    else:
+        rows = (adjoint.solve if differentiable else adjoint.walk)(call, start, times, tensors)
     report = call.record.report
     assert report is not None
-    solution = Solution(_paths(layout, rows), report)
+    sick = report.status == Status.NON_FINITE
+    if followed is None and rows.requires_grad and not transforms.active() and bool(sick.any()):
+        rows = quarantine(call, adjoint, rows, start, times, tensors, sick)
+    solution = PathSolution(stacked(layout, rows), report, **_found(followed, dynamics, report, dense))
     react(report, on_failure, solution)
     return solution
 
 
-def _paths(layout: Layout, rows: Tensor) -> Any:
-    """Outputs `(T, B, n)` as the state's nest with the times in front."""
-    if layout.plain:
-        return rows.reshape(len(rows), *layout.shapes[0])
-    return pytree.tree_map(lambda *leaves: torch.stack(leaves), *(layout.unflatten(row) for row in rows.unbind()))
+def _follow(call: PathCall, adjoint: PathAdjoint, start: Tensor, times: Tensor, tensors: list[Tensor]) -> Followed:
+    event_tensors = [] if call.trigger is None else call.trigger.explicit.take_tensors()
+    return follow(call, adjoint, start, times, tensors, event_tensors)
+
+
+def _found(followed: Followed | None, dynamics: Dynamics, report: PathReport, dense: bool) -> dict[str, Any]:
+    """What a `PathSolution` tells of its event and its path."""
+    found: dict[str, Any] = {}
+    if followed is not None and report.fired is not None:
+        found["event_time"] = torch.where(report.fired, dynamics.user_time(followed.t), torch.nan)
+        found["event_state"] = dynamics.layout.unflatten(followed.y)
+    if followed is not None and dense:
+        found["path"] = followed.path
+    return found
 
 
 def _flat(solver: PathSolver, layout: Layout) -> PathSolver:
@@ -110,19 +143,43 @@ def _flat(solver: PathSolver, layout: Layout) -> PathSolver:
     return replace(solver, **changed) if changed else solver
 
 
-def check_options(solver: Any, adjoint: Any, steps: str, on_failure: str) -> None:
-    """Refuses what is no solver, no adjoint and none of the words.
+def check_options(
+    solver: Any, adjoint: Any, steps: str, on_failure: str, event: Any = None, dense: bool = False
+) -> None:
+    """Refuses what is no solver, no adjoint, no event and none of the words.
 
     Raises:
-        TypeError: `solver` or `adjoint` is something else, the class in place of an instance for example.
-        ValueError: another word.
+        TypeError: `solver`, `adjoint` or `event` is something else, the class in place of an instance for example.
+        ValueError: another word, or a solver or an adjoint that can do neither events nor dense output.
     """
-    wanted = (("solver", solver, PathSolver, "Tsit5()"), ("adjoint", adjoint, PathAdjoint, "Checkpointed()"))
+    wanted = [("solver", solver, PathSolver, "Tsit5()"), ("adjoint", adjoint, PathAdjoint, "Checkpointed()")]
+    wanted += [] if event is None else [("event", event, Event, "Event(condition)")]
     for name, got, expected, usual in wanted:
         if not isinstance(got, expected):
             hint = f"{got.__name__}()" if isinstance(got, type) else usual
             raise TypeError(f"{name}: got {got!r}, expected an instance of {expected.__name__}; try {hint}")
+    if event is not None or dense:
+        check_follows(solver, adjoint)
     if steps not in ("per-sample", "joint"):
         raise ValueError(f"steps: got {steps!r}, expected 'per-sample' or 'joint'")
     if on_failure not in ("raise", "warn", "ignore"):
         raise ValueError(f"on_failure: got {on_failure!r}, expected 'raise', 'warn' or 'ignore'")
+
+
+def check_reachable(solver: PathSolver, layout: Layout, y0: Any) -> None:
+    """Refuses tolerances below the rounding of the state's dtype, at which `f` sees it.
+
+    Raises:
+        ValueError: they are, where the walk starts.
+    """
+    if not isinstance(solver, AdaptiveSolver) or float(torch.as_tensor(solver.rtol).min()) >= layout.eps:
+        return
+    size = 1.0 if transforms.active() else float(layout.flatten(y0).detach().abs().max())
+    if float(torch.as_tensor(solver.atol).min()) < layout.eps * size:
+        coarsest = max(layout.dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+        name = type(solver).__name__
+        raise ValueError(
+            f"{name}(rtol={solver.rtol}, atol={solver.atol}): got tolerances below the rounding of the state, "
+            f"{coarsest}, which is {layout.eps:.1e} of its size; try {name}(rtol={max(1e-5, 2 * layout.eps):.1g}), or "
+            "y0 of a finer dtype, y0.double() or y0.float()"
+        )

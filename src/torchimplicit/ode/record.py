@@ -6,8 +6,8 @@ state before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -52,12 +52,14 @@ class Phase:
         limit: how many states to keep at most.
         steps: the steps.
         states: states before some of the steps, by their number; always that before the first.
+        end: states after the last step, where the method can be walked back from them; None otherwise.
     """
 
     rows: Tensor | None
     limit: int
     steps: list[Step] = field(default_factory=list)
     states: dict[int, Tensor] = field(default_factory=dict)
+    end: Tensor | None = None
     stride: int = 1
 
     def add(self, step: Step, y: Tensor) -> None:
@@ -79,6 +81,18 @@ class Phase:
         ends = sorted(self.states)
         for low, high in zip(reversed(ends), reversed([*ends[1:], len(self.steps)]), strict=True):
             yield from self._stretch(low, high, self.states[low], advance, max(2, self.limit // 2))
+
+    def undone(self, undo: Callable[[Step, Tensor], Tensor]) -> Iterator[tuple[Step, Tensor]]:
+        """The steps, last first, each with the state before it.
+
+        Args:
+            undo: takes a step back: the state before it from that after it.
+        """
+        y = self.end
+        assert y is not None
+        for step in reversed(self.steps):
+            y = undo(step, y)
+            yield step, y
 
     def _stretch(
         self, low: int, high: int, y: Tensor, advance: Callable[[Step, Tensor], Tensor], slots: int
@@ -109,10 +123,33 @@ class Path:
     Attributes:
         phases: its phases, each with fewer samples than the one before.
         held: outputs that no step reached, whose value is the last state.
+        given: how many of the times are those that the walk was for; None for all. The others look at it afterwards.
+        order: how many derivatives by time the outputs carry beside the state.
     """
 
     phases: list[Phase] = field(default_factory=list)
     held: Outputs | None = None
+    given: int | None = None
+    order: int = 0
+
+    def part(self) -> tuple[Path, list[Tensor]]:
+        """The path without its states, and the states, for `joined`."""
+        states = [state for phase in self.phases for state in phase.states.values()]
+        ends = [phase.end for phase in self.phases if phase.end is not None]
+        phases = []
+        for phase in self.phases:
+            nothing = phase.states[0][:0]
+            end = None if phase.end is None else nothing
+            phases.append(replace(phase, states=dict.fromkeys(phase.states, nothing), end=end))
+        return replace(self, phases=phases), [*states, *ends]
+
+    def joined(self, states: Sequence[Tensor]) -> Path:
+        """The path with the states that `part` gave, while a backward pass lasts."""
+        rest = iter(states)
+        phases = [replace(phase, states={number: next(rest) for number in phase.states}) for phase in self.phases]
+        for phase in phases:
+            phase.end = None if phase.end is None else next(rest)
+        return replace(self, phases=phases)
 
     def times(self, ts: Tensor) -> tuple[Tensor, Tensor]:
         """Times before and after every step, `(S, B)` each; from the output times `(T, B)`, for their shape."""
@@ -120,7 +157,7 @@ class Path:
         for phase in self.phases:
             for step in phase.steps:
                 after = step.stop if phase.rows is None else now.index_copy(0, phase.rows, step.stop)
-                starts.append(now)
+                starts.append(torch.minimum(now, after))  # a sample whose event fired within a step goes no further
                 stops.append(after)
                 now = after
         if not starts:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from torchimplicit.core.status import Report, Status
+from torchimplicit.core.status import Report, Solution, Status
+
+if TYPE_CHECKING:
+    from torchimplicit.ode.dense import DensePath
 
 _REMEDIES = {
     Status.MAX_STEPS: (
@@ -24,8 +27,9 @@ _REMEDIES = {
         "or a blow-up there. Such a sample is held at its last finite state and adds nothing to the gradients."
     ),
     Status.DRIFTED: (
-        "The path that was walked back does not meet the path that was walked forward, so the gradient is not to be "
-        "trusted. Try Checkpointed(), which is exact for the steps taken, or a tighter rtol and atol."
+        "The path that was walked back does not meet the path that was walked forward, or the two states of "
+        "Reversible() have parted: the field contracts. Try Checkpointed(), which is exact for the steps taken, "
+        "Backsolve(checkpoints=...) with more states on the way, a smaller coupling, or a tighter rtol and atol."
     ),
     Status.DIVERGED: "An implicit step's equation was not solved. Try smaller steps or a looser tolerance.",
 }
@@ -39,6 +43,7 @@ class PathReport(Report):
         accepted: accepted steps per sample, int64 `(B,)`.
         rejected: rejected steps per sample, int64 `(B,)`.
         reached: the time that each sample reached, `(B,)`.
+        fired: which samples' event fired, bool `(B,)`; None without an event.
     """
 
     failure: ClassVar[str] = "did not reach the last time"
@@ -46,6 +51,7 @@ class PathReport(Report):
     accepted: Tensor = field(kw_only=True)
     rejected: Tensor = field(kw_only=True)
     reached: Tensor = field(kw_only=True)
+    fired: Tensor | None = field(default=None, kw_only=True)
 
     @property
     def remedies(self) -> dict[Status, str]:
@@ -63,4 +69,26 @@ class PathReport(Report):
             f"{self.name}: {batch - self.failed.numel()}/{batch} arrived, steps up to {int(self.accepted.max())} "
             f"accepted and {int(self.rejected.max())} rejected, {self.nfev} evaluations"
         )
+        text = text if self.fired is None else f"{text}, the event of {int(self.fired.sum())}/{batch} fired"
         return text if self.backward is None else f"{text}; {self.backward}"
+
+
+@dataclass(frozen=True)
+class PathSolution(Solution):
+    """A path at its output times, `(T, B, ...)`, and how it was walked.
+
+    Attributes:
+        event_time: when each sample met its event, `(B,)`; NaN where it did not, see `fired`. None without an event.
+        event_state: the states there, like `y0`, or the last ones where it did not. None without an event.
+        path: the solution as a function of time, with `dense=True`.
+    """
+
+    event_time: Tensor | None = None
+    event_state: Any = None
+    path: DensePath | None = None
+
+    @property
+    def fired(self) -> Tensor | None:
+        """Which samples met their event, bool `(B,)`; None without an event."""
+        assert isinstance(self.report, PathReport)
+        return self.report.fired

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -39,51 +41,63 @@ class Stages:
     """
 
     def __init__(self, tableau: Tableau, like: Tensor):
-        self.shape, self.known = like.shape, weights(tableau, like.dtype, like.device)
+        self.flat, self.known = like.shape, weights(tableau, like.dtype, like.device)
         self.table = torch.empty(tableau.stages, like.numel(), dtype=like.dtype, device=like.device)
-        self.rows = [row.view(like.shape) for row in self.table.unbind()]
         self.columns = [self.table[:i].t() for i in range(tableau.stages + 1)]
+        self.shape: torch.Size | None = None
+
+    def begin(self, y: Tensor, shape: torch.Size) -> None:
+        """A step from states `(B, n)`, whose slopes and stages have this shape."""
+        self.y = y.reshape(-1)
+        if shape != self.shape:
+            self.shape, self.rows = shape, [row.view(shape) for row in self.table.unbind()]
 
     def put(self, i: int, slope: Tensor, h: Tensor) -> None:
-        """Sets the increment of stage `i` from its slope `(B, n)` and the step sizes `(B, 1)`."""
+        """Sets the increment of stage `i` from its slope and the step sizes, which broadcast against it."""
         torch.mul(slope, h, out=self.rows[i])
 
-    def state(self, i: int, y: Tensor) -> Tensor:
-        """Where stage `i` evaluates, `(B, n)`."""
-        return torch.addmv(y.reshape(-1), self.columns[i], self.known.a[i]).view(self.shape)
+    def state(self, i: int) -> Tensor:
+        """Where stage `i` evaluates."""
+        return torch.addmv(self.y, self.columns[i], self.known.a[i]).view(self.shape)
 
-    def end(self, y: Tensor) -> Tensor:
-        """The state at the end of the step, `(B, n)`."""
-        return torch.addmv(y.reshape(-1), self.columns[-1], self.known.b).view(self.shape)
+    def end(self) -> Tensor:
+        """The state at the end of the step."""
+        return torch.addmv(self.y, self.columns[-1], self.known.b).view(self.shape)
 
     def error(self) -> Tensor | None:
         """The estimate of the step's error, `(B, n)`; None for a method without one."""
-        return None if self.known.e is None else torch.mv(self.columns[-1], self.known.e).view(self.shape)
+        return None if self.known.e is None else torch.mv(self.columns[-1], self.known.e).view(self.flat)
 
     def of(self, samples: Tensor) -> Tensor:
         """The increments of some samples, `(s, M, n)`."""
-        return self.table.view(-1, *self.shape)[:, samples]
+        return self.table.view(-1, *self.flat)[:, samples]
 
 
 class GraphStages(Stages):
     """Increments as tensors of their own, whose graph a gradient needs; of steps that are known to be good."""
 
     def __init__(self, tableau: Tableau, like: Tensor):
-        self.tableau, self.rows = tableau, []
+        self.tableau, self.flat, self.known = tableau, like.shape, weights(tableau, like.dtype, like.device)
+        self.find_last: Callable[[], None] | None = None  # the last increment, where only the path inside needs it
+
+    def begin(self, y: Tensor, shape: torch.Size) -> None:
+        """See `Stages.begin`."""
+        self.y, self.rows = y.reshape(shape), []
 
     def put(self, i: int, slope: Tensor, h: Tensor) -> None:
         """See `Stages.put`."""
         self.rows.append(slope * h)
 
-    def state(self, i: int, y: Tensor) -> Tensor:
+    def state(self, i: int) -> Tensor:
         """See `Stages.state`."""
-        return self._combine(y, self.tableau.a[i])
+        return self._combine(self.tableau.a[i])
 
-    def end(self, y: Tensor) -> Tensor:
+    def end(self) -> Tensor:
         """See `Stages.end`."""
-        return self._combine(y, self.tableau.b)
+        return self._combine(self.tableau.b)
 
-    def _combine(self, y: Tensor, row: tuple[float, ...]) -> Tensor:
+    def _combine(self, row: tuple[float, ...]) -> Tensor:
+        y = self.y
         for weight, increment in zip(row, self.rows, strict=True):
             y = y if weight == 0.0 else torch.add(y, increment, alpha=weight)
         return y
@@ -94,7 +108,10 @@ class GraphStages(Stages):
 
     def of(self, samples: Tensor) -> Tensor:
         """See `Stages.of`."""
-        return torch.stack([row[samples] for row in self.rows])
+        if self.find_last is not None:
+            self.find_last, find = None, self.find_last
+            find()
+        return torch.stack([row.reshape(self.flat)[samples] for row in self.rows])
 
 
 class Inside:
@@ -127,18 +144,36 @@ class Inside:
 
     def at(self, part: Tensor, samples: Tensor) -> Tensor:
         """States `(M, n)` of these samples `(M,)` at these parts of the step, from 0 to 1, `(M,)`."""
-        y, end = self.y[samples], self.end[samples]
+        end = self.end[samples]
         if not transforms.active() and bool((part == 1).all()):
             return end
+        return torch.where((part == 1).unsqueeze(1), end, self.polynomial(part, samples))
+
+    def polynomial(self, part: Tensor, samples: Tensor) -> Tensor:
+        """As `at`, which is this but for rounding, smooth in `part` at the end too: for derivatives by time."""
+        y, end = self.y[samples], self.end[samples]
         part = part.unsqueeze(1).to(y.dtype)
         if self.tableau.interpolant is None:
-            inside = self._cubic(part, samples, y, end)
-        else:
-            rows = weights(self.tableau, y.dtype, y.device).interpolant
-            assert rows is not None
-            powers = part ** torch.arange(1, rows.shape[1] + 1, device=y.device)
-            inside = y + torch.einsum("smn,sd,md->mn", self.stages.of(samples), rows, powers)
-        return torch.where(part == 1, end, inside)
+            return self._cubic(part, samples, y, end)
+        rows = weights(self.tableau, y.dtype, y.device).interpolant
+        assert rows is not None
+        powers = [part]  # products, for the second derivative of a power with a tensor of exponents is NaN at zero
+        for _ in range(1, rows.shape[1]):
+            powers.append(powers[-1] * part)
+        return y + torch.einsum("smn,sd,md->mn", self.stages.of(samples), rows, torch.cat(powers, 1))
+
+    def series(self, part: Tensor, samples: Tensor, order: int) -> Tensor:
+        """States and their first derivatives by time up to this order, side by side, `(M, (1 + order) n)`."""
+        found, size = [self.polynomial(part, samples)], self.h[samples]  # the first one finds a missing slope
+        size = torch.where(size == 0, 1.0, size)  # of samples that stand still
+
+        def state(part: Tensor, /) -> Tensor:
+            return self.polynomial(part, samples)
+
+        for i in range(1, order + 1):
+            state = _by_part(state)
+            found.append(state(part) / size**i)
+        return torch.cat(found, dim=1)
 
     def _cubic(self, part: Tensor, samples: Tensor, y: Tensor, end: Tensor) -> Tensor:
         """Hermite's cubic through values and slopes of both ends."""
@@ -163,20 +198,39 @@ def explicit_step(
         slope: the slope there, if it is known.
         stages: where to keep the increments.
     """
-    known = weights(tableau, y.dtype, y.device)
-    times = torch.addcmul(t, known.c.to(t.dtype).unsqueeze(1), h).unbind()
-    size = h.to(y.dtype).unsqueeze(1)
     slope = field(t, y) if slope is None else slope
-    stages.put(0, slope, size)
-    end, last = y, slope
-    for i in range(1, tableau.stages):
-        end = stages.state(i, y)
-        last = field(times[i], end)
-        stages.put(i, last, size)
+    times = torch.addcmul(t, stages.known.c.to(t.dtype).unsqueeze(1), h)
+    size = h.to(y.dtype).unsqueeze(1)
+    if field.bare is None:
+        rate, args, shape, scale, clock = field, (), y.shape, size, times.unbind()
+    else:
+        rate, args, shape, time_shape = field.bare
+        scale, clock = size.view(time_shape), times.to(y.dtype).view(len(times), *time_shape).unbind()
+        field.nfev += tableau.stages - 1
+    stages.begin(y, shape)
+    stages.put(0, slope.reshape(shape), scale)
+    end = last = slope
     same = tableau.first_same_as_last
-    end = end if same else stages.end(y)
-    last = last if same else None
-    return Stepped(end, stages.error(), last, Inside(tableau, stages, field, t, size, y, end, last))
+    for i in range(1, tableau.stages):
+        end = stages.state(i)
+        if same and i == tableau.stages - 1 and isinstance(stages, GraphStages):
+            stages.find_last = partial(_put_last, stages, rate, clock[i], end, args, scale)
+            last = None
+        else:
+            last = rate(clock[i], end, *args)
+            stages.put(i, last, scale)
+    end = (end if same else stages.end()).reshape(y.shape)
+    slope = last.reshape(y.shape) if same and last is not None else None
+    return Stepped(end, stages.error(), slope, Inside(tableau, stages, field, t, size, y, end, slope))
+
+
+def _put_last(stages: Stages, rate: Callable, t: Tensor, end: Tensor, args: tuple, h: Tensor) -> None:
+    stages.put(len(stages.known.c) - 1, rate(t, end, *args), h)
+
+
+def _by_part(state: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The derivative of states by their parts of the step."""
+    return lambda part: torch.func.jvp(state, (part,), (torch.ones_like(part),))[1]
 
 
 def choose_stages(tableau: Tableau, like: Tensor) -> Stages:

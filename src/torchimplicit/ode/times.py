@@ -19,11 +19,13 @@ def check_times(ts: Any, layout: Layout) -> Tensor:
 
     Raises:
         TypeError: not a floating tensor.
-        ValueError: fewer than two times, not finite, not monotone, or of another batch.
+        ValueError: fewer than two times, not finite, not monotone, of another batch, or on another device.
     """
     if not isinstance(ts, Tensor) or not ts.is_floating_point():
         got = f"a {ts.dtype} tensor" if isinstance(ts, Tensor) else f"a {type(ts).__name__}"
         raise TypeError(f"ts: got {got}, expected a floating tensor of times; try torch.tensor([0.0, 1.0])")
+    if ts.device != layout.device:
+        raise ValueError(f"ts: got times on {ts.device}, expected {layout.device}, where y0 is; try ts.to(y0.device)")
     if ts.dim() not in (1, 2) or (ts.dim() == 2 and ts.shape[1] not in (1, layout.batch)):
         raise ValueError(
             f"ts: got shape {tuple(ts.shape)}, expected (T,) for times that all samples share, or (T, {layout.batch}) "

@@ -13,12 +13,14 @@ from torch.distributed.fsdp import FSDPModule
 from torchimplicit.adjoint import Adjoint
 from torchimplicit.core.status import ImplicitError
 from torchimplicit.linear import LinearSolver
+from torchimplicit.nn import PathPenalty
+from torchimplicit.ode import PathAdjoint, PathSolver
 from torchimplicit.solve import Solver
 
 KEY = "torchimplicit"  # of our entry in a checkpoint
 
 # Options on dataclasses are chosen by class in a recipe: jsonargparse wants to be told that subclasses will do.
-set_parsing_settings(subclasses_enabled=[Solver, Adjoint, LinearSolver])
+set_parsing_settings(subclasses_enabled=[Solver, Adjoint, LinearSolver, PathSolver, PathAdjoint, PathPenalty])
 
 
 class CheckpointError(ImplicitError, RuntimeError):

@@ -4,8 +4,10 @@ from torchimplicit.train.modules.classifier import Classifier
 from torchimplicit.train.modules.copying import Copying
 from torchimplicit.train.modules.curriculum import Curriculum
 from torchimplicit.train.modules.equilibrium import EquilibriumModule
+from torchimplicit.train.modules.flow import Flow
 from torchimplicit.train.modules.language_model import LanguageModel
 from torchimplicit.train.modules.meter import SolveMeter
+from torchimplicit.train.modules.regressor import Mechanics, Regressor
 from torchimplicit.train.modules.segmenter import Segmenter
 
 __all__ = [
@@ -13,7 +15,10 @@ __all__ = [
     "Copying",
     "Curriculum",
     "EquilibriumModule",
+    "Flow",
     "LanguageModel",
+    "Mechanics",
+    "Regressor",
     "Segmenter",
     "SolveMeter",
 ]

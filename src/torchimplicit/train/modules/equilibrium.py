@@ -18,7 +18,7 @@ from torchmetrics import Metric, MetricCollection
 
 from torchimplicit.core.options import require
 from torchimplicit.core.status import ConvergenceWarning, Report
-from torchimplicit.nn import DEQ, jacobian_penalty
+from torchimplicit.nn import CNF, DEQ, NeuralODE, jacobian_penalty
 from torchimplicit.train.catalogue import UsageError
 from torchimplicit.train.checkpoint import check, origin
 from torchimplicit.train.modules.compiled import compile_cell
@@ -38,13 +38,15 @@ class EquilibriumModule(LightningModule):
     """Base of the modules that train a network with equilibrium layers: a subclass gives `evaluate` and its metrics.
 
     Logged in training every `log_every_n_steps`, averaged over these steps: `train/loss`, the metrics, and for the
-    forward and the backward solves of all `DEQ` layers together `train/forward_steps` (mean), `train/forward_residual`
-    (largest), `train/forward_unconverged` (fraction), `train/backward_...`. In validation and test `val/...` and
+    forward and the backward solves of all layers together `train/forward_steps` (mean), `train/forward_residual`
+    (largest), `train/forward_unconverged` (fraction), `train/forward_evaluations` (of a batch, mean),
+    `train/backward_...`. In validation and test `val/...` and
     `test/...` once an epoch. Solves that do not converge are warned of once an epoch. A network without equilibrium
     layers trains all the same.
 
     Args:
-        network: what is trained.
+        network: what is trained; where it has a method `penalty() -> scalar`, of its last solves, this is added to the
+            loss in training.
         recipe: name of the recipe; a checkpoint keeps it and is refused by another recipe.
         learning_rate: of AdamW at its highest; it falls to zero along a cosine.
         weight_decay: of AdamW.
@@ -158,6 +160,8 @@ class EquilibriumModule(LightningModule):
             loss = self.evaluate("train", batch)
         self._count_solves("train")
         self._losses.append(loss.detach())
+        if callable(penalty := getattr(self.network, "penalty", None)):
+            loss = loss + penalty()
         for layer, inputs, value in seen:
             cell = layer.cell.forward if self.compile_cells else layer  # compiled functions have no second derivatives
             loss = loss + self.jacobian_penalty * jacobian_penalty(cell, value, *inputs)
@@ -221,8 +225,9 @@ class EquilibriumModule(LightningModule):
         return [module for module in self.network.modules() if isinstance(module, DEQ)]
 
     def reports(self) -> list[Report]:
-        """The last report of every `DEQ` layer that has one."""
-        return [layer.report for layer in self.layers() if layer.report is not None]
+        """The last report of every layer that solves and has one."""
+        layers = [each for each in self.network.modules() if isinstance(each, DEQ | NeuralODE | CNF)]
+        return [layer.report for layer in layers if layer.report is not None]
 
     @contextmanager
     def _watched(self) -> Iterator[list[tuple[DEQ, tuple, Any]]]:

@@ -20,13 +20,12 @@ Batch = tuple[Tensor, ...]
 class Flow(EquilibriumModule):
     """Trains a flow by the mean negative log-likelihood of its data, in nats; see `EquilibriumModule`.
 
-    Logs `nll`; with penalties on the paths, whose weights the network has, these are in the loss alone. The test
-    also logs `test/nll_gaussian` and `test/nll_kernel_density`, what a normal density and a kernel density estimate,
-    both fit to the training samples, reach on the test samples: the least that a flow must do.
+    Logs `nll`. The test also logs `test/nll_gaussian` and `test/nll_kernel_density`, what a normal density and a kernel
+    density estimate, both fit to the training samples, reach on the test samples: the least that a flow must do.
 
     Args:
-        network: has `log_prob(x)`, `(B,)` for samples `(B, n)`, and `sample(count)`; may have `penalty()`, a scalar of
-            its last solve; may have `width`, the size of a sample, which is compared with the data.
+        network: has `log_prob(x)`, `(B,)` for samples `(B, n)`, `sample(count)`, and for pictures `paths(count)`,
+            `(times, count, n)`; may have `width`, the size of a sample, which is compared with the data.
         **options: see `EquilibriumModule`.
 
     Raises:
@@ -57,12 +56,11 @@ class Flow(EquilibriumModule):
             )
 
     def evaluate(self, stage: Stage, batch: Batch) -> Tensor:
-        """The mean negative log-likelihood, and the penalties in training."""
+        """The mean negative log-likelihood."""
         x = batch[0]
         nll = -self.network.log_prob(x)  # type: ignore[operator]
         self.count(stage, nll.detach(), torch.ones_like(nll.detach()))
-        penalty = getattr(self.network, "penalty", None)
-        return nll.mean() if penalty is None or stage != "train" else nll.mean() + penalty()
+        return nll.mean()
 
     def on_test_epoch_end(self) -> None:
         """Logs the solves of the test, and the two estimates to compare with."""

@@ -9,7 +9,7 @@ from torchimplicit.core.status import Report, Status
 
 
 class SolveMeter:
-    """Mean steps, largest residual and fraction unconverged over the solves since the last `read`.
+    """Mean steps, largest residual, fraction unconverged and evaluations over the solves since the last `read`.
 
     Adding a report costs a handful of small tensor operations and no transfer to the host.
     """
@@ -20,7 +20,7 @@ class SolveMeter:
         self._clear()
 
     def _clear(self) -> None:
-        self.samples = 0
+        self.samples = self._solves = self._nfev = 0
         self._steps = self._failed = self._residual = torch.zeros(())
 
     def add(self, report: Report) -> None:
@@ -32,9 +32,13 @@ class SolveMeter:
             steps, failed = steps + self._steps, failed + self._failed
         self._steps, self._failed, self._residual = steps, failed, residual
         self.samples += report.status.numel()
+        self._solves, self._nfev = self._solves + 1, self._nfev + report.nfev
 
     def read(self) -> dict[str, Tensor]:
-        """`steps` (mean), `residual` (largest), `unconverged` (fraction), then starts afresh; empty without solves."""
+        """The figures so far, then starts afresh; empty without solves.
+
+        They are `steps` (mean), `residual` (largest), `unconverged` (fraction) and `evaluations` (mean of the solves).
+        """
         if not self.samples:
             return {}
         self._epoch.append((self.samples, self._failed))
@@ -42,6 +46,7 @@ class SolveMeter:
             "steps": self._steps / self.samples,
             "residual": self._residual,
             "unconverged": self._failed / self.samples,
+            "evaluations": torch.tensor(self._nfev / self._solves),
         }
         self._clear()
         return figures

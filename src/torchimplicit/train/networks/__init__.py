@@ -11,16 +11,21 @@ from torchimplicit.train.networks.monotone import (
     PlainConvolutional,
 )
 from torchimplicit.train.networks.multiscale import MDEQClassifier, MDEQSegmenter, UNet, UNetSegmenter
+from torchimplicit.train.networks.paths import ConvolutionalODE, DenseFlow, DenseODE, HamiltonianField, PlainField
 
 __all__ = [
     "BottleneckCell",
     "ConvolutionalDEQ",
+    "ConvolutionalODE",
     "CopyingLSTM",
     "CopyingTCN",
     "CopyingTransformer",
     "DEQTransformer",
     "DEQTrellis",
+    "DenseFlow",
+    "DenseODE",
     "DigitsNetwork",
+    "HamiltonianField",
     "MDEQClassifier",
     "MDEQSegmenter",
     "MNISTNetwork",
@@ -28,6 +33,7 @@ __all__ = [
     "MonotoneDense",
     "MonotoneMultitier",
     "PlainConvolutional",
+    "PlainField",
     "ResidualNetwork",
     "RowBound",
     "TanhCell",

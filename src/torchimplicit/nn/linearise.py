@@ -1,0 +1,49 @@
+"""A function's value and its vector-Jacobian products, inside a vector field that is itself differentiated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core import transforms
+
+Pull = Callable[[Tensor], Tensor]
+
+
+def linearise(function: Callable[[Tensor], Tensor], y: Tensor) -> tuple[Tensor, Pull]:
+    """The value at `y`, and a function from cotangents of the value to those of `y`; both differentiable to any order.
+
+    Plain autograd where that does, which is leaner than `torch.func`; under transforms and compilers the latter. So,
+    too, where gradients are recorded but not of `y`: the leaf that autograd would need looks like a captured tensor.
+    """
+    recording = torch.is_grad_enabled()
+    if transforms.active() or torch.compiler.is_compiling() or (recording and not y.requires_grad):
+        value, back, *_ = torch.func.vjp(function, y)
+        return value, lambda cotangent: back(cotangent)[0]
+    # A view is a node of its own: what else of the function was made from `y` stays out of its derivative.
+    y = y.view_as(y) if recording else y.detach().requires_grad_()
+    with torch.enable_grad():
+        value = function(y)
+
+    def back_by_autograd(cotangent: Tensor) -> Tensor:
+        if not value.requires_grad:
+            return torch.zeros_like(y)
+        (found,) = torch.autograd.grad(
+            value, y, cotangent, retain_graph=True, create_graph=recording, allow_unused=True
+        )
+        return torch.zeros_like(y) if found is None else found
+
+    return (value if recording else value.detach()), back_by_autograd
+
+
+def gradient(function: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
+    """The gradients of every sample's number, `(B,)` or `(B, 1)`, by its own row of `y`; samples are independent."""
+    value, pull = linearise(function, y)
+    if value.numel() != len(y):
+        raise ValueError(
+            f"the energy returned shape {tuple(value.shape)}, expected ({len(y)},) or ({len(y)}, 1), one number per "
+            "sample; try summing over every dimension but that of the batch"
+        )
+    return pull(torch.ones_like(value))

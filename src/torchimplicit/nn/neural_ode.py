@@ -1,0 +1,282 @@
+"""The layer of a neural ordinary differential equation."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from torchimplicit.core.status import ConvergenceError, OnFailure
+from torchimplicit.nn.path_penalty import Moment, PathPenalty, beside, check_penalties, draw_probe, noise_of
+from torchimplicit.ode import Checkpointed, Euler, PathAdjoint, PathReport, Tsit5, odeint
+from torchimplicit.ode.methods import PathSolver
+from torchimplicit.ode.odeint import check_options
+
+Steps = Literal["per-sample", "joint"]
+
+
+class NeuralODE(nn.Module):
+    r"""A neural ordinary differential equation: from $y(t_0)$ to $y(t_1)$ along $\dot y = \mathrm{field}(t, y, x)$.
+
+    A residual network of continuous depth, whose number of evaluations follows from the tolerance. The map is a
+    homeomorphism: paths of distinct starts never meet, so it cannot fold or tear (see `AugmentedNeuralODE`). The
+    field must treat samples independently (no batch normalisation), be smooth and be the same at every evaluation of a
+    solve (no plain dropout; `VariationalDropout`). Not where a few fixed layers do: every evaluation is one.
+
+    Source: R. T. Q. Chen, Y. Rubanova, J. Bettencourt, D. Duvenaud, arXiv 1806.07366.
+
+    Args:
+        field: `field(t, y, ...) -> dy/dt`, a module, or a plain function of its arguments alone; `t` is `(B, 1, ...)`.
+        ts: the times, start and end, or more where they are wanted; a tensor, a parameter where they are learned.
+        solver: how to walk: `Tsit5()`, `RK4(dt=0.1)`, ...
+        adjoint: how to differentiate.
+        autonomous: whether the field does without the time: `field(y, ...)`, an `nn.Sequential` for one.
+        output: "last" returns the state at the last time, `(B, ...)`; "all" those at all times, `(T, B, ...)`.
+        penalties: of the path, `(KineticEnergy(), JacobianFrobenius(), TaylorDerivative(order=3))` for example; their
+            integrals are found in `penalties` after every call, to be added to a loss. They are solved along with the
+            path and do not steer its steps: these are the same as without.
+        steps: see `odeint`.
+        batched_args: positions of those inputs beside the state that carry the batch in dimension 0, so that a large
+            batch goes on without the samples that have arrived; None for `()` where there are no such inputs.
+        on_failure: "warn" (default), "raise" or "ignore" samples that do not reach the end.
+
+    Attributes:
+        report: how the last path was walked; None before the first.
+        penalties: the integrals of the last path, `(B,)` each, with their graphs.
+
+    Example:
+        >>> import torch, torchimplicit as ti
+        >>> field = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2))
+        >>> layer = ti.nn.NeuralODE(field, autonomous=True, penalties=(ti.nn.KineticEnergy(),))
+        >>> layer(torch.randn(8, 2)).shape, layer.report.converged, layer.penalties[0].shape
+        (torch.Size([8, 2]), True, torch.Size([8]))
+    """
+
+    report: PathReport | None
+    ts: Tensor
+
+    def __init__(
+        self,
+        field: Callable,
+        ts: Tensor | Sequence[float] = (0.0, 1.0),
+        solver: PathSolver = Tsit5(),
+        adjoint: PathAdjoint = Checkpointed(),
+        *,
+        autonomous: bool = False,
+        output: Literal["last", "all"] = "last",
+        penalties: Sequence[PathPenalty] = (),
+        steps: Steps = "per-sample",
+        batched_args: Sequence[int] | None = None,
+        on_failure: OnFailure = "warn",
+    ):
+        """Keeps the field and the options; solves nothing."""
+        super().__init__()
+        check_options(solver, adjoint, steps, on_failure)
+        name = type(self).__name__
+        check_field(name, field, autonomous)
+        if output not in ("last", "all"):
+            raise ValueError(f"{name}(output={output!r}): expected 'last' or 'all'")
+        self.field, self.autonomous = field, autonomous
+        self.solver, self.adjoint = solver, adjoint
+        self.steps: Steps = steps
+        self.output, self.batched_args = output, batched_args
+        self.on_failure: OnFailure = on_failure
+        self.wanted = check_penalties(name, penalties)
+        keep_times(self, ts)
+        self.report = None
+        self.penalties: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def from_residual(cls, block: Callable, depth: int, **options: Any) -> NeuralODE:
+        """The residual network `x <- x + block(x)` of so many layers that share their weights, as steps of Euler's.
+
+        Args:
+            block: `block(y, ...)`, shapes as `y`.
+            depth: how many layers, an integer >= 1.
+            **options: see the class; another `solver` makes the depth continuous.
+        """
+        if not isinstance(depth, int) or depth < 1:
+            raise ValueError(f"{cls.__name__}.from_residual(depth={depth!r}): expected an integer >= 1")
+        options.setdefault("solver", Euler(dt=1.0, max_steps=depth))
+        return cls(block, ts=(0.0, float(depth)), autonomous=True, **options)
+
+    def forward(self, y0: Any, *args: Any, ts: Tensor | None = None) -> Any:
+        """The state at the last time, or at all of them.
+
+        Args:
+            y0: start, `(B, ...)`, or a nest of such.
+            *args: further arguments of the field.
+            ts: times in place of the layer's own, `(T,)` or `(T, B)`.
+        """
+        field = partial(without_time, self.field) if self.autonomous else self.field
+        state, more, solver = y0, args, self.solver
+        batched = () if self.batched_args is None and not args else self.batched_args
+        if self.wanted:
+            noise = noise_of(self.wanted)
+            probe = None if noise is None else draw_probe(noise, only_tensor(y0))
+            first = pytree.tree_leaves(y0)[0]
+            costs = first.new_zeros(len(first), len(self.wanted), dtype=first.dtype.to_real())
+            field = partial(_with_penalties, self.field, self.autonomous, self.wanted)
+            state, more = (y0, costs), (probe, *args)
+            solver = beside(solver, state, y0, 1 if self.steps == "per-sample" else 0)
+            batched = None if batched is None else (*([0] if probe is not None else []), *(i + 1 for i in batched))
+        value = self._walk(field, state, self.ts if ts is None else ts, more, solver, batched)
+        if self.wanted:
+            value, costs = value
+            self.penalties = costs[-1].unbind(1)
+        return value if self.output == "all" else pytree.tree_map(lambda leaf: leaf[-1], value)
+
+    def _walk(
+        self, field: Callable, state: Any, ts: Tensor, args: tuple, solver: PathSolver, batched: Sequence[int] | None
+    ) -> Any:
+        try:
+            solution = odeint(
+                field,
+                state,
+                ts,
+                *args,
+                solver=solver,
+                adjoint=self.adjoint,
+                steps=self.steps,
+                batched_args=None if self.steps == "joint" else batched,
+                on_failure=self.on_failure,
+            )
+        except ConvergenceError as error:
+            self.report = error.report  # type: ignore[assignment]
+            raise
+        self.report = solution.report  # type: ignore[assignment]
+        return solution.value
+
+    def extra_repr(self) -> str:
+        """The options, for `print(layer)`."""
+        options = f"output={self.output!r}, on_failure={self.on_failure!r}"
+        return f"ts={self.ts.tolist()}, solver={self.solver}, adjoint={self.adjoint}, {options}"
+
+
+class AugmentedNeuralODE(NeuralODE):
+    r"""A neural ordinary differential equation with room to pass by: extra dimensions, zero at the start.
+
+    Paths cannot cross, so a `NeuralODE` cannot learn $x \mapsto x^2$, nor part points that enclose others. In more
+    dimensions they go around each other. The flows become simpler, too, so that fewer evaluations do.
+
+    Source: E. Dupont, A. Doucet, Y. W. Teh, arXiv 1904.01681.
+
+    Args:
+        field: as for `NeuralODE`, of states with `extra` more entries in dimension `dim`.
+        extra: how many, an integer >= 1.
+        dim: where: features of `(B, n)` or channels of `(B, C, ...)` are 1.
+        strip: return the state without them; the default leaves them to a layer that follows.
+        **options: see `NeuralODE`.
+
+    Example:
+        >>> import torch, torchimplicit as ti
+        >>> layer = ti.nn.AugmentedNeuralODE(torch.nn.Linear(3, 3), extra=1, autonomous=True)
+        >>> layer(torch.randn(8, 2)).shape
+        torch.Size([8, 3])
+    """
+
+    def __init__(self, field: Callable, extra: int = 1, dim: int = 1, strip: bool = False, **options: Any):
+        """Keeps the field and the options; solves nothing."""
+        super().__init__(field, **options)
+        if not isinstance(extra, int) or extra < 1:
+            raise ValueError(f"AugmentedNeuralODE(extra={extra!r}): expected an integer >= 1; 0 is NeuralODE")
+        if not isinstance(dim, int) or dim == 0:
+            raise ValueError(f"AugmentedNeuralODE(dim={dim!r}): expected another dimension than 0, which is the batch")
+        self.extra, self.dim, self.strip = extra, dim, strip
+
+    def forward(self, y0: Tensor, *args: Any, ts: Tensor | None = None) -> Tensor:
+        """See `NeuralODE.forward`; for a state of one tensor."""
+        y0 = only_tensor(y0)
+        shape = list(y0.shape)
+        shape[self.dim] = self.extra
+        value = super().forward(torch.cat((y0, y0.new_zeros(shape)), dim=self.dim), *args, ts=ts)
+        if not self.strip:
+            return value
+        dim = self.dim if self.dim < 0 or self.output == "last" else self.dim + 1
+        return value.narrow(dim, 0, y0.shape[self.dim])
+
+    def extra_repr(self) -> str:
+        """The options, for `print(layer)`."""
+        return f"extra={self.extra}, dim={self.dim}, strip={self.strip}, {super().extra_repr()}"
+
+
+def without_time(field: Callable, t: Tensor, y: Any, *args: Any) -> Any:
+    """A field that does without the time, as one that is given it."""
+    return field(y, *args)
+
+
+def _with_penalties(
+    field: Callable,
+    autonomous: bool,
+    penalties: Sequence[PathPenalty],
+    t: Tensor,
+    state: Any,
+    probe: Tensor | None,
+    *args: Any,
+) -> Any:
+    """The field of a state and the integrals beside it."""
+    moment = Moment(given(field, autonomous, args), t, state[0], probe, plain=probe is None)
+    rates = [penalty.rate(moment) for penalty in penalties]
+    return moment.slope, torch.stack(rates, dim=1)
+
+
+def given(field: Callable, autonomous: bool, args: tuple) -> Callable[[Tensor, Any], Any]:
+    """A field as a function of time and state alone."""
+    return lambda t, y: field(y, *args) if autonomous else field(t, y, *args)
+
+
+def only_tensor(y: Any) -> Tensor:
+    """The state, where it must be one tensor.
+
+    Raises:
+        TypeError: it is a nest.
+    """
+    if not isinstance(y, Tensor):
+        raise TypeError(f"the state is a {type(y).__name__}, expected one tensor here; try torch.cat of its parts")
+    return y
+
+
+def check_field(owner: str, field: Any, autonomous: bool) -> None:
+    """Refuses what cannot be called as a field.
+
+    Raises:
+        TypeError: not callable, or not with the time and the state, or with the state alone.
+    """
+    form = "field(y, ...)" if autonomous else "field(t, y, ...)"
+    if not callable(field):
+        raise TypeError(f"{owner}(field=...): got a {type(field).__name__}, expected a module or function {form}")
+    try:
+        signature = inspect.signature(field.forward if isinstance(field, nn.Module) else field)
+    except (TypeError, ValueError):  # a builtin that does not say
+        return
+    try:
+        signature.bind_partial(*(None,) * (1 if autonomous else 2))
+    except TypeError:
+        got = type(field).__name__ if isinstance(field, nn.Module) else getattr(field, "__name__", repr(field))
+        hint = "" if autonomous else "; try autonomous=True for a field of the state alone"
+        raise TypeError(f"{owner}(field={got}): takes {signature}, expected {form}{hint}") from None
+
+
+def keep_times(module: nn.Module, ts: Any) -> None:
+    """Keeps times as a buffer of a module, or as its parameter.
+
+    Raises:
+        ValueError: they are no times.
+    """
+    times = ts if isinstance(ts, Tensor) else torch.as_tensor(ts, dtype=torch.get_default_dtype())
+    gaps = times.detach().diff(dim=0)
+    monotone = times.dim() == 1 and len(times) > 1 and bool((gaps > 0).all() or (gaps < 0).all())
+    if not (times.is_floating_point() and monotone and bool(times.detach().isfinite().all())):
+        raise ValueError(
+            f"{type(module).__name__}(ts={ts}): expected at least two finite times, shaped (T,), strictly increasing "
+            "or strictly decreasing; try (0.0, 1.0)"
+        )
+    if isinstance(times, nn.Parameter):
+        module.ts = times
+    else:
+        module.register_buffer("ts", times, persistent=False)

@@ -1,0 +1,182 @@
+"""Walking forward and back by compiled kernels, a few steps a call: what `odeint(compile=True)` does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core.status import Status
+from torchimplicit.ode.compiled import CHUNK, Chunk, CompileError, Kernel, find_kernel
+from torchimplicit.ode.dynamics import Field
+from torchimplicit.ode.loop import Walk
+from torchimplicit.ode.methods import PathSolver
+from torchimplicit.ode.record import Step
+from torchimplicit.ode.step import Inside, Stepped
+
+Gradients = list[Tensor | None]
+
+
+class Increments:
+    """The increments `h k_i` of a step that a kernel has made, `(s, B, n)`, for the path inside it."""
+
+    def __init__(self, table: Tensor):
+        self.table = table
+
+    def of(self, samples: Tensor) -> Tensor:
+        """The increments of some samples, `(s, M, n)`."""
+        return self.table[:, samples]
+
+
+def kernel_for(solver: PathSolver, field: Field, y: Tensor, outputs: int) -> Kernel:
+    """The kernel of a bound field for states like `y` `(B, n)`.
+
+    Raises:
+        CompileError: the field works on something else than one real tensor.
+    """
+    joint = field.bare is not None and field.bare.time_shape == ()
+    kernel = find_kernel(solver, field.bare, joint, outputs > 2)
+    if kernel is None:
+        raise CompileError(
+            "compile: got a state that is not one real tensor of single or double precision, times that decrease, "
+            "autocast or vmap, expected none of them; try compile=False"
+        )
+    return kernel
+
+
+class ChunkedWalk(Walk):
+    """A walk whose steps are made `CHUNK` at a time; see `Walk`."""
+
+    def attempt(self) -> None:
+        """Tries `CHUNK` steps of all samples; one where no more are allowed."""
+        if self.limit - self.attempts < CHUNK:
+            super().attempt()
+            return
+        who, bare = self.who, self.field.bare
+        kernel = kernel_for(self.solver, self.field, who.y, len(who.ts))
+        assert bare is not None
+        slope = who.slope if who.slope is not None else torch.zeros_like(who.y)
+        chunk = kernel.walk(
+            bare.function, bare.args, who.t, who.h, who.y, slope, self.end, self.ahead, who.running,
+            who.t.new_full((), self.smallest),
+        )  # fmt: skip
+        *facts, stuck = chunk.facts.tolist()
+        self._follow(kernel, chunk, facts)
+        who.h, who.slope = chunk.h, chunk.slope if kernel.plan.same else None
+        who.tried, who.rejected = who.tried + chunk.tried, who.rejected + chunk.rejected
+        who.ratio = torch.where((chunk.tried > chunk.rejected) | chunk.stuck, chunk.ratio, who.ratio)
+        if any(facts[3::4]):
+            self._stop(who.running & (who.t >= self.end), Status.CONVERGED)
+        if stuck:
+            finite = chunk.ratio.isfinite()
+            self._stop(chunk.stuck & finite, Status.STEP_TOO_SMALL)
+            self._stop(chunk.stuck & ~finite, Status.NON_FINITE)
+
+    def _follow(self, kernel: Kernel, chunk: Chunk, facts: list[bool]) -> None:
+        """Goes where the kernel went, step by step, past the outputs."""
+        who, stages = self.who, len(kernel.plan.tableau.c)
+        increments = [None] * CHUNK if chunk.increments is None else chunk.increments.unbind()
+        for i, (stop, end, table) in enumerate(zip(chunk.stops.unbind(), chunk.ends.unbind(), increments, strict=True)):
+            tries, moves, all_move, crosses = facts[4 * i : 4 * i + 4]
+            self.attempts += tries
+            self.field.nfev += tries * (stages - kernel.plan.same)
+            if not moves:
+                continue
+            outputs = None
+            if crosses:
+                h = stop - who.t
+                inside = _inside(kernel, self.field, table, who.t, h, who.y, end)
+                outputs = self._outputs(stop, Stepped(end, None, None, inside), h)
+            if self.phase is not None:
+                self.phase.add(Step(who.t, stop, all_move, outputs), who.y)
+            who.t, who.y = stop, end
+
+
+def _inside(
+    kernel: Kernel, field: Field, table: Tensor | None, t: Tensor, h: Tensor, y: Tensor, end: Tensor
+) -> Inside:
+    """The path inside a step; without increments only its end."""
+    stages = Increments(y.new_empty(0) if table is None else table)
+    return Inside(kernel.plan.tableau, stages, field, t, h.to(y.dtype).unsqueeze(1), y, end, None)  # type: ignore[arg-type]
+
+
+def pull_chunks(
+    solver: PathSolver,
+    field: Field,
+    backwards: Iterator[tuple[Step, Tensor]],
+    flow: Tensor,
+    ts: Tensor,
+    wanted: Sequence[Tensor],
+    grad: Tensor,
+) -> tuple[Tensor, Gradients]:
+    """The gradient of the states before recorded steps, and of the tensors that are in place.
+
+    Args:
+        solver: the method.
+        field: the vector field.
+        backwards: the steps, last first, each with the state before it.
+        flow: gradient of the states after the last step, `(B, n)`.
+        ts: output times, `(T, B)`.
+        wanted: the tensors.
+        grad: gradient of the outputs, `(T, B, n)`.
+    """
+    kernel = kernel_for(solver, field, flow, len(ts))
+    assert field.bare is not None
+    totals: Gradients = [None] * len(wanted)
+    while group := list(islice(backwards, CHUNK)):
+        steps, states = zip(*reversed(group), strict=True)
+        rest = [steps[-1].stop] * (CHUNK - len(steps))  # no steps, to make the number even
+        starts = torch.stack([*(step.start for step in steps), *rest])
+        stops = torch.stack([*(step.stop for step in steps), *rest])
+        with torch.enable_grad():
+            y = states[0].detach().requires_grad_()
+            ends, increments = kernel.again(field.bare.function, field.bare.args, starts, stops, y)
+        flows = [None if increments is None else torch.zeros_like(increments), torch.zeros_like(ends)]
+        flows[1][-1] = flow
+        extra = _pull_outputs(kernel, field, steps, y.detach(), ends.detach(), increments, ts, grad, flows)
+        made = [each for each in (increments, ends) if each is not None]
+        flow, *found = torch.autograd.grad(
+            made, [y, *wanted], [each for each in flows if each is not None], allow_unused=True
+        )
+        flow = flow if extra is None else flow + extra
+        totals = [
+            each if total is None else total if each is None else total.add_(each)
+            for total, each in zip(totals, found, strict=True)
+        ]
+    return flow, totals
+
+
+def _pull_outputs(
+    kernel: Kernel, field: Field, steps: Sequence[Step], first: Tensor, ends: Tensor, increments: Tensor | None,
+    ts: Tensor, grad: Tensor, flows: list,
+) -> Tensor | None:  # fmt: skip
+    """Adds the outputs' gradients to those of the states after each step and of the increments.
+
+    Returns that of the state before the first step.
+    """
+    extra = None
+    for i, step in enumerate(steps):
+        if step.outputs is None:
+            continue
+        samples, places = step.outputs.samples, step.outputs.places
+        arriving = grad[places, samples]
+        if increments is None:
+            flows[1][i].index_add_(0, samples, arriving)
+            continue
+        h = step.stop - step.start
+        leaves = [each.detach().requires_grad_() for each in (first if i == 0 else ends[i - 1], ends[i], increments[i])]
+        y, end, table = leaves
+        with torch.enable_grad():
+            inside = _inside(kernel, field, table, step.start, h, y, end)
+            values = inside.at((ts[places, samples] - step.start[samples]) / h[samples], samples)
+        by_y, by_end, by_table = torch.autograd.grad(values, leaves, arriving, allow_unused=True)
+        flows[1][i] += by_end
+        if by_table is not None:
+            flows[0][i] += by_table
+        if by_y is not None and i > 0:
+            flows[1][i - 1] += by_y
+        elif by_y is not None:
+            extra = by_y
+    return extra

@@ -1,0 +1,166 @@
+"""A path that can be asked for any time, and its events."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from torchimplicit.core import transforms
+from torchimplicit.core.tree import Layout
+from torchimplicit.ode.adjoint import Checkpointed, Direct, PathAdjoint
+from torchimplicit.ode.call import PathCall
+from torchimplicit.ode.dynamics import Dynamics
+from torchimplicit.ode.event import differentiated
+from torchimplicit.ode.methods import PathSolver
+from torchimplicit.ode.trail import RecordedWalk, Trail
+
+
+class Followed(NamedTuple):
+    """A walk with all that was asked for: outputs `(T, B, n)`, and its ends.
+
+    Attributes:
+        rows: the outputs.
+        t: when each sample's walk ended, as solvers count it, `(B,)`.
+        y: its state there, `(B, n)`.
+        path: the path as a function of time.
+    """
+
+    rows: Tensor
+    t: Tensor
+    y: Tensor
+    path: DensePath
+
+
+def follow(
+    call: PathCall, adjoint: PathAdjoint, y0: Tensor, ts: Tensor, tensors: list[Tensor], event_tensors: list[Tensor]
+) -> Followed:
+    """Walks to events, or for dense output; differentiable as `PathAdjoint.solve`, and by the event's tensors.
+
+    Args:
+        call: the call.
+        adjoint: how to differentiate; one that keeps the steps.
+        y0: start, `(B, n)`, with its graph.
+        ts: output times, `(T, B)`, increasing, with their graph.
+        tensors: the explicit tensors, with their graphs.
+        event_tensors: those of the event's condition.
+    """
+    assert isinstance(call.dynamics, Dynamics)
+    detached = [each.detach() for each in (y0, ts, *tensors, *event_tensors)]
+    rows, starts, stops, reached, fired = RecordedWalk.apply(call, len(tensors), *detached)  # type: ignore[misc]
+    in_one = isinstance(adjoint, Direct)
+    trail = Trail(call, call.record.take_path(), starts, stops, y0, ts, tuple(tensors), in_one)
+    t, y = reached, rows[-1]
+    if torch.is_grad_enabled():
+        late = ts > reached
+        at = torch.where(late, reached, ts)
+        if call.trigger is None:
+            rows = trail.at(at, known=rows)
+            y = rows[-1]
+        else:
+            end = torch.where(fired, reached, at[-1])
+            rows = trail.at(torch.cat((at, end.unsqueeze(0))), order=2)
+            with call.trigger.bind(event_tensors) as condition:
+                t, y = differentiated(condition, reached, rows[-1], fired)
+            rows = torch.where((late & fired).unsqueeze(2), y, rows[:-1, :, : y.shape[1]])
+    return Followed(rows, t, y, DensePath(trail, call.dynamics, reached, y))
+
+
+def check_follows(solver: PathSolver, adjoint: PathAdjoint) -> None:
+    """Refuses a solver that knows no path inside its steps, and an adjoint that keeps no steps to look at.
+
+    Raises:
+        ValueError: `Reversible()`, `Backsolve()`, for example.
+    """
+    if solver.lands:
+        raise ValueError(
+            f"odeint(solver={solver!r}): expected a solver that knows the path inside its steps with event=... or "
+            "dense=True; try Tsit5()"
+        )
+    if not isinstance(adjoint, Checkpointed | Direct):
+        raise ValueError(
+            f"odeint(adjoint={adjoint!r}): expected Checkpointed() or Direct() with event=... or dense=True, which "
+            "differentiate the steps that were taken"
+        )
+
+
+class DensePath:
+    """The solution between the first and the last time, as a function of time: `solution.path`.
+
+    Differentiable by the time asked for and by all that the path depends on, as the outputs are: the steps that were
+    taken are made again where they are looked at, so that a call costs as many evaluations as its steps, plus those
+    back to the last state that was kept (`Checkpointed(checkpoints=...)`; without gradients all are). A sample that
+    failed or met its event holds its last state from then on, with a derivative of zero; `reached` says from when.
+
+    Attributes:
+        reached: the time that each sample reached, `(B,)`.
+    """
+
+    def __init__(self, trail: Trail, dynamics: Dynamics, reached: Tensor, end: Tensor):
+        """Of a trail whose samples reached these times `(B,)`, and hold states `(B, n)` from then on."""
+        self._trail, self._dynamics, self._until, self._end = trail, dynamics, reached, end
+        self.reached = dynamics.user_time(reached)
+
+    def __call__(self, t: Tensor | float) -> Any:
+        """The states at times `t`.
+
+        Args:
+            t: a number, times `(M,)` that all samples share, or `(M, B)` for times of every sample's own, in any order.
+
+        Returns:
+            Like the initial state for a number; with a dimension of `M` in front otherwise.
+
+        Raises:
+            ValueError: a time before the first or after the last, or of another shape.
+        """
+        at, late = self._place(t)
+        return self._nested(torch.where(late.unsqueeze(2), self._end, self._trail.at(at)), t)
+
+    def derivative(self, t: Tensor | float) -> Any:
+        """The derivative of the path by time, in the form of `path(t)`: that of the interpolant, near to `f`."""
+        at, late = self._place(t)
+        rows = self._trail.at(at, order=1)[..., self._trail.y0.shape[1] :]
+        rows = torch.where(late.unsqueeze(2), 0.0, rows)
+        return self._nested(rows if self._dynamics.sign is None else rows * self._dynamics.sign.unsqueeze(1), t)
+
+    def _nested(self, rows: Tensor, t: Tensor | float) -> Any:
+        value = stacked(self._dynamics.layout, rows)
+        several = isinstance(t, Tensor) and t.dim() > 0
+        return value if several else pytree.tree_map(lambda leaf: leaf[0], value)
+
+    def _place(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Times as solvers count them, `(K, B)`, none beyond what was reached; which of them were beyond."""
+        ts, batch = self._trail.ts, self._dynamics.layout.batch
+        t = torch.as_tensor(t, device=ts.device)
+        if t.dim() > 2 or t.numel() == 0 or (t.dim() == 2 and t.shape[1] not in (1, batch)) or t.is_complex():
+            raise ValueError(
+                f"path(t): got {t.dtype} times of shape {tuple(t.shape)}, expected a number, (M,) or (M, {batch})"
+            )
+        at = self._dynamics.user_time(t.to(ts.dtype).reshape(1 if t.dim() == 0 else len(t), -1).expand(-1, batch))
+        if not transforms.active():
+            self._check_within(at.detach(), ts.detach())
+        at = torch.where(at < ts[0], ts[0], at)  # by a rounding
+        late = at > self._until
+        return torch.where(late, self._until, at), late
+
+    def _check_within(self, at: Tensor, ts: Tensor) -> None:
+        slack = 8 * torch.finfo(ts.dtype).eps * ts[[0, -1]].abs().amax(0)
+        outside = ~((at >= ts[0] - slack) & (at <= ts[-1] + slack))
+        if bool(outside.any()):
+            place, sample = torch.nonzero(outside)[0].tolist()
+            first, last, got = (
+                float(self._dynamics.user_time(each)[sample]) + 0.0 for each in (ts[0], ts[-1], at[place])
+            )
+            raise ValueError(
+                f"path(t): got t = {got:g} for sample {sample}, expected a time within [{min(first, last):g}, "
+                f"{max(first, last):g}], where it was solved; try a later ts[-1] in odeint"
+            )
+
+
+def stacked(layout: Layout, rows: Tensor) -> Any:
+    """Flat states `(K, B, n)` as the state's nest with the times in front."""
+    if layout.plain:
+        return rows.reshape(len(rows), *layout.shapes[0])
+    return pytree.tree_map(lambda *leaves: torch.stack(leaves), *(layout.unflatten(row) for row in rows.unbind()))

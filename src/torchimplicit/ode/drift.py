@@ -1,0 +1,110 @@
+"""Whether a path that was walked back meets the one that was walked forward."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core.status import Status
+from torchimplicit.ode.call import PathCall
+from torchimplicit.ode.control import Tolerance
+from torchimplicit.ode.methods import AdaptiveSolver, PathSolver
+from torchimplicit.ode.record import Phase
+from torchimplicit.ode.report import PathReport
+
+LIMIT = 10.0  # tolerances; beyond it the gradient tends to be further from the exact one than that, too
+
+FIXED = 1e-3  # fixed steps have no tolerance: what a drift is measured by then
+FAR = 1e6  # times the size of both ends of a path, where no path that is walked back has anything to look for
+
+
+@dataclass
+class DriftReport(PathReport):
+    """A `PathReport` of a walk back.
+
+    Attributes:
+        drift: the largest distance between a state walked back to and the one that was there, over the tolerance,
+            `(B,)`; beyond `LIMIT` the status is `DRIFTED`.
+    """
+
+    failure: ClassVar[str] = "cannot trust their gradient"
+
+    drift: Tensor = field(kw_only=True)
+
+    def describe(self, sample: int) -> str:
+        """See `Report.describe`."""
+        return f"drifted by {float(self.drift[sample]):.3g} tolerances, {super().describe(sample)}"
+
+    def __str__(self) -> str:
+        """As of a path, and the largest drift."""
+        return f"{super().__str__()}, drift up to {float(self.drift.max()):.3g} tolerances"
+
+
+def looser(there: PathSolver, back: PathSolver, like: Tensor) -> tuple[Tensor, Tensor]:
+    """What drifts are held against, `(rtol, atol)`: a walk back cannot meet states better than they are known."""
+    solvers = [solver for solver in (there, back) if isinstance(solver, AdaptiveSolver)]
+    if len(solvers) < 2:
+        return like.new_tensor(FIXED), like.new_tensor(FIXED)
+    rtols, atols = (
+        [torch.as_tensor(getattr(solver, name)).to(like) for solver in solvers] for name in ("rtol", "atol")
+    )
+    return torch.maximum(*rtols), torch.maximum(*atols)
+
+
+class Drifts:
+    """How far the steps that were undone lead from the states that they began at, by the rounding of the dtype.
+
+    A gradient is of no use beyond half of the dtype's digits; a drift of `LIMIT` is that.
+
+    Args:
+        like: the states of all samples, `(B, n)`.
+    """
+
+    def __init__(self, like: Tensor):
+        self.largest, self.nfev = torch.zeros_like(like[:, 0]), 0
+        self.unit = math.sqrt(torch.finfo(like.dtype).eps) / LIMIT
+
+    def mended(self, phase: Phase, found: Tensor) -> Tensor:
+        """States found within a phase, `(M, n)`, with those that have left every bound put back to its start.
+
+        They are lost, but shall not bring NaN to the gradients of shared tensors.
+        """
+        assert phase.end is not None
+        start = phase.states[0]
+        lost = ~(found.abs().amax(1) <= FAR * (1 + torch.maximum(start.abs(), phase.end.abs()).amax(1)))
+        rows = slice(None) if phase.rows is None else phase.rows
+        self.largest[rows] = torch.where(lost, math.inf, self.largest[rows])
+        return torch.where(lost.unsqueeze(1), start, found)
+
+    def compare(self, phase: Phase, found: Tensor, nfev: int) -> None:
+        """Holds the states found before a phase's first step against those that were there, `(M, n)`."""
+        rows, start = slice(None) if phase.rows is None else phase.rows, phase.states[0]
+        drift = Tolerance(self.unit, self.unit, start).ratio(found - start, start, start).nan_to_num(math.inf, math.inf)
+        self.largest[rows] = torch.maximum(self.largest[rows], drift)
+        self.nfev += nfev
+
+    def report(self, call: PathCall, start: Tensor) -> DriftReport:
+        """Of a walk back to the first times, `(B,)`, by the steps of the walk there."""
+        there = call.record.report
+        assert there is not None
+        status, drift = judge(torch.zeros_like(there.status), self.largest)
+        nothing = torch.zeros_like(there.accepted)
+        return DriftReport(
+            status, there.accepted, torch.zeros_like(drift), self.nfev,
+            accepted=there.accepted, rejected=nothing, reached=call.dynamics.user_time(start), drift=drift,
+        )  # fmt: skip
+
+
+def judge(status: Tensor, drift: Tensor) -> tuple[Tensor, Tensor]:
+    """Statuses and drifts `(B,)` of a walk back along a path that was walked forward without failing.
+
+    A walk that breaks down where there was a path has left it.
+    """
+    lost = (status == Status.STEP_TOO_SMALL) | (status == Status.NON_FINITE)
+    drift = torch.where(lost, math.inf, drift)
+    far = (status == Status.CONVERGED) & ~(drift <= LIMIT)
+    return torch.where(lost | far, int(Status.DRIFTED), status), drift
