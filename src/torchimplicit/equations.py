@@ -197,6 +197,10 @@ def _solve(
     trace: bool = False,
     save_steps: Sequence[int] = (),
 ) -> Solution:
+    if torch.is_inference_mode_enabled():
+        again = partial(_solve, problem, solver=solver, adjoint=adjoint, on_failure=on_failure)
+        options = {"warm_start": warm_start, "trace": trace, "save_steps": save_steps}
+        return transforms.without_inference_mode(partial(again, **options), z0)
     check_options(solver, adjoint, on_failure)
     _check_save_steps(save_steps)
     knowledge = None
@@ -206,7 +210,7 @@ def _solve(
             raise TypeError(f"warm_start: got a {got}, expected a Solution; to start elsewhere pass z0")
         problem.layout.check(warm_start.value, subject="warm_start has")
         z0, knowledge = pytree.tree_map(torch.detach, warm_start.value), warm_start.state
-    tensors = problem.explicit.take_tensors()
+    z0, tensors = transforms.normal((z0, problem.explicit.take_tensors()))
     start = problem.layout.flatten(z0)
     differentiable = torch.is_grad_enabled()
     if differentiable and transforms.active():

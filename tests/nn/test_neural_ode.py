@@ -100,7 +100,11 @@ def test_failures_warn_raise_or_are_counted():
         (lambda: ti.nn.NeuralODE(network(), (0.0, 0.0), autonomous=True), ValueError, "strictly increasing"),
         (lambda: ti.nn.NeuralODE(network(), solver=ti.Tsit5, autonomous=True), TypeError, r"try Tsit5\(\)"),
         (lambda: ti.nn.NeuralODE(network(), autonomous=True, output="first"), ValueError, "expected 'last' or 'all'"),
-        (lambda: ti.nn.NeuralODE(network(), autonomous=True, penalties=ti.nn.KineticEnergy), TypeError, "KineticEnergy"),
+        (
+            lambda: ti.nn.NeuralODE(network(), autonomous=True, penalties=ti.nn.KineticEnergy),
+            TypeError,
+            "KineticEnergy",
+        ),
         (lambda: ti.nn.NeuralODE.from_residual(network(), 0), ValueError, "expected an integer >= 1"),
         (lambda: ti.nn.AugmentedNeuralODE(network(), 0, autonomous=True), ValueError, "0 is NeuralODE"),
         (lambda: ti.nn.TaylorDerivative(order=0), ValueError, "an integer >= 1"),

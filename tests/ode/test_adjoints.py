@@ -306,14 +306,14 @@ def kept(adjoint, steps, width=4000):
 
 
 def test_memory_by_the_number_of_steps():
-    flat = [Backsolve(), Reversible(), ti.Checkpointed(8), Backsolve(checkpoints=8)]
+    flat = [Backsolve(), Reversible(), ti.Checkpointed(8), ti.Checkpointed(32), Backsolve(checkpoints=8)]
     sizes = {str(adjoint): [kept(adjoint, steps) for steps in (64, 256)] for adjoint in (*flat, ti.Direct())}
     for adjoint in flat:
         few, many = sizes[str(adjoint)]
         assert many <= 1.05 * few, adjoint
     few, many = sizes["Direct()"]
     assert many > 3.5 * few
-    order = [sizes[str(adjoint)][1] for adjoint in (Backsolve(), Reversible(), ti.Checkpointed(8), ti.Direct())]
+    order = [sizes[str(adjoint)][1] for adjoint in (Backsolve(), Reversible(), ti.Checkpointed(32), ti.Direct())]
     assert all(less < more for less, more in pairwise(order))
     every = kept(ti.Checkpointed(1000), 256)
     assert every > 10 * sizes[str(ti.Checkpointed(8))][1]  # the states are counted
@@ -396,9 +396,8 @@ def test_reversible_says_that_its_states_have_parted():
         assert run("ignore").status.tolist() == [0, int(ti.Status.DRIFTED)]
     solution = run("ignore")
     assert solution.status.tolist() == [0, int(ti.Status.DRIFTED)]
-    assert (
-        float((run("ignore", 0.5).value - solution.value)[:, 1].detach().abs().max()) > 1
-    )  # it had left, and a smaller helps
+    tighter = run("ignore", 0.5).value.detach()
+    assert float((tighter - solution.value.detach())[:, 1].abs().max()) > 1  # it had left
     (found,) = torch.autograd.grad(solution.value.sum(), rate)
     assert bool(found.isfinite().all())
     assert solution.backward is not None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -40,3 +42,20 @@ def unwrapped(tensor: Tensor) -> Tensor:
 def is_mapped_by_autograd(tensor: Tensor) -> bool:
     """Whether a tensor stands for a batch that `is_grads_batched` hides, in a form that functions cannot meet."""
     return _functorch.is_legacy_batchedtensor(tensor)
+
+
+def without_inference_mode(function: Callable[..., Any], *inputs: Any) -> Any:
+    """Calls a function of nested tensors without grad in place of in inference mode, where nothing can be differentiated.
+
+    A function may be a derivative itself (a Hamiltonian's field, a trace, a Newton step): there it would be zero without
+    a word.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        return function(*normal(inputs))
+
+
+def normal(tree: Any) -> Any:
+    """Nested tensors, those made in inference mode as copies that can be differentiated."""
+    return pytree.tree_map(
+        lambda leaf: leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf, tree
+    )

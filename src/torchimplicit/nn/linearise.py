@@ -18,6 +18,10 @@ def linearise(function: Callable[[Tensor], Tensor], y: Tensor) -> tuple[Tensor, 
     Plain autograd where that does, which is leaner than `torch.func`; under transforms and compilers the latter. So,
     too, where gradients are recorded but not of `y`: the leaf that autograd would need looks like a captured tensor.
     """
+    if torch.is_inference_mode_enabled():  # which records nothing, so that every product would be zero
+        with torch.inference_mode(False), torch.no_grad():
+            value, pull = linearise(function, y.clone())
+        return value, torch.inference_mode(False)(pull)
     recording = torch.is_grad_enabled()
     if transforms.active() or torch.compiler.is_compiling() or (recording and not y.requires_grad):
         value, back, *_ = torch.func.vjp(function, y)

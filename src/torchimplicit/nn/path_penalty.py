@@ -23,8 +23,8 @@ IGNORED = 1e30  # a tolerance that no error reaches
 def draw_probe(noise: Noise, like: Tensor) -> Tensor:
     """A random tensor of mean zero and unit covariance, shaped like another one."""
     if noise == "gaussian":
-        return torch.randn_like(like)
-    return torch.randint_like(like, 2) * 2 - 1
+        return torch.randn(like.shape, dtype=like.dtype, device=like.device)
+    return torch.randint(2, like.shape, dtype=like.dtype, device=like.device) * 2 - 1
 
 
 class Moment:

@@ -94,9 +94,7 @@ class ChunkedWalk(Walk):
             who.t, who.y = stop, end
 
 
-def _inside(
-    kernel: Kernel, field: Field, table: Tensor | None, t: Tensor, h: Tensor, y: Tensor, end: Tensor
-) -> Inside:
+def _inside(kernel: Kernel, field: Field, table: Tensor | None, t: Tensor, h: Tensor, y: Tensor, end: Tensor) -> Inside:
     """The path inside a step; without increments only its end."""
     stages = Increments(y.new_empty(0) if table is None else table)
     return Inside(kernel.plan.tableau, stages, field, t, h.to(y.dtype).unsqueeze(1), y, end, None)  # type: ignore[arg-type]

@@ -139,7 +139,9 @@ def _make_walk(plan: Plan) -> Callable[..., Chunk]:
             ratio = torch.where(ratio.isnan(), math.inf, ratio)
             accept = alive & (ratio <= 1)
             reject = alive & ~accept
-            factor = (control.safety * ratio ** (-control.integral / plan.order)).clamp(control.smallest, control.largest)
+            factor = (control.safety * ratio ** (-control.integral / plan.order)).clamp(
+                control.smallest, control.largest
+            )
             h = size * factor
             low = reject & (h < smallest)
             facts += [alive.any(), accept.any(), accept.all(), (accept & (stop >= ahead)).any()]
@@ -268,6 +270,32 @@ def _identity(function: Any) -> Any:
 
 
 _seconds: WeakKeyDictionary[Any, float] = WeakKeyDictionary()  # spent on solves without a kernel; infinite: never again
+
+
+def check_compile(compile: Any, solver: PathSolver, plain: bool) -> None:
+    """Refuses to compile what cannot be.
+
+    Args:
+        compile: what the user wants.
+        solver: the method.
+        plain: whether this is a solve of nothing but output times.
+
+    Raises:
+        ValueError: neither a bool nor "auto"; or True for an event, dense output or another kind of solver.
+    """
+    if compile not in (True, False, "auto"):
+        raise ValueError(f"compile: got {compile!r}, expected False, True or 'auto'")
+    if compile is not True:
+        return
+    if not plain:
+        raise ValueError(
+            "compile: got True with an event or dense output, expected output times alone; try compile=False"
+        )
+    if not can_compile(solver):
+        raise ValueError(
+            f"compile: got True with {solver}, expected an explicit adaptive solver whose rtol and atol are numbers and "
+            "whose controller looks at the last error alone; try Tsit5(), or compile=False"
+        )
 
 
 def decide(compile: bool | str, f: Any, solver: PathSolver, size: int, plain: bool) -> bool | str:

@@ -77,7 +77,8 @@ def _first(call: PathCall, values: Tensor) -> Tensor:
     report = call.record.report
     if report is not None and not transforms.active():
         rtol, atol = looser(call.solver, call.solver, y[0])
-        apart = ((y - z).detach() / (atol + rtol * torch.maximum(y.abs(), z.abs()).detach())).square().mean(2).sqrt()
+        one, other = y.detach(), z.detach()
+        apart = ((one - other) / (atol + rtol * torch.maximum(one.abs(), other.abs()))).square().mean(2).sqrt()
         parted = (report.status == Status.CONVERGED) & ~(apart.amax(0) <= LIMIT)
         report.status = torch.where(parted, int(Status.DRIFTED), report.status)
     return y.contiguous()

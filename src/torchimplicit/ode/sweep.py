@@ -69,7 +69,7 @@ def _sweep_phase(
     ts, wants_times = leaves[0], needs[0]
     totals: Gradients = [None] * len(wanted)
     with call.dynamics.bind(leaves[1:], rows=phase.rows) as field:
-        compiled = call.compile and not wants_times and path.given is None
+        compiled = bool(call.compile) and not wants_times and path.given is None
         with torch.no_grad():
             again = call.solver.stepper(flow)
 
