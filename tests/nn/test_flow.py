@@ -105,7 +105,7 @@ def test_second_derivatives_and_transforms(trace):
         return flow.log_prob(x)
 
     assert torch.autograd.gradgradcheck(run, (x.clone().requires_grad_(),))
-    forward, reverse = torch.func.jacfwd(run)(x), torch.func.jacrev(run)(x)
+    forward, reverse = torch.func.jacfwd(run, randomness="same")(x), torch.func.jacrev(run)(x)
     assert torch.allclose(forward, reverse)
     if trace == "exact":
         assert torch.allclose(torch.vmap(run)(torch.stack((x, -x)))[1], run(-x))

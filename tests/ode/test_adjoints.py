@@ -109,7 +109,9 @@ def test_nested_states_arguments_and_modules(adjoint):
     assert relative(gradients(adjoint), gradients(ti.Direct())) < 1e-7
 
 
-@pytest.mark.parametrize("solver", [ti.RK4(dt=0.02), ti.Midpoint(dt=0.005), ti.Bosh3(rtol=1e-7), ti.Heun(rtol=1e-5)])
+@pytest.mark.parametrize(
+    "solver", [ti.RK4(dt=0.02), ti.Midpoint(dt=0.005), ti.Bosh3(rtol=1e-7), ti.Heun(rtol=1e-5), ti.Kvaerno3(rtol=1e-7)]
+)
 def test_backsolve_with_every_kind_of_solver(solver):
     y0, ts, W = problem()
     W.requires_grad_()
@@ -428,6 +430,13 @@ def test_reversible_with_samples_that_arrive_early():
 def test_impossible_options(make, text):
     with pytest.raises(ValueError, match=text):
         make()
+
+
+@pytest.mark.parametrize("solver", [ti.Kvaerno3(), ti.Dopri8(), ti.Leapfrog(dt=0.1)])
+def test_reversible_refuses_what_it_cannot_couple(solver):
+    y0, ts, W = problem()
+    with pytest.raises(ValueError, match=r"expected Euler.*Checkpointed\(\)"):
+        ti.odeint(swirl, y0, ts, W, solver=solver, adjoint=Reversible())
 
 
 def test_adjoints_travel():

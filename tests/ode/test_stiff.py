@@ -57,16 +57,16 @@ def test_gradients_of_robertson_agree_with_differences():
     start, ts = times(1.0, 0.0, 0.0).unsqueeze(0), times(0.0, 40.0, 4e3)
 
     def run(k):
-        return ti.odeint(robertson, start, ts, k, solver=ti.Kvaerno5(rtol=1e-10, atol=1e-14)).value[:, 0, 0].sum()
+        return ti.odeint(robertson, start, ts, k, solver=ti.Kvaerno5(rtol=1e-8, atol=1e-12)).value[:, 0, 0].sum()
 
     k = RATES.clone().requires_grad_()
     (grad,) = torch.autograd.grad(run(k), k)
     with torch.no_grad():
         for i in range(3):
             step = torch.zeros(3, dtype=torch.float64)
-            step[i] = 1e-3 * RATES[i]
+            step[i] = 1e-2 * RATES[i]
             difference = (run(RATES + step) - run(RATES - step)) / (2 * step[i])
-            assert math.isclose(float(grad[i]), float(difference), rel_tol=1e-4)
+            assert math.isclose(float(grad[i]), float(difference), rel_tol=1e-3)
 
 
 def swirl(t, y, W):

@@ -30,7 +30,7 @@ class CNF(nn.Module):
 
     The exact trace costs a vector-Jacobian product for every dimension, and is what to measure with. Hutchinson's
     estimate $\epsilon^\top (\partial f / \partial z)\, \epsilon$ costs one; with one probe for a whole solve it is an
-    unbiased estimate of the log-density, for training. Not for data on a lower-dimensional set, whose density does not
+    unbiased estimate of the log-density, for training; under `torch.vmap` that needs `randomness=`. Not for data on a lower-dimensional set, whose density does not
     exist: add noise.
 
     Source: R. T. Q. Chen et al., arXiv 1806.07366, theorem 1; the estimate W. Grathwohl et al. (FFJORD), arXiv
@@ -48,7 +48,7 @@ class CNF(nn.Module):
         solver: see `NeuralODE`.
         adjoint: see `NeuralODE`.
         autonomous: see `NeuralODE`.
-        penalties: of the paths in `log_prob`, see `NeuralODE`. `JacobianFrobenius` of the same probe costs nothing
+        penalties: of the paths in `log_prob`, see `NeuralODE`. `JacobianFrobenius` needs no product of its own
             beside Hutchinson's trace.
         on_failure: see `NeuralODE`.
 

@@ -115,8 +115,8 @@ class KineticEnergy(PathPenalty):
 class JacobianFrobenius(PathPenalty):
     r"""$\int |\epsilon^\top \partial f / \partial y|^2 dt$: the Jacobian's squared Frobenius norm, by one probe.
 
-    An unbiased estimate. Costs one vector-Jacobian product an evaluation, and nothing in a `CNF` with Hutchinson's
-    trace, whose product it is. For a state of one tensor.
+    An unbiased estimate. Costs one vector-Jacobian product an evaluation, twice the time in training; none in a `CNF`
+    with Hutchinson's trace, whose product it is. For a state of one tensor.
 
     Source: C. Finlay, J.-H. Jacobsen, L. Nurbekyan, A. Oberman, arXiv 2002.02798, section 4.2.
 
@@ -145,8 +145,9 @@ class TaylorDerivative(PathPenalty):
     r"""$\int |d^K y / dt^K|^2 dt$: paths that are polynomials of degree below $K$ cost nothing.
 
     A method of order $p$ sees $d^{p+1} y / dt^{p+1}$ as its error, so a smaller penalty means longer steps. Computed by
-    nested forward differentiation, at about $2^{K-1}$ evaluations for one: 2 and 3 are what pays. For a state of one
-    tensor, and a field with as many derivatives (not of ReLU).
+    nested forward differentiation, at a price: training a small network took 7, 15 and 37 times as long with orders 2,
+    3 and 4 as without, at the same steps, and pays where evaluations are saved later. For a state of one tensor, and a
+    field with as many derivatives (not of ReLU).
 
     Source: J. Kelly, J. Bettencourt, M. J. Johnson, D. Duvenaud, arXiv 2007.04504, equation 1.
 

@@ -240,7 +240,9 @@ def find_kernel(solver: PathSolver, bare: Bare | None, joint: bool, dense: bool)
     """The kernel for a bound vector field; None where the method or the field is not one that can be compiled so."""
     if bare is None or not can_compile(solver):
         return None
-    assert isinstance(solver, AdaptiveSolver) and isinstance(solver.rtol, float) and isinstance(solver.atol, float)
+    assert isinstance(solver, AdaptiveSolver)
+    assert isinstance(solver.rtol, float)
+    assert isinstance(solver.atol, float)
     tableau: Tableau = solver.tableau  # type: ignore[attr-defined]
     shape = tuple(bare.shape) if joint else tuple(bare.shape[1:])
     plan = Plan(
@@ -293,8 +295,8 @@ def check_compile(compile: Any, solver: PathSolver, plain: bool) -> None:
         )
     if not can_compile(solver):
         raise ValueError(
-            f"compile: got True with {solver}, expected an explicit adaptive solver whose rtol and atol are numbers and "
-            "whose controller looks at the last error alone; try Tsit5(), or compile=False"
+            f"compile: got True with {solver}, expected an explicit adaptive solver whose rtol and atol are numbers "
+            "and whose controller looks at the last error alone; try Tsit5(), or compile=False"
         )
 
 

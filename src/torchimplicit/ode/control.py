@@ -98,8 +98,9 @@ class Tolerance:
     def __init__(self, rtol: float | Tensor, atol: float | Tensor, like: Tensor):
         root = math.sqrt(like.shape[1])
         self.rtol, self.atol = rtol * root, atol * root  # so that a plain norm gives the RMS
-        numbers = not isinstance(rtol, Tensor) and not isinstance(atol, Tensor)
-        self.floor = like.new_full((), self.atol) if numbers else None  # adds in one operation
+        self.floor: Tensor | None = None  # with which numbers scale in one operation
+        if not isinstance(rtol, Tensor) and not isinstance(atol, Tensor):
+            self.floor = like.new_full((), atol * root)
 
     def ratio(self, error: Tensor, y: Tensor, end: Tensor) -> Tensor:
         """The error of a step from `y` to `end`, `(B,)`; NaN where anything is not finite."""

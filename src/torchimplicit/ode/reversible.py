@@ -138,12 +138,12 @@ def coupled(solver: PathSolver, coupling: float) -> Any:
     """An explicit solver made reversible, with the same options.
 
     Raises:
-        ValueError: it is no explicit Runge-Kutta method.
+        ValueError: it is none that a `Tableau` alone describes.
     """
-    if not isinstance(getattr(solver, "tableau", None), Tableau):
+    if type(getattr(solver, "tableau", None)) is not Tableau:  # those of implicit methods are a subclass
         raise ValueError(
-            f"odeint(solver={solver!r}, adjoint=Reversible()): expected an explicit solver, such as Tsit5() or RK4(); "
-            "for others try adjoint=Checkpointed()"
+            f"odeint(solver={type(solver).__name__}(...), adjoint=Reversible()): expected Euler, Midpoint, Heun, Bosh3, "
+            "RK4, Dopri5 or Tsit5; for others try adjoint=Checkpointed()"
         )
     made = _class_of(type(solver))(**{each.name: getattr(solver, each.name) for each in fields(solver)})
     object.__setattr__(made, "coupling", coupling)

@@ -44,12 +44,13 @@ class Stages:
         self.flat, self.known = like.shape, weights(tableau, like.dtype, like.device)
         self.table = torch.empty(tableau.stages, like.numel(), dtype=like.dtype, device=like.device)
         self.columns = [self.table[:i].t() for i in range(tableau.stages + 1)]
-        self.shape: torch.Size | None = None
+        self.shape = torch.Size()
+        self.rows: list[Tensor] = []
 
     def begin(self, y: Tensor, shape: torch.Size) -> None:
         """A step from states `(B, n)`, whose slopes and stages have this shape."""
         self.y = y.reshape(-1)
-        if shape != self.shape:
+        if shape != self.shape or not self.rows:
             self.shape, self.rows = shape, [row.view(shape) for row in self.table.unbind()]
 
     def put(self, i: int, slope: Tensor, h: Tensor) -> None:

@@ -102,8 +102,8 @@ class KenCarp4(StiffSolver):
     """Kennedy and Carpenter's additive pair ARK4(3)6L[2]SA, order 4(3), for a `Split` field.
 
     The explicit part is stepped explicitly, the implicit part by an L-stable method: five equations a step, whose
-    Jacobian is that of the implicit part alone. For diffusion or relaxation that is stiff beside a complicated part that
-    is not. The step is limited by the stability of the explicit part.
+    Jacobian is that of the implicit part alone. For diffusion or relaxation that is stiff beside a complicated part
+    that is not. The step is limited by the stability of the explicit part.
 
     Source: C. Kennedy, M. Carpenter, Appl. Numer. Math. 44 (2003) 139.
     """

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from torchimplicit.ode.call import PathCall
 from torchimplicit.ode.chunks import pull_chunks
+from torchimplicit.ode.compiled import CompileError
 from torchimplicit.ode.drift import Drifts
 from torchimplicit.ode.record import Path, Phase, Step
 from torchimplicit.ode.replay import make_step
@@ -92,7 +93,12 @@ def _sweep_phase(
 
         y = phase.states[0]
         if compiled:
-            flow, totals = pull_chunks(call.solver, field, phase.backwards(advance), flow, ts, wanted, grad)
+            try:
+                flow, totals = pull_chunks(call.solver, field, phase.backwards(advance), flow, ts, wanted, grad)
+            except CompileError:
+                if call.compile != "auto":
+                    raise
+                compiled = False
         for step, y in () if compiled else phase.backwards(advance) if undo is None else phase.undone(retreat):
             with torch.enable_grad():
                 leaf = y.detach().requires_grad_()

@@ -25,8 +25,8 @@ class SymplecticSolver(FixedSolver):
 
     The state is a pair `(q, p)` of equal shapes, or a tensor `(B, 2 d)` whose halves they are, and `f` returns the
     slopes of both likewise. The map of a step preserves volume and the symplectic form, and a step back from its end
-    leads to its start: so the energy of a Hamiltonian field, $H = T(p) + V(q)$, wavers within a bound of $O(h^r)$ and does
-    not drift. Steps are fixed: choosing them by an error would lose just that. For a field that is not separable (a
+    leads to its start: so the energy of a Hamiltonian field, $H = T(p) + V(q)$, wavers within a bound of $O(h^r)$ and
+    does not drift. Steps are fixed: choosing them by an error would lose just that. For a field that is not separable (a
     magnetic force, friction, $H(q, p)$ of any form) take `Dopri8`; it is refused at the first step.
 
     A step is a chain of kicks, $p$ by $F$, and drifts, $q$ by $u$, each one evaluation of `f`, of which half is used.
@@ -92,14 +92,13 @@ def _check_separable(field: Field, t: Tensor, h: Tensor, y: Tensor) -> None:
         ValueError: it is one.
     """
     width = y.shape[1] // 2
-    here = field(t, y)
-    size = h.to(y.dtype).unsqueeze(1)
-    for half, other, words in (
-        (slice(width, None), slice(None, width), "the velocity, dq/dt, depends on q"),
-        (slice(None, width), slice(width, None), "the force, dp/dt, depends on p"),
+    here, size = field(t, y), h.to(y.dtype).unsqueeze(1)
+    for half, words in (
+        (slice(None, width), "the velocity, dq/dt, depends on q"),
+        (slice(width, None), "the force, dp/dt, depends on p"),
     ):
         moved = y.clone()
-        moved[:, other] += size * here[:, other] + 0.01 * (1 + y[:, other].abs())
+        moved[:, half] += size * here[:, half] + 0.01 * (1 + y[:, half].abs())
         there = field(t, moved)
         slack = 1e3 * torch.finfo(y.dtype).eps * (1 + here[:, half].abs())
         if bool(((there - here)[:, half].abs() > slack).any()):

@@ -1,0 +1,263 @@
+"""Ordinary differential equations against torchdiffeq, torchode and diffrax: speed, error, evaluations, many outputs.
+
+python benchmarks/ode.py              everything; rewrites benchmarks/ODE.md
+python benchmarks/ode.py --quick      tiny sizes, nothing compiled, writes nothing
+python benchmarks/ode.py --only outputs        some of it, writes nothing
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from measure import interleaved
+from ode_cases import Case, cases, mixed, pol
+from ode_jax import diffrax_times
+from table import Table, at_least, at_most, write_page
+from torch import Tensor
+
+import torchimplicit as ti
+from torchimplicit.ode import Dopri5
+
+try:
+    from torchdiffeq import odeint as torchdiffeq
+except ImportError:
+    torchdiffeq = None
+try:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import torchode
+except ImportError:
+    torchode = None
+
+HOW = (
+    "Rewritten by `make bench` (`benchmarks/ode.py`): the libraries of torch in one process, diffrax in one of its own "
+    "just before, one thread each, medians over interleaved repeats. The machine was shared: compare within a row only."
+)
+BARS = {
+    ("Lotka-Volterra", "eager"): (3.5, 1.5), ("Lotka-Volterra", "compiled"): (10, 7),
+    ("van der Pol mu 2", "eager"): (3.5, 1.5), ("van der Pol mu 2", "compiled"): (10, 7),
+    ("MLP, B 16", "best"): (4, 2.5), ("MLP, B 512", "best"): (2.3, 1.3),
+}  # fmt: skip
+
+
+def ours(case: Case, compile: bool) -> Callable[[], Tensor]:
+    solver = Dopri5(rtol=case.tol, atol=case.tol, max_steps=100_000)
+    ts = torch.tensor([0.0, case.end], dtype=case.y0.dtype)
+    steps = "joint" if case.joint else "per-sample"
+    return lambda: ti.odeint(case.field, case.y0, ts, solver=solver, steps=steps, compile=compile).value[-1]
+
+
+def theirs(case: Case) -> Callable[[], Tensor]:
+    assert torchdiffeq is not None
+    ts = torch.tensor([0.0, case.end], dtype=case.y0.dtype)
+    return lambda: torchdiffeq(case.field, case.y0, ts, rtol=case.tol, atol=case.tol, method="dopri5")[-1]
+
+
+def batched(case: Case) -> Callable[[], Tensor]:
+    assert torchode is not None
+    term = torchode.ODETerm(_Plain(case.field), with_stats=False)
+    control = torchode.IntegralController(atol=case.tol, rtol=case.tol, term=term)
+    adjoint = torchode.AutoDiffAdjoint(torchode.Dopri5(term=term), control)
+    zeros = torch.zeros(len(case.y0), dtype=case.y0.dtype)
+    problem = torchode.InitialValueProblem(y0=case.y0, t_start=zeros, t_end=zeros + case.end)
+    return lambda: adjoint.solve(problem).ys[:, -1]
+
+
+class _Plain(torch.nn.Module):
+    def __init__(self, field: torch.nn.Module):
+        super().__init__()
+        self.field = field
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.field(t, y)
+
+
+def both(run: Callable[[], Tensor], case: Case) -> dict[str, Callable[[], object]]:
+    """A run forward, and one forward and backward."""
+
+    def forward() -> object:
+        with torch.no_grad():
+            return run()
+
+    return {
+        "forward": forward,
+        "fwd + bwd": lambda: torch.autograd.grad(run().square().sum(), list(case.field.parameters())),
+    }
+
+
+def evaluations(case: Case, run: Callable[[], Tensor]) -> tuple[int, Tensor]:
+    """How often a run evaluates the field, and what it finds."""
+    count = 0
+
+    def hook(*_: object) -> None:
+        nonlocal count
+        count += 1
+
+    handle = case.field.register_forward_hook(hook)
+    with torch.no_grad():
+        value = run()
+    handle.remove()
+    return count, value
+
+
+def reference(case: Case) -> Tensor:
+    """The last state to 1e-12, in double precision."""
+    field = case.field.double()
+    exact = Dopri5(rtol=1e-12, atol=1e-12, max_steps=1_000_000)
+    ts = torch.tensor([0.0, case.end], dtype=torch.float64)
+    with torch.no_grad():
+        found = ti.odeint(field, case.y0.double(), ts, solver=exact, steps="joint", on_failure="warn").value[-1]
+    field.to(case.y0.dtype)
+    return found
+
+
+def speed(problems: list[Case], seconds: float, compile: bool) -> Table:
+    """Time of a solve against torchdiffeq's, for the last state alone (T = 2)."""
+    note = (
+        "dopri5 everywhere, relative and absolute tolerance equal, one step size for the batch as torchdiffeq has (but "
+        "torchode and diffrax under vmap). Ratios are torchdiffeq's time over the library's. Floor: as many evaluations "
+        "of the field as ours, without a solver, forward."
+    )
+    table = Table("Speed", note, ["problem", "library", "ms", "ms fwd + bwd", "forward", "fwd + bwd", "bars", "verdict",
+                                  "NFE", "true error"])  # fmt: skip
+    for case in problems:
+        truth = reference(case)
+        runs: dict[str, Callable[[], Tensor]] = {"torchdiffeq": theirs(case), "eager": ours(case, False)}
+        if compile:
+            runs["compiled"] = ours(case, True)
+        if torchode is not None and not case.name.startswith("CNF"):
+            runs["torchode"] = batched(case)
+        seen = {name: evaluations(case, run) for name, run in runs.items() if name != "compiled"}
+        timed = {f"{name} {part}": each for name, run in runs.items() for part, each in both(run, case).items()}
+        nfev = seen["eager"][0]
+        clock = torch.zeros((), dtype=case.y0.dtype)
+
+        def floor(case: Case = case, nfev: int = nfev, clock: Tensor = clock) -> None:
+            with torch.no_grad():
+                for _ in range(nfev):
+                    case.field(clock, case.y0)
+
+        times = interleaved({**timed, "floor": floor}, seconds)
+        base = times["torchdiffeq forward"], times["torchdiffeq fwd + bwd"]
+        for name, run in runs.items():
+            pair = times[f"{name} forward"], times[f"{name} fwd + bwd"]
+            ratios = base[0] / pair[0], base[1] / pair[1]
+            with torch.no_grad():
+                count, value = seen.get(name) or (seen["eager"][0], run())
+            table.add(case.name, name, f"{pair[0]:.2f}", f"{pair[1]:.2f}", f"{ratios[0]:.2f}x", f"{ratios[1]:.2f}x",
+                      *_verdict(case.name, name, ratios), str(count), f"{float((value - truth).abs().max()):.1e}")  # fmt: skip
+        table.add(case.name, "floor", f"{times['floor']:.2f}", "", f"{base[0] / times['floor']:.2f}x", *[""] * 5)
+        for name, (ahead, back) in diffrax_times(case).items():
+            table.add(case.name, name, f"{ahead:.2f}", f"{back:.2f}", f"{base[0] / ahead:.2f}x",
+                      f"{base[1] / back:.2f}x", *[""] * 4)  # fmt: skip
+    return table
+
+
+def _verdict(case: str, name: str, ratios: tuple[float, float]) -> tuple[str, str]:
+    for (start, kind), bars in BARS.items():
+        if case.startswith(start) and name in ((kind,) if kind != "best" else ("eager", "compiled")):
+            verdicts = [at_least(ratio, bar) for ratio, bar in zip(ratios, bars, strict=True)]
+            return " / ".join(bar for bar, _ in verdicts), " / ".join(verdict for _, verdict in verdicts)
+    return "", ""
+
+
+def unlike(quick: bool, seconds: float, compile: bool) -> Table:
+    """A batch of oscillators of which few are stiff."""
+    y0, mu = mixed(quick)
+    end, tol = (1.0 if quick else 10.0), 1e-6
+    ts = torch.tensor([0.0, end], dtype=torch.float64)
+    solver = Dopri5(rtol=tol, atol=tol, max_steps=100_000)
+    case = Case("mixed", _Mixed(mu), y0, end, tol)
+
+    def run(compile: bool) -> Callable[[], Tensor]:
+        return lambda: ti.odeint(pol, y0, ts, mu, solver=solver, batched_args=(0,), compile=compile).value[-1]
+
+    runs: dict[str, Callable[[], Tensor]] = {"torchdiffeq": theirs(case), "eager": run(False)}
+    if compile:
+        runs["compiled"] = run(True)
+    if torchode is not None:
+        runs["torchode"] = batched(case)
+    with torch.no_grad():
+        times = interleaved(runs, seconds)
+    note = (
+        f"van der Pol, B {len(mu)}, mu from 0.1 to 16, forward to {end:g} at {tol:g}; ours goes on without who arrived."
+    )
+    table = Table("An unlike batch", note, ["library", "ms", "ratio", "bar", "verdict"])
+    for name, ms in times.items():
+        ratio = times["torchdiffeq"] / ms
+        table.add(name, f"{ms:.1f}", f"{ratio:.2f}x", *(at_least(ratio, 15) if name == "compiled" else ("", "")))
+    return table
+
+
+class _Mixed(torch.nn.Module):
+    def __init__(self, mu: Tensor):
+        super().__init__()
+        self.mu = mu
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return pol(t, y, self.mu)
+
+
+def outputs(quick: bool, seconds: float) -> Table:
+    """Backward time over the number of outputs."""
+    case = cases(True)[0]
+    case.end = 1.0 if quick else 10.0
+    counts = (2, 11, 41) if quick else (2, 101, 1601)
+    table = Table(
+        "Many outputs",
+        f"{case.name}, forward and backward through all outputs, eager, milliseconds; the growth from {counts[1]} to "
+        f"{counts[2]} outputs is of the backward pass, time forward taken off.",
+        ["library", *(f"T = {count}" for count in counts), "growth of backward", "bar", "verdict"],
+    )
+    solver = Dopri5(rtol=case.tol, atol=case.tol)
+    libraries: dict[str, Callable[[Tensor], Tensor]] = {
+        "torchdiffeq": lambda ts: torchdiffeq(case.field, case.y0, ts, rtol=case.tol, atol=case.tol, method="dopri5"),
+        "torchimplicit": lambda ts: ti.odeint(case.field, case.y0, ts, solver=solver, steps="joint").value,
+    }
+    for name, solve in libraries.items():
+        runs: dict[str, Callable[[], object]] = {}
+        for count in counts:
+            ts = torch.linspace(0, case.end, count, dtype=torch.float64)
+            for part, each in both(lambda ts=ts, solve=solve: solve(ts), case).items():
+                runs[f"{count} {part}"] = each
+        times = interleaved(runs, seconds)
+        backward = [times[f"{count} fwd + bwd"] - times[f"{count} forward"] for count in counts]
+        growth = backward[2] / backward[1]
+        cells = [f"{times[f'{count} fwd + bwd']:.1f}" for count in counts]
+        table.add(name, *cells, f"{growth:.1f}x", *(at_most(growth, 20) if name == "torchimplicit" else ("", "")))
+    return table
+
+
+def sections(quick: bool) -> dict[str, Callable[[], Table]]:
+    """What there is to measure, by name; `quick` makes it tiny and compiles nothing."""
+    seconds = 0 if quick else 4
+    return {
+        "speed": lambda: speed(cases(quick), seconds, not quick),
+        "unlike": lambda: unlike(quick, seconds, not quick),
+        "outputs": lambda: outputs(quick, seconds),
+    }
+
+
+def main() -> None:
+    """See the top of this file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=list(sections(True)))
+    options = parser.parse_args()
+    if torchdiffeq is None:
+        print("torchdiffeq, the peer, is not installed: pip install -e '.[bench]'")
+        return
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    tables = [each() for name, each in sections(options.quick).items() if name in (options.only or [name])]
+    if not options.quick and not options.only:
+        write_page(Path(__file__).with_name("ODE.md"), tables, 1, HOW)
+
+
+if __name__ == "__main__":
+    main()
