@@ -30,11 +30,11 @@ class CNF(nn.Module):
 
     The exact trace costs a vector-Jacobian product for every dimension, and is what to measure with. Hutchinson's
     estimate $\epsilon^\top (\partial f / \partial z)\, \epsilon$ costs one; with one probe for a whole solve it is an
-    unbiased estimate of the log-density, for training; under `torch.vmap` that needs `randomness=`. Not for data on a lower-dimensional set, whose density does not
-    exist: add noise.
+    unbiased estimate of the log-density, for training; under `torch.vmap` that needs `randomness=`. Not for data on a
+    lower-dimensional set, whose density does not exist: add noise.
 
     Source: R. T. Q. Chen et al., arXiv 1806.07366, theorem 1; the estimate W. Grathwohl et al. (FFJORD), arXiv
-    1810.01367, equation 7.
+    1810.01367.
 
     Args:
         field: `field(t, z) -> dz/dt`, or `field(t, z, context)`; a module, once differentiable (tanh, softplus, not

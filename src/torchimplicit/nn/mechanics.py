@@ -36,7 +36,7 @@ class HamiltonianNet(_Mechanics):
     Whatever the network $H$ has learned, it is conserved along the exact path; along a solver's path it drifts with the
     tolerance. Not for friction or other forces that take energy. The states must be canonical: momenta, not velocities.
 
-    Source: S. Greydanus, M. Dzamba, J. Yosinski, arXiv 1906.01563, equation 3.
+    Source: S. Greydanus, M. Dzamba, J. Yosinski, arXiv 1906.01563.
 
     Args:
         energy: `energy(y, ...)`, one number per sample, `(B,)` or `(B, 1)`, of the state `(B, 2n)`, positions and
@@ -73,7 +73,7 @@ class LagrangianNet(_Mechanics):
     NaN, and `odeint` reports it as non-finite, with the time. Its gradient is poor where the matrix is nearly so: an
     untrained network does well with a multiple of $|v|^2$ added.
 
-    Source: M. Cranmer et al., arXiv 2003.04630, equation 6.
+    Source: M. Cranmer et al., arXiv 2003.04630.
 
     Args:
         lagrangian: `lagrangian(y, ...)`, one number per sample, `(B,)` or `(B, 1)`, of the state `(B, 2n)`, positions

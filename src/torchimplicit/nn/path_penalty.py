@@ -101,7 +101,7 @@ class PathPenalty:
 class KineticEnergy(PathPenalty):
     r"""$\int |f|^2 dt$, of the optimal transport: straight paths of even speed. Costs no evaluation.
 
-    Source: C. Finlay, J.-H. Jacobsen, L. Nurbekyan, A. Oberman, arXiv 2002.02798, section 4.
+    Source: C. Finlay, J.-H. Jacobsen, L. Nurbekyan, A. Oberman, arXiv 2002.02798.
     """
 
     def rate(self, moment: Moment) -> Tensor:
@@ -118,7 +118,7 @@ class JacobianFrobenius(PathPenalty):
     An unbiased estimate. Costs one vector-Jacobian product an evaluation, twice the time in training; none in a `CNF`
     with Hutchinson's trace, whose product it is. For a state of one tensor.
 
-    Source: C. Finlay, J.-H. Jacobsen, L. Nurbekyan, A. Oberman, arXiv 2002.02798, section 4.2.
+    Source: C. Finlay, J.-H. Jacobsen, L. Nurbekyan, A. Oberman, arXiv 2002.02798.
 
     Args:
         probe: what $\epsilon$ is drawn from, once a solve: "gaussian" or "rademacher".
@@ -149,7 +149,7 @@ class TaylorDerivative(PathPenalty):
     3 and 4 as without, at the same steps, and pays where evaluations are saved later. For a state of one tensor, and a
     field with as many derivatives (not of ReLU).
 
-    Source: J. Kelly, J. Bettencourt, M. J. Johnson, D. Duvenaud, arXiv 2007.04504, equation 1.
+    Source: J. Kelly, J. Bettencourt, M. J. Johnson, D. Duvenaud, arXiv 2007.04504.
 
     Args:
         order: $K$, an integer >= 1; 1 is the kinetic energy.
