@@ -31,6 +31,7 @@ test: $(VENV)  ## Lint, format, types, imports, tests
 
 bench: $(PEERS)  ## Measure against the peers and rewrite the table of results
 	@$(BIN)/python benchmarks/deq.py
+	@$(BIN)/python benchmarks/ode.py --quick
 
 docs: $(VENV)  ## Build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

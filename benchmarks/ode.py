@@ -16,27 +16,28 @@ from pathlib import Path
 import torch
 from measure import interleaved
 from ode_cases import Case, cases, mixed, pol
-from ode_jax import diffrax_times
+from ode_jax import start_diffrax
 from table import Table, at_least, at_most, write_page
 from torch import Tensor
 
 import torchimplicit as ti
 from torchimplicit.ode import Dopri5
+from torchimplicit.ode.compiled import CompileError
 
 try:
-    from torchdiffeq import odeint as torchdiffeq
+    from torchdiffeq import odeint as torchdiffeq  # pyright: ignore[reportMissingImports]
 except ImportError:
     torchdiffeq = None
 try:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import torchode
+        import torchode  # pyright: ignore[reportMissingImports]
 except ImportError:
     torchode = None
 
 HOW = (
-    "Rewritten by `make bench` (`benchmarks/ode.py`): the libraries of torch in one process, diffrax in one of its own "
-    "just before, one thread each, medians over interleaved repeats. The machine was shared: compare within a row only."
+    "Rewritten by `benchmarks/ode.py`: the libraries of torch in one process, diffrax in one of its own, asked "
+    "over a pipe, one thread each, medians over interleaved repeats. The machine was shared: compare within a problem."
 )
 BARS = {
     ("Lotka-Volterra", "eager"): (3.5, 1.5), ("Lotka-Volterra", "compiled"): (10, 7),
@@ -53,9 +54,10 @@ def ours(case: Case, compile: bool) -> Callable[[], Tensor]:
 
 
 def theirs(case: Case) -> Callable[[], Tensor]:
-    assert torchdiffeq is not None
+    peer = torchdiffeq
+    assert peer is not None
     ts = torch.tensor([0.0, case.end], dtype=case.y0.dtype)
-    return lambda: torchdiffeq(case.field, case.y0, ts, rtol=case.tol, atol=case.tol, method="dopri5")[-1]
+    return lambda: peer(case.field, case.y0, ts, rtol=case.tol, atol=case.tol, method="dopri5")[-1]
 
 
 def batched(case: Case) -> Callable[[], Tensor]:
@@ -119,16 +121,16 @@ def reference(case: Case) -> Tensor:
 def speed(problems: list[Case], seconds: float, compile: bool) -> Table:
     """Time of a solve against torchdiffeq's, for the last state alone (T = 2)."""
     note = (
-        "dopri5 everywhere, relative and absolute tolerance equal, one step size for the batch as torchdiffeq has (but "
-        "torchode and diffrax under vmap). Ratios are torchdiffeq's time over the library's. Floor: as many evaluations "
-        "of the field as ours, without a solver, forward."
+        "dopri5 everywhere, relative and absolute tolerance equal, one step size for the batch (torchode: one for each "
+        "sample). Ratios are torchdiffeq's time over the library's. Floor: as many evaluations of the field as ours, "
+        "without a solver, forward. True error: the largest, against a solve at 1e-12."
     )
     table = Table("Speed", note, ["problem", "library", "ms", "ms fwd + bwd", "forward", "fwd + bwd", "bars", "verdict",
                                   "NFE", "true error"])  # fmt: skip
     for case in problems:
         truth = reference(case)
         runs: dict[str, Callable[[], Tensor]] = {"torchdiffeq": theirs(case), "eager": ours(case, False)}
-        if compile:
+        if compile and compiles(case):
             runs["compiled"] = ours(case, True)
         if torchode is not None and not case.name.startswith("CNF"):
             runs["torchode"] = batched(case)
@@ -142,6 +144,10 @@ def speed(problems: list[Case], seconds: float, compile: bool) -> Table:
                 for _ in range(nfev):
                     case.field(clock, case.y0)
 
+        jitted = None if seconds == 0 else start_diffrax(case)
+        if jitted is not None:
+            timed["diffrax, jitted forward"] = lambda jitted=jitted: jitted.ask("forward")
+            timed["diffrax, jitted fwd + bwd"] = lambda jitted=jitted: jitted.ask("both")
         times = interleaved({**timed, "floor": floor}, seconds)
         base = times["torchdiffeq forward"], times["torchdiffeq fwd + bwd"]
         for name, run in runs.items():
@@ -149,13 +155,27 @@ def speed(problems: list[Case], seconds: float, compile: bool) -> Table:
             ratios = base[0] / pair[0], base[1] / pair[1]
             with torch.no_grad():
                 count, value = seen.get(name) or (seen["eager"][0], run())
+                error = float((value - truth).abs().max())
             table.add(case.name, name, f"{pair[0]:.2f}", f"{pair[1]:.2f}", f"{ratios[0]:.2f}x", f"{ratios[1]:.2f}x",
-                      *_verdict(case.name, name, ratios), str(count), f"{float((value - truth).abs().max()):.1e}")  # fmt: skip
+                      *_verdict(case.name, name, ratios), str(count), f"{error:.1e}")  # fmt: skip
         table.add(case.name, "floor", f"{times['floor']:.2f}", "", f"{base[0] / times['floor']:.2f}x", *[""] * 5)
-        for name, (ahead, back) in diffrax_times(case).items():
-            table.add(case.name, name, f"{ahead:.2f}", f"{back:.2f}", f"{base[0] / ahead:.2f}x",
-                      f"{base[1] / back:.2f}x", *[""] * 4)  # fmt: skip
+        if jitted is not None:
+            jitted.close()
+            ahead, back = times["diffrax, jitted forward"], times["diffrax, jitted fwd + bwd"]
+            cells = f"{ahead:.2f}", f"{back:.2f}", f"{base[0] / ahead:.2f}x", f"{base[1] / back:.2f}x"
+            table.add(case.name, "diffrax, jitted", *cells, *[""] * 4)
     return table
+
+
+def compiles(case: Case) -> bool:
+    """Whether our steps compile for a problem, forward and backward; says so where not."""
+    try:
+        for each in both(ours(case, True), case).values():
+            each()
+    except CompileError as error:
+        print(f"{case.name}: {error}")
+        return False
+    return True
 
 
 def _verdict(case: str, name: str, ratios: tuple[float, float]) -> tuple[str, str]:
@@ -215,8 +235,10 @@ def outputs(quick: bool, seconds: float) -> Table:
         ["library", *(f"T = {count}" for count in counts), "growth of backward", "bar", "verdict"],
     )
     solver = Dopri5(rtol=case.tol, atol=case.tol)
+    peer = torchdiffeq
+    assert peer is not None
     libraries: dict[str, Callable[[Tensor], Tensor]] = {
-        "torchdiffeq": lambda ts: torchdiffeq(case.field, case.y0, ts, rtol=case.tol, atol=case.tol, method="dopri5"),
+        "torchdiffeq": lambda ts: peer(case.field, case.y0, ts, rtol=case.tol, atol=case.tol, method="dopri5"),
         "torchimplicit": lambda ts: ti.odeint(case.field, case.y0, ts, solver=solver, steps="joint").value,
     }
     for name, solve in libraries.items():

@@ -83,10 +83,10 @@ class Flow(Network):
         z = y[:, :2]
         if self.exact:
             rows = torch.eye(2).unbind()
-            slope, pull = vjp(self.net, z)
-            trace = sum(pull(row.expand_as(z))[0][:, i] for i, row in enumerate(rows))
+            slope, pull = vjp(self.net, z)[:2]
+            trace = torch.stack([pull(row.expand_as(z))[0][:, i] for i, row in enumerate(rows)]).sum(0)
         else:
-            slope, moved = jvp(self.net, (z,), (self.probe,))
+            slope, moved = jvp(self.net, (z,), (self.probe,))[:2]
             trace = (moved * self.probe).sum(1)
         return torch.cat((slope, -trace.unsqueeze(1)), 1)
 
@@ -100,8 +100,8 @@ def cases(quick: bool) -> list[Case]:
     found.append(
         Case(f"van der Pol mu 2, B {batch}", VanDerPol(2.0), start, 1.0 if quick else 10.0, 1e-6, in_jax="pol")
     )
-    for size in (4,) if quick else (16, 512):
-        found.append(Case(f"MLP, B {size}", Network(2.0), torch.randn(size, 2), 1.0, 1e-5, in_jax="mlp"))
+    sizes = (4,) if quick else (16, 512)
+    found += [Case(f"MLP, B {size}", Network(2.0), torch.randn(size, 2), 1.0, 1e-5, in_jax="mlp") for size in sizes]
     if not quick:
         found.append(Case("van der Pol mu 100, B 16", VanDerPol(100.0), start[:16], 10.0, 1e-6))
     for exact in (True, False):

@@ -16,33 +16,54 @@ if TYPE_CHECKING:
 FLAGS = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
-def diffrax_times(case: Case) -> dict[str, tuple[float, float]]:
-    """Medians forward and forward and backward, in milliseconds; nothing without diffrax or for other problems."""
-    if case.in_jax is None or case.name.endswith((" 4", " 8")):
-        return {}
+class Diffrax:
+    """A process that solves when it is asked to, so that its runs are interleaved with those of the others.
+
+    Args:
+        case: the problem; its `in_jax` says which of the fields below it is.
+    """
+
+    def __init__(self, case: Case):
+        import torch
+
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "case.pt"
+            torch.save((case.in_jax, case.y0, [p.detach() for p in case.field.parameters()], case.end, case.tol), file)
+            environment = {**os.environ, "XLA_FLAGS": FLAGS, "OMP_NUM_THREADS": "1"}
+            self.process = subprocess.Popen(
+                [sys.executable, __file__, str(file)], env=environment, text=True, bufsize=1,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            )  # fmt: skip
+            self.ask("forward")
+
+    def ask(self, which: str) -> None:
+        """Solves, `forward` or `both` ways, and waits for it."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{which}\n")
+        if not self.process.stdout.readline():
+            raise RuntimeError("diffrax: got no answer from its process, expected one; see its error above")
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def start_diffrax(case: Case) -> Diffrax | None:
+    """Its process for a problem; None without diffrax and for other problems."""
+    if case.in_jax is None:
+        return None
     if importlib.util.find_spec("diffrax") is None:
         print("diffrax is not installed: pip install -e '.[peers]'")
-        return {}
-    import torch
-
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "case.pt"
-        torch.save((case.in_jax, case.y0, [p.detach() for p in case.field.parameters()], case.end, case.tol), file)
-        environment = {**os.environ, "XLA_FLAGS": FLAGS, "OMP_NUM_THREADS": "1"}
-        run = subprocess.run([sys.executable, __file__, str(file)], env=environment, capture_output=True, text=True)
-    if run.returncode:
-        print("diffrax failed:", run.stderr.strip().splitlines()[-1])
-        return {}
-    ahead, back = map(float, run.stdout.split()[-2:])
-    return {"diffrax, jitted": (ahead, back)}
+        return None
+    return Diffrax(case)
 
 
-def measure(file: str) -> None:
-    """Prints both medians."""
-    import statistics
-    import time
-
-    import diffrax
+def serve(file: str) -> None:
+    """Solves as often as it is asked to."""
+    import diffrax  # pyright: ignore[reportMissingImports]
     import jax
     import jax.numpy as jnp
     import torch
@@ -70,15 +91,11 @@ def measure(file: str) -> None:
         )
         return found.ys[-1]
 
-    for run in (jax.jit(solve), jax.jit(jax.grad(lambda p: (solve(p) ** 2).sum()))):
-        jax.block_until_ready(run(parameters))
-        times = []
-        for _ in range(30):
-            start = time.perf_counter()
-            jax.block_until_ready(run(parameters))
-            times.append(time.perf_counter() - start)
-        print(1e3 * statistics.median(times))
+    runs = {"forward": jax.jit(solve), "both": jax.jit(jax.grad(lambda p: (solve(p) ** 2).sum()))}
+    for line in sys.stdin:
+        jax.block_until_ready(runs[line.strip()](parameters))
+        print("done", flush=True)
 
 
 if __name__ == "__main__":
-    measure(sys.argv[1])
+    serve(sys.argv[1])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-LIBRARIES = ("torchimplicit", "torchdeq", "jaxopt", "jax", "xitorch")
+LIBRARIES = ("torchimplicit", "torchdeq", "torchdiffeq", "torchode", "diffrax", "jaxopt", "jax", "xitorch")
 
 
 class Table:

@@ -1,11 +1,14 @@
-"""Compiled steps give what plain steps give. The method has two stages, so that compiling takes seconds."""
+"""Compiled steps give what plain steps give. Traced, but for one test that goes all the way to machine code."""
+
+import shutil
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import torchimplicit as ti
-from torchimplicit.ode import RK4, Heun, compiled
+from torchimplicit.ode import RK4, Heun, chunks, compiled
 from torchimplicit.ode.compiled import CompileError
 
 SOLVER = Heun(rtol=1e-3, atol=1e-4)
@@ -23,22 +26,41 @@ class Decay(nn.Module):
         return -(y @ self.rate) * drive + 0.1 * torch.sin(self.power * t)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_to_compile():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "CHUNK", 2)
+        patch.setattr(chunks, "CHUNK", 2)
+        patch.setattr(compiled, "BACKEND", "aot_eager")
+        yield
+
+
 @pytest.fixture(scope="module")
 def field():
     return Decay()
 
 
-def solve(field, compile, outputs, steps="per-sample", solver=SOLVER):
+def solve(field, compile, outputs, steps: Any = "per-sample", solver=SOLVER):
     y0 = torch.linspace(0.5, 1.5, 6, dtype=torch.float64).view(3, 2).requires_grad_()
     drive = torch.tensor([[1.0], [2.0], [6.0]], dtype=torch.float64, requires_grad=True)
     ts = torch.linspace(0, 2, outputs, dtype=torch.float64)
-    solution = ti.odeint(field, y0, ts, drive, solver=solver, steps=steps, compile=compile)
+    solution: Any = ti.odeint(field, y0, ts, drive, solver=solver, steps=steps, compile=compile)
     weight = torch.linspace(1, 2, solution.value.numel(), dtype=torch.float64).view_as(solution.value)
     return solution, torch.autograd.grad((weight * solution.value).sum(), (y0, drive, field.rate))
 
 
 @pytest.mark.parametrize(("outputs", "steps"), [(2, "per-sample"), (5, "per-sample"), (2, "joint")])
 def test_values_gradients_and_counts_are_those_of_plain_steps(field, outputs, steps):
+    compare(field, outputs, steps)
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler, which torch.compile needs")
+def test_machine_code_agrees(monkeypatch):
+    monkeypatch.setattr(compiled, "BACKEND", "inductor")
+    compare(Decay(), 2, "per-sample")
+
+
+def compare(field, outputs, steps):
     plain, plain_grads = solve(field, False, outputs, steps)
     fused, fused_grads = solve(field, True, outputs, steps)
     assert torch.allclose(fused.value, plain.value, rtol=0, atol=1e-11)
@@ -68,8 +90,11 @@ def test_a_limit_of_steps_is_kept(field):
         solve(field, False, 2, solver=few)
     with pytest.raises(ti.ConvergenceError) as fused:
         solve(field, True, 2, solver=few)
-    assert torch.equal(fused.value.solution.report.steps, plain.value.solution.report.steps)
-    assert torch.allclose(fused.value.solution.value, plain.value.solution.value, rtol=0, atol=1e-11)
+    got, expected = fused.value.solution, plain.value.solution
+    assert got is not None
+    assert expected is not None
+    assert torch.equal(got.report.steps, expected.report.steps)
+    assert torch.allclose(got.value, expected.value, rtol=0, atol=1e-11)
 
 
 def branch(t, y):

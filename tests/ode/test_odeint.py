@@ -134,6 +134,17 @@ def test_narrowing_changes_no_gradient():
         assert torch.allclose(one, other, rtol=1e-8, atol=1e-10)
 
 
+def test_narrowing_keeps_every_samples_own_tolerance():
+    mu = torch.linspace(0.1, 8, 9000, dtype=torch.float64).reshape(-1, 1).requires_grad_()
+    start, ts = torch.ones(len(mu), 2, dtype=torch.float64), torch.linspace(0, 2, 3, dtype=torch.float64)
+    rtol = torch.where(mu.detach() < 4, 1e-3, 1e-6)
+    narrowed = ti.odeint(stiffness, start, ts, mu, solver=ti.Tsit5(rtol=rtol), batched_args=(0,))
+    whole = ti.odeint(stiffness, start, ts, mu, solver=ti.Tsit5(rtol=rtol))
+    assert torch.equal(narrowed.report.accepted, whole.report.accepted)
+    slopes = [torch.autograd.grad(each.value.sum(), mu)[0] for each in (narrowed, whole)]
+    assert torch.allclose(*slopes, rtol=1e-8, atol=1e-10)
+
+
 def test_a_sick_sample_leaves_the_others_alone():
     start, mu = torch.ones(5, 2, dtype=torch.float64), torch.full((5, 1), 2.0, dtype=torch.float64)
     benign = ti.odeint(stiffness, start, torch.tensor([0.0, 2.0]).double(), mu)

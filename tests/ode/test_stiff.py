@@ -48,9 +48,10 @@ def test_robertson_to_a_millionth(method, rtol):
 
 
 def test_van_der_pol_to_a_millionth():
-    start, ts, mu = times(2.0, 0.0), times(0.0, 400.0, 800.0), times(1000.0)
-    solution = ti.odeint(van_der_pol, start.unsqueeze(0), ts, mu, solver=ti.Kvaerno5(rtol=1e-8, atol=1e-8))
-    assert float((solution.value[:, 0] - by_scipy(van_der_pol, start.numpy(), ts, mu)).abs().max()) < 1e-6
+    start, ts, mu = times(2.0, 0.0), times(0.0, 400.0, 1200.0), times(1000.0)
+    with torch.inference_mode():  # the Jacobian is there all the same
+        found = ti.odeint(van_der_pol, start.unsqueeze(0), ts, mu, solver=ti.Kvaerno5(rtol=1e-8, atol=1e-8))
+    assert float((found.value[:, 0] - by_scipy(van_der_pol, start.numpy(), ts, mu)).abs().max()) < 1e-6
 
 
 def test_gradients_of_robertson_agree_with_differences():
@@ -165,8 +166,8 @@ def test_one_sick_sample_of_many_changes_no_other(method, sick, status):
 
 
 def test_a_stiff_field_under_an_explicit_solver_names_the_stiff_one():
+    start, mu = times(2.0, 0.0).unsqueeze(0), times(1000.0)
     with pytest.raises(ti.ConvergenceError, match="Kvaerno5"):
-        start, mu = times(2.0, 0.0).unsqueeze(0), times(1000.0)
         ti.odeint(van_der_pol, start, times(0.0, 400.0), mu, solver=ti.Tsit5(max_steps=300))
 
 
@@ -244,8 +245,6 @@ def test_what_cannot_work_is_refused():
         ti.Split(lambda t, y: y, 1.0)
     with pytest.raises(ValueError, match="Split: got parts of shapes"):
         ti.odeint(ti.Split(lambda t, y: -y, lambda t, y: -y[:, :1]), y0, ts, solver=ti.KenCarp4())
-    with torch.inference_mode(), pytest.raises(RuntimeError, match="try torch.no_grad"):
-        ti.odeint(lambda t, y: -y, y0, ts, solver=ti.Kvaerno5())
     for option in ({"stage_tol": 0.0}, {"newton_steps": 1}, {"derivatives": 0}):
         with pytest.raises(ValueError, match="expected"):
             ti.Kvaerno5(**option)

@@ -60,6 +60,17 @@ def test_steps_back_lead_to_the_start(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_outputs_inside_steps_lie_on_a_cubic(method):
+    ts = torch.linspace(0, 3, 41, dtype=torch.float64)
+    best = ti.odeint(pendulum, start(), ts, solver=ti.Dopri8(rtol=1e-12, atol=1e-12)).value
+    errors = []
+    for dt in (0.2, 0.1):
+        found = ti.odeint(pendulum, start(), ts, solver=method(dt=dt)).value
+        errors.append(max(float((a - b).abs().max()) for a, b in zip(found, best, strict=True)))
+    assert abs(math.log2(errors[0] / errors[1]) - method.order) < 0.5
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_halves_of_a_tensor_are_a_pair(method):
     q, p = start()
     pair = ti.odeint(pendulum, (q, p), times(0.0, 1.0, 1.25), solver=method(dt=0.1)).value

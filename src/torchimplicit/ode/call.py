@@ -111,7 +111,8 @@ class PathCall:
                 self._watch(condition_tensors, rows) as watch,
             ):
                 kind = ChunkedWalk if self.compile else Walk
-                walk = kind(self.solver, field, who, values, phase, left, self.dynamics.can_narrow, rows, watch)
+                solver = self.solver.take(rows)
+                walk = kind(solver, field, who, values, phase, left, self.dynamics.can_narrow, rows, watch)
                 if rows is None:
                     walk.begin()
                 left -= walk.run()

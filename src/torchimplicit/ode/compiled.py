@@ -25,6 +25,7 @@ from torchimplicit.ode.methods import AdaptiveSolver, PathSolver
 from torchimplicit.ode.tableau import Tableau
 
 CHUNK = 4  # steps a call; more of them take minutes to compile
+BACKEND = "inductor"
 WORTH = 20.0  # seconds spent forward without kernels, about what compiling takes: so it never doubles the time
 SMALL = 2**13  # numbers in a state up to which "auto" compiles; larger ones are not limited by the host
 
@@ -212,7 +213,7 @@ def _compiled(function: Any) -> Callable:
     """
     code: CodeType = function.__code__.replace(co_name=f"{function.__name__}_of_plan")
     own = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
-    compiled = torch.compile(own, fullgraph=True, options={"guard_filter_fn": _keep_guards})
+    compiled = torch.compile(own, fullgraph=True, backend=BACKEND, options={"guard_filter_fn": _keep_guards})
 
     def call(*inputs: Any) -> Any:
         try:

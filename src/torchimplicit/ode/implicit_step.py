@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.ode.dynamics import Field
-from torchimplicit.ode.stage_newton import Equation, Factors, Keeper, attached, jacobian
+from torchimplicit.ode.stage_newton import Equation, Factors, Keeper, Rate, attached, jacobian
 from torchimplicit.ode.step import Inside, Stepped
 from torchimplicit.ode.tableau import Row, weights
 from torchimplicit.ode.tableau_stiff import StiffTableau, predictor
@@ -50,7 +50,11 @@ def implicit_step(
     known = weights(tableau, y.dtype, y.device)
     times = (t + known.c.to(t.dtype).unsqueeze(1) * h).unbind()
     size = h.to(y.dtype).unsqueeze(1)
-    quick, stiff = (None, field) if not tableau.explicit else field.parts
+    quick: Rate | None = None
+    stiff: Rate = field
+    if tableau.explicit:
+        assert field.parts is not None
+        quick, stiff = field.parts
     fast = [] if quick is None else [size * quick(t, y)]
     slow = [size * (slope if slope is not None and quick is None else stiff(t, y))]
     solver = keeper if derivatives is None else _Attached(keeper, derivatives)
@@ -88,7 +92,7 @@ class _Attached:
     def __init__(self, keeper: Keeper, derivatives: int):
         self.keeper, self.derivatives = keeper, derivatives
 
-    def begin(self, field: Field, t: Tensor, h: Tensor, y: Tensor) -> None:
+    def begin(self, field: Rate, t: Tensor, h: Tensor, y: Tensor) -> None:
         """See `Keeper.begin`."""
         self.field, self.g = field, (self.keeper.gamma * h).to(y.dtype).unsqueeze(1)
         jac = jacobian(field, t.detach(), y)

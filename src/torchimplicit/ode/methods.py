@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -57,6 +57,10 @@ class PathSolver:
         It takes the field, the times `(B,)`, the step sizes `(B,)`, the states `(B, n)` and the slopes there, or None.
         """
         raise NotImplementedError
+
+    def take(self, rows: Tensor | None) -> PathSolver:
+        """The solver for some samples alone, `(M,)`, whose tolerances may be their own; None for all."""
+        return self
 
     def rate(self, field: Field) -> Field:
         """The field of the states that it walks, where those hold more than the user's; for the first step size."""
@@ -117,6 +121,12 @@ class AdaptiveSolver(PathSolver):
         require(self, "dt0", self.dt0 is None or 0 < self.dt0 < math.inf, "a number > 0, or None")
         require(self, "dt_min", 0 <= self.dt_min < math.inf, "a finite number >= 0")
         require(self, "control", isinstance(self.control, PID), "a PID()")
+
+    def take(self, rows: Tensor | None) -> PathSolver:
+        """See `PathSolver.take`."""
+        own = {name: getattr(self, name) for name in ("rtol", "atol")}
+        own = {name: value[rows] for name, value in own.items() if isinstance(value, Tensor) and len(value) > 1}
+        return replace(self, **own) if own and rows is not None else self
 
 
 def _within(value: Any, strict: bool) -> bool:

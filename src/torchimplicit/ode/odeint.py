@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from torchimplicit.adjoint.quarantine import warn_of_leak
 from torchimplicit.core import transforms
 from torchimplicit.core.status import OnFailure, Status, react
 from torchimplicit.core.tree import Layout
@@ -124,8 +125,11 @@ def odeint(
     report = call.record.report
     assert report is not None
     sick = report.status == Status.NON_FINITE
-    if followed is None and rows.requires_grad and not transforms.active() and bool(sick.any()):
-        rows = quarantine(call, adjoint, rows, start, times, tensors, sick)
+    if rows.requires_grad and not transforms.active() and bool(sick.any()):
+        if followed is None:
+            rows = quarantine(call, adjoint, rows, start, times, tensors, sick)
+        else:
+            warn_of_leak()
     solution = PathSolution(stacked(layout, rows), report, **_found(followed, dynamics, report, dense))
     react(report, on_failure, solution)
     return solution

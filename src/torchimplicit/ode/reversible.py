@@ -99,7 +99,8 @@ class Coupled(PathSolver):
         def step(field: Field, t: Tensor, h: Tensor, pair: Tensor, _: Tensor | None) -> Stepped:
             y, z = pair.chunk(2, dim=1)
             there, error = (plain if torch.is_grad_enabled() else estimate)(field, t, h, z)
-            y = torch.lerp(z, y, self.coupling) + there
+            pull = torch.where(h == 0, 1.0, self.coupling).to(y.dtype).unsqueeze(1)  # who stands still, stays
+            y = torch.lerp(z, y, pull) + there
             z = z - plain(field, t + h, -h, y)[0]
             end = torch.cat((y, z), dim=1)
             return Stepped(end, None if error is None else torch.cat((error, error), dim=1), None, Ends(end))
@@ -142,8 +143,8 @@ def coupled(solver: PathSolver, coupling: float) -> Any:
     """
     if type(getattr(solver, "tableau", None)) is not Tableau:  # those of implicit methods are a subclass
         raise ValueError(
-            f"odeint(solver={type(solver).__name__}(...), adjoint=Reversible()): expected Euler, Midpoint, Heun, Bosh3, "
-            "RK4, Dopri5 or Tsit5; for others try adjoint=Checkpointed()"
+            f"odeint(solver={type(solver).__name__}(...), adjoint=Reversible()): expected Euler, Midpoint, Heun, "
+            "Bosh3, RK4, Dopri5 or Tsit5; for others try adjoint=Checkpointed()"
         )
     made = _class_of(type(solver))(**{each.name: getattr(solver, each.name) for each in fields(solver)})
     object.__setattr__(made, "coupling", coupling)

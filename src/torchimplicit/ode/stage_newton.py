@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,20 +11,21 @@ from torchimplicit.core import transforms
 from torchimplicit.core.tree import norm
 from torchimplicit.linear import Jacobian
 from torchimplicit.ode.control import Tolerance
-from torchimplicit.ode.dynamics import Field
+
+Rate = Callable[[Tensor, Tensor], Tensor]  # of (t, y)
 
 SLOW = 0.1  # a contraction worse than this asks for a new Jacobian
 REJECTED = 1e6  # error over tolerance of a step whose equations were not solved
 DRIFT = 0.2  # a relative change of the step size beyond this asks for a new factorisation
 
 
-def jacobian(field: Field, t: Tensor, y: Tensor) -> Tensor:
+def jacobian(field: Rate, t: Tensor, y: Tensor) -> Tensor:
     """The Jacobians of a field by the state, `(B, n, n)`, without a graph: `n` vector-Jacobian products at once."""
     y = y.detach()
     if not transforms.active():
         with torch.no_grad():
             return Jacobian(lambda state: field(t, state), y).dense(y)
-    _, pull = torch.func.vjp(lambda state: field(t, state), y)
+    _, pull, *_ = torch.func.vjp(lambda state: field(t, state), y)
     basis = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)
     return torch.vmap(lambda row: pull(row.expand(y.shape))[0], out_dims=1)(basis).detach()
 
@@ -65,7 +68,7 @@ class Equation:
         scale: an update of this size, `(B, n)`, has norm 1.
     """
 
-    def __init__(self, field: Field, t: Tensor, g: Tensor, base: Tensor, scale: Tensor):
+    def __init__(self, field: Rate, t: Tensor, g: Tensor, base: Tensor, scale: Tensor):
         self.field, self.t, self.g, self.base, self.scale = field, t, g, base, scale
 
     def update(self, w: Tensor, factors: Factors) -> Tensor:
@@ -129,7 +132,7 @@ class Keeper:
         self.gamma, self.tolerance, self.strictness, self.limit = gamma, tolerance, strictness, limit
         self.jac: Tensor | None = None
 
-    def begin(self, field: Field, t: Tensor, h: Tensor, y: Tensor) -> None:
+    def begin(self, field: Rate, t: Tensor, h: Tensor, y: Tensor) -> None:
         """Readies for a step of sizes `(B,)` from `(t, y)`."""
         self.field, self.t, self.y = field, t, y
         self.g = (self.gamma * h).to(y.dtype).unsqueeze(1)

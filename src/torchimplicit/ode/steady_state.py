@@ -22,7 +22,7 @@ ROUNDINGS = 4.0  # of the state's size that an error may be at least
 FIRST = 0.1  # of a state's size, at least 1, that the first step tries to move by
 
 
-class SteadyStateState(NamedTuple):
+class FlowState(NamedTuple):
     """Iterate and residual, `(B, n)` each, and the next step sizes, `(B,)`."""
 
     z: Tensor
@@ -74,7 +74,7 @@ class SteadyState(Solver):
         require(self, "solver", numbers, "one whose rtol and atol are numbers")
         require(self, "solver", not self.solver.control.remembers, "one with PID(proportional=0, derivative=0)")
 
-    def init(self, problem: Residual, z: Tensor) -> SteadyStateState:
+    def init(self, problem: Residual, z: Tensor) -> FlowState:
         """The state at the start."""
         residual = problem(z)
         with torch.no_grad():
@@ -83,9 +83,9 @@ class SteadyState(Solver):
             else:  # moves by a part of the state's size; an evaluation more would not pay at a solution
                 size = norm(z).clamp_min(z.shape[1] ** 0.5)
                 h = FIRST * size / norm(residual).clamp_min(torch.finfo(z.dtype).eps)
-        return SteadyStateState(z, residual, h)
+        return FlowState(z, residual, h)
 
-    def step(self, problem: Residual, state: SteadyStateState) -> SteadyStateState:
+    def step(self, problem: Residual, state: FlowState) -> FlowState:
         """One step along the flow; a sample whose error was too large stays, with a smaller step."""
         with torch.no_grad():
             done = self._walk(problem, state, state.h)
@@ -96,9 +96,9 @@ class SteadyState(Solver):
             done = self._walk(problem, state, torch.where(ratio <= 1, state.h, 0.0))
         z = torch.where(moves, done.y, state.z)
         residual = problem(z) if done.slope is None else torch.where(moves, -done.slope, state.residual)
-        return SteadyStateState(z, residual, h)
+        return FlowState(z, residual, h)
 
-    def _walk(self, problem: Residual, state: SteadyStateState, h: Tensor) -> Stepped:
+    def _walk(self, problem: Residual, state: FlowState, h: Tensor) -> Stepped:
         return self.solver.stepper(state.z)(_flow(problem), torch.zeros_like(h), h, state.z, -state.residual)
 
     def _ratio(self, z: Tensor, done: Stepped, eps: float) -> Tensor:

@@ -59,11 +59,6 @@ class StiffSolver(AdaptiveSolver):
 
     def stepper(self, like: Tensor) -> Stepper:
         """See `PathSolver.stepper`."""
-        if torch.is_inference_mode_enabled():
-            raise RuntimeError(
-                f"{type(self).__name__} needs the Jacobian of the field, which torch.inference_mode() forbids; try "
-                "torch.no_grad() in its place"
-            )
         keeper = Keeper(self.tableau.gamma, Tolerance(self.rtol, self.atol, like), self.stage_tol, self.newton_steps)
         derivatives = self.derivatives if torch.is_grad_enabled() else None
 
@@ -75,7 +70,10 @@ class StiffSolver(AdaptiveSolver):
 
 @dataclass(frozen=True, kw_only=True)
 class Kvaerno3(StiffSolver):
-    """Kvaerno's method, order 3(2), L-stable: three equations a step, for stiff fields and tolerances down to 1e-4.
+    """Kvaerno's method, order 3(2), L-stable: three equations a step, for stiff fields and loose tolerances.
+
+    Robertson's problem takes it 121 steps at `rtol=1e-4` and 526 at 1e-6, where `Kvaerno5` takes 29 and 56 with a tenfold
+    error.
 
     Source: A. Kvaerno, BIT Numer. Math. 44 (2004) 489.
     """
@@ -88,7 +86,7 @@ class Kvaerno3(StiffSolver):
 class Kvaerno5(StiffSolver):
     """Kvaerno's method, order 5(4), L-stable: six equations a step. The first choice for stiff fields.
 
-    Not for fields that are not stiff, where `Tsit5` takes a tenth of the time.
+    Not for fields that are not stiff: on Lotka and Volterra's, `Tsit5` takes a fifteenth to a twenty-fifth of its time.
 
     Source: A. Kvaerno, BIT Numer. Math. 44 (2004) 489.
     """

@@ -72,7 +72,7 @@ def _sweep_phase(
     with call.dynamics.bind(leaves[1:], rows=phase.rows) as field:
         compiled = bool(call.compile) and not wants_times and path.given is None
         with torch.no_grad():
-            again = call.solver.stepper(flow)
+            again = call.solver.take(phase.rows).stepper(flow)
 
         def advance(step: Step, y: Tensor) -> Tensor:
             with torch.no_grad():
@@ -80,7 +80,7 @@ def _sweep_phase(
                 return done.y if step.all_move else torch.where((step.stop > step.start).unsqueeze(1), done.y, y)
 
         with torch.enable_grad():
-            stepper = call.solver.stepper(flow)
+            stepper = call.solver.take(phase.rows).stepper(flow)
         with torch.no_grad():
             undo = call.solver.undoer(flow) if call.solver.has_inverse else None
 

@@ -59,7 +59,7 @@ class ConvolutionalODE(nn.Module):
         solver: walks the path.
         adjoint: differentiates it.
         penalties: of the path, see `nn.NeuralODE`.
-        penalty: their weight.
+        penalty: their weight; 0 leaves them out.
         on_failure: of the layer. "ignore", as `Classifier` counts what does not arrive and says so once an epoch.
     """
 
@@ -85,7 +85,7 @@ class ConvolutionalODE(nn.Module):
         for (inside, outside), stride in zip(pairwise(sizes), strides, strict=True):
             self.stem.extend([nn.Conv2d(inside, outside, 3, stride, padding=1), nn.GroupNorm(groups, outside)])
         field = ConvolutionalField(channels, groups)
-        self.path = NeuralODE(field, solver=solver, adjoint=adjoint, penalties=penalties, on_failure=on_failure)
+        self.path = NeuralODE(field, solver=solver, adjoint=adjoint, penalties=_paid(penalties, penalty), on_failure=on_failure)
         self.head = nn.Sequential(
             nn.ReLU(), nn.AdaptiveAvgPool2d(pool), nn.Flatten(), nn.Linear(channels * pool**2, classes)
         )
@@ -133,7 +133,7 @@ class DenseODE(nn.Module):
         solver: walks the path.
         adjoint: differentiates it.
         penalties: of the path, see `nn.NeuralODE`.
-        penalty: their weight.
+        penalty: their weight; 0 leaves them out.
         on_failure: of the layer. "ignore", as `Regressor` counts what does not arrive and says so once an epoch.
     """
 
@@ -157,7 +157,7 @@ class DenseODE(nn.Module):
         ts = torch.linspace(0, duration, max(times, 2))
         self.path = NeuralODE(
             DenseField(width, hidden, layers), ts, solver, adjoint,
-            output="last" if times == 1 else "all", penalties=penalties, on_failure=on_failure,
+            output="last" if times == 1 else "all", penalties=_paid(penalties, penalty), on_failure=on_failure,
         )  # fmt: skip
 
     def forward(self, y: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ class DenseFlow(nn.Module):
         solver: walks the paths.
         adjoint: differentiates them.
         penalties: of the paths, see `nn.NeuralODE`.
-        penalty: their weight.
+        penalty: their weight; 0 leaves them out.
         on_failure: of the layer. "ignore", as `Flow` counts what does not arrive and says so once an epoch.
     """
 
@@ -200,7 +200,7 @@ class DenseFlow(nn.Module):
         """Draws the weights."""
         super().__init__()
         self.width, self.weight = width, penalty
-        options = {"solver": solver, "adjoint": adjoint, "penalties": penalties, "on_failure": on_failure}
+        options = {"solver": solver, "adjoint": adjoint, "penalties": _paid(penalties, penalty), "on_failure": on_failure}
         self.flow = CNF(DenseField(width, hidden, layers), width, trace=trace, **options)  # type: ignore[arg-type]
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -264,6 +264,11 @@ class HamiltonianField(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         """The slope, `(B, width)`."""
         return self.mechanics(y.new_zeros(()), y)
+
+
+def _paid(penalties: Sequence[PathPenalty], weight: float) -> Sequence[PathPenalty]:
+    """The penalties, unless they weigh nothing: they cost time all the same."""
+    return penalties if weight else ()
 
 
 def _weighted(layer: NeuralODE | CNF, weight: float) -> Tensor:
