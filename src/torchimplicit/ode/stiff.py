@@ -72,8 +72,8 @@ class StiffSolver(AdaptiveSolver):
 class Kvaerno3(StiffSolver):
     """Kvaerno's method, order 3(2), L-stable: three equations a step, for stiff fields and loose tolerances.
 
-    Robertson's problem takes it 121 steps at `rtol=1e-4` and 526 at 1e-6, where `Kvaerno5` takes 29 and 56 with a tenfold
-    error.
+    Robertson's problem takes it 121 steps at `rtol=1e-4` and 526 at 1e-6; `Kvaerno5` takes 29 and 56, with twice and
+    ten times the error.
 
     Source: A. Kvaerno, BIT Numer. Math. 44 (2004) 489.
     """
