@@ -43,7 +43,7 @@ def populations(count):
     return 0.8 * torch.exp(-(((x - centre) / width) ** 2)).unsqueeze(1)
 
 
-def fit(field, start, ts, seen, steps=150):
+def fit(field, start, ts, seen, steps=250):
     optimizer = torch.optim.Adam(field.parameters(), 2e-2)
     for step in range(steps):
         optimizer.zero_grad()
@@ -74,7 +74,7 @@ def draw(path, field, truth, predicted):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--picture", help="draw truth and prediction into this file")
-    parser.add_argument("--steps", type=int, default=150, help="of the optimiser")
+    parser.add_argument("--steps", type=int, default=250, help="of the optimiser")
     options = parser.parse_args()
     torch.manual_seed(0)
     truth = ti.nn.ReactionDiffusion([DIFFUSION], Logistic(), SPACING)
