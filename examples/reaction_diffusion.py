@@ -1,8 +1,8 @@
-"""Finds how fast something spreads, and how it grows, from a few pictures of it: a partial differential equation as a layer.
+"""A partial differential equation as a layer: how fast something spreads, and how it grows, from pictures of it.
 
-The truth is Fisher's equation, u' = D u_xx + r u (1 - u): a population that spreads and grows into a front. What is seen
-are eight snapshots of four such populations, with noise. The diffusion starts three times too small, the growth is an
-unknown function of u, a small network at every point; both are fitted through the stiff solver, by the gradient of
+The truth is Fisher's equation, u' = D u_xx + r u (1 - u): a population that spreads and grows into a front. What is
+seen are eight snapshots of four such populations, with noise. The diffusion starts three times too small, the growth is
+an unknown function of u, a small network at every point; both are fitted through the stiff solver, by the gradient of
 what was seen. Then a population that was not seen is predicted. About a minute on one core.
 
     python examples/reaction_diffusion.py [--picture FILE]
@@ -17,7 +17,7 @@ import torchimplicit as ti
 
 POINTS, LENGTH, DIFFUSION, GROWTH, NOISE = 48, 10.0, 0.2, 2.0, 0.02
 SPACING = LENGTH / POINTS
-SOLVER = ti.Kvaerno3(rtol=1e-4, atol=1e-6)
+SOLVER = ti.Kvaerno3(rtol=1e-3, atol=1e-4)
 
 
 class Logistic(nn.Module):
@@ -43,8 +43,8 @@ def populations(count):
     return 0.8 * torch.exp(-(((x - centre) / width) ** 2)).unsqueeze(1)
 
 
-def fit(field, start, ts, seen, steps=250):
-    optimizer = torch.optim.Adam(field.parameters(), 2e-2)
+def fit(field, start, ts, seen, steps=150):
+    optimizer = torch.optim.Adam(field.parameters(), 3e-2)
     for step in range(steps):
         optimizer.zero_grad()
         solution = ti.odeint(field, start, ts, solver=SOLVER)
@@ -74,7 +74,7 @@ def draw(path, field, truth, predicted):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--picture", help="draw truth and prediction into this file")
-    parser.add_argument("--steps", type=int, default=250, help="of the optimiser")
+    parser.add_argument("--steps", type=int, default=150, help="of the optimiser")
     options = parser.parse_args()
     torch.manual_seed(0)
     truth = ti.nn.ReactionDiffusion([DIFFUSION], Logistic(), SPACING)

@@ -134,6 +134,13 @@ def test_narrowing_changes_no_gradient():
         assert torch.allclose(one, other, rtol=1e-8, atol=1e-10)
 
 
+def test_narrowing_goes_backward_in_time_too():
+    rate = torch.linspace(-0.1, 8, 9000, dtype=torch.float64).reshape(-1, 1)
+    start, ts = torch.ones(len(rate), 2, dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64)
+    end = ti.odeint(lambda t, y, rate: -rate * y * torch.cos(t), start, ts, rate, batched_args=(0,)).value[-1]
+    assert torch.allclose(end, torch.exp(rate * torch.sin(ts[0])).expand(-1, 2), rtol=1e-3)
+
+
 def test_narrowing_keeps_every_samples_own_tolerance():
     mu = torch.linspace(0.1, 8, 9000, dtype=torch.float64).reshape(-1, 1).requires_grad_()
     start, ts = torch.ones(len(mu), 2, dtype=torch.float64), torch.linspace(0, 2, 3, dtype=torch.float64)

@@ -45,10 +45,9 @@ def is_mapped_by_autograd(tensor: Tensor) -> bool:
 
 
 def without_inference_mode(function: Callable[..., Any], *inputs: Any) -> Any:
-    """Calls a function of nested tensors without grad in place of in inference mode, where nothing can be differentiated.
+    """Calls a function of nested tensors without grad, in place of in inference mode, where nothing has a derivative.
 
-    A function may be a derivative itself (a Hamiltonian's field, a trace, a Newton step): there it would be zero without
-    a word.
+    A function may be one itself (a Hamiltonian's field, a trace, a Newton step): there it would be zero without a word.
     """
     with torch.inference_mode(False), torch.no_grad():
         return function(*normal(inputs))

@@ -102,7 +102,7 @@ def odeint(
     batch_dims = 1 if steps == "per-sample" else 0
     layout = Layout(y0, batch_dims)
     ts = check_times(ts, layout)
-    backward = runs_backward(ts)
+    backward = runs_backward(ts, layout.batch)
     solver.check(layout)
     check_reachable(solver, layout, y0)
     dynamics = Dynamics(f, y0, args, batch_dims, batched_args, backward)

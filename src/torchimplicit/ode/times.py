@@ -48,7 +48,7 @@ def check_times(ts: Any, layout: Layout) -> Tensor:
     return ts
 
 
-def runs_backward(ts: Tensor) -> Tensor | None:
+def runs_backward(ts: Tensor, batch: int) -> Tensor | None:
     """Which samples run backward in time, `(B,)` bool; None where none does."""
     backward = ts[-1].detach() < ts[0].detach()
-    return backward if bool(backward.any()) else None
+    return backward.expand(batch) if bool(backward.any()) else None

@@ -4,6 +4,7 @@ from torchimplicit.train.data.base import DATA_VARIABLE, DataError, ImageData, I
 from torchimplicit.train.data.cifar10 import CIFAR10
 from torchimplicit.train.data.copy_memory import CopyMemory
 from torchimplicit.train.data.densities import Density
+from torchimplicit.train.data.dequantised import DequantisedDigits
 from torchimplicit.train.data.digits import Digits
 from torchimplicit.train.data.mnist import MNIST
 from torchimplicit.train.data.nuclei import Masked, Nuclei
@@ -20,6 +21,7 @@ __all__ = [
     "CopyMemory",
     "DataError",
     "Density",
+    "DequantisedDigits",
     "Digits",
     "ImageData",
     "Images",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -160,7 +160,8 @@ class EquilibriumModule(LightningModule):
             loss = self.evaluate("train", batch)
         self._count_solves("train")
         self._losses.append(loss.detach())
-        if callable(penalty := getattr(self.network, "penalty", None)):
+        penalty: Callable[[], Tensor] | None = getattr(self.network, "penalty", None)  # pyright: ignore
+        if penalty is not None:
             loss = loss + penalty()
         for layer, inputs, value in seen:
             cell = layer.cell.forward if self.compile_cells else layer  # compiled functions have no second derivatives

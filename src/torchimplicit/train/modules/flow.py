@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil, isqrt, log, sqrt
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,12 +21,14 @@ Batch = tuple[Tensor, ...]
 class Flow(EquilibriumModule):
     """Trains a flow by the mean negative log-likelihood of its data, in nats; see `EquilibriumModule`.
 
-    Logs `nll`. The test also logs `test/nll_gaussian` and `test/nll_kernel_density`, what a normal density and a kernel
-    density estimate, both fit to the training samples, reach on the test samples: the least that a flow must do.
+    Logs `nll`, and in validation and test also `bits`, the same in bits for each number of a sample; both in the units
+    of the data. The test also logs `test/nll_gaussian` and `test/nll_kernel_density`, what a normal density and a
+    kernel density estimate, both fit to the training samples, reach on the test samples: the least for a flow to do.
 
     Args:
         network: has `log_prob(x)`, `(B,)` for samples `(B, n)`, `sample(count)`, and for pictures `paths(count)`,
-            `(times, count, n)`; may have `width`, the size of a sample, which is compared with the data.
+            `(times, count, n)`; may have `width`, the size of a sample, which is compared with the data, and
+            `settle(samples)`, which sees the training samples `(N, n)` once, before training.
         **options: see `EquilibriumModule`.
 
     Raises:
@@ -36,24 +39,28 @@ class Flow(EquilibriumModule):
         """Wraps the network."""
         super().__init__(network, **options)
         self.measure(nll=MeanMetric())
+        self._numbers = 1
 
     def setup(self, stage: str) -> None:
-        """Compares the data with the network.
+        """Compares the data with the network, and lets the network settle on it before it is trained.
 
         Raises:
             UsageError: they do not fit each other.
         """
         data: Any = getattr(self.trainer, "datamodule", None)
         width = getattr(self.network, "width", None)
-        if data is None or width is None:
+        if data is None:
             return
         data.setup()
-        got = data.splits.train[0][0].numel()
-        if got != width:
+        self._numbers = got = data.splits.train[0][0].numel()
+        if width is not None and got != width:
             raise UsageError(
                 f"Flow: the data has samples of {got} numbers, the network is made for {width}. Try "
                 f"--model.network.width {got}."
             )
+        settle = getattr(self.network, "settle", None)
+        if stage == "fit" and callable(settle):  # weights of a checkpoint come after it and replace what it found
+            settle(data.splits.train.tensors[0].flatten(1))
 
     def evaluate(self, stage: Stage, batch: Batch) -> Tensor:
         """The mean negative log-likelihood."""
@@ -62,24 +69,42 @@ class Flow(EquilibriumModule):
         self.count(stage, nll.detach(), torch.ones_like(nll.detach()))
         return nll.mean()
 
+    def on_validation_epoch_end(self) -> None:
+        """Logs the solves of the validation, and the likelihood in bits."""
+        super().on_validation_epoch_end()
+        self._log_bits("val")
+
     def on_test_epoch_end(self) -> None:
-        """Logs the solves of the test, and the two estimates to compare with."""
+        """Logs the solves of the test, the likelihood in bits, and the two estimates to compare with."""
         super().on_test_epoch_end()
+        self._log_bits("test")
         splits = self.trainer.datamodule.splits  # type: ignore[attr-defined]
         train, test = (getattr(splits, name).tensors[0].flatten(1) for name in ("train", "test"))
         self.log("test/nll_gaussian", gaussian_nll(train, test))
         self.log("test/nll_kernel_density", kernel_density_nll(train, test))
 
+    def _log_bits(self, stage: Stage) -> None:
+        nll = self.metrics[f"{stage}_metrics"].compute()[f"{stage}/nll"]  # type: ignore[operator]
+        self.log(f"{stage}/bits", nll / (log(2) * self._numbers))
+
     def pictures(self, batch: Batch) -> dict[str, Figure]:
-        """Samples of the data, samples of the flow, its density, and how samples get to their places, in the plane."""
+        """Samples of the data, samples of the flow, its density, and how samples get to their places, in the plane.
+
+        Of vectors of 9, 16, 25, ... numbers, samples of the data and of the flow as square images; of others, nothing.
+        """
         from matplotlib.figure import Figure
 
         x = batch[0]
+        side = isqrt(x[0].numel())
+        if side > 2 and side**2 == x[0].numel():
+            with torch.no_grad():
+                sampled = self.network.sample(30)  # type: ignore[operator]
+            return {"samples": square_images({"data": x[:30].flatten(1), "samples": sampled})}
         if x[0].numel() != 2:
             return {}
         reach = float(x.abs().max()) * 1.1
-        side = torch.linspace(-reach, reach, 120, device=x.device)
-        grid = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1).reshape(-1, 2)
+        line = torch.linspace(-reach, reach, 120, device=x.device)
+        grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).reshape(-1, 2)
         with torch.no_grad():
             density = self.network.log_prob(grid).exp().reshape(120, 120).cpu()  # type: ignore[operator]
             path = self.network.paths(256).cpu()  # type: ignore[operator]
@@ -94,6 +119,29 @@ class Flow(EquilibriumModule):
             ax.set(title=title, xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
             ax.set_axis_off()
         return {"flow": figure}
+
+
+def square_images(panels: dict[str, Tensor]) -> Figure:
+    """A figure with a panel for each name, of `(count, side**2)` numbers as grey images, all on one scale.
+
+    Args:
+        panels: the first one's least and largest number are black and white.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(panels), 3.8), layout="constrained")
+    first = next(iter(panels.values()))
+    low, high = float(first.min()), float(first.max())
+    for ax, (title, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        side = isqrt(rows.shape[1])
+        across = ceil(sqrt(len(rows)))
+        images = rows.new_full((across * ceil(len(rows) / across), side + 1, side + 1), high)  # a gap beside each
+        images[: len(rows), :side, :side] = rows.reshape(-1, side, side)
+        wall = images.reshape(-1, across, side + 1, side + 1).transpose(1, 2).flatten(2).flatten(0, 1)
+        ax.imshow(wall.cpu(), cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+        ax.set_title(title)
+        ax.set_axis_off()
+    return figure
 
 
 def gaussian_nll(train: Tensor, test: Tensor) -> float:

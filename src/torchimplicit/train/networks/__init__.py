@@ -12,6 +12,7 @@ from torchimplicit.train.networks.monotone import (
 )
 from torchimplicit.train.networks.multiscale import MDEQClassifier, MDEQSegmenter, UNet, UNetSegmenter
 from torchimplicit.train.networks.paths import ConvolutionalODE, DenseFlow, DenseODE, HamiltonianField, PlainField
+from torchimplicit.train.networks.whitened import WhitenedFlow
 
 __all__ = [
     "BottleneckCell",
@@ -40,4 +41,5 @@ __all__ = [
     "TransformerNetwork",
     "UNet",
     "UNetSegmenter",
+    "WhitenedFlow",
 ]

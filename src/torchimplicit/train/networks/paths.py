@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +86,9 @@ class ConvolutionalODE(nn.Module):
         for (inside, outside), stride in zip(pairwise(sizes), strides, strict=True):
             self.stem.extend([nn.Conv2d(inside, outside, 3, stride, padding=1), nn.GroupNorm(groups, outside)])
         field = ConvolutionalField(channels, groups)
-        self.path = NeuralODE(field, solver=solver, adjoint=adjoint, penalties=_paid(penalties, penalty), on_failure=on_failure)
+        self.path = NeuralODE(
+            field, solver=solver, adjoint=adjoint, penalties=_paid(penalties, penalty), on_failure=on_failure
+        )
         self.head = nn.Sequential(
             nn.ReLU(), nn.AdaptiveAvgPool2d(pool), nn.Flatten(), nn.Linear(channels * pool**2, classes)
         )
@@ -200,8 +203,8 @@ class DenseFlow(nn.Module):
         """Draws the weights."""
         super().__init__()
         self.width, self.weight = width, penalty
-        options = {"solver": solver, "adjoint": adjoint, "penalties": _paid(penalties, penalty), "on_failure": on_failure}
-        self.flow = CNF(DenseField(width, hidden, layers), width, trace=trace, **options)  # type: ignore[arg-type]
+        options: dict[str, Any] = {"trace": trace, "solver": solver, "adjoint": adjoint, "on_failure": on_failure}
+        self.flow = CNF(DenseField(width, hidden, layers), width, penalties=_paid(penalties, penalty), **options)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The log-density `(B,)` of vectors `(B, width)`, in nats."""

@@ -1,0 +1,70 @@
+"""A flow for vectors whose numbers have sizes and correlations of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimplicit.train.catalogue import UsageError
+from torchimplicit.train.networks.paths import DenseFlow
+
+
+class WhitenedFlow(DenseFlow):
+    r"""A `DenseFlow` of whitened vectors, $z = L^{-1} (x - m)$, and yet a density of the vectors themselves.
+
+    $m$ is the mean of the training samples and $L L^\top$ their covariance, both found once, by `settle`, and kept with
+    the weights. $\log p(x) = \log p(z) - \log \det L$. The last layer of the field starts at zero, so that the first
+    density is the normal one with the samples' mean and covariance, and training can only improve on this.
+
+    Not for data without a density, such as pixels without noise, whose covariance may be singular.
+
+    Args:
+        width: of a vector.
+        **options: see `DenseFlow`.
+    """
+
+    mean: Tensor
+    factor: Tensor
+
+    def __init__(self, width: int = 64, **options: Any):
+        """Draws the weights; whitens nothing until it has settled."""
+        super().__init__(width, **options)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("factor", torch.eye(width))
+        last = self.flow.field.net[-1]
+        torch.nn.init.zeros_(last.weight)
+        torch.nn.init.zeros_(last.bias)
+
+    def settle(self, samples: Tensor) -> None:
+        """Takes mean and covariance from samples `(N, width)`.
+
+        Raises:
+            UsageError: the samples lie in a plane of fewer dimensions.
+        """
+        samples = samples.double()
+        factor, failed = torch.linalg.cholesky_ex(torch.cov(samples.T).reshape(self.width, self.width))
+        if int(failed) or not bool(torch.isfinite(factor).all()):
+            raise UsageError(
+                f"WhitenedFlow: the covariance of the {len(samples)} training samples is singular. Expected samples "
+                "with a density, more of them than numbers in each; try noise."
+            )
+        self.mean.copy_(samples.mean(0))
+        self.factor.copy_(factor)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """The log-density `(B,)` of vectors `(B, width)`, in nats."""
+        z = torch.linalg.solve_triangular(self.factor, (x - self.mean).mT, upper=False).mT
+        return super().log_prob(z) - self.factor.diagonal().log().sum()
+
+    def sample(self, count: int) -> Tensor:
+        """Vectors `(count, width)`."""
+        return self._coloured(super().sample(count))
+
+    def paths(self, count: int, times: int = 30) -> Tensor:
+        """How `count` samples get to their places, `(times, count, width)`."""
+        return self._coloured(super().paths(count, times))
+
+    def _coloured(self, z: Tensor) -> Tensor:
+        return self.mean + z @ self.factor.mT
