@@ -1,6 +1,8 @@
 """The recipe `flow-digits`: noise between whole numbers, densities in the units of a pixel, pictures of samples."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +18,7 @@ from torchimplicit.train.networks import WhitenedFlow
 
 @pytest.fixture(scope="module")
 def splits():
-    data = DequantisedDigits()
-    data.setup()
-    return data.splits
+    return DequantisedDigits().load()
 
 
 def small(width=3, **options):
@@ -33,13 +33,12 @@ def moved(flow):
 
 
 def test_pixels_are_those_of_the_digits_with_noise_between_them(splits):
-    plain = Digits()
-    plain.setup()
+    plain = Digits().load()
     for name, count in (("train", 1257), ("val", 180), ("test", 360)):
         (rows,) = getattr(splits, name).tensors
         assert rows.shape == (count, 64)
         assert 0 <= float(rows.min()) < float(rows.max()) < 17
-        assert torch.equal(rows.floor(), getattr(plain.splits, name).images.flatten(1).float())
+        assert torch.equal(rows.floor(), getattr(plain, name).images.flatten(1).float())
         assert float((rows - rows.floor()).mean()) == pytest.approx(0.5, abs=0.01)
 
 
@@ -50,9 +49,8 @@ def test_noise_is_drawn_anew_in_training_only(splits):
         (one,), (other,) = split.__getitems__([3, 1]), split.__getitems__([3, 1])
         assert torch.equal(one.floor(), split.tensors[0][[3, 1]].floor())
         assert torch.equal(one, other) != fresh
-    again = DequantisedDigits()
-    again.setup()
-    assert all(torch.equal(a.tensors[0], b.tensors[0]) for a, b in zip(splits, again.splits, strict=True))
+    again = DequantisedDigits().load()
+    assert all(torch.equal(a.tensors[0], b.tensors[0]) for a, b in zip(splits, again, strict=True))
 
 
 def test_a_flow_starts_as_the_normal_density_of_its_data(splits):
@@ -73,11 +71,8 @@ def test_the_density_of_whitened_vectors_is_one_of_the_vectors_themselves():
     with torch.no_grad():
         total = flow.log_prob(x).exp().sum() * (side[1] - side[0]) ** 2 * torch.linalg.det(flow.factor)
         assert float(total) == pytest.approx(1, abs=1e-3)
+        weight = flow.log_prob(x).exp()
         samples = flow.sample(4000)
-        path = flow.paths(5, times=3)
-    assert path.shape == (3, 5, 2)
-    # The mean of samples is that of the density.
-    weight = flow.log_prob(x).exp().detach()
     assert torch.allclose(samples.mean(0), (weight @ x) / weight.sum(), atol=0.2)
 
 
@@ -98,11 +93,11 @@ def test_samples_in_a_plane_are_refused():
 def test_images_have_a_gap_beside_each_and_one_scale():
     rows = torch.arange(3 * 16.0).reshape(3, 16)
     figure = square_images({"data": rows, "samples": rows[:2]})
-    first, second = (ax.images[0].get_array() for ax in figure.axes)
+    first, second = (torch.tensor(ax.images[0].get_array()) for ax in figure.axes)
     assert [ax.get_title() for ax in figure.axes] == ["data", "samples"]
     assert first.shape == (10, 10)  # two by two images of four by four pixels
     assert second.shape == (5, 10)
-    assert torch.equal(torch.tensor(first[5:9, :4]), rows[2].reshape(4, 4))
+    assert torch.equal(first[5:9, :4], rows[2].reshape(4, 4))
     assert (first[4] == 47).all()
     assert figure.axes[1].images[0].get_clim() == (0, 47)
 
@@ -114,15 +109,14 @@ def test_a_flow_draws_squares_of_vectors_that_are_some(splits):
 
 
 def test_the_recipe_trains_and_reports_bits_and_baselines(capsys):
-    small = ["--model.network.hidden", "8", "--trainer.enable_progress_bar", "false"]
-    assert main(["fit", "--config", "flow-digits", *small, "--trainer.max_epochs", "1",
-                 "--trainer.limit_train_batches", "2", "--trainer.check_val_every_n_epoch", "1"]) == 0  # fmt: skip
-    assert main(["test", "--config", "flow-digits", *small]) == 0
+    recipe = "--config flow-digits --model.network.hidden 8 --trainer.enable_progress_bar false"
+    short = "--trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.log_every_n_steps 1"
+    assert main(f"fit {recipe} {short} --trainer.check_val_every_n_epoch 1".split()) == 0
+    assert main(f"test {recipe}".split()) == 0
     printed = capsys.readouterr().out
-    figures = {name: float(line.split()[3]) for line in printed.splitlines() for name in line.split()[1:2] if "/" in name}
+    figures = {name: float(value) for name, value in re.findall(r"(test/\w+)\W+([\d.]+)", printed)}
     assert figures["test/bits"] == pytest.approx(figures["test/nll"] / 64 / math.log(2), rel=1e-4)
     assert figures["test/nll"] == pytest.approx(figures["test/nll_gaussian"], abs=1)
     assert figures["test/nll_kernel_density"] == pytest.approx(149.3, abs=1)
-    (run,) = __import__("pathlib").Path("runs/flow-digits").glob("version_0")
-    curves = read_curves(run)
+    curves = read_curves(Path("runs/flow-digits/version_0"))
     assert curves["val/bits"][1][0] == pytest.approx(curves["val/nll"][1][0] / 64 / math.log(2), rel=1e-4)

@@ -138,7 +138,7 @@ def square_images(panels: dict[str, Tensor]) -> Figure:
         images = rows.new_full((across * ceil(len(rows) / across), side + 1, side + 1), high)  # a gap beside each
         images[: len(rows), :side, :side] = rows.reshape(-1, side, side)
         wall = images.reshape(-1, across, side + 1, side + 1).transpose(1, 2).flatten(2).flatten(0, 1)
-        ax.imshow(wall.cpu(), cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+        ax.imshow(wall.cpu().numpy(), cmap="gray", vmin=low, vmax=high, interpolation="nearest")
         ax.set_title(title)
         ax.set_axis_off()
     return figure

@@ -206,6 +206,10 @@ class DenseFlow(nn.Module):
         options: dict[str, Any] = {"trace": trace, "solver": solver, "adjoint": adjoint, "on_failure": on_failure}
         self.flow = CNF(DenseField(width, hidden, layers), width, penalties=_paid(penalties, penalty), **options)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """See `log_prob`."""
+        return self.log_prob(x)
+
     def log_prob(self, x: Tensor) -> Tensor:
         """The log-density `(B,)` of vectors `(B, width)`, in nats."""
         flow, chosen = self.flow, self.flow.trace
