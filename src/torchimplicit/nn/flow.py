@@ -191,6 +191,10 @@ class CNF(nn.Module):
             got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"CNF: got {got}, expected samples of shape (B, {', '.join(map(str, self.shape))})")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: all but the graphs of the last integrals, which can be neither."""
+        return {**self.__dict__, "penalties": tuple(integral.detach() for integral in self.penalties)}
+
     def extra_repr(self) -> str:
         """The options, for `print(flow)`."""
         options = f"solver={self.solver}, adjoint={self.adjoint}, on_failure={self.on_failure!r}"

@@ -152,6 +152,10 @@ class NeuralODE(nn.Module):
         self.report = solution.report  # type: ignore[assignment]
         return solution.value
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: all but the graphs of the last integrals, which can be neither."""
+        return {**self.__dict__, "penalties": tuple(integral.detach() for integral in self.penalties)}
+
     def extra_repr(self) -> str:
         """The options, for `print(layer)`."""
         options = f"output={self.output!r}, on_failure={self.on_failure!r}"

@@ -118,6 +118,7 @@ class Tolerance:
         tiny = torch.finfo(y.dtype).tiny
         trial = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed.clamp_min(tiny)).to(t.dtype)
         trial = torch.minimum(trial, limit)
+        trial = torch.where(trial > 0, trial, torch.finfo(t.dtype).eps * limit)  # where the speed's square overflows
         moved = torch.addcmul(y, trial.to(y.dtype).unsqueeze(1), slope)
         bend = norm((field(t + trial, moved) - slope) / scale) / trial.to(y.dtype)
         steepest = torch.maximum(speed, bend).to(t.dtype)
