@@ -59,7 +59,8 @@ def odeint(
             "joint" one step size for all, as if the batch were one system: cheaper where samples are alike.
         batched_args: positions of those `args` that carry the batch in dimension 0, the others being the same for every
             sample; `()` for none. Lets the solve go on without the samples that have arrived, once half of a large
-            batch has; None never does.
+            batch has; None never does. The answers of explicit methods stay the same but for rounding, those of stiff
+            ones, whose Jacobians are then renewed, within their tolerance.
         on_failure: "raise", "warn" or "ignore" samples that do not reach the last time, forward and backward. Their
             outputs beyond the time reached hold the last state.
         event: ends the walk of every sample where its condition changes sign: outputs at later times hold the event's
@@ -69,8 +70,9 @@ def odeint(
             `f` cheap, slower than plain steps where `f` is a large network, and the first solve of an `f` takes half a
             minute or more. Explicit adaptive solvers on a real tensor, times increasing. `f` must be one that
             `torch.compile(f, fullgraph=True)` takes; a module, or a function that is not made anew for each solve, is
-            compiled once. "auto" begins to once 20 seconds were spent on an `f` and a small state, and goes on without
-            where it cannot.
+            compiled once, and once more, at the same price, for a second batch size and for every new value of an
+            attribute that it reads. "auto" begins to once 20 seconds were spent on an `f` and a small state, and goes on
+            without where it cannot.
 
     Returns:
         A `PathSolution`; `solution.value` is like `y0` with the times in front, `(T, B, ...)`; `solution.report` is a
