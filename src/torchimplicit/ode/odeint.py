@@ -71,8 +71,8 @@ def odeint(
             minute or more. Explicit adaptive solvers on a real tensor, times increasing. `f` must be one that
             `torch.compile(f, fullgraph=True)` takes; a module, or a function that is not made anew for each solve, is
             compiled once, and once more, at the same price, for a second batch size and for every new value of an
-            attribute that it reads. "auto" begins to once 20 seconds were spent on an `f` and a small state, and goes on
-            without where it cannot.
+            attribute that it reads. "auto" begins to once 20 seconds were spent on an `f` and a small state, and goes
+            on without where it cannot.
 
     Returns:
         A `PathSolution`; `solution.value` is like `y0` with the times in front, `(T, B, ...)`; `solution.report` is a
