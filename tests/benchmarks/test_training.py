@@ -32,7 +32,7 @@ def test_whole_trainings_run_to_their_accuracy(training):
     assert column(table, "how") == list(chosen)
     explicit, equilibrium = (int(count.replace(",", "")) for count in column(table, "parameters"))
     assert equilibrium == explicit + 2 * 32  # a cell of 32 inner channels has one norm more than a block
-    assert all(float(seconds) > 0 for seconds in column(table, "s an epoch"))
+    assert all(0 <= float(seconds) < 60 for seconds in column(table, "s an epoch"))  # four steps may round to zero
     assert all(0 < float(accuracy) < 1 for accuracy in column(table, "accuracy"))
     without, steps = column(table, "forward steps")
     assert without == "-"

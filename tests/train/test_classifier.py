@@ -101,7 +101,7 @@ def test_the_meter_sums_up_solves():
     meter.add(report([8], [int(Status.MAX_STEPS)], [0.5]))
     figures = meter.read()
     assert {name: float(value) for name, value in figures.items()} == pytest.approx(
-        {"steps": 4.0, "residual": 0.5, "unconverged": 1 / 3}
+        {"steps": 4.0, "residual": 0.5, "unconverged": 1 / 3, "evaluations": 1.0}
     )
     assert meter.read() == {}
     meter.add(report([2, 2, 2], [0, 0, 0], [0.1, 0.1, math.nan]))
