@@ -248,3 +248,17 @@ def test_what_cannot_work_is_refused():
     for option in ({"stage_tol": 0.0}, {"newton_steps": 1}, {"derivatives": 0}):
         with pytest.raises(ValueError, match="expected"):
             ti.Kvaerno5(**option)
+
+
+@pytest.mark.parametrize("adjoint", [ti.Checkpointed(), ti.Direct()], ids=str)
+def test_a_blow_up_under_a_stiff_solver_stays_out_of_the_others_gradients(adjoint):
+    start = torch.tensor([[0.1, 0.2], [0.5, 2.0], [0.3, 0.3]], dtype=torch.float64)
+    ts = torch.tensor([0.0, 0.2, 0.4, 0.8], dtype=torch.float64)
+    found = []
+    for rows in ([0, 1, 2], [0, 2]):
+        w = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+        options = {"solver": ti.Kvaerno5(), "adjoint": adjoint, "on_failure": "ignore"}
+        value = ti.odeint(lambda t, y, w: w * y**2, start[rows], ts, w, **options).value
+        assert bool(value.isfinite().all())
+        found.append(torch.autograd.grad(value[:, [0, -1]].sum(), w)[0])
+    assert torch.allclose(*found, rtol=1e-6)

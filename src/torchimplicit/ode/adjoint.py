@@ -82,8 +82,16 @@ class Direct(PathAdjoint):
 
     def solve(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `PathAdjoint.solve`."""
-        _, starts, stops = CheckpointedWalk.apply(call, y0.detach(), ts.detach(), *(each.detach() for each in tensors))  # type: ignore[misc]
-        return whole(call, starts, stops, y0, ts, tensors)
+        fixed = [each.detach() for each in (y0, ts, *tensors)]
+        known, starts, stops = CheckpointedWalk.apply(call, *fixed)  # type: ignore[misc]
+        values = whole(call, starts, stops, y0, ts, tensors)
+        if transforms.active() or bool((finite := values.detach().isfinite().all(2).all(0)).all()):
+            return values
+        # An implicit step just before a blow-up may not be found again: such a sample stands still, not differentiated.
+        stops = torch.where(finite, stops, starts[:1])
+        starts = torch.where(finite, starts, starts[:1])
+        values = whole(call, starts, stops, y0, ts, tensors)
+        return torch.where(finite.unsqueeze(1), values, known)
 
 
 class CheckpointedWalk(Function):
