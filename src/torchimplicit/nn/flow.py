@@ -8,19 +8,20 @@ from math import log, pi
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from torchimplicit.core.status import ConvergenceError, OnFailure
+from torchimplicit.core.status import OnFailure
 from torchimplicit.nn.neural_ode import check_field, given, keep_times, without_time
+from torchimplicit.nn.path_layer import PathLayer
 from torchimplicit.nn.path_penalty import Moment, Noise, PathPenalty, beside, check_penalties, draw_probe, noise_of
-from torchimplicit.ode import Checkpointed, PathAdjoint, PathReport, Tsit5, odeint
+from torchimplicit.ode import Checkpointed, PathAdjoint, Tsit5
 from torchimplicit.ode.methods import PathSolver
 from torchimplicit.ode.odeint import check_options
 
 Trace = Literal["exact", "hutchinson"]
 
 
-class CNF(nn.Module):
+class CNF(PathLayer):
     r"""A continuous normalising flow: a density that is moved along $\dot z = \mathrm{field}(t, z)$ from a simple one.
 
     A path carries its density along, $\frac{d}{dt} \log p(z(t)) = -\operatorname{tr} \partial f / \partial z$. At the
@@ -64,7 +65,6 @@ class CNF(nn.Module):
         (torch.Size([8]), torch.Size([5, 2]))
     """
 
-    report: PathReport | None
     ts: Tensor
 
     def __init__(
@@ -106,8 +106,6 @@ class CNF(nn.Module):
             raise ValueError(f"CNF(penalties=...): got probes that are {noise}, expected {probe}, as the flow's own")
         keep_times(self, ts)
         self.noise: Noise | None = probe if trace == "hutchinson" else noise
-        self.report = None
-        self.penalties: tuple[Tensor, ...] = ()
 
     def forward(self, x: Tensor, context: Any = None) -> Tensor:
         """`log_prob`."""
@@ -131,7 +129,8 @@ class CNF(nn.Module):
         solver = beside(self.solver, state, (x, volume), 1) if self.wanted else self.solver
         probe = None if self.noise is None else draw_probe(self.noise, x)
         field = partial(_with_density, self.field, self.autonomous, self.trace, self.wanted)
-        z, volume, *rest = self._walk(field, state, self.ts.flip(0), (probe, *_some(context)), solver)
+        args = (probe, *_some(context))
+        z, volume, *rest = self.walk(field, state, self.ts.flip(0), args, solver, tuple(range(len(args))))
         if self.wanted:  # integrals against the time
             self.penalties = (rest[0][-1] * torch.sign(self.ts[0] - self.ts[-1]).to(x.dtype)).unbind(1)
         return z[-1], -volume[-1, :, 0]
@@ -161,25 +160,8 @@ class CNF(nn.Module):
         """
         self._check(z)
         field = partial(without_time, self.field) if self.autonomous else self.field
-        return self._walk(field, z, ts, _some(context), self.solver)
-
-    def _walk(self, field: Callable, state: Any, ts: Tensor, args: tuple, solver: PathSolver) -> Any:
-        try:
-            solution = odeint(
-                field,
-                state,
-                ts,
-                *args,
-                solver=solver,
-                adjoint=self.adjoint,
-                batched_args=tuple(range(len(args))),
-                on_failure=self.on_failure,
-            )
-        except ConvergenceError as error:
-            self.report = error.report  # type: ignore[assignment]
-            raise
-        self.report = solution.report  # type: ignore[assignment]
-        return solution.value
+        args = _some(context)
+        return self.walk(field, z, ts, args, self.solver, tuple(range(len(args))))
 
     def _base_log_prob(self, z: Tensor) -> Tensor:
         if self.base is not None:
@@ -190,10 +172,6 @@ class CNF(nn.Module):
         if not isinstance(x, Tensor) or x.shape[1:] != self.shape or x.dim() == 0:
             got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"CNF: got {got}, expected samples of shape (B, {', '.join(map(str, self.shape))})")
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What is copied and pickled: all but the graphs of the last integrals, which can be neither."""
-        return {**self.__dict__, "penalties": tuple(integral.detach() for integral in self.penalties)}
 
     def extra_repr(self) -> str:
         """The options, for `print(flow)`."""

@@ -11,16 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from torchimplicit.core.status import ConvergenceError, OnFailure
+from torchimplicit.core.status import OnFailure
+from torchimplicit.nn.path_layer import PathLayer, Steps
 from torchimplicit.nn.path_penalty import Moment, PathPenalty, beside, check_penalties, draw_probe, noise_of
-from torchimplicit.ode import Checkpointed, Euler, PathAdjoint, PathReport, Tsit5, odeint
+from torchimplicit.ode import Checkpointed, Euler, PathAdjoint, Tsit5
 from torchimplicit.ode.methods import PathSolver
 from torchimplicit.ode.odeint import check_options
 
-Steps = Literal["per-sample", "joint"]
 
-
-class NeuralODE(nn.Module):
+class NeuralODE(PathLayer):
     r"""A neural ordinary differential equation: from $y(t_0)$ to $y(t_1)$ along $\dot y = \mathrm{field}(t, y, x)$.
 
     A residual network of continuous depth, whose number of evaluations follows from the tolerance. The map is a
@@ -57,7 +56,6 @@ class NeuralODE(nn.Module):
         (torch.Size([8, 2]), True, torch.Size([8]))
     """
 
-    report: PathReport | None
     ts: Tensor
 
     def __init__(
@@ -88,8 +86,6 @@ class NeuralODE(nn.Module):
         self.on_failure: OnFailure = on_failure
         self.wanted = check_penalties(name, penalties)
         keep_times(self, ts)
-        self.report = None
-        self.penalties: tuple[Tensor, ...] = ()
 
     @classmethod
     def from_residual(cls, block: Callable, depth: int, **options: Any) -> NeuralODE:
@@ -125,36 +121,12 @@ class NeuralODE(nn.Module):
             state, more = (y0, costs), (probe, *args)
             solver = beside(solver, state, y0, 1 if self.steps == "per-sample" else 0)
             batched = None if batched is None else (*([0] if probe is not None else []), *(i + 1 for i in batched))
-        value = self._walk(field, state, self.ts if ts is None else ts, more, solver, batched)
+        batched = None if self.steps == "joint" else batched
+        value = self.walk(field, state, self.ts if ts is None else ts, more, solver, batched, self.steps)
         if self.wanted:
             value, costs = value
             self.penalties = costs[-1].unbind(1)
         return value if self.output == "all" else pytree.tree_map(lambda leaf: leaf[-1], value)
-
-    def _walk(
-        self, field: Callable, state: Any, ts: Tensor, args: tuple, solver: PathSolver, batched: Sequence[int] | None
-    ) -> Any:
-        try:
-            solution = odeint(
-                field,
-                state,
-                ts,
-                *args,
-                solver=solver,
-                adjoint=self.adjoint,
-                steps=self.steps,
-                batched_args=None if self.steps == "joint" else batched,
-                on_failure=self.on_failure,
-            )
-        except ConvergenceError as error:
-            self.report = error.report  # type: ignore[assignment]
-            raise
-        self.report = solution.report  # type: ignore[assignment]
-        return solution.value
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What is copied and pickled: all but the graphs of the last integrals, which can be neither."""
-        return {**self.__dict__, "penalties": tuple(integral.detach() for integral in self.penalties)}
 
     def extra_repr(self) -> str:
         """The options, for `print(layer)`."""

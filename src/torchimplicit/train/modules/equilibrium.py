@@ -18,7 +18,8 @@ from torchmetrics import Metric, MetricCollection
 
 from torchimplicit.core.options import require
 from torchimplicit.core.status import ConvergenceWarning, Report
-from torchimplicit.nn import CNF, DEQ, NeuralODE, jacobian_penalty
+from torchimplicit.nn import DEQ, jacobian_penalty
+from torchimplicit.nn.path_layer import PathLayer
 from torchimplicit.train.catalogue import UsageError
 from torchimplicit.train.checkpoint import check, origin
 from torchimplicit.train.modules.compiled import compile_cell
@@ -227,7 +228,7 @@ class EquilibriumModule(LightningModule):
 
     def reports(self) -> list[Report]:
         """The last report of every layer that solves and has one."""
-        layers = [each for each in self.network.modules() if isinstance(each, DEQ | NeuralODE | CNF)]
+        layers = [each for each in self.network.modules() if isinstance(each, DEQ | PathLayer)]
         return [layer.report for layer in layers if layer.report is not None]
 
     @contextmanager
