@@ -37,6 +37,7 @@ from torchimplicit.ode import (
     Tsit5,
     odeint,
 )
+from torchimplicit.optim import qp
 from torchimplicit.solve import Anderson, Broyden, ForwardBackward, Newton, PeacemanRachford, Picard, PseudoTransient
 
 __all__ = [
@@ -88,5 +89,6 @@ __all__ = [
     "fixed_point",
     "nn",
     "odeint",
+    "qp",
     "root",
 ]

@@ -23,6 +23,10 @@ class Status(IntEnum):
     NON_FINITE = 4
     STEP_TOO_SMALL = 5
     DRIFTED = 6
+    INFEASIBLE = 7
+    UNBOUNDED = 8
+    NONCONVEX = 9
+    SADDLE = 10
 
 
 _REMEDIES = {
@@ -37,6 +41,10 @@ _REMEDIES = {
     Status.NON_FINITE: (
         "NaN or infinity appeared: look for them in the inputs, else for overflow or a singular Jacobian. Such a "
         "sample is held at its last finite iterate and adds nothing to the gradients."
+    ),
+    Status.SADDLE: (
+        "The gradient vanishes, but the energy falls to a side: a saddle or a maximum. Try another start, a solver "
+        "that goes down (LBFGS, NewtonCG), or check_minimum=False to accept any stationary point."
     ),
 }
 _LINEAR_REMEDIES = {

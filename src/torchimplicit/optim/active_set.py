@@ -1,0 +1,164 @@
+"""From a guess of the bounds that are met to the solution, exact to rounding: a primal-dual active-set method.
+
+With the right guess one linear solve gives the solution. Where signs are wrong, rows are taken out (a multiplier that
+pulls the wrong way) or in (a violated bound) and the solve is done again (M. Hintermueller, K. Ito, K. Kunisch, SIAM
+J. Optim. 13(3), 2002), for those programs alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchimplicit.optim.program import Program, largest, times
+from torchimplicit.optim.saddle import Saddle
+
+_SIGN = 1e-10  # multipliers and slacks of less than this part of the largest are zero
+_RESIDUAL = 1e-9
+_DEPENDENT = 1e-10
+
+
+@dataclass
+class Point:
+    """Solutions of a batch of programs.
+
+    Attributes:
+        z: `(B, n)`.
+        y: multipliers, `(B, r)`.
+        side: the bound that every row meets with a multiplier that is not zero: 1 upper, -1 lower, 0 none, `(B, r)`.
+        settled: whether they were found exactly, `(B,)`.
+        steps: `(B,)`.
+        saddle: the factor, if all were found with one.
+    """
+
+    z: Tensor
+    y: Tensor
+    side: Tensor
+    settled: Tensor
+    steps: Tensor
+    saddle: Saddle | None = None
+
+    def put(self, index: Tensor, other: Point) -> None:
+        """Overwrites some of the programs."""
+        for mine, its in zip(self._parts(), other._parts(), strict=True):
+            mine[index] = its
+        self.saddle = None
+
+    def _parts(self) -> tuple[Tensor, ...]:
+        return self.z, self.y, self.side, self.settled, self.steps
+
+
+def settle(
+    program: Program,
+    side: Tensor,
+    steps: Tensor,
+    rounds: int,
+    curvature: Tensor | None = None,
+    gram: Tensor | None = None,
+    center: Tensor | None = None,
+) -> Point:
+    """Repairs a guess until every sign is right, or gives up after some rounds.
+
+    Args:
+        program: the programs.
+        side: the guess, `(B, r)`; see `Point.side`. Equations are always met.
+        steps: taken so far, `(B,)`.
+        rounds: how many guesses to try.
+        curvature: Cholesky factor of `Q`, where it is definite.
+        gram: `R Q^{-1} R'`, if it is known.
+        center: where to stay near when the solution is not unique, `(B, n)`.
+    """
+    locked = program.lower == program.upper
+    side = torch.where(locked, torch.where(side == 0, 1, side), side).to(torch.int8)
+    index, found = torch.arange(program.batch, device=side.device), None
+    for _ in range(rounds):
+        point, sound, better = _try(program, side, steps, locked, curvature, gram, center)
+        if found is None:
+            found = point
+        else:
+            found.put(index, point)
+        left = torch.nonzero(~point.settled).flatten()
+        if not len(left):
+            break
+        side = better[left]
+        part = (program, curvature, gram, center, locked)
+        program, curvature, gram, center, locked = (None if x is None else _take(x, left) for x in part)  # type: ignore[assignment]
+        side = _independent(program, side, sound[left])
+        index, steps = index[left], steps[left] + 1
+    assert found is not None
+    return found
+
+
+def _take(part: Program | Tensor, index: Tensor) -> Program | Tensor:
+    return part.take(index) if isinstance(part, Program) else part[index]
+
+
+def _try(
+    program: Program,
+    side: Tensor,
+    steps: Tensor,
+    locked: Tensor,
+    curvature: Tensor | None,
+    gram: Tensor | None,
+    center: Tensor | None,
+) -> tuple[Point, Tensor, Tensor]:
+    """The solution for a guess, whether it could be computed, and the next guess."""
+    saddle = Saddle.build(program.Q, program.rows, side, curvature, gram)
+    right, target = -program.q, saddle.gather(program.target(side))
+    if center is not None:
+        right, target = right - times(program.Q, center), target - times(saddle.working, center)
+    z, y, residual = saddle.solve(right, target)
+    z, y = z if center is None else center + z, saddle.scatter(y, side.shape[1])
+    reached = times(program.rows, z)
+    size = (1 + largest(reached)).unsqueeze(1) * _SIGN
+    pull = side * y
+    # A bound that is met without a multiplier counts as not met: the convention for weakly active constraints.
+    slack = (side != 0) & ~locked & (pull <= _SIGN * largest(y).unsqueeze(1))
+    above, below = reached > program.upper + size, reached < program.lower - size
+    better = torch.where(slack, 0, torch.where(above, 1, torch.where(below, -1, side))).to(torch.int8)
+    settled = saddle.sound & (residual < _RESIDUAL) & (better == side).all(1) & ~(above | below).any(1)
+    return Point(z, y, side, settled, steps, saddle), saddle.sound, better
+
+
+def _independent(program: Program, side: Tensor, sound: Tensor) -> Tensor:
+    """Where the working rows depend on each other, a guess without those that depend on earlier and stronger ones."""
+    sick = torch.nonzero(~sound).flatten()
+    if not len(sick):
+        return side
+    part = program.take(sick)
+    kept = independent_rows(part.rows, side[sick] != 0, program.equalities)
+    side = side.clone()
+    side[sick] = torch.where(kept, side[sick], 0)
+    return side
+
+
+def independent_rows(rows: Tensor, among: Tensor, equalities: int = 0) -> Tensor:
+    """A largest set of independent rows, equations first: Cholesky with diagonal pivoting, sample by sample.
+
+    Args:
+        rows: `(B, r, n)`.
+        among: the rows to choose from, `(B, r)`.
+        equalities: how many of the first rows are chosen first.
+
+    Returns:
+        The rows chosen, bool `(B, r)`.
+    """
+    unit = rows / rows.norm(dim=2, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+    left = torch.where(among, unit.square().sum(2), 0.0)  # squared distance to the span of those chosen
+    first = torch.arange(rows.shape[1], device=rows.device) < equalities
+    chosen = torch.zeros_like(among)
+    sample = torch.arange(len(rows), device=rows.device)
+    for _ in range(min(rows.shape[1:])):
+        free = torch.where(chosen | (left < _DEPENDENT), 0.0, left)
+        if not bool(free.any()):
+            break
+        best = (free + 2.0 * (first & (free > 0))).argmax(1)
+        usable = free[sample, best] > 0
+        chosen[sample[usable], best[usable]] = True
+        direction = unit[sample, best] * usable.unsqueeze(1)
+        direction = direction / direction.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+        unit = unit - (unit @ direction.unsqueeze(2)) * direction.unsqueeze(1)  # Gram-Schmidt, modified
+        left = torch.where(among, unit.square().sum(2), 0.0)
+    return chosen

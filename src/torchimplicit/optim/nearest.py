@@ -1,0 +1,43 @@
+"""Infeasible programs with the bounds moved as little as possible."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from torchimplicit.core import transforms
+from torchimplicit.optim.feasibility import violation
+from torchimplicit.optim.program import Program
+
+_RANK = 1e-9
+
+
+def nearest_feasible(program: Program) -> Program:
+    r"""Moves the bounds of infeasible programs to the nearest ones that can be met, in the sense of least squares.
+
+    The rows $V$ that are violated at the least-squares point become equations $R_V z = P b_V$, with $P$ the projection
+    onto the range of $R_V$: differentiable in rows and bounds while the set $V$ stays the same.
+
+    Raises:
+        NotImplementedError: inside `torch.func` transforms, where the violated rows cannot be looked at.
+    """
+    if transforms.active():
+        raise NotImplementedError(
+            "closest_feasible=True does not work under torch.func transforms (vmap, jacrev, ...); try "
+            "torch.autograd.grad, or give programs that are feasible"
+        )
+    plain = Program(*(x.detach() for x in (program.Q, program.q, program.rows, program.lower, program.upper)),
+                    program.equalities)  # fmt: skip
+    t, infeasible = violation(plain, torch.zeros_like(plain.q))
+    index = torch.nonzero(infeasible).flatten()
+    if not len(index):
+        return program
+    part, t = program.take(index), t[index]
+    violated = t != 0
+    rows = part.rows * violated.unsqueeze(2)
+    bound = torch.where(t > 0, part.upper, torch.where(t < 0, part.lower, 0.0))
+    reached = (rows @ (torch.linalg.pinv(rows, rtol=_RANK) @ bound.unsqueeze(2))).squeeze(2)
+    lower = program.lower.index_copy(0, index, torch.where(violated, reached, part.lower))
+    upper = program.upper.index_copy(0, index, torch.where(violated, reached, part.upper))
+    return replace(program, lower=lower, upper=upper)

@@ -1,0 +1,226 @@
+r"""Derivatives of a quadratic program's solution and multipliers, of every order.
+
+Around a solution the rows that meet their bounds stay the same, so that solution and multipliers follow a linear
+system, `Saddle`. Two autograd functions close under differentiation: `Optimum`, whose derivatives are solves of that
+system, and `SaddleSolve`, one such solve, whose derivatives are solves again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from torchimplicit.adjoint.products import fold
+from torchimplicit.core import transforms
+from torchimplicit.core.status import OnFailure, Report, Status, react
+from torchimplicit.optim.program import Program, times, times_transposed
+from torchimplicit.optim.report import ProgramReport
+from torchimplicit.optim.saddle import Saddle
+from torchimplicit.optim.solve import Outcome
+
+_TRUSTED = 1e-6  # relative residual of a system whose solution counts as a derivative
+_RANK = 1e-9
+
+
+@dataclass
+class Record:
+    """How the solves of a call went; shared by the copies that transforms make."""
+
+    outcome: Outcome | None = None
+    report: Report | None = None
+
+
+@dataclass
+class Kept:
+    """The factor that the forward solve leaves for the backward one."""
+
+    saddle: Saddle | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the front door.
+
+    Attributes:
+        run: solves a program; raises on what is no program at all.
+        equalities: how many of the rows are equations.
+        on_failure: what to do about a singular system in the backward pass.
+        record: how it went.
+        keep_factor: whether a derivative may be asked for.
+        kept: the factor, filled by the forward solve.
+    """
+
+    run: Callable[[Program], Outcome]
+    equalities: int
+    on_failure: OnFailure
+    keep_factor: bool
+    record: Record = field(default_factory=Record)
+    kept: Kept = field(default_factory=Kept)
+
+    def saddle(self, Q: Tensor, rows: Tensor, side: Tensor) -> Saddle:
+        """The factored systems, from the forward solve if it left them."""
+        kept = self.kept.saddle
+        return kept if kept is not None and len(kept.Q) == len(Q) else Saddle.build(Q, rows, side)
+
+    def mapped(self) -> Call:
+        """The same call for the larger batch that `torch.vmap` makes, whose factor is another."""
+        return replace(self, kept=Kept())
+
+
+class Optimum(Function):
+    """Solution `(B, n)`, multipliers `(B, r)`, sides `(B, r)`, solved `(B,)` of programs; the last two are labels."""
+
+    @staticmethod
+    def forward(call: Call, Q: Tensor, q: Tensor, rows: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, ...]:
+        """Solves; nothing of it is recorded."""
+        outcome = call.run(Program(Q, q, rows, lower, upper, call.equalities))
+        point, solved = outcome.point, outcome.status == Status.CONVERGED
+        side = torch.where(solved.unsqueeze(1), point.side, 0).to(torch.int8)
+        call.record.outcome = outcome
+        if call.keep_factor and bool(solved.all()):
+            call.kept.saddle = point.saddle
+        return point.z, point.y, side, solved
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        """Keeps the program and its solution."""
+        ctx.call, Q, _, rows, _, _ = inputs
+        z, y, side, solved = output
+        ctx.mark_non_differentiable(side, solved)
+        ctx.save_for_backward(Q, rows, z, y, side, solved)
+        ctx.save_for_forward(Q, rows, z, y, side, solved)
+
+    @staticmethod
+    def backward(ctx: Any, grad_z: Tensor, grad_y: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        """One solve of the system for both gradients; programs that were not solved add nothing."""
+        if transforms.is_mapped_by_autograd(grad_z):
+            raise NotImplementedError(
+                "is_grads_batched=True (and jacobian(vectorize=True)) cannot reach into a program; try "
+                "torch.func.jacrev, or torch.vmap over torch.autograd.grad"
+            )
+        Q, rows, z, y, side, solved = ctx.saved_tensors
+        solved = solved.unsqueeze(1)
+        grad_z, grad_y = torch.where(solved, grad_z, 0.0), torch.where(solved, grad_y, 0.0)
+        v, w = SaddleSolve.apply(ctx.call, Q, rows, side, grad_z, grad_y)  # type: ignore[misc]
+        _, by_Q, by_q, by_rows, by_lower, by_upper = ctx.needs_input_grad
+        return (
+            None,
+            _by_symmetric(v, z) if by_Q else None,
+            -v if by_q else None,
+            -(torch.stack((y, w), 2) @ torch.stack((v, z), 1)) if by_rows else None,
+            torch.where(side < 0, w, 0.0) if by_lower else None,
+            torch.where(side > 0, w, 0.0) if by_upper else None,
+        )
+
+    @staticmethod
+    def jvp(
+        ctx: Any, _: None, dQ: Any, dq: Any, drows: Any, dlower: Any, dupper: Any
+    ) -> tuple[Tensor, Tensor, None, None]:
+        """The same system, with the tangents on the right."""
+        Q, rows, z, y, side, solved = ctx.saved_tensors
+        r, t = torch.zeros_like(z), torch.zeros_like(y)
+        r = r if dQ is None else r - times((dQ + dQ.mT) / 2, z)
+        r = r if dq is None else r - dq
+        if drows is not None:
+            r, t = r - times_transposed(drows, y), t - times(drows, z)
+        t = t if dlower is None else t + torch.where(side < 0, dlower, 0.0)
+        t = t if dupper is None else t + torch.where(side > 0, dupper, 0.0)
+        solved = solved.unsqueeze(1)
+        r, t = torch.where(solved, r, 0.0), torch.where(solved, t, 0.0)
+        dz, dy = SaddleSolve.apply(ctx.call, Q, rows, side, r, t)  # type: ignore[misc]
+        return dz, dy, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, call: Call, *tensors: Tensor) -> tuple:
+        """The mapped dimension joins the batch."""
+        folded = [fold(x, dim, info.batch_size) for x, dim in zip(tensors, in_dims[1:], strict=True)]
+        found = Optimum.apply(call.mapped(), *folded)
+        return tuple(x.unflatten(0, (info.batch_size, -1)) for x in found), (0,) * 4  # type: ignore[union-attr]
+
+
+class SaddleSolve(Function):
+    """`(z, y)` with `Q z + R'y = r`, `R z = t` on the rows with a side, and `y = 0` on the others."""
+
+    @staticmethod
+    def forward(call: Call, Q: Tensor, rows: Tensor, side: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Solves with the factor that is there, or a new one."""
+        saddle = call.saddle(Q, rows, side)
+        z, y, residual = saddle.solve(r, saddle.gather(t))
+        y = saddle.scatter(y, rows.shape[1])
+        doubtful = ~(residual <= _TRUSTED)
+        if bool(doubtful.any()):
+            index = torch.nonzero(doubtful).flatten()
+            z[index], y[index], residual[index] = _least_norm(Q[index], rows[index], side[index], r[index], t[index])
+        _tell(call, residual)
+        return z, y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        """Keeps the system and its solution."""
+        ctx.call, Q, rows, side, _, _ = inputs
+        ctx.save_for_backward(Q, rows, side, *output)
+        ctx.save_for_forward(Q, rows, side, *output)
+
+    @staticmethod
+    def backward(ctx: Any, grad_z: Tensor, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        """The system is symmetric: the same solve again."""
+        Q, rows, side, z, y = ctx.saved_tensors
+        v, w = SaddleSolve.apply(ctx.call, Q, rows, side, grad_z, grad_y)  # type: ignore[misc]
+        by_Q, by_rows = ctx.needs_input_grad[1:3]
+        return (
+            None,
+            _by_symmetric(v, z) if by_Q else None,
+            -(torch.stack((y, w), 2) @ torch.stack((v, z), 1)) if by_rows else None,
+            None,
+            v,
+            w,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, dQ: Any, drows: Any, _side: None, dr: Any, dt: Any) -> tuple[Tensor, Tensor]:
+        """The same system, with what the tangents change on the right."""
+        Q, rows, side, z, y = ctx.saved_tensors
+        r = torch.zeros_like(z) if dr is None else dr
+        t = torch.zeros_like(y) if dt is None else dt
+        r = r if dQ is None else r - times((dQ + dQ.mT) / 2, z)
+        if drows is not None:
+            r, t = r - times_transposed(drows, y), t - times(drows, z)
+        return SaddleSolve.apply(ctx.call, Q, rows, side, r, t)  # type: ignore[return-value]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, call: Call, *tensors: Tensor) -> tuple:
+        """The mapped dimension joins the batch."""
+        folded = [fold(x, dim, info.batch_size) for x, dim in zip(tensors, in_dims[1:], strict=True)]
+        found = SaddleSolve.apply(call.mapped(), *folded)
+        return tuple(x.unflatten(0, (info.batch_size, -1)) for x in found), (0, 0)  # type: ignore[union-attr]
+
+
+def _by_symmetric(v: Tensor, z: Tensor) -> Tensor:
+    """The gradient by a symmetric matrix that enters as `v'Qz`: symmetric, so that a step along it stays so."""
+    return torch.stack((v, z), 2) @ torch.stack((z, v), 1) * -0.5
+
+
+def _least_norm(Q: Tensor, rows: Tensor, side: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The shortest least-squares solution of singular systems, and its relative residual."""
+    n = Q.shape[1]
+    working = rows * (side != 0).unsqueeze(2)
+    corner = torch.diag_embed((side == 0).to(Q.dtype))
+    system = torch.cat((torch.cat((Q, working.mT), 2), torch.cat((working, corner), 2)), 1)
+    right = torch.cat((r, torch.where(side != 0, t, 0.0)), 1)
+    found = times(torch.linalg.pinv(system, rtol=_RANK, hermitian=True), right)
+    missed = (times(system, found) - right).abs().amax(1) / right.abs().amax(1).clamp_min(1e-300)
+    return found[:, :n], found[:, n:], missed
+
+
+def _tell(call: Call, residual: Tensor) -> None:
+    """Reports how well the derivatives' system was solved."""
+    status = torch.where(residual <= _TRUSTED, int(Status.CONVERGED), int(Status.STAGNATED))
+    report = ProgramReport(status, torch.ones_like(status), residual, 1, "backward solve", linear=True)
+    if call.record.report is not None:
+        call.record.report.backward = report
+    react(report, call.on_failure)

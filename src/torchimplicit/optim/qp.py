@@ -1,0 +1,198 @@
+"""The front door of quadratic programs."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core import transforms
+from torchimplicit.core.status import OnFailure, Status, react
+from torchimplicit.optim.form import Form, assemble, benign, broken, check_symmetric
+from torchimplicit.optim.nearest import nearest_feasible
+from torchimplicit.optim.optimum import Call, Optimum
+from torchimplicit.optim.program import Program, times
+from torchimplicit.optim.report import Certificate, Duals, ProgramReport, QPSolution
+from torchimplicit.optim.smoothing import smooth
+from torchimplicit.optim.solve import Outcome, solve
+
+
+def qp(
+    Q: Tensor | None,
+    q: Tensor,
+    G: Tensor | None = None,
+    h: Tensor | None = None,
+    A: Tensor | None = None,
+    b: Tensor | None = None,
+    C: Tensor | None = None,
+    l: Tensor | None = None,  # noqa: E741
+    u: Tensor | None = None,
+    *,
+    warm_start: QPSolution | None = None,
+    closest_feasible: bool = False,
+    smoothed: float | None = None,
+    max_steps: int = 50,
+    on_failure: OnFailure | str = "raise",
+) -> QPSolution:
+    r"""Solves convex quadratic programs, exactly, in a batch, differentiably in everything they are made of.
+
+    $$ \min_z \tfrac12 z^\top Q z + q^\top z \quad\text{subject to}\quad G z \le h,\; A z = b,\; \ell \le C z \le u $$
+
+    An interior-point method finds which bounds are met, an active-set method the solution to machine precision, in
+    float64 whatever the dtype of the arguments. The derivative is that of the Karush-Kuhn-Tucker conditions on the rows
+    that are met (B. Amos, J. Z. Kolter, arXiv:1703.00443), at every order, in reverse and forward mode and under
+    `torch.vmap`. Any argument may come without a batch dimension: it is shared, and its gradient is the sum.
+
+    **Convention.** A bound that is met with a multiplier of zero (weakly active) counts as not met: the derivative is
+    the one-sided one away from it. Where rows repeat each other one of them carries the multiplier.
+
+    Not for large sparse programs (everything is dense: a few hundred unknowns), nor for integers; other cones are
+    modelled with `nn.Convex`. A linear program's solution sits at a corner, where its derivative by `q` is zero: see
+    `smoothed`.
+
+    Args:
+        Q: symmetric positive semidefinite, `(B, n, n)` or `(n, n)`; None for a linear program.
+        q: `(B, n)` or `(n,)`.
+        G: `(B, m, n)` or `(m, n)`; with `h`.
+        h: `(B, m)` or `(m,)`; infinity where there is no bound.
+        A: `(B, p, n)` or `(p, n)`, with `b`; may have redundant rows.
+        b: `(B, p)` or `(p,)`.
+        C: `(B, k, n)` or `(k, n)`; None, with `l` or `u` given, for bounds on `z` itself.
+        l: `(B, k)` or `(k,)`; minus infinity, or None, for no bound.
+        u: `(B, k)` or `(k,)`; infinity, or None, for no bound.
+        warm_start: an earlier solution of programs of the same shape: its active bounds are tried first.
+        closest_feasible: solve infeasible programs with the bounds changed as little as possible, in the sense of
+            least squares; differentiably.
+        smoothed: weight $\mu$ of a logarithmic barrier that is left in: every multiplier times its slack is $\mu$. The
+            solution then depends smoothly on everything, a linear program's too (J. Mandi, T. Guns, arXiv:2010.13943).
+        max_steps: of the interior-point method; 10 are usual.
+        on_failure: "raise", "warn" or "ignore" programs without a solution, which keep what the method ended with and
+            add nothing to any gradient; "nan" makes their values NaN, silently. Backward solves with a singular system
+            obey it, too.
+
+    Returns:
+        A `QPSolution`: `value` `(B, n)`, `duals`, `slack`, `active`, `status`, `residual` (of the Karush-Kuhn-Tucker
+        conditions), `certificate`.
+
+    Raises:
+        ConvergenceError: some program is infeasible, unbounded, not convex or not finite (with `on_failure="raise"`).
+        TypeError: an argument is no floating tensor.
+        ValueError: shapes do not fit, or `Q` is not symmetric.
+
+    Example:
+        >>> import torch, torchimplicit as ti
+        >>> point = torch.tensor([[0.9, 0.6], [0.2, -0.5]], requires_grad=True)
+        >>> sol = ti.qp(torch.eye(2), -point, A=torch.ones(1, 2), b=torch.ones(1), l=torch.zeros(2))
+        >>> [[round(v, 3) for v in z] for z in sol.value.tolist()]  # the nearest point of the simplex
+        [[0.65, 0.35], [0.85, 0.15]]
+    """
+    if torch.is_inference_mode_enabled():
+        options = {"warm_start": warm_start, "closest_feasible": closest_feasible, "smoothed": smoothed}
+        again = partial(qp, **options, max_steps=max_steps, on_failure=on_failure)
+        return transforms.without_inference_mode(again, Q, q, G, h, A, b, C, l, u)
+    _check_options(warm_start, closest_feasible, smoothed, max_steps, on_failure)
+    program, form = assemble(*transforms.normal((Q, q, G, h, A, b, C, l, u)))
+    guess = None if warm_start is None else _guess(warm_start, form, program)
+    differentiable = torch.is_grad_enabled() and (
+        transforms.active() or any(x.requires_grad for x in (program.Q, program.q, program.rows, program.lower, program.upper))
+    )
+    sick, program = _quarantined(program, form)
+    if closest_feasible:
+        program = nearest_feasible(program)
+    react_to: Any = "ignore" if on_failure == "nan" else on_failure
+    if smoothed is not None:
+        return _smoothed(program, form, float(smoothed), max_steps, sick, on_failure)
+    call = Call(partial(_run, form=form, guess=guess, max_steps=max_steps, sick=sick), program.equalities, react_to, differentiable)
+    inputs = program.Q, program.q, program.rows, program.lower, program.upper
+    z, y, side, solved = Optimum.apply(call, *inputs)  # type: ignore[misc]
+    outcome = call.record.outcome
+    assert outcome is not None
+    report = ProgramReport(
+        outcome.status, outcome.point.steps, outcome.residual, int(outcome.point.steps.sum()), "quadratic program"
+    )
+    call.record.report = report
+    if on_failure == "nan":
+        z, y = (torch.where(solved.unsqueeze(1), x, torch.nan) for x in (z, y))
+    solution = _solution(program, form, z, y, side, report, outcome)
+    react(report, react_to, solution)
+    return solution
+
+
+def _solution(
+    program: Program, form: Form, z: Tensor, y: Tensor, side: Tensor, report: ProgramReport, outcome: Outcome | None
+) -> QPSolution:
+    p, m, _ = form.sizes
+    inequalities = slice(p, p + m)
+    slack = form.out(program.upper[:, inequalities] - times(program.rows[:, inequalities], z))
+    certificate = None
+    if outcome is not None and outcome.contradiction is not None and outcome.ray is not None and not transforms.active():
+        certificate = Certificate(form.duals(outcome.contradiction), form.out(outcome.ray))
+    return QPSolution(
+        form.out(z), report, duals=form.duals(y), slack=slack, active=form.duals(side), certificate=certificate
+    )
+
+
+def _smoothed(
+    program: Program, form: Form, weight: float, max_steps: int, sick: tuple | None, on_failure: Any
+) -> QPSolution:
+    z, y, report = smooth(program, weight, max_steps, "ignore" if on_failure == "nan" else on_failure)
+    for which, word in () if sick is None else zip(sick, (Status.NON_FINITE, Status.INFEASIBLE), strict=True):
+        report.status = torch.where(which, int(word), report.status)
+    solved = (report.status == Status.CONVERGED).unsqueeze(1)
+    lost = torch.nan if on_failure == "nan" else 0.0
+    z, y = (torch.where(solved, x, lost) for x in (z, y))
+    solution = _solution(program, form, z, y, torch.zeros_like(y, dtype=torch.int8), report, None)
+    react(report, "ignore" if on_failure == "nan" else on_failure, solution)
+    return solution
+
+
+def _quarantined(program: Program, form: Form) -> tuple[tuple[Tensor, Tensor] | None, Program]:
+    """Which programs are no numbers and which have crossing bounds, if any; and the programs with stand-ins for them."""
+    if transforms.active():  # values cannot be looked at here; `_run` does
+        return None, program
+    sick = broken(program)
+    if bool((sick[0] | sick[1]).any()):
+        program = benign(program, sick[0] | sick[1])
+    check_symmetric(program.Q.detach(), form.dtype)
+    return sick, program
+
+
+def _run(program: Program, form: Form, guess: Tensor | None, max_steps: int, sick: Any) -> Outcome:
+    """Solves plain programs."""
+    if sick is None:
+        sick = broken(program)
+        program = benign(program, sick[0] | sick[1])
+        check_symmetric(program.Q, form.dtype)
+    if guess is not None and len(guess) != program.batch:  # under torch.vmap
+        guess = guess.repeat(program.batch // len(guess), 1)
+    outcome = solve(program, guess, max_steps)
+    for which, word in zip(sick, (Status.NON_FINITE, Status.INFEASIBLE), strict=True):
+        outcome.status = torch.where(which, int(word), outcome.status)
+    return outcome
+
+
+def _guess(earlier: QPSolution, form: Form, program: Program) -> Tensor:
+    if not isinstance(earlier, QPSolution):
+        raise TypeError(f"qp(warm_start=...): got a {type(earlier).__name__}, expected a QPSolution of an earlier qp")
+    guess = form.rows(earlier.active)
+    if guess.shape != program.lower.shape:
+        raise ValueError(
+            f"qp(warm_start=...): got a solution of {len(guess)} programs with {guess.shape[1]} constraints, expected "
+            f"{program.batch} with {program.lower.shape[1]}"
+        )
+    return guess
+
+
+def _check_options(warm_start: Any, closest: Any, smoothed: Any, max_steps: Any, on_failure: Any) -> None:
+    if on_failure not in ("raise", "warn", "ignore", "nan"):
+        raise ValueError(f"qp(on_failure={on_failure!r}): expected 'raise', 'warn', 'ignore' or 'nan'")
+    if not isinstance(closest, bool):
+        raise ValueError(f"qp(closest_feasible={closest!r}): expected True or False")
+    if not (isinstance(max_steps, int) and max_steps >= 1):
+        raise ValueError(f"qp(max_steps={max_steps!r}): expected an integer >= 1")
+    if smoothed is not None and not (isinstance(smoothed, int | float) and smoothed > 0):
+        raise ValueError(f"qp(smoothed={smoothed!r}): expected a number > 0, such as 1e-3, or None")
+    if smoothed is not None and warm_start is not None:
+        raise ValueError("qp(smoothed=..., warm_start=...): a smoothed solution meets no bound, so none can be tried first")

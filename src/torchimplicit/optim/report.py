@@ -1,0 +1,89 @@
+"""What a solved program reports beyond its solution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor
+
+from torchimplicit.core.status import Report, Solution, Status
+
+_REMEDIES = {
+    Status.INFEASIBLE: (
+        "No point meets all its constraints; solution.certificate.duals has the weights with which they contradict. "
+        "Try closest_feasible=True for the program with the smallest change of bounds, or loosen h, b, l or u."
+    ),
+    Status.UNBOUNDED: (
+        "The objective falls for ever along solution.certificate.ray. Try bounds on z, or a positive definite Q."
+    ),
+    Status.NONCONVEX: "Q has a negative eigenvalue. Try Q = L @ L.mT + 1e-4 * I, or add a multiple of the identity.",
+    Status.MAX_STEPS: (
+        "Neither solved nor proved to be without a solution. Try scaling rows and objective to about one, more "
+        "max_steps, or looser bounds where there is hardly any room between them."
+    ),
+    Status.NON_FINITE: (
+        "NaN or infinity in Q, q, or a constraint (missing bounds are infinite, nothing else). Such a program adds "
+        "nothing to the gradients."
+    ),
+    Status.STAGNATED: (
+        "The solution or its multipliers are not unique, so that the derivative asked for does not exist; the "
+        "shortest least-squares one was taken. Try smoothed=1e-3 for a linear program, a multiple of the identity "
+        "added to Q, or constraints that do not repeat each other."
+    ),
+}
+
+
+class ProgramReport(Report):
+    """A `Report` of quadratic or cone programs. Its `residual` is that of the Karush-Kuhn-Tucker conditions."""
+
+    failure: ClassVar[str] = "have no solution that could be vouched for"
+
+    @property
+    def remedies(self) -> dict[Status, str]:
+        """See `Report.remedies`."""
+        return {status: remedy for status, remedy in _REMEDIES.items() if bool((self.status == status).any())}
+
+
+class Duals(NamedTuple):
+    """Multipliers, differentiable like the solution.
+
+    Attributes:
+        inequality: of `G z <= h`, at least zero, `(B, m)`.
+        equality: of `A z = b`, `(B, p)`.
+        bounds: of `l <= C z <= u`, positive at the upper and negative at the lower bound, `(B, k)`.
+    """
+
+    inequality: Tensor
+    equality: Tensor
+    bounds: Tensor
+
+
+class Certificate(NamedTuple):
+    """Why a program has no solution.
+
+    Attributes:
+        duals: where infeasible, weights whose sum of constraints contradicts itself; zero elsewhere.
+        ray: where unbounded, a direction along which the objective falls for ever; zero elsewhere, `(B, n)`.
+    """
+
+    duals: Duals
+    ray: Tensor
+
+
+@dataclass(frozen=True)
+class QPSolution(Solution):
+    """The solution of quadratic programs, `value` `(B, n)`.
+
+    Attributes:
+        duals: the multipliers.
+        slack: `h - G z`, `(B, m)`.
+        active: the bound that every constraint meets with a multiplier that is not zero: 1 the upper one, -1 the lower
+            one, 0 none; `inequality` and `equality` are 0 or 1.
+        certificate: why programs have no solution; None when all have one.
+    """
+
+    duals: Duals = None  # type: ignore[assignment]
+    slack: Tensor = None  # type: ignore[assignment]
+    active: Duals = None  # type: ignore[assignment]
+    certificate: Certificate | None = None

@@ -1,0 +1,168 @@
+r"""The linear systems of quadratic programming, with a factor that the forward solve and the derivatives share.
+
+With the rows $E$ of $R$ whose bounds are met, solution and multipliers solve
+
+$$ \begin{pmatrix} Q & E^\top \\ E & 0 \end{pmatrix} \begin{pmatrix} z \\ y \end{pmatrix}
+   = \begin{pmatrix} -q \\ t \end{pmatrix}, $$
+
+and so do their derivatives, with other right-hand sides (B. Amos, J. Z. Kolter, arXiv:1703.00443, eq. 6, on the active
+rows). `Saddle` holds Cholesky factors of $Q$ and of $S = E Q^{-1} E^\top$.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchimplicit.optim.program import largest, times, times_transposed
+
+_REFINEMENTS = 4
+_ACCURATE = 1e-13
+_DEFINITE = 1e-12
+_SHIFT = 1e-9
+
+
+@dataclass
+class Saddle:
+    """Factored systems of a batch of programs, for their working rows.
+
+    Attributes:
+        Q: `(B, n, n)`.
+        working: the working rows, gathered and filled up with zeros, `(B, a, n)`.
+        index: which rows these are, `(B, a)`; whatever where filled up.
+        valid: where not filled up, `(B, a)`.
+        curvature: Cholesky factor of `Q`, of `Q + weight E'E + shift` where it is not definite, `(B, n, n)`.
+        complement: Cholesky factor of `S`, `(B, a, a)`.
+        weight: `(B, 1)`, zero where `Q` is definite.
+        sound: whether both factors exist, `(B,)`; where not they are the identity.
+    """
+
+    Q: Tensor
+    working: Tensor
+    index: Tensor
+    valid: Tensor
+    curvature: Tensor
+    complement: Tensor
+    weight: Tensor | None
+    sound: Tensor
+
+    @staticmethod
+    def build(
+        Q: Tensor, rows: Tensor, side: Tensor, curvature: Tensor | None = None, gram: Tensor | None = None
+    ) -> Saddle:
+        """Factors the systems.
+
+        Args:
+            Q: `(B, n, n)`.
+            rows: `(B, r, n)`.
+            side: not zero at the working rows, `(B, r)`.
+            curvature: Cholesky factor of `Q` if it is known.
+            gram: `R Q^{-1} R'` if it is known, `(B, r, r)`.
+        """
+        index, valid = _compact(side)
+        a, n = index.shape[1], Q.shape[1]
+        working = rows.gather(1, index.unsqueeze(2).expand(-1, -1, n)) * valid.unsqueeze(2)
+        weight = None
+        if curvature is None:
+            curvature, weight = _curvature(Q, working)
+            gram = None
+        if gram is None:
+            half = torch.linalg.solve_triangular(curvature, working.mT, upper=False)
+            system = half.mT @ half
+        else:
+            system = gram.gather(1, index.unsqueeze(2).expand(-1, -1, gram.shape[2]))
+            system = system.gather(2, index.unsqueeze(1).expand(-1, a, -1))
+            system = system * (valid.unsqueeze(2) & valid.unsqueeze(1))
+        system.diagonal(dim1=1, dim2=2).add_((~valid).to(system.dtype))
+        complement, sound = factor(system)
+        return Saddle(Q, working, index, valid, curvature, complement, weight, sound)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Values of all rows `(B, r)` as those of the working ones `(B, a)`."""
+        return values.gather(1, self.index) * self.valid
+
+    def scatter(self, values: Tensor, count: int) -> Tensor:
+        """Values of the working rows `(B, a)` as those of all `count` rows, zero elsewhere."""
+        return values.new_zeros(len(values), count).scatter_add_(1, self.index, values * self.valid)
+
+    def solve(self, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Solves for right-hand sides `r` `(B, n)` and `t` `(B, a)`, refined until rounding is all that is left.
+
+        Returns:
+            `z` `(B, n)`, `y` `(B, a)` and the relative residual, `(B,)`.
+        """
+        z, y = self._solve(r, t)
+        best, step = None, (z, y)
+        for _ in range(_REFINEMENTS):
+            left_r, left_t, residual = self._residual(z, y, r, t)
+            if best is not None:  # a step that makes it worse is taken back: the system is singular there
+                worse = (~(residual < best)).unsqueeze(1)
+                z, y = torch.where(worse, z - step[0], z), torch.where(worse, y - step[1], y)
+                residual = torch.fmin(residual, best)
+            best = residual
+            if not bool((residual > _ACCURATE).any()):
+                break
+            step = self._solve(left_r, left_t)
+            z, y = z + step[0], y + step[1]
+        assert best is not None
+        return z, y, best
+
+    def _residual(self, z: Tensor, y: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is left of the right-hand sides, and the largest part of it over the size of the terms, `(B,)`."""
+        curved, pulled = times(self.Q, z), times_transposed(self.working, y)
+        left_r, left_t = r - curved - pulled, t - times(self.working, z)
+        size = largest(r) + largest(curved) + largest(pulled) + torch.finfo(r.dtype).tiny
+        reached = largest(t) + largest(z) + torch.finfo(r.dtype).tiny
+        return left_r, left_t, torch.maximum(largest(left_r) / size, largest(left_t) / reached)
+
+    def _solve(self, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        if self.weight is not None:
+            r = r + self.weight * times_transposed(self.working, t)
+        free = torch.cholesky_solve(r.unsqueeze(2), self.curvature)
+        if not self.index.shape[1]:
+            return free.squeeze(2), t
+        y = torch.cholesky_solve(torch.bmm(self.working, free) - t.unsqueeze(2), self.complement)
+        z = free - torch.cholesky_solve(torch.bmm(self.working.mT, y), self.curvature)
+        return z.squeeze(2), y.squeeze(2)
+
+
+def factor(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Cholesky factors, and whether they exist; those that do not are the identity."""
+    lower, info = torch.linalg.cholesky_ex(matrix)
+    sound = info == 0
+    if not bool(sound.all()):
+        identity = torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
+        lower = torch.where(sound[:, None, None], lower, identity)
+    return lower, sound
+
+
+def is_definite(Q: Tensor, lower: Tensor, sound: Tensor) -> Tensor:
+    """Whether a Cholesky factor is good enough to solve with, `(B,)`."""
+    pivots = lower.diagonal(dim1=1, dim2=2)
+    return sound & (pivots.amin(1).square() > _DEFINITE * Q.diagonal(dim1=1, dim2=2).amax(1))
+
+
+def _compact(side: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of the entries that are not zero, `(B, a)`, filled up; and where not filled up."""
+    on = side != 0
+    count = on.sum(1)
+    width = int(count.max()) if side.numel() else 0
+    index = torch.argsort(on.to(torch.int8), dim=1, descending=True, stable=True)[:, :width]
+    return index, torch.arange(width, device=side.device) < count.unsqueeze(1)
+
+
+def _curvature(Q: Tensor, working: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A Cholesky factor of `Q`; where that is not definite of `Q + weight E'E + shift`: same solution, if unique."""
+    lower, sound = factor(Q)
+    weak = ~is_definite(Q, lower, sound)
+    if not bool(weak.any()):
+        return lower, None
+    scale = Q.abs().amax((1, 2))
+    scale = torch.where(scale > 0, scale, 1.0)
+    longest = working.square().sum(2).amax(1) if working.shape[1] else torch.ones_like(scale)
+    weight = (weak * scale / longest.clamp_min(torch.finfo(Q.dtype).tiny)).unsqueeze(1)
+    shifted = Q + weight.unsqueeze(2) * (working.mT @ working)
+    shifted.diagonal(dim1=1, dim2=2).add_((weak * _SHIFT * scale).unsqueeze(1))
+    return factor(shifted)[0], weight

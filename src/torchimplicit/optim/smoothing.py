@@ -1,0 +1,92 @@
+r"""Programs with a logarithmic barrier left in, whose solutions depend smoothly on everything.
+
+$$ \min_z \tfrac12 z^\top Q z + q^\top z - \mu \sum_i \log(u_i - r_i^\top z) - \mu \sum_i \log(r_i^\top z - \ell_i)
+   \quad\text{subject to}\quad A z = b $$
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimplicit.adjoint import Implicit
+from torchimplicit.core import transforms
+from torchimplicit.core.status import Status
+from torchimplicit.equations import root
+from torchimplicit.linear import LU
+from torchimplicit.optim.active_set import independent_rows
+from torchimplicit.optim.feasibility import violation
+from torchimplicit.optim.interior import interior
+from torchimplicit.optim.program import Program, times, times_transposed
+from torchimplicit.optim.reduction import reduce
+from torchimplicit.optim.report import ProgramReport
+from torchimplicit.optim.saddle import Saddle, factor
+from torchimplicit.solve import Newton
+
+_PROXIMAL = 1e-6
+_NEWTON = Newton(linear_solver=LU(), rtol=0.0, atol=1e-10, max_steps=50)
+
+
+def smooth(program: Program, weight: float, max_steps: int, on_failure: Any) -> tuple[Tensor, Tensor, ProgramReport]:
+    """Solution `(B, n)` and multipliers `(B, r)` of the programs with a barrier of a weight, and how it went.
+
+    Raises:
+        NotImplementedError: inside `torch.func` transforms.
+        ValueError: a row has two equal bounds and is not stated as an equation.
+    """
+    if transforms.active():
+        raise NotImplementedError("qp(smoothed=...) does not work under torch.func transforms; try torch.autograd.grad")
+    p, n = program.equalities, program.q.shape[1]
+    if bool((program.lower == program.upper)[:, p:].any()):
+        raise ValueError("qp(smoothed=...): got l = u for some row, where a barrier has no room; try A and b for it")
+    with torch.no_grad():
+        start, kept, steps = _start(program, weight, max_steps)
+
+    def residual(state: Tensor, Q: Tensor, q: Tensor, rows: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        z, nu = state[:, :n], state[:, n:]
+        y = torch.cat((nu, _pull(weight, times(rows[:, p:], z), lower[:, p:], upper[:, p:])), 1)
+        equations = times(rows[:, :p], z) - lower[:, :p]
+        return torch.cat((times(Q, z) + q + times_transposed(rows, y), torch.where(kept, equations, nu)), 1)
+
+    tensors = program.Q, program.q, program.rows, program.lower, program.upper
+    solution = root(residual, start, *tensors, solver=_NEWTON, adjoint=Implicit(LU()), on_failure="ignore")
+    state = solution.value
+    z, nu = state[:, :n], state[:, n:]
+    reached = times(program.rows[:, p:], z)
+    y = torch.cat((nu, _pull(weight, reached, program.lower[:, p:], program.upper[:, p:])), 1)
+    inside = ((reached < program.upper[:, p:]) & (reached > program.lower[:, p:])).all(1)
+    met = (times(program.rows[:, :p], z) - program.lower[:, :p]).abs().amax(1) < 1e-6 if p else inside
+    status = torch.where(inside & met, solution.status, int(Status.MAX_STEPS))
+    lost = status != Status.CONVERGED
+    if bool(lost.any()):
+        status = torch.where(lost, int(Status.MAX_STEPS), status)
+        plain = Program(*(x.detach() for x in tensors), p)
+        status = torch.where(lost & violation(plain, start[:, :n])[1], int(Status.INFEASIBLE), status)
+    report = ProgramReport(status, steps + solution.steps, solution.residual, solution.nfev, "smoothed program")
+    return z, y, report
+
+
+def _pull(weight: float, reached: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Multipliers that a barrier stands for."""
+    return weight / (upper - reached) - weight / (reached - lower)
+
+
+def _start(program: Program, weight: float, max_steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A point near the barrier's, from the interior-point method on its way; equations that count; steps."""
+    p, size = program.equalities, program.Q.abs().amax((1, 2))
+    hair = _PROXIMAL * torch.where(size > 0, size, program.q.abs().amax(1).clamp_min(1.0))
+    curvature, _ = factor(program.Q + torch.diag_embed(hair.unsqueeze(1).expand_as(program.q)))
+    kept = independent_rows(program.rows[:, :p], torch.ones_like(program.lower[:, :p], dtype=torch.bool), p)
+    y, steps = program.q.new_zeros(program.batch, 0), torch.zeros_like(program.q[:, 0], dtype=torch.int64)
+    if program.rows.shape[1] > p:
+        begin = reduce(replace(program, Q=curvature @ curvature.mT), curvature)
+        lower, upper = program.lower[:, p:] / begin.scale, program.upper[:, p:] / begin.scale
+        inner = interior(begin.reduction, begin.w, lower, upper, 1e-10, max_steps, floor=weight)
+        y, steps = torch.nan_to_num(inner.y / begin.scale), inner.steps
+    force = program.q + times_transposed(program.rows[:, p:], y)
+    equations = Saddle.build(curvature @ curvature.mT, program.rows[:, :p], kept, curvature)
+    z, nu, _ = equations.solve(-force, equations.gather(program.upper[:, :p]))
+    return torch.cat((z, equations.scatter(nu, p)), 1), kept, steps

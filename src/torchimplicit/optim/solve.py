@@ -1,0 +1,192 @@
+"""Solves a batch of quadratic programs: interior point for a guess of the active bounds, active set for the answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core.status import Status
+from torchimplicit.optim.active_set import Point, independent_rows, settle
+from torchimplicit.optim.feasibility import violation
+from torchimplicit.optim.interior import interior
+from torchimplicit.optim.program import Program, largest, times, times_transposed
+from torchimplicit.optim.reduction import reduce
+from torchimplicit.optim.saddle import Saddle, factor, is_definite
+
+_STAGES = ((1e-8, 6), (1e-11, 6), (1e-13, 20))  # tolerance of the interior point, rounds of repair
+_WARM_ROUNDS = 8
+_GOOD = 1e-7  # residual of a solution that could not be made exact, for its rows depend on each other
+_PROXIMAL = 1e-4
+_PROXIMAL_STEPS = 25
+
+
+@dataclass
+class Outcome:
+    """What was found.
+
+    Attributes:
+        point: solutions; of programs without one zero, and no bound counts as met.
+        status: `Status` values, `(B,)`.
+        residual: see `Program.residual`, `(B,)`.
+        contradiction: multipliers that prove infeasibility, `(B, r)`, zero elsewhere; None if all are solved.
+        ray: a direction along which the objective falls for ever, `(B, n)`, zero elsewhere; None if all are solved.
+    """
+
+    point: Point
+    status: Tensor
+    residual: Tensor
+    contradiction: Tensor | None = None
+    ray: Tensor | None = None
+
+
+def solve(program: Program, guess: Tensor | None, max_steps: int) -> Outcome:
+    """Solves every program, or says why it has no solution.
+
+    Args:
+        program: finite but for missing bounds.
+        guess: bounds that may be met, `(B, r)`, from an earlier solution; None starts cold.
+        max_steps: of the interior-point method.
+    """
+    curvature, sound = factor(program.Q)
+    definite = is_definite(program.Q, curvature, sound)
+    ray = torch.zeros_like(program.q)
+    if bool(definite.all()):
+        point = _definite(program, curvature, guess, max_steps)
+    else:
+        point = _empty(program)
+        for which, method in ((definite, _strictly), (~definite, _semidefinite)):
+            index = torch.nonzero(which).flatten()
+            if len(index):
+                part = program.take(index), None if guess is None else guess[index], max_steps
+                some, ray[index] = method(*part)
+                point.put(index, some)
+    return _judge(program, point, ray, definite)
+
+
+def _judge(program: Program, point: Point, ray: Tensor, definite: Tensor) -> Outcome:
+    residual = program.residual(point.z, point.y)
+    solved = point.settled | (residual < _GOOD)
+    status = torch.where(solved, int(Status.CONVERGED), int(Status.MAX_STEPS))
+    if bool(solved.all()):
+        return Outcome(point, status, residual)
+    left = torch.nonzero(~solved).flatten()
+    part = program.take(left)
+    contradiction = torch.zeros_like(point.y)
+    t, infeasible = violation(part, torch.zeros_like(part.q))
+    contradiction[left] = torch.where(infeasible.unsqueeze(1), t, 0.0)
+    unbounded = (ray[left] != 0).any(1)
+    concave = ~definite[left] & (torch.linalg.eigvalsh(part.Q)[:, 0] < -1e-9 * part.Q.abs().amax((1, 2)))
+    verdict = status[left]
+    for which, word in ((unbounded, Status.UNBOUNDED), (infeasible, Status.INFEASIBLE), (concave, Status.NONCONVEX)):
+        verdict = torch.where(which, int(word), verdict)
+    status[left] = verdict
+    ray = torch.where((status == Status.UNBOUNDED).unsqueeze(1), ray, 0.0)
+    return Outcome(point, status, residual, contradiction, ray)
+
+
+def _empty(program: Program) -> Point:
+    y = torch.zeros_like(program.lower)
+    steps = torch.zeros(program.batch, dtype=torch.int64, device=y.device)
+    return Point(torch.zeros_like(program.q), y, y.to(torch.int8), steps == 1, steps)
+
+
+def _strictly(program: Program, guess: Tensor | None, max_steps: int) -> tuple[Point, Tensor]:
+    return _definite(program, torch.linalg.cholesky(program.Q), guess, max_steps), torch.zeros_like(program.q)
+
+
+def _definite(program: Program, curvature: Tensor, guess: Tensor | None, max_steps: int) -> Point:
+    """Programs whose `Q` is definite."""
+    p, batch = program.equalities, program.batch
+    steps = torch.zeros(batch, dtype=torch.int64, device=program.q.device)
+    if program.rows.shape[1] == p:
+        guess = torch.ones_like(program.lower, dtype=torch.int8)
+    start, found = None, None
+    if guess is not None:
+        found = settle(program, guess, steps, _WARM_ROUNDS, curvature)
+        if bool(found.settled.all()) or program.rows.shape[1] == p:
+            return found
+    for tol, rounds in _STAGES:
+        left = None if found is None else torch.nonzero(~found.settled).flatten()
+        part, chol = (program, curvature) if left is None else (program.take(left), curvature[left])
+        start = reduce(part, chol)
+        lower, upper = part.lower[:, p:] / start.scale, part.upper[:, p:] / start.scale
+        inner = interior(start.reduction, start.w, lower, upper, tol, max_steps)
+        side = torch.cat((torch.ones_like(part.lower[:, :p], dtype=torch.int8), inner.side), 1)
+        point = settle(part, side, inner.steps, rounds, chol, start.gram)
+        _fall_back(part, point, chol, inner.y / start.scale, side)
+        if found is None or left is None:
+            found = point
+        else:
+            point.steps = point.steps + found.steps[left]
+            found.put(left, point)
+        if bool(found.settled.all()):
+            break
+    assert found is not None
+    return found
+
+
+def _fall_back(program: Program, point: Point, curvature: Tensor, y: Tensor, side: Tensor) -> None:
+    """Takes the interior point where no set of bounds could be settled: rows that depend on each other."""
+    left = torch.nonzero(~point.settled).flatten()
+    if not len(left):
+        return
+    p, part = program.equalities, program.take(left)
+    y = y[left]
+    kept = independent_rows(part.rows, side[left] != 0, p)
+    force = part.q + times_transposed(part.rows[:, p:], y)
+    equations = Saddle.build(part.Q, part.rows[:, :p], kept[:, :p], curvature[left])
+    z, nu, _ = equations.solve(-force, equations.gather(part.upper[:, :p]))
+    nu = equations.scatter(nu, p)
+    other = Point(z, torch.cat((nu, y), 1), torch.where(kept, side[left], 0), point.settled[left], point.steps[left])
+    finite = torch.nonzero(z.isfinite().all(1) & y.isfinite().all(1)).flatten()
+    point.put(left[finite], Point(*(part[finite] for part in other._parts())))
+
+
+def _semidefinite(program: Program, guess: Tensor | None, max_steps: int) -> tuple[Point, Tensor]:
+    r"""Programs whose `Q` is not definite: the proximal point method, $z_{k+1} = \arg\min f(z) + \rho/2 \|z - z_k\|^2$.
+
+    A linear program needs a finite number of its steps (R. T. Rockafellar, SIAM J. Control Optim. 14(5), 1976). Its
+    steps tend to a ray along which an unbounded objective falls.
+    """
+    result, rays = _empty(program), torch.zeros_like(program.q)
+    index = torch.arange(program.batch, device=program.q.device)
+    size = program.Q.abs().amax((1, 2))
+    weight = _PROXIMAL * torch.where(size > 0, size, largest(program.q).clamp_min(1e-30))
+    center = torch.zeros_like(program.q)
+    for _ in range(_PROXIMAL_STEPS):
+        strict = program.Q + torch.diag_embed(weight.unsqueeze(1).expand_as(program.q))
+        proximal = replace(program, Q=strict, q=program.q - weight.unsqueeze(1) * center)
+        curvature, convex = factor(strict)
+        near = _definite(proximal, curvature, guess, max_steps)
+        point = settle(program, near.side, near.steps, 4, None, None, near.z)
+        ray = _ray(program, near.z - center)
+        lost = ~convex | ~near.settled | (ray != 0).any(1)
+        # Without an exact answer the proximal point is one, once it no longer moves.
+        residual = program.residual(near.z, near.y)
+        still = ~point.settled & (residual < 1e-10)
+        done = point.settled | lost | still
+        best = torch.where((point.settled & ~lost).unsqueeze(1), point.z, near.z)
+        multipliers = torch.where((point.settled & ~lost).unsqueeze(1), point.y, near.y)
+        side = torch.where(point.settled.unsqueeze(1), point.side, near.side)
+        steps = result.steps[index] + near.steps
+        result.put(index, Point(best, multipliers, side, point.settled & ~lost | still & ~lost, steps))
+        rays[index] = torch.where((convex & near.settled).unsqueeze(1), ray, 0.0)
+        left = torch.nonzero(~done).flatten()
+        if not len(left):
+            break
+        program, center, guess = program.take(left), near.z[left], near.side[left]
+        index, weight = index[left], weight[left]
+    return result, rays
+
+
+def _ray(program: Program, step: Tensor) -> Tensor:
+    """A step as a direction, where the objective falls along it for ever and no bound is ever met; else zero."""
+    d = step / largest(step).clamp_min(1e-30).unsqueeze(1)
+    curved, moved = largest(times(program.Q, d)), times(program.rows, d)
+    size = 1e-8 * program.rows.abs().sum(2)
+    blocked = ((moved > size) & program.upper.isfinite()) | ((moved < -size) & program.lower.isfinite())
+    flat = curved <= 1e-8 * program.Q.abs().amax((1, 2))
+    falls = (program.q * d).sum(1) < -1e-8 * largest(program.q)
+    return torch.where((flat & falls & ~blocked.any(1)).unsqueeze(1), d, 0.0)
