@@ -44,7 +44,17 @@ class Point:
         """Overwrites some of the programs."""
         for mine, its in zip(self._parts(), other._parts(), strict=True):
             mine[index] = its
-        self.saddle = None
+        mine, its = self.saddle, other.saddle
+        # Where Q is not definite its factor depends on the working rows: made anew when it is asked for.
+        if mine is not None and its is not None and mine.weight is its.weight is None:
+            mine.put(index, its)
+        else:
+            self.saddle = None
+
+    def take(self, index: Tensor) -> Point:
+        """Some of the programs, without the factor."""
+        z, y, side, settled, steps = (part[index] for part in self._parts())
+        return Point(z, y, side, settled, steps)
 
     def _parts(self) -> tuple[Tensor, ...]:
         return self.z, self.y, self.side, self.settled, self.steps
@@ -83,16 +93,12 @@ def settle(
         if not len(left):
             break
         side = better[left]
-        part = (program, curvature, gram, center, locked)
-        program, curvature, gram, center, locked = (None if x is None else _take(x, left) for x in part)  # type: ignore[assignment]
+        program, locked = program.take(left), locked[left]
+        curvature, gram, center = (None if x is None else x[left] for x in (curvature, gram, center))
         side = _independent(program, side, sound[left])
         index, steps = index[left], steps[left] + 1
     assert found is not None
     return found
-
-
-def _take(part: Program | Tensor, index: Tensor) -> Program | Tensor:
-    return part.take(index) if isinstance(part, Program) else part[index]
 
 
 def _try(

@@ -38,7 +38,9 @@ def violation(program: Program, z: Tensor, max_steps: int = 100) -> tuple[Tensor
         z = torch.where(going.unsqueeze(1), _descend(program, z, t, slope, step), z)
         t = _missed(program, z)
     size = 1 + largest(torch.nan_to_num(program.lower, posinf=0, neginf=0)) + largest(times(rows, z))
-    contradicts = largest(times_transposed(rows, t)) <= 1e-5 * largest(t) * rows.abs().amax((1, 2)).clamp_min(1e-30)
+    contradicts = largest(times_transposed(rows, t)) <= 1e-5 * largest(t) * rows.abs().flatten(1).sum(1).clamp_min(
+        1e-30
+    )
     return t, (largest(t) > _ZERO * size) & contradicts
 
 

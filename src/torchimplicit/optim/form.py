@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchimplicit.core import transforms
 from torchimplicit.optim.program import Program
 from torchimplicit.optim.report import Duals
 
@@ -122,7 +121,9 @@ def _batch(given: dict[str, Tensor | None]) -> tuple[int, bool]:
         if value is None:
             continue
         if value.dim() not in (own, own + 1):
-            shape = "(B, n, n)" if name == "Q" else "(B, rows, n)" if own == 2 else "(B, n)" if name == "q" else "(B, rows)"
+            shape = (
+                "(B, n, n)" if name == "Q" else "(B, rows, n)" if own == 2 else "(B, n)" if name == "q" else "(B, rows)"
+            )
             raise ValueError(f"qp({name}=...): got shape {tuple(value.shape)}, expected {shape} or that without B")
         if value.dim() == own + 1:
             sizes[name] = value.shape[0]
@@ -138,18 +139,22 @@ def _batch(given: dict[str, Tensor | None]) -> tuple[int, bool]:
 def _check_shapes(given: dict[str, Tensor | None], n: int) -> None:
     if not n:
         raise ValueError("qp(q=...): got no unknowns, expected n >= 1")
-    shapes = {name: tuple(value.shape[-_DIMENSIONS.get(name, 1) :]) for name, value in given.items() if value is not None}
+    shapes = {
+        name: tuple(value.shape[-_DIMENSIONS.get(name, 1) :]) for name, value in given.items() if value is not None
+    }
     wanted = {"Q": (n, n)}
     for matrix, vectors in (("G", ("h",)), ("A", ("b",)), ("C", ("l", "u"))):
         counts = [shapes[name][0] for name in vectors if name in shapes]
         rows = shapes[matrix][0] if matrix in shapes else n
         if matrix in shapes or counts:
-            wanted |= {matrix: (rows, n)} | {name: (rows,) for name in vectors}
+            wanted |= {matrix: (rows, n)} | dict.fromkeys(vectors, (rows,))
     for name, shape in shapes.items():
         if name != "q" and shape != wanted[name]:
             hint = f" (bounds on z itself, for q has n = {n})" if name in "lu" and "C" not in shapes else ""
-            raise ValueError(f"qp({name}=...): got shape (..., {', '.join(map(str, shape))}), expected "
-                             f"(..., {', '.join(map(str, wanted[name]))}) to fit q and its constraint{hint}")  # fmt: skip
+            got, expected = (", ".join(map(str, one)) for one in (shape, wanted[name]))
+            raise ValueError(
+                f"qp({name}=...): got shape (..., {got}), expected (..., {expected}) to fit q and its constraint{hint}"
+            )
 
 
 def check_symmetric(Q: Tensor, dtype: torch.dtype) -> None:
@@ -177,7 +182,7 @@ def broken(program: Program) -> tuple[Tensor, Tensor]:
 
 
 def benign(program: Program, sick: Tensor) -> Program:
-    """The programs, those that cannot be solved as trivial ones, which keeps NaN out of the gradients of shared tensors."""
+    """The programs with trivial ones in place of the sick: keeps NaN out of the gradients of shared tensors."""
     one = torch.eye(program.q.shape[1], dtype=program.q.dtype, device=program.q.device)
     row, matrix = sick.unsqueeze(1), sick[:, None, None]
     infinity = torch.full_like(program.lower, torch.inf)
@@ -186,8 +191,3 @@ def benign(program: Program, sick: Tensor) -> Program:
         torch.where(matrix, one, program.Q), torch.where(row, 0.0, program.q), torch.where(matrix, 0.0, program.rows),
         torch.where(row, -infinity, program.lower), torch.where(row, infinity, program.upper), program.equalities,
     )  # fmt: skip
-
-
-def plain() -> bool:
-    """Whether values can be looked at: no transform surrounds the caller."""
-    return not transforms.active()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 _FREE = 1e30  # D^{-1} of a row without bounds
 _TO_THE_WALL = 0.995
+_NEAR = 1e-7  # weighs how far products are from the floor, as a part of it, against infeasibility
 
 
 class Reduction(Protocol):
@@ -56,6 +57,7 @@ class Iterate:
         fixed: rows whose two bounds are equal, `(B, m)`: those are equations.
         target: their value, `(B, m)`.
         floor: what the products of slack and multiplier tend to, `(B, 1, 1)`.
+        met: which bounds the last step was heading for, `(B, k, m)`.
     """
 
     w: Tensor
@@ -67,6 +69,7 @@ class Iterate:
     fixed: Tensor
     target: Tensor
     floor: Tensor
+    met: Tensor
 
     def take(self, index: Tensor) -> Iterate:
         """That of some of the programs."""
@@ -79,12 +82,14 @@ class Interior:
 
     Attributes:
         y: multipliers, `(B, m)`.
+        weight: those of the upper and, where there are any, of the lower bounds, `(B, k, m)`.
         side: the bound that every row seems to meet: 1 upper, -1 lower, 0 none, `(B, m)`.
         steps: `(B,)`.
         residual: infeasibility and gap, in the method's scale, `(B,)`.
     """
 
     y: Tensor
+    weight: Tensor
     side: Tensor
     steps: Tensor
     residual: Tensor
@@ -114,12 +119,13 @@ def interior(
     batch = len(w)
     index = torch.arange(batch, device=w.device)
     y, side = torch.zeros_like(w), torch.zeros_like(w, dtype=torch.int8)
+    weight = torch.zeros_like(now.weight)
     steps = torch.full((batch,), max_steps, device=w.device)
     residual = torch.full_like(w[:, 0], torch.inf)
 
     def record(which: Tensor, step: int, now: Iterate, left: Tensor) -> None:
         rows = index[which]
-        y[rows], side[rows] = now.y[which], method.side(now)[which]
+        y[rows], weight[rows], side[rows] = now.y[which], now.weight[which], method.side(now)[which]
         steps[rows], residual[rows] = step, left[which]
 
     for step in range(max_steps + 1):
@@ -135,7 +141,7 @@ def interior(
             index, now, reduction = index[going], now.take(going), reduction.take(going)
             miss, gap = miss[going], gap[going]
         now = method.step(reduction, now, miss, gap)
-    return Interior(y * scale, side, steps, residual)
+    return Interior(y * scale, weight * scale.unsqueeze(2), side, steps, residual)
 
 
 def _begin(w: Tensor, lower: Tensor, upper: Tensor) -> Iterate:
@@ -147,7 +153,7 @@ def _begin(w: Tensor, lower: Tensor, upper: Tensor) -> Iterate:
     bound = torch.where(has, bound, 0.0)
     slack = torch.ones_like(bound)
     target = torch.where(fixed, upper, 0.0)
-    return Iterate(w, torch.zeros_like(w), slack, has.to(w.dtype), bound, has, fixed, target, slack.new_zeros(()))
+    return Iterate(w, torch.zeros_like(w), slack, has.to(w.dtype), bound, has, fixed, target, slack.new_zeros(()), has)
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,7 @@ class _Method:
             gap = (now.slack * now.weight).mean((1, 2))
         apart = gap
         if self.central:
-            apart = torch.where(now.has, now.slack * now.weight - now.floor, 0.0).abs().amax((1, 2))
+            apart = _NEAR * torch.where(now.has, now.slack * now.weight / now.floor - 1, 0.0).abs().amax((1, 2))
         left = torch.maximum(miss.abs().amax((1, 2)), apart)
         if self.some_fixed:
             left = torch.maximum(left, torch.where(now.fixed, now.w - now.target, 0.0).abs().amax(1))
@@ -187,13 +193,16 @@ class _Method:
             slack, weight = torch.where(now.has, slack, 1.0), torch.where(now.has, weight, 0.0)
         y = (self.sign * weight).sum(1)
         w = now.w - reduction.times(y)
-        return Iterate(w, y, slack, weight, now.bound, now.has, now.fixed, now.target, now.floor)
+        return Iterate(w, y, slack, weight, now.bound, now.has, now.fixed, now.target, now.floor, weight > slack)
 
     def step(self, reduction: Reduction, now: Iterate, miss: Tensor, gap: Tensor) -> Iterate:
         """Predictor and corrector."""
         factored = self._factor(reduction, now)
-        _, _, slack, weight = self._direction(factored, now, miss, -now.slack * now.weight)
-        length = _length(now, slack, weight).clamp(max=1.0)
+        away = now.slack * now.weight
+        ahead = now.floor - away if self.central else -away
+        _, _, slack, weight = self._direction(factored, now, miss, ahead)
+        length, met = _length(now, slack, weight)
+        length = length.clamp(max=1.0)
         ahead = (now.slack + length * slack) * (now.weight + length * weight)
         ahead = ahead.mean((1, 2)) if self.all_bounded else ahead.sum((1, 2)) / now.has.sum((1, 2)).clamp_min(1)
         aim = ((ahead / gap) ** 3 * gap)[:, None, None]
@@ -201,18 +210,17 @@ class _Method:
             aim = torch.maximum(aim, now.floor)
         if not self.all_bounded:
             aim = aim * now.has
-        y, w, slack, weight = self._direction(factored, now, miss, aim - now.slack * now.weight - slack * weight)
-        length = (_TO_THE_WALL * _length(now, slack, weight)).clamp(max=1.0)
+        y, w, slack, weight = self._direction(factored, now, miss, aim - away - slack * weight)
+        length = (_TO_THE_WALL * _length(now, slack, weight)[0]).clamp(max=1.0)
         flat = length.squeeze(2)
         return Iterate(
             now.w + flat * w, now.y + flat * y, now.slack + length * slack, now.weight + length * weight,
-            now.bound, now.has, now.fixed, now.target, now.floor,
+            now.bound, now.has, now.fixed, now.target, now.floor, met,
         )  # fmt: skip
 
     def side(self, now: Iterate) -> Tensor:
         """The bound that every row seems to meet, int8 `(B, m)`."""
-        met = (now.weight > now.slack) & now.has
-        side = (self.sign * met).sum(1)
+        side = (self.sign * (now.met & now.has)).sum(1)
         return torch.where(now.fixed, 1.0, side).to(torch.int8)
 
     def _factor(self, reduction: Reduction, now: Iterate) -> tuple[Factored, Tensor, Tensor]:
@@ -249,8 +257,12 @@ def _lifted(values: Tensor) -> Tensor:
     return values.clamp_min(1e-2)
 
 
-def _length(now: Iterate, slack: Tensor, weight: Tensor) -> Tensor:
-    """How far a step goes until a slack or a weight is zero, at most 1e9, `(B, 1, 1)`."""
-    # 1 / largest rate of decrease
-    rate = torch.maximum((-slack / now.slack).amax((1, 2)), (-weight / now.weight.clamp_min(1e-300)).amax((1, 2)))
-    return (1 / rate.clamp_min(1e-9))[:, None, None]
+def _length(now: Iterate, slack: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """How far a step goes until a slack or a weight is zero, at most 1e9, `(B, 1, 1)`; and which slacks go first.
+
+    The rates at which a slack and its weight fall add up to one in a predictor step, and tend to one and zero: whatever
+    the scales, they tell which of the two vanishes (A. S. El-Bakry, R. A. Tapia, Y. Zhang, SIAM Review 36(1), 1994).
+    """
+    of_slack, of_weight = -slack / now.slack, -weight / now.weight.clamp_min(1e-300)
+    rate = torch.maximum(of_slack.amax((1, 2)), of_weight.amax((1, 2)))
+    return (1 / rate.clamp_min(1e-9))[:, None, None], of_slack > of_weight

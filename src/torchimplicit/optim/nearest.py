@@ -27,8 +27,7 @@ def nearest_feasible(program: Program) -> Program:
             "closest_feasible=True does not work under torch.func transforms (vmap, jacrev, ...); try "
             "torch.autograd.grad, or give programs that are feasible"
         )
-    plain = Program(*(x.detach() for x in (program.Q, program.q, program.rows, program.lower, program.upper)),
-                    program.equalities)  # fmt: skip
+    plain = program.mapped(torch.detach)
     t, infeasible = violation(plain, torch.zeros_like(plain.q))
     index = torch.nonzero(infeasible).flatten()
     if not len(index):

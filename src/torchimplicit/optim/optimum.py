@@ -107,24 +107,24 @@ class Optimum(Function):
         solved = solved.unsqueeze(1)
         grad_z, grad_y = torch.where(solved, grad_z, 0.0), torch.where(solved, grad_y, 0.0)
         v, w = SaddleSolve.apply(ctx.call, Q, rows, side, grad_z, grad_y)  # type: ignore[misc]
-        _, by_Q, by_q, by_rows, by_lower, by_upper = ctx.needs_input_grad
+        _, by_curvature, by_q, by_rows, by_lower, by_upper = ctx.needs_input_grad
         return (
             None,
-            _by_symmetric(v, z) if by_Q else None,
+            _by_symmetric(v, z) if by_curvature else None,
             -v if by_q else None,
-            -(torch.stack((y, w), 2) @ torch.stack((v, z), 1)) if by_rows else None,
+            _by_rows(v, w, z, y) if by_rows else None,
             torch.where(side < 0, w, 0.0) if by_lower else None,
             torch.where(side > 0, w, 0.0) if by_upper else None,
         )
 
     @staticmethod
     def jvp(
-        ctx: Any, _: None, dQ: Any, dq: Any, drows: Any, dlower: Any, dupper: Any
+        ctx: Any, _: None, dcurvature: Any, dq: Any, drows: Any, dlower: Any, dupper: Any
     ) -> tuple[Tensor, Tensor, None, None]:
         """The same system, with the tangents on the right."""
         Q, rows, z, y, side, solved = ctx.saved_tensors
         r, t = torch.zeros_like(z), torch.zeros_like(y)
-        r = r if dQ is None else r - times((dQ + dQ.mT) / 2, z)
+        r = r if dcurvature is None else r - times((dcurvature + dcurvature.mT) / 2, z)
         r = r if dq is None else r - dq
         if drows is not None:
             r, t = r - times_transposed(drows, y), t - times(drows, z)
@@ -171,23 +171,23 @@ class SaddleSolve(Function):
         """The system is symmetric: the same solve again."""
         Q, rows, side, z, y = ctx.saved_tensors
         v, w = SaddleSolve.apply(ctx.call, Q, rows, side, grad_z, grad_y)  # type: ignore[misc]
-        by_Q, by_rows = ctx.needs_input_grad[1:3]
+        by_curvature, by_rows = ctx.needs_input_grad[1:3]
         return (
             None,
-            _by_symmetric(v, z) if by_Q else None,
-            -(torch.stack((y, w), 2) @ torch.stack((v, z), 1)) if by_rows else None,
+            _by_symmetric(v, z) if by_curvature else None,
+            _by_rows(v, w, z, y) if by_rows else None,
             None,
             v,
             w,
         )
 
     @staticmethod
-    def jvp(ctx: Any, _: None, dQ: Any, drows: Any, _side: None, dr: Any, dt: Any) -> tuple[Tensor, Tensor]:
+    def jvp(ctx: Any, _: None, dcurvature: Any, drows: Any, _side: None, dr: Any, dt: Any) -> tuple[Tensor, Tensor]:
         """The same system, with what the tangents change on the right."""
         Q, rows, side, z, y = ctx.saved_tensors
         r = torch.zeros_like(z) if dr is None else dr
         t = torch.zeros_like(y) if dt is None else dt
-        r = r if dQ is None else r - times((dQ + dQ.mT) / 2, z)
+        r = r if dcurvature is None else r - times((dcurvature + dcurvature.mT) / 2, z)
         if drows is not None:
             r, t = r - times_transposed(drows, y), t - times(drows, z)
         return SaddleSolve.apply(ctx.call, Q, rows, side, r, t)  # type: ignore[return-value]
@@ -203,6 +203,11 @@ class SaddleSolve(Function):
 def _by_symmetric(v: Tensor, z: Tensor) -> Tensor:
     """The gradient by a symmetric matrix that enters as `v'Qz`: symmetric, so that a step along it stays so."""
     return torch.stack((v, z), 2) @ torch.stack((z, v), 1) * -0.5
+
+
+def _by_rows(v: Tensor, w: Tensor, z: Tensor, y: Tensor) -> Tensor:
+    """The gradient by the rows, which enter as `R'y` and as `R z`."""
+    return torch.stack((y, w), 2) @ torch.stack((-v, -z), 1)
 
 
 def _least_norm(Q: Tensor, rows: Tensor, side: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -50,8 +51,17 @@ class Program:
 
     def take(self, index: Tensor) -> Program:
         """Some of the programs."""
-        parts = (self.Q, self.q, self.rows, self.lower, self.upper)
-        return Program(*(part[index] for part in parts), self.equalities)
+        return self.mapped(lambda part: part[index])
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Program:
+        """The programs with every tensor changed."""
+        Q, q, rows, lower, upper = map(change, self.tensors)
+        return Program(Q, q, rows, lower, upper, self.equalities)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """`Q`, `q`, rows, lower and upper bounds."""
+        return self.Q, self.q, self.rows, self.lower, self.upper
 
     def target(self, side: Tensor) -> Tensor:
         """The bound that every row meets: the upper one at side 1, the lower one at -1, zero at 0. `(B, r)`."""

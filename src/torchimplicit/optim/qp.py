@@ -14,7 +14,7 @@ from torchimplicit.optim.form import Form, assemble, benign, broken, check_symme
 from torchimplicit.optim.nearest import nearest_feasible
 from torchimplicit.optim.optimum import Call, Optimum
 from torchimplicit.optim.program import Program, times
-from torchimplicit.optim.report import Certificate, Duals, ProgramReport, QPSolution
+from torchimplicit.optim.report import Certificate, ProgramReport, QPSolution
 from torchimplicit.optim.smoothing import smooth
 from torchimplicit.optim.solve import Outcome, solve
 
@@ -95,18 +95,20 @@ def qp(
     _check_options(warm_start, closest_feasible, smoothed, max_steps, on_failure)
     program, form = assemble(*transforms.normal((Q, q, G, h, A, b, C, l, u)))
     guess = None if warm_start is None else _guess(warm_start, form, program)
-    differentiable = torch.is_grad_enabled() and (
-        transforms.active() or any(x.requires_grad for x in (program.Q, program.q, program.rows, program.lower, program.upper))
-    )
+    differentiable = torch.is_grad_enabled() and (transforms.active() or any(x.requires_grad for x in program.tensors))
     sick, program = _quarantined(program, form)
     if closest_feasible:
         program = nearest_feasible(program)
     react_to: Any = "ignore" if on_failure == "nan" else on_failure
     if smoothed is not None:
         return _smoothed(program, form, float(smoothed), max_steps, sick, on_failure)
-    call = Call(partial(_run, form=form, guess=guess, max_steps=max_steps, sick=sick), program.equalities, react_to, differentiable)
-    inputs = program.Q, program.q, program.rows, program.lower, program.upper
-    z, y, side, solved = Optimum.apply(call, *inputs)  # type: ignore[misc]
+    call = Call(
+        partial(_run, form=form, guess=guess, max_steps=max_steps, sick=sick),
+        program.equalities,
+        react_to,
+        differentiable,
+    )
+    z, y, side, solved = Optimum.apply(call, *program.tensors)  # type: ignore[misc]
     outcome = call.record.outcome
     assert outcome is not None
     report = ProgramReport(
@@ -127,7 +129,12 @@ def _solution(
     inequalities = slice(p, p + m)
     slack = form.out(program.upper[:, inequalities] - times(program.rows[:, inequalities], z))
     certificate = None
-    if outcome is not None and outcome.contradiction is not None and outcome.ray is not None and not transforms.active():
+    if (
+        outcome is not None
+        and outcome.contradiction is not None
+        and outcome.ray is not None
+        and not transforms.active()
+    ):
         certificate = Certificate(form.duals(outcome.contradiction), form.out(outcome.ray))
     return QPSolution(
         form.out(z), report, duals=form.duals(y), slack=slack, active=form.duals(side), certificate=certificate
@@ -149,7 +156,7 @@ def _smoothed(
 
 
 def _quarantined(program: Program, form: Form) -> tuple[tuple[Tensor, Tensor] | None, Program]:
-    """Which programs are no numbers and which have crossing bounds, if any; and the programs with stand-ins for them."""
+    """Which programs are no numbers, which have crossing bounds; and the programs, with stand-ins for those."""
     if transforms.active():  # values cannot be looked at here; `_run` does
         return None, program
     sick = broken(program)
@@ -195,4 +202,6 @@ def _check_options(warm_start: Any, closest: Any, smoothed: Any, max_steps: Any,
     if smoothed is not None and not (isinstance(smoothed, int | float) and smoothed > 0):
         raise ValueError(f"qp(smoothed={smoothed!r}): expected a number > 0, such as 1e-3, or None")
     if smoothed is not None and warm_start is not None:
-        raise ValueError("qp(smoothed=..., warm_start=...): a smoothed solution meets no bound, so none can be tried first")
+        raise ValueError(
+            "qp(smoothed=..., warm_start=...): a smoothed solution meets no bound, so none can be tried first"
+        )

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from torchimplicit.optim.program import largest, times, times_transposed
 
 _REFINEMENTS = 4
-_ACCURATE = 1e-13
+_ACCURATE = 1e-12
 _DEFINITE = 1e-12
 _SHIFT = 1e-9
 
@@ -79,6 +80,22 @@ class Saddle:
         complement, sound = factor(system)
         return Saddle(Q, working, index, valid, curvature, complement, weight, sound)
 
+    def put(self, at: Tensor, other: Saddle) -> None:
+        """Overwrites some of the programs by systems that may have another number of working rows."""
+        width = max(self.index.shape[1], other.index.shape[1])
+        self._widen(width)
+        other._widen(width)
+        for name in ("working", "index", "valid", "complement", "sound"):
+            getattr(self, name)[at] = getattr(other, name)
+
+    def _widen(self, width: int) -> None:
+        more = width - self.index.shape[1]
+        if more:
+            self.working = pad(self.working, (0, 0, 0, more))
+            self.index, self.valid = pad(self.index, (0, more)), pad(self.valid, (0, more))
+            self.complement = pad(self.complement, (0, more, 0, more))
+            self.complement.diagonal(dim1=1, dim2=2)[:, -more:] = 1.0
+
     def gather(self, values: Tensor) -> Tensor:
         """Values of all rows `(B, r)` as those of the working ones `(B, a)`."""
         return values.gather(1, self.index) * self.valid
@@ -94,19 +111,16 @@ class Saddle:
             `z` `(B, n)`, `y` `(B, a)` and the relative residual, `(B,)`.
         """
         z, y = self._solve(r, t)
-        best, step = None, (z, y)
+        left_r, left_t, best = self._residual(z, y, r, t)
         for _ in range(_REFINEMENTS):
-            left_r, left_t, residual = self._residual(z, y, r, t)
-            if best is not None:  # a step that makes it worse is taken back: the system is singular there
-                worse = (~(residual < best)).unsqueeze(1)
-                z, y = torch.where(worse, z - step[0], z), torch.where(worse, y - step[1], y)
-                residual = torch.fmin(residual, best)
-            best = residual
-            if not bool((residual > _ACCURATE).any()):
+            rough = best > _ACCURATE
+            if not bool(rough.any()):
                 break
-            step = self._solve(left_r, left_t)
-            z, y = z + step[0], y + step[1]
-        assert best is not None
+            dz, dy = self._solve(left_r, left_t)
+            left_r, left_t, residual = self._residual(z + dz, y + dy, r, t)
+            better = rough & (residual < best)  # where it got worse the system is singular
+            z, y = torch.where(better.unsqueeze(1), z + dz, z), torch.where(better.unsqueeze(1), y + dy, y)
+            best = torch.where(better, residual, best)
         return z, y, best
 
     def _residual(self, z: Tensor, y: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:

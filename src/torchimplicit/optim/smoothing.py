@@ -27,7 +27,7 @@ from torchimplicit.optim.saddle import Saddle, factor
 from torchimplicit.solve import Newton
 
 _PROXIMAL = 1e-6
-_NEWTON = Newton(linear_solver=LU(), rtol=0.0, atol=1e-10, max_steps=50)
+_NEWTON = Newton(linear_solver=LU(), rtol=1e-12, atol=1e-11, max_steps=50)
 
 
 def smooth(program: Program, weight: float, max_steps: int, on_failure: Any) -> tuple[Tensor, Tensor, ProgramReport]:
@@ -39,54 +39,57 @@ def smooth(program: Program, weight: float, max_steps: int, on_failure: Any) -> 
     """
     if transforms.active():
         raise NotImplementedError("qp(smoothed=...) does not work under torch.func transforms; try torch.autograd.grad")
-    p, n = program.equalities, program.q.shape[1]
+    p, n, m = program.equalities, program.q.shape[1], program.rows.shape[1] - program.equalities
     if bool((program.lower == program.upper)[:, p:].any()):
         raise ValueError("qp(smoothed=...): got l = u for some row, where a barrier has no room; try A and b for it")
     with torch.no_grad():
         start, kept, steps = _start(program, weight, max_steps)
+        has_upper, has_lower = program.upper[:, p:].isfinite(), program.lower[:, p:].isfinite()
 
     def residual(state: Tensor, Q: Tensor, q: Tensor, rows: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-        z, nu = state[:, :n], state[:, n:]
-        y = torch.cat((nu, _pull(weight, times(rows[:, p:], z), lower[:, p:], upper[:, p:])), 1)
-        equations = times(rows[:, :p], z) - lower[:, :p]
-        return torch.cat((times(Q, z) + q + times_transposed(rows, y), torch.where(kept, equations, nu)), 1)
+        z, nu, above, below = state.split((n, p, m, m), 1)
+        reached = times(rows, z)
+        force = q + times(Q, z) + times_transposed(rows, torch.cat((nu, above - below), 1))
+        equations = torch.where(kept, reached[:, :p] - lower[:, :p], nu)
+        room_above = torch.where(has_upper, upper[:, p:], 0.0) - reached[:, p:]
+        room_below = reached[:, p:] - torch.where(has_lower, lower[:, p:], 0.0)
+        above = torch.where(has_upper, above * room_above - weight, above)
+        below = torch.where(has_lower, below * room_below - weight, below)
+        return torch.cat((force, equations, above, below), 1)
 
-    tensors = program.Q, program.q, program.rows, program.lower, program.upper
-    solution = root(residual, start, *tensors, solver=_NEWTON, adjoint=Implicit(LU()), on_failure="ignore")
-    state = solution.value
-    z, nu = state[:, :n], state[:, n:]
-    reached = times(program.rows[:, p:], z)
-    y = torch.cat((nu, _pull(weight, reached, program.lower[:, p:], program.upper[:, p:])), 1)
-    inside = ((reached < program.upper[:, p:]) & (reached > program.lower[:, p:])).all(1)
-    met = (times(program.rows[:, :p], z) - program.lower[:, :p]).abs().amax(1) < 1e-6 if p else inside
-    status = torch.where(inside & met, solution.status, int(Status.MAX_STEPS))
+    solution = root(residual, start, *program.tensors, solver=_NEWTON, adjoint=Implicit(LU()), on_failure="ignore")
+    z, nu, above, below = solution.value.split((n, p, m, m), 1)
+    reached = times(program.rows, z)
+    inside = ((reached <= program.upper) & (reached >= program.lower))[:, p:].all(1) & (
+        (above >= 0) & (below >= 0)
+    ).all(1)
+    met = (reached - program.lower)[:, :p].abs().sum(1) < 1e-6
+    y, status = torch.cat((nu, above - below), 1), torch.where(inside & met, solution.status, int(Status.MAX_STEPS))
     lost = status != Status.CONVERGED
     if bool(lost.any()):
         status = torch.where(lost, int(Status.MAX_STEPS), status)
-        plain = Program(*(x.detach() for x in tensors), p)
+        plain = program.mapped(torch.detach)
         status = torch.where(lost & violation(plain, start[:, :n])[1], int(Status.INFEASIBLE), status)
     report = ProgramReport(status, steps + solution.steps, solution.residual, solution.nfev, "smoothed program")
     return z, y, report
 
 
-def _pull(weight: float, reached: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """Multipliers that a barrier stands for."""
-    return weight / (upper - reached) - weight / (reached - lower)
-
-
 def _start(program: Program, weight: float, max_steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A point near the barrier's, from the interior-point method on its way; equations that count; steps."""
+    """A state near the barrier's, from the interior-point method on its way; equations that count; steps."""
     p, size = program.equalities, program.Q.abs().amax((1, 2))
     hair = _PROXIMAL * torch.where(size > 0, size, program.q.abs().amax(1).clamp_min(1.0))
     curvature, _ = factor(program.Q + torch.diag_embed(hair.unsqueeze(1).expand_as(program.q)))
     kept = independent_rows(program.rows[:, :p], torch.ones_like(program.lower[:, :p], dtype=torch.bool), p)
     y, steps = program.q.new_zeros(program.batch, 0), torch.zeros_like(program.q[:, 0], dtype=torch.int64)
+    above = below = y
     if program.rows.shape[1] > p:
         begin = reduce(replace(program, Q=curvature @ curvature.mT), curvature)
         lower, upper = program.lower[:, p:] / begin.scale, program.upper[:, p:] / begin.scale
         inner = interior(begin.reduction, begin.w, lower, upper, 1e-10, max_steps, floor=weight)
         y, steps = torch.nan_to_num(inner.y / begin.scale), inner.steps
+        weights = torch.nan_to_num(inner.weight / begin.scale.unsqueeze(1))
+        above, below = weights[:, 0], weights[:, 1] if weights.shape[1] > 1 else torch.zeros_like(y)
     force = program.q + times_transposed(program.rows[:, p:], y)
     equations = Saddle.build(curvature @ curvature.mT, program.rows[:, :p], kept, curvature)
     z, nu, _ = equations.solve(-force, equations.gather(program.upper[:, :p]))
-    return torch.cat((z, equations.scatter(nu, p)), 1), kept, steps
+    return torch.cat((z, equations.scatter(nu, p), above, below), 1), kept, steps

@@ -15,7 +15,7 @@ from torchimplicit.optim.program import Program, largest, times, times_transpose
 from torchimplicit.optim.reduction import reduce
 from torchimplicit.optim.saddle import Saddle, factor, is_definite
 
-_STAGES = ((1e-8, 6), (1e-11, 6), (1e-13, 20))  # tolerance of the interior point, rounds of repair
+_STAGES = ((1e-5, 4), (1e-9, 6), (1e-12, 20))  # tolerance of the interior point, rounds of repair
 _WARM_ROUNDS = 8
 _GOOD = 1e-7  # residual of a solution that could not be made exact, for its rows depend on each other
 _PROXIMAL = 1e-4
@@ -141,7 +141,7 @@ def _fall_back(program: Program, point: Point, curvature: Tensor, y: Tensor, sid
     nu = equations.scatter(nu, p)
     other = Point(z, torch.cat((nu, y), 1), torch.where(kept, side[left], 0), point.settled[left], point.steps[left])
     finite = torch.nonzero(z.isfinite().all(1) & y.isfinite().all(1)).flatten()
-    point.put(left[finite], Point(*(part[finite] for part in other._parts())))
+    point.put(left[finite], other.take(finite))
 
 
 def _semidefinite(program: Program, guess: Tensor | None, max_steps: int) -> tuple[Point, Tensor]:
