@@ -19,7 +19,9 @@ _STAGES = ((1e-5, 4), (1e-9, 6), (1e-12, 20))  # tolerance of the interior point
 _WARM_ROUNDS = 8
 _GOOD = 1e-7  # residual of a solution that could not be made exact, for its rows depend on each other
 _PROXIMAL = 1e-4
-_PROXIMAL_STEPS = 25
+_PROXIMAL_STEPS = 50
+_STILL = 1e-9
+_NEGATIVE = 1e-9
 
 
 @dataclass
@@ -77,7 +79,7 @@ def _judge(program: Program, point: Point, ray: Tensor, definite: Tensor) -> Out
     t, infeasible = violation(part, torch.zeros_like(part.q))
     contradiction[left] = torch.where(infeasible.unsqueeze(1), t, 0.0)
     unbounded = (ray[left] != 0).any(1)
-    concave = ~definite[left] & (torch.linalg.eigvalsh(part.Q)[:, 0] < -1e-9 * part.Q.abs().amax((1, 2)))
+    concave = ~definite[left] & ~_is_convex(part.Q)
     verdict = status[left]
     for which, word in ((unbounded, Status.UNBOUNDED), (infeasible, Status.INFEASIBLE), (concave, Status.NONCONVEX)):
         verdict = torch.where(which, int(word), verdict)
@@ -154,31 +156,42 @@ def _semidefinite(program: Program, guess: Tensor | None, max_steps: int) -> tup
     index = torch.arange(program.batch, device=program.q.device)
     size = program.Q.abs().amax((1, 2))
     weight = _PROXIMAL * torch.where(size > 0, size, largest(program.q).clamp_min(1e-30))
-    center = torch.zeros_like(program.q)
+    center, convex = torch.zeros_like(program.q), _is_convex(program.Q)
     for _ in range(_PROXIMAL_STEPS):
         strict = program.Q + torch.diag_embed(weight.unsqueeze(1).expand_as(program.q))
         proximal = replace(program, Q=strict, q=program.q - weight.unsqueeze(1) * center)
-        curvature, convex = factor(strict)
+        curvature, definite = factor(strict)
+        convex = convex & definite
         near = _definite(proximal, curvature, guess, max_steps)
         point = settle(program, near.side, near.steps, 4, None, None, near.z)
         ray = _ray(program, near.z - center)
-        lost = ~convex | ~near.settled | (ray != 0).any(1)
+        solved = near.settled | (proximal.residual(near.z, near.y) < _GOOD)
+        exact = point.settled & convex
+        lost = ~exact & (~convex | ~solved | (ray != 0).any(1))
         # Without an exact answer the proximal point is one, once it no longer moves.
-        residual = program.residual(near.z, near.y)
-        still = ~point.settled & (residual < 1e-10)
-        done = point.settled | lost | still
-        best = torch.where((point.settled & ~lost).unsqueeze(1), point.z, near.z)
-        multipliers = torch.where((point.settled & ~lost).unsqueeze(1), point.y, near.y)
-        side = torch.where(point.settled.unsqueeze(1), point.side, near.side)
+        still = ~exact & ~lost & (program.residual(near.z, near.y) < _STILL)
+        done = exact | lost | still
+        best, multipliers, side = (
+            torch.where(exact.unsqueeze(1), mine, its)
+            for mine, its in ((point.z, near.z), (point.y, near.y), (point.side, near.side))
+        )
         steps = result.steps[index] + near.steps
-        result.put(index, Point(best, multipliers, side, point.settled & ~lost | still & ~lost, steps))
-        rays[index] = torch.where((convex & near.settled).unsqueeze(1), ray, 0.0)
+        result.put(index, Point(best, multipliers, side, exact | still, steps))
+        rays[index] = torch.where((convex & solved & ~exact).unsqueeze(1), ray, 0.0)
         left = torch.nonzero(~done).flatten()
         if not len(left):
             break
         program, center, guess = program.take(left), near.z[left], near.side[left]
-        index, weight = index[left], weight[left]
+        index, weight, convex = index[left], weight[left], convex[left]
     return result, rays
+
+
+def _is_convex(Q: Tensor) -> Tensor:
+    """Whether no eigenvalue is negative beyond rounding, `(B,)`."""
+    size = Q.abs().amax((1, 2))
+    if not bool(size.any()):
+        return size == 0
+    return torch.linalg.eigvalsh(Q)[:, 0] >= -_NEGATIVE * size
 
 
 def _ray(program: Program, step: Tensor) -> Tensor:
