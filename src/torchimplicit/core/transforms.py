@@ -39,6 +39,13 @@ def unwrapped(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def plain(tensor: Tensor) -> Tensor:
+    """The plain tensor behind all wrappers; what `torch.vmap` hides is then among its dimensions."""
+    while level(tensor) >= 0:
+        tensor = _functorch.get_unwrapped(tensor)
+    return tensor
+
+
 def is_mapped_by_autograd(tensor: Tensor) -> bool:
     """Whether a tensor stands for a batch that `is_grads_batched` hides, in a form that functions cannot meet."""
     return _functorch.is_legacy_batchedtensor(tensor)

@@ -1,0 +1,150 @@
+"""What all projections do with their arguments: shapes, dtype, empty sets, and samples that are not finite."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core import transforms
+
+Scalar = float | Tensor
+
+
+class Batch:
+    """The points to project, ready to be worked on, and the way back.
+
+    Half precision is carried in float32. A sample that is not finite, or has a parameter that is not, is computed on
+    harmless numbers and comes out as NaN: it adds nothing to the gradients of what it shares with others.
+
+    Args:
+        name: the projection, for messages.
+        x: points `(..., *event)`, real and floating.
+        event: dimensions of one point: 1 for vectors, 2 for matrices.
+        fault: what is wrong with a sample that is refused, for messages.
+
+    Raises:
+        TypeError: `x` is not a real floating tensor.
+        ValueError: it has too few dimensions, or points without entries.
+    """
+
+    def __init__(self, name: str, x: Tensor, event: int = 1, fault: str = "the set is empty"):
+        if not isinstance(x, Tensor) or not x.dtype.is_floating_point:
+            got = f"dtype {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"{name}: got a point of {got}, expected a real floating tensor; try x.double()")
+        if x.dim() < event or 0 in x.shape[x.dim() - event :]:
+            expected = "(..., n)" if event == 1 else "(..., m, n)"
+            raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected {expected} with at least one entry a point")
+        self.name, self.event, self.dtype, self.fault = name, event, x.dtype, fault
+        self.shape = x.shape[: x.dim() - event]
+        x = x.float() if x.dtype.itemsize < 4 else x
+        self.sick = ~torch.isfinite(x.detach())
+        for _ in range(event):
+            self.sick = self.sick.any(-1)
+        self.x = torch.where(self._spread(self.sick, event), 0, x)
+
+    def scalar(self, name: str, value: Scalar, at_least: float | None = None) -> Tensor:
+        """A number per sample, or one for all, as `(..., 1)` or `(..., 1, 1)` beside the points.
+
+        Raises:
+            ValueError: it does not fit the batch, or is too small.
+        """
+        if at_least is not None and not isinstance(value, Tensor) and value < at_least:
+            raise ValueError(f"{self.name}: {self.fault}, {name}={value}; expected {name} >= {at_least}")
+        tensor = self.entry(name, value, self.shape)
+        if at_least is not None and isinstance(value, Tensor):
+            self.refuse(tensor.detach() < at_least, f"{name} >= {at_least}", **{name: tensor})
+        return self._spread(self.healthy(tensor, 0, 1.0), self.event)
+
+    def vector(self, name: str, value: Scalar, infinite: bool = False, event: int = 1) -> Tensor:
+        """A number per entry, or fewer that broadcast to the points' shape.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+        tensor = self.entry(name, value, self.shape + self.x.shape[self.x.dim() - event :])
+        return self.healthy(tensor, event if tensor.dim() else 0, 1.0, infinite)
+
+    def matrix(self, name: str, value: Tensor) -> Tensor:
+        """A matrix per sample or one for all, `(p, n)` or `(..., p, n)`.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+        if not isinstance(value, Tensor) or value.dim() < 2 or value.shape[-1] != self.x.shape[-1]:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{self.name}: got {name} of {got}, expected (p, {self.x.shape[-1]}), or one per sample")
+        return self.healthy(self.entry(name, value, self.shape + value.shape[-2:]), 2, 0.0)
+
+    def entry(self, name: str, value: Scalar, shape: tuple[int, ...]) -> Tensor:
+        """The value in the working dtype, refused unless it broadcasts to `shape`."""
+        dtype, device = self.x.dtype, self.x.device
+        tensor = value.to(dtype) if isinstance(value, Tensor) else torch.as_tensor(value, dtype=dtype, device=device)
+        fits = len(tensor.shape) <= len(shape)
+        fits = fits and all(a in (1, b) for a, b in zip(reversed(tensor.shape), reversed(shape), strict=False))
+        if not fits:
+            raise ValueError(
+                f"{self.name}: got {name} of shape {tuple(tensor.shape)} for points of shape "
+                f"{(*self.shape, *self.x.shape[self.x.dim() - self.event :])}, expected {tuple(shape)} or what "
+                "broadcasts to it; samples come first"
+            )
+        return tensor
+
+    def refuse(self, empty: Tensor, expected: str, **values: Tensor) -> None:
+        """Refuses the samples set in `empty`, `()` or as the batch; of the first of them, the `values` are shown.
+
+        Raises:
+            ValueError: there is such a sample; it says which.
+        """
+        empty = empty & ~self.sick
+        everywhere = transforms.plain(empty)
+        found = everywhere.nonzero()
+        if not len(found):
+            return
+        first, shown = tuple(found[0].tolist()), ""
+        if everywhere.dim() != empty.dim():  # under vmap: an index would not be the caller's
+            where = f"{len(found)} of the samples"
+        else:
+            names = [str(index[0] if len(index) == 1 else tuple(index)) for index in found[:5].tolist()]
+            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+            where = f"sample{'s' if len(found) > 1 else ''} {', '.join(names)}{more}" if empty.dim() else "the sample"
+            plain = {name: transforms.plain(value.detach()).expand(empty.shape) for name, value in values.items()}
+            shown = "".join(f", {name}={float(value[first]):.6g}" for name, value in plain.items())
+        raise ValueError(f"{self.name}: {self.fault} in {where}{shown}; expected {expected}")
+
+    def finish(self, y: Tensor) -> Tensor:
+        """The result in the caller's dtype, NaN for what was not finite."""
+        return torch.where(self._spread(self.sick, self.event), torch.nan, y).to(self.dtype)
+
+    def healthy(self, tensor: Tensor, event: int, harmless: float, infinite: bool = False) -> Tensor:
+        """A parameter with something harmless in the samples where it is not finite, which are noted."""
+        value = tensor.detach()
+        sick = value.isnan() if infinite else ~value.isfinite()
+        for _ in range(event):
+            sick = sick.any(-1)
+        self.sick = self.sick | sick
+        return torch.where(self._spread(sick, event), harmless, tensor)
+
+    @staticmethod
+    def _spread(tensor: Tensor, event: int) -> Tensor:
+        return tensor[(..., *[None] * event)]
+
+
+def safe_norm(x: Tensor, keep: Tensor) -> Tensor:
+    """The length of vectors `(..., 1)`, one where `keep` `(..., 1)` is not set: never a derivative of 0 / 0.
+
+    Neither squares of small nor of large entries are lost.
+    """
+    x = torch.where(keep, x, 0)
+    scale = x.detach().abs().amax(-1, keepdim=True)
+    usable = keep & (scale > 0)
+    scale = torch.where(usable, scale, 1)
+    squares = (x / scale).square().sum(-1, keepdim=True)
+    return torch.where(usable, scale * torch.where(usable, squares, 1).sqrt(), 1)
+
+
+def norm(x: Tensor) -> Tensor:
+    """The length of vectors `(..., 1)`, of no derivative."""
+    x = x.detach()
+    scale = x.abs().amax(-1, keepdim=True)
+    scale = torch.where(scale > 0, scale, 1)
+    return scale * (x / scale).square().sum(-1, keepdim=True).sqrt()

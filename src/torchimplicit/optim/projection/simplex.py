@@ -1,0 +1,87 @@
+r"""Projections onto the simplex and the ball of the 1-norm, by sorting."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchimplicit.optim.projection.batch import Batch, Scalar
+
+
+def simplex(x: Tensor, radius: Scalar = 1.0) -> Tensor:
+    r"""The nearest point of the simplex $\{y \ge 0,\ \sum_i y_i = \rho\}$, exactly.
+
+    $y = \max(x - \tau, 0)$, where $\tau$ follows from the sorted entries: with $s_k$ the sum of the $k$ largest, from
+    the last $k$ whose entry exceeds $(s_k - \rho) / k$. The derivative is $I - 1 1^\top / k$ on the support and zero
+    elsewhere; an entry that is zero without being pushed there counts as outside of the support. Costs $n \log n$.
+
+    It is what `softmax` is not, sparse. Not where every entry needs a gradient, which those outside the support lack.
+
+    Source: M. Held, P. Wolfe, H. Crowder, Mathematical Programming 6 (1974) 62.
+
+    Args:
+        x: points `(..., n)`.
+        radius: $\rho \ge 0$, a number or one per sample, `(...)`.
+
+    Returns:
+        The projections, as `x`.
+
+    Raises:
+        ValueError: a radius is negative, or shapes do not fit.
+        TypeError: `x` is not a real floating tensor.
+
+    Example:
+        >>> import torch
+        >>> from torchimplicit.optim import projection
+        >>> projection.simplex(torch.tensor([[1.0, 0.5, -1.0]]))
+        tensor([[0.7500, 0.2500, 0.0000]])
+    """
+    batch = Batch("simplex", x)
+    radius = batch.scalar("radius", radius, at_least=0)
+    return batch.finish(onto_simplex(batch.x, radius))
+
+
+def l1_ball(x: Tensor, radius: Scalar = 1.0) -> Tensor:
+    r"""The nearest point of $\{\sum_i |y_i| \le \rho\}$, exactly.
+
+    Points inside stay; others are the projection of their absolute values onto the simplex, with their signs. On the
+    sphere itself the derivative is that from outside. Costs $n \log n$.
+
+    Source: J. Duchi, S. Shalev-Shwartz, Y. Singer, T. Chandra, ICML 2008, section 4.
+
+    Args:
+        x: points `(..., n)`.
+        radius: $\rho \ge 0$, a number or one per sample, `(...)`.
+
+    Returns:
+        The projections, as `x`.
+
+    Raises:
+        ValueError: a radius is negative, or shapes do not fit.
+        TypeError: `x` is not a real floating tensor.
+    """
+    batch = Batch("l1_ball", x)
+    radius = batch.scalar("radius", radius, at_least=0)
+    return batch.finish(onto_l1_ball(batch.x, radius))
+
+
+def onto_l1_ball(x: Tensor, radius: Tensor) -> Tensor:
+    """The projection of points `(..., n)` onto balls of radius `(..., 1)`, not negative."""
+    size = x.abs()
+    outside = size.detach().sum(-1, keepdim=True) >= radius.detach()
+    # Inside, the simplex is farther out and not asked for; any radius does.
+    surface = x.detach().sign() * onto_simplex(size, torch.where(outside, radius, 1))
+    return torch.where(outside, surface, x)
+
+
+def onto_simplex(x: Tensor, radius: Tensor) -> Tensor:
+    """The projection of points `(..., n)` onto simplices of radius `(..., 1)`, not negative."""
+    # A shift changes nothing but the rounding: the support is what is within `radius` of the largest entry.
+    x = x - x.detach().amax(-1, keepdim=True)
+    entries, order = x.detach().sort(stable=True, dim=-1, descending=True)
+    ranks = torch.arange(x.shape[-1], device=x.device)
+    supported = entries * (ranks + 1) > entries.cumsum(-1) - radius.detach()
+    size = supported.sum(-1, keepdim=True).clamp_min(1)  # of radius zero: one entry, whose derivative by x is zero
+    support = torch.zeros_like(supported).scatter(-1, order, ranks < size)
+    threshold = (torch.where(support, x, 0).sum(-1, keepdim=True) - radius) / size
+    return torch.where(support, x - threshold, 0).clamp_min(0)
