@@ -12,9 +12,10 @@ from torch.utils import _pytree as pytree
 
 from torchimplicit.adjoint import Adjoint, Call, Implicit, Record, Unrolled, quarantine, without
 from torchimplicit.core import transforms
-from torchimplicit.core.problem import FixedPoint, Problem, Root, Stationary
+from torchimplicit.core.problem import FixedPoint, Problem, Residual, Root
 from torchimplicit.core.status import OnFailure, Solution, Status, react
-from torchimplicit.solve import Anderson, ForwardBackward, Newton, Solver, iterate
+from torchimplicit.core.tree import Layout
+from torchimplicit.solve import Anderson, Newton, PreparedMap, Result, Solver, iterate
 
 
 def fixed_point(
@@ -68,10 +69,23 @@ def fixed_point(
         >>> bool(sol.report.converged and sol.backward.converged)
         True
     """
+    review = None
+    if isinstance(f, PreparedMap):
+        f.begin(z0, args, batch_dims)
+        review = partial(_ask, f, z0, args, batch_dims)
     problem = FixedPoint(f, z0, args, batch_dims, batched_args)
-    if isinstance(f, ForwardBackward) and isinstance(solver, Solver):  # its step is known once the problem has begun
+    if isinstance(f, PreparedMap) and isinstance(
+        solver, Solver
+    ):  # a splitting's step is known once the problem has begun
         solver = f.tolerances(solver)
-    return _solve(problem, z0, solver, adjoint, warm_start, on_failure, trace, save_steps)
+    return solve_problem(problem, z0, solver, adjoint, warm_start, on_failure, trace, save_steps, review)
+
+
+def _ask(f: PreparedMap, z0: Any, args: tuple, batch_dims: int, residual: Residual, result: Result) -> None:
+    """Takes a map's advice into the report of a solve that failed."""
+    if not result.report.converged and not transforms.active():
+        z = Layout(z0, batch_dims).unflatten(result.z.detach())
+        result.report.advice = f.advice(z, args, batch_dims)
 
 
 def root(
@@ -119,75 +133,10 @@ def root(
         [1.414, 3.0]
     """
     problem = Root(g, z0, args, batch_dims, batched_args)
-    return _solve(problem, z0, solver, adjoint, warm_start, on_failure, trace, save_steps)
+    return solve_problem(problem, z0, solver, adjoint, warm_start, on_failure, trace, save_steps)
 
 
-def argmin(
-    energy: Callable,
-    z0: Any,
-    *args: Any,
-    solver: Solver = Newton(),
-    adjoint: Adjoint = Implicit(),
-    batch_dims: int = 1,
-    warm_start: Solution | None = None,
-    trace: bool = False,
-    batched_args: Sequence[int] | None = None,
-    save_steps: Sequence[int] = (),
-    on_failure: OnFailure = "raise",
-) -> Solution:
-    r"""Finds $z$ with $\partial E(z, a) / \partial z = 0$, sample by sample, differentiably in the arguments $a$.
-
-    As `root`, for the gradient of an energy. With the Hessian $H = \partial^2 E / \partial z^2$ the solution has the
-    derivative $\dot z^* = -H^{-1} (\partial^2 E / \partial z\, \partial a)\, \dot a$, which is how the gradient of a
-    validation loss by hyperparameters follows from one linear solve (J. Lorraine, P. Vicol, D. Duvenaud,
-    arXiv:1911.02590, theorem 1).
-
-    A stationary point is all that is claimed. Where the energy is strictly convex it is the minimum; elsewhere `Newton`
-    goes to whatever is near, maxima and saddles included, and only the Hessian there tells. `Picard(damping=...)`
-    is gradient descent of that step, and leaves those behind. A sample has converged when the RMS of the gradient is
-    at most `atol + rtol * rms(z)`: scale the energy such that this says something (a mean over data rather than a sum).
-
-    The Hessian is symmetric. Where it is positive definite, `CG` suits both `Newton(linear_solver=...)` and
-    `Implicit(...)`: less memory than `GMRES`. Not for constraints, nor for energies with kinks or flat directions (a
-    norm, a ReLU network): there the Hessian is singular or missing.
-
-    Args:
-        energy: `energy(z, *args)`, one real number per sample, `(B,)`; a scalar with `batch_dims=0`. Needs second
-            derivatives. Inside `torch.func` transforms it is differentiated by `torch.func.grad`.
-        z0: see `fixed_point`.
-        *args: see `fixed_point`.
-        solver: see `fixed_point`; it sees the gradient as its residual.
-        adjoint: see `fixed_point`.
-        batch_dims: see `fixed_point`.
-        warm_start: see `fixed_point`.
-        trace: see `fixed_point`.
-        batched_args: see `fixed_point`.
-        save_steps: see `fixed_point`.
-        on_failure: see `fixed_point`.
-
-    Returns:
-        A `Solution`; `solution.value` is like `z0`. Evaluations are those of the gradient.
-
-    Raises:
-        TypeError: the energy is not a real floating tensor, or see `fixed_point`.
-        ValueError: the energy has another shape or does not depend on the state, or see `fixed_point`.
-        ConvergenceError: see `fixed_point`, as for the other errors.
-
-    Example:
-        >>> import torch, torchimplicit as ti
-        >>> center = torch.tensor([[1.0, 2.0]], requires_grad=True)
-        >>> sol = ti.argmin(lambda z, c: torch.cosh(z - c).sum(1), torch.zeros(1, 2), center)
-        >>> torch.allclose(sol.value, center, atol=1e-3)
-        True
-        >>> sol.value.sum().backward()
-        >>> torch.allclose(center.grad, torch.ones(1, 2))
-        True
-    """
-    problem = Stationary(energy, z0, args, batch_dims, batched_args)
-    return _solve(problem, z0, solver, adjoint, warm_start, on_failure, trace, save_steps)
-
-
-def _solve(
+def solve_problem(
     problem: Problem,
     z0: Any,
     solver: Solver,
@@ -196,11 +145,27 @@ def _solve(
     on_failure: OnFailure,
     trace: bool = False,
     save_steps: Sequence[int] = (),
+    review: Callable[[Residual, Result], None] | None = None,
+    present: Callable[[Solution], Solution] | None = None,
 ) -> Solution:
+    """Solves a problem and attaches the gradient: what all front doors have in common.
+
+    Args:
+        problem: the condition.
+        z0: see `fixed_point`, as for what follows.
+        solver: see there.
+        adjoint: see there.
+        warm_start: see there.
+        on_failure: see there.
+        trace: see there.
+        save_steps: see there.
+        review: looks at where the loop has ended, and may change the report: `(residual, result) -> None`.
+        present: the solution as the caller shall see it, also in an error.
+    """
     if torch.is_inference_mode_enabled():
-        again = partial(_solve, problem, solver=solver, adjoint=adjoint, on_failure=on_failure)
+        again = partial(solve_problem, problem, solver=solver, adjoint=adjoint, on_failure=on_failure)
         options = {"warm_start": warm_start, "trace": trace, "save_steps": save_steps}
-        return transforms.without_inference_mode(partial(again, **options), z0)
+        return transforms.without_inference_mode(partial(again, **options, review=review, present=present), z0)
     check_options(solver, adjoint, on_failure)
     _check_save_steps(save_steps)
     knowledge = None
@@ -217,7 +182,13 @@ def _solve(
         # Inside a solve, transforms have been peeled off and a captured tensor can no longer be told: look beforehand.
         with problem.bind(tensors, audit=True) as residual:
             residual(start.detach())
-    run = partial(iterate, solver, trace=trace, save_steps=save_steps, knowledge=knowledge)
+
+    def run(residual: Residual, z: Tensor) -> Result:
+        result = iterate(solver, residual, z, trace=trace, save_steps=save_steps, knowledge=knowledge)
+        if review is not None:
+            review(residual, result)
+        return result
+
     call = Call(problem, run, on_failure, differentiable, Record(), differentiable and adjoint.wants_inverse)
     value = adjoint.solve(call, start, tensors) if differentiable else call.forward(start, tensors)
     result = call.record.take_result()
@@ -236,6 +207,7 @@ def _solve(
             saved = _differentiable(call, adjoint, saved, tensors, sick if quarantined else None)
     unflatten = problem.layout.unflatten
     solution = Solution(unflatten(value), report, tuple(map(unflatten, saved)), result.knowledge)
+    solution = solution if present is None else present(solution)
     react(report, on_failure, solution)
     return solution
 

@@ -162,9 +162,12 @@ def test_newton_finds_the_maximum_that_is_near_and_descent_leaves_it():
         return torch.cos(z).sum(1)
 
     start = torch.full((1, 1), 0.5, dtype=torch.float64)
-    assert abs(float(ti.argmin(hills, start).value)) < 1e-4
-    descent = ti.Picard(damping=0.5, max_steps=200)
-    assert abs(float(ti.argmin(hills, start, solver=descent).value) - torch.pi) < 1e-3
+    newton = ti.argmin(hills, start, solver=ti.Newton(), check_minimum=False)
+    assert abs(float(newton.value)) < 1e-4
+    with pytest.raises(ti.ConvergenceError, match=r"saddle: sample 0 .*\n.*maximum"):
+        ti.argmin(hills, start, solver=ti.Newton())
+    for solver in (ti.LBFGS(), ti.NewtonCG(), ti.Picard(damping=0.5, max_steps=200)):
+        assert abs(float(ti.argmin(hills, start, solver=solver).value) - torch.pi) < 2e-3
 
 
 def test_parameters_of_a_module_get_gradients():
@@ -185,12 +188,13 @@ def test_warm_start_trace_and_batched_args():
     x, y = data()
     decay = torch.zeros(4, dtype=torch.float64)
     start = torch.zeros(3, 4, dtype=torch.float64)
-    first = ti.argmin(ridge, start, x, y, decay, batched_args=(0, 1), trace=True, save_steps=(0,))
+    first = ti.argmin(ridge, start, x, y, decay, solver=TIGHT, batched_args=(0, 1), trace=True, save_steps=(0,))
     assert first.trace is not None
     assert len(first.trace) == int(first.steps.max()) + 1 == 2  # an energy that is quadratic
     assert torch.equal(first.trajectory[0], start)
     again = ti.argmin(ridge, start, x, y, decay, warm_start=first)
     assert again.steps.tolist() == [0, 0, 0]
+    assert torch.equal(again.value, first.value)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

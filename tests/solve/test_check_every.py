@@ -33,9 +33,9 @@ def looks(monkeypatch):
     seen = []
     judge = samples.Samples.judge
 
-    def listening(self, step, z, residual):
+    def listening(self, step, z, residual, stuck):
         seen.append(step)
-        return judge(self, step, z, residual)
+        return judge(self, step, z, residual, stuck)
 
     monkeypatch.setattr(samples.Samples, "judge", listening)
     return seen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -56,7 +57,7 @@ class Unrolled(Adjoint):
         return z
 
 
-def _evaluate(call: Call, z: Tensor, *tensors: Tensor) -> Tensor:
+def _evaluate(call: Call, z: Tensor, *tensors: Tensor) -> Any:
     """One evaluation that binds its own tensors, for it runs again in the backward pass."""
     with call.problem.bind(tensors) as residual:
-        return residual(z)
+        return residual.evaluate(z, None)

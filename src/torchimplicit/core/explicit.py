@@ -69,10 +69,7 @@ class Explicit:
         leaves, self.spec = pytree.tree_flatten(args)
         self.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        while isinstance(f, partial):
-            leaves, f = [*leaves, *f.args, *f.keywords.values()], f.func
-        owner = f if isinstance(f, nn.Module) else getattr(f, "__self__", None)
-        modules = [module for module in (owner, *leaves) if isinstance(module, nn.Module)]
+        modules = [*_modules_behind(f), *(leaf for leaf in leaves if isinstance(leaf, nn.Module))]
         self.slots, self.cached, weights = _module_tensors(modules, begins and _bound_now() is None)
         self.containers = frozenset(id(container) for places in self.slots for container, _ in places)
         self.shared = len(weights)  # the first tensors belong to modules: they carry no batch dimension
@@ -101,6 +98,14 @@ class Explicit:
             _under_way(self.containers),
         ):
             yield Bound(self.f, args)
+
+
+def _modules_behind(f: Any) -> list[nn.Module]:
+    """The modules that a function is, or is a method of; of a partial one also those behind what it is given."""
+    if isinstance(f, partial):
+        return [module for part in (f.func, *f.args, *f.keywords.values()) for module in _modules_behind(part)]
+    owner = f if isinstance(f, nn.Module) else getattr(f, "__self__", None)
+    return [owner] if isinstance(owner, nn.Module) else []
 
 
 @contextmanager

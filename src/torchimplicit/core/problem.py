@@ -39,6 +39,38 @@ class Residual:
         return self.evaluate(z, out)
 
 
+class Slope(Residual):
+    """The gradient of an energy as a residual, for solvers that go down: it tells the energy, too.
+
+    Args:
+        evaluate: `(z, out) -> (gradient, energy)`, `(B, n)` and `(B,)`.
+        eps: see `Residual`.
+        narrow: see `Residual`.
+        terms: `z -> (B, m)`, of whose squares the energy is half the sum; None where it is not one.
+
+    Attributes:
+        energy: `(B,)` where it was last evaluated.
+    """
+
+    energy: Tensor
+
+    def __init__(
+        self,
+        evaluate: Callable[[Tensor, Tensor | None], Any],
+        eps: float,
+        narrow: Callable[[Tensor], Residual] | None = None,
+        terms: Callable[[Tensor], Tensor] | None = None,
+    ):
+        super().__init__(evaluate, eps, narrow)
+        self.terms = terms
+
+    def __call__(self, z: Tensor, out: Tensor | None = None) -> Tensor:
+        """The gradient at `z`, in `out` where that is given."""
+        gradient, energy = super().__call__(z, out)
+        self.energy = energy.detach()
+        return gradient
+
+
 class Problem:
     """A residual `r(z, *tensors)` that shall vanish, its tensors explicit, its state flat.
 
@@ -56,6 +88,8 @@ class Problem:
     """
 
     form: ClassVar[str] = "f(z, *args)"
+    slopes: ClassVar[bool] = False  # whether the residual is a `Slope`
+    squares: ClassVar[bool] = False  # and one with terms
 
     def __init__(
         self,
@@ -106,15 +140,16 @@ class Problem:
             tensors = [tensor.detach() for tensor in tensors]
         layout = self.layout
 
-        def evaluate_first(z: Tensor, out: Tensor | None) -> Tensor:
+        def evaluate_first(z: Tensor, out: Tensor | None) -> Any:
             residual.evaluate = evaluate
             value = self.evaluate_first(lambda: function(layout.unflatten(z)), z, tensors if audit else None)
             return evaluate(z, out, value)
 
         with self.explicit.bind(tensors, keep_buffers) as bound, self.autocast.off():
             function = self.autocast.around(bound)
-            evaluate = self._evaluator(function, layout, tensors)
-            residual = Residual(evaluate_first, self.eps, self._narrower(bound, layout))
+            residual = self._bound(function, layout, tensors, self._narrower(bound, layout))
+            evaluate: Callable[..., Any] = residual.evaluate
+            residual.evaluate = evaluate_first
             yield residual
 
     def evaluate_first(self, function: Callable[[], Any], z: Tensor, audited: Sequence[Tensor] | None) -> Any:
@@ -139,17 +174,24 @@ class Problem:
             self.check_captures(value, list(audited))
         return value
 
-    def _evaluator(self, function: Callable, layout: Layout, tensors: Sequence[Tensor] = ()) -> Callable[..., Tensor]:
-        """The flat residual `(z, out, value=None) -> r`; `value` is the function's at `z`, where it is known.
+    def _bound(
+        self,
+        function: Callable,
+        layout: Layout,
+        tensors: Sequence[Tensor] = (),
+        narrow: Callable[[Tensor], Residual] | None = None,
+    ) -> Residual:
+        """The residual of a function of the state alone; its `evaluate` also takes a third argument.
 
-        `tensors` are those that are in place, where the residual is to be differentiated by them.
+        That is the function's value at `z`, where it is known. `tensors` are those that are in place, where the
+        residual is to be differentiated by them.
         """
 
         def evaluate(z: Tensor, out: Tensor | None, value: Any = None) -> Tensor:
             value = function(layout.unflatten(z)) if value is None else value
             return self.residual(z, layout.flatten(value), out)
 
-        return evaluate
+        return Residual(evaluate, self.eps, narrow)
 
     def _narrower(self, bound: Bound, layout: Layout) -> Callable[[Tensor], Residual] | None:
         """How to get the residual of some samples; None where it is not known which arguments are theirs."""
@@ -159,8 +201,7 @@ class Problem:
 
         def narrow(rows: Tensor) -> Residual:
             some, smaller = bound.take(rows, batched), layout.of_batch(len(rows))
-            evaluate = self._evaluator(self.autocast.around(some), smaller)
-            return Residual(evaluate, self.eps, self._narrower(some, smaller))
+            return self._bound(self.autocast.around(some), smaller, narrow=self._narrower(some, smaller))
 
         return narrow
 
@@ -181,62 +222,6 @@ class Root(Problem):
         return value if out is None else out.copy_(value)
 
 
-class Stationary(Problem):
-    """`dE/dz = 0` for an energy `E(z)` of every sample; the residual is the gradient."""
-
-    def check(self, value: Any) -> None:
-        """One real number per sample."""
-        shape = (self.layout.batch,) if self.batch_dims else ()
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            got = value.dtype if isinstance(value, Tensor) else f"a {type(value).__name__}"
-            raise TypeError(f"the energy returned {got}, expected a real floating tensor of shape {shape}")
-        if value.shape != shape:
-            raise ValueError(
-                f"the energy returned shape {tuple(value.shape)}, expected {shape}, one number per sample; try summing "
-                "over every dimension but that of the batch, or batch_dims=0 for one coupled problem"
-            )
-
-    def _evaluator(self, function: Callable, layout: Layout, tensors: Sequence[Tensor] = ()) -> Callable[..., Tensor]:
-        wanted = any(tensor.requires_grad for tensor in tensors)
-
-        def total(z: Tensor) -> Tensor:
-            energy = function(layout.unflatten(z)).sum()  # samples are independent: its gradient is theirs
-            if not energy.requires_grad:
-                raise _no_slope()
-            return energy
-
-        def evaluate(z: Tensor, out: Tensor | None, value: Any = None) -> Tensor:
-            gradient = _slope(total, z, wanted)
-            return gradient if out is None else out.copy_(gradient)
-
-        return evaluate
-
-
-def _slope(total: Callable[[Tensor], Tensor], z: Tensor, wanted: bool) -> Tensor:
-    """The gradient `(B, n)` of a number by the state, itself differentiable where that is `wanted` or the state's.
-
-    Not always while grad is enabled: a graph that leads to nothing but this state would outlive the solve.
-    """
-    if transforms.active():
-        return torch.func.grad(total)(z)
-    # Without torch.func where it can be: that takes longer on small states, and not inside Unrolled(checkpoint=True).
-    differentiable = torch.is_grad_enabled() and (wanted or z.requires_grad)
-    with torch.enable_grad():
-        z = z if differentiable and z.requires_grad else z.detach().requires_grad_()
-        gradient = torch.autograd.grad(total(z), z, create_graph=differentiable, allow_unused=True)[0]
-    if gradient is None:
-        raise _no_slope()
-    return gradient
-
-
-def _no_slope() -> ValueError:
-    return ValueError(
-        "the energy does not depend on the state differentiably: got no gradient by z, expected one; look for a "
-        "state that is not used, .detach(), torch.no_grad() or integers inside the energy, and use torch.no_grad() in "
-        "place of torch.inference_mode() around it"
-    )
-
-
 class Mapped:
     """A problem under `torch.vmap`: the mapped dimension, of size `count`, folded into the batch.
 
@@ -250,6 +235,8 @@ class Mapped:
         """Wraps a problem; may itself be wrapped."""
         self.problem, self.count, self.dims = problem, count, dims
         self.eps: float = problem.eps
+        self.slopes: bool = problem.slopes
+        self.squares: bool = problem.squares
 
     def check_captures(self, value: Any, tensors: list[Tensor] | tuple[Tensor, ...]) -> None:
         """See `Problem.check_captures`."""
@@ -261,17 +248,35 @@ class Mapped:
     ) -> Iterator[Residual]:
         """The residual on `(count * B, n)`; see `Problem.bind`. A captured tensor is found outside of the map."""
 
-        def one(z: Tensor, *tensors: Tensor) -> Tensor:
+        def one(z: Tensor, *tensors: Tensor) -> Any:
             with self.problem.bind(tensors) as residual:
-                return residual(z)
+                return residual.evaluate(z, None)
 
-        mapped = torch.vmap(one, in_dims=(0, *self.dims), randomness="different")
+        def terms_of_one(z: Tensor, *tensors: Tensor) -> Tensor:
+            with self.problem.bind(tensors) as residual:
+                return residual.terms(z)  # type: ignore[attr-defined]
 
-        def evaluate(z: Tensor, out: Tensor | None) -> Tensor:
-            residual = mapped(z.unflatten(0, (self.count, -1)), *tensors).flatten(0, 1)
-            return residual if out is None else out.copy_(residual)
+        def folded(function: Callable) -> Callable[[Tensor], Any]:
+            mapped = torch.vmap(function, in_dims=(0, *self.dims), randomness="different")
 
-        yield Residual(evaluate, self.eps)
+            def evaluate(z: Tensor) -> Any:
+                value = mapped(z.unflatten(0, (self.count, -1)), *tensors)
+                return pytree.tree_map(lambda part: part.flatten(0, 1), value)
+
+            return evaluate
+
+        whole = folded(one)
+
+        def evaluate(z: Tensor, out: Tensor | None) -> Any:
+            value = whole(z)
+            if out is None:
+                return value
+            return (out.copy_(value[0]), value[1]) if self.slopes else out.copy_(value)
+
+        if self.slopes:
+            yield Slope(evaluate, self.eps, terms=folded(terms_of_one) if self.squares else None)
+        else:
+            yield Residual(evaluate, self.eps)
 
 
 class Autocast:

@@ -77,6 +77,7 @@ class Report:
         linear: whether it was a linear solve, whose evaluations are products with the operator.
         trace: residual RMS at every step, `(steps + 1, B)`, NaN after a sample stopped; None unless asked for.
         backward: the report of the last backward solve; None until a backward pass has run.
+        advice: what else to say of the failure, beyond the remedies.
         failure: what went wrong with a sample that failed, in words.
     """
 
@@ -90,6 +91,7 @@ class Report:
     linear: bool = False
     trace: Tensor | None = None
     backward: Report | None = field(default=None, repr=False)
+    advice: str = field(default="", repr=False)
 
     @property
     def converged(self) -> bool:
@@ -221,4 +223,4 @@ def failure_message(report: Report, show: int = 5) -> str:
         listed = ", ".join(f"sample {i} ({report.describe(i)})" for i in samples[:show])
         more = f" and {len(samples) - show} more" if len(samples) > show else ""
         lines += [f"  {status.name.lower()}: {listed}{more}.", f"    {remedy}"]
-    return "\n".join(lines)
+    return "\n".join([*lines, f"  {report.advice}"] if report.advice else lines)

@@ -2,6 +2,7 @@
 
 from torchimplicit.linear.direct import LU
 from torchimplicit.linear.krylov import CG, GMRES, BiCGStab
+from torchimplicit.linear.lanczos import Range, eigenvalue_range, probe
 from torchimplicit.linear.neumann import Neumann
 from torchimplicit.linear.operator import IdentityMinus, Jacobian, LinearOperator, LowRank, Matrix
 from torchimplicit.linear.solver import LinearResult, LinearSolver, Prepared
@@ -20,4 +21,7 @@ __all__ = [
     "Matrix",
     "Neumann",
     "Prepared",
+    "Range",
+    "eigenvalue_range",
+    "probe",
 ]

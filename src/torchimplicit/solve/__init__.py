@@ -3,19 +3,30 @@
 from torchimplicit.solve.anderson import Anderson
 from torchimplicit.solve.broyden import Broyden
 from torchimplicit.solve.continuation import PseudoTransient
+from torchimplicit.solve.fista import FISTA
+from torchimplicit.solve.lbfgs import LBFGS
+from torchimplicit.solve.least_squares import LevenbergMarquardt
 from torchimplicit.solve.loop import Result, Solver, iterate
+from torchimplicit.solve.minimiser import Minimiser
 from torchimplicit.solve.newton import Newton
+from torchimplicit.solve.newton_cg import NewtonCG
 from torchimplicit.solve.picard import Picard
-from torchimplicit.solve.splitting import ForwardBackward, Monotone, PeacemanRachford, monotonicity
+from torchimplicit.solve.splitting import ForwardBackward, Monotone, PeacemanRachford, PreparedMap, monotonicity
 
 __all__ = [
+    "FISTA",
+    "LBFGS",
     "Anderson",
     "Broyden",
     "ForwardBackward",
+    "LevenbergMarquardt",
+    "Minimiser",
     "Monotone",
     "Newton",
+    "NewtonCG",
     "PeacemanRachford",
     "Picard",
+    "PreparedMap",
     "PseudoTransient",
     "Result",
     "Solver",

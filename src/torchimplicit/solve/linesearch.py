@@ -1,14 +1,21 @@
-"""Globalisation: shorten a step until it reduces the residual, sample by sample."""
+"""Globalisation: choose a step's length such that it reduces the residual, or the energy, sample by sample."""
 
 from __future__ import annotations
+
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from torchimplicit.core.problem import Residual
+from torchimplicit.core.problem import Residual, Slope
 from torchimplicit.core.tree import norm
 
 SUFFICIENT = 1e-4  # a step of length t must reduce the residual norm by the factor 1 - SUFFICIENT * t
+STEEP = 0.9  # a step goes on while the energy's slope along it is more than this part of the steepest one so far,
+GROWTH = 4.0  # so many times as far, as long as nothing bounds it
+INNER = 0.1  # a trial within bounds keeps this part of their distance away from either
+ROUNDINGS = 10.0  # by how many roundings an energy may seem to rise where its slope says that it falls
 
 
 def backtrack(
@@ -42,3 +49,80 @@ def backtrack(
         trial = torch.where(short.unsqueeze(1), z + length * direction, trial)
         trial_residual = torch.where(short.unsqueeze(1), problem(trial), trial_residual)
     return trial, trial_residual
+
+
+class Place(NamedTuple):
+    """A point of an energy: the iterate, the gradient there, `(B, n)` each, and the energy, `(B,)`."""
+
+    z: Tensor
+    residual: Tensor
+    energy: Tensor
+
+    def where(self, which: Tensor, other: Place) -> Place:
+        """This place for some samples `(B,)`, another for the rest."""
+        column = which.unsqueeze(1)
+        return Place(
+            torch.where(column, self.z, other.z),
+            torch.where(column, self.residual, other.residual),
+            torch.where(which, self.energy, other.energy),
+        )
+
+
+def dot(u: Tensor, v: Tensor) -> Tensor:
+    """Inner product of every sample's vectors, `(B,)`."""
+    return torch.bmm(u.unsqueeze(1), v.unsqueeze(2)).flatten()
+
+
+def descend(problem: Slope, start: Place, direction: Tensor, searching: Tensor, trials: int) -> tuple[Place, Tensor]:
+    """Goes along a direction of descent until conditions like the weak Wolfe ones hold, sample by sample.
+
+    The energy must fall by a part of what its slope promises, and the slope have become less steep; less than anywhere
+    on the way, so that a step which begins near a maximum ends behind the first bend and not behind any. Near a minimum
+    the energy's fall drowns in rounding long before the gradient has vanished: there the slope alone decides, as in W.
+    Hager and H. Zhang, SIAM J. Optim. 16 (2005) 170, equation 4.1. Bracketing as in A. Lewis and M. Overton, Math.
+    Program. 141 (2013) 135, algorithm 2.6, with secant steps in place of bisection.
+
+    Args:
+        problem: the gradient, which knows the energy.
+        start: where to begin.
+        direction: the full step, `(B, n)`.
+        searching: the samples to move, `(B,)` bool; the others stay.
+        trials: most lengths to try, one evaluation each.
+
+    Returns:
+        Where every sample arrived: the lowest place found if no trial held, the start if none was lower; and whether
+        the conditions hold there, `(B,)`.
+    """
+    steepness = dot(start.residual, direction)
+    searching = searching & (steepness < 0) & (steepness > -math.inf)
+    found, holds = start, ~searching
+    length = torch.ones_like(steepness)
+    low, high = torch.zeros_like(length), torch.full_like(length, math.inf)
+    steepest = slope_low = steepness
+    slope_high = torch.full_like(length, math.inf)
+    play = ROUNDINGS * problem.eps * start.energy.abs()
+    for _ in range(trials):
+        if bool(holds.all()):
+            break
+        z = start.z + length.unsqueeze(1) * direction
+        gradient = problem(z)
+        trial, slope = Place(z, gradient, problem.energy), dot(gradient, direction)
+        falls = trial.energy <= start.energy + SUFFICIENT * length * steepness
+        falls |= (trial.energy <= start.energy + play) & (slope <= (2 * SUFFICIENT - 1) * steepness)
+        falls &= slope.isfinite() & ~holds
+        found = trial.where(falls, found)
+        rises = ~falls & ~holds
+        holds = holds | (falls & (slope >= STEEP * steepest))
+        steepest = torch.where(falls, torch.minimum(slope, steepest), steepest)
+        low, slope_low = torch.where(falls, length, low), torch.where(falls, slope, slope_low)
+        high, slope_high = torch.where(rises, length, high), torch.where(rises, slope, slope_high)
+        length = _between(low, high, slope_low, slope_high)
+    return found, holds & searching
+
+
+def _between(low: Tensor, high: Tensor, slope_low: Tensor, slope_high: Tensor) -> Tensor:
+    """The next length: where the slope would vanish if it were linear, kept within the bounds; beyond without any."""
+    span = high - low
+    part = slope_low / (slope_low - slope_high)
+    part = torch.where(part.isfinite() & (slope_high > 0), part, 0.5).clamp(INNER, 0.5)
+    return torch.where(high == math.inf, GROWTH * low, low + part * span)

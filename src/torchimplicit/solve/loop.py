@@ -19,7 +19,7 @@ from torchimplicit.core.options import require
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.status import Report
 from torchimplicit.core.tree import norm
-from torchimplicit.solve.samples import PATIENCE, Samples
+from torchimplicit.solve.samples import DIVERGENCE, PATIENCE, Samples
 
 # By how many roundings, and at most which part, the residual of samples alone may differ from that beside the others.
 ROUNDINGS, PART = 100.0, 0.01
@@ -50,9 +50,11 @@ class Solver:
 
     Attributes:
         patience: looks without a better residual before a sample counts as stagnated; the method's own, no option.
+        divergence: growth of the residual over its first value that counts as divergence; the same.
     """
 
     patience: ClassVar[int] = PATIENCE
+    divergence: ClassVar[float] = DIVERGENCE
 
     rtol: float = 1e-4
     atol: float = 1e-6
@@ -85,7 +87,11 @@ class Solver:
         return self.init(problem, z)
 
     def retire(self, state: Any, rows: Tensor) -> None:
-        """Told which samples have stopped while others go on: what it learns of them from now on is worth nothing."""
+        """Told which samples have stopped while others go on: what it does to them from now on is worth nothing."""
+
+    def stuck(self, state: Any) -> Tensor | None:
+        """Which samples the method cannot move any more, `(B,)` bool; None where it does not know."""
+        return None
 
     def knowledge(self, state: Any) -> Any:
         """What is worth keeping of a solve beyond its solution; None for most solvers."""
@@ -182,8 +188,9 @@ def _hold(problem: Residual, state: Any, samples: Samples) -> tuple[Residual, An
 def _judge(solver: Solver, state: Any, samples: Samples, step: int) -> bool:
     """Looks at the iterate of a step; returns whether any sample still runs."""
     before = samples.running
-    going = samples.judge(step, state.z, state.residual)
-    if solver.learns and going and samples.running is not before:
+    going = samples.judge(step, state.z, state.residual, solver.stuck(state))
+    attends = type(solver).retire is not Solver.retire
+    if attends and going and samples.running is not before:
         solver.retire(state, torch.nonzero(before & ~samples.running).flatten())
     return going
 

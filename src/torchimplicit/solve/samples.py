@@ -21,7 +21,7 @@ PATIENCE = 20  # looks without a better residual before a sample counts as stagn
 PATIENCE_AT_FLOOR = 3  # or this few, when its residual is within FLOOR roundings of the state's size
 FLOOR = 10.0
 SLACK = 1 + 1e-6  # relative play in comparing a residual with the tolerance and with the best one
-DIVERGENCE = 1e6  # growth of the residual over its first value that counts as divergence
+DIVERGENCE = 1e6  # growth of the residual over its first value that counts as divergence, unless the solver has another
 SMALL = 2**14  # numbers in a state up to which going on with fewer samples saves no time
 
 
@@ -32,7 +32,7 @@ class Samples:
     progress, and minus infinity once a sample has stopped, so that it takes part in nothing any more.
 
     Args:
-        options: tolerances, the stride of looks and the patience: `rtol`, `atol`, `check_every`, `patience`.
+        options: tolerances, stride of looks, patience: `rtol`, `atol`, `check_every`, `patience`, `divergence`.
         state: the solver's state at the start.
         eps: rounding of the function's dtype.
         save_steps: steps whose iterates to keep in `saved`.
@@ -41,7 +41,8 @@ class Samples:
     def __init__(self, options: Any, state: Any, eps: float, save_steps: Sequence[int] = ()):
         z = state.z
         batch, width = z.shape
-        self.size, self.eps, self.patience = math.sqrt(width), eps, options.patience
+        self.size, self.eps = math.sqrt(width), eps
+        self.patience, self.divergence = options.patience, options.divergence
         self.rtol = SLACK * options.rtol
         # The tiny addition lets a residual of exactly zero arrive at a tolerance of zero.
         self.atol = z.new_full((batch,), SLACK * options.atol * self.size + torch.finfo(z.dtype).tiny)
@@ -59,8 +60,15 @@ class Samples:
         self.save_steps, self.saved = save_steps, {}
         self.history: dict[int, Tensor] = {}
 
-    def judge(self, step: int, z: Tensor, residual: Tensor) -> bool:
-        """Looks at the iterate of a step; returns whether any sample still runs."""
+    def judge(self, step: int, z: Tensor, residual: Tensor, stuck: Tensor | None = None) -> bool:
+        """Looks at the iterate of a step; returns whether any sample still runs.
+
+        Args:
+            step: its number.
+            z: the iterate, `(B, n)`.
+            residual: its residual.
+            stuck: samples that count as stagnated as soon as they do not improve, `(B,)` bool.
+        """
         if step in self.history:  # seen before the batch was narrowed
             return self.any_running
         if torch.is_grad_enabled():  # judging leaves no trace in a graph
@@ -70,7 +78,7 @@ class Samples:
         self.history[step] = size
         tolerance = torch.add(self.atol, scale, alpha=self.rtol)
         if step == 0:
-            self.limit = DIVERGENCE * torch.maximum(size, tolerance)
+            self.limit = self.divergence * torch.maximum(size, tolerance)
         # The one read by the host: nothing to do while every running sample improves and none has arrived.
         if self.all_running and torch.equal(size.clamp(tolerance, self.bar), size):
             self.best = size
@@ -79,14 +87,16 @@ class Samples:
             if self.any_stalled:
                 self.stalled, self.any_stalled = torch.zeros_like(self.stalled), False
         else:
-            self._look_closer(step, z, size, tolerance, scale)
+            self._look_closer(step, z, size, tolerance, scale, stuck)
         self.bar = self.best / SLACK if self.all_running else torch.where(self.running, self.best / SLACK, -math.inf)
         self.previous = z.clone() if self.overwritten else z
         if step in self.save_steps:
             self.saved[step] = z.clone() if self.all_running else self._current(z)
         return self.any_running
 
-    def _look_closer(self, step: int, z: Tensor, residual: Tensor, tolerance: Tensor, scale: Tensor) -> None:
+    def _look_closer(
+        self, step: int, z: Tensor, residual: Tensor, tolerance: Tensor, scale: Tensor, stuck: Tensor | None
+    ) -> None:
         improves = residual < self.bar
         # Only a best iterate arrives: a growing iterate loosens its own relative tolerance, in the end to infinity.
         arrived = improves & (residual <= tolerance) & (tolerance < math.inf)
@@ -97,7 +107,7 @@ class Samples:
             lost = failing & self.latest
             if bool(lost.any()):  # a best iterate about to be overwritten: it is the previous one, still at hand
                 self._keep(lost, self.previous)
-            failure = self._failure(residual, scale)
+            failure = self._failure(residual, scale, stuck)
             status = torch.where(failing, failure, status)
             stops = stops | (failing & (failure != Status.MAX_STEPS))
         elif self.any_stalled:
@@ -113,11 +123,13 @@ class Samples:
             running = int(self.running.sum())
             self.any_running, self.few = running > 0, z.numel() >= SMALL and 2 * running <= len(z)
 
-    def _failure(self, residual: Tensor, scale: Tensor) -> Tensor:
+    def _failure(self, residual: Tensor, scale: Tensor, stuck: Tensor | None) -> Tensor:
         """Why samples that do not improve stop, if they do."""
         floor = FLOOR * self.eps * scale
         patience = torch.where(residual <= floor, PATIENCE_AT_FLOOR, self.patience)
-        status = torch.where(self.stalled >= patience, int(Status.STAGNATED), int(Status.MAX_STEPS))
+        stalled = self.stalled >= patience
+        stalled = stalled if stuck is None else stalled | stuck
+        status = torch.where(stalled, int(Status.STAGNATED), int(Status.MAX_STEPS))
         status = torch.where(residual > self.limit, int(Status.DIVERGED), status)
         return torch.where((residual + scale).isfinite(), status, int(Status.NON_FINITE))
 

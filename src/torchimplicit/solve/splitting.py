@@ -68,7 +68,22 @@ class Monotone(Protocol):
         ...
 
 
-class _Splitting(nn.Module):
+class PreparedMap(nn.Module):
+    """A map that `fixed_point` prepares for every solve, and asks for advice when that fails."""
+
+    def begin(self, z0: Any, args: tuple, batch_dims: int) -> None:
+        """Told of a solve's start and arguments before it begins."""
+
+    def tolerances(self, solver: Solver) -> Solver:
+        """The solver to take in place of the user's."""
+        return solver
+
+    def advice(self, z: Any, args: tuple, batch_dims: int) -> str:
+        """What to say of a solve that failed at `z`, beyond the usual; empty for nothing."""
+        return ""
+
+
+class _Splitting(PreparedMap):
     """What both have: a cell, and a step that is given or follows the cell's weights."""
 
     step: float

@@ -1,0 +1,138 @@
+"""The limited-memory BFGS method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core.options import require
+from torchimplicit.core.problem import Residual
+from torchimplicit.core.tree import norm
+from torchimplicit.solve.linesearch import Place, descend, dot
+from torchimplicit.solve.minimiser import Minimiser
+
+
+class Pair(NamedTuple):
+    """A step and the change of the gradient along it, `(B, n)` each, and the inverse of their product, `(B,)`.
+
+    Where that is zero, the pair says nothing: a sample may have fewer pairs than the others.
+    """
+
+    step: Tensor
+    change: Tensor
+    weight: Tensor
+
+
+class Pairs:
+    """The last pairs, oldest first. Never changed: a step makes another one.
+
+    Args:
+        pairs: as many as there are.
+    """
+
+    def __init__(self, pairs: tuple[Pair, ...] = ()):
+        self.pairs = pairs
+
+    def push(self, pair: Pair, memory: int) -> Pairs:
+        """With a new pair, and no more than `memory`."""
+        return Pairs((*self.pairs, pair)[-memory:])
+
+    def forget(self, which: Tensor) -> Pairs:
+        """Without the pairs of some samples, `(B,)` bool."""
+        return Pairs(tuple(pair._replace(weight=torch.where(which, 0, pair.weight)) for pair in self.pairs))
+
+    def known(self, like: Tensor) -> Tensor:
+        """Which samples have a pair, `(B,)` bool."""
+        return torch.stack([torch.zeros_like(like), *(pair.weight != 0 for pair in self.pairs)]).any(0)
+
+    def inverse(self, vector: Tensor, scale: Tensor) -> Tensor:
+        """What the pairs know of the inverse Hessian, times a vector, `(B, n)`: the recursion in two loops.
+
+        Args:
+            vector: `(B, n)`.
+            scale: of the inverse Hessian before all pairs, `(B,)`.
+        """
+        weights = []
+        for step, change, weight in reversed(self.pairs):
+            weights.append(weight * dot(step, vector))
+            vector = torch.addcmul(vector, weights[-1].unsqueeze(1), change, value=-1)
+        vector = scale.unsqueeze(1) * vector
+        for (step, change, weight), first in zip(self.pairs, reversed(weights), strict=True):
+            vector = torch.addcmul(vector, (first - weight * dot(change, vector)).unsqueeze(1), step)
+        return vector
+
+    def take(self, rows: Tensor) -> Pairs:
+        """Those of some samples."""
+        return Pairs(tuple(Pair(*(part[rows] for part in pair)) for pair in self.pairs))
+
+    def put(self, rows: Tensor, other: Pairs) -> None:
+        """What was learnt of some samples alone is of no use once they have stopped."""
+
+
+class LBFGSState(NamedTuple):
+    """A place, who still moves, the last pairs, oldest first, and the inverse Hessian's size before them, `(B,)`."""
+
+    z: Tensor
+    residual: Tensor
+    energy: Tensor
+    active: Tensor
+    pairs: Pairs
+    scale: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LBFGS(Minimiser):
+    """L-BFGS, the default of `argmin`: a quasi-Newton descent whose Hessian is learnt from the last few steps.
+
+    Goes down at every step, so it leaves maxima behind, and in general saddles. One evaluation a step, mostly. Every
+    sample has its own line search and its own pairs. Where products with the Hessian are cheap and the energy is badly
+    conditioned, `NewtonCG` needs fewer steps; for sums of squares `LevenbergMarquardt` does. Not for energies with
+    kinks: there take `ProximalGradient`. `Unrolled` cannot differentiate through it.
+
+    Source: J. Nocedal, Math. Comp. 35 (1980) 773; the scaling from D. Liu and J. Nocedal, Math. Program. 45 (1989) 503,
+    M3 there. A sample whose search fails forgets its pairs, and stays where it is when steepest descent fails, too.
+
+    Args:
+        memory: pairs to keep, >= 1; takes `2 * memory` states.
+        trials: most lengths of a step to try, >= 1; an evaluation each.
+        rtol: see `Solver`.
+        atol: see `Solver`.
+        max_steps: see `Solver`.
+    """
+
+    memory: int = 10
+    trials: int = 20
+
+    def __post_init__(self) -> None:
+        """Refuses impossible values."""
+        super().__post_init__()
+        require(self, "memory", isinstance(self.memory, int) and self.memory >= 1, "an integer >= 1")
+        require(self, "trials", isinstance(self.trials, int) and self.trials >= 1, "an integer >= 1")
+
+    def init(self, problem: Residual, z: Tensor) -> LBFGSState:
+        """The state at the start: the first step is at most one long."""
+        place, active = self.begin(problem, z)
+        return LBFGSState(*place, active, Pairs(), 1 / norm(place.residual).clamp_min(1))
+
+    def step(self, problem: Residual, state: LBFGSState) -> LBFGSState:
+        """One step along the quasi-Newton direction."""
+        place, active, pairs = Place(*state[:3]), state.active, state.pairs
+        direction = -pairs.inverse(place.residual, state.scale)
+        upwards = ~(dot(place.residual, direction) < 0)
+        direction = torch.where(upwards.unsqueeze(1), -state.scale.unsqueeze(1) * place.residual, direction)
+        moved, holds = descend(problem, place, direction, active, self.trials)  # type: ignore[arg-type]
+
+        step, change = moved.z - place.z, moved.residual - place.residual
+        product, size = dot(step, change), dot(change, change)
+        bends = product > torch.finfo(product.dtype).eps * (norm(step) * norm(change))
+        scale = torch.where(bends, product / size, state.scale)
+        lost = active & ~holds
+        if bool(lost.any()):
+            active = active & (holds | pairs.known(lost) | (step != 0).any(1))
+            pairs = pairs.forget(lost)
+            scale = torch.where(lost, 1 / norm(moved.residual).clamp_min(1), scale)
+        pair = Pair(step, change, torch.where(bends, 1 / product, 0))
+        return LBFGSState(*moved, active, pairs.push(pair, self.memory), scale)

@@ -1,0 +1,97 @@
+"""The truncated Newton method: conjugate gradients on the Hessian, downhill also where that is indefinite."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core.options import require
+from torchimplicit.core.problem import Residual
+from torchimplicit.core.tree import norm
+from torchimplicit.linear import Jacobian
+from torchimplicit.solve.linesearch import Place, descend, dot
+from torchimplicit.solve.minimiser import Minimiser
+
+REACH = 10.0  # a direction in which the energy hardly bends is followed so many times 1 + |z| at first
+
+
+class NewtonCGState(NamedTuple):
+    """A place, who still moves, and the gradient's norm at the start, `(B,)`."""
+
+    z: Tensor
+    residual: Tensor
+    energy: Tensor
+    active: Tensor
+    first: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewtonCG(Minimiser):
+    r"""Newton's method by truncated conjugate gradients with a line search, for minima.
+
+    Solves $H d = -g$ to a relative residual of $\min(1/2, \sqrt{|g| / |g_0|})$ by conjugate gradients, sample by
+    sample. Where they meet a direction $p$ with $p^\top H p \le 0$, they go along it as far as they would if the energy
+    bent as much the other way, and stop: so the iterates leave maxima and saddles, to which `Newton` goes when it is
+    near. Converges superlinearly. A product with the Hessian costs about two evaluations; few are spent far from the
+    minimum. The Hessian is never built. Not for cheap, well conditioned energies, where `LBFGS` takes less time.
+    `Unrolled` cannot differentiate through it.
+
+    Source: J. Nocedal and S. Wright, Numerical Optimization (2nd ed. 2006), algorithm 7.1, but for what it does with
+    negative curvature.
+
+    Args:
+        products: most products with the Hessian in one step, >= 1.
+        trials: most lengths of a step to try, >= 1; an evaluation each.
+        rtol: see `Solver`.
+        atol: see `Solver`.
+        max_steps: see `Solver`.
+    """
+
+    products: int = 200
+    trials: int = 20
+
+    def __post_init__(self) -> None:
+        """Refuses impossible values."""
+        super().__post_init__()
+        require(self, "products", isinstance(self.products, int) and self.products >= 1, "an integer >= 1")
+        require(self, "trials", isinstance(self.trials, int) and self.trials >= 1, "an integer >= 1")
+
+    def init(self, problem: Residual, z: Tensor) -> NewtonCGState:
+        """The state at the start."""
+        place, active = self.begin(problem, z)
+        return NewtonCGState(*place, active, norm(place.residual))
+
+    def step(self, problem: Residual, state: NewtonCGState) -> NewtonCGState:
+        """One truncated Newton step."""
+        place, active = Place(*state[:3]), state.active
+        size = norm(place.residual)
+        forcing = (size / state.first).sqrt().clamp_max(0.5)
+        enough = 0.5 * (self.atol * place.z.shape[1] ** 0.5 + self.rtol * norm(place.z))
+        direction = self._direct(Jacobian(problem, place.z), place, torch.maximum(forcing * size, enough), active)
+        moved, holds = descend(problem, place, direction, active, self.trials)  # type: ignore[arg-type]
+        return NewtonCGState(*moved, active & (holds | (moved.z != place.z).any(1)), state.first)
+
+    def _direct(self, hessian: Jacobian, place: Place, target: Tensor, running: Tensor) -> Tensor:
+        """The direction `(B, n)`, from conjugate gradients down to residuals of `target`, `(B,)`."""
+        tiny, eps = torch.finfo(target.dtype).tiny, torch.finfo(target.dtype).eps
+        x, r, p = torch.zeros_like(place.z), place.residual, -place.residual
+        square, farthest = dot(r, r), REACH * (1 + norm(place.z))
+        running = running & (square < math.inf)
+        for _ in range(self.products):
+            if not bool(running.any()):
+                break
+            product = hessian.rmatvec(p)
+            bend, length = dot(p, product), norm(p)
+            concave = bend <= eps * length * norm(product)
+            alpha = square / bend.abs().clamp_min(tiny)
+            alpha = torch.where(concave, torch.minimum(alpha, farthest / length), alpha)
+            alpha = torch.where(running & alpha.isfinite(), alpha, 0).unsqueeze(1)
+            x, r = x + alpha * p, r + alpha * product
+            square, before = dot(r, r), square
+            p = torch.where(running.unsqueeze(1), (square / before).unsqueeze(1) * p - r, p)
+            running = running & ~concave & (square.sqrt() > target)
+        return x
