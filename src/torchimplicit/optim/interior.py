@@ -8,13 +8,14 @@ monotone complementarity problems). A row between two bounds is one row of $K$, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 _FREE = 1e30  # D^{-1} of a row without bounds
+_HAIR = 1e-9  # D^{-1} of an equation
 _TO_THE_WALL = 0.995
 _NEAR = 1e-7  # weighs how far products are from the floor, as a part of it, against infeasibility
 
@@ -44,36 +45,70 @@ class Factored(Protocol):
 
 
 @dataclass
+class Sides:
+    """The bounds that rows have: the upper ones, followed by the lower ones if there are any.
+
+    Attributes:
+        two: whether there are lower ones; then `(B, 2 m)` below, otherwise `(B, m)`.
+        has: where there is a bound; None where there is everywhere.
+        fixed: rows whose two bounds are equal, `(B, m)`: those are equations. None without such.
+    """
+
+    two: bool
+    has: Tensor | None
+    fixed: Tensor | None
+
+    def spread(self, rows: Tensor) -> Tensor:
+        """A value of the rows as one of their bounds, that of the lower ones negated."""
+        return torch.cat((rows, -rows), 1) if self.two else rows
+
+    def joined(self, sides: Tensor) -> Tensor:
+        """The transpose of `spread`: upper minus lower."""
+        return torch.sub(*sides.chunk(2, 1)) if self.two else sides
+
+    def summed(self, sides: Tensor) -> Tensor:
+        """Upper plus lower."""
+        return torch.add(*sides.chunk(2, 1)) if self.two else sides
+
+    def only(self, sides: Tensor, otherwise: float) -> Tensor:
+        """The values where there is a bound."""
+        return sides if self.has is None else torch.where(self.has, sides, otherwise)
+
+    def mean(self, sides: Tensor) -> Tensor:
+        """The mean over the bounds that there are, `(B,)`."""
+        return sides.mean(1) if self.has is None else (sides * self.has).sum(1) / self.has.sum(1).clamp_min(1)
+
+    def take(self, index: Tensor) -> Sides:
+        """Those of some of the programs."""
+        return Sides(self.two, *(None if part is None else part[index] for part in (self.has, self.fixed)))
+
+
+@dataclass
 class Iterate:
     """Where the method stands, for the programs still on their way.
 
     Attributes:
-        w: `R z` of the inequalities, `(B, m)`.
-        y: their multipliers, upper minus lower, `(B, m)`.
-        slack: to every bound, `(B, k, m)`; 1 where there is none.
-        weight: the multiplier of every bound, `(B, k, m)`; 0 where there is none.
-        bound: `(B, k, m)`; 0 where there is none.
-        has: where there is a bound, `(B, k, m)`.
-        fixed: rows whose two bounds are equal, `(B, m)`: those are equations.
-        target: their value, `(B, m)`.
-        floor: what the products of slack and multiplier tend to, `(B, 1, 1)`.
-        met: which bounds the last step was heading for, `(B, k, m)`.
+        slack: to every bound; 1 where there is none.
+        weight: the multiplier of every bound; 0 where there is none.
+        miss: how far the slack is from what it stands for; 0 where there is no bound.
+        met: which bounds the last step was heading for.
+        floor: what the products of slack and multiplier tend to, `(B, 1)`.
+        pull: multipliers of the rows that are equations, `(B, m)`; None without such.
+        off: how far these are from being met, `(B, m)`; None without such.
     """
 
-    w: Tensor
-    y: Tensor
     slack: Tensor
     weight: Tensor
-    bound: Tensor
-    has: Tensor
-    fixed: Tensor
-    target: Tensor
-    floor: Tensor
+    miss: Tensor
     met: Tensor
+    floor: Tensor
+    pull: Tensor | None
+    off: Tensor | None
 
     def take(self, index: Tensor) -> Iterate:
         """That of some of the programs."""
-        return Iterate(*(getattr(self, part.name)[index] for part in fields(self)))
+        parts = (self.slack, self.weight, self.miss, self.met, self.floor, self.pull, self.off)
+        return Iterate(*(None if part is None else part[index] for part in parts))  # type: ignore[arg-type]
 
 
 @dataclass
@@ -82,17 +117,15 @@ class Interior:
 
     Attributes:
         y: multipliers, `(B, m)`.
-        weight: those of the upper and, where there are any, of the lower bounds, `(B, k, m)`.
+        weight: those of the upper bounds, followed by those of the lower ones if there are any.
         side: the bound that every row seems to meet: 1 upper, -1 lower, 0 none, `(B, m)`.
         steps: `(B,)`.
-        residual: infeasibility and gap, in the method's scale, `(B,)`.
     """
 
     y: Tensor
     weight: Tensor
     side: Tensor
     steps: Tensor
-    residual: Tensor
 
 
 def interior(
@@ -111,158 +144,145 @@ def interior(
     """
     violation = torch.maximum((w - upper).clamp_min(0), (lower - w).clamp_min(0)).amax(1, keepdim=True)
     scale = torch.where(violation > 0, violation, 1.0)
-    now = _begin(w / scale, lower / scale, upper / scale)
-    sign = w.new_tensor([[[1.0], [-1.0]]])[:, : now.bound.shape[1]]
-    now.floor = floor / scale.square().unsqueeze(2)
-    method = _Method(sign, bool(now.has.all()), bool(now.fixed.any()), floor > 0)
-    now = method.start(reduction, now)
-    batch = len(w)
-    index = torch.arange(batch, device=w.device)
-    y, side = torch.zeros_like(w), torch.zeros_like(w, dtype=torch.int8)
-    weight = torch.zeros_like(now.weight)
-    steps = torch.full((batch,), max_steps, device=w.device)
-    residual = torch.full_like(w[:, 0], torch.inf)
-
-    def record(which: Tensor, step: int, now: Iterate, left: Tensor) -> None:
-        rows = index[which]
-        y[rows], weight[rows], side[rows] = now.y[which], now.weight[which], method.side(now)[which]
-        steps[rows], residual[rows] = step, left[which]
-
+    method, now = _begin(reduction, w / scale, lower / scale, upper / scale, floor / scale.square())
+    index = torch.arange(len(w), device=w.device)
+    found = Interior(
+        torch.zeros_like(w), torch.zeros_like(now.weight), torch.zeros_like(w, dtype=torch.int8), torch.zeros_like(index)
+    )
     for step in range(max_steps + 1):
-        miss, gap, left = method.residual(now)
-        stop = ~(left > tol) | ~left.isfinite()  # also where NaN appeared
-        stopped = int(stop.sum()) if step < max_steps else len(index)
-        if stopped == len(index):
-            record(torch.ones_like(stop), step, now, left)
-            break
+        products = now.slack * now.weight
+        gap, left = method.residual(now, products)
+        stop = ~(left > tol) if step < max_steps else torch.ones_like(left, dtype=torch.bool)  # also where NaN appeared
+        stopped = int(stop.sum())
         if stopped:
-            record(stop, step, now, left)
+            at = torch.nonzero(stop).flatten()
+            rows, here, sides = index[at], now.take(at), method.sides.take(at)
+            found.y[rows], found.weight[rows], found.steps[rows] = _multipliers(here, sides), here.weight, step
+            found.side[rows] = _side(here, sides)
+            if stopped == len(index):
+                break
             going = torch.nonzero(~stop).flatten()
             index, now, reduction = index[going], now.take(going), reduction.take(going)
-            miss, gap = miss[going], gap[going]
-        now = method.step(reduction, now, miss, gap)
-    return Interior(y * scale, weight * scale.unsqueeze(2), side, steps, residual)
+            method.sides, products, gap = method.sides.take(going), products[going], gap[going]
+        now = method.step(reduction, now, products, gap)
+    return Interior(found.y * scale, found.weight * scale, found.side, found.steps)
 
 
-def _begin(w: Tensor, lower: Tensor, upper: Tensor) -> Iterate:
-    """Slacks and multipliers of one, those of missing bounds one and zero."""
-    fixed = lower == upper
-    two_sided = bool(lower.isfinite().any())
-    bound = torch.stack((upper, lower), 1) if two_sided else upper.unsqueeze(1)
-    has = bound.isfinite() & ~fixed.unsqueeze(1)
-    bound = torch.where(has, bound, 0.0)
-    slack = torch.ones_like(bound)
-    target = torch.where(fixed, upper, 0.0)
-    return Iterate(w, torch.zeros_like(w), slack, has.to(w.dtype), bound, has, fixed, target, slack.new_zeros(()), has)
+def _begin(
+    reduction: Reduction, w: Tensor, lower: Tensor, upper: Tensor, floor: Tensor
+) -> tuple[_Method, Iterate]:
+    """One full affine step from slacks and multipliers of one, which are then lifted off the walls."""
+    two = bool(lower.isfinite().any())
+    fixed = lower == upper if two else None
+    fixed = None if fixed is None or not bool(fixed.any()) else fixed
+    sides = Sides(two, None, fixed)
+    bound = torch.cat((upper, -lower), 1) if two else upper
+    has = bound.isfinite()
+    has = has if fixed is None else has & ~torch.cat((fixed, fixed), 1)
+    sides.has = None if bool(has.all()) else has
+    bound, slack = sides.only(bound, 0.0), torch.ones_like(bound)
+    miss, weight = sides.only(bound - sides.spread(w) - slack, 0.0), has.to(w.dtype)
+    off = None if fixed is None else torch.where(fixed, w - upper, 0.0)
+    now = Iterate(slack, weight, miss, has, floor, None if fixed is None else torch.zeros_like(w), off)
+    method = _Method(sides, bool((floor > 0).any()))
+    _, _, more_slack, more_weight = method.direction(method.factor(reduction, now), now, -weight)
+    now.slack = sides.only(_lifted(sides.only(slack + more_slack, 1.0)), 1.0)
+    now.weight = sides.only(_lifted(sides.only(weight + more_weight, 0.0)), 0.0)
+    now.met = now.weight > now.slack
+    w = w - reduction.times(sides.joined(now.weight))
+    now.miss = sides.only(bound - sides.spread(w) - now.slack, 0.0)
+    now.off = None if fixed is None else torch.where(fixed, w - upper, 0.0)
+    return method, now
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Method:
-    """A step of the method; flags leave out what no program of the batch needs."""
+    """A step of the method.
 
-    sign: Tensor
-    all_bounded: bool
-    some_fixed: bool
+    Attributes:
+        sides: which bounds there are.
+        central: whether the products tend to a floor that is not zero.
+    """
+
+    sides: Sides
     central: bool
 
-    def residual(self, now: Iterate) -> tuple[Tensor, Tensor, Tensor]:
-        """How far slacks are from what they stand for `(B, k, m)`, the mean gap `(B,)`, the larger of both `(B,)`."""
-        miss = self.sign * (now.bound - now.w.unsqueeze(1)) - now.slack
-        if not self.all_bounded:
-            miss = torch.where(now.has, miss, 0.0)
-            gap = (now.slack * now.weight).sum((1, 2)) / now.has.sum((1, 2)).clamp_min(1)
-        else:
-            gap = (now.slack * now.weight).mean((1, 2))
-        apart = gap
+    def residual(self, now: Iterate, products: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean of slack times weight, and the largest thing that is not as it should be, `(B,)`."""
+        gap = apart = self.sides.mean(products)
         if self.central:
-            apart = _NEAR * torch.where(now.has, now.slack * now.weight / now.floor - 1, 0.0).abs().amax((1, 2))
-        left = torch.maximum(miss.abs().amax((1, 2)), apart)
-        if self.some_fixed:
-            left = torch.maximum(left, torch.where(now.fixed, now.w - now.target, 0.0).abs().amax(1))
-        return miss, gap, left
+            apart = _NEAR * self.sides.only(products / now.floor - 1, 0.0).abs().amax(1)
+        left = torch.maximum(now.miss.abs().amax(1), apart)
+        return gap, left if now.off is None else torch.maximum(left, now.off.abs().amax(1))
 
-    def start(self, reduction: Reduction, now: Iterate) -> Iterate:
-        """One full affine step, then slacks and multipliers are lifted off the walls."""
-        miss, _, _ = self.residual(now)
-        _, _, slack, weight = self._direction(self._factor(reduction, now), now, miss, -now.weight)
-        slack, weight = now.slack + slack, now.weight + weight
-        if not self.all_bounded:
-            slack, weight = torch.where(now.has, slack, 1.0), torch.where(now.has, weight, 0.0)
-        slack, weight = _lifted(slack), _lifted(weight)
-        if not self.all_bounded:
-            slack, weight = torch.where(now.has, slack, 1.0), torch.where(now.has, weight, 0.0)
-        y = (self.sign * weight).sum(1)
-        w = now.w - reduction.times(y)
-        return Iterate(w, y, slack, weight, now.bound, now.has, now.fixed, now.target, now.floor, weight > slack)
-
-    def step(self, reduction: Reduction, now: Iterate, miss: Tensor, gap: Tensor) -> Iterate:
+    def step(self, reduction: Reduction, now: Iterate, products: Tensor, gap: Tensor) -> Iterate:
         """Predictor and corrector."""
-        factored = self._factor(reduction, now)
-        away = now.slack * now.weight
-        ahead = now.floor - away if self.central else -away
-        _, _, slack, weight = self._direction(factored, now, miss, ahead)
-        length, met = _length(now, slack, weight)
-        length = length.clamp(max=1.0)
-        ahead = (now.slack + length * slack) * (now.weight + length * weight)
-        ahead = ahead.mean((1, 2)) if self.all_bounded else ahead.sum((1, 2)) / now.has.sum((1, 2)).clamp_min(1)
-        aim = ((ahead / gap) ** 3 * gap)[:, None, None]
-        if self.central:
-            aim = torch.maximum(aim, now.floor)
-        if not self.all_bounded:
-            aim = aim * now.has
-        y, w, slack, weight = self._direction(factored, now, miss, aim - away - slack * weight)
-        length = (_TO_THE_WALL * _length(now, slack, weight)[0]).clamp(max=1.0)
-        flat = length.squeeze(2)
-        return Iterate(
-            now.w + flat * w, now.y + flat * y, now.slack + length * slack, now.weight + length * weight,
-            now.bound, now.has, now.fixed, now.target, now.floor, met,
-        )  # fmt: skip
+        factored = self.factor(reduction, now)
+        _, _, slack, weight = self.direction(factored, now, now.floor - products if self.central else -products)
+        fall, met = self._fall(now, slack, weight)
+        length = (1 / fall.clamp_min(1)).unsqueeze(1)
+        ahead = self.sides.mean((now.slack + length * slack) * (now.weight + length * weight))
+        aim = ((ahead / gap) ** 3 * gap).unsqueeze(1)
+        aim = torch.maximum(aim, now.floor) if self.central else aim
+        aim = self.sides.only(aim - products - slack * weight, 0.0)
+        y, _, slack, weight = self.direction(factored, now, aim)
+        length = (_TO_THE_WALL / self._fall(now, slack, weight)[0].clamp_min(_TO_THE_WALL)).unsqueeze(1)
+        pull, off = now.pull, now.off
+        if self.sides.fixed is not None:
+            assert pull is not None
+            assert off is not None
+            pull, off = pull + length * torch.where(self.sides.fixed, y, 0.0), off * (1 - length)
+        slack, weight = now.slack + length * slack, now.weight + length * weight
+        return Iterate(slack, weight, now.miss * (1 - length), met, now.floor, pull, off)
 
-    def side(self, now: Iterate) -> Tensor:
-        """The bound that every row seems to meet, int8 `(B, m)`."""
-        side = (self.sign * (now.met & now.has)).sum(1)
-        return torch.where(now.fixed, 1.0, side).to(torch.int8)
-
-    def _factor(self, reduction: Reduction, now: Iterate) -> tuple[Factored, Tensor, Tensor]:
+    def factor(self, reduction: Reduction, now: Iterate) -> tuple[Factored, Tensor, Tensor]:
+        """`K + D^{-1}`, factored; multipliers over slacks; `D^{-1}`."""
         ratio = now.weight / now.slack
-        inverse = 1 / ratio.sum(1)
-        if not self.all_bounded:
+        inverse = 1 / self.sides.summed(ratio)
+        if self.sides.has is not None:
             inverse = inverse.clamp(max=_FREE)
-        if self.some_fixed:
-            inverse = torch.where(now.fixed, 1e-9, inverse)
+        if self.sides.fixed is not None:
+            inverse = torch.where(self.sides.fixed, _HAIR, inverse)
         return reduction.factor(inverse), ratio, inverse
 
-    def _direction(
-        self, factored: tuple[Factored, Tensor, Tensor], now: Iterate, miss: Tensor, aim: Tensor
+    def direction(
+        self, factored: tuple[Factored, Tensor, Tensor], now: Iterate, aim: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The step of `y`, `w`, slacks and weights towards products of slack and weight that change by `aim`."""
+        """The step of `y`, what `R z` falls by, and the steps of slacks and weights, for a change of their products."""
         system, ratio, inverse = factored
-        wanted = aim / now.slack - ratio * miss
-        right = inverse * (self.sign * wanted).sum(1)
-        if self.some_fixed:
-            right = torch.where(now.fixed, now.w - now.target, right)
+        wanted = aim / now.slack - ratio * now.miss
+        right = inverse * self.sides.joined(wanted)
+        if self.sides.fixed is not None:
+            right = torch.where(self.sides.fixed, now.off, right)  # type: ignore[arg-type]
         y = system.solve(right)
         drop = right - inverse * y  # K y
-        turn = self.sign * drop.unsqueeze(1)
-        slack = turn + miss
-        if not self.all_bounded:
-            slack = torch.where(now.has, slack, 0.0)
-        return y, -drop, slack, wanted - ratio * turn
+        turn = self.sides.spread(drop)
+        return y, drop, self.sides.only(turn + now.miss, 0.0), wanted - ratio * turn
+
+    def _fall(self, now: Iterate, slack: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The largest rate at which a slack or a weight falls, `(B,)`, and which slacks fall faster than their weights.
+
+        In a predictor step both rates add up to one, and tend to one and zero: whatever the scales, they tell which of
+        the two vanishes (A. S. El-Bakry, R. A. Tapia, Y. Zhang, SIAM Review 36(1), 1994).
+        """
+        of_slack = slack / now.slack
+        of_weight = weight / (now.weight if self.sides.has is None else now.weight.clamp_min(1e-300))
+        return -torch.minimum(of_slack.amin(1), of_weight.amin(1)), of_slack < of_weight
+
+
+def _multipliers(now: Iterate, sides: Sides) -> Tensor:
+    """Of the rows, `(B, m)`."""
+    y = sides.joined(now.weight)
+    return y if now.pull is None else y + now.pull
+
+
+def _side(now: Iterate, sides: Sides) -> Tensor:
+    """The bound that every row seems to meet, int8 `(B, m)`."""
+    side = sides.joined((now.met if sides.has is None else now.met & sides.has).to(torch.int8))
+    return side if sides.fixed is None else torch.where(sides.fixed, 1, side)
 
 
 def _lifted(values: Tensor) -> Tensor:
     """Positive values near the given ones."""
-    low = values.amin((1, 2), keepdim=True)
-    values = values + torch.where(low < 0, 1 - low, 0.0)
-    return values.clamp_min(1e-2)
-
-
-def _length(now: Iterate, slack: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """How far a step goes until a slack or a weight is zero, at most 1e9, `(B, 1, 1)`; and which slacks go first.
-
-    The rates at which a slack and its weight fall add up to one in a predictor step, and tend to one and zero: whatever
-    the scales, they tell which of the two vanishes (A. S. El-Bakry, R. A. Tapia, Y. Zhang, SIAM Review 36(1), 1994).
-    """
-    of_slack, of_weight = -slack / now.slack, -weight / now.weight.clamp_min(1e-300)
-    rate = torch.maximum(of_slack.amax((1, 2)), of_weight.amax((1, 2)))
-    return (1 / rate.clamp_min(1e-9))[:, None, None], of_slack > of_weight
+    low = values.amin(1, keepdim=True)
+    return (values + torch.where(low < 0, 1 - low, 0.0)).clamp_min(1e-2)

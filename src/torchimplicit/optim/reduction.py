@@ -26,27 +26,37 @@ class Start:
         w: `C z` there, scaled, `(B, m)`.
         scale: of the rows, `(B, m)`: the unscaled ones are `scale` times as large.
         reduction: `Dual` or `Primal`.
-        gram: `R Q^{-1} R'` of all rows if it was built, `(B, r, r)`.
     """
 
     w: Tensor
     scale: Tensor
     reduction: Dual | Primal
-    gram: Tensor | None
 
 
-def reduce(program: Program, curvature: Tensor) -> Start:
-    """Eliminates the unknowns and the equations, given a Cholesky factor of `Q`."""
-    p, r = program.equalities, program.rows.shape[1]
-    if r - p > _MANY_ROWS * program.q.shape[1]:
-        return _primal(program, curvature)
+def gram(program: Program, curvature: Tensor) -> Tensor | None:
+    """`R Q^{-1} R'` of all rows, `(B, r, r)`, given a Cholesky factor of `Q`; None where there are too many."""
+    if program.rows.shape[1] - program.equalities > _MANY_ROWS * program.q.shape[1]:
+        return None
     half = torch.linalg.solve_triangular(curvature, program.rows.mT, upper=False)
-    gram = half.mT @ half
+    return half.mT @ half
+
+
+def reduce(program: Program, curvature: Tensor, gram: Tensor | None) -> Start:
+    """Eliminates the unknowns and the equations.
+
+    Args:
+        program: the programs.
+        curvature: Cholesky factor of `Q`.
+        gram: see there; None takes the primal form.
+    """
+    if gram is None:
+        return _primal(program, curvature)
+    p = program.equalities
     free = -torch.cholesky_solve(program.q.unsqueeze(2), curvature)
     w = torch.bmm(program.rows, free).squeeze(2)
     K, w = (gram, w) if not p else _without_equations(gram, w, program.lower[:, :p])
     scale = _scale(K.diagonal(dim1=1, dim2=2))
-    return Start(w / scale, scale, Dual(K / (scale.unsqueeze(2) * scale.unsqueeze(1))), gram)
+    return Start(w / scale, scale, Dual((K / scale.unsqueeze(2)).div_(scale.unsqueeze(1))))
 
 
 def _without_equations(gram: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,7 +66,7 @@ def _without_equations(gram: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tens
     right = torch.cat((coupling, (w[:, :p] - b).unsqueeze(2)), 2)
     half = torch.linalg.solve_triangular(lower, right, upper=False)
     projected = half[:, :, :-1]
-    return gram[:, p:, p:] - projected.mT @ projected, w[:, p:] - torch.bmm(projected.mT, half[:, :, -1:]).squeeze(2)
+    return torch.baddbmm(gram[:, p:, p:], projected.mT, projected, alpha=-1), w[:, p:] - torch.bmm(projected.mT, half[:, :, -1:]).squeeze(2)
 
 
 def _primal(program: Program, curvature: Tensor) -> Start:
@@ -71,7 +81,7 @@ def _primal(program: Program, curvature: Tensor) -> Start:
         z = z - torch.cholesky_solve(torch.bmm(equations.mT, nu), curvature)
     scale = _scale(diagonal)
     w = torch.bmm(rows, z).squeeze(2)
-    return Start(w / scale, scale, Primal(program.Q, rows / scale.unsqueeze(2), equations), None)
+    return Start(w / scale, scale, Primal(program.Q, rows / scale.unsqueeze(2), equations))
 
 
 def _scale(diagonal: Tensor) -> Tensor:
@@ -93,7 +103,7 @@ def _regular_factor(gram: Tensor) -> Tensor:
 
 @dataclass
 class Dual:
-    """`K` itself, `(B, m, m)`."""
+    """`K` itself, `(B, m, m)`; its diagonal of ones is overwritten by `factor`."""
 
     K: Tensor
 
@@ -103,13 +113,13 @@ class Dual:
 
     def times(self, y: Tensor) -> Tensor:
         """See `Reduction.times`."""
+        self.K.diagonal(dim1=1, dim2=2).fill_(1.0)
         return times(self.K, y)
 
     def factor(self, inverse: Tensor) -> _Cholesky:
         """See `Reduction.factor`."""
-        system = self.K.clone()
-        system.diagonal(dim1=1, dim2=2).add_(inverse)
-        return _Cholesky(torch.linalg.cholesky_ex(system)[0])
+        self.K.diagonal(dim1=1, dim2=2).copy_(1 + inverse)  # in place: a copy costs as much as a tenth of the step
+        return _Cholesky(torch.linalg.cholesky_ex(self.K)[0])
 
 
 @dataclass

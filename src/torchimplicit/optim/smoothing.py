@@ -21,7 +21,7 @@ from torchimplicit.optim.active_set import independent_rows
 from torchimplicit.optim.feasibility import violation
 from torchimplicit.optim.interior import interior
 from torchimplicit.optim.program import Program, times, times_transposed
-from torchimplicit.optim.reduction import reduce
+from torchimplicit.optim.reduction import gram, reduce
 from torchimplicit.optim.report import ProgramReport
 from torchimplicit.optim.saddle import Saddle, factor
 from torchimplicit.solve import Newton
@@ -83,12 +83,13 @@ def _start(program: Program, weight: float, max_steps: int) -> tuple[Tensor, Ten
     y, steps = program.q.new_zeros(program.batch, 0), torch.zeros_like(program.q[:, 0], dtype=torch.int64)
     above = below = y
     if program.rows.shape[1] > p:
-        begin = reduce(replace(program, Q=curvature @ curvature.mT), curvature)
+        part = replace(program, Q=curvature @ curvature.mT)
+        begin = reduce(part, curvature, gram(part, curvature))
         lower, upper = program.lower[:, p:] / begin.scale, program.upper[:, p:] / begin.scale
         inner = interior(begin.reduction, begin.w, lower, upper, 1e-10, max_steps, floor=weight)
         y, steps = torch.nan_to_num(inner.y / begin.scale), inner.steps
-        weights = torch.nan_to_num(inner.weight / begin.scale.unsqueeze(1))
-        above, below = weights[:, 0], weights[:, 1] if weights.shape[1] > 1 else torch.zeros_like(y)
+        weights = torch.nan_to_num(inner.weight).split(y.shape[1], 1)
+        above, below = weights[0] / begin.scale, weights[1] / begin.scale if len(weights) > 1 else torch.zeros_like(y)
     force = program.q + times_transposed(program.rows[:, p:], y)
     equations = Saddle.build(curvature @ curvature.mT, program.rows[:, :p], kept, curvature)
     z, nu, _ = equations.solve(-force, equations.gather(program.upper[:, :p]))

@@ -12,10 +12,10 @@ from torchimplicit.optim.active_set import Point, independent_rows, settle
 from torchimplicit.optim.feasibility import violation
 from torchimplicit.optim.interior import interior
 from torchimplicit.optim.program import Program, largest, times, times_transposed
-from torchimplicit.optim.reduction import reduce
+from torchimplicit.optim.reduction import gram, reduce
 from torchimplicit.optim.saddle import Saddle, factor, is_definite
 
-_STAGES = ((1e-5, 4), (1e-9, 6), (1e-12, 20))  # tolerance of the interior point, rounds of repair
+_STAGES = ((1e-6, 4), (1e-9, 6), (1e-12, 20))  # tolerance of the interior point, rounds of repair
 _WARM_ROUNDS = 8
 _GOOD = 1e-7  # residual of a solution that could not be made exact, for its rows depend on each other
 _PROXIMAL = 1e-4
@@ -100,31 +100,49 @@ def _strictly(program: Program, guess: Tensor | None, max_steps: int) -> tuple[P
 
 def _definite(program: Program, curvature: Tensor, guess: Tensor | None, max_steps: int) -> Point:
     """Programs whose `Q` is definite."""
-    p, batch = program.equalities, program.batch
-    steps = torch.zeros(batch, dtype=torch.int64, device=program.q.device)
-    if program.rows.shape[1] == p:
-        guess = torch.ones_like(program.lower, dtype=torch.int8)
-    start, found = None, None
-    if guess is not None:
-        found = settle(program, guess, steps, _WARM_ROUNDS, curvature)
-        if bool(found.settled.all()) or program.rows.shape[1] == p:
-            return found
+    steps = torch.zeros(program.batch, dtype=torch.int64, device=program.q.device)
+    bounded = program.rows.shape[1] > program.equalities
+    if guess is None and bounded:
+        return _from_inside(program, curvature, gram(program, curvature), max_steps)
+    guess = torch.ones_like(program.lower, dtype=torch.int8) if guess is None else guess
+    found = settle(program, guess, steps, 1, curvature)
+    left = torch.nonzero(~found.settled).flatten()
+    if not len(left) or not bounded:
+        return found
+    part, curvature = program.take(left), curvature[left]
+    matrix = gram(part, curvature)  # not before: most of the rows are not met, if the guess is right
+    point = settle(part, found.side[left], found.steps[left], _WARM_ROUNDS, curvature, matrix)
+    cold = torch.nonzero(~point.settled).flatten()
+    if len(cold):
+        matrix = None if matrix is None else matrix[cold]
+        inside = _from_inside(part.take(cold), curvature[cold], matrix, max_steps)
+        inside.steps = inside.steps + point.steps[cold]
+        point.put(cold, inside)
+    found.put(left, point)
+    return found
+
+
+def _from_inside(program: Program, curvature: Tensor, matrix: Tensor | None, max_steps: int) -> Point:
+    """By interior points of more and more accuracy, each as the guess of the active-set method."""
+    found: Point | None = None
+    left = torch.arange(program.batch, device=program.q.device)
     for tol, rounds in _STAGES:
-        left = None if found is None else torch.nonzero(~found.settled).flatten()
-        part, chol = (program, curvature) if left is None else (program.take(left), curvature[left])
-        start = reduce(part, chol)
-        lower, upper = part.lower[:, p:] / start.scale, part.upper[:, p:] / start.scale
+        p, start = program.equalities, reduce(program, curvature, matrix)
+        lower, upper = program.lower[:, p:] / start.scale, program.upper[:, p:] / start.scale
         inner = interior(start.reduction, start.w, lower, upper, tol, max_steps)
-        side = torch.cat((torch.ones_like(part.lower[:, :p], dtype=torch.int8), inner.side), 1)
-        point = settle(part, side, inner.steps, rounds, chol, start.gram)
-        _fall_back(part, point, chol, inner.y / start.scale, side)
-        if found is None or left is None:
+        side = torch.cat((torch.ones_like(program.lower[:, :p], dtype=torch.int8), inner.side), 1)
+        point = settle(program, side, inner.steps, rounds, curvature, matrix)
+        _fall_back(program, point, curvature, inner.y / start.scale, side)
+        if found is None:
             found = point
         else:
             point.steps = point.steps + found.steps[left]
             found.put(left, point)
-        if bool(found.settled.all()):
+        again = torch.nonzero(~point.settled).flatten()
+        if not len(again):
             break
+        left, program, curvature = left[again], program.take(again), curvature[again]
+        matrix = None if matrix is None else matrix[again]
     assert found is not None
     return found
 
