@@ -198,3 +198,66 @@ def test_mistakes_are_refused_at_construction(options, error, words):
 def test_samples_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"expected samples of shape \(B, 2\)"):
         ti.nn.CNF(Field(), 2).log_prob(double(3, 4))
+
+
+@pytest.mark.parametrize("trace", ["exact", "hutchinson"])
+def test_transforms_of_transforms_of_a_log_density(trace):
+    """Per-sample scores, Hessians and gradients of parameters; the walk runs backward in time."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    flow = ti.nn.CNF(net, 2, autonomous=True, trace=trace, penalties=(ti.nn.KineticEnergy(),))
+    x, random = torch.randn(3, 2, dtype=torch.float64), {"randomness": "same"}
+
+    def one(x, parameters=None):
+        return torch.func.functional_call(flow, parameters or {}, (x[None],)).sum()
+
+    def probe():
+        torch.manual_seed(1)  # one probe for all of them
+
+    probe()
+    scores = torch.vmap(torch.func.grad(one), **random)(x)
+    probe()
+    hessians = torch.vmap(torch.func.jacfwd(torch.func.grad(one), **random), **random)(x)
+    parameters = dict(flow.named_parameters())
+    probe()
+    per_sample = torch.vmap(torch.func.grad(one, 1), (0, None), **random)(x, parameters)
+    for i in range(3):
+        leaf = x[i].clone().requires_grad_()
+        probe()
+        value = one(leaf)
+        (score,) = torch.autograd.grad(value, leaf, create_graph=True)
+        assert torch.allclose(scores[i], score, atol=1e-12)
+        rows = [torch.autograd.grad(each, leaf, retain_graph=True)[0] for each in score]
+        assert torch.allclose(hessians[i], torch.stack(rows), atol=1e-10)
+        grads = torch.autograd.grad(value, list(parameters.values()))
+        for mapped, grad in zip(per_sample.values(), grads, strict=True):
+            assert torch.allclose(mapped[i], grad, atol=1e-12)
+
+
+@pytest.mark.parametrize("trace", ["exact", "hutchinson"])
+def test_a_stiff_solver_finds_the_same_density(trace):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    x, found = torch.randn(3, 2, dtype=torch.float64), []
+    for solver in (ti.Tsit5(rtol=1e-9, atol=1e-9), ti.Kvaerno5(rtol=1e-7, atol=1e-8)):
+        flow = ti.nn.CNF(net, 2, autonomous=True, trace=trace, solver=solver, penalties=(ti.nn.KineticEnergy(),))
+        torch.manual_seed(1)
+        value = flow.log_prob(x)
+        grad = torch.autograd.grad(value.sum() + flow.penalties[0].sum(), net[0].weight)[0]
+        torch.manual_seed(1)
+        found.append((value, grad, flow.sample(4)))
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_a_flow_has_no_pair_for_a_symplectic_solver():
+    flow = ti.nn.CNF(nn.Linear(2, 2), 2, autonomous=True, solver=ti.Leapfrog(dt=0.1))
+    with pytest.raises(ValueError, match=r"Leapfrog: got a state of .*expected a pair \(q, p\)"):
+        flow.log_prob(torch.randn(3, 2))
+
+
+def test_a_flow_warns_of_batch_norm():
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    with pytest.warns(UserWarning, match=r"CNF: the field's '1' is a BatchNorm1d.*densities then depend.*GroupNorm"):
+        ti.nn.CNF(net, 2, autonomous=True)
+    ti.nn.CNF(net.eval(), 2, autonomous=True)  # an affine map

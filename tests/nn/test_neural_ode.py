@@ -223,3 +223,15 @@ def test_penalties_under_transforms():
     torch.manual_seed(0)
     leaf = y.clone().requires_grad_()
     assert torch.allclose(slope, torch.autograd.grad(loss(leaf), leaf)[0])
+
+
+def test_batch_norm_is_warned_of():
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    text = r"NeuralODE: the field's '1' is a BatchNorm1d.*paths then depend on each other. Try GroupNorm"
+    with pytest.warns(UserWarning, match=text):
+        ti.nn.NeuralODE(net, autonomous=True)
+    ti.nn.NeuralODE(net, autonomous=True, steps="joint")  # there the batch is one system
+    ti.nn.NeuralODE(net.eval(), autonomous=True)  # an affine map
+    bare = nn.BatchNorm1d(2)
+    with pytest.warns(UserWarning, match="the field is a BatchNorm1d"):
+        ti.nn.NeuralODE(bare, autonomous=True)

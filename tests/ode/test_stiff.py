@@ -70,6 +70,34 @@ def test_gradients_of_robertson_agree_with_differences():
             assert math.isclose(float(grad[i]), float(difference), rel_tol=1e-3)
 
 
+def sensitivities_by_scipy(start, ts, mu):
+    """Of the first unknown of van der Pol's field by `mu` and both starts, `(T, 3)`: its variational equations."""
+
+    def slope(t, state):
+        (a, b), moved = state[:2], state[2:].reshape(2, 3)
+        jac = torch.tensor([[0.0, 1.0], [-2 * mu * a * b - 1, mu * (1 - a * a)]], dtype=torch.float64).numpy() @ moved
+        jac[1, 0] += (1 - a * a) * b
+        return [b, mu * (1 - a * a) * b - a, *jac.ravel()]
+
+    state = [*start, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+    found = solve_ivp(slope, (float(ts[0]), float(ts[-1])), state, "Radau", ts.numpy(), rtol=1e-10, atol=1e-13)
+    return torch.as_tensor(found.y[2:5].T)
+
+
+def test_gradients_of_van_der_pol_across_a_jump():
+    """On the way to it they are as exact as the path. Within it they are two million times as large as behind it."""
+    start, ts, mu = times(1.01, -0.05), times(0.0, 0.05, 6.0), times(1000.0)[0]
+    leaves = [mu.clone().requires_grad_(), start.unsqueeze(0).clone().requires_grad_()]
+    solver = ti.Kvaerno5(rtol=1e-8, atol=1e-10, derivatives=1)
+    value = ti.odeint(van_der_pol, leaves[1], ts, leaves[0], solver=solver).value[:, 0, 0]
+    assert value[1] > 0.9
+    assert value[2] < -1.9  # it has jumped
+    exact = sensitivities_by_scipy(start.numpy(), ts, float(mu))
+    for place, rtol in ((1, 1e-6), (2, 2e-2)):
+        by_mu, by_start = torch.autograd.grad(value[place], leaves, retain_graph=True)
+        assert torch.allclose(torch.cat((by_mu.view(1), by_start[0])), exact[place], rtol=rtol)
+
+
 def swirl(t, y, W):
     return torch.tanh(y @ W) * torch.cos(t) - 2 * y
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +13,7 @@ from torch.utils import _pytree as pytree
 from torchimplicit.adjoint import Adjoint, Implicit, Unrolled
 from torchimplicit.core.status import ConvergenceError, OnFailure, Report, Solution
 from torchimplicit.equations import check_options, fixed_point
+from torchimplicit.nn.batch_norm import warn_of_batch_norm
 from torchimplicit.solve import Anderson, Solver
 
 
@@ -86,7 +86,7 @@ class DEQ(nn.Module):
         self.on_failure: OnFailure = on_failure
         self.report = None
         self._last: Solution | None = None
-        _warn_of_batch_norm(cell)
+        warn_of_batch_norm("DEQ", "cell", cell, "fixed points")
 
     def forward(self, x: Any, *args: Any, z0: Any = None, save_steps: Sequence[int] = ()) -> Any:
         """The fixed point for input `x`, like `z0`.
@@ -145,14 +145,3 @@ class DEQ(nn.Module):
         """The options, for `print(layer)`."""
         options = f"warm_start={self.warm_start}, on_failure={self.on_failure!r}"
         return f"solver={self.solver}, adjoint={self.adjoint}, {options}"
-
-
-def _warn_of_batch_norm(cell: Callable) -> None:
-    for name, module in cell.named_modules() if isinstance(cell, nn.Module) else ():
-        batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-        if batch_norm and (module.training or not module.track_running_stats):  # else an affine map
-            warnings.warn(
-                f"DEQ: the cell's '{name}' is a {type(module).__name__}, which couples the samples of a batch: their "
-                "fixed points then depend on each other. Try GroupNorm or LayerNorm.",
-                stacklevel=3,
-            )

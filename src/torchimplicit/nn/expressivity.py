@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from torchimplicit.adjoint import Adjoint, Implicit
 from torchimplicit.core.status import OnFailure, Report
 from torchimplicit.linear import Neumann
+from torchimplicit.nn.batch_norm import couples
 from torchimplicit.nn.deq import DEQ
 from torchimplicit.solve import PeacemanRachford, Picard, Solver
 
@@ -275,9 +276,7 @@ def _refuse_more_inputs(number: int, layer: nn.Module) -> None:
 
 def _refuse_random(network: nn.Module) -> None:
     for name, module in network.named_modules():
-        coupling = isinstance(module, nn.modules.batchnorm._BatchNorm) and (
-            module.training or not module.track_running_stats
-        )
+        coupling = couples(module)
         random = isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0
         if coupling or random:
             what = "couples the samples of a batch" if coupling else "is another function at every evaluation"

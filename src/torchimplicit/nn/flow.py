@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.status import OnFailure
+from torchimplicit.nn.batch_norm import warn_of_batch_norm
 from torchimplicit.nn.neural_ode import check_field, given, keep_times, without_time
 from torchimplicit.nn.path_layer import PathLayer
 from torchimplicit.nn.path_penalty import Moment, Noise, PathPenalty, beside, check_penalties, draw_probe, noise_of
@@ -86,6 +87,7 @@ class CNF(PathLayer):
         super().__init__()
         check_options(solver, adjoint, "per-sample", on_failure)
         check_field("CNF", field, autonomous)
+        warn_of_batch_norm("CNF", "field", field, "densities")
         self.field, self.autonomous = field, autonomous
         self.shape = torch.Size((shape,) if isinstance(shape, int) else shape)
         if len(self.shape) == 0 or any(size < 1 for size in self.shape):

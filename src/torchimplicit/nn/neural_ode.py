@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchimplicit.core.status import OnFailure
+from torchimplicit.nn.batch_norm import warn_of_batch_norm
 from torchimplicit.nn.path_layer import PathLayer, Steps
 from torchimplicit.nn.path_penalty import Moment, PathPenalty, beside, check_penalties, draw_probe, noise_of
 from torchimplicit.ode import Checkpointed, Euler, PathAdjoint, Tsit5
@@ -77,6 +78,8 @@ class NeuralODE(PathLayer):
         check_options(solver, adjoint, steps, on_failure)
         name = type(self).__name__
         check_field(name, field, autonomous)
+        if steps == "per-sample":  # else the batch is one system
+            warn_of_batch_norm(name, "field", field, "paths")
         if output not in ("last", "all"):
             raise ValueError(f"{name}(output={output!r}): expected 'last' or 'all'")
         self.field, self.autonomous = field, autonomous

@@ -14,7 +14,8 @@ from torchimplicit.adjoint.products import fold, pull, push
 from torchimplicit.core import transforms
 from torchimplicit.core.options import require
 from torchimplicit.ode.call import PathCall
-from torchimplicit.ode.replay import whole
+from torchimplicit.ode.methods import PathSolver
+from torchimplicit.ode.replay import note_lost, whole
 from torchimplicit.ode.sweep import sweep
 
 
@@ -26,6 +27,9 @@ class PathAdjoint:
     """
 
     checkpoints: int = 0
+
+    def check(self, solver: PathSolver) -> None:
+        """Refuses solvers that the adjoint cannot differentiate, with a `ValueError`; most take any."""
 
     def solve(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
         """Walks and attaches the gradient.
@@ -67,7 +71,9 @@ class Checkpointed(PathAdjoint):
 
     def solve(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `PathAdjoint.solve`."""
-        return CheckpointedWalk.apply(call, y0, ts, *tensors)[0]  # type: ignore[index]
+        values, starts, stops = CheckpointedWalk.apply(call, y0, ts, *tensors)  # type: ignore[misc]
+        note_lost(call, starts, stops, y0, ts, tensors)
+        return values
 
 
 @dataclass(frozen=True)
@@ -85,13 +91,11 @@ class Direct(PathAdjoint):
         fixed = [each.detach() for each in (y0, ts, *tensors)]
         known, starts, stops = CheckpointedWalk.apply(call, *fixed)  # type: ignore[misc]
         values = whole(call, starts, stops, y0, ts, tensors)
-        if transforms.active() or bool((finite := values.detach().isfinite().all(2).all(0)).all()):
+        if transforms.active():
             return values
-        # An implicit step just before a blow-up may not be found again: such a sample stands still, not differentiated.
-        stops = torch.where(finite, stops, starts[:1])
-        starts = torch.where(finite, starts, starts[:1])
-        values = whole(call, starts, stops, y0, ts, tensors)
-        return torch.where(finite.unsqueeze(1), values, known)
+        found = values.detach().isfinite().all(2).all(0)
+        call.record.lose(~found)
+        return torch.where(found.unsqueeze(1), values, known)
 
 
 class CheckpointedWalk(Function):

@@ -17,9 +17,11 @@ from torchimplicit.ode.adjoint import PathAdjoint
 from torchimplicit.ode.call import PathCall
 from torchimplicit.ode.control import Tolerance
 from torchimplicit.ode.drift import DriftReport, judge, looser
+from torchimplicit.ode.gradients import Gradients
 from torchimplicit.ode.methods import AdaptiveSolver, PathSolver
 from torchimplicit.ode.record import Path
-from torchimplicit.ode.walk_back import Gradients, Integral, Marks, WalkBack, for_pairs
+from torchimplicit.ode.symplectic import SymplecticSolver
+from torchimplicit.ode.walk_back import Integral, Marks, WalkBack, for_pairs
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,16 @@ class Backsolve(PathAdjoint):
         known = self.solver is None or isinstance(self.solver, PathSolver)
         require(self, "solver", known, "a path solver such as Tsit5(), or None")
         require(self, "checkpoints", isinstance(self.checkpoints, int) and self.checkpoints >= 0, "an integer >= 0")
+
+    def check(self, solver: PathSolver) -> None:
+        """See `PathAdjoint.check`: a state beside its gradient is no separable pair."""
+        back = self.solver or solver
+        if isinstance(back, SymplecticSolver):
+            raise ValueError(
+                f"odeint(solver={type(solver).__name__}(...), adjoint=Backsolve(...)): got a symplectic walk back, "
+                "expected another solver, for the adjoint equation is not separable; try Checkpointed(), or "
+                "Backsolve(solver=RK4(dt=...))"
+            )
 
     def solve(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `PathAdjoint.solve`."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core import transforms
-from torchimplicit.core.status import OnFailure, Report, react
+from torchimplicit.core.status import OnFailure, Report, Status, react
 from torchimplicit.ode.chunks import ChunkedWalk
 from torchimplicit.ode.compiled import CompileError, give_up
 from torchimplicit.ode.dynamics import Dynamics, MappedDynamics
@@ -32,6 +32,8 @@ class PathRecord:
         mutated: which explicit tensors the field wrote to.
         reached: the time that each sample reached, as solvers count it, `(B,)`.
         fired: which samples' event fired, `(B,)`; None without an event.
+        lost: which samples have a path but no gradient, `(B,)`, for their steps are not found again; None where that is
+            none, or was not looked at.
     """
 
     report: PathReport | None = None
@@ -39,6 +41,12 @@ class PathRecord:
     mutated: tuple[int, ...] = ()
     reached: Tensor | None = None
     fired: Tensor | None = None
+    lost: Tensor | None = None
+
+    def lose(self, which: Tensor) -> None:
+        """Notes samples, `(B,)`, that have a path but no gradient."""
+        if bool(which.any()):
+            self.lost = which if self.lost is None else self.lost | which
 
     def take_path(self) -> Path:
         """The path; can be taken once, so that its states are not kept alive here."""
@@ -128,6 +136,8 @@ class PathCall:
         for parent, some in reversed(parents):
             parent.put(some, who)
             who = parent
+        if self.trigger is not None:
+            self._check_condition(condition_tensors, whole)
         held = _hold(whole, values)
         if path is not None:
             path.held, self.record.path = held, path
@@ -149,13 +159,22 @@ class PathCall:
         with self.trigger.bind(some, audit=self.audit and rows is None, rows=rows) as condition:
             yield Watch(condition, self.trigger.direction)
 
+    def _check_condition(self, tensors: Sequence[Tensor], who: Traveller) -> None:
+        """Fails the samples of which nobody can say on which side of their event they have ended."""
+        assert self.trigger is not None
+        assert who.fired is not None
+        with self.trigger.bind(list(tensors)) as condition:
+            unknown = ~who.fired & ~condition(who.t, who.y).isfinite()
+        who.status = torch.where(unknown, int(Status.NON_FINITE), who.status)
+
     def unshared(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The tensors, with copies of those that the field writes to."""
         return [tensor.clone() if i in self.record.mutated else tensor for i, tensor in enumerate(tensors)]
 
     def mapped(self, count: int, dims: Sequence[int | None]) -> PathCall:
         """The same call with a mapped dimension of size `count` folded into the batch."""
-        return replace(self, dynamics=MappedDynamics(self.dynamics, count, tuple(dims)))
+        dynamics = MappedDynamics(self.dynamics, count, tuple(dims))
+        return replace(self, dynamics=dynamics, solver=self.solver.mapped(count))
 
     def finish_backward(self, report: Report) -> None:
         """Records the report of a backward walk and reacts to its failures."""

@@ -11,23 +11,11 @@ from torch import Tensor
 from torchimplicit.core.status import Status
 from torchimplicit.ode.compiled import CHUNK, Chunk, CompileError, Kernel, find_kernel
 from torchimplicit.ode.dynamics import Field
+from torchimplicit.ode.gradients import Gradients, summed
 from torchimplicit.ode.loop import Walk
 from torchimplicit.ode.methods import PathSolver
 from torchimplicit.ode.record import Step
-from torchimplicit.ode.step import Inside, Stepped
-
-Gradients = list[Tensor | None]
-
-
-class Increments:
-    """The increments `h k_i` of a step that a kernel has made, `(s, B, n)`, for the path inside it."""
-
-    def __init__(self, table: Tensor):
-        self.table = table
-
-    def of(self, samples: Tensor) -> Tensor:
-        """The increments of some samples, `(s, M, n)`."""
-        return self.table[:, samples]
+from torchimplicit.ode.step import Increments, Inside, Stepped
 
 
 def kernel_for(solver: PathSolver, field: Field, y: Tensor, outputs: int) -> Kernel:
@@ -96,8 +84,8 @@ class ChunkedWalk(Walk):
 
 def _inside(kernel: Kernel, field: Field, table: Tensor | None, t: Tensor, h: Tensor, y: Tensor, end: Tensor) -> Inside:
     """The path inside a step; without increments only its end."""
-    stages = Increments(y.new_empty(0) if table is None else table)
-    return Inside(kernel.plan.tableau, stages, field, t, h.to(y.dtype).unsqueeze(1), y, end, None)  # type: ignore[arg-type]
+    stages = Increments(() if table is None else table.unbind())
+    return Inside(kernel.plan.tableau, stages, field, t, h.to(y.dtype).unsqueeze(1), y, end, None)
 
 
 def pull_chunks(
@@ -139,10 +127,7 @@ def pull_chunks(
             made, [y, *wanted], [each for each in flows if each is not None], allow_unused=True
         )
         flow = flow if extra is None else flow + extra
-        totals = [
-            each if total is None else total if each is None else total.add_(each)
-            for total, each in zip(totals, found, strict=True)
-        ]
+        totals = summed(totals, found)
     return flow, totals
 
 

@@ -15,7 +15,8 @@ from torchimplicit.ode.call import PathCall
 from torchimplicit.ode.dynamics import Dynamics
 from torchimplicit.ode.event import differentiated
 from torchimplicit.ode.methods import PathSolver
-from torchimplicit.ode.trail import RecordedWalk, Trail
+from torchimplicit.ode.replay import note_lost
+from torchimplicit.ode.trail import Mended, RecordedWalk, Trail
 
 
 class Followed(NamedTuple):
@@ -33,6 +34,15 @@ class Followed(NamedTuple):
     y: Tensor
     path: DensePath
 
+    def detach(self) -> Followed:
+        """The same without a gradient."""
+        return Followed(self.rows.detach(), self.t.detach(), self.y.detach(), self.path.detach())
+
+    def beside(self, other: Followed, which: Tensor) -> Followed:
+        """This, detached, for some samples `(B,)`, another walk for the rest."""
+        rows, y = (torch.where(which.unsqueeze(1), *both) for both in ((self.rows, other.rows), (self.y, other.y)))
+        return Followed(rows, torch.where(which, self.t, other.t), y, self.path.beside(other.path, which, y))
+
 
 def follow(
     call: PathCall, adjoint: PathAdjoint, y0: Tensor, ts: Tensor, tensors: list[Tensor], event_tensors: list[Tensor]
@@ -49,22 +59,28 @@ def follow(
     """
     assert isinstance(call.dynamics, Dynamics)
     detached = [each.detach() for each in (y0, ts, *tensors, *event_tensors)]
-    rows, starts, stops, reached, fired = RecordedWalk.apply(call, len(tensors), *detached)  # type: ignore[misc]
+    known, starts, stops, reached, fired = RecordedWalk.apply(call, len(tensors), *detached)  # type: ignore[misc]
     in_one = isinstance(adjoint, Direct)
     trail = Trail(call, call.record.take_path(), starts, stops, y0, ts, tuple(tensors), in_one)
-    t, y = reached, rows[-1]
+    rows, t, y = known, reached, known[-1]
     if torch.is_grad_enabled():
+        note_lost(call, starts, stops, y0, ts, tensors)
         late = ts > reached
         at = torch.where(late, reached, ts)
         if call.trigger is None:
-            rows = trail.at(at, known=rows)
+            rows = trail.at(at, known=known)
             y = rows[-1]
         else:
             end = torch.where(fired, reached, at[-1])
-            rows = trail.at(torch.cat((at, end.unsqueeze(0))), order=2)
+            rows = trail.at(torch.cat((at, end.unsqueeze(0))), order=2, known=known)
             with call.trigger.bind(event_tensors) as condition:
                 t, y = differentiated(condition, reached, rows[-1], fired)
-            rows = torch.where((late & fired).unsqueeze(2), y, rows[:-1, :, : y.shape[1]])
+            rows = rows[:-1, :, : y.shape[1]]
+            y = torch.where(fired.unsqueeze(1), y, rows[-1])
+            rows = torch.where((late & fired).unsqueeze(2), y, rows)
+        lost = call.record.lost
+        if lost is not None:
+            rows, y = (torch.where(lost.unsqueeze(1), *both) for both in ((known, rows), (known[-1], y)))
     return Followed(rows, t, y, DensePath(trail, call.dynamics, reached, y))
 
 
@@ -98,7 +114,7 @@ class DensePath:
         reached: the time that each sample reached, `(B,)`.
     """
 
-    def __init__(self, trail: Trail, dynamics: Dynamics, reached: Tensor, end: Tensor):
+    def __init__(self, trail: Trail | Mended, dynamics: Dynamics, reached: Tensor, end: Tensor):
         """Of a trail whose samples reached these times `(B,)`, and hold states `(B, n)` from then on."""
         self._trail, self._dynamics, self._until, self._end = trail, dynamics, reached, end
         self.reached = dynamics.user_time(reached)
@@ -124,6 +140,21 @@ class DensePath:
         rows = self._trail.at(at, order=1)[..., self._trail.y0.shape[1] :]
         rows = torch.where(late.unsqueeze(2), 0.0, rows)
         return self._nested(rows if self._dynamics.sign is None else rows * self._dynamics.sign.unsqueeze(1), t)
+
+    def detach(self) -> DensePath:
+        """The same path without a gradient."""
+        assert isinstance(self._trail, Trail)
+        return DensePath(self._trail.detach(), self._dynamics, self._until, self._end.detach())
+
+    def ending(self, end: Tensor) -> DensePath:
+        """The same path with these states `(B, n)` from its end on."""
+        return DensePath(self._trail, self._dynamics, self._until, end)
+
+    def beside(self, other: DensePath, which: Tensor, end: Tensor) -> DensePath:
+        """This path, detached, for some samples `(B,)`, another for the rest; with the states at the ends of both."""
+        assert isinstance(self._trail, Trail)
+        assert isinstance(other._trail, Trail)
+        return DensePath(Mended(self._trail, other._trail, which), self._dynamics, self._until, end)
 
     def _nested(self, rows: Tensor, t: Tensor | float) -> Any:
         value = stacked(self._dynamics.layout, rows)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchimplicit.ode.control import Tolerance
 from torchimplicit.ode.dynamics import Field
 from torchimplicit.ode.methods import AdaptiveSolver, Stepper
-from torchimplicit.ode.step import Inside, Stages, Stepped, choose_stages, explicit_step
+from torchimplicit.ode.step import Increments, Inside, Stages, Stepped, choose_stages, explicit_step
 from torchimplicit.ode.tableau import weights
 from torchimplicit.ode.tableau_dopri8 import DOPRI8, DOPRI8_INSIDE, THIRD
 
@@ -83,19 +83,4 @@ class Inside8(Inside):
             state = self.y + torch.einsum("sbn,s->bn", rows, known.a[i])
             slope = self.field(self.t + known.c[i].to(self.t.dtype) * self.h.squeeze(1).to(self.t.dtype), state)
             rows = torch.cat((rows, (slope * self.h).unsqueeze(0)))
-        return Increments(rows)
-
-
-class Increments:
-    """The increments of a step, ready made.
-
-    Args:
-        rows: `(s, B, n)`.
-    """
-
-    def __init__(self, rows: Tensor):
-        self.rows = rows
-
-    def of(self, samples: Tensor) -> Tensor:
-        """The increments of some samples, `(s, M, n)`."""
-        return self.rows[:, samples]
+        return Increments(rows.unbind())

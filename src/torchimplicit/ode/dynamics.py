@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchimplicit.core import transforms
 from torchimplicit.core.problem import Problem
 from torchimplicit.ode.split import Split
 
@@ -90,7 +91,9 @@ class Dynamics(Problem):
         first = self.layout.dtypes[0]
         self.time_dtype = first.to_real() if first.is_complex else first
         self.time_shape = (-1, *(1,) * (len(self.layout.shapes[0]) - 1)) if batch_dims else ()
-        self.sign = None if backward is None else torch.where(backward, -1.0, 1.0).to(self.layout.dtype)
+        self.sign = None
+        if backward is not None:  # as a plain tensor: transforms around the solve do not reach into it
+            self.sign = transforms.unwrapped(torch.where(backward, -1.0, 1.0).to(self.layout.dtype))
         self.batched = self._find_batched(args)
 
     def _find_batched(self, args: tuple) -> list[bool]:

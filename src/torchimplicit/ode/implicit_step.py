@@ -9,20 +9,9 @@ from torch import Tensor
 
 from torchimplicit.ode.dynamics import Field
 from torchimplicit.ode.stage_newton import Equation, Factors, Keeper, Rate, attached, jacobian
-from torchimplicit.ode.step import Inside, Stepped
+from torchimplicit.ode.step import Increments, Inside, Stepped
 from torchimplicit.ode.tableau import Row, weights
 from torchimplicit.ode.tableau_stiff import StiffTableau, predictor
-
-
-class Rows:
-    """The increments `h k_i` of a step, `(B, n)` each."""
-
-    def __init__(self, rows: Sequence[Tensor]):
-        self.rows = rows
-
-    def of(self, samples: Tensor) -> Tensor:
-        """The increments of some samples, `(s, M, n)`."""
-        return torch.stack([row[samples] for row in self.rows])
 
 
 def implicit_step(
@@ -77,7 +66,7 @@ def implicit_step(
     last = None
     if tableau.stiffly_accurate:  # a slope of zero where nothing moves: nobody looks at it
         last = rows[-1] / torch.where(size == 0, 1.0, size)
-    return Stepped(end, error, last, Inside(tableau, Rows(rows), field, t, size, y, end, last))  # type: ignore[arg-type]
+    return Stepped(end, error, last, Inside(tableau, Increments(rows), field, t, size, y, end, last))
 
 
 def _combine(y: Tensor, row: Row, increments: Sequence[Tensor]) -> Tensor:

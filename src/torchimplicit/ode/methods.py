@@ -62,6 +62,10 @@ class PathSolver:
         """The solver for some samples alone, `(M,)`, whose tolerances may be their own; None for all."""
         return self
 
+    def mapped(self, count: int) -> PathSolver:
+        """The solver for a batch so many times as large, as `torch.vmap` makes it."""
+        return self
+
     def rate(self, field: Field) -> Field:
         """The field of the states that it walks, where those hold more than the user's; for the first step size."""
         return field
@@ -127,6 +131,14 @@ class AdaptiveSolver(PathSolver):
         own = {name: getattr(self, name) for name in ("rtol", "atol")}
         own = {name: value[rows] for name, value in own.items() if isinstance(value, Tensor) and len(value) > 1}
         return replace(self, **own) if own and rows is not None else self
+
+    def mapped(self, count: int) -> PathSolver:
+        """See `PathSolver.mapped`."""
+        own = {name: getattr(self, name) for name in ("rtol", "atol")}
+        own = {
+            name: value.repeat(count, 1) for name, value in own.items() if isinstance(value, Tensor) and len(value) > 1
+        }
+        return replace(self, **own) if own else self
 
 
 def _within(value: Any, strict: bool) -> bool:

@@ -11,9 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from torchimplicit.adjoint.quarantine import warn_of_leak
 from torchimplicit.core import transforms
-from torchimplicit.core.status import OnFailure, Status, react
+from torchimplicit.core.status import OnFailure, react
 from torchimplicit.core.tree import Layout
 from torchimplicit.ode.adjoint import Checkpointed, PathAdjoint
 from torchimplicit.ode.call import PathCall, PathRecord
@@ -22,7 +21,7 @@ from torchimplicit.ode.dense import Followed, check_follows, follow, stacked
 from torchimplicit.ode.dynamics import Dynamics
 from torchimplicit.ode.event import Event, Trigger
 from torchimplicit.ode.methods import AdaptiveSolver, PathSolver, Tsit5
-from torchimplicit.ode.quarantine import quarantine
+from torchimplicit.ode.quarantine import Inputs, find_sick, quarantine, quarantine_followed
 from torchimplicit.ode.report import PathReport, PathSolution
 from torchimplicit.ode.times import check_times, runs_backward
 
@@ -117,29 +116,25 @@ def odeint(
     call = PathCall(
         dynamics, _flat(solver, layout), on_failure, differentiable, PathRecord(), checkpoints, trigger, decided
     )
+    inputs = Inputs(start, times, tensors, [] if trigger is None else trigger.explicit.take_tensors())
     followed = None
     if event is not None or dense:
-        followed = _follow(call, adjoint, start, times, tensors)
+        followed = follow(call, adjoint, start, times, tensors, inputs.event_tensors)
         rows = followed.rows
     else:
         with spending(f) if compile == "auto" and not decided else nullcontext():
             rows = (adjoint.solve if differentiable else adjoint.walk)(call, start, times, tensors)
     report = call.record.report
     assert report is not None
-    sick = report.status == Status.NON_FINITE
-    if rows.requires_grad and not transforms.active() and bool(sick.any()):
+    if (sick := find_sick(call, rows)) is not None:
         if followed is None:
-            rows = quarantine(call, adjoint, rows, start, times, tensors, sick)
+            rows = quarantine(call, adjoint, rows, inputs, sick)
         else:
-            warn_of_leak()
+            followed = quarantine_followed(call, adjoint, followed, inputs, sick)
+            rows = followed.rows
     solution = PathSolution(stacked(layout, rows), report, **_found(followed, dynamics, report, dense))
     react(report, on_failure, solution)
     return solution
-
-
-def _follow(call: PathCall, adjoint: PathAdjoint, start: Tensor, times: Tensor, tensors: list[Tensor]) -> Followed:
-    event_tensors = [] if call.trigger is None else call.trigger.explicit.take_tensors()
-    return follow(call, adjoint, start, times, tensors, event_tensors)
 
 
 def _found(followed: Followed | None, dynamics: Dynamics, report: PathReport, dense: bool) -> dict[str, Any]:
@@ -161,7 +156,8 @@ def _flat(solver: PathSolver, layout: Layout) -> PathSolver:
     for name in ("rtol", "atol"):
         value = getattr(solver, name)
         if isinstance(value, Tensor):
-            changed[name] = layout.flatten(value.to(layout.dtype).expand(layout.shapes[0])) if layout.plain else value
+            value = layout.flatten(value.to(layout.dtype).expand(layout.shapes[0])) if layout.plain else value
+            changed[name] = transforms.unwrapped(value)  # transforms around the solve do not reach into it
     return replace(solver, **changed) if changed else solver
 
 
@@ -172,7 +168,7 @@ def check_options(
 
     Raises:
         TypeError: `solver`, `adjoint` or `event` is something else, the class in place of an instance for example.
-        ValueError: another word, or a solver or an adjoint that can do neither events nor dense output.
+        ValueError: another word, or a solver and an adjoint, events or dense output that do not go together.
     """
     wanted = [("solver", solver, PathSolver, "Tsit5()"), ("adjoint", adjoint, PathAdjoint, "Checkpointed()")]
     wanted += [] if event is None else [("event", event, Event, "Event(condition)")]
@@ -180,6 +176,7 @@ def check_options(
         if not isinstance(got, expected):
             hint = f"{got.__name__}()" if isinstance(got, type) else usual
             raise TypeError(f"{name}: got {got!r}, expected an instance of {expected.__name__}; try {hint}")
+    adjoint.check(solver)
     if event is not None or dense:
         check_follows(solver, adjoint)
     if steps not in ("per-sample", "joint"):

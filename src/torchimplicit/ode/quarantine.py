@@ -1,55 +1,125 @@
-"""Keeping a sample whose path is not finite out of everybody's gradients: see `adjoint.quarantine`."""
+"""Keeping a sample whose path is not finite out of everybody's gradients: see `adjoint.quarantine`.
+
+Sick are samples whose field gave NaN or infinity, or the event's condition where they end; and those that only a
+gradient shows to be, whose steps are not found again.
+"""
 
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from torchimplicit.adjoint.quarantine import replaced, stand_ins, unmoved, warn_of_leak
+from torchimplicit.core import transforms
 from torchimplicit.core.status import Status
 from torchimplicit.ode.adjoint import PathAdjoint
 from torchimplicit.ode.call import PathCall, PathRecord
+from torchimplicit.ode.dense import Followed, follow
 from torchimplicit.ode.dynamics import Dynamics
 
 
-def quarantine(
-    call: PathCall, adjoint: PathAdjoint, values: Tensor, y0: Tensor, ts: Tensor, tensors: list[Tensor], sick: Tensor
-) -> Tensor:
+@dataclass(frozen=True)
+class Inputs:
+    """What a walk depends on.
+
+    Attributes:
+        y0: the start, `(B, n)`.
+        ts: output times, `(T, B)`.
+        tensors: the explicit tensors.
+        event_tensors: those of the event's condition.
+    """
+
+    y0: Tensor
+    ts: Tensor
+    tensors: list[Tensor]
+    event_tensors: list[Tensor]
+
+
+def find_sick(call: PathCall, values: Tensor) -> Tensor | None:
+    """Which samples must be kept out of the gradients of these outputs `(T, B, n)`; None where none must."""
+    if not values.requires_grad or transforms.active():
+        return None
+    report, lost = call.record.report, call.record.lost
+    assert report is not None
+    sick = report.status == Status.NON_FINITE
+    sick = sick if lost is None else sick | lost
+    return sick if bool(sick.any()) else None
+
+
+def quarantine(call: PathCall, adjoint: PathAdjoint, values: Tensor, inputs: Inputs, sick: Tensor) -> Tensor:
     """The outputs again, differentiable without the sick samples: healthy ones walk in their place.
 
     Args:
         call: the call that gave `values`.
         adjoint: how to differentiate.
         values: the outputs `(T, B, n)`, sick samples held at their last finite state.
-        y0: the start, `(B, n)`.
-        ts: output times, `(T, B)`.
-        tensors: the explicit tensors.
+        inputs: what the call was for.
         sick: which samples are not finite, `(B,)` bool.
     """
     held = values.detach()
     if bool(sick.all()):
-        return unmoved(held, [y0, ts, *tensors])
-    rows = stand_ins(sick)
-    assert isinstance(call.dynamics, Dynamics)
-    dynamics = copy(call.dynamics)
-    dynamics.sign = None if dynamics.sign is None else dynamics.sign[rows]
-    start = y0.detach()[rows]
+        return unmoved(held, [inputs.y0, inputs.ts, *inputs.tensors])
+    again, healthy = _stand_in(call, inputs, sick)
+    found = adjoint.solve(again, healthy.y0, healthy.ts, healthy.tensors)
+    _check_leak(call, again)
+    return torch.where(sick.unsqueeze(1), held, found)
+
+
+def quarantine_followed(
+    call: PathCall, adjoint: PathAdjoint, followed: Followed, inputs: Inputs, sick: Tensor
+) -> Followed:
+    """As `quarantine`, of a walk with events or dense output."""
+    held = followed.detach()
+    if bool(sick.all()):
+        everything = [inputs.y0, inputs.ts, *inputs.tensors, *inputs.event_tensors]
+        rows, t, y = (unmoved(each, everything) for each in (held.rows, held.t, held.y))
+        return Followed(rows, t, y, held.path.ending(y))
+    again, healthy = _stand_in(call, inputs, sick)
+    found = follow(again, adjoint, healthy.y0, healthy.ts, healthy.tensors, healthy.event_tensors)
+    _check_leak(call, again)
+    return held.beside(found, sick)
+
+
+def _stand_in(call: PathCall, inputs: Inputs, sick: Tensor) -> tuple[PathCall, Inputs]:
+    """The call and its inputs with a healthy sample in the place of every sick one."""
+    rows, start, ts = stand_ins(sick), inputs.y0.detach(), inputs.ts.detach()
+    dynamics, trigger = _of_rows(call.dynamics, rows), None
     # At the start and at other states: where a weight meets a zero of the start, replacing it changes nothing.
+    start, ts = start[rows], ts[:, rows]
     probes = [(ts[0], start), (ts[-1], start + torch.rand_like(start)), (ts[-1], start - torch.rand_like(start))]
 
     def slopes(tensors: list[Tensor]) -> Tensor:
         with torch.no_grad(), dynamics.bind(call.unshared(tensors)) as field:
-            return torch.stack([field(t.detach()[rows], y) for t, y in probes], dim=1)
+            return torch.stack([field(t, y) for t, y in probes], dim=1).nan_to_num()
 
-    healthy = replaced(slopes, tensors, dynamics.explicit.shared, rows, sick)
-    again = replace(call, dynamics=dynamics, audit=False, record=PathRecord())
-    found = adjoint.solve(again, y0[rows], ts[:, rows], healthy)
+    tensors = replaced(slopes, inputs.tensors, dynamics.explicit.shared, rows, sick)
+    event_tensors = inputs.event_tensors
+    if call.trigger is not None:
+        trigger = _of_rows(call.trigger, rows)
+
+        def conditions(tensors: list[Tensor]) -> Tensor:
+            with torch.no_grad(), trigger.bind(tensors) as condition:
+                return torch.stack([condition(t, y) for t, y in probes], dim=1).nan_to_num()
+
+        event_tensors = replaced(conditions, event_tensors, trigger.explicit.shared, rows, sick)
+    again = replace(call, dynamics=dynamics, trigger=trigger, audit=False, record=PathRecord())
+    return again, Inputs(inputs.y0[rows], inputs.ts[:, rows], tensors, event_tensors)
+
+
+def _of_rows(dynamics: object, rows: Tensor) -> Dynamics:
+    """Dynamics, or a trigger, at whose places other samples of it stand."""
+    assert isinstance(dynamics, Dynamics)
+    dynamics = copy(dynamics)
+    dynamics.sign = None if dynamics.sign is None else dynamics.sign[rows]
+    return dynamics
+
+
+def _check_leak(call: PathCall, again: PathCall) -> None:
     report = again.record.report
     assert report is not None
-    if bool((report.status == Status.NON_FINITE).any()):
+    if bool((report.status == Status.NON_FINITE).any()) or again.record.lost is not None:
         warn_of_leak()
     again.record.report = call.record.report  # that of a walk back goes to the first walk's
-    return torch.where(sick.unsqueeze(1), held, found)

@@ -125,12 +125,14 @@ class Path:
         held: outputs that no step reached, whose value is the last state.
         given: how many of the times are those that the walk was for; None for all. The others look at it afterwards.
         order: how many derivatives by time the outputs carry beside the state.
+        plain: how many of the outputs, the first ones, carry none all the same; zeros stand in their place.
     """
 
     phases: list[Phase] = field(default_factory=list)
     held: Outputs | None = None
     given: int | None = None
     order: int = 0
+    plain: int = 0
 
     def part(self) -> tuple[Path, list[Tensor]]:
         """The path without its states, and the states, for `joined`."""

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core import transforms
+from torchimplicit.core.status import Status
 from torchimplicit.ode.call import PathCall
 from torchimplicit.ode.dynamics import Field
 from torchimplicit.ode.methods import Stepper
-from torchimplicit.ode.record import Step
-from torchimplicit.ode.step import Stepped
+from torchimplicit.ode.record import Path, Step
+from torchimplicit.ode.step import Inside, Stepped
 
 
-def attached(times: Tensor, ts: Tensor) -> Tensor:
+def tied(times: Tensor, ts: Tensor) -> Tensor:
     """Times `(B,)` with their gradients: those that are output times `(T, B)` are these, others move with the start."""
     same = times == ts
     moved = times + (ts[0] - ts[0].detach())
@@ -29,25 +30,39 @@ def make_step(
     step: Step,
     y: Tensor,
     ts: Tensor,
+    path: Path,
     wants_times: bool = False,
-    given: int | None = None,
-    order: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
-    """Makes a recorded step again, from states `(B, n)`; `given` and `order` as in `Path`.
+    """Makes a step of a recorded path again, from states `(B, n)`.
 
     Returns:
         The states after it, `(B, n)`, and its outputs `(M, n)`; None where it has none.
     """
     start, stop = step.start, step.stop
     if wants_times:
-        start, stop = attached(start, ts[:given]), attached(stop, ts[:given])
+        start, stop = tied(start, ts[: path.given]), tied(stop, ts[: path.given])
     done = stepper(field, start, stop - start, y, None)
     end = done.y if step.all_move else torch.where((step.stop > step.start).unsqueeze(1), done.y, y)
     if step.outputs is None:
         return end, None
     places, samples = step.outputs.places, step.outputs.samples
     part = (ts[places, samples] - start[samples]) / (stop - start)[samples]
-    return end, done.inside.at(part, samples) if given is None else done.inside.series(part, samples, order)
+    return end, done.inside.at(part, samples) if path.given is None else _looked_at(done.inside, part, step, path)
+
+
+def _looked_at(inside: Inside, part: Tensor, step: Step, path: Path) -> Tensor:
+    """The outputs `(M, (1 + order) n)` within a step of a path that is looked at afterwards."""
+    assert step.outputs is not None
+    samples, full = step.outputs.samples, torch.nonzero(step.outputs.places >= path.plain).flatten()
+    if path.order == 0 or len(full) == len(samples):
+        return inside.series(part, samples, path.order)
+    values = padded(inside.series(part, samples, 0), path.order)
+    return values if not len(full) else values.index_copy(0, full, inside.series(part[full], samples[full], path.order))
+
+
+def padded(states: Tensor, order: int) -> Tensor:
+    """States `(..., n)` with zeros in the place of their derivatives, `(..., (1 + order) n)`."""
+    return torch.nn.functional.pad(states, (0, order * states.shape[-1]))
 
 
 class Remade(NamedTuple):
@@ -66,7 +81,7 @@ def remake(call: PathCall, field: Field, starts: Tensor, stops: Tensor, y: Tenso
     """All steps again, in one graph; arguments as those of `whole`."""
     stepper = call.solver.stepper(y)
     for before, after in zip(starts.unbind(), stops.unbind(), strict=True):
-        start, stop = attached(before, ts), attached(after, ts)
+        start, stop = tied(before, ts), tied(after, ts)
         done = stepper(field, start, stop - start, y, None)
         end = torch.where((after > before).unsqueeze(1), done.y, y)
         yield Remade(before, after, start, stop - start, done, y, end)
@@ -98,6 +113,21 @@ def whole(call: PathCall, starts: Tensor, stops: Tensor, y0: Tensor, ts: Tensor,
         held = [y if value is None else value for value in values]
         late = (ts > reached).unsqueeze(2)
         return torch.where(late, y, torch.stack(held))
+
+
+def note_lost(call: PathCall, starts: Tensor, stops: Tensor, y0: Tensor, ts: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Notes the samples whose steps are not found again, as may happen to an implicit one just before a blow-up.
+
+    A stage made again is solved to rounding, which may fail where the path itself ends. Costs all steps once more where
+    there is a sample whose path did. Arguments as those of `whole`.
+    """
+    report = call.record.report
+    if transforms.active() or report is None:
+        return
+    if not bool(((report.status == Status.STEP_TOO_SMALL) | (report.status == Status.NON_FINITE)).any()):
+        return
+    fixed = [each.detach() for each in (y0, ts, *tensors)]
+    call.record.lose(~whole(call, starts, stops, fixed[0], fixed[1], fixed[2:]).isfinite().all(2).all(0))
 
 
 def relevant(within: Tensor, first: int = 0) -> Sequence[int]:

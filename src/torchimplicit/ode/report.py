@@ -20,11 +20,13 @@ _REMEDIES = {
     Status.STEP_TOO_SMALL: (
         "The error stayed above its tolerance down to the smallest step: the solution may blow up there, the field may "
         "jump there (try an output time at the jump), the tolerance may lie below what this dtype can reach (try a "
-        "looser rtol or atol, or float64), or dt_min may be too large."
+        "looser rtol or atol, or float64), or dt_min may be too large. Implicit steps up to a blow-up that are not "
+        "found again add nothing to the gradients."
     ),
     Status.NON_FINITE: (
-        "The field gave NaN or infinity however small the step: look for them in the inputs, else for a singularity "
-        "or a blow-up there. Such a sample is held at its last finite state and adds nothing to the gradients."
+        "The field gave NaN or infinity however small the step, or the event's condition did at the end: look for them "
+        "in the inputs, else for a singularity or a blow-up there. Such a sample is held at its last finite state and "
+        "adds nothing to the gradients."
     ),
     Status.DRIFTED: (
         "The path that was walked back does not meet the path that was walked forward, or the two states of "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from math import perm
 from typing import NamedTuple
 
 import torch
@@ -115,6 +116,21 @@ class GraphStages(Stages):
         return torch.stack([row.reshape(self.flat)[samples] for row in self.rows])
 
 
+class Increments:
+    """The increments `h k_i` of a step, ready made.
+
+    Args:
+        rows: one for each stage, `(B, n)`.
+    """
+
+    def __init__(self, rows: Sequence[Tensor]):
+        self.rows = rows
+
+    def of(self, samples: Tensor) -> Tensor:
+        """The increments of some samples, `(s, M, n)`."""
+        return torch.stack([row[samples] for row in self.rows])
+
+
 class Inside:
     """The path inside a step, as a polynomial.
 
@@ -132,7 +148,7 @@ class Inside:
     def __init__(
         self,
         tableau: Tableau,
-        stages: Stages,
+        stages: Stages | Increments,
         field: Field,
         t: Tensor,
         h: Tensor,
@@ -167,14 +183,24 @@ class Inside:
         """States and their first derivatives by time up to this order, side by side, `(M, (1 + order) n)`."""
         found, size = [self.polynomial(part, samples)], self.h[samples]  # the first one finds a missing slope
         size = torch.where(size == 0, 1.0, size)  # of samples that stand still
-
-        def state(part: Tensor, /) -> Tensor:
-            return self.polynomial(part, samples)
-
+        terms = self._terms(samples) if order else []
+        part = part.unsqueeze(1).to(size.dtype)
         for i in range(1, order + 1):
-            state = _by_part(state)
-            found.append(state(part) / size**i)
+            slope = torch.zeros_like(found[0])
+            for degree in range(len(terms), i - 1, -1):
+                slope = slope * part + perm(degree, i) * terms[degree - 1]
+            found.append(slope / size**i)
         return torch.cat(found, dim=1)
+
+    def _terms(self, samples: Tensor) -> Sequence[Tensor]:
+        """What the powers of the part, from the first on, are multiplied with in `polynomial`, `(M, n)` each."""
+        if self.tableau.interpolant is not None:
+            rows = weights(self.tableau, self.y.dtype, self.y.device).interpolant
+            return torch.einsum("smn,sd->dmn", self.stages.of(samples), rows).unbind()
+        assert self.slope is not None
+        first, last = self.stages.of(samples)[0], (self.slope * self.h)[samples]
+        chord = self.end[samples] - self.y[samples]
+        return first, 3 * chord - 2 * first - last, first + last - 2 * chord
 
     def _cubic(self, part: Tensor, samples: Tensor, y: Tensor, end: Tensor) -> Tensor:
         """Hermite's cubic through values and slopes of both ends."""
@@ -227,11 +253,6 @@ def explicit_step(
 
 def _put_last(stages: Stages, rate: Callable, t: Tensor, end: Tensor, args: tuple, h: Tensor) -> None:
     stages.put(len(stages.known.c) - 1, rate(t, end, *args), h)
-
-
-def _by_part(state: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The derivative of states by their parts of the step."""
-    return lambda part: torch.func.jvp(state, (part,), (torch.ones_like(part),))[1]
 
 
 def choose_stages(tableau: Tableau, like: Tensor) -> Stages:

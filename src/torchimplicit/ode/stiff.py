@@ -30,6 +30,11 @@ class StiffSolver(AdaptiveSolver):
     In the backward pass a stage is made again to rounding and attached by Newton steps with a graph, so that gradients
     are those of the exact solution of the stage equations; forward, stages are solved to `stage_tol`.
 
+    Where a path jumps, gradients want a tighter tolerance than values do: they are far larger within the jump than
+    behind it, and so are their errors, for which no step is chosen. On van der Pol's field with mu = 1000 they shrink
+    two million times: `Kvaerno5` gave the gradient by the start to 3e-7 before a jump, at `rtol=1e-6` and `atol=1e-8`,
+    and behind it with an error of 170 %; 0.4 % and 0.002 % with tolerances 100 and 10,000 times as tight.
+
     Args:
         stage_tol: error of a stage over the tolerance of the step, in (0, 1).
         newton_steps: Newton steps a stage at most; more make the step be rejected.

@@ -11,10 +11,9 @@ from torchimplicit.ode.call import PathCall
 from torchimplicit.ode.chunks import pull_chunks
 from torchimplicit.ode.compiled import CompileError
 from torchimplicit.ode.drift import Drifts
+from torchimplicit.ode.gradients import Gradients, summed
 from torchimplicit.ode.record import Path, Phase, Step
 from torchimplicit.ode.replay import make_step
-
-Gradients = list[Tensor | None]
 
 
 def sweep(
@@ -48,7 +47,7 @@ def sweep(
             flow = flow.index_copy(0, rows, moved)
             dims = [1, *(0 if batched else None for batched in call.dynamics.batched)]
             found = [_spread(*each, rows) for each in zip(found, inputs, dims, strict=True)]
-        totals = _sum(totals, found)
+        totals = summed(totals, found)
     if drifts is not None:
         call.finish_backward(drifts.report(call, ts[0]))
     return [flow + grad[0, :, :width], *totals]
@@ -102,23 +101,16 @@ def _sweep_phase(
         for step, y in () if compiled else phase.backwards(advance) if undo is None else phase.undone(retreat):
             with torch.enable_grad():
                 leaf = y.detach().requires_grad_()
-                end, values = make_step(stepper, field, step, leaf, ts, wants_times, path.given, path.order)
+                end, values = make_step(stepper, field, step, leaf, ts, path, wants_times)
             ends, flows = [end], [flow]
             if step.outputs is not None and values is not None:
                 ends, flows = [end, values], [flow, grad[step.outputs.places, step.outputs.samples]]
             flow, *found = torch.autograd.grad(ends, [leaf, *wanted], flows, allow_unused=True)
-            totals = _sum(totals, found)
+            totals = summed(totals, found)
     if drifts is not None:
         drifts.compare(phase, y, field.nfev)
     rest = iter(totals)
     return flow, [next(rest) if need else None for need in needs]
-
-
-def _sum(totals: Gradients, more: Sequence[Tensor | None]) -> Gradients:
-    return [
-        each if total is None else total if each is None else total + each
-        for total, each in zip(totals, more, strict=True)
-    ]
 
 
 def _spread(some: Tensor | None, whole: Tensor, dim: int | None, rows: Tensor) -> Tensor | None:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.core import transforms
+
 Row = tuple[float, ...]
 
 
@@ -60,7 +62,8 @@ def weights(tableau: Tableau, dtype: torch.dtype, device: torch.device) -> Weigh
     """The coefficients in a dtype, on a device."""
 
     def tensor(values: tuple) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=device)
+        made = torch.tensor(values, dtype=dtype, device=device)
+        return transforms.unwrapped(made)  # kept for longer than the transform lasts that may surround this
 
     e = None if tableau.e is None else tensor(tableau.e)
     interpolant = None if tableau.interpolant is None else tensor(tableau.interpolant)

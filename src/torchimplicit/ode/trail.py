@@ -15,7 +15,7 @@ from torchimplicit.adjoint.products import pull, push
 from torchimplicit.core import transforms
 from torchimplicit.ode.call import PathCall
 from torchimplicit.ode.record import Outputs, Path, Phase
-from torchimplicit.ode.replay import make_step, relevant, remake
+from torchimplicit.ode.replay import make_step, padded, relevant, remake
 from torchimplicit.ode.sweep import sweep
 
 
@@ -43,19 +43,58 @@ class Trail:
     tensors: tuple[Tensor, ...]
     in_one: bool
 
+    def detach(self) -> Trail:
+        """The same without a gradient."""
+        tensors = tuple(tensor.detach() for tensor in self.tensors)
+        return replace(self, y0=self.y0.detach(), ts=self.ts.detach(), tensors=tensors)
+
     def at(self, at: Tensor, order: int = 0, known: Tensor | None = None) -> Tensor:
         """States and their derivatives by time, up to an order, side by side, `(K, B, (1 + order) n)`.
 
         Args:
             at: times that were reached, `(K, B)`, in any order.
             order: how many derivatives.
-            known: the value, should it be known; spares the steps.
+            known: the states at the first of them, `(K', B, n)`, should they be known: spares the steps. These carry
+                no derivatives but zeros.
         """
         if self.in_one and torch.is_grad_enabled():
-            return look_whole(self.call, self.starts, self.stops, self.y0, self.ts, at, self.tensors, order)
+            plain = 0 if known is None else len(known)
+            return look_whole(self.call, self.starts, self.stops, self.y0, self.ts, at, self.tensors, order, plain)
         return Look.apply(  # type: ignore[return-value]
             self.call, self.path, order, self.starts, self.stops, known, self.y0, self.ts, at, *self.tensors
         )
+
+
+@dataclass(frozen=True)
+class Mended:
+    """A trail of which some samples are held, without a gradient, while healthy ones walk in their place.
+
+    Attributes:
+        held: the trail of all samples, detached.
+        healthy: that of the healthy ones and of those that stand in.
+        sick: which samples are held, `(B,)`.
+    """
+
+    held: Trail
+    healthy: Trail
+    sick: Tensor
+
+    @property
+    def y0(self) -> Tensor:
+        """See `Trail`."""
+        return torch.where(self.sick.unsqueeze(1), self.held.y0, self.healthy.y0)
+
+    @property
+    def ts(self) -> Tensor:
+        """See `Trail`."""
+        return torch.where(self.sick, self.held.ts, self.healthy.ts)
+
+    def at(self, at: Tensor, order: int = 0) -> Tensor:
+        """See `Trail.at`."""
+        with torch.no_grad():
+            held = self.held.at(at.detach(), order)
+        found = self.healthy.at(torch.where(self.sick, self.healthy.ts[0].detach(), at), order)
+        return torch.where(self.sick.unsqueeze(1), held, found)
 
 
 class RecordedWalk(Function):
@@ -101,15 +140,18 @@ class Look(Function):
         y0: Tensor, ts: Tensor, at: Tensor, *tensors: Tensor,
     ) -> Tensor:  # fmt: skip
         """Makes the steps again that are looked at."""
-        if known is not None:
-            return known.clone()
+        if known is not None and len(known) == len(at):
+            return padded(known.clone(), order)
+        plain = 0 if known is None else len(known)
         with torch.no_grad():
-            return _look(call, located(path, ts, at, order), y0, ts, at, tensors)
+            found = _look(call, located(path, ts, at[plain:], order), y0, ts, at[plain:], tensors)
+        return found if known is None else torch.cat((padded(known, order), found))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         """Keeps the inputs; the path itself is kept by whoever looks."""
-        ctx.call, ctx.path, ctx.order, starts, stops, _, y0, ts, at, *tensors = inputs
+        ctx.call, ctx.path, ctx.order, starts, stops, known, y0, ts, at, *tensors = inputs
+        ctx.plain = 0 if known is None else len(known)
         tensors = ctx.call.unshared(tensors)
         ctx.save_for_backward(starts, stops, y0, ts, at, *tensors)
         ctx.save_for_forward(starts, stops, y0, ts, at, *tensors)
@@ -120,9 +162,9 @@ class Look(Function):
         starts, stops, y0, ts, at, *tensors = ctx.saved_tensors
         needs_y0, needs_ts, needs_at, *needs = ctx.needs_input_grad[6:]
         if torch.is_grad_enabled() or transforms.level(grad) >= 0:
-            function = _again(ctx.call, starts, stops, ctx.order)
+            function = _again(ctx.call, starts, stops, ctx.order, ctx.plain)
             return (None,) * 6 + tuple(pull(function, (y0, ts, at, *tensors), ctx.needs_input_grad[6:], grad))
-        given, path = len(ts), located(ctx.path, ts, at, ctx.order)
+        given, path = len(ts), located(ctx.path, ts, at, ctx.order, ctx.plain)
         grad = torch.cat((grad.new_zeros(given, *grad.shape[1:]), grad))
         flow, times, *found = sweep(ctx.call, path, torch.cat((ts, at)), tensors, [needs_ts or needs_at, *needs], grad)
         by_ts, by_at = (None, None) if times is None else (times[:given], times[given:])
@@ -132,7 +174,7 @@ class Look(Function):
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         """The derivative along tangents of the inputs."""
         starts, stops, *inputs = ctx.saved_tensors
-        return push(_again(ctx.call, starts, stops, ctx.order), inputs, tangents[6:])
+        return push(_again(ctx.call, starts, stops, ctx.order, ctx.plain), inputs, tangents[6:])
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple:
@@ -147,32 +189,33 @@ def _unmapped() -> RuntimeError:
     )
 
 
-def _again(call: PathCall, starts: Tensor, stops: Tensor, order: int) -> Callable[..., Tensor]:
+def _again(call: PathCall, starts: Tensor, stops: Tensor, order: int, plain: int) -> Callable[..., Tensor]:
     def states(y0: Tensor, ts: Tensor, at: Tensor, *tensors: Tensor) -> Tensor:
-        return look_whole(call, starts, stops, y0, ts, at, tensors, order)
+        return look_whole(call, starts, stops, y0, ts, at, tensors, order, plain)
 
     return states
 
 
 def look_whole(
     call: PathCall, starts: Tensor, stops: Tensor, y0: Tensor, ts: Tensor, at: Tensor, tensors: Sequence[Tensor],
-    order: int,
+    order: int, plain: int,
 ) -> Tensor:  # fmt: skip
-    """As `Trail.at`, all steps in one graph that every transform can go through."""
+    """As `Trail.at`, all steps in one graph that every transform can go through; `plain` as in `Path`."""
     everybody = torch.arange(len(y0), device=y0.device)
-    values = [torch.nn.functional.pad(y0, (0, order * y0.shape[1]))] * len(at)
+    values = [padded(y0, order)] * len(at)
     with call.dynamics.bind(call.unshared(tensors)) as field, torch.enable_grad():
         for step in remake(call, field, starts, stops, y0, ts):
             after_start = (at > step.before) | ((at <= ts[0]) & (step.before <= ts[0]))
             within = after_start & (at <= step.after) & (step.after > step.before)
             for place in relevant(within):
                 part = (at[place] - step.start) / torch.where(step.h == 0, 1.0, step.h)
-                value = step.done.inside.series(part, everybody, order)
+                value = step.done.inside.series(part, everybody, 0 if place < plain else order)
+                value = padded(value, order) if place < plain else value
                 values[place] = torch.where(within[place].unsqueeze(1), value, values[place])
     return torch.stack(values)
 
 
-def located(path: Path, ts: Tensor, at: Tensor, order: int) -> Path:
+def located(path: Path, ts: Tensor, at: Tensor, order: int, plain: int = 0) -> Path:
     """A path whose outputs are at other times.
 
     Args:
@@ -180,6 +223,7 @@ def located(path: Path, ts: Tensor, at: Tensor, order: int) -> Path:
         ts: the times that the walk was for, `(T, B)`.
         at: the others, `(K, B)`; their places come after those of `ts`.
         order: see `Trail.at`.
+        plain: how many of the others, the first ones, carry no derivatives.
     """
     missing, phases = torch.ones_like(at, dtype=torch.bool), []
     for phase in path.phases:
@@ -197,7 +241,7 @@ def located(path: Path, ts: Tensor, at: Tensor, order: int) -> Path:
         missing[:, some] &= ~inside.T
         phases.append(_with_outputs(phase, number, inside, len(ts)))
     places, samples = torch.nonzero(missing, as_tuple=True)
-    return Path(phases, Outputs(samples, places + len(ts)), len(ts), order)
+    return Path(phases, Outputs(samples, places + len(ts)), len(ts), order, len(ts) + plain)
 
 
 def _with_outputs(phase: Phase, number: Tensor, inside: Tensor, given: int) -> Phase:
@@ -230,7 +274,7 @@ def _look(call: PathCall, path: Path, y0: Tensor, ts: Tensor, at: Tensor, tensor
                     now, y = near, phase.states[near]
                 while True:
                     step, now = phase.steps[now], now + 1
-                    end, found = make_step(stepper, field, step, y, own, given=len(ts), order=path.order)
+                    end, found = make_step(stepper, field, step, y, own, path)
                     y = end
                     if step.outputs is not None and found is not None:
                         samples = step.outputs.samples if rows is None else rows[step.outputs.samples]

@@ -20,12 +20,11 @@ from torchimplicit.core import transforms
 from torchimplicit.core.status import Status
 from torchimplicit.ode.control import Tolerance
 from torchimplicit.ode.dynamics import Field
+from torchimplicit.ode.gradients import Gradients, summed
 from torchimplicit.ode.loop import Traveller, Walk
 from torchimplicit.ode.methods import AdaptiveSolver, PathSolver
 from torchimplicit.ode.record import Outputs
 from torchimplicit.ode.step import Stepped
-
-Gradients = list[Tensor | None]
 
 
 def augmented(field: Field) -> Field:
@@ -124,14 +123,6 @@ class Integral:
     def add(self, found: Gradients) -> None:
         """Takes one more step's part."""
         self.totals = summed(self.totals, found)
-
-
-def summed(totals: Gradients, more: Sequence[Tensor | None]) -> Gradients:
-    """Sums of gradients, None being none."""
-    return [
-        each if total is None else total if each is None else total + each
-        for total, each in zip(totals, more, strict=True)
-    ]
 
 
 class WalkBack(Walk):
