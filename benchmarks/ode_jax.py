@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ode_cases import Case
+    from torch import Tensor
 
 FLAGS = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
@@ -34,15 +37,27 @@ class Diffrax:
                 [sys.executable, __file__, str(file)], env=environment, text=True, bufsize=1,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             )  # fmt: skip
+            self.spent = 0.0  # seconds of CPU time
+            self.like = case.y0
             self.ask("forward")
 
-    def ask(self, which: str) -> None:
-        """Solves, `forward` or `both` ways, and waits for it."""
+    def ask(self, which: str) -> list[float]:
+        """Solves, `forward` or `fwd + bwd`, and waits for it; gives what came out."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(f"{which}\n")
-        if not self.process.stdout.readline():
+        answer = self.process.stdout.readline()
+        if not answer:
             raise RuntimeError("diffrax: got no answer from its process, expected one; see its error above")
+        seconds, found = json.loads(answer)
+        self.spent += seconds
+        return found
+
+    def value(self) -> Tensor:
+        """The last state."""
+        import torch
+
+        return torch.tensor(self.ask("value"), dtype=self.like.dtype).view_as(self.like)
 
     def close(self) -> None:
         """Ends the process."""
@@ -91,10 +106,13 @@ def serve(file: str) -> None:
         )
         return found.ys[-1]
 
-    runs = {"forward": jax.jit(solve), "both": jax.jit(jax.grad(lambda p: (solve(p) ** 2).sum()))}
+    forward = jax.jit(solve)
+    runs = {"forward": forward, "value": forward, "fwd + bwd": jax.jit(jax.grad(lambda p: (solve(p) ** 2).sum()))}
     for line in sys.stdin:
-        jax.block_until_ready(runs[line.strip()](parameters))
-        print("done", flush=True)
+        start = time.process_time()
+        found = jax.block_until_ready(runs[line.strip()](parameters))
+        seconds = time.process_time() - start
+        print(json.dumps((seconds, found.ravel().tolist() if line.strip() == "value" else [])), flush=True)
 
 
 if __name__ == "__main__":

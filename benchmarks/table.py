@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-LIBRARIES = ("torchimplicit", "torchdeq", "torchdiffeq", "torchode", "diffrax", "jaxopt", "jax", "xitorch")
+LIBRARIES = ("torchimplicit", "torchdeq", "jaxopt", "jax", "xitorch")
 
 
 class Table:
@@ -57,7 +57,9 @@ def at_most(ratio: float, bar: float) -> tuple[str, str]:
     return f"<= {bar:g}", "met" if ratio <= bar else f"{100 * (ratio / bar - 1):.0f} % over"
 
 
-def write_page(path: Path, tables: Sequence[Table], threads: int, how: str) -> None:
+def write_page(
+    path: Path, tables: Sequence[Table], threads: int, how: str, libraries: Sequence[str] = LIBRARIES
+) -> None:
     """Rewrites a page of results.
 
     Args:
@@ -65,20 +67,21 @@ def write_page(path: Path, tables: Sequence[Table], threads: int, how: str) -> N
         tables: in this order.
         threads: torch threads of the run.
         how: a sentence on what wrote it and how it measured.
+        libraries: whose versions to name, where they are installed.
     """
     intro = (
         f"{how} A bar is what this library has set itself.\n\n"
         f"Machine: {processor()}, {os.cpu_count()} cores, {threads} torch threads unless said otherwise. "
-        f"{', '.join(versions())}, "
+        f"{', '.join(versions(libraries))}, "
         f"Python {platform.python_version()}. {datetime.date.today()}."
     )
     path.write_text("\n\n".join([intro, *(table.markdown() for table in tables)]) + "\n")
 
 
-def versions() -> list[str]:
+def versions(libraries: Sequence[str]) -> list[str]:
     """Of the libraries that were measured."""
     found = [f"torch {torch.__version__}"]
-    for name in LIBRARIES:
+    for name in libraries:
         with suppress(PackageNotFoundError):
             found.append(f"{name} {version(name)}")
     return found
