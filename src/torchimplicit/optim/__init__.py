@@ -1,6 +1,40 @@
 """Optimisation as a layer: quadratic and cone programs, projections, proximal maps, descent, control."""
 
+from torchimplicit.optim import projection, prox
+from torchimplicit.optim.admm import ADMM, quadratic
+from torchimplicit.optim.argmin import argmin, least_squares
+from torchimplicit.optim.cone import Cones, ConeSolution, ConvexProgram, ConvexSolution, canonicalise, cone_program
+from torchimplicit.optim.constrained import ConstrainedSolution
+from torchimplicit.optim.control import BoxDDP, ControlReport, ControlSolution, ilqr, lqr
+from torchimplicit.optim.descent import ProjectedGradient, ProximalGradient, curvature_bound
 from torchimplicit.optim.qp import qp
 from torchimplicit.optim.report import Certificate, Duals, ProgramReport, QPSolution
 
-__all__ = ["Certificate", "Duals", "ProgramReport", "QPSolution", "qp"]
+__all__ = [
+    "ADMM",
+    "BoxDDP",
+    "Certificate",
+    "ConeSolution",
+    "Cones",
+    "ConstrainedSolution",
+    "ControlReport",
+    "ControlSolution",
+    "ConvexProgram",
+    "ConvexSolution",
+    "Duals",
+    "ProgramReport",
+    "ProjectedGradient",
+    "ProximalGradient",
+    "QPSolution",
+    "argmin",
+    "canonicalise",
+    "cone_program",
+    "curvature_bound",
+    "ilqr",
+    "least_squares",
+    "lqr",
+    "projection",
+    "prox",
+    "qp",
+    "quadratic",
+]

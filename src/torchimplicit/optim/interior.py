@@ -266,7 +266,7 @@ class _Method:
         the two vanishes (A. S. El-Bakry, R. A. Tapia, Y. Zhang, SIAM Review 36(1), 1994).
         """
         of_slack = slack / now.slack
-        of_weight = weight / (now.weight if self.sides.has is None else now.weight.clamp_min(1e-300))
+        of_weight = weight / (now.weight if self.sides.has is None else now.weight.clamp_min(torch.finfo(weight.dtype).tiny))
         return -torch.minimum(of_slack.amin(1), of_weight.amin(1)), of_slack < of_weight
 
 

@@ -111,6 +111,10 @@ class Dual:
         """See `Reduction.take`."""
         return Dual(self.K[index])
 
+    def to(self, dtype: torch.dtype) -> Dual:
+        """In another precision."""
+        return Dual(self.K.to(dtype))
+
     def times(self, y: Tensor) -> Tensor:
         """See `Reduction.times`."""
         self.K.diagonal(dim1=1, dim2=2).fill_(1.0)
@@ -141,6 +145,10 @@ class Primal:
     def take(self, index: Tensor) -> Primal:
         """See `Reduction.take`."""
         return Primal(*(getattr(self, part.name)[index] for part in fields(self)))
+
+    def to(self, dtype: torch.dtype) -> Primal:
+        """In another precision."""
+        return Primal(*(getattr(self, part.name).to(dtype) for part in fields(self)))
 
     def times(self, y: Tensor) -> Tensor:
         """See `Reduction.times`."""

@@ -15,7 +15,10 @@ from torchimplicit.optim.program import Program, largest, times, times_transpose
 from torchimplicit.optim.reduction import gram, reduce
 from torchimplicit.optim.saddle import Saddle, factor, is_definite
 
-_STAGES = ((1e-6, 4), (1e-9, 6), (1e-12, 20))  # tolerance of the interior point, rounds of repair
+# Precision and tolerance of the interior point, rounds of repair. Single precision is enough for a guess of bounds.
+_STAGES = ((torch.float32, 1e-5, 4), (torch.float64, 1e-9, 6), (torch.float64, 1e-12, 20))
+_FIRST_OF_FEW = (torch.float64, 1e-6, 4)  # small matrices cost no less in single precision
+_FEW_ROWS = 32
 _WARM_ROUNDS = 8
 _GOOD = 1e-7  # residual of a solution that could not be made exact, for its rows depend on each other
 _PROXIMAL = 1e-4
@@ -126,10 +129,12 @@ def _from_inside(program: Program, curvature: Tensor, matrix: Tensor | None, max
     """By interior points of more and more accuracy, each as the guess of the active-set method."""
     found: Point | None = None
     left = torch.arange(program.batch, device=program.q.device)
-    for tol, rounds in _STAGES:
+    few = matrix is None or program.rows.shape[1] - program.equalities < _FEW_ROWS
+    for dtype, tol, rounds in (_FIRST_OF_FEW, *_STAGES[1:]) if few else _STAGES:
         p, start = program.equalities, reduce(program, curvature, matrix)
-        lower, upper = program.lower[:, p:] / start.scale, program.upper[:, p:] / start.scale
-        inner = interior(start.reduction, start.w, lower, upper, tol, max_steps)
+        bounds = (program.lower[:, p:] / start.scale, program.upper[:, p:] / start.scale)
+        begin, lower, upper = (x.to(dtype) for x in (start.w, *bounds))
+        inner = interior(start.reduction.to(dtype), begin, lower, upper, tol, max_steps)
         side = torch.cat((torch.ones_like(program.lower[:, :p], dtype=torch.int8), inner.side), 1)
         point = settle(program, side, inner.steps, rounds, curvature, matrix)
         _fall_back(program, point, curvature, inner.y / start.scale, side)

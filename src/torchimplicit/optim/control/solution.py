@@ -1,0 +1,77 @@
+"""What the front doors of control return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core.status import Report, Solution, Status
+
+_REMEDIES = {
+    Status.INFEASIBLE: (
+        "From this first state no controls within their bounds keep the states within theirs. Try looser state bounds, "
+        "a penalty in the cost in place of them, or another first state."
+    ),
+    Status.NONCONVEX: (
+        "The cost is not strictly convex in the controls: it has no minimum, or many. Try a positive definite R, or "
+        "bounds on the controls."
+    ),
+    Status.UNBOUNDED: "The cost falls for ever. Try a positive definite R, or bounds on all controls.",
+    Status.SADDLE: (
+        "The slope vanishes, but the cost falls to a side or is flat: no minimum. Try another u0 (not one where "
+        "symmetry holds the system in place), or more cost on controls."
+    ),
+    Status.MAX_STEPS: (
+        "The steps were used up on the way. Try more max_steps, a start closer to the plan (u0, warm_start), a shorter "
+        "horizon, or smoother costs."
+    ),
+    Status.STAGNATED: (
+        "No part of the step lowers the cost any more: the tolerance may lie below what this dtype can reach (try a "
+        "looser rtol, or float64), or dynamics or cost have a kink there (ReLU, abs, clamp: try smooth ones)."
+    ),
+    Status.NON_FINITE: (
+        "NaN or infinity appeared: look for them in the arguments, else the start may lead the system away (try a "
+        "better u0, or a shorter horizon). Such a sample adds nothing to the gradients."
+    ),
+}
+
+
+class ControlReport(Report):
+    """A `Report` of plans. The residual of `ilqr` is that of `BoxDDP`; of `lqr` the slope by the controls."""
+
+    failure: ClassVar[str] = "have no plan that could be vouched for"
+
+    @property
+    def remedies(self) -> dict[Status, str]:
+        """See `Report.remedies`."""
+        return {status: remedy for status, remedy in _REMEDIES.items() if bool((self.status == status).any())}
+
+
+@dataclass(frozen=True)
+class ControlSolution(Solution):
+    """A plan: controls, the states that they lead to, and what holds them.
+
+    Attributes:
+        value: controls, `(B, T, nu)`.
+        report: see `Solution`, as for its fields.
+        states: `(B, T + 1, nx)`, the first being `x0`.
+        cost: of every sample's plan, `(B,)`.
+        costates: the multipliers of the dynamics, `(B, T, nx)`: what a push of `x_{t+1}` costs.
+        control_duals: the multipliers of the controls' bounds, `(B, T, nu)`: positive at an upper bound, negative at a
+            lower one, zero between; None without such bounds (`lqr`).
+        state_duals: those of the states' bounds, `(B, T, nx)`, for `x_1` to `x_T`; None without such bounds.
+    """
+
+    states: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    cost: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    costates: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    control_duals: Tensor | None = field(default=None, repr=False)
+    state_duals: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def controls(self) -> Tensor:
+        """The controls, `(B, T, nu)`; the same as `value`."""
+        return self.value
