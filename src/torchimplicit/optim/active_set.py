@@ -151,20 +151,22 @@ def independent_rows(rows: Tensor, among: Tensor, equalities: int = 0) -> Tensor
     Returns:
         The rows chosen, bool `(B, r)`.
     """
-    unit = rows / rows.norm(dim=2, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+    tiny = torch.finfo(rows.dtype).tiny
+    unit = rows / rows.norm(dim=2, keepdim=True).clamp_min(tiny)
     left = torch.where(among, unit.square().sum(2), 0.0)  # squared distance to the span of those chosen
     first = torch.arange(rows.shape[1], device=rows.device) < equalities
-    chosen = torch.zeros_like(among)
-    sample = torch.arange(len(rows), device=rows.device)
-    for _ in range(min(rows.shape[1:])):
+    chosen, sample = torch.zeros_like(among), torch.arange(len(rows), device=rows.device)
+    steps = min(rows.shape[1:])
+    lower = rows.new_zeros(*rows.shape[:2], steps)  # the factor of the chosen rows' products, column by column
+    for step in range(steps):
         free = torch.where(chosen | (left < _DEPENDENT), 0.0, left)
         if not bool(free.any()):
             break
         best = (free + 2.0 * (first & (free > 0))).argmax(1)
         usable = free[sample, best] > 0
         chosen[sample[usable], best[usable]] = True
-        direction = unit[sample, best] * usable.unsqueeze(1)
-        direction = direction / direction.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
-        unit = unit - (unit @ direction.unsqueeze(2)) * direction.unsqueeze(1)  # Gram-Schmidt, modified
-        left = torch.where(among, unit.square().sum(2), 0.0)
+        column = times(unit, unit[sample, best]) - times(lower[:, :, :step], lower[sample, best, :step])
+        column = column * (usable / left[sample, best].clamp_min(tiny).sqrt()).unsqueeze(1)
+        lower[:, :, step] = column
+        left = torch.where(among, left - column.square(), 0.0)
     return chosen

@@ -16,7 +16,7 @@ from torchimplicit.optim.reduction import gram, reduce
 from torchimplicit.optim.saddle import Saddle, factor, is_definite
 
 # Precision and tolerance of the interior point, rounds of repair. Single precision is enough for a guess of bounds.
-_STAGES = ((torch.float32, 1e-5, 4), (torch.float64, 1e-9, 6), (torch.float64, 1e-12, 20))
+_STAGES = ((torch.float32, 1e-5, 4), (torch.float64, 1e-9, 4), (torch.float64, 1e-12, 12))
 _FIRST_OF_FEW = (torch.float64, 1e-6, 4)  # small matrices cost no less in single precision
 _FEW_ROWS = 32
 _WARM_ROUNDS = 8
@@ -143,7 +143,8 @@ def _from_inside(program: Program, curvature: Tensor, matrix: Tensor | None, max
         else:
             point.steps = point.steps + found.steps[left]
             found.put(left, point)
-        again = torch.nonzero(~point.settled).flatten()
+        # Where rows depend on each other no guess may settle: an interior point as good as that is the answer.
+        again = torch.nonzero(~point.settled & ~(program.residual(point.z, point.y) < _STILL)).flatten()
         if not len(again):
             break
         left, program, curvature = left[again], program.take(again), curvature[again]

@@ -1,6 +1,7 @@
 """Data of the recipes: what they train on, from files, from a hub, or from a package that brings it along."""
 
 from torchimplicit.train.data.base import DATA_VARIABLE, DataError, ImageData, Images, RecipeData, Splits
+from torchimplicit.train.data.boards import ShownSudoku
 from torchimplicit.train.data.cifar10 import CIFAR10
 from torchimplicit.train.data.copy_memory import CopyMemory
 from torchimplicit.train.data.densities import Density
@@ -8,6 +9,7 @@ from torchimplicit.train.data.dequantised import DequantisedDigits
 from torchimplicit.train.data.digits import Digits
 from torchimplicit.train.data.mnist import MNIST
 from torchimplicit.train.data.nuclei import Masked, Nuclei
+from torchimplicit.train.data.sudoku import Sudoku
 from torchimplicit.train.data.tables import Pendulum, Powers, Spiral
 from torchimplicit.train.data.text import Text
 from torchimplicit.train.data.vocabulary import BytePairs, Characters
@@ -30,7 +32,9 @@ __all__ = [
     "Pendulum",
     "Powers",
     "RecipeData",
+    "ShownSudoku",
     "Spiral",
     "Splits",
+    "Sudoku",
     "Text",
 ]

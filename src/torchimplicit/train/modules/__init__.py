@@ -1,23 +1,27 @@
 """Lightning modules of the recipes: a loss, its metrics, and how the solves behind them go."""
 
 from torchimplicit.train.modules.classifier import Classifier
+from torchimplicit.train.modules.completion import Completion
 from torchimplicit.train.modules.copying import Copying
 from torchimplicit.train.modules.curriculum import Curriculum
 from torchimplicit.train.modules.equilibrium import EquilibriumModule
 from torchimplicit.train.modules.flow import Flow
 from torchimplicit.train.modules.language_model import LanguageModel
 from torchimplicit.train.modules.meter import SolveMeter
+from torchimplicit.train.modules.puzzle import Puzzle
 from torchimplicit.train.modules.regressor import Mechanics, Regressor
 from torchimplicit.train.modules.segmenter import Segmenter
 
 __all__ = [
     "Classifier",
+    "Completion",
     "Copying",
     "Curriculum",
     "EquilibriumModule",
     "Flow",
     "LanguageModel",
     "Mechanics",
+    "Puzzle",
     "Regressor",
     "Segmenter",
     "SolveMeter",

@@ -12,9 +12,14 @@ from torchimplicit.train.networks.monotone import (
 )
 from torchimplicit.train.networks.multiscale import MDEQClassifier, MDEQSegmenter, UNet, UNetSegmenter
 from torchimplicit.train.networks.paths import ConvolutionalODE, DenseFlow, DenseODE, HamiltonianField, PlainField
+from torchimplicit.train.networks.programs import BoardPerceptron, BoardProgram
+from torchimplicit.train.networks.sudoku import BoardRelaxation
 from torchimplicit.train.networks.whitened import WhitenedFlow
 
 __all__ = [
+    "BoardPerceptron",
+    "BoardProgram",
+    "BoardRelaxation",
     "BottleneckCell",
     "ConvolutionalDEQ",
     "ConvolutionalODE",
