@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 
 from torchimplicit.core import transforms
-from torchimplicit.optim.feasibility import violation
-from torchimplicit.optim.program import Program
+from torchimplicit.optim.quadratic.feasibility import violation
+from torchimplicit.optim.quadratic.program import Program
 
 _RANK = 1e-9
 

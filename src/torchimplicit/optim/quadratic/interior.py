@@ -147,7 +147,10 @@ def interior(
     method, now = _begin(reduction, w / scale, lower / scale, upper / scale, floor / scale.square())
     index = torch.arange(len(w), device=w.device)
     found = Interior(
-        torch.zeros_like(w), torch.zeros_like(now.weight), torch.zeros_like(w, dtype=torch.int8), torch.zeros_like(index)
+        torch.zeros_like(w),
+        torch.zeros_like(now.weight),
+        torch.zeros_like(w, dtype=torch.int8),
+        torch.zeros_like(index),
     )
     for step in range(max_steps + 1):
         products = now.slack * now.weight
@@ -168,9 +171,7 @@ def interior(
     return Interior(found.y * scale, found.weight * scale, found.side, found.steps)
 
 
-def _begin(
-    reduction: Reduction, w: Tensor, lower: Tensor, upper: Tensor, floor: Tensor
-) -> tuple[_Method, Iterate]:
+def _begin(reduction: Reduction, w: Tensor, lower: Tensor, upper: Tensor, floor: Tensor) -> tuple[_Method, Iterate]:
     """One full affine step from slacks and multipliers of one, which are then lifted off the walls."""
     two = bool(lower.isfinite().any())
     fixed = lower == upper if two else None
@@ -266,7 +267,9 @@ class _Method:
         the two vanishes (A. S. El-Bakry, R. A. Tapia, Y. Zhang, SIAM Review 36(1), 1994).
         """
         of_slack = slack / now.slack
-        of_weight = weight / (now.weight if self.sides.has is None else now.weight.clamp_min(torch.finfo(weight.dtype).tiny))
+        of_weight = weight / (
+            now.weight if self.sides.has is None else now.weight.clamp_min(torch.finfo(weight.dtype).tiny)
+        )
         return -torch.minimum(of_slack.amin(1), of_weight.amin(1)), of_slack < of_weight
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from torchimplicit.optim.program import Program, times, times_transposed
-from torchimplicit.optim.saddle import factor
+from torchimplicit.optim.quadratic.program import Program, times, times_transposed
+from torchimplicit.optim.quadratic.saddle import factor
 
 _MANY_ROWS = 1.3  # per unknown: where the primal form begins to win, measured
 
@@ -66,7 +66,9 @@ def _without_equations(gram: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tens
     right = torch.cat((coupling, (w[:, :p] - b).unsqueeze(2)), 2)
     half = torch.linalg.solve_triangular(lower, right, upper=False)
     projected = half[:, :, :-1]
-    return torch.baddbmm(gram[:, p:, p:], projected.mT, projected, alpha=-1), w[:, p:] - torch.bmm(projected.mT, half[:, :, -1:]).squeeze(2)
+    return torch.baddbmm(gram[:, p:, p:], projected.mT, projected, alpha=-1), w[:, p:] - torch.bmm(
+        projected.mT, half[:, :, -1:]
+    ).squeeze(2)
 
 
 def _primal(program: Program, curvature: Tensor) -> Start:
