@@ -68,19 +68,20 @@ class Phase:
         self.steps.append(step)
         if number % self.stride == 0:
             self.states[number] = y
-            if len(self.states) > self.limit:  # every second state will do
-                self.stride *= 2
+            # Once stretches must be made again, these shall find room, too.
+            if len(self.states) > (self.limit if self.stride == 1 else min(self.limit, max(2, 3 * self.limit // 4))):
+                self.stride *= 2  # every second state will do
                 self.states = {k: state for k, state in self.states.items() if k % self.stride == 0}
 
     def backwards(self, advance: Callable[[Step, Tensor], Tensor]) -> Iterator[tuple[Step, Tensor]]:
-        """The steps, last first, each with the state before it.
+        """The steps, last first, each with the state before it; never with more states than the limit, if that can be.
 
         Args:
             advance: makes a step again: the state after it from that before it.
         """
         ends = sorted(self.states)
         for low, high in zip(reversed(ends), reversed([*ends[1:], len(self.steps)]), strict=True):
-            yield from self._stretch(low, high, self.states[low], advance, max(2, self.limit // 2))
+            yield from self._stretch(low, high, self.states[low], advance, self.limit - len(ends))
 
     def undone(self, undo: Callable[[Step, Tensor], Tensor]) -> Iterator[tuple[Step, Tensor]]:
         """The steps, last first, each with the state before it.
@@ -97,22 +98,22 @@ class Phase:
     def _stretch(
         self, low: int, high: int, y: Tensor, advance: Callable[[Step, Tensor], Tensor], slots: int
     ) -> Iterator[tuple[Step, Tensor]]:
-        """The steps from `high - 1` down to `low`, from the state before the lowest, by way of `slots` states."""
-        stride = -(-(high - low) // slots)
-        last = low + (high - low - 1) // stride * stride
-        kept = {}
-        for number in range(low, last + 1):
-            if (number - low) % stride == 0:
-                kept[number] = y
-            if number < last:
-                y = advance(self.steps[number], y)
+        """The steps from `high - 1` down to `low`, from the state before the lowest, with room for some states more."""
+        count = high - low
+        stride = 1 if count - 1 <= slots else -(-count // (max(1, slots // 2) + 1))
+        places = range(low, high, stride)
+        kept = {low: y}
+        for number in range(low, places[-1]):
+            y = advance(self.steps[number], y)
+            if number + 1 in places:
+                kept[number + 1] = y
         top = high
-        for number in reversed(range(low, last + 1, stride)):
+        for number in reversed(places):
             state = kept.pop(number)
             if top - number == 1:
                 yield self.steps[number], state
             else:
-                yield from self._stretch(number, top, state, advance, max(2, slots // 2))
+                yield from self._stretch(number, top, state, advance, slots - len(kept))
             top = number
 
 
