@@ -38,7 +38,11 @@ def expanded(name: str, given: Any, shape: tuple[int, ...], like: Tensor) -> Ten
         raise TypeError(f"{name}: got {given.dtype}, expected {like.dtype}, as x0; try .to(x0.dtype)")
     wanted, got = list(shape), list(given.shape)
     if len(got) > len(wanted) or any(a not in (1, b) for a, b in zip(got[::-1], wanted[::-1], strict=False)):
-        raise ValueError(f"{name}: got shape {tuple(got)}, expected one that broadcasts to {shape}, (batch, time, ...)")
+        batched = len(got) == len(wanted) - 1 and got[0] == wanted[0]
+        hint = "; for a batch that does not vary in time try .unsqueeze(1)" if batched else ""
+        raise ValueError(
+            f"{name}: got shape {tuple(got)}, expected one that broadcasts to {shape}, (batch, time, ...){hint}"
+        )
     return given.expand(shape)
 
 

@@ -54,9 +54,11 @@ def minimise(Q: Tensor, q: Tensor, lower: Tensor, upper: Tensor, start: Tensor) 
         slope = times(Q, u) + q
         free = ~(((u <= lower) & (slope > 0)) | ((u >= upper) & (slope < 0)))
         _, step, _ = regular(*only(free, Q, torch.zeros_like(Q[..., :0]), slope))
-        if not bool((step.abs() > rounding * (u.abs() + 1)).any()):
+        going = (step.abs() > rounding * (u.abs() + 1)).any(1)
+        if not bool(going.any()):
             break
-        u = _halve(Q, q, lower, upper, u, step)
+        # Those that have arrived stay as they are, to the bit, however long the others take.
+        u = torch.where(going.unsqueeze(1), _halve(Q, q, lower, upper, u, step), u)
     return u, free
 
 

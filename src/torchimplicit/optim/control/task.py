@@ -142,8 +142,12 @@ class Task:
     def _all_times(self, function: Callable[..., Tensor], *along: Tensor) -> Tensor:
         """A function of one time's rows, at all times: `(B, T, ...)` from tensors `(B, T, ...)`."""
         in_dims = (1,) * len(along) + (0,) * len(self.sequences)
-        # Not out_dims=1, which fails for what does not vary along the map (the derivatives of linear dynamics).
-        return torch.vmap(function, in_dims=in_dims)(*along, *self.sequences).movedim(0, 1)
+        try:
+            # Not out_dims=1, which fails for what does not vary along the map (the derivatives of linear dynamics).
+            return torch.vmap(function, in_dims=in_dims)(*along, *self.sequences).movedim(0, 1)
+        except Exception as error:
+            error.add_note("(dynamics and cost are differentiated under torch.vmap, which maps over times)")
+            raise
 
 
 def rows(function: Callable[[Tensor], Tensor], z: Tensor, count: int) -> Tensor:
