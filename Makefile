@@ -32,9 +32,10 @@ test: $(VENV)  ## Lint, format, types, imports, tests
 bench: $(PEERS)  ## Measure against the peers and rewrite the table of results
 	@$(BIN)/python benchmarks/deq.py
 	@$(BIN)/python benchmarks/ode.py --quick
+	@$(BIN)/python benchmarks/optim.py --quick
 
 docs: $(VENV)  ## Build the documentation into site/
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # with --quiet it would not see its own warnings
 
 format: $(VENV)  ## Lay out the code, and mend what the linter can
 	@$(BIN)/ruff check --fix

@@ -1,6 +1,6 @@
 """Deep implicit layers for PyTorch: say what the output must satisfy, choose how to find and to differentiate it."""
 
-from torchimplicit import nn
+from torchimplicit import nn, optim
 from torchimplicit.adjoint import Implicit, Phantom, Shine, Unrolled
 from torchimplicit.core import (
     CaptureError,
@@ -11,7 +11,7 @@ from torchimplicit.core import (
     Solution,
     Status,
 )
-from torchimplicit.equations import argmin, fixed_point, root
+from torchimplicit.equations import fixed_point, root
 from torchimplicit.linear import CG, GMRES, LU, BiCGStab, Neumann
 from torchimplicit.ode import (
     PID,
@@ -37,12 +37,26 @@ from torchimplicit.ode import (
     Tsit5,
     odeint,
 )
-from torchimplicit.optim import qp
-from torchimplicit.solve import Anderson, Broyden, ForwardBackward, Newton, PeacemanRachford, Picard, PseudoTransient
+from torchimplicit.optim import argmin, ilqr, least_squares, lqr, qp
+from torchimplicit.solve import (
+    FISTA,
+    LBFGS,
+    Anderson,
+    Broyden,
+    ForwardBackward,
+    LevenbergMarquardt,
+    Newton,
+    NewtonCG,
+    PeacemanRachford,
+    Picard,
+    PseudoTransient,
+)
 
 __all__ = [
     "CG",
+    "FISTA",
     "GMRES",
+    "LBFGS",
     "LU",
     "PID",
     "RK4",
@@ -68,9 +82,11 @@ __all__ = [
     "Kvaerno3",
     "Kvaerno5",
     "Leapfrog",
+    "LevenbergMarquardt",
     "Midpoint",
     "Neumann",
     "Newton",
+    "NewtonCG",
     "PeacemanRachford",
     "Phantom",
     "Picard",
@@ -87,8 +103,12 @@ __all__ = [
     "Unrolled",
     "argmin",
     "fixed_point",
+    "ilqr",
+    "least_squares",
+    "lqr",
     "nn",
     "odeint",
+    "optim",
     "qp",
     "root",
 ]

@@ -61,7 +61,7 @@ def fixed_point(
         TypeError: the state is not floating, or `f` returns another dtype.
         ValueError: the state is empty, or `f` returns another structure or shape.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> W, x = 0.1 * torch.randn(5, 5, requires_grad=True), torch.randn(8, 5)
         >>> sol = ti.fixed_point(lambda z, W, x: torch.tanh(z @ W + x), torch.zeros(8, 5), W, x)
@@ -125,7 +125,7 @@ def root(
     Raises:
         ConvergenceError: see `fixed_point`, as for the other errors.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> a = torch.tensor([2.0, 9.0], requires_grad=True)
         >>> sol = ti.root(lambda z, a: z**2 - a, torch.ones(2), a)

@@ -86,7 +86,7 @@ def certify(
         ValueError: an impossible option, an empty batch, a cotangent of another shape than the output's, or a cell
             that returns another shape than the state's.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torchimplicit import diagnose, nn
         >>> layer = nn.DEQ(lambda z, x: 0.5 * torch.cos(z) + x)

@@ -186,7 +186,7 @@ def convergence(layer: DEQ, x: Any, *args: Any) -> Convergence:
         TypeError: `layer` is no `DEQ`.
         ValueError: an empty batch, or a cell that returns another shape than the state's.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torchimplicit import diagnose, nn
         >>> layer = nn.DEQ(lambda z, x: 0.5 * torch.cos(z) + x)

@@ -115,7 +115,7 @@ def check_gradient(
         ValueError: an impossible option, an empty batch, no tensor to differentiate by, or a cell that returns another
             shape than the state's.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torchimplicit import Phantom, diagnose, nn
         >>> layer = nn.DEQ(lambda z, x: 0.5 * torch.cos(z) + x)

@@ -107,7 +107,7 @@ def gradient_graph(output: Any) -> GradientGraph:
         TypeError: no tensor in `output`.
         ValueError: no tensor in `output` has a graph, or its saved memory was freed by a backward pass.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torchimplicit import Unrolled, diagnose, nn
         >>> x = torch.randn(8, 4, requires_grad=True)

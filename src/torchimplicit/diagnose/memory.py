@@ -141,7 +141,7 @@ def memory(layer: DEQ, x: Any, *args: Any, steps: Sequence[int] = (1, 2, 5, 10, 
             state's.
         NotImplementedError: the layer's solver cannot be unrolled (`Newton` with a Krylov method).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torchimplicit import Picard, diagnose, nn
         >>> layer = nn.DEQ(lambda z, x: torch.tanh(0.5 * z + x), solver=Picard())

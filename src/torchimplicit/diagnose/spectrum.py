@@ -61,7 +61,7 @@ def spectral_radius(
         TypeError: `layer` is no `DEQ`.
         ValueError: an impossible option, an empty batch, or a cell that returns another shape than the state's.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torchimplicit import diagnose, nn
         >>> quarter_turn = torch.tensor([[0.0, -0.9], [0.9, 0.0]])

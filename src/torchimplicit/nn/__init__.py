@@ -1,6 +1,8 @@
 """Implicit layers to plug into models, and what keeps them stable."""
 
 from torchimplicit.nn.contractive import ContractiveConv1d, ContractiveConv2d, ContractiveConv3d, ContractiveLinear
+from torchimplicit.nn.control import MPC
+from torchimplicit.nn.convex import Convex
 from torchimplicit.nn.correction import fixed_point_correction
 from torchimplicit.nn.deq import DEQ
 from torchimplicit.nn.dropout import (
@@ -21,7 +23,9 @@ from torchimplicit.nn.monotone_tiers import MonotoneTiers
 from torchimplicit.nn.multiscale import MDEQ, ConvolutionalStem, MultiscaleCell
 from torchimplicit.nn.neural_ode import AugmentedNeuralODE, NeuralODE
 from torchimplicit.nn.path_penalty import JacobianFrobenius, KineticEnergy, PathPenalty, TaylorDerivative
+from torchimplicit.nn.qp import QP
 from torchimplicit.nn.residual import ResidualCell
+from torchimplicit.nn.satisfiability import MaxSAT
 from torchimplicit.nn.transformer import TransformerCell, TransformerInjection
 from torchimplicit.nn.trellis import TrellisCell, TrellisInjection
 
@@ -29,6 +33,8 @@ __all__ = [
     "CNF",
     "DEQ",
     "MDEQ",
+    "MPC",
+    "QP",
     "AugmentedNeuralODE",
     "Burgers",
     "ClassificationHead",
@@ -36,11 +42,13 @@ __all__ = [
     "ContractiveConv2d",
     "ContractiveConv3d",
     "ContractiveLinear",
+    "Convex",
     "ConvolutionalStem",
     "HamiltonianNet",
     "JacobianFrobenius",
     "KineticEnergy",
     "LagrangianNet",
+    "MaxSAT",
     "MonotoneConv",
     "MonotoneDEQ",
     "MonotoneLinear",

@@ -95,7 +95,7 @@ class ContractiveLinear(nn.Linear):
         iterations: of the norm's estimate, see `norm_bound`.
         **options: `device` and `dtype`.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> linear = ti.nn.ContractiveLinear(8, 8, bound=0.5)
         >>> _ = torch.nn.init.normal_(linear.parametrizations.weight.original, std=10)

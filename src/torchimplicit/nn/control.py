@@ -38,7 +38,7 @@ class MPC(nn.Module):
     Attributes:
         report: how the last call went; None before the first.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> cart = lambda x, u, weight: torch.stack((x[:, 0] + 0.1 * x[:, 1], x[:, 1] + 0.1 * u[:, 0]), 1)
         >>> cost = lambda x, u, weight: x.square().sum(1) + weight * u.square().sum(1)

@@ -54,7 +54,7 @@ class Convex(nn.Module):
         ValueError: the problem is not convex by cvxpy's rules, not DPP, has integer, boolean or complex variables or
             cones that are not supported; parameters, variables or constraints do not belong to it.
 
-    Example:
+    Examples:
         >>> import cvxpy as cp, torch, torchimplicit as ti
         >>> x, c = cp.Variable(2), cp.Parameter(2)
         >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(x - c)), [cp.norm(x) <= 1])

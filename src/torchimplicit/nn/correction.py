@@ -35,7 +35,7 @@ def fixed_point_correction(
         ValueError: there are no iterates, or `gamma` is out of range or of another length than `trajectory`.
         TypeError: the loss is not a tensor.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> class Cell(torch.nn.Module):
         ...     def __init__(self):

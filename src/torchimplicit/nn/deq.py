@@ -40,9 +40,9 @@ class DEQ(nn.Module):
 
     Attributes:
         report: how the last forward solve went, and in `report.backward` the last backward solve; None before the
-        first.
+            first.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> class Cell(torch.nn.Module):
         ...     def __init__(self):

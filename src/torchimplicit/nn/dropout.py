@@ -60,7 +60,7 @@ class VariationalDropout(nn.Module):
         p: probability of an element to be zeroed, in [0, 1); the others are scaled by `1 / (1 - p)`.
         shared: dimensions along which the mask is the same; `(1,)` is one for all steps of a sequence `(B, T, C)`.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> class Cell(torch.nn.Module):
         ...     def __init__(self):

@@ -95,7 +95,7 @@ def as_equilibrium(
 
     Source: arXiv 1909.01377, theorem 1.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> network = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> layer, x = ti.nn.as_equilibrium(network), torch.randn(5, 3)
@@ -146,7 +146,7 @@ def stack(
 
     Source: arXiv 1909.01377, theorem 2.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> first, second = (ti.nn.DEQ(ti.nn.ResidualCell(8, 8, groups=2)) for _ in range(2))
         >>> both, x = ti.nn.stack(first, second), torch.randn(2, 8, 5, 5)

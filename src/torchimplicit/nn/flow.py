@@ -58,7 +58,7 @@ class CNF(PathLayer):
         report: how the last paths were walked; None before the first.
         penalties: the integrals along the paths of the last `log_prob`, `(B,)` each, with their graphs.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> net = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2))
         >>> flow = ti.nn.CNF(net, 2, autonomous=True)

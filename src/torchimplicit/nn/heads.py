@@ -26,7 +26,7 @@ class ClassificationHead(nn.Module):
     Raises:
         ValueError: a number is impossible.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> model = ti.nn.MDEQ(in_channels=3, channels=(8, 16), groups=4)
         >>> head = ti.nn.ClassificationHead(model.channels, classes=10)
@@ -70,7 +70,7 @@ class SegmentationHead(nn.Module):
     Raises:
         ValueError: a number is impossible.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> model = ti.nn.MDEQ(in_channels=1, channels=(8, 16), groups=4)
         >>> head, x = ti.nn.SegmentationHead(model.channels, classes=2), torch.randn(2, 1, 20, 15)

@@ -37,7 +37,7 @@ def jacobian_penalty(layer: Callable, z: Any, x: Any, *args: Any, probes: int = 
     Returns:
         The penalty, a scalar.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> linear = torch.nn.Linear(8, 8)
         >>> layer = ti.nn.DEQ(lambda z, x, linear: torch.tanh(linear(z) + x))

@@ -84,7 +84,7 @@ class ReactionDiffusion(Grid):
         spacing: see `Grid`.
         boundary: see `Grid`.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> field = ti.nn.ReactionDiffusion([0.1], None, spacing=0.1)
         >>> heat = torch.zeros(1, 1, 20)

@@ -42,7 +42,7 @@ class HamiltonianNet(_Mechanics):
         energy: `energy(y, ...)`, one number per sample, `(B,)` or `(B, 1)`, of the state `(B, 2n)`, positions and
             momenta side by side; a module, twice differentiable (tanh, softplus, not ReLU), or a plain function.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> pendulum = ti.nn.HamiltonianNet(lambda y: y[:, 1] ** 2 / 2 - torch.cos(y[:, 0]))
         >>> start = torch.tensor([[1.0, 0.0]])
@@ -80,7 +80,7 @@ class LagrangianNet(_Mechanics):
             and velocities side by side; a module, three times differentiable (tanh, softplus, not ReLU), or a plain
             function.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> pendulum = ti.nn.LagrangianNet(lambda y: y[:, 1] ** 2 / 2 + torch.cos(y[:, 0]))
         >>> y = torch.tensor([[1.0, 0.5]])

@@ -140,7 +140,7 @@ class MonotoneDEQ(DEQ):
         ValueError: an option is impossible.
         TypeError: the cell is no monotone one.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> layer = ti.nn.MonotoneDEQ(ti.nn.MonotoneLinear(16, scale=20.0), solver=ti.Picard(max_steps=2000))
         >>> z = layer(torch.randn(4, 16))

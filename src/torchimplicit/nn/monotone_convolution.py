@@ -44,7 +44,7 @@ class MonotoneConv(nn.Module):
     Raises:
         ValueError: an option is impossible.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> layer = ti.nn.MonotoneDEQ(ti.nn.MonotoneConv(8, 6), solver=ti.Picard())
         >>> layer(torch.randn(2, 8, 6, 6)).shape, layer.report.converged

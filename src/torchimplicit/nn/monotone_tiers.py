@@ -44,7 +44,7 @@ class MonotoneTiers(nn.Module):
     Raises:
         ValueError: an option is impossible.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> cell = ti.nn.MonotoneTiers((4, 8), size=6)
         >>> layer = ti.nn.MonotoneDEQ(cell, solver=ti.Picard())

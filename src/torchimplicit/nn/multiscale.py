@@ -49,7 +49,7 @@ class MultiscaleCell(nn.Module):
     Raises:
         ValueError: a number is impossible, or no group norm fits.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> cell = ti.nn.MultiscaleCell((8, 16), groups=4)
         >>> layer = ti.nn.DEQ(cell, solver=ti.Anderson(rtol=1e-3), init=cell.start)
@@ -174,7 +174,7 @@ class MDEQ(nn.Module):
     Raises:
         ValueError: a number is impossible.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> model = ti.nn.MDEQ(in_channels=1, channels=(8, 16), groups=4, strides=(2,))
         >>> [tuple(z.shape) for z in model(torch.randn(2, 1, 16, 16))]

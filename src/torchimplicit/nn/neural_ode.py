@@ -49,7 +49,7 @@ class NeuralODE(PathLayer):
         report: how the last path was walked; None before the first.
         penalties: the integrals of the last path, `(B,)` each, with their graphs.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> field = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2))
         >>> layer = ti.nn.NeuralODE(field, autonomous=True, penalties=(ti.nn.KineticEnergy(),))
@@ -152,7 +152,7 @@ class AugmentedNeuralODE(NeuralODE):
         strip: return the state without them; the default leaves them to a layer that follows.
         **options: see `NeuralODE`.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> layer = ti.nn.AugmentedNeuralODE(torch.nn.Linear(3, 3), extra=1, autonomous=True)
         >>> layer(torch.randn(8, 2)).shape

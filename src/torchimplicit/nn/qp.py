@@ -34,7 +34,7 @@ class QP(nn.Module):
     Attributes:
         report: how the last solve went; None before the first.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> layer = ti.nn.QP(8, inequalities=4, equalities=2)
         >>> layer(torch.randn(16, 8)).shape, layer.report.converged

@@ -35,7 +35,7 @@ class ResidualCell(nn.Module):
     Raises:
         ValueError: no group norm or no padding fits the numbers.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> layer = ti.nn.DEQ(ti.nn.ResidualCell(channels=16, inner=32), solver=ti.Anderson(rtol=1e-3))
         >>> layer(torch.randn(2, 16, 8, 8)).shape, layer.report.converged

@@ -73,7 +73,7 @@ class TransformerCell(nn.Module):
     Raises:
         ValueError: a number is impossible, or heads do not fit.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> inject, cell = ti.nn.TransformerInjection(5, 16), ti.nn.TransformerCell(16, heads=2, length=24)
         >>> layer = ti.nn.DEQ(cell, init=cell.start)

@@ -116,7 +116,7 @@ class TrellisCell(nn.Module):
     Raises:
         ValueError: a number is impossible.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> inject, cell = ti.nn.TrellisInjection(5, width=16), ti.nn.TrellisCell(width=16)
         >>> layer = ti.nn.DEQ(cell, init=cell.start)

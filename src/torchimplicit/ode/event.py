@@ -43,7 +43,7 @@ class Event:
         direction: 1 for crossings from below zero to above, -1 from above to below, 0 for both; as the path is walked,
             whichever way time runs.
 
-    Example:
+    Examples:
         A ball dropped from a height of 5 hits the ground after sqrt(2 * 5 / g).
 
         >>> import torch, torchimplicit as ti

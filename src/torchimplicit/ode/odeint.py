@@ -83,7 +83,7 @@ def odeint(
         TypeError: state or times are not floating, or `f` returns another dtype.
         ValueError: the times are not monotone, or `f` returns another structure or shape.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> rate = torch.tensor(0.5, requires_grad=True)
         >>> ts = torch.linspace(0, 2, 5)

@@ -54,7 +54,7 @@ class SteadyState(Solver):
         atol: see `Solver`.
         max_steps: see `Solver`; rejected ones included.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> sol = ti.root(lambda z: z**3 - z, torch.tensor([0.3, -0.3]), solver=ti.SteadyState())
         >>> [round(v, 3) for v in sol.value.tolist()]  # the flow leaves the root at 0

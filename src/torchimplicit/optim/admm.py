@@ -41,7 +41,7 @@ class ADMM(PreparedMap):
         TypeError: `f`, `g` or `linear` is not callable.
         ValueError: the step is not a number > 0, or `g_args` no positions.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> from torchimplicit.optim import ADMM, prox, quadratic
         >>> split = ADMM(quadratic, lambda v, step: prox.l1(v, 0.5 * step))
@@ -120,7 +120,7 @@ def quadratic(v: Tensor, step: float | Tensor, P: Tensor, q: Tensor, A: Tensor |
     Raises:
         ValueError: shapes do not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torchimplicit.optim import quadratic
         >>> quadratic(torch.tensor([[3.0]]), 1.0, torch.tensor([[2.0]]), torch.tensor([0.0]))

@@ -81,7 +81,7 @@ def argmin(
         ValueError: the energy has another shape or does not depend on the state, or see `fixed_point`.
         ConvergenceError: some sample did not converge, or not to a minimum; see `fixed_point`.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> center = torch.tensor([[1.0, 2.0]], requires_grad=True)
         >>> sol = ti.argmin(lambda z, c: torch.cosh(z - c).sum(1), torch.zeros(1, 2), center)
@@ -167,7 +167,7 @@ def least_squares(
         ValueError: they have another batch, or see `fixed_point`.
         ConvergenceError: see `argmin`.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> t = torch.linspace(0, 2, 9, dtype=torch.float64)
         >>> y = 3 * torch.exp(-0.5 * t)[None]

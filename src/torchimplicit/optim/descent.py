@@ -54,7 +54,7 @@ class ProximalGradient(PreparedMap):
         TypeError: `energy` or `prox` is not callable.
         ValueError: the step is not a number > 0, or `prox_args` no positions.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> from torchimplicit.optim import ProximalGradient, prox
         >>> y, weight = torch.tensor([[3.0, -0.2, 1.0]]), torch.tensor(0.5, requires_grad=True)
@@ -189,7 +189,7 @@ class ProjectedGradient(ProximalGradient):
         TypeError: see `ProximalGradient`.
         ValueError: see `ProximalGradient`.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> from torchimplicit.optim import ProjectedGradient, projection
         >>> def energy(z, cost):
@@ -232,7 +232,7 @@ def curvature_bound(energy: Callable, z: Any, *args: Any, products: int = PRODUC
         ValueError: `products` is less than 1, or the energy is wrong; see `argmin`.
         TypeError: see `argmin`.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> z = torch.zeros(1, 2, dtype=torch.float64)
         >>> bound = ti.optim.curvature_bound(lambda z: z[:, 0] ** 2 + 4 * z[:, 1] ** 2, z)

@@ -65,7 +65,7 @@ def l1(x: Tensor, step: Scalar = 1.0, weights: Scalar = 1.0) -> Tensor:
         ValueError: a step or weight is negative, or shapes do not fit.
         TypeError: `x` is not a real floating tensor.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torchimplicit.optim import prox
         >>> prox.l1(torch.tensor([[3.0, -0.2, -2.0]]), 0.5)
@@ -150,7 +150,7 @@ def group(x: Tensor, step: Scalar, groups: Tensor | Sequence[int]) -> Tensor:
         ValueError: a step or a group is negative, or shapes do not fit.
         TypeError: `x` is not a real floating tensor, or the groups are not integers.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torchimplicit.optim import prox
         >>> prox.group(torch.tensor([[3.0, 4.0, 0.1]]), 1.0, [0, 0, 1])
@@ -209,7 +209,7 @@ def indicator(project: Callable[..., Tensor], *parameters: Any) -> Prox:
     Returns:
         A proximal map.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torchimplicit.optim import projection, prox
         >>> prox.indicator(projection.simplex, 2.0)(torch.zeros(1, 4), 0.1)
@@ -228,7 +228,7 @@ def conjugate(prox: Prox, event: int = 1) -> Prox:
     Returns:
         A proximal map; it takes steps $\alpha > 0$.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torchimplicit.optim import prox
         >>> prox.conjugate(prox.l1)(torch.tensor([[3.0, -0.2, -2.0]]), 0.5)

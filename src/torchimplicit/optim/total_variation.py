@@ -46,7 +46,7 @@ def total_variation(x: Tensor, step: Scalar = 1.0) -> Tensor:
         ValueError: a step is negative, or shapes do not fit.
         TypeError: `x` is not a real floating tensor.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torchimplicit.optim import prox
         >>> prox.total_variation(torch.tensor([[0.0, 0.4, 3.0, 3.4]]), 0.5)

@@ -58,7 +58,7 @@ def total_variation_2d(
         ValueError: a step is negative, or shapes do not fit.
         TypeError: `x` is not a real floating tensor.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torchimplicit.optim import prox
         >>> prox.total_variation_2d(torch.tensor([[[0.0, 4.0], [1.0, 3.0]]]), 0.25)

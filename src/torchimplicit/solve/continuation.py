@@ -43,14 +43,13 @@ class PseudoTransient(Solver):
 
     Args:
         dt: the first pseudo-time step, > 0. Small ones follow the flow more faithfully, in more steps: keep it below
-        the
-            time in which the flow's fastest growing mode grows e-fold. At `inf` this is Newton without backtracking.
+            the time in which the flow's fastest growing mode grows e-fold. At `inf` this is Newton without backtracking.
         linear_solver: None takes `LU()` up to 256 unknowns per sample and `GMRES()` beyond.
         rtol: see `Solver`.
         atol: see `Solver`.
         max_steps: see `Solver`.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> start = torch.ones(1, 1, dtype=torch.float64)  # between a local minimum of |r| and the root at -1.77
         >>> solver = ti.PseudoTransient(dt=0.2)

@@ -141,7 +141,7 @@ class ForwardBackward(_Splitting):
         TypeError: the cell is no module, or lacks a method.
         ValueError: the step is not positive.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> from torchimplicit.testing import MonotoneCell
         >>> cell, x = MonotoneCell(5, 8), torch.randn(3, 5)
@@ -203,7 +203,7 @@ class PeacemanRachford(_Splitting):
         TypeError: the cell is no module, or lacks a method.
         ValueError: the step is not positive.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> from torchimplicit.testing import MonotoneCell
         >>> cell, x = MonotoneCell(5, 8), torch.randn(3, 5)

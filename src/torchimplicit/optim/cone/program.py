@@ -95,7 +95,7 @@ def cone_program(
         ValueError: shapes do not fit, or the options are impossible.
         ImportError: Clarabel is not installed.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torchimplicit.optim import Cones, cone_program
         >>> point = torch.tensor([3.0, 4.0, 0.0], requires_grad=True)  # project (x, 1) onto the cone |x| <= t = 1

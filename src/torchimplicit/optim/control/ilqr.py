@@ -81,7 +81,7 @@ def ilqr(
         TypeError: states are not floating.
         ValueError: shapes do not fit, or a lower bound lies above the upper one.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torchimplicit.optim import ilqr
         >>> swing = lambda x, u: torch.stack((x[:, 0] + 0.1 * x[:, 1], x[:, 1] + 0.1 * (u[:, 0] - x[:, 0].sin())), 1)

@@ -90,7 +90,7 @@ def lqr(
         TypeError: dtypes differ.
         ValueError: shapes do not fit, costs are not symmetric, or bounds cross.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torchimplicit.optim import lqr
         >>> A, B = torch.tensor([[1.0, 0.1], [0.0, 1.0]]), torch.tensor([[0.0], [0.1]])  # a cart: place and speed

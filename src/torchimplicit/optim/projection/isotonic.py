@@ -34,7 +34,7 @@ def isotonic(x: Tensor, weights: Tensor | None = None) -> Tensor:
         ValueError: a weight is not positive, or shapes do not fit.
         TypeError: `x` is not a real floating tensor.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torchimplicit.optim import projection
         >>> projection.isotonic(torch.tensor([[1.0, 3.0, 2.0, 4.0]]))

@@ -37,7 +37,7 @@ def box_section(x: Tensor, lower: Scalar, upper: Scalar, a: Tensor, b: Scalar) -
         ValueError: a lower bound exceeds the upper one, the hyperplane misses the box, or shapes do not fit.
         TypeError: `x` is not a real floating tensor.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torchimplicit.optim import projection
         >>> x, a = torch.tensor([[2.0, 0.0, 0.5]]), torch.tensor([1.0, -1.0, 2.0])

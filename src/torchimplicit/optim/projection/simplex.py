@@ -30,7 +30,7 @@ def simplex(x: Tensor, radius: Scalar = 1.0) -> Tensor:
         ValueError: a radius is negative, or shapes do not fit.
         TypeError: `x` is not a real floating tensor.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torchimplicit.optim import projection
         >>> projection.simplex(torch.tensor([[1.0, 0.5, -1.0]]))

@@ -81,7 +81,7 @@ def qp(
         TypeError: an argument is no floating tensor.
         ValueError: shapes do not fit, or `Q` is not symmetric.
 
-    Example:
+    Examples:
         >>> import torch, torchimplicit as ti
         >>> point = torch.tensor([[0.9, 0.6], [0.2, -0.5]], requires_grad=True)
         >>> sol = ti.qp(torch.eye(2), -point, A=torch.ones(1, 2), b=torch.ones(1), l=torch.zeros(2))

@@ -1,0 +1,196 @@
+r"""Unit vectors that repel each other: block coordinate descent to their equilibrium, and its implicit derivative.
+
+The energy $E(V) = \tfrac12 \sum_{i \ne j} C_{ij} v_i^\top v_j + \sum_i f_i^\top v_i$ over unit vectors is least in
+$v_i$, the others held, at $v_i = -g_i / |g_i|$ with the force $g_i = f_i + \sum_{j \ne i} C_{ij} v_j$: the mixing
+method of P.-W. Wang, W.-C. Chang, J. Z. Kolter, arXiv 1706.00476. Here a whole block of vectors moves at once, for all
+samples, by one matrix product: with $\sigma$ the largest eigenvalue of the block's own part of $C$, the energy minus
+$\tfrac{\sigma}{2} \sum |v_i|^2$ (a constant) is concave in the block, so its tangent lies above it, and its minimum
+$v_i = -(g_i - \sigma v_i) / |g_i - \sigma v_i|$ never raises the energy. The fixed points are those of single steps.
+
+At a fixed point $P_i g_i = 0$, where $P_i = I - v_i v_i^\top$. Differentiating it with $dv_i$ in the tangent space,
+
+$$ |g_i|\, dv_i + P_i \sum_j C_{ij}\, dv_j = -P_i \Bigl( df_i + \sum_j dC_{ij}\, v_j \Bigr), $$
+
+whose matrix $H$ is the energy's Hessian on the spheres: symmetric, and positive semidefinite where the energy is least.
+So the backward pass is one solve $H w = P\, \partial L / \partial V$ by conjugate gradients, preconditioned by $|g_i|$,
+and $\partial L / \partial f = -w$, $\partial L / \partial C_{ij} = -w_i^\top v_j$.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from torchimplicit.core.options import require
+from torchimplicit.core.status import OnFailure, Report, Status, react
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How far to go, forward and backward; see `nn.MaxSAT` for what each says."""
+
+    blocks: int = 10
+    rtol: float = 1e-3
+    max_steps: int = 100
+    backward_rtol: float = 1e-2
+    backward_max_steps: int = 50
+    on_failure: OnFailure = "warn"
+
+    def __post_init__(self):
+        """Refuses what cannot be."""
+        for name in ("blocks", "max_steps", "backward_max_steps"):
+            value = getattr(self, name)
+            require(self, name, isinstance(value, int) and value >= 1, "an integer >= 1")
+        for name in ("rtol", "backward_rtol"):
+            require(self, name, 0 < getattr(self, name) < 1, "a number in (0, 1)")
+        require(self, "on_failure", self.on_failure in ("raise", "warn", "ignore"), "'raise', 'warn' or 'ignore'")
+
+
+@dataclass
+class Track:
+    """Takes the report of a solve out of the autograd function."""
+
+    report: Report | None = field(default=None)
+
+
+class Equilibrium(Function):
+    """`(n, B, k)` unit vectors where none can be moved to a lower energy, those that are not free staying."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, coupling: Tensor, force: Tensor, start: Tensor, free: Tensor, descent: Descent, track: Track
+    ) -> Tensor:
+        """Descends from the start; keeps the equilibrium and nothing of the steps."""
+        value, track.report = descend(coupling, force, start, free, descent)
+        ctx.save_for_backward(coupling, force, value, free)
+        ctx.descent, ctx.report = descent, track.report
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """One linear solve for all inputs."""
+        coupling, force, value, free = ctx.saved_tensors
+        w, report = respond(coupling, force, value, free, grad, ctx.descent, ctx.report)
+        ctx.report.backward = report
+        react(report, ctx.descent.on_failure)
+        pull = w.flatten(1) @ value.flatten(1).T
+        # A fixed vector acts through the forces on the others, and is an output itself.
+        held = torch.where(free.unsqueeze(2), 0.0, grad - (coupling @ w.flatten(1)).view_as(w))
+        return -(pull + pull.T) / 2, -w.sum(1), held, None, None, None
+
+
+def descend(coupling: Tensor, force: Tensor, start: Tensor, free: Tensor, descent: Descent) -> tuple[Tensor, Report]:
+    """Sweeps over all blocks until every sample's vectors rest; a sample that does is left alone from then on.
+
+    Args:
+        coupling: symmetric, diagonal zero, `(n, n)`.
+        force: on every vector, the same for all samples, `(n, k)`.
+        start: unit vectors, `(n, B, k)`.
+        free: which of them may move, `(n, B)`.
+        descent: the options.
+
+    Returns:
+        The vectors, and the report; a sample's residual is the RMS length of its free vectors' last moves.
+    """
+    n, batch, _ = start.shape
+    value, z, moving = start.clone(), start.clone(), free
+    status = torch.full((batch,), int(Status.MAX_STEPS), device=start.device)
+    steps, residual = torch.zeros_like(status), start.new_zeros(batch)
+    running, count = torch.arange(batch, device=start.device), free.sum(0).clamp_min(1)
+    spans = [slice(int(rows[0]), int(rows[-1]) + 1) for rows in torch.arange(n).tensor_split(min(descent.blocks, n))]
+    shifts = [_top(coupling[span, span]) for span in spans]
+    sweep = 0
+    for sweep in range(1, descent.max_steps + 1):
+        rms = (_sweep(coupling, force, z, moving, spans, shifts) / count[running]).sqrt()
+        residual[running], steps[running] = rms, sweep
+        status[running[rms <= descent.rtol]] = int(Status.CONVERGED)
+        status[running[~rms.isfinite()]] = int(Status.NON_FINITE)  # stays where it started
+        left = status[running] == Status.MAX_STEPS
+        arrived = status[running] == Status.CONVERGED
+        value[:, running[arrived]] = z[:, arrived]
+        if bool(left.all()):
+            continue
+        running, z, moving = running[left], z[:, left], moving[:, left]
+        if not len(running):
+            break
+    value[:, running] = z
+    return value, Report(status, steps, residual, sweep, name="MaxSAT")
+
+
+def respond(
+    coupling: Tensor, force: Tensor, value: Tensor, free: Tensor, grad: Tensor, descent: Descent, forward: Report
+) -> tuple[Tensor, Report]:
+    """Solves `H w = P grad` for tangent vectors `w` of the free vectors, `(n, B, k)`, by conjugate gradients.
+
+    A sample that was not finite gets zero, and so does one whose gradient is not.
+    """
+    held = free.unsqueeze(2) * value
+
+    def tangent(x: Tensor) -> Tensor:
+        return free.unsqueeze(2) * x - (x * held).sum(2, keepdim=True) * value
+
+    stiffness = ((coupling @ value.flatten(1)).view_as(value) + force.unsqueeze(1)).norm(dim=2, keepdim=True)
+    healthy = (forward.status != Status.NON_FINITE) & grad.isfinite().all(0).all(1)
+    r = tangent(torch.where(healthy[:, None], grad, 0.0))
+    scale = r.abs().amax((0, 2)).clamp_min(torch.finfo(r.dtype).tiny)
+    r = r / scale[:, None]
+    size = _dot(r, r).sqrt()
+    w, goal = torch.zeros_like(r), descent.backward_rtol * size
+    status = torch.where(healthy, int(Status.MAX_STEPS), int(Status.NON_FINITE))
+    status = torch.where(healthy & (size == 0), int(Status.CONVERGED), status)
+    steps, residual = torch.zeros_like(status), size.clone()
+    y = r / stiffness
+    p, energy, step = y, _dot(r, y), 0
+    for step in range(1, descent.backward_max_steps + 1):
+        alive = status == Status.MAX_STEPS
+        if not bool(alive.any()):
+            break
+        hp = tangent(stiffness * p + (coupling @ p.flatten(1)).view_as(p))
+        curvature = _dot(p, hp)
+        # Flat or downhill: a saddle, or an equilibrium that was not reached. What has been found so far stays.
+        flat = alive & ~(curvature > torch.finfo(r.dtype).eps * _dot(p, stiffness * p))
+        status = torch.where(flat, int(Status.STAGNATED), status)
+        alive = alive & ~flat
+        length = torch.where(alive, energy / curvature, 0.0)[:, None]
+        w, r = w + length * p, r - length * hp
+        size = _dot(r, r).sqrt()
+        steps, residual = torch.where(alive, step, steps), torch.where(alive, size, residual)
+        status = torch.where(alive & (size <= goal), int(Status.CONVERGED), status)
+        y = r / stiffness
+        new = _dot(r, y)
+        p = y + torch.where(alive, new / energy, 0.0)[:, None] * p
+        energy = torch.where(alive, new, energy)
+    report = Report(status, steps, residual * scale, step, name="MaxSAT, backward", linear=True)
+    return w * scale[:, None], report
+
+
+def _sweep(
+    coupling: Tensor, force: Tensor, z: Tensor, moving: Tensor, spans: list[slice], shifts: list[Tensor]
+) -> Tensor:
+    """Moves every block of `z` once, in place; returns the squared lengths of all moves, summed `(B,)`."""
+    moved = z.new_zeros(z.shape[1])
+    flat = z.flatten(1)
+    for span, shift in zip(spans, shifts, strict=True):
+        old = z[span]
+        pull = (coupling[span] @ flat).view_as(old) - shift * old + force[span].unsqueeze(1)
+        new = -pull * torch.rsqrt((pull * pull).sum(2, keepdim=True))
+        new = torch.where(moving[span].unsqueeze(2), new, old)
+        moved += (new - old).square().sum((0, 2))
+        z[span] = new
+    return moved
+
+
+def _top(block: Tensor) -> Tensor:
+    """The largest eigenvalue; that of a matrix without a trace is never negative."""
+    return torch.linalg.eigvalsh(torch.nan_to_num(block))[-1]
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products, sample by sample, `(B,)`."""
+    return (a * b).sum((0, 2))
