@@ -25,10 +25,11 @@ class MaxSAT(nn.Module):
     The diagonal of $S^\top S$ does not matter, for the vectors have unit length; and every symmetric $C$ is such a
     product but for its diagonal. So where no number of clauses is asked for, the layer learns $C$ itself: its
     first-order response to data is then linear in the parameters, and entries that nothing speaks for can be held at
-    zero by a sparsity penalty. The force $v_0$ says that a variable is false unless something contradicts it, and is the
-    unit of the others: equilibria do not change with the energy's scale. The anchors $a_i$, fixed directions at right
-    angles to $v_0$, make the equilibrium isolated: without them it is one of a whole orbit of rotations, and at $C = 0$
-    there is none to differentiate but the pole. $\alpha$ is learned as its logarithm; $\alpha \to 0$ is the relaxation.
+    zero by a sparsity penalty. The force $v_0$ keeps a variable false while nothing speaks for it, and is the unit of
+    the others: equilibria do not change with the energy's scale. The anchors $a_i$, fixed directions at right angles to
+    $v_0$, make the equilibrium isolated: without them it is one of a whole orbit of rotations, and at $C = 0$ there is
+    none to differentiate but the pole. $\alpha$ is learned as its logarithm. At $\alpha \to 0$ it is the relaxation,
+    slow to solve and hard to train; where $\alpha$ is far above the couplings' sums it is nearly linear in them.
 
     Solver and derivative are in `nn.mixing`: descent by blocks, and one symmetric linear solve backward. First
     derivatives only.

@@ -43,7 +43,8 @@ class PseudoTransient(Solver):
 
     Args:
         dt: the first pseudo-time step, > 0. Small ones follow the flow more faithfully, in more steps: keep it below
-            the time in which the flow's fastest growing mode grows e-fold. At `inf` this is Newton without backtracking.
+            the time in which the flow's fastest growing mode grows e-fold. At `inf` this is Newton without line
+            search.
         linear_solver: None takes `LU()` up to 256 unknowns per sample and `GMRES()` beyond.
         rtol: see `Solver`.
         atol: see `Solver`.
