@@ -7,7 +7,7 @@ from torchimplicit.optim.cone import Cones, ConeSolution, ConvexProgram, ConvexS
 from torchimplicit.optim.constrained import ConstrainedSolution
 from torchimplicit.optim.control import BoxDDP, ControlReport, ControlSolution, ilqr, lqr
 from torchimplicit.optim.descent import ProjectedGradient, ProximalGradient, curvature_bound
-from torchimplicit.optim.quadratic import Certificate, Duals, ProgramReport, QPSolution, qp
+from torchimplicit.optim.quadprog import Certificate, Duals, ProgramReport, QPSolution, qp
 
 __all__ = [
     "ADMM",

@@ -15,7 +15,7 @@ from torchimplicit.optim.cone.affine import Affine
 from torchimplicit.optim.cone.cones import Cones
 from torchimplicit.optim.cone.parameters import ParameterRule, stack
 from torchimplicit.optim.cone.program import ConeSolution, Data, cone_program
-from torchimplicit.optim.quadratic import QPSolution, qp
+from torchimplicit.optim.quadprog import QPSolution, qp
 
 
 @dataclass(frozen=True)

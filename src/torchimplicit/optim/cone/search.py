@@ -17,7 +17,7 @@ from torchimplicit.optim.cone.cones import Cones
 from torchimplicit.optim.cone.interior_point import solve_one
 from torchimplicit.optim.cone.product import times
 from torchimplicit.optim.cone.sound import LUOrLeastSquares
-from torchimplicit.optim.quadratic import ProgramReport
+from torchimplicit.optim.quadprog import ProgramReport
 from torchimplicit.solve import Newton, iterate
 
 # Newton's method goes on to where it no longer gets better: what remains of the residual is an error of the gradient.

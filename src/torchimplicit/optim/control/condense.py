@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torchimplicit.optim.control.linear_quadratic import LinearQuadratic, put
 from torchimplicit.optim.control.riccati import Policy, Stages, times
-from torchimplicit.optim.quadratic import QPSolution, qp
+from torchimplicit.optim.quadprog import QPSolution, qp
 
 
 def constrained(data: LinearQuadratic, policy: Policy, weak: Tensor) -> tuple[Tensor, QPSolution]:

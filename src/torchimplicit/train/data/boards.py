@@ -16,7 +16,7 @@ from torchimplicit.train.data.sudoku import Sudoku
 
 
 class ShownSudoku(Sudoku):
-    """`Sudoku` with some of the solution shown; in training every board is another, equivalent one each time.
+    """`Sudoku` with some of the solution shown, and every training board another, equivalent one if asked for.
 
     A board that shows more than one with a single solution has that single solution, too. Training draws how much is
     shown, and which cells, every time anew; validation and test show the same cells in every run.
@@ -26,7 +26,8 @@ class ShownSudoku(Sudoku):
             them; None shows what the file does.
         evaluated: cells given in validation and test; None shows what the file does.
         symmetries: training boards have their numbers renamed, their bands, stacks, rows and columns permuted, and are
-            transposed or not, at random: what leads from one valid board to another.
+            transposed or not, at random: what leads from one valid board to another. Who wants the rules to be learned
+            from boards alone leaves them out.
         **options: see `Sudoku`.
     """
 
@@ -41,7 +42,7 @@ class ShownSudoku(Sudoku):
         test: float = 0.1,
         shown: Sequence[int] | None = (36, 70),
         evaluated: int | None = 36,
-        symmetries: bool = True,
+        symmetries: bool = False,
     ):
         """Loads nothing yet."""
         super().__init__(data_dir, size, file, batch_size, seed, validation, test)

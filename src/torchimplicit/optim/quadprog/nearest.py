@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 
 from torchimplicit.core import transforms
-from torchimplicit.optim.quadratic.feasibility import violation
-from torchimplicit.optim.quadratic.program import Program
+from torchimplicit.optim.quadprog.feasibility import violation
+from torchimplicit.optim.quadprog.program import Program
 
 _RANK = 1e-9
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchimplicit.optim.quadratic.program import Program, largest, times
-from torchimplicit.optim.quadratic.saddle import Saddle
+from torchimplicit.optim.quadprog.program import Program, largest, times
+from torchimplicit.optim.quadprog.saddle import Saddle
 
 _SIGN = 1e-10  # multipliers and slacks of less than this part of the largest are zero
 _RESIDUAL = 1e-9

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchimplicit.optim.quadratic.program import Program
-from torchimplicit.optim.quadratic.report import Duals
+from torchimplicit.optim.quadprog.program import Program
+from torchimplicit.optim.quadprog.report import Duals
 
 _SYMMETRIC = 1e4  # roundings
 

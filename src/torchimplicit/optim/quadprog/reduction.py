@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from torchimplicit.optim.quadratic.program import Program, times, times_transposed
-from torchimplicit.optim.quadratic.saddle import factor
+from torchimplicit.optim.quadprog.program import Program, times, times_transposed
+from torchimplicit.optim.quadprog.saddle import factor
 
 _MANY_ROWS = 1.3  # per unknown: where the primal form begins to win, measured
 

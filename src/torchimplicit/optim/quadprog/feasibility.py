@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchimplicit.optim.quadratic.program import Program, largest, times, times_transposed
-from torchimplicit.optim.quadratic.saddle import factor
+from torchimplicit.optim.quadprog.program import Program, largest, times, times_transposed
+from torchimplicit.optim.quadprog.saddle import factor
 
 _HALVINGS = 30
 _ZERO = 1e-7

@@ -18,10 +18,10 @@ from torch.autograd import Function
 from torchimplicit.adjoint.products import fold
 from torchimplicit.core import transforms
 from torchimplicit.core.status import OnFailure, Report, Status, react
-from torchimplicit.optim.quadratic.program import Program, times, times_transposed
-from torchimplicit.optim.quadratic.report import ProgramReport
-from torchimplicit.optim.quadratic.saddle import Saddle
-from torchimplicit.optim.quadratic.solve import Outcome
+from torchimplicit.optim.quadprog.program import Program, times, times_transposed
+from torchimplicit.optim.quadprog.report import ProgramReport
+from torchimplicit.optim.quadprog.saddle import Saddle
+from torchimplicit.optim.quadprog.solve import Outcome
 
 _TRUSTED = 1e-6  # relative residual of a system whose solution counts as a derivative
 _RANK = 1e-9

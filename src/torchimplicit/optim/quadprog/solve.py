@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.status import Status
-from torchimplicit.optim.quadratic.active_set import Point, independent_rows, settle
-from torchimplicit.optim.quadratic.feasibility import violation
-from torchimplicit.optim.quadratic.interior import interior
-from torchimplicit.optim.quadratic.program import Program, largest, times, times_transposed
-from torchimplicit.optim.quadratic.reduction import gram, reduce
-from torchimplicit.optim.quadratic.saddle import Saddle, factor, is_definite
+from torchimplicit.optim.quadprog.active_set import Point, independent_rows, settle
+from torchimplicit.optim.quadprog.feasibility import violation
+from torchimplicit.optim.quadprog.interior import interior
+from torchimplicit.optim.quadprog.program import Program, largest, times, times_transposed
+from torchimplicit.optim.quadprog.reduction import gram, reduce
+from torchimplicit.optim.quadprog.saddle import Saddle, factor, is_definite
 
 # Precision and tolerance of the interior point, rounds of repair. Single precision is enough for a guess of bounds.
 _STAGES = ((torch.float32, 1e-5, 4), (torch.float64, 1e-9, 4), (torch.float64, 1e-12, 12))

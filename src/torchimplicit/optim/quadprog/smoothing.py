@@ -17,13 +17,13 @@ from torchimplicit.core import transforms
 from torchimplicit.core.status import Status
 from torchimplicit.equations import root
 from torchimplicit.linear import LU
-from torchimplicit.optim.quadratic.active_set import independent_rows
-from torchimplicit.optim.quadratic.feasibility import violation
-from torchimplicit.optim.quadratic.interior import interior
-from torchimplicit.optim.quadratic.program import Program, times, times_transposed
-from torchimplicit.optim.quadratic.reduction import gram, reduce
-from torchimplicit.optim.quadratic.report import ProgramReport
-from torchimplicit.optim.quadratic.saddle import Saddle, factor
+from torchimplicit.optim.quadprog.active_set import independent_rows
+from torchimplicit.optim.quadprog.feasibility import violation
+from torchimplicit.optim.quadprog.interior import interior
+from torchimplicit.optim.quadprog.program import Program, times, times_transposed
+from torchimplicit.optim.quadprog.reduction import gram, reduce
+from torchimplicit.optim.quadprog.report import ProgramReport
+from torchimplicit.optim.quadprog.saddle import Saddle, factor
 from torchimplicit.solve import Newton
 
 _PROXIMAL = 1e-6

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from torchimplicit.core import transforms
 from torchimplicit.core.status import OnFailure, Status, react
-from torchimplicit.optim.quadratic.form import Form, assemble, benign, broken, check_symmetric
-from torchimplicit.optim.quadratic.nearest import nearest_feasible
-from torchimplicit.optim.quadratic.optimum import Call, Optimum
-from torchimplicit.optim.quadratic.program import Program, times
-from torchimplicit.optim.quadratic.report import Certificate, ProgramReport, QPSolution
-from torchimplicit.optim.quadratic.smoothing import smooth
-from torchimplicit.optim.quadratic.solve import Outcome, solve
+from torchimplicit.optim.quadprog.form import Form, assemble, benign, broken, check_symmetric
+from torchimplicit.optim.quadprog.nearest import nearest_feasible
+from torchimplicit.optim.quadprog.optimum import Call, Optimum
+from torchimplicit.optim.quadprog.program import Program, times
+from torchimplicit.optim.quadprog.report import Certificate, ProgramReport, QPSolution
+from torchimplicit.optim.quadprog.smoothing import smooth
+from torchimplicit.optim.quadprog.solve import Outcome, solve
 
 
 def qp(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from torchimplicit.optim.quadratic.program import largest, times, times_transposed
+from torchimplicit.optim.quadprog.program import largest, times, times_transposed
 
 _REFINEMENTS = 4
 _ACCURATE = 1e-12
