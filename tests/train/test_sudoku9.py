@@ -109,6 +109,24 @@ def test_impossible_options(make, text):
         make()
 
 
+@pytest.mark.parametrize(
+    ("board", "text"),
+    [
+        (torch.zeros(2, 4, 4).long(), r"boards \(2, 4, 4\) .*expected \(B, 16\)"),
+        (torch.zeros(2, 16), r"of torch.float32.*try board"),
+        (torch.full((2, 16), 5), "board 0 has 5 in cell 0, expected 1 to 4"),
+        (torch.full((2, 16), -1), "board 0 has -1 in cell 0"),
+    ],
+)
+def test_boards_that_are_none_are_refused(board, text):
+    network = BoardRelaxation(4)
+    for use in (network, network.fill):
+        with pytest.raises(ValueError, match=text):
+            use(board)
+    with pytest.raises(ValueError, match="at_once=0"):
+        network.fill(torch.zeros(1, 16).long(), 0)
+
+
 def test_the_optimiser_moves_in_proportion_and_whatever_the_scale():
     moved = []
     for scale in (1.0, 1e-6):

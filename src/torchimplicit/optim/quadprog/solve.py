@@ -19,7 +19,7 @@ from torchimplicit.optim.quadprog.saddle import Saddle, factor, is_definite
 _STAGES = ((torch.float32, 1e-5, 4), (torch.float64, 1e-9, 4), (torch.float64, 1e-12, 12))
 _FIRST_OF_FEW = (torch.float64, 1e-6, 4)  # small matrices cost no less in single precision
 _FEW_ROWS = 32
-_WARM_ROUNDS = 8
+_WARM_ROUNDS = 6
 _GOOD = 1e-7  # residual of a solution that could not be made exact, for its rows depend on each other
 _PROXIMAL = 1e-4
 _PROXIMAL_STEPS = 50
@@ -108,20 +108,17 @@ def _definite(program: Program, curvature: Tensor, guess: Tensor | None, max_ste
     if guess is None and bounded:
         return _from_inside(program, curvature, gram(program, curvature), max_steps)
     guess = torch.ones_like(program.lower, dtype=torch.int8) if guess is None else guess
-    found = settle(program, guess, steps, 1, curvature)
+    matrix = (
+        gram(program, curvature) if bounded else None
+    )  # with it another guess costs little more than a small factor
+    found = settle(program, guess, steps, _WARM_ROUNDS, curvature, matrix)
     left = torch.nonzero(~found.settled).flatten()
     if not len(left) or not bounded:
         return found
-    part, curvature = program.take(left), curvature[left]
-    matrix = gram(part, curvature)  # not before: most of the rows are not met, if the guess is right
-    point = settle(part, found.side[left], found.steps[left], _WARM_ROUNDS, curvature, matrix)
-    cold = torch.nonzero(~point.settled).flatten()
-    if len(cold):
-        matrix = None if matrix is None else matrix[cold]
-        inside = _from_inside(part.take(cold), curvature[cold], matrix, max_steps)
-        inside.steps = inside.steps + point.steps[cold]
-        point.put(cold, inside)
-    found.put(left, point)
+    matrix = None if matrix is None else matrix[left]
+    inside = _from_inside(program.take(left), curvature[left], matrix, max_steps)
+    inside.steps = inside.steps + found.steps[left]
+    found.put(left, inside)
     return found
 
 

@@ -73,7 +73,11 @@ class BoardRelaxation(nn.Module):
 
         Args:
             board: whole numbers `(B, cells)`, 0 for a blank.
+
+        Raises:
+            ValueError: the boards have another size, or numbers that there are not.
         """
+        self._check(board)
         hot = nn.functional.one_hot(board, self.size + 1)[..., 1:].flatten(1)
         given = (board > 0).repeat_interleave(self.size, 1)
         x = hot[:, self.order].to(self.layer.directions.dtype)
@@ -92,7 +96,13 @@ class BoardRelaxation(nn.Module):
         Args:
             board: whole numbers `(B, cells)`, 0 for a blank.
             at_once: numbers written down a solve.
+
+        Raises:
+            ValueError: see `cosines`; or `at_once` is no number from 1.
         """
+        self._check(board)
+        if at_once < 1:
+            raise ValueError(f"fill: got at_once={at_once}, expected an integer >= 1")
         board = board.clone()
         while bool((board == 0).any()):
             best = self.cosines(board).topk(2, 2)
@@ -102,3 +112,17 @@ class BoardRelaxation(nn.Module):
             number = best.indices[..., 0].gather(1, cells) + 1
             board.scatter_(1, cells, torch.where(written > 0, written, number))
         return board
+
+    def _check(self, board: Tensor) -> None:
+        if board.dtype != torch.int64 or board.dim() != 2 or board.shape[1] != self.size**2:
+            raise ValueError(
+                f"BoardRelaxation: got boards {tuple(board.shape)} of {board.dtype}, expected (B, {self.size**2}) of "
+                "torch.int64; try board.flatten(1).long()"
+            )
+        wrong = (board < 0) | (board > self.size)
+        if bool(wrong.any()):
+            sample, cell = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"BoardRelaxation: board {sample} has {int(board[sample, cell])} in cell {cell}, expected 1 to "
+                f"{self.size}, or 0 for a blank"
+            )
