@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from torchimplicit.core.status import Report, Status, react
-from torchimplicit.optim.projection.batch import Batch, Scalar
+from torchimplicit.optim.projection.batch import Batch, Label, Scalar
 
 _PATIENCE = 20  # rounds without fewer wrong edges than ever, before a sample changes one edge a round
 _ROUNDS = 10  # times the number of entries, and 1000 more: the most rounds that are taken
@@ -57,57 +56,32 @@ def total_variation(x: Tensor, step: Scalar = 1.0) -> Tensor:
     if batch.x.shape[-1] == 1:
         return batch.finish(batch.x)
     step = step.expand(*batch.x.shape[:-1], 1)
-    jumps: Any = _Jumps.apply(batch.x.detach(), step.detach())
+    jumps: Any = Label.apply(_jumps, batch.x.detach(), step.detach())
     return batch.finish(_pieces(batch.x, step, jumps.to(batch.x.dtype)))
 
 
-class _Jumps(Function):
-    """The sign of every jump `(..., n - 1)`, zero inside of a piece; under `vmap` of the whole batch at once."""
+def _jumps(x: Tensor, step: Tensor) -> Tensor:
+    """The sign of every jump `(..., n - 1)`, zero inside of a piece.
 
-    @staticmethod
-    def forward(x: Tensor, step: Tensor) -> Tensor:
-        """The active set method, in float64: rounding must not open what it then closes."""
-        x, step = x.double(), step.double()
-        x = x - x.mean(-1, keepdim=True)
-        jumps = torch.zeros_like(x[..., 1:])
-        fewest = torch.full_like(jumps[..., :1], torch.inf)
-        stale = torch.zeros_like(fewest)
-        most = _ROUNDS * x.shape[-1] + 1000
-        for _ in range(most):
-            new = _changed(x, step, jumps)
-            wrong = new != jumps
-            count = wrong.sum(-1, keepdim=True)
-            if not bool(count.any()):
-                return jumps
-            stale = torch.where(count < fewest, 0, stale + 1)
-            fewest = torch.minimum(fewest, count)
-            jumps = torch.where((stale < _PATIENCE) | (wrong.cumsum(-1) == 1), new, jumps)
-        _refuse(_changed(x, step, jumps) != jumps, most)
-        return jumps
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        """Nothing is kept."""
-        ctx.mark_non_differentiable(output)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> tuple[None, None]:
-        """There is no derivative."""
-        return None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *_: Any) -> None:
-        """There is no derivative."""
-        return
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, x: Tensor, step: Tensor) -> tuple[Tensor, int]:
-        """The mapped dimension joins the batch."""
-        x, step = (
-            value.movedim(dim, 0) if dim is not None else value.expand(info.batch_size, *value.shape)
-            for value, dim in zip((x, step), in_dims, strict=True)
-        )
-        return _Jumps.apply(x, step), 0  # type: ignore[return-value]
+    By the active set method, in float64: rounding must not open what it then closes.
+    """
+    x, step = x.double(), step.double()
+    x = x - x.mean(-1, keepdim=True)
+    jumps = torch.zeros_like(x[..., 1:])
+    fewest = torch.full_like(jumps[..., :1], torch.inf)
+    stale = torch.zeros_like(fewest)
+    most = _ROUNDS * x.shape[-1] + 1000
+    for _ in range(most):
+        new = _changed(x, step, jumps)
+        wrong = new != jumps
+        count = wrong.sum(-1, keepdim=True)
+        if not bool(count.any()):
+            return jumps
+        stale = torch.where(count < fewest, 0, stale + 1)
+        fewest = torch.minimum(fewest, count)
+        jumps = torch.where((stale < _PATIENCE) | (wrong.cumsum(-1) == 1), new, jumps)
+    _refuse(_changed(x, step, jumps) != jumps, most)
+    return jumps
 
 
 def _changed(x: Tensor, step: Tensor, jumps: Tensor) -> Tensor:

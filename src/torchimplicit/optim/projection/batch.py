@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from torchimplicit.core import transforms
 
@@ -148,3 +152,37 @@ def norm(x: Tensor) -> Tensor:
     scale = x.abs().amax(-1, keepdim=True)
     scale = torch.where(scale > 0, scale, 1)
     return scale * (x / scale).square().sum(-1, keepdim=True).sqrt()
+
+
+class Label(Function):
+    """Which piece of a piecewise formula holds: `function(*tensors)` of plain tensors, of no derivative."""
+
+    @staticmethod
+    def forward(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """Calls the function; under `torch.vmap` with the whole batch at once."""
+        return function(*tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        """Nothing is kept."""
+        ctx.count = len(inputs)
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> tuple[None, ...]:
+        """There is no derivative."""
+        return (None,) * ctx.count
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> None:
+        """There is no derivative."""
+        return
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, function: Callable[..., Tensor], *tensors: Tensor) -> tuple[Tensor, int]:
+        """The mapped dimension joins the batch."""
+        front = (
+            value.movedim(dim, 0) if dim is not None else value.expand(info.batch_size, *value.shape)
+            for value, dim in zip(tensors, in_dims[1:], strict=True)
+        )
+        return Label.apply(function, *front), 0  # type: ignore[return-value]

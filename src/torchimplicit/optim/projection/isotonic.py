@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
-from torchimplicit.optim.projection.batch import Batch
+from torchimplicit.optim.projection.batch import Batch, Label
 
 
 def isotonic(x: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -45,49 +44,21 @@ def isotonic(x: Tensor, weights: Tensor | None = None) -> Tensor:
     bad = mass.detach() <= 0
     batch.refuse(bad.any(-1) if bad.dim() else bad, "weights > 0")
     x, mass = torch.broadcast_tensors(batch.x, mass)
-    block: Any = _Blocks.apply(x.detach(), mass.detach())
+    block: Any = Label.apply(_blocks, x.detach(), mass.detach())
     return batch.finish(_means(x, mass, block).gather(-1, block))
 
 
-class _Blocks(Function):
-    """The number of the block of every entry, `(..., n)`, of no derivative; under `vmap` on the whole batch at once."""
-
-    @staticmethod
-    def forward(x: Tensor, mass: Tensor) -> Tensor:
-        """Pools until the means of the blocks are in order."""
-        block = torch.arange(x.shape[-1], device=x.device).expand(x.shape).contiguous()
-        while True:
-            means = _means(x, mass, block).gather(-1, block)
-            # Inside a block the means are the same, so that only its ends can be out of order.
-            apart = (block[..., 1:] != block[..., :-1]) & (means[..., 1:] >= means[..., :-1])
-            pooled = torch.nn.functional.pad(apart.cumsum(-1), (1, 0))
-            if torch.equal(pooled, block):
-                return block
-            block = pooled
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        """Nothing is kept."""
-        ctx.mark_non_differentiable(output)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> tuple[None, None]:
-        """There is no derivative."""
-        return None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *_: Any) -> None:
-        """There is no derivative."""
-        return
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, x: Tensor, mass: Tensor) -> tuple[Tensor, int]:
-        """The mapped dimension joins the batch."""
-        x, mass = (
-            value.movedim(dim, 0) if dim is not None else value.expand(info.batch_size, *value.shape)
-            for value, dim in zip((x, mass), in_dims, strict=True)
-        )
-        return _Blocks.apply(x, mass), 0  # type: ignore[return-value]
+def _blocks(x: Tensor, mass: Tensor) -> Tensor:
+    """The number of the block of every entry, `(..., n)`: pools until the means of the blocks are in order."""
+    block = torch.arange(x.shape[-1], device=x.device).expand(x.shape).contiguous()
+    while True:
+        means = _means(x, mass, block).gather(-1, block)
+        # Inside a block the means are the same, so that only its ends can be out of order.
+        apart = (block[..., 1:] != block[..., :-1]) & (means[..., 1:] >= means[..., :-1])
+        pooled = torch.nn.functional.pad(apart.cumsum(-1), (1, 0))
+        if torch.equal(pooled, block):
+            return block
+        block = pooled
 
 
 def _means(x: Tensor, mass: Tensor, block: Tensor) -> Tensor:
