@@ -80,7 +80,7 @@ def test_an_error_is_seen(optim):
 
 
 def test_a_library_that_is_missing_is_left_out(optim, monkeypatch, capsys):
-    for name in ("moreau", "proxsuite", "qpth"):
+    for name in ("moreau", "proxsuite.torch.qplayer", "qpth.qp", "cvxpylayers.torch"):
         monkeypatch.setitem(sys.modules, name, None)
     assert [each.name for each in optim.contestants(3, 5, 6, 2)] == ["torchimplicit"]
     assert capsys.readouterr().out.count("is left out") == 4

@@ -407,3 +407,67 @@ def test_layer_learns_trains_and_travels():
     with pytest.raises(ValueError, match="ridge"):
         ti.nn.QP(4, ridge=0.0)
     assert isinstance(layer.solution.duals, Duals)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_units_do_not_matter(scale):
+    generator = torch.Generator().manual_seed(0)
+    G, h = torch.randn(8, 10, 6, generator=generator).double(), torch.rand(8, 10, generator=generator).double()
+    q, one = torch.randn(8, 6, generator=generator).double(), torch.ones(6).double()
+    expected = qp(None, q, G, h, l=-one, u=one)
+    found = qp(None, q, G, scale * h, l=-scale * one, u=scale * one)
+    torch.testing.assert_close(found.value / scale, expected.value, rtol=1e-9, atol=1e-12)
+    steep = qp(None, q, 1e9 * G, 1e9 * h, l=-one, u=one)
+    torch.testing.assert_close(steep.value, expected.value, rtol=1e-8, atol=1e-9)
+
+
+def test_costs_too_far_apart_are_not_called_solved():
+    costs = torch.tensor([1e3, -1e-7, -1.2e-7], dtype=torch.float64)
+    solution = qp(
+        None, costs, torch.ones(1, 3).double(), torch.ones(1).double(), l=torch.zeros(3).double(), on_failure="ignore"
+    )
+    right = torch.allclose(solution.value, torch.tensor([0.0, 0.0, 1.0]).double(), atol=1e-6)
+    assert right or solution.status.item() == Status.MAX_STEPS
+
+
+def test_assignments_are_found_in_their_degenerate_corners():
+    from scipy.optimize import linear_sum_assignment
+
+    k, eye = 4, torch.eye(4).double()
+    costs = torch.rand(12, k, k, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    A = torch.cat((eye.repeat_interleave(k, 1), eye.repeat(1, k)))  # one of these equations is redundant
+    solution = qp(None, costs.flatten(1), A=A, b=torch.ones(2 * k).double(), l=torch.zeros(k * k).double())
+    for cost, z in zip(costs, solution.value.view(-1, k, k), strict=True):
+        rows, columns = linear_sum_assignment(cost.numpy())
+        expected = torch.zeros(k, k).double()
+        expected[rows, columns] = 1
+        torch.testing.assert_close(z, expected, rtol=0, atol=1e-8)
+
+
+def test_single_precision_may_round_a_gram_matrix_to_an_indefinite_one():
+    factor = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    Q, q = factor @ factor.T, torch.randn(20, generator=torch.Generator().manual_seed(1))
+    assert qp(Q, q, l=-torch.ones(20), u=torch.ones(20)).report.converged
+    refused = qp(
+        Q.double() - 1e-4 * torch.eye(20).double(), q.double(), l=-torch.ones(20).double(), on_failure="ignore"
+    )
+    assert refused.status.item() == Status.NONCONVEX
+
+
+def test_entries_on_their_bounds_are_exactly_there():
+    q, upper = (
+        torch.randn(64, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),
+        torch.full((5,), 0.3).double(),
+    )
+    z = qp(
+        torch.eye(5).double(), 3 * q, A=torch.ones(1, 5).double(), b=torch.ones(1).double(), l=0 * upper, u=upper
+    ).value
+    assert (z >= 0).all()
+    assert (z <= upper).all()
+
+
+def test_slack_is_that_of_the_bounds_as_they_were_given():
+    G, h = torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.tensor([-1.0, -2.0])
+    solution = qp(torch.eye(2), torch.ones(2), G, h, closest_feasible=True)
+    torch.testing.assert_close(solution.slack, h - G @ solution.value)
+    assert (solution.slack < 0).all()

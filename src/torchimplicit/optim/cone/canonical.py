@@ -63,8 +63,9 @@ def canonicalise(
     check_class(problem)
     data, chain, inverse_data = _problem_data(cvxpy, problem)
     program = data["param_prob"]
-    elsewhere = [program.lower_bounds, program.upper_bounds, program.lb_tensor, program.ub_tensor]
-    if any(part is not None for part in elsewhere) or program.dir_cones:
+    names = ("lower_bounds", "upper_bounds", "lb_tensor", "ub_tensor")  # and dir_cones, from 1.9.3 on
+    elsewhere = [getattr(program, name, None) for name in names]
+    if any(part is not None for part in elsewhere) or getattr(program, "dir_cones", None):
         raise ValueError(
             "this version of cvxpy keeps constraints apart from the rows of the cone program, where they would be "
             "lost; try cvxpy 1.9"

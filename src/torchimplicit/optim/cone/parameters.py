@@ -50,7 +50,7 @@ class ParameterRule:
             return
         play = torch.finfo(value.dtype).eps ** 0.5
         rows = value.detach().double().reshape(-1, *self.shape).nan_to_num(0, 0, 0)  # NaN is for the solver to report
-        play = play * (1 + rows.flatten(1).abs().amax(1)) if rows[0].numel() else rows.new_zeros(len(rows))
+        play = play * (1 + rows.reshape(len(rows), -1).abs().amax(1)) if rows[0].numel() else rows.new_zeros(len(rows))
         for attribute, given in self.attributes.items():
             excess = self._excess(attribute, given, rows)
             wrong = torch.nonzero(excess > play).flatten()
@@ -64,7 +64,7 @@ class ParameterRule:
 
     def _excess(self, attribute: str, given: Any, rows: Tensor) -> Tensor:
         """By how much every sample violates an attribute, `(B,)`."""
-        flat = rows.flatten(1)
+        flat = rows.reshape(len(rows), -1)
         if attribute in _SIGNS:
             return (-_SIGNS[attribute] * flat).amax(1)
         if attribute in ("PSD", "NSD"):
@@ -75,10 +75,10 @@ class ParameterRule:
             return _asymmetry(rows)
         if attribute == "bounds":
             lower, upper = (torch.as_tensor(bound, dtype=rows.dtype, device=rows.device) for bound in given)
-            return torch.maximum(lower - rows, rows - upper).flatten(1).amax(1)
+            return torch.maximum(lower - rows, rows - upper).reshape(len(rows), -1).amax(1)
         if attribute in ("integer", "boolean"):
             nearest = rows.round() if attribute == "integer" else rows.round().clamp(0, 1)
-            return (rows - nearest).flatten(1).abs().amax(1)
+            return (rows - nearest).reshape(len(rows), -1).abs().amax(1)
         assert self.zeros is not None  # diag, sparsity
         return (flat * self.zeros.to(flat)).abs().amax(1)
 

@@ -16,7 +16,7 @@ from torchimplicit.optim.quadprog.program import Program, largest, times
 from torchimplicit.optim.quadprog.saddle import Saddle
 
 _SIGN = 1e-10  # multipliers and slacks of less than this part of the largest are zero
-_RESIDUAL = 1e-9
+_RESIDUAL = 1e-11
 _DEPENDENT = 1e-10
 
 
@@ -80,8 +80,9 @@ def settle(
         gram: `R Q^{-1} R'`, if it is known.
         center: where to stay near when the solution is not unique, `(B, n)`.
     """
-    locked = program.lower == program.upper
-    side = torch.where(locked, torch.where(side == 0, 1, side), side).to(torch.int8)
+    locked = (program.lower == program.upper) & (program.rows != 0).any(2)
+    empty = (program.lower == program.upper) & ~locked
+    side = torch.where(locked & (side == 0), 1, torch.where(empty, 0, side)).to(torch.int8)
     index, found = torch.arange(program.batch, device=side.device), None
     for _ in range(rounds):
         point, sound, better = _try(program, side, steps, locked, curvature, gram, center)

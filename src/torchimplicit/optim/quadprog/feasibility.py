@@ -28,7 +28,7 @@ def violation(program: Program, z: Tensor, max_steps: int = 100) -> tuple[Tensor
     t = _missed(program, z)
     for _ in range(max_steps):
         slope = times_transposed(rows, t)
-        going = largest(slope) > 1e-13 * (1 + largest(t))
+        going = largest(slope) > 1e-13 * largest(t) * rows.abs().flatten(1).sum(1)
         if not bool(going.any()):
             break
         violated = rows * (t != 0).unsqueeze(2)
@@ -37,7 +37,8 @@ def violation(program: Program, z: Tensor, max_steps: int = 100) -> tuple[Tensor
         step = -torch.cholesky_solve(slope.unsqueeze(2), factor(system)[0]).squeeze(2)
         z = torch.where(going.unsqueeze(1), _descend(program, z, t, slope, step), z)
         t = _missed(program, z)
-    size = 1 + largest(torch.nan_to_num(program.lower, posinf=0, neginf=0)) + largest(times(rows, z))
+    bounds = (torch.nan_to_num(bound, posinf=0, neginf=0) for bound in (program.lower, program.upper))
+    size = torch.stack([*map(largest, bounds), largest(times(rows, z))]).amax(0)
     contradicts = largest(times_transposed(rows, t)) <= 1e-5 * largest(t) * rows.abs().flatten(1).sum(1).clamp_min(
         1e-30
     )
@@ -47,7 +48,7 @@ def violation(program: Program, z: Tensor, max_steps: int = 100) -> tuple[Tensor
 def _missed(program: Program, z: Tensor) -> Tensor:
     reached = times(program.rows, z)
     t = reached - torch.minimum(torch.maximum(reached, program.lower), program.upper)
-    return torch.where(t.abs() > 1e-12 * (1 + reached.abs()), t, 0.0)
+    return torch.where(t.abs() > 1e-12 * reached.abs(), t, 0.0)
 
 
 def _descend(program: Program, z: Tensor, t: Tensor, slope: Tensor, step: Tensor) -> Tensor:

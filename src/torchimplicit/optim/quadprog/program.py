@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_ROUNDING = 1e-11
+
 
 def times(matrix: Tensor, vector: Tensor) -> Tensor:
     """`M v`, sample by sample: `(B, r, n)` and `(B, n)` give `(B, r)`."""
@@ -84,3 +86,30 @@ class Program:
         gap = torch.where(gap.isfinite(), gap, 1.0)
         slack = largest(torch.minimum(gap / (1 + largest(reached)).unsqueeze(1), y.abs() / size.unsqueeze(1)))
         return torch.maximum(torch.maximum(stationarity, feasibility), slack)
+
+    def doubt(self, z: Tensor, y: Tensor) -> Tensor:
+        """As `residual`, every condition over the size of its own terms: badly scaled programs cannot hide in it.
+
+        Where that is tiny, a ten thousandth of the largest size stands in for it.
+        """
+        terms = times(self.Q.abs(), z.abs()) + self.q.abs() + times_transposed(self.rows.abs(), y.abs())
+        missed = times(self.Q, z) + self.q + times_transposed(self.rows, y)
+        reached, reach = times(self.rows, z), times(self.rows.abs(), z.abs())
+        apart = (reached - self.upper).clamp_min(0) + (self.lower - reached).clamp_min(0)
+        gap = torch.where(y > 0, self.upper - reached, torch.where(y < 0, reached - self.lower, 0.0)).abs()
+        gap = torch.where(gap.isfinite(), gap, torch.inf)
+        length = self.rows.abs().amax(2)
+        pull = (y * length).abs()
+        pull = pull / largest(pull).clamp_min(torch.finfo(y.dtype).tiny).unsqueeze(1)
+        slack = torch.minimum(_part(gap, reach), pull)
+        doubt = torch.maximum(
+            largest(_part(missed, terms)), torch.maximum(largest(_part(apart, reach)), largest(slack))
+        )
+        residual = self.residual(z, y)
+        return torch.where(residual < _ROUNDING, residual, doubt)  # a solution of zero has no size of its own
+
+
+def _part(missed: Tensor, size: Tensor) -> Tensor:
+    """What is missed over its size, `(B, k)`."""
+    size = size + 1e-4 * largest(size).unsqueeze(1)
+    return missed.abs() / size.clamp_min(torch.finfo(size.dtype).tiny)

@@ -97,11 +97,12 @@ def qp(
     guess = None if warm_start is None else _guess(warm_start, form, program)
     differentiable = torch.is_grad_enabled() and (transforms.active() or any(x.requires_grad for x in program.tensors))
     sick, program = _quarantined(program, form)
+    stated = program
     if closest_feasible:
         program = nearest_feasible(program)
     react_to: Any = "ignore" if on_failure == "nan" else on_failure
     if smoothed is not None:
-        return _smoothed(program, form, float(smoothed), max_steps, sick, on_failure)
+        return _smoothed(program, stated, form, float(smoothed), max_steps, sick, on_failure)
     call = Call(
         partial(_run, form=form, guess=guess, max_steps=max_steps, sick=sick),
         program.equalities,
@@ -115,11 +116,22 @@ def qp(
         outcome.status, outcome.point.steps, outcome.residual, int(outcome.point.steps.sum()), "quadratic program"
     )
     call.record.report = report
+    if C is None:
+        z = _on_its_bounds(program, form, z, side)
     if on_failure == "nan":
         z, y = (torch.where(solved.unsqueeze(1), x, torch.nan) for x in (z, y))
-    solution = _solution(program, form, z, y, side, report, outcome)
+    solution = _solution(stated, form, z, y, side, report, outcome)
     react(report, react_to, solution)
     return solution
+
+
+def _on_its_bounds(program: Program, form: Form, z: Tensor, side: Tensor) -> Tensor:
+    """`z` with entries on bounds of their own exactly there, not off by a rounding: same derivatives."""
+    count = form.sizes[2]
+    if not count:
+        return z
+    side = side[:, -count:]
+    return torch.where(side > 0, program.upper[:, -count:], torch.where(side < 0, program.lower[:, -count:], z))
 
 
 def _solution(
@@ -142,7 +154,7 @@ def _solution(
 
 
 def _smoothed(
-    program: Program, form: Form, weight: float, max_steps: int, sick: tuple | None, on_failure: Any
+    program: Program, stated: Program, form: Form, weight: float, max_steps: int, sick: tuple | None, on_failure: Any
 ) -> QPSolution:
     z, y, report = smooth(program, weight, max_steps, "ignore" if on_failure == "nan" else on_failure)
     for which, word in () if sick is None else zip(sick, (Status.NON_FINITE, Status.INFEASIBLE), strict=True):
@@ -150,7 +162,7 @@ def _smoothed(
     solved = (report.status == Status.CONVERGED).unsqueeze(1)
     lost = torch.nan if on_failure == "nan" else 0.0
     z, y = (torch.where(solved, x, lost) for x in (z, y))
-    solution = _solution(program, form, z, y, torch.zeros_like(y, dtype=torch.int8), report, None)
+    solution = _solution(stated, form, z, y, torch.zeros_like(y, dtype=torch.int8), report, None)
     react(report, "ignore" if on_failure == "nan" else on_failure, solution)
     return solution
 
@@ -174,7 +186,8 @@ def _run(program: Program, form: Form, guess: Tensor | None, max_steps: int, sic
         check_symmetric(program.Q, form.dtype)
     if guess is not None and len(guess) != program.batch:  # under torch.vmap
         guess = guess.repeat(program.batch // len(guess), 1)
-    outcome = solve(program, guess, max_steps)
+    rounding = torch.finfo(form.dtype).eps if form.dtype != torch.float64 else 0.0
+    outcome = solve(program, guess, max_steps, rounding)
     for which, word in zip(sick, (Status.NON_FINITE, Status.INFEASIBLE), strict=True):
         outcome.status = torch.where(which, int(word), outcome.status)
     return outcome

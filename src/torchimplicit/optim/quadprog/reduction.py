@@ -94,6 +94,9 @@ def _scale(diagonal: Tensor) -> Tensor:
 
 def _regular_factor(gram: Tensor) -> Tensor:
     """A Cholesky factor of the equations' matrix; a hair is added to it where equations depend on each other."""
+    empty = gram.diagonal(dim1=1, dim2=2) == 0  # equations that were left out
+    if bool(empty.any()):
+        gram = gram + torch.diag_embed(empty.to(gram.dtype))
     lower, sound = factor(gram)
     pivots = lower.diagonal(dim1=1, dim2=2).square()
     weak = ~sound | (pivots < 1e-13 * gram.diagonal(dim1=1, dim2=2)).any(1)

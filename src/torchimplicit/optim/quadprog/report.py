@@ -11,8 +11,9 @@ from torchimplicit.core.status import Report, Solution, Status
 
 _REMEDIES = {
     Status.INFEASIBLE: (
-        "No point meets all its constraints; solution.certificate.duals has the weights with which they contradict. "
-        "Try closest_feasible=True for the program with the smallest change of bounds, or loosen h, b, l or u."
+        "No point meets all its constraints; solution.certificate.duals has the weights with which they contradict "
+        "(zero where some l > u). Try closest_feasible=True for the program with the smallest change of bounds, or "
+        "loosen h, b, l or u."
     ),
     Status.UNBOUNDED: (
         "The objective falls for ever along solution.certificate.ray. Try bounds on z, or a positive definite Q."
@@ -77,7 +78,7 @@ class QPSolution(Solution):
 
     Attributes:
         duals: the multipliers.
-        slack: `h - G z`, `(B, m)`.
+        slack: `h - G z`, `(B, m)`; negative where `closest_feasible` had to move a bound.
         active: the bound that every constraint meets with a multiplier that is not zero: 1 the upper one, -1 the lower
             one, 0 none; `inequality` and `equality` are 0 or 1.
         certificate: why programs have no solution; None when all have one.

@@ -11,6 +11,7 @@ from torchimplicit.core.status import Status
 from torchimplicit.optim.quadprog.active_set import Point, independent_rows, settle
 from torchimplicit.optim.quadprog.feasibility import violation
 from torchimplicit.optim.quadprog.interior import interior
+from torchimplicit.optim.quadprog.prepare import Units, is_convex, lifted, without_redundant
 from torchimplicit.optim.quadprog.program import Program, largest, times, times_transposed
 from torchimplicit.optim.quadprog.reduction import gram, reduce
 from torchimplicit.optim.quadprog.saddle import Saddle, factor, is_definite
@@ -24,7 +25,6 @@ _GOOD = 1e-7  # residual of a solution that could not be made exact, for its row
 _PROXIMAL = 1e-4
 _PROXIMAL_STEPS = 50
 _STILL = 1e-9
-_NEGATIVE = 1e-9
 
 
 @dataclass
@@ -46,14 +46,16 @@ class Outcome:
     ray: Tensor | None = None
 
 
-def solve(program: Program, guess: Tensor | None, max_steps: int) -> Outcome:
+def solve(program: Program, guess: Tensor | None, max_steps: int, rounding: float = 0.0) -> Outcome:
     """Solves every program, or says why it has no solution.
 
     Args:
         program: finite but for missing bounds.
         guess: bounds that may be met, `(B, r)`, from an earlier solution; None starts cold.
         max_steps: of the interior-point method.
+        rounding: of the dtype that the program came in: `Q` may be indefinite by some of it.
     """
+    stated, program = program, without_redundant(program)
     curvature, sound = factor(program.Q)
     definite = is_definite(program.Q, curvature, sound)
     ray = torch.zeros_like(program.q)
@@ -64,15 +66,19 @@ def solve(program: Program, guess: Tensor | None, max_steps: int) -> Outcome:
         for which, method in ((definite, _strictly), (~definite, _semidefinite)):
             index = torch.nonzero(which).flatten()
             if len(index):
-                part = program.take(index), None if guess is None else guess[index], max_steps
+                part = program.take(index), None if guess is None else guess[index], max_steps, rounding
                 some, ray[index] = method(*part)
                 point.put(index, some)
-    return _judge(program, point, ray, definite)
+    return _judge(stated, point, ray, definite, rounding)
 
 
-def _judge(program: Program, point: Point, ray: Tensor, definite: Tensor) -> Outcome:
+def _judge(program: Program, point: Point, ray: Tensor, definite: Tensor, rounding: float) -> Outcome:
     residual = program.residual(point.z, point.y)
-    solved = point.settled | (residual < _GOOD)
+    solved = (
+        point.settled if program.equalities < 2 else point.settled & (residual < _GOOD)
+    )  # redundant but contradictory
+    if not bool(solved.all()):
+        solved = solved | (program.doubt(point.z, point.y) < _GOOD)
     status = torch.where(solved, int(Status.CONVERGED), int(Status.MAX_STEPS))
     if bool(solved.all()):
         return Outcome(point, status, residual)
@@ -82,7 +88,7 @@ def _judge(program: Program, point: Point, ray: Tensor, definite: Tensor) -> Out
     t, infeasible = violation(part, torch.zeros_like(part.q))
     contradiction[left] = torch.where(infeasible.unsqueeze(1), t, 0.0)
     unbounded = (ray[left] != 0).any(1)
-    concave = ~definite[left] & ~_is_convex(part.Q)
+    concave = ~definite[left] & ~is_convex(part.Q, rounding)
     verdict = status[left]
     for which, word in ((unbounded, Status.UNBOUNDED), (infeasible, Status.INFEASIBLE), (concave, Status.NONCONVEX)):
         verdict = torch.where(which, int(word), verdict)
@@ -97,7 +103,7 @@ def _empty(program: Program) -> Point:
     return Point(torch.zeros_like(program.q), y, y.to(torch.int8), steps == 1, steps)
 
 
-def _strictly(program: Program, guess: Tensor | None, max_steps: int) -> tuple[Point, Tensor]:
+def _strictly(program: Program, guess: Tensor | None, max_steps: int, rounding: float) -> tuple[Point, Tensor]:
     return _definite(program, torch.linalg.cholesky(program.Q), guess, max_steps), torch.zeros_like(program.q)
 
 
@@ -141,7 +147,7 @@ def _from_inside(program: Program, curvature: Tensor, matrix: Tensor | None, max
             point.steps = point.steps + found.steps[left]
             found.put(left, point)
         # Where rows depend on each other no guess may settle: an interior point as good as that is the answer.
-        again = torch.nonzero(~point.settled & ~(program.residual(point.z, point.y) < _STILL)).flatten()
+        again = torch.nonzero(~point.settled & ~(program.doubt(point.z, point.y) < _STILL)).flatten()
         if not len(again):
             break
         left, program, curvature = left[again], program.take(again), curvature[again]
@@ -162,12 +168,26 @@ def _fall_back(program: Program, point: Point, curvature: Tensor, y: Tensor, sid
     equations = Saddle.build(part.Q, part.rows[:, :p], kept[:, :p], curvature[left])
     z, nu, _ = equations.solve(-force, equations.gather(part.upper[:, :p]))
     nu = equations.scatter(nu, p)
-    other = Point(z, torch.cat((nu, y), 1), torch.where(kept, side[left], 0), point.settled[left], point.steps[left])
-    finite = torch.nonzero(z.isfinite().all(1) & y.isfinite().all(1)).flatten()
+    y = torch.cat((nu, y), 1)
+    side = torch.where(kept, side[left], 0)
+    # Where more bounds meet in a corner than there are unknowns, any independent ones of them tell where it is.
+    corner = Saddle.build(part.Q, part.rows, side, curvature[left])
+    at, _, _ = corner.solve(-part.q, corner.gather(part.target(side)))
+    better = corner.sound & (part.doubt(at, y) < part.doubt(z, y))
+    other = Point(torch.where(better.unsqueeze(1), at, z), y, side, point.settled[left], point.steps[left])
+    finite = torch.nonzero(other.z.isfinite().all(1) & y.isfinite().all(1)).flatten()
     point.put(left[finite], other.take(finite))
 
 
-def _semidefinite(program: Program, guess: Tensor | None, max_steps: int) -> tuple[Point, Tensor]:
+def _semidefinite(program: Program, guess: Tensor | None, max_steps: int, rounding: float) -> tuple[Point, Tensor]:
+    """Programs whose `Q` is not definite, solved in units in which rows and solution are about one."""
+    units = Units.of(program)
+    point, ray = _proximal(units.scaled(program), guess, max_steps, rounding)
+    point.z, point.y = point.z * units.z, point.y * units.y
+    return point, ray
+
+
+def _proximal(program: Program, guess: Tensor | None, max_steps: int, rounding: float) -> tuple[Point, Tensor]:
     r"""Programs whose `Q` is not definite: the proximal point method, $z_{k+1} = \arg\min f(z) + \rho/2 \|z - z_k\|^2$.
 
     A linear program needs a finite number of its steps (R. T. Rockafellar, SIAM J. Control Optim. 14(5), 1976). Its
@@ -177,7 +197,8 @@ def _semidefinite(program: Program, guess: Tensor | None, max_steps: int) -> tup
     index = torch.arange(program.batch, device=program.q.device)
     size = program.Q.abs().amax((1, 2))
     weight = _PROXIMAL * torch.where(size > 0, size, largest(program.q).clamp_min(1e-30))
-    center, convex = torch.zeros_like(program.q), _is_convex(program.Q)
+    center, convex = torch.zeros_like(program.q), is_convex(program.Q, rounding)
+    program = replace(program, Q=lifted(program.Q, convex, rounding))
     for _ in range(_PROXIMAL_STEPS):
         strict = program.Q + torch.diag_embed(weight.unsqueeze(1).expand_as(program.q))
         proximal = replace(program, Q=strict, q=program.q - weight.unsqueeze(1) * center)
@@ -186,11 +207,11 @@ def _semidefinite(program: Program, guess: Tensor | None, max_steps: int) -> tup
         near = _definite(proximal, curvature, guess, max_steps)
         point = settle(program, near.side, near.steps, 4, None, None, near.z)
         ray = _ray(program, near.z - center)
-        solved = near.settled | (proximal.residual(near.z, near.y) < _GOOD)
+        solved = near.settled | (proximal.doubt(near.z, near.y) < _GOOD)
         exact = point.settled & convex
         lost = ~exact & (~convex | ~solved | (ray != 0).any(1))
         # Without an exact answer the proximal point is one, once it no longer moves.
-        still = ~exact & ~lost & (program.residual(near.z, near.y) < _STILL)
+        still = ~exact & ~lost & (program.doubt(near.z, near.y) < _STILL)
         done = exact | lost | still
         best, multipliers, side = (
             torch.where(exact.unsqueeze(1), mine, its)
@@ -205,14 +226,6 @@ def _semidefinite(program: Program, guess: Tensor | None, max_steps: int) -> tup
         program, center, guess = program.take(left), near.z[left], near.side[left]
         index, weight, convex = index[left], weight[left], convex[left]
     return result, rays
-
-
-def _is_convex(Q: Tensor) -> Tensor:
-    """Whether no eigenvalue is negative beyond rounding, `(B,)`."""
-    size = Q.abs().amax((1, 2))
-    if not bool(size.any()):
-        return size == 0
-    return torch.linalg.eigvalsh(Q)[:, 0] >= -_NEGATIVE * size
 
 
 def _ray(program: Program, step: Tensor) -> Tensor:
