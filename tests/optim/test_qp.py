@@ -287,6 +287,9 @@ def test_bounds_that_are_equal_or_cross():
     q, low, high = -torch.ones(2), torch.tensor([0.3, -1.0]), torch.tensor([0.3, 0.2])
     torch.testing.assert_close(qp(torch.eye(2), q, l=low, u=high).value, torch.tensor([0.3, 0.2]))
     assert qp(torch.eye(2), q, l=high + 1, u=low, on_failure="ignore").status.item() == Status.INFEASIBLE
+    torch.testing.assert_close(
+        qp(torch.eye(2), q, l=high + 1, u=low, closest_feasible=True).value, (high + 1 + low) / 2
+    )
     loose = qp(torch.eye(2), q, torch.ones(1, 2), torch.tensor([INF]))
     torch.testing.assert_close(loose.value, torch.ones(2))
 

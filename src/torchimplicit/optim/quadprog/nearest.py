@@ -40,3 +40,10 @@ def nearest_feasible(program: Program) -> Program:
     lower = program.lower.index_copy(0, index, torch.where(violated, reached, part.lower))
     upper = program.upper.index_copy(0, index, torch.where(violated, reached, part.upper))
     return replace(program, lower=lower, upper=upper)
+
+
+def uncrossed(program: Program) -> Program:
+    """Moves bounds that cross to their mean, the nearest pair that does not."""
+    crossed, middle = program.lower > program.upper, (program.lower + program.upper) / 2
+    lower, upper = (torch.where(crossed, middle, bound) for bound in (program.lower, program.upper))
+    return replace(program, lower=lower, upper=upper)

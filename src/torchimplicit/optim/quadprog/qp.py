@@ -11,7 +11,7 @@ from torch import Tensor
 from torchimplicit.core import transforms
 from torchimplicit.core.status import OnFailure, Status, react
 from torchimplicit.optim.quadprog.form import Form, assemble, benign, broken, check_symmetric
-from torchimplicit.optim.quadprog.nearest import nearest_feasible
+from torchimplicit.optim.quadprog.nearest import nearest_feasible, uncrossed
 from torchimplicit.optim.quadprog.optimum import Call, Optimum
 from torchimplicit.optim.quadprog.program import Program, times
 from torchimplicit.optim.quadprog.report import Certificate, ProgramReport, QPSolution
@@ -96,6 +96,7 @@ def qp(
     program, form = assemble(*transforms.normal((Q, q, G, h, A, b, C, l, u)))
     guess = None if warm_start is None else _guess(warm_start, form, program)
     differentiable = torch.is_grad_enabled() and (transforms.active() or any(x.requires_grad for x in program.tensors))
+    program = uncrossed(program) if closest_feasible else program
     sick, program = _quarantined(program, form)
     stated = program
     if closest_feasible:
