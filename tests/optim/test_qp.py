@@ -474,3 +474,23 @@ def test_slack_is_that_of_the_bounds_as_they_were_given():
     solution = qp(torch.eye(2), torch.ones(2), G, h, closest_feasible=True)
     torch.testing.assert_close(solution.slack, h - G @ solution.value)
     assert (solution.slack < 0).all()
+
+
+@pytest.mark.parametrize("right", [[1.0], [1.0, 0.0, 1.0]])
+def test_an_equation_that_no_point_can_meet_is_never_dropped(right):
+    A = torch.zeros(len(right), 2)
+    solution = qp(torch.eye(2), torch.ones(2), A=A, b=torch.tensor(right), l=-torch.ones(2), on_failure="ignore")
+    assert solution.status.item() == Status.INFEASIBLE
+
+
+@pytest.mark.parametrize("smoothed", [None, 1e-2])
+def test_a_gradient_that_is_no_number_is_reported_and_stays_with_its_program(smoothed):
+    given = program(3, 4, 4, 1)
+    shared = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    given["q"] = given["q"] + shared
+    grad = torch.ones(3, 4, dtype=torch.float64)
+    grad[1, 0] = torch.nan
+    with pytest.raises(ti.ConvergenceError, match="non_finite: sample 1"):
+        qp(**given, smoothed=smoothed).value.backward(grad)
+    qp(**given, smoothed=smoothed, on_failure="ignore").value.backward(grad)
+    assert shared.grad.isfinite().all()

@@ -157,7 +157,8 @@ class SaddleSolve(Function):
             index = torch.nonzero(doubtful).flatten()
             z[index], y[index], residual[index] = _least_norm(Q[index], rows[index], side[index], r[index], t[index])
         _tell(call, residual)
-        return z, y
+        known = residual.isfinite().unsqueeze(1)  # a gradient that is no number goes no further
+        return torch.where(known, z, 0.0), torch.where(known, y, 0.0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -225,6 +226,7 @@ def _least_norm(Q: Tensor, rows: Tensor, side: Tensor, r: Tensor, t: Tensor) -> 
 def _tell(call: Call, residual: Tensor) -> None:
     """Reports how well the derivatives' system was solved."""
     status = torch.where(residual <= _TRUSTED, int(Status.CONVERGED), int(Status.STAGNATED))
+    status = torch.where(residual.isfinite(), status, int(Status.NON_FINITE))
     report = ProgramReport(status, torch.ones_like(status), residual, 1, "backward solve", linear=True)
     if call.record.report is not None:
         call.record.report.backward = report

@@ -73,21 +73,18 @@ class Units:
         )  # fmt: skip
 
 
-def is_convex(Q: Tensor, rounding: float = 0.0) -> Tensor:
-    """Whether no eigenvalue is negative beyond rounding, `(B,)`."""
+def convexified(Q: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
+    """Which matrices have no negative eigenvalue beyond rounding, `(B,)`; and all, those without what is rounding.
+
+    Args:
+        Q: `(B, n, n)`.
+        rounding: of the dtype that they came in; 0 for double precision, whose own is left as it is.
+    """
     size = Q.abs().amax((1, 2))
     if not bool(size.any()):
-        return size == 0
-    return torch.linalg.eigvalsh(Q)[:, 0] >= -_allowed(Q, rounding) * size
-
-
-def lifted(Q: Tensor, convex: Tensor, rounding: float) -> Tensor:
-    """Convex matrices without the negative eigenvalues that come from rounding in a narrower dtype."""
-    if not rounding or not bool(Q.any()):
-        return Q
+        return size == 0, Q
     lowest = torch.linalg.eigvalsh(Q)[:, 0]
-    return Q + torch.diag_embed((convex * -lowest.clamp(max=0)).unsqueeze(1).expand(-1, Q.shape[1]))
-
-
-def _allowed(Q: Tensor, rounding: float) -> float:
-    return max(_NEGATIVE, 4 * Q.shape[1] * rounding)
+    convex = lowest >= -max(_NEGATIVE, 4 * Q.shape[1] * rounding) * size
+    if not rounding:
+        return convex, Q
+    return convex, Q + torch.diag_embed((convex * -lowest.clamp(max=0)).unsqueeze(1).expand(-1, Q.shape[1]))

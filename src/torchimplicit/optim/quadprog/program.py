@@ -81,10 +81,9 @@ class Program:
         stationarity = largest(curved + self.q + pulled) / size
         above, below = (reached - self.upper).clamp_min(0), (self.lower - reached).clamp_min(0)
         feasibility = largest(above + below) / (1 + largest(reached))
-        # A multiplier belongs to a bound that is met.
-        gap = torch.where(y > 0, self.upper - reached, torch.where(y < 0, reached - self.lower, 0.0)).abs()
-        gap = torch.where(gap.isfinite(), gap, 1.0)
-        slack = largest(torch.minimum(gap / (1 + largest(reached)).unsqueeze(1), y.abs() / size.unsqueeze(1)))
+        slack = largest(
+            torch.minimum(self._gap(reached, y) / (1 + largest(reached)).unsqueeze(1), y.abs() / size.unsqueeze(1))
+        )
         return torch.maximum(torch.maximum(stationarity, feasibility), slack)
 
     def doubt(self, z: Tensor, y: Tensor) -> Tensor:
@@ -96,17 +95,19 @@ class Program:
         missed = times(self.Q, z) + self.q + times_transposed(self.rows, y)
         reached, reach = times(self.rows, z), times(self.rows.abs(), z.abs())
         apart = (reached - self.upper).clamp_min(0) + (self.lower - reached).clamp_min(0)
-        gap = torch.where(y > 0, self.upper - reached, torch.where(y < 0, reached - self.lower, 0.0)).abs()
-        gap = torch.where(gap.isfinite(), gap, torch.inf)
         length = self.rows.abs().amax(2)
         pull = (y * length).abs()
         pull = pull / largest(pull).clamp_min(torch.finfo(y.dtype).tiny).unsqueeze(1)
-        slack = torch.minimum(_part(gap, reach), pull)
+        slack = torch.minimum(_part(self._gap(reached, y), reach), pull)
         doubt = torch.maximum(
             largest(_part(missed, terms)), torch.maximum(largest(_part(apart, reach)), largest(slack))
         )
         residual = self.residual(z, y)
         return torch.where(residual < _ROUNDING, residual, doubt)  # a solution of zero has no size of its own
+
+    def _gap(self, reached: Tensor, y: Tensor) -> Tensor:
+        """How far the rows are from the bounds that their multipliers belong to, `(B, r)`."""
+        return torch.where(y > 0, self.upper - reached, torch.where(y < 0, reached - self.lower, 0.0)).abs()
 
 
 def _part(missed: Tensor, size: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -93,37 +94,36 @@ def qp(
         again = partial(qp, **options, max_steps=max_steps, on_failure=on_failure)
         return transforms.without_inference_mode(again, Q, q, G, h, A, b, C, l, u)
     _check_options(warm_start, closest_feasible, smoothed, max_steps, on_failure)
-    program, form = assemble(*transforms.normal((Q, q, G, h, A, b, C, l, u)))
-    guess = None if warm_start is None else _guess(warm_start, form, program)
-    differentiable = torch.is_grad_enabled() and (transforms.active() or any(x.requires_grad for x in program.tensors))
-    program = uncrossed(program) if closest_feasible else program
-    sick, program = _quarantined(program, form)
-    stated = program
-    if closest_feasible:
-        program = nearest_feasible(program)
+    given, form = assemble(*transforms.normal((Q, q, G, h, A, b, C, l, u)))
+    guess = None if warm_start is None else _guess(warm_start, form, given)
+    sick, stated = _quarantined(uncrossed(given) if closest_feasible else given, form)
+    program = nearest_feasible(stated) if closest_feasible else stated
     react_to: Any = "ignore" if on_failure == "nan" else on_failure
     if smoothed is not None:
-        return _smoothed(program, stated, form, float(smoothed), max_steps, sick, on_failure)
-    call = Call(
-        partial(_run, form=form, guess=guess, max_steps=max_steps, sick=sick),
-        program.equalities,
-        react_to,
-        differentiable,
-    )
-    z, y, side, solved = Optimum.apply(call, *program.tensors)  # type: ignore[misc]
-    outcome = call.record.outcome
-    assert outcome is not None
-    report = ProgramReport(
-        outcome.status, outcome.point.steps, outcome.residual, int(outcome.point.steps.sum()), "quadratic program"
-    )
-    call.record.report = report
-    if C is None:
-        z = _on_its_bounds(program, form, z, side)
+        z, y, report = _smoothed(program, float(smoothed), max_steps, sick, react_to)
+        side, outcome, solved = torch.zeros_like(y, dtype=torch.int8), None, report.status == Status.CONVERGED
+    else:
+        run = partial(_run, form=form, guess=guess, max_steps=max_steps, sick=sick)
+        z, y, side, solved, report, outcome = _exact(program, run, react_to)
+        z = _on_its_bounds(program, form, z, side) if C is None else z
     if on_failure == "nan":
         z, y = (torch.where(solved.unsqueeze(1), x, torch.nan) for x in (z, y))
     solution = _solution(stated, form, z, y, side, report, outcome)
     react(report, react_to, solution)
     return solution
+
+
+def _exact(program: Program, run: Callable[[Program], Outcome], on_failure: Any) -> tuple:
+    """Solution, multipliers, sides, solved, the report and the outcome of programs."""
+    differentiable = transforms.active() or any(x.requires_grad for x in program.tensors)
+    call = Call(run, program.equalities, on_failure, torch.is_grad_enabled() and differentiable)
+    found: Any = Optimum.apply(call, *program.tensors)
+    outcome = call.record.outcome
+    assert outcome is not None
+    steps = outcome.point.steps
+    report = ProgramReport(outcome.status, steps, outcome.residual, int(steps.sum()), "quadratic program")
+    call.record.report = report
+    return *found, report, outcome
 
 
 def _on_its_bounds(program: Program, form: Form, z: Tensor, side: Tensor) -> Tensor:
@@ -142,30 +142,23 @@ def _solution(
     inequalities = slice(p, p + m)
     slack = form.out(program.upper[:, inequalities] - times(program.rows[:, inequalities], z))
     certificate = None
-    if (
-        outcome is not None
-        and outcome.contradiction is not None
-        and outcome.ray is not None
-        and not transforms.active()
-    ):
-        certificate = Certificate(form.duals(outcome.contradiction), form.out(outcome.ray))
+    if outcome is not None and outcome.proof is not None and not transforms.active():
+        contradiction, ray = outcome.proof
+        certificate = Certificate(form.duals(contradiction), form.out(ray))
     return QPSolution(
         form.out(z), report, duals=form.duals(y), slack=slack, active=form.duals(side), certificate=certificate
     )
 
 
 def _smoothed(
-    program: Program, stated: Program, form: Form, weight: float, max_steps: int, sick: tuple | None, on_failure: Any
-) -> QPSolution:
-    z, y, report = smooth(program, weight, max_steps, "ignore" if on_failure == "nan" else on_failure)
+    program: Program, weight: float, max_steps: int, sick: tuple | None, on_failure: OnFailure
+) -> tuple[Tensor, Tensor, ProgramReport]:
+    """Solution, multipliers and report of smoothed programs; zero where there is no solution."""
+    z, y, report = smooth(program, weight, max_steps, on_failure)
     for which, word in () if sick is None else zip(sick, (Status.NON_FINITE, Status.INFEASIBLE), strict=True):
         report.status = torch.where(which, int(word), report.status)
     solved = (report.status == Status.CONVERGED).unsqueeze(1)
-    lost = torch.nan if on_failure == "nan" else 0.0
-    z, y = (torch.where(solved, x, lost) for x in (z, y))
-    solution = _solution(stated, form, z, y, torch.zeros_like(y, dtype=torch.int8), report, None)
-    react(report, "ignore" if on_failure == "nan" else on_failure, solution)
-    return solution
+    return torch.where(solved, z, 0.0), torch.where(solved, y, 0.0), report
 
 
 def _quarantined(program: Program, form: Form) -> tuple[tuple[Tensor, Tensor] | None, Program]:

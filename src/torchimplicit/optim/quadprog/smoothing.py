@@ -6,6 +6,7 @@ $$ \min_z \tfrac12 z^\top Q z + q^\top z - \mu \sum_i \log(u_i - r_i^\top z) - \
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from torchimplicit.adjoint import Implicit
 from torchimplicit.core import transforms
-from torchimplicit.core.status import Status
+from torchimplicit.core.status import ConvergenceError, ConvergenceWarning, OnFailure, Status
 from torchimplicit.equations import root
 from torchimplicit.linear import LU
 from torchimplicit.optim.quadprog.active_set import independent_rows
@@ -30,7 +31,9 @@ _PROXIMAL = 1e-6
 _NEWTON = Newton(linear_solver=LU(), rtol=1e-12, atol=1e-11, max_steps=50)
 
 
-def smooth(program: Program, weight: float, max_steps: int, on_failure: Any) -> tuple[Tensor, Tensor, ProgramReport]:
+def smooth(
+    program: Program, weight: float, max_steps: int, on_failure: OnFailure
+) -> tuple[Tensor, Tensor, ProgramReport]:
     """Solution `(B, n)` and multipliers `(B, r)` of the programs with a barrier of a weight, and how it went.
 
     Raises:
@@ -57,7 +60,13 @@ def smooth(program: Program, weight: float, max_steps: int, on_failure: Any) -> 
         below = torch.where(has_lower, below * room_below - weight, below)
         return torch.cat((force, equations, above, below), 1)
 
-    solution = root(residual, start, *program.tensors, solver=_NEWTON, adjoint=Implicit(LU()), on_failure="ignore")
+    options: dict[str, Any] = {"solver": _NEWTON, "adjoint": Implicit(LU()), "on_failure": on_failure}
+    try:
+        with warnings.catch_warnings():  # who called says it better; a backward solve speaks for itself
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            solution: Any = root(residual, start, *program.tensors, **options)
+    except ConvergenceError as error:
+        solution = error.solution
     z, nu, above, below = solution.value.split((n, p, m, m), 1)
     reached = times(program.rows, z)
     inside = ((reached <= program.upper) & (reached >= program.lower))[:, p:].all(1) & (

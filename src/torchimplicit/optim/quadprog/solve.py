@@ -11,7 +11,7 @@ from torchimplicit.core.status import Status
 from torchimplicit.optim.quadprog.active_set import Point, independent_rows, settle
 from torchimplicit.optim.quadprog.feasibility import violation
 from torchimplicit.optim.quadprog.interior import interior
-from torchimplicit.optim.quadprog.prepare import Units, is_convex, lifted, without_redundant
+from torchimplicit.optim.quadprog.prepare import Units, convexified, without_redundant
 from torchimplicit.optim.quadprog.program import Program, largest, times, times_transposed
 from torchimplicit.optim.quadprog.reduction import gram, reduce
 from torchimplicit.optim.quadprog.saddle import Saddle, factor, is_definite
@@ -35,15 +35,14 @@ class Outcome:
         point: solutions; of programs without one zero, and no bound counts as met.
         status: `Status` values, `(B,)`.
         residual: see `Program.residual`, `(B,)`.
-        contradiction: multipliers that prove infeasibility, `(B, r)`, zero elsewhere; None if all are solved.
-        ray: a direction along which the objective falls for ever, `(B, n)`, zero elsewhere; None if all are solved.
+        proof: multipliers that prove infeasibility, `(B, r)`, and directions along which the objective falls for ever,
+            `(B, n)`; zero elsewhere. None if all are solved.
     """
 
     point: Point
     status: Tensor
     residual: Tensor
-    contradiction: Tensor | None = None
-    ray: Tensor | None = None
+    proof: tuple[Tensor, Tensor] | None = None
 
 
 def solve(program: Program, guess: Tensor | None, max_steps: int, rounding: float = 0.0) -> Outcome:
@@ -63,20 +62,20 @@ def solve(program: Program, guess: Tensor | None, max_steps: int, rounding: floa
         point = _definite(program, curvature, guess, max_steps)
     else:
         point = _empty(program)
-        for which, method in ((definite, _strictly), (~definite, _semidefinite)):
-            index = torch.nonzero(which).flatten()
-            if len(index):
-                part = program.take(index), None if guess is None else guess[index], max_steps, rounding
-                some, ray[index] = method(*part)
-                point.put(index, some)
-    return _judge(stated, point, ray, definite, rounding)
+        strict, weak = (torch.nonzero(which).flatten() for which in (definite, ~definite))
+        if len(strict):
+            some = None if guess is None else guess[strict]
+            point.put(strict, _definite(program.take(strict), curvature[strict], some, max_steps))
+        some = None if guess is None else guess[weak]
+        found, ray[weak] = _semidefinite(program.take(weak), some, max_steps, rounding)
+        point.put(weak, found)
+    if program is not stated:  # an equation that was left out must be met all the same
+        point.settled = point.settled & (stated.doubt(point.z, point.y) < _GOOD)
+    return _judge(stated, point, ray, rounding)
 
 
-def _judge(program: Program, point: Point, ray: Tensor, definite: Tensor, rounding: float) -> Outcome:
-    residual = program.residual(point.z, point.y)
-    solved = (
-        point.settled if program.equalities < 2 else point.settled & (residual < _GOOD)
-    )  # redundant but contradictory
+def _judge(program: Program, point: Point, ray: Tensor, rounding: float) -> Outcome:
+    residual, solved = program.residual(point.z, point.y), point.settled
     if not bool(solved.all()):
         solved = solved | (program.doubt(point.z, point.y) < _GOOD)
     status = torch.where(solved, int(Status.CONVERGED), int(Status.MAX_STEPS))
@@ -87,24 +86,19 @@ def _judge(program: Program, point: Point, ray: Tensor, definite: Tensor, roundi
     contradiction = torch.zeros_like(point.y)
     t, infeasible = violation(part, torch.zeros_like(part.q))
     contradiction[left] = torch.where(infeasible.unsqueeze(1), t, 0.0)
-    unbounded = (ray[left] != 0).any(1)
-    concave = ~definite[left] & ~is_convex(part.Q, rounding)
+    unbounded, concave = (ray[left] != 0).any(1), ~convexified(part.Q, rounding)[0]
     verdict = status[left]
     for which, word in ((unbounded, Status.UNBOUNDED), (infeasible, Status.INFEASIBLE), (concave, Status.NONCONVEX)):
         verdict = torch.where(which, int(word), verdict)
     status[left] = verdict
     ray = torch.where((status == Status.UNBOUNDED).unsqueeze(1), ray, 0.0)
-    return Outcome(point, status, residual, contradiction, ray)
+    return Outcome(point, status, residual, (contradiction, ray))
 
 
 def _empty(program: Program) -> Point:
     y = torch.zeros_like(program.lower)
     steps = torch.zeros(program.batch, dtype=torch.int64, device=y.device)
     return Point(torch.zeros_like(program.q), y, y.to(torch.int8), steps == 1, steps)
-
-
-def _strictly(program: Program, guess: Tensor | None, max_steps: int, rounding: float) -> tuple[Point, Tensor]:
-    return _definite(program, torch.linalg.cholesky(program.Q), guess, max_steps), torch.zeros_like(program.q)
 
 
 def _definite(program: Program, curvature: Tensor, guess: Tensor | None, max_steps: int) -> Point:
@@ -114,9 +108,8 @@ def _definite(program: Program, curvature: Tensor, guess: Tensor | None, max_ste
     if guess is None and bounded:
         return _from_inside(program, curvature, gram(program, curvature), max_steps)
     guess = torch.ones_like(program.lower, dtype=torch.int8) if guess is None else guess
-    matrix = (
-        gram(program, curvature) if bounded else None
-    )  # with it another guess costs little more than a small factor
+    # With the matrix another guess costs little more than a small factor.
+    matrix = gram(program, curvature) if bounded else None
     found = settle(program, guess, steps, _WARM_ROUNDS, curvature, matrix)
     left = torch.nonzero(~found.settled).flatten()
     if not len(left) or not bounded:
@@ -197,8 +190,8 @@ def _proximal(program: Program, guess: Tensor | None, max_steps: int, rounding: 
     index = torch.arange(program.batch, device=program.q.device)
     size = program.Q.abs().amax((1, 2))
     weight = _PROXIMAL * torch.where(size > 0, size, largest(program.q).clamp_min(1e-30))
-    center, convex = torch.zeros_like(program.q), is_convex(program.Q, rounding)
-    program = replace(program, Q=lifted(program.Q, convex, rounding))
+    center, (convex, Q) = torch.zeros_like(program.q), convexified(program.Q, rounding)
+    program = replace(program, Q=Q)
     for _ in range(_PROXIMAL_STEPS):
         strict = program.Q + torch.diag_embed(weight.unsqueeze(1).expand_as(program.q))
         proximal = replace(program, Q=strict, q=program.q - weight.unsqueeze(1) * center)
