@@ -292,3 +292,55 @@ def test_options_change_the_run_and_impossible_ones_are_refused(make_layer, x):
             diagnose.certify(layer, x, **{name: value})
     with pytest.raises(ValueError, match=r"certify\(cotangent=...\) has shape \(5, 2\)"):
         diagnose.certify(layer, x, cotangent=x[:, :2])
+
+
+class Deblur(nn.Module):
+    """A gradient step on `|K z - y|^2 / 2 + ridge |z|^2 / 2`, `K` a blur: convex, its Jacobian symmetric."""
+
+    def __init__(self, ridge, size=16, dtype=torch.float64):
+        super().__init__()
+        row = torch.exp(-0.5 * (torch.arange(-4, 5) / 1.5) ** 2).to(dtype)
+        kernel = row.outer(row) / row.sum() ** 2
+        self.kernel, self.ridge = nn.Parameter(kernel[None, None]), nn.Parameter(torch.tensor(ridge, dtype=dtype))
+        self.size = size
+
+    def forward(self, z, y):
+        blurred = nn.functional.conv2d(z, self.kernel, padding=4) - y
+        return z - nn.functional.conv_transpose2d(blurred, self.kernel, padding=4) - self.ridge * z
+
+    def layer(self, rtol, atol=0.0):
+        solver = ti.Anderson(rtol=rtol, atol=atol, max_steps=3000, window=10)
+        return ti.nn.DEQ(self, solver, ti.Implicit(ti.CG(rtol=rtol, max_steps=2000)), on_failure="ignore")
+
+
+@pytest.mark.parametrize("ridge", [2e-3, 6e-4])
+def test_a_badly_conditioned_convex_layer_is_told_from_a_broken_one(ridge):
+    cell, y = Deblur(ridge), wide(1, 1, 16, 16)
+    cotangent = wide(1, 1, 16, 16)
+    exact = torch.linalg.svdvals(torch.func.jacrev(cell)(y, y).detach().reshape(256, 256) - torch.eye(256))
+    for rtol in (1e-3, 1e-8):
+        certificate = diagnose.certify(cell.layer(rtol), y, cotangent=cotangent, starts=1)
+        assert certificate.regular.all()
+        condition = float(exact[0] / exact[-1])
+        assert float(certificate.condition) == pytest.approx(condition, rel=0.3)
+        assert 0 < float(certificate.conditioning.monotone) <= float(exact[-1]) * (1 + 1e-9)
+        error = true_error(cell.layer(rtol), y, cotangent)
+        assert error <= certificate.gradient_bound < 1e3 * error
+        assert certificate.ok == (rtol < 1e-4)
+        text = str(certificate)
+        assert "strongly monotone by" in text
+        assert ("badly conditioned, not broken" in text) == (not certificate.ok)
+
+
+def test_where_no_solve_is_more_accurate_than_the_layers_the_bound_stands_for_the_error():
+    cell = Deblur(1e-3, dtype=torch.float32)
+    y = torch.randn(1, 1, 16, 16)
+    certificate = diagnose.certify(cell.layer(1e-4), y, starts=0)
+    assert certificate.gradient_error == certificate.gradient_bound < math.inf
+    assert (certificate.adjoint_error == certificate.adjoint_bound).all()
+    assert "no accurate solution" not in str(certificate)
+
+
+def test_an_absolute_tolerance_that_stops_a_tight_solve_is_named():
+    certificate = diagnose.certify(Deblur(1e-3).layer(1e-9, atol=1e-4), wide(1, 1, 16, 16), starts=0, tolerance=1e-5)
+    assert "atol=0, for the solver's atol=0.0001 is met long before its rtol" in str(certificate)

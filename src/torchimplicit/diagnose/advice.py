@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from torchimplicit.adjoint import Implicit, Phantom, Shine, Unrolled
 from torchimplicit.linear import Neumann
 
+BAD = 100.0  # condition from which on it is worth a word
+
 if TYPE_CHECKING:
     from torchimplicit.diagnose.certificate import Certificate
     from torchimplicit.diagnose.gradient_check import GradientCheck
@@ -107,13 +109,14 @@ def _unconverged(certificate: Certificate) -> list[str]:
 
 
 def _singular(certificate: Certificate) -> list[str]:
-    count = int((~certificate.regular).sum())
+    count, known = int((~certificate.regular).sum()), certificate.conditioning
     if not count:
         return []
+    how = "" if known.exact else ". dense=, as large as the state, measures instead of estimating"
     return [
         f"I - J is singular, or nearly so at this tolerance, for {count} of {len(certificate.regular)} samples: fixed "
         "points may meet there, and gradients explode. A smaller rtol and float64 tell which; a contraction (spectral "
-        "normalisation, weight decay) cannot be singular"
+        f"normalisation, weight decay) cannot be singular{how}"
     ]
 
 
@@ -122,7 +125,23 @@ def _inexact(certificate: Certificate) -> list[str]:
         return ["no accurate solution was found near the layer's answer to compare with: try float64"]
     if isinstance(certificate.adjoint, Phantom | Unrolled | Shine):
         return [f"{certificate.adjoint} is approximate by design: adjoint=Implicit() for the exact gradient"]
-    backward, point = (float(share) for share in certificate.shares.sum(0))
+    backward, point = certificate.shares
+    why, solver = _badly_conditioned(certificate), certificate.solver
     if backward >= point:
-        return ["the backward residual is the larger part: Implicit(GMRES(rtol=...)) with a smaller rtol, or LU()"]
-    return [f"the error of the point is the larger part: a smaller rtol than the solver's {certificate.solver.rtol:g}"]
+        return [
+            f"the backward residual is the larger part: Implicit(GMRES(rtol=...)) with a smaller rtol, or LU(){why}"
+        ]
+    what = f"a smaller rtol than the solver's {solver.rtol:g}"
+    if solver.atol > solver.rtol * float(certificate.size.min()):
+        what = f"atol=0, for the solver's atol={solver.atol:g} is met long before its rtol"
+    return [f"the error of the point is the larger part: {what}{why}"]
+
+
+def _badly_conditioned(certificate: Certificate) -> str:
+    condition = float(certificate.condition.max())
+    if not BAD < condition < math.inf:
+        return ""
+    return (
+        f". The layer is badly conditioned, not broken: errors are up to {condition:.3g} times the residuals, so for "
+        f"{certificate.tolerance:g} residuals of {certificate.tolerance / condition:.0e} are wanted, both ways"
+    )

@@ -31,14 +31,15 @@ class Certificate:
 
     Attributes:
         report: of the layer's forward solve, with its backward solve.
+        size: RMS of `z`, `(B,)`.
         residual: forward, `|cell(z) - z| / |z|`, `(B,)`.
         backward: the true residual `|g - B^T u| / |g|` of the layer's backward solve, `(B,)`; not what it claims.
         point_error: estimated error of `z`, `(B,)`.
         adjoint_error: estimated error of `u`, the gradient by an offset of the cell's output, `(B,)`.
         adjoint_bound: bound of the same, `(B,)`; see `certify` for what it rests on.
-        shares: what the backward residual and the point's error add to that bound, absolutely, `(B, 2)`.
         gradient_error: estimated error of the gradient by all tensors together.
         gradient_bound: bound of the same.
+        shares: what the backward residual and the point's error add to the gradient's bound, absolutely.
         conditioning: spectral radius and norm of `J`, and the extreme singular values of `B = I - J`.
         regular: samples that are locally unique, `(B,)`: `B` is regular at the point, and up to the fixed point.
         starts: random starts tried.
@@ -52,14 +53,15 @@ class Certificate:
     """
 
     report: Report
+    size: Tensor = field(repr=False)
     residual: Tensor
     backward: Tensor
     point_error: Tensor
     adjoint_error: Tensor
     adjoint_bound: Tensor
-    shares: Tensor = field(repr=False)
     gradient_error: float
     gradient_bound: float
+    shares: tuple[float, float] = field(repr=False)
     conditioning: Conditioning
     regular: Tensor
     starts: int
@@ -83,7 +85,7 @@ class Certificate:
 
     @property
     def condition(self) -> Tensor:
-        """Condition number of `I - J`, `(B,)`; infinite where it is singular."""
+        """Condition number of `I - J`, `(B,)`; infinite where it is singular, or not known to be regular."""
         return self.conditioning.largest / self.conditioning.smallest
 
     @property
@@ -126,10 +128,14 @@ class Certificate:
             f"  gradient      error {_number('about', self.gradient_error)}, "
             f"{_number('at most', self.gradient_bound)}, all tensors together",
             f"  contraction   {self._contraction()}",
-            f"  conditioning  of I - J: {_most('up to', self.condition, '.3g')}, {source}",
+            f"  conditioning  of I - J: {_most('up to', self.condition, '.3g')}, {source}{self._monotone()}",
             f"  uniqueness    {self.uniqueness}",
         ]
         return "\n".join(lines + [f"  Try: {text}" for text in certificate_advice(self)])
+
+    def _monotone(self) -> str:
+        least = float(self.conditioning.monotone.min())
+        return f"; strongly monotone by {least:.3g} at least" if least > 0 else ""
 
     def _contraction(self) -> str:
         radius, size = self.conditioning.radius, self.conditioning.norm

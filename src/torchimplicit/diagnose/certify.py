@@ -51,12 +51,15 @@ def certify(
 
     The *bounds* are these. What stands for $z^*$ in them is the point that a few Newton steps reach from $z$, so the
     change of $B$ is measured there and not bounded: to that extent a bound is an estimate. So are $\beta$ beyond
-    `dense` unknowns and $\|\partial_a r\|$, found by power iteration. The *estimated* errors are plain differences, of
-    $u$ and of $G$ to those found again at that point by an accurate linear solve. For an adjoint other than `Implicit`,
-    $u$ is the gradient by an offset of the cell's output: a bias by design shows in the backward residual and in the
-    errors. Measured on 960 small float64 cases (four maps, forward tolerances 1e-1 to 1e-12, backward 1e-2 to 1e-12):
-    the gradient's true error was never above its bound, which was twice as large in the median, and within 20 % of the
-    estimate; beyond `dense` unknowns the estimate sees nothing below 1e-10, where its accurate solve ends.
+    `dense` unknowns and $\|\partial_a r\|$, found by power iteration. Where the linear solves behind that estimate of
+    $\beta$ fail, as they do on badly conditioned layers, but $B$ is strongly monotone, $v^\top B v \ge \mu |v|^2$ with
+    $\mu > 0$ as for every strictly convex layer, $\beta \le 1 / \mu$ takes its place. The *estimated* errors are plain
+    differences, of $u$ and of $G$ to those found again at that point by an accurate linear solve. For an adjoint other
+    than `Implicit`, $u$ is the gradient by an offset of the cell's output: a bias by design shows in the backward
+    residual and in the errors. Measured on 960 small float64 cases (four maps, forward tolerances 1e-1 to 1e-12,
+    backward 1e-2 to 1e-12): the gradient's true error was never above its bound, which was twice as large in the
+    median, and within 20 % of the estimate; beyond `dense` unknowns the estimate sees nothing below 1e-10, where its
+    accurate solve ends.
 
     That a fixed point is the only one cannot be seen at one point: it takes a contraction everywhere. The claim made is
     local: where $\sigma_{\min}(B)$ is above rounding and $h < 1/2$, the point is isolated. Solves from random starts,
@@ -109,7 +112,7 @@ def _certificate(trial: Trial, starts: int, tolerance: float, dense: int) -> Cer
     layer, eps, width = trial.layer, trial.layout.eps, trial.layout.width
     own = trial.solve(trial.z0, _solver(layer), layer.adjoint)
     reference = _refined(trial, own, dense)
-    known = _trusted(own, reference, eps)
+    known, solved = _trusted(own, reference, eps)
 
     here, there = trial.jacobian(own.value), trial.jacobian(reference.value)
     measured = conditioning(here, own.z, dense)
@@ -125,16 +128,21 @@ def _certificate(trial: Trial, starts: int, tolerance: float, dense: int) -> Cer
     rounding = eps * (norm(trial.g) + measured.largest * norm(own.u))
     bound = _unless(known, inverse * (left + turned + rounding))
 
-    gradient_error, gradient_bound = _gradient_errors(trial, own, reference, bound, known)
+    parts = torch.stack([inverse * left, inverse * turned])
+    gradient_error, gradient_bound, shares = _gradient_errors(trial, own, reference, bound, parts, known)
+    if not bool(solved[known].all()):
+        gradient_error = gradient_bound
+    adjoint_bound = _relative(bound, norm(reference.u))
     arrived, elsewhere = _compare_starts(trial, starts, own, residual, inverse)
     return Certificate(
         report=own.report,
+        size=norm(own.z) / width**0.5,
         residual=_relative(residual, norm(own.z)),
         backward=_relative(left, norm(trial.g)),
         point_error=_unless(known, _relative(norm(reference.z - own.z), norm(reference.z))),
-        adjoint_error=_unless(known, _relative(norm(reference.u - own.u), norm(reference.u))),
-        adjoint_bound=_unless(known, _relative(bound, norm(reference.u))),
-        shares=torch.stack([inverse * left, inverse * turned], dim=1),
+        adjoint_error=torch.where(solved, _relative(norm(reference.u - own.u), norm(reference.u)), adjoint_bound),
+        adjoint_bound=adjoint_bound,
+        shares=shares,
         gradient_error=gradient_error,
         gradient_bound=gradient_bound,
         conditioning=measured,
@@ -160,34 +168,45 @@ def _solver(layer: DEQ) -> Solver:
 def _refined(trial: Trial, own: Answer, dense: int) -> Answer:
     """The answer that stands for the exact one: by Newton steps from the layer's own, and an accurate linear solve."""
     eps = trial.layout.eps
-    linear = LU() if trial.layout.width <= dense else GMRES(rtol=max(1e-10, 50 * eps), restart=30, max_steps=300)
+    linear = LU() if trial.layout.width <= dense else GMRES(rtol=max(1e-10, 50 * eps), restart=100, max_steps=1000)
     newton = Newton(linear_solver=linear, rtol=10 * eps, atol=0, max_steps=REFINE)
     return trial.solve(own.value, newton, Implicit(linear))
 
 
-def _trusted(own: Answer, reference: Answer, eps: float) -> Tensor:
-    """For which samples the reference is one: far closer to a fixed point, or at rounding, and solved backward."""
+def _trusted(own: Answer, reference: Answer, eps: float) -> tuple[Tensor, Tensor]:
+    """For which samples the reference is one, `(B,)` each: its point, and also its backward solve.
+
+    A point that is far closer to a fixed point, or at rounding. Where the system is too badly conditioned for its dtype
+    to be solved more accurately than the layer did, there is a bound of the gradient's error, but no estimate.
+    """
     report, backward = reference.report, reference.report.backward
-    solved = report.status != Status.NON_FINITE
-    if backward is not None:
-        solved = solved & (backward.status == Status.CONVERGED)
     rounding = 1e3 * eps * norm(reference.z) / reference.z.shape[1] ** 0.5
-    return solved & ((report.residual <= 0.1 * own.report.residual) | (report.residual <= rounding))
+    known = (report.residual <= 0.1 * own.report.residual) | (report.residual <= rounding)
+    known = known & (report.status != Status.NON_FINITE) & reference.u.isfinite().all(1)
+    return known, known if backward is None else known & (backward.status == Status.CONVERGED)
 
 
-def _gradient_errors(trial: Trial, own: Answer, reference: Answer, bound: Tensor, known: Tensor) -> tuple[float, float]:
-    """The relative error of the gradient by all tensors, as estimated and as bounded; infinite when unknown."""
+def _gradient_errors(
+    trial: Trial, own: Answer, reference: Answer, bound: Tensor, parts: Tensor, known: Tensor
+) -> tuple[float, float, tuple[float, float]]:
+    """The relative error of the gradient by all tensors, as estimated and as bounded; infinite when unknown.
+
+    The last is what the backward residual and the error of the point add to that bound, absolutely, from their `parts`
+    `(2, B)` of the bound of `u`.
+    """
     sick = own.report.status == Status.NON_FINITE  # such samples add nothing to either gradient
+    backward, point = (float(norm(part[None])) for part in parts)
     if not bool((known | sick).all()) or bool(sick.all()):
-        return torch.inf, torch.inf
+        return torch.inf, torch.inf, (backward, point)
     estimate, whole = relative_error(own.gradient, reference.gradient), float(norm(bound[None]))
     if bool(sick.any()):
-        return estimate, torch.inf
+        return estimate, torch.inf, (backward, point)
     if not trial.tensors:
-        return estimate, _quotient(whole, _size([reference.u]))
+        return estimate, _quotient(whole, _size([reference.u])), (backward, point)
     pulled, size = trial.sensitivity(reference.value, own.u)
     rest = _size([a - b for a, b in zip(own.gradient, pulled, strict=True)])
-    return estimate, _quotient(size * whole + rest, _size(reference.gradient))
+    shares = (size * backward, size * point + rest)
+    return estimate, _quotient(size * whole + rest, _size(reference.gradient)), shares
 
 
 def _compare_starts(trial: Trial, starts: int, own: Answer, residual: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from torchimplicit.core.tree import norm
 from torchimplicit.diagnose.arnoldi import largest_modulus, leading
-from torchimplicit.linear import GMRES, IdentityMinus, Jacobian, LinearOperator, LinearSolver
+from torchimplicit.linear import GMRES, IdentityMinus, Jacobian, LinearOperator, LinearSolver, eigenvalue_range, probe
 
 STEPS, RESTARTS, SETTLED = 20, 2, 1e-3  # of the estimates of large operators
 INVERSE_STEPS = 6  # as above for the inverse, of which every product is a linear solve
+LANCZOS_STEPS = 100  # of the process that finds a monotonicity constant down to about 1e-4 of the norm
 SOLVED = 1e-2  # relative residual up to which a solve of the inverse's estimate counts
 
 
@@ -25,7 +26,10 @@ class Conditioning:
         radius: spectral radius of `J`, `(B,)`.
         norm: largest singular value of `J`, `(B,)`: by which the cell contracts or expands Euclidean distances.
         largest: largest singular value of `B`, `(B,)`.
-        smallest: smallest singular value of `B`, `(B,)`; zero where no linear solve with `B` succeeded.
+        smallest: smallest singular value of `B`, `(B,)`; zero where it cannot be told from that.
+        monotone: smallest eigenvalue of `(B + B^T) / 2`, `(B,)`. Where it is positive, `B` is strongly monotone and
+            `|B^{-1}| <= 1 / monotone`, however badly conditioned `B` is: for a convex layer, whose `B` is symmetric, it
+            is the smallest singular value itself.
         exact: whether they come from the matrices; else they are estimates.
     """
 
@@ -33,6 +37,7 @@ class Conditioning:
     norm: Tensor
     largest: Tensor
     smallest: Tensor
+    monotone: Tensor
     exact: bool
 
 
@@ -42,7 +47,9 @@ def conditioning(jacobian: Jacobian, z: Tensor, dense: int) -> Conditioning:
     Up to `dense` unknowns from the eigenvalues of $J$ and the singular values of $J$ and $B$. Beyond, by Arnoldi
     processes: on $J$ for the radius, on $J^\top J$ and $B^\top B$ for the largest singular values, which come out too
     small if anything (measured: by 1e-3 at most), and on $(B^\top B)^{-1}$ for the smallest one of $B$, which comes out
-    too large if anything. There every product is two solves by GMRES.
+    too large if anything. There every product is two solves by GMRES; where they fail, the monotonicity constant takes
+    its place, if that is positive. It comes from a Lanczos process on $(B + B^\top) / 2$, of whose smallest Ritz value
+    the length of the pair's residual is taken off.
 
     Args:
         jacobian: of the residual, at the point.
@@ -53,13 +60,23 @@ def conditioning(jacobian: Jacobian, z: Tensor, dense: int) -> Conditioning:
         b = jacobian.dense(z)
         j = torch.eye(z.shape[1]).to(z) - b
         values = _singular_values(b)
-        return Conditioning(largest_modulus(j), _singular_values(j)[:, 0], values[:, 0], values[:, -1], exact=True)
+        monotone = _of_finite(torch.linalg.eigvalsh, 0.5 * (b + b.mT))[:, 0]
+        return Conditioning(
+            largest_modulus(j), _singular_values(j)[:, 0], values[:, 0], values[:, -1], monotone, exact=True
+        )
     inverse = _Inverse(jacobian, GMRES(rtol=1e-3, restart=30, max_steps=300))
     j = IdentityMinus(jacobian)
     radius, _ = leading(j, z, 2 * STEPS, RESTARTS, SETTLED)
-    reciprocal = spectral_norm(inverse, z, 0, INVERSE_STEPS, 1)
-    smallest = torch.where(inverse.failed, 0, 1 / reciprocal)
-    return Conditioning(radius, spectral_norm(j, z, 0), spectral_norm(jacobian, z, 0), smallest, exact=False)
+    reciprocal, monotone = spectral_norm(inverse, z, 0, INVERSE_STEPS, 1), _monotone(jacobian, z)
+    smallest = torch.where(inverse.failed, torch.where(monotone > 0, monotone, 0), 1 / reciprocal)
+    return Conditioning(radius, spectral_norm(j, z, 0), spectral_norm(jacobian, z, 0), smallest, monotone, exact=False)
+
+
+def _monotone(b: LinearOperator, z: Tensor) -> Tensor:
+    """The smallest eigenvalue of the symmetric part, in double precision, `(B,)`."""
+    # Of the negative one the largest, whose Ritz pair's residual is what the process tells.
+    found = eigenvalue_range(lambda v: -0.5 * (b.matvec(v) + b.rmatvec(v)), probe(z), LANCZOS_STEPS)
+    return -(found.highest + found.play).double()
 
 
 def spectral_norm(
@@ -82,9 +99,14 @@ def spectral_norm(
 
 def _singular_values(matrices: Tensor) -> Tensor:
     """In double precision and decreasing, `(B, n)`; NaN for a matrix that is not finite."""
+    return _of_finite(torch.linalg.svdvals, matrices)
+
+
+def _of_finite(values: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
+    """Singular or eigenvalues of matrices, in double precision, `(B, n)`; NaN for a matrix that is not finite."""
     finite = matrices.isfinite().flatten(1).all(1)
-    values = torch.linalg.svdvals(torch.where(finite[:, None, None], matrices, 0).double())
-    return torch.where(finite.unsqueeze(1), values, torch.nan)
+    found = values(torch.where(finite[:, None, None], matrices, 0).double())
+    return torch.where(finite.unsqueeze(1), found, torch.nan)
 
 
 class Difference(LinearOperator):
