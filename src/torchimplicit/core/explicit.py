@@ -16,24 +16,36 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from torchimplicit.core import transforms
+from torchimplicit.core.references import exchanged
+from torchimplicit.core.stand_in import Family, is_stand_in
 from torchimplicit.core.status import CaptureError
+
+_thread = threading.local()  # `_thread.evaluating`: see `evaluating`
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A function of the state alone, its other arguments given."""
+    """A function of the state alone, its other arguments given.
+
+    Attributes:
+        f: the function, of stand-ins for its modules.
+        args: its further arguments.
+    """
 
     f: Callable
     args: tuple
 
-    def __call__(self, z: Any) -> Any:
-        """`f(z, *args)`."""
-        return self.f(z, *self.args)
+    def __call__(self, *inputs: Any) -> Any:
+        """`f(z, *args)`; or of more than the state, `f(t, y, *args)`."""
+        outer = evaluating()
+        _thread.evaluating = True
+        try:
+            return self.f(*inputs, *self.args)
+        finally:
+            _thread.evaluating = outer
 
     def take(self, rows: Tensor, batched: Sequence[int]) -> Bound:
         """The function of some samples' states: of the arguments at these positions, the samples' rows."""
@@ -43,17 +55,21 @@ class Bound:
         return Bound(self.f, tuple(args))
 
 
-_thread = threading.local()  # `_thread.bound`: see `_bound_now`
+def evaluating() -> bool:
+    """Whether this thread is within the function of a solve."""
+    return getattr(_thread, "evaluating", False)
 
-Slot = tuple[Any, Any]  # (container, key): a place that a tensor can be swapped into
+
+def is_captured(module: nn.Module) -> bool:
+    """Whether a solve that was not given this module is evaluating its function, which uses it."""
+    return evaluating() and not is_stand_in(module)
 
 
 class Explicit:
     """A function `f(z, *args)` whose tensors can be taken out and put back.
 
-    Holds no tensor of its own: `tensors` are handed to the caller once, and `bind` takes them (or stand-ins of them:
-    detached, saved for backward, inside a `torch.func` transform) and puts them back in for as long as the context
-    lasts, so that a solve swaps once and not once a step.
+    Holds no tensor of its own: `tensors` are handed to the caller once, and `bind` makes the function of them (or of
+    others like them: detached, saved for backward, inside a `torch.func` transform), once a solve and not once a step.
 
     Args:
         f: a callable; when it is an `nn.Module`, or a bound method or a partial of one, the module's parameters and
@@ -70,10 +86,10 @@ class Explicit:
         self.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         modules = [*_modules_behind(f), *(leaf for leaf in leaves if isinstance(leaf, nn.Module))]
-        self.slots, self.cached, weights = _module_tensors(modules, begins and _bound_now() is None)
-        self.containers = frozenset(id(container) for places in self.slots for container, _ in places)
-        self.shared = len(weights)  # the first tensors belong to modules: they carry no batch dimension
-        self._found = weights + [leaves[i] for i in self.places]
+        self.family = Family(modules, begins and not evaluating())
+        self.referring = [i for i, leaf in enumerate(self.leaves) if self.family.is_in(leaf)]
+        self.shared = len(self.family.slots)  # the first tensors belong to modules: they carry no batch dimension
+        self._found = self.family.take_tensors() + [leaves[i] for i in self.places]
 
     def take_tensors(self) -> list[Tensor]:
         """The explicit tensors, module tensors first; can be taken once, so that no graph is kept alive here."""
@@ -84,20 +100,26 @@ class Explicit:
     def bind(self, tensors: list[Tensor] | tuple[Tensor, ...], keep_buffers: bool = False) -> Iterator[Bound]:
         """The function of the state alone, `z -> f(z, *args)`, with `tensors` in the places of the explicit ones.
 
+        Stand-ins take the places of its modules. What it writes to their attributes the modules have afterwards.
+
         Args:
             tensors: in the order of `take_tensors`.
-            keep_buffers: leave new tensors that the function puts into buffers there, as a forward pass shall.
+            keep_buffers: also new tensors that the function puts into buffers, as a forward pass shall.
         """
+        cast = self.family.cast(tensors)
         leaves = list(self.leaves)
+        for place in self.referring:
+            leaves[place] = exchanged(leaves[place], cast.copies)
         for place, tensor in zip(self.places, tensors[self.shared :], strict=True):
             leaves[place] = tensor
-        args = pytree.tree_unflatten(leaves, self.spec)
-        with (
-            _swapped(self.slots, tensors, keep_buffers),
-            _parametrized(self.cached, tensors[len(self.slots) : self.shared]),
-            _under_way(self.containers),
-        ):
-            yield Bound(self.f, args)
+        try:
+            yield Bound(exchanged(self.f, cast.copies), pytree.tree_unflatten(leaves, self.spec))
+        except GeneratorExit:  # of an interrupted solve, which somebody forgets only now: the modules have moved on
+            raise
+        except BaseException:
+            cast.hand_back(keep_buffers)
+            raise
+        cast.hand_back(keep_buffers)
 
 
 def _modules_behind(f: Any) -> list[nn.Module]:
@@ -106,119 +128,6 @@ def _modules_behind(f: Any) -> list[nn.Module]:
         return [module for part in (f.func, *f.args, *f.keywords.values()) for module in _modules_behind(part)]
     owner = f if isinstance(f, nn.Module) else getattr(f, "__self__", None)
     return [owner] if isinstance(owner, nn.Module) else []
-
-
-@contextmanager
-def _under_way(containers: frozenset[int]) -> Iterator[None]:
-    held = _bound_now()
-    _thread.bound = containers | (held or frozenset())
-    try:
-        yield
-    finally:
-        _thread.bound = held
-
-
-def _bound_now() -> frozenset[int] | None:
-    """The containers that the solves under way have put tensors into; None outside of any solve."""
-    return getattr(_thread, "bound", None)
-
-
-def is_captured(module: nn.Module) -> bool:
-    """Whether a solve is under way that was not given this module, which has a buffer, but uses it."""
-    bound = _bound_now()
-    return bound is not None and id(module._buffers) not in bound
-
-
-def _module_tensors(
-    modules: list[nn.Module], begins: bool
-) -> tuple[list[list[Slot]], list[tuple[nn.Module, str]], list[Tensor]]:
-    """Places of parameters and buffers, the parametrised weights, and the tensors of both in that order."""
-    places: dict[int, list[Slot]] = {}
-    tensors: dict[int, Tensor] = {}
-    cached: list[tuple[nn.Module, str]] = []
-    todo, seen = list(reversed(modules)), set()
-    while todo:
-        module = todo.pop()
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        begin = getattr(module, "begin_solve", None)
-        if begins and callable(begin):  # what is random within a solve is drawn now, once
-            begin()
-        for home, key, tensor in _own_tensors(module):
-            places.setdefault(id(tensor), []).append((home, key))
-            tensors[id(tensor)] = tensor
-        parametrized = parametrize.is_parametrized(module)
-        if parametrized:
-            cached.extend((module, name) for name in module.parametrizations)  # type: ignore[union-attr]
-        children = [child for name, child in module.named_children() if not parametrized or name != "parametrizations"]
-        todo.extend(reversed(children))
-    # A parametrised weight is computed here, once a solve, outside of the solve: its graph leads to the originals, and
-    # forward and backward use the very same weight (the power iteration of a spectral norm advances once).
-    weights = [getattr(module, name) for module, name in cached]
-    return list(places.values()), cached, [*tensors.values(), *weights]
-
-
-def _own_tensors(module: nn.Module) -> Iterator[tuple[Any, Any, Tensor]]:
-    """Container, key and tensor of every parameter and buffer of a module itself."""
-    for container in (module._parameters, module._buffers):
-        for name, tensor in container.items():
-            if tensor is not None and is_lazy(tensor):
-                raise ValueError(
-                    f"{type(module).__name__}.{name} is not initialised yet; try calling the module once, as cell(z, x)"
-                )
-            if isinstance(tensor, Tensor):
-                yield container, name, tensor
-    flat_weights = getattr(module, "_flat_weights", None) or ()  # recurrent layers keep a second list of their weights
-    for index, tensor in enumerate(flat_weights):
-        if isinstance(tensor, Tensor):
-            yield flat_weights, index, tensor
-
-
-@contextmanager
-def _swapped(slots: list[list[Slot]], tensors: list[Tensor] | tuple[Tensor, ...], keep_buffers: bool) -> Iterator[None]:
-    held = [places[0][0][places[0][1]] for places in slots]
-    try:
-        for places, tensor in zip(slots, tensors, strict=False):
-            for container, key in places:
-                container[key] = tensor
-        yield
-    finally:
-        for places, tensor, own in zip(slots, tensors, held, strict=False):
-            for container, key in places:
-                replaced = container[key] is not tensor and not own.requires_grad
-                if not (replaced and keep_buffers):
-                    container[key] = own
-
-
-@contextmanager
-def _parametrized(cached: list[tuple[nn.Module, str]], weights: list[Tensor] | tuple[Tensor, ...]) -> Iterator[None]:
-    """Lets parametrised modules read these weights instead of computing their own.
-
-    Done on each module's own list of parametrisations: torch's cache goes by the module that was parametrised first, so
-    that a deep copy would read its original's weight. It is off meanwhile, for a surrounding `cached()` of the user.
-    """
-    if not cached:
-        yield
-        return
-    lists: list[dict[str, Any]] = [module.parametrizations[name].__dict__ for module, name in cached]  # type: ignore[index,union-attr]
-    held = [attributes.get("forward") for attributes in lists]
-    enabled, parametrize._cache_enabled = parametrize._cache_enabled, 0
-    try:
-        for attributes, weight in zip(lists, weights, strict=True):
-            attributes["forward"] = partial(_itself, weight)
-        yield
-    finally:
-        parametrize._cache_enabled = enabled
-        for attributes, forward in zip(lists, held, strict=True):
-            if forward is None:
-                del attributes["forward"]
-            else:
-                attributes["forward"] = forward
-
-
-def _itself(weight: Tensor) -> Tensor:
-    return weight
 
 
 def check_captures(f: Callable, value: Any, tensors: list[Tensor] | tuple[Tensor, ...]) -> None:

@@ -47,7 +47,7 @@ class ChunkedWalk(Walk):
         assert bare is not None
         slope = who.slope if who.slope is not None else torch.zeros_like(who.y)
         chunk = kernel.walk(
-            bare.function, bare.args, who.t, who.h, who.y, slope, self.end, self.ahead, who.running,
+            bare.bound.f, bare.bound.args, who.t, who.h, who.y, slope, self.end, self.ahead, who.running,
             who.t.new_full((), self.smallest),
         )  # fmt: skip
         *facts, stuck = chunk.facts.tolist()
@@ -118,7 +118,7 @@ def pull_chunks(
         stops = torch.stack([*(step.stop for step in steps), *rest])
         with torch.enable_grad():
             y = states[0].detach().requires_grad_()
-            ends, increments = kernel.again(field.bare.function, field.bare.args, starts, stops, y)
+            ends, increments = kernel.again(field.bare.bound.f, field.bare.bound.args, starts, stops, y)
         flows = [None if increments is None else torch.zeros_like(increments), torch.zeros_like(ends)]
         flows[1][-1] = flow
         extra = _pull_outputs(kernel, field, steps, y.detach(), ends.detach(), increments, ts, grad, flows)

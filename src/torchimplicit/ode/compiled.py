@@ -250,7 +250,7 @@ def find_kernel(solver: PathSolver, bare: Bare | None, joint: bool, dense: bool)
         tableau, solver.order, solver.rtol, solver.atol, solver.control, shape, bare.time_shape, joint, dense,
         tableau.first_same_as_last,
     )  # fmt: skip
-    return _kernels.setdefault(_identity(bare.function), {}).setdefault(plan, Kernel(plan))
+    return _kernels.setdefault(_identity(bare.f), {}).setdefault(plan, Kernel(plan))
 
 
 def can_compile(solver: PathSolver) -> bool:

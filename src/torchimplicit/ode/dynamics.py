@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.core import transforms
+from torchimplicit.core.explicit import Bound
 from torchimplicit.core.problem import Problem
 from torchimplicit.ode.split import Split
 
@@ -20,16 +21,16 @@ class Bare(NamedTuple):
     """The user's function as it is, for loops that would rather shape once a step than once an evaluation.
 
     Attributes:
-        function: `(t, y, *args) -> dy/dt`, its state and slope of `shape`.
-        args: the further arguments.
+        bound: `(t, y) -> dy/dt`, its state and slope of `shape`.
         shape: of the state, a tensor of the solver's dtype.
         time_shape: of the times, which have the solver's dtype too.
+        f: the function as the user gave it, which stays the same from solve to solve.
     """
 
-    function: Callable[..., Tensor]
-    args: tuple
+    bound: Bound
     shape: torch.Size
     time_shape: tuple[int, ...]
+    f: Callable
 
 
 class Field:
@@ -150,7 +151,7 @@ class Dynamics(Problem):
         def value_at(t: Tensor, y: Tensor, part: Callable | None = None) -> Any:
             t = t if sign is None else t * sign.squeeze(1)
             t = t if t.dtype is self.time_dtype else t.to(self.time_dtype)
-            return (part or function)(t.view(self.time_shape), layout.unflatten(y), *args)
+            return (part or function)(t.view(self.time_shape), layout.unflatten(y))
 
         def evaluate(t: Tensor, y: Tensor, part: Callable | None = None) -> Tensor:
             slope = layout.flatten(value_at(t, y, part))
@@ -163,14 +164,14 @@ class Dynamics(Problem):
             return slope if sign is None else slope * sign
 
         with self.explicit.bind(tensors, keep_buffers) as bound, self.autocast.off():
-            function, args = self.autocast.around(bound.f), bound.args
-            bare = None
+            function, bare = self.autocast.around(bound), None
             if layout.plain and sign is None and not self.autocast.enabled:
-                bare = Bare(function, args, layout.shapes[0], self.time_shape)
+                bare = Bare(bound, layout.shapes[0], self.time_shape, self.f)
             field = Field(evaluate_once if looks else evaluate)
             field.bare = None if looks else bare
-            if isinstance(self.f, Split):
-                parts = [self.autocast.around(part) for part in (self.f.explicit, self.f.implicit)]
+            if isinstance(bound.f, Split):
+                halves = (Bound(part, bound.args) for part in (bound.f.explicit, bound.f.implicit))
+                parts = [self.autocast.around(part) for part in halves]
                 field.divide([partial(evaluate, part=part) for part in parts])
             yield field
 

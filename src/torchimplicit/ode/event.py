@@ -113,7 +113,7 @@ class Trigger(Dynamics):
 
         def value_at(t: Tensor, y: Tensor) -> Tensor:
             t = self.user_time(t, rows).to(self.time_dtype)
-            return function(t.view(self.time_shape), layout.unflatten(y), *args)
+            return function(t.view(self.time_shape), layout.unflatten(y))
 
         def condition(t: Tensor, y: Tensor) -> Tensor:
             nonlocal first
@@ -123,7 +123,7 @@ class Trigger(Dynamics):
 
         audited = tensors if audit else None
         with self.explicit.bind(tensors, keep_buffers) as bound, self.autocast.off():
-            function, args = self.autocast.around(bound.f), bound.args
+            function = self.autocast.around(bound)
             yield condition
 
 

@@ -229,9 +229,9 @@ def explicit_step(
     times = torch.addcmul(t, stages.known.c.to(t.dtype).unsqueeze(1), h)
     size = h.to(y.dtype).unsqueeze(1)
     if field.bare is None:
-        rate, args, shape, scale, clock = field, (), y.shape, size, times.unbind()
+        rate, shape, scale, clock = field, y.shape, size, times.unbind()
     else:
-        rate, args, shape, time_shape = field.bare
+        rate, shape, time_shape = field.bare.bound, field.bare.shape, field.bare.time_shape
         scale, clock = size.view(time_shape), times.to(y.dtype).view(len(times), *time_shape).unbind()
         field.nfev += tableau.stages - 1
     stages.begin(y, shape)
@@ -241,18 +241,18 @@ def explicit_step(
     for i in range(1, tableau.stages):
         end = stages.state(i)
         if same and i == tableau.stages - 1 and isinstance(stages, GraphStages):
-            stages.find_last = partial(_put_last, stages, rate, clock[i], end, args, scale)
+            stages.find_last = partial(_put_last, stages, rate, clock[i], end, scale)
             last = None
         else:
-            last = rate(clock[i], end, *args)
+            last = rate(clock[i], end)
             stages.put(i, last, scale)
     end = (end if same else stages.end()).reshape(y.shape)
     slope = last.reshape(y.shape) if same and last is not None else None
     return Stepped(end, stages.error(), slope, Inside(tableau, stages, field, t, size, y, end, slope))
 
 
-def _put_last(stages: Stages, rate: Callable, t: Tensor, end: Tensor, args: tuple, h: Tensor) -> None:
-    stages.put(len(stages.known.c) - 1, rate(t, end, *args), h)
+def _put_last(stages: Stages, rate: Callable, t: Tensor, end: Tensor, h: Tensor) -> None:
+    stages.put(len(stages.known.c) - 1, rate(t, end), h)
 
 
 def choose_stages(tableau: Tableau, like: Tensor) -> Stages:
