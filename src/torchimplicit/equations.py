@@ -71,7 +71,7 @@ def fixed_point(
     """
     review = None
     if isinstance(f, PreparedMap):
-        f.begin(z0, args, batch_dims)
+        f = f.begin(z0, args, batch_dims)
         review = partial(_ask, f, z0, args, batch_dims)
     problem = FixedPoint(f, z0, args, batch_dims, batched_args)
     if isinstance(f, PreparedMap) and isinstance(

@@ -41,8 +41,8 @@ class Bound:
     def __call__(self, *inputs: Any) -> Any:
         """`f(z, *args)`; or of more than the state, `f(t, y, *args)`."""
         outer = evaluating()
-        _thread.evaluating = True
         try:
+            _thread.evaluating = True
             return self.f(*inputs, *self.args)
         finally:
             _thread.evaluating = outer
@@ -152,8 +152,8 @@ def check_captures(f: Callable, value: Any, tensors: list[Tensor] | tuple[Tensor
         raise CaptureError(
             f"the function depends on {what} requiring grad, neither an argument nor a parameter of the module"
             f"{_culprits(f)}. The gradient would be lost. Pass tensors as arguments, f(z, *args); pass a "
-            "module itself (not a lambda around it), or hand the module over among the arguments; use .detach() for "
-            "what shall get no gradient."
+            "module itself (not a lambda around it), or hand the module over among the arguments and take it from "
+            "there; use .detach() for what shall get no gradient."
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 LONGEST = 100  # longer containers hold data: they are not searched for modules
-DEEPEST = 3  # containers within containers, likewise
+DEEPEST = 4  # containers within containers, likewise
 
 _SEQUENCES = frozenset({list, tuple})
 _MAPPINGS = frozenset({dict, OrderedDict})

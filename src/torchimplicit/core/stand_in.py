@@ -23,6 +23,7 @@ Slot = tuple[int, str, Any]  # (member, attribute, key): a place that a tensor i
 
 HOMES = ("_parameters", "_buffers", "_modules")
 NOTHING = object()
+LISTS = ("_flat_weights", "_flat_weight_refs")  # of a recurrent layer's weights, beside its parameters
 MARK = "_stands_in"  # an attribute of every stand-in, and of no module
 
 
@@ -68,7 +69,7 @@ class StandIn:
             for key, value in new.items():
                 was = old.get(key, NOTHING)
                 free = home == "" or not isinstance(was, Tensor) or (keep_buffers and _is_buffer(own.get(key)))
-                if value is not was and free:
+                if value is not was and free and key not in LISTS:
                     own[key] = exchanged(value, modules)
 
 

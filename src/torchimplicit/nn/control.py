@@ -95,8 +95,9 @@ class MPC(nn.Module):
             sequences: see `ilqr`.
             u0: start, `(B, T, nu)`.
         """
-        if u0 is None and self.warm_start and self.last is not None and len(self.last) == len(x):
-            u0 = torch.cat((self.last[:, 1:], self.last[:, -1:]), 1)
+        last = self.last  # read once: other threads may write it
+        if u0 is None and self.warm_start and last is not None and len(last) == len(x):
+            u0 = torch.cat((last[:, 1:], last[:, -1:]), 1)
         options = {"final_cost": self.final_cost, "controls": self.controls, "solver": self.solver}
         try:
             solution = ilqr(

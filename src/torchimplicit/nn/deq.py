@@ -100,6 +100,7 @@ class DEQ(nn.Module):
         Returns:
             The fixed point; with `save_steps`, the fixed point and the tuple of iterates.
         """
+        last = self._last  # read once: other threads may write it
         if z0 is None:
             z0 = self._start(x, args)
         try:
@@ -110,7 +111,7 @@ class DEQ(nn.Module):
                 *args,
                 solver=self.solver,
                 adjoint=self.adjoint,
-                warm_start=self._last if self._last is not None and z0 is self._last.value else None,
+                warm_start=last if last is not None and z0 is last.value else None,
                 batched_args=self._batched(z0, x, args),
                 save_steps=save_steps,
                 on_failure=self.on_failure,
@@ -124,11 +125,12 @@ class DEQ(nn.Module):
         return (solution.value, solution.trajectory) if save_steps else solution.value
 
     def _start(self, x: Any, args: tuple) -> Any:
+        last = self._last
         z0 = pytree.tree_map(torch.zeros_like, x) if self.init is None else self.init(x, *args)
-        if self._last is not None:
-            leaves, last = pytree.tree_leaves(z0), pytree.tree_leaves(self._last.value)
-            if [(t.shape, t.dtype, t.device) for t in leaves] == [(t.shape, t.dtype, t.device) for t in last]:
-                return self._last.value
+        if last is not None:
+            leaves, known = pytree.tree_leaves(z0), pytree.tree_leaves(last.value)
+            if [(t.shape, t.dtype, t.device) for t in leaves] == [(t.shape, t.dtype, t.device) for t in known]:
+                return last.value
         return z0
 
     def _batched(self, z0: Any, x: Any, args: tuple) -> Sequence[int] | None:

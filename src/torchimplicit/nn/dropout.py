@@ -95,7 +95,7 @@ class VariationalDropout(nn.Module):
                 "mapped; try randomness='same'"
             )
         self.seed = transforms.unwrapped(seed)
-        self._masks.clear()
+        self._masks = []
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` times the mask, of the same shape and dtype.

@@ -87,12 +87,12 @@ class QP(nn.Module):
         if q.dim() != 2 or q.shape[1] != self.size:
             raise ValueError(f"QP: got an input of shape {tuple(q.shape)}, expected (B, {self.size})")
         try:
-            self.solution = qp(q=q, **self.program(), warm_start=warm_start, on_failure=self.on_failure)
+            solution = qp(q=q, **self.program(), warm_start=warm_start, on_failure=self.on_failure)
         except ConvergenceError as error:
             self.report = error.report
             raise
-        self.report = self.solution.report
-        return self.solution.value
+        self.solution, self.report = solution, solution.report
+        return solution.value
 
     def program(self) -> dict[str, Any]:
         """All that `qp` takes but `q`, as it is now, differentiable."""

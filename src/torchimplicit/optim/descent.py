@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.core import transforms
+from torchimplicit.core.stand_in import StandIn
 from torchimplicit.core.stationary import Stationary, no_slope, slope
 from torchimplicit.linear import Jacobian, eigenvalue_range, probe
 from torchimplicit.solve import PreparedMap
@@ -100,8 +101,8 @@ class ProximalGradient(PreparedMap):
         column = self.rate.reshape(*self.rate.shape, *(1,) * (z.dim() - self.rate.dim()))
         return self._proximal(z - column * gradient, self.rate, others)
 
-    def begin(self, z0: Any, args: tuple, batch_dims: int) -> None:
-        """Chooses the steps of a solve, where that is left to the map."""
+    def begin(self, z0: Any, args: tuple, batch_dims: int) -> PreparedMap:
+        """Chooses the steps of a solve, where that is left to the map, for a copy of it; itself keeps the last ones."""
         if not isinstance(z0, Tensor) or not z0.is_floating_point():
             got = z0.dtype if isinstance(z0, Tensor) else f"a {type(z0).__name__}"
             raise TypeError(f"{type(self).__name__}: got a state of {got}, expected one real floating tensor")
@@ -112,7 +113,7 @@ class ProximalGradient(PreparedMap):
                 f"state, expected one at position {missing[0]}"
             )
         if self.step is not None:
-            return
+            return self
         if transforms.active():
             raise NotImplementedError(
                 f"{type(self).__name__}(step=None) cannot choose a step within torch.func transforms; give one, such "
@@ -120,7 +121,9 @@ class ProximalGradient(PreparedMap):
             )
         bound = curvature_bound(self.energy, z0, *self._parts(args)[0], batch_dims=batch_dims)
         rate = torch.where(bound > 0, 1 / bound, 1)
-        self.rate = rate if batch_dims else rate.reshape(())
+        own = StandIn.alone(self)
+        own.copy.rate = self.rate = rate if batch_dims else rate.reshape(())
+        return own.copy  # type: ignore[return-value]
 
     def advice(self, z: Tensor, args: tuple, batch_dims: int) -> str:
         """Whether the step is too long for how the energy bends at `z`, and for whom."""

@@ -71,8 +71,9 @@ class Monotone(Protocol):
 class PreparedMap(nn.Module):
     """A map that `fixed_point` prepares for every solve, and asks for advice when that fails."""
 
-    def begin(self, z0: Any, args: tuple, batch_dims: int) -> None:
-        """Told of a solve's start and arguments before it begins."""
+    def begin(self, z0: Any, args: tuple, batch_dims: int) -> PreparedMap:
+        """The map to solve from this start with these arguments: itself, or a copy with what it chose for the solve."""
+        return self
 
     def tolerances(self, solver: Solver) -> Solver:
         """The solver to take in place of the user's."""
