@@ -15,12 +15,7 @@ DEEPEST = 4  # containers within containers, likewise
 
 _SEQUENCES = frozenset({list, tuple})
 _MAPPINGS = frozenset({dict, OrderedDict})
-_SEARCHED = _SEQUENCES | _MAPPINGS | {FunctionType, MethodType, partial}
-
-
-def may_refer(value: Any) -> bool:
-    """Whether a value is of a kind that is searched for modules; quickly, for there are many."""
-    return (type(value) in _SEARCHED and bool(value)) or isinstance(value, nn.Module)
+SEARCHED = _SEQUENCES | _MAPPINGS | {FunctionType, MethodType, partial}  # kinds of values that may hold modules
 
 
 def exchanged(value: Any, table: Mapping[int, Any], depth: int = DEEPEST) -> Any:
@@ -35,7 +30,7 @@ def exchanged(value: Any, table: Mapping[int, Any], depth: int = DEEPEST) -> Any
     if isinstance(value, nn.Module):
         return table.get(id(value), value)
     kind = type(value)
-    if depth == 0 or kind not in _SEARCHED:
+    if depth == 0 or kind not in SEARCHED:
         return value
     if kind in _SEQUENCES:
         return kind(new) if (new := _each(value, table, depth)) is not None else value

@@ -9,77 +9,27 @@ given what the function has written to its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import is_
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedTensorMixin
 
-from torchimplicit.core.references import exchanged, may_refer
+from torchimplicit.core.references import SEARCHED, exchanged
 
 Slot = tuple[int, str, Any]  # (member, attribute, key): a place that a tensor is put into
 
 HOMES = ("_parameters", "_buffers", "_modules")
-NOTHING = object()
 LISTS = ("_flat_weights", "_flat_weight_refs")  # of a recurrent layer's weights, beside its parameters
 MARK = "_stands_in"  # an attribute of every stand-in, and of no module
+NOTHING = object()
 
 
-class StandIn:
-    """A copy of a module that has its own parameters, buffers and children.
-
-    Args:
-        module: the module.
-        copy: an instance of the class that it shall have, without attributes yet.
-        state: its attributes.
-    """
-
-    def __init__(self, module: nn.Module, copy: nn.Module, state: dict[str, Any]):
-        """Remembers what the copy begins with."""
-        object.__setattr__(copy, "__dict__", state)
-        self.module, self.copy = module, copy
-        self.before: dict[str, dict[str, Any]] = {"": dict(state)} | {home: dict(state[home]) for home in HOMES}
-
-    @classmethod
-    def alone(cls, module: nn.Module) -> StandIn:
-        """Of a module as it is, with the same tensors and children."""
-        state = module.__dict__ | {home: dict(module.__dict__[home]) for home in HOMES}
-        return cls(module, object.__new__(type(module)), state)
-
-    def changes(self) -> dict[str, Any]:
-        """The attributes that are others than in the beginning."""
-        was = self.before[""]
-        return {key: value for key, value in self.copy.__dict__.items() if value is not was.get(key, NOTHING)}
-
-    def hand_back(self, keep_buffers: bool, modules: dict[int, nn.Module]) -> None:
-        """Gives the module what was written to the copy: attributes, new tensors and children.
-
-        Args:
-            keep_buffers: also tensors that took the place of buffers.
-            modules: the module behind each copy, by the copy's `id`.
-        """
-        for home, old in self.before.items():
-            new, own = ((each if home == "" else each[home]) for each in (self.copy.__dict__, self.module.__dict__))
-            if len(new) == len(old) and all(map(is_, new.values(), old.values())):
-                continue
-            for key in old.keys() - new.keys():
-                own.pop(key, None)
-            for key, value in new.items():
-                was = old.get(key, NOTHING)
-                free = home == "" or not isinstance(was, Tensor) or (keep_buffers and _is_buffer(own.get(key)))
-                if value is not was and free and key not in LISTS:
-                    own[key] = exchanged(value, modules)
-
-
-def _is_buffer(value: Any) -> bool:
-    return isinstance(value, Tensor) and not value.requires_grad
-
-
-@dataclass
+@dataclass(slots=True)
 class Member:
-    """A module of a family, and what is known of its stand-ins.
+    """A module, and what is known of its stand-ins.
 
     Attributes:
         module: the module.
@@ -92,30 +42,85 @@ class Member:
     module: nn.Module
     kind: type
     own: dict[str, Any]
-    weights: list[str]
+    weights: Sequence[str] = ()
     references: Sequence[str] = ()
 
-    def state(self, copies: dict[int, nn.Module]) -> dict[str, Any]:
-        """The attributes of a stand-in, with the modules' tensors still.
-
-        Args:
-            copies: of the modules of the family, by the modules' `id`.
-        """
-        state = self.module.__dict__ | self.own
-        state[MARK] = True
-        for home in HOMES[:2]:
-            state[home] = dict(state[home])
-        state["_modules"] = {key: copies.get(id(child), child) for key, child in state["_modules"].items()}
-        if "_flat_weights" in state:
-            state["_flat_weights"] = list(state["_flat_weights"])
+    def complete(self, state: dict[str, Any], copies: dict[int, nn.Module]) -> None:
+        """Does to the attributes of a stand-in what is rarely needed."""
         for key in self.references:
             state[key] = exchanged(state[key], copies)
-        if self.weights:
-            for name in (*self.weights, "_former_parameters"):
-                state.pop(name, None)
-            if "parametrizations" in state["_modules"]:  # to be looked at, but not what makes the weight
-                state["parametrizations"] = state["_modules"].pop("parametrizations")
-        return state
+        if "_flat_weights" in state:
+            state["_flat_weights"] = list(state["_flat_weights"])
+        for name in self.weights:
+            state.pop(name, None)
+        state.pop("_former_parameters", None)
+        if self.kind is not type(self.module):  # to be looked at, but no longer what makes the weight
+            state["parametrizations"] = state["_modules"].pop("parametrizations")
+
+
+class Cast:
+    """Stand-ins for some modules, for one solve.
+
+    Args:
+        members: the modules.
+        slots: the places of each of the tensors.
+        tensors: to be put there.
+
+    Attributes:
+        copies: the stand-ins, by the `id` of the modules.
+    """
+
+    def __init__(self, members: Sequence[Member], slots: Sequence[Sequence[Slot]], tensors: Sequence[Tensor]):
+        """Makes them. In one loop, for this is done in every solve for every module."""
+        self.members = members
+        self.copies: dict[int, nn.Module] = {id(member.module): object.__new__(member.kind) for member in members}
+        states, take = [], self.copies.get
+        for member in members:
+            held = member.module.__dict__
+            state = held | member.own
+            state["_parameters"], state["_buffers"] = held["_parameters"].copy(), held["_buffers"].copy()
+            children = held["_modules"]
+            state["_modules"] = {key: take(id(child), child) for key, child in children.items()} if children else {}
+            if member.references or member.weights or "_flat_weights" in held:
+                member.complete(state, self.copies)
+            states.append(state)
+        for places, tensor in zip(slots, tensors, strict=False):
+            for i, home, key in places:
+                states[i][home][key] = tensor
+        self.before = []
+        for copy, state in zip(self.copies.values(), states, strict=True):
+            object.__setattr__(copy, "__dict__", state)
+            homes = state["_parameters"].copy(), state["_buffers"].copy(), state["_modules"].copy()
+            self.before.append((state.copy(), *homes))
+
+    def hand_back(self, keep_buffers: bool) -> None:
+        """Gives the modules what was written to their stand-ins: attributes, new tensors and children.
+
+        Args:
+            keep_buffers: also tensors that took the place of buffers.
+        """
+        for member, copy, before in zip(self.members, self.copies.values(), self.before, strict=True):
+            new, own = copy.__dict__, member.module.__dict__
+            for home, old in zip(("", *HOMES), before, strict=True):
+                now = new[home] if home else new
+                if len(now) != len(old) or not all(map(is_, now.values(), old.values())):
+                    self._hand_back(home, old, now, own[home] if home else own, keep_buffers)
+
+    def _hand_back(self, home: str, old: dict, new: dict, own: dict, keep_buffers: bool) -> None:
+        modules = {id(copy): member.module for copy, member in zip(self.copies.values(), self.members, strict=True)}
+        for key in old.keys() - new.keys():
+            own.pop(key, None)
+        for key, value in new.items():
+            was, mine = old.get(key, NOTHING), own.get(key)
+            free = not home or not isinstance(was, Tensor)
+            free = free or (keep_buffers and isinstance(mine, Tensor) and not mine.requires_grad)
+            if value is not was and free and key not in LISTS:
+                own[key] = exchanged(value, modules)
+
+
+def alone(module: nn.Module) -> Cast:
+    """A stand-in for a module with the tensors and the children that it has."""
+    return Cast([Member(module, type(module), {})], (), ())
 
 
 class Family:
@@ -129,27 +134,64 @@ class Family:
     def __init__(self, roots: Sequence[nn.Module], begins: bool):
         """Looks at the modules as they are now."""
         self.members: list[Member] = []
-        places: dict[int, list[Slot]] = {}
-        tensors: dict[int, Tensor] = {}
-        computed: list[tuple[Slot, Tensor]] = []
-        for i, module in enumerate(_with_children(roots)):
-            names = _parametrised(module)
-            kind = _class_before(type(module), names) if names else type(module)
-            own, buffers = _begun(module) if begins and not is_stand_in(module) else ({}, module._buffers)
-            former = module.__dict__.get("_former_parameters") or {}  # of a replica, which has no parameters itself
-            self.members.append(Member(module, kind, {"training": module.training, **own}, [*names, *former]))
-            for home, key, tensor in _tensors(module, buffers, former):
-                places.setdefault(id(tensor), []).append((i, home, key))
-                tensors[id(tensor)] = tensor
+        self._places: dict[int, list[Slot]] = {}
+        self._found: dict[int, Tensor] = {}
+        weights: list[tuple[Slot, Tensor]] = []
+        self.known: dict[int, Any] = {}
+        todo = list(reversed(roots))
+        while todo:
+            module = todo.pop()
+            if id(module) in self.known:
+                continue
+            names = _parametrised(module) if "parametrizations" in module._modules else ()
+            member = self._add(module, names, begins)
+            self.known[id(module)] = member
             # A parametrised weight is computed here, once a solve, outside of the solve: its graph leads to the
             # originals, and forward and backward use the very same weight (a power iteration advances once).
-            computed += [((i, "_parameters", name), getattr(module, name)) for name in names]
-        self.slots = [*places.values(), *([slot] for slot, _ in computed)]
-        self._tensors = [*tensors.values(), *(tensor for _, tensor in computed)]
-        self.known: dict[int, Any] = {id(member.module): member for member in self.members}
+            place = len(self.members) - 1
+            weights += [((place, "_parameters", name), getattr(module, name)) for name in names]
+            children = [child for name, child in module._modules.items() if not (names and name == "parametrizations")]
+            todo += [child for child in reversed(children) if child is not None]
+        self.slots = [*self._places.values(), *([slot] for slot, _ in weights)]
+        self._tensors = [*self._found.values(), *(tensor for _, tensor in weights)]
+        del self._places, self._found
         for member in self.members:
-            items = member.module.__dict__.items()
-            member.references = [key for key, value in items if may_refer(value) and self.is_in(value)]
+            member.references = [
+                key
+                for key, value in member.module.__dict__.items()
+                if ((type(value) in SEARCHED and value) or isinstance(value, nn.Module))
+                and key not in HOMES
+                and self.is_in(value)
+            ]
+
+    def _add(self, module: nn.Module, names: Sequence[str], begins: bool) -> Member:
+        """Notes a module and the places of its own tensors."""
+        held = module.__dict__
+        own, buffers = {"training": module.training, MARK: True}, held["_buffers"]
+        if begins and hasattr(type(module), "begin_solve") and MARK not in held:
+            drawn, buffers = _begun(module)
+            own |= drawn
+        former = held.get("_former_parameters")  # of a replica, which has no parameters itself
+        kind = _class_before(type(module), names) if names else type(module)
+        i = len(self.members)
+        self.members.append(Member(module, kind, own, [*names, *(former or ())]))
+        for home, container in (("_parameters", held["_parameters"]), ("_parameters", former), ("_buffers", buffers)):
+            if container:
+                self._note(i, home, container.items())
+        if held.get("_flat_weights"):  # recurrent layers keep a second list of their weights
+            self._note(i, "_flat_weights", enumerate(held["_flat_weights"]))
+        return self.members[-1]
+
+    def _note(self, i: int, home: str, items: Any) -> None:
+        for key, tensor in items:
+            if isinstance(tensor, UninitializedTensorMixin):
+                raise ValueError(
+                    f"{type(self.members[i].module).__name__}.{key} is not initialised yet; try calling the module "
+                    "once, as cell(z, x)"
+                )
+            if isinstance(tensor, Tensor):
+                self._places.setdefault(id(tensor), []).append((i, home, key))
+                self._found[id(tensor)] = tensor
 
     def is_in(self, value: Any) -> bool:
         """Whether a value leads to modules of the family."""
@@ -162,32 +204,7 @@ class Family:
 
     def cast(self, tensors: Sequence[Tensor]) -> Cast:
         """Stand-ins with these tensors, in the order of `take_tensors`."""
-        copies: dict[int, nn.Module] = {id(member.module): object.__new__(member.kind) for member in self.members}
-        states = [member.state(copies) for member in self.members]
-        for places, tensor in zip(self.slots, tensors, strict=False):
-            for i, home, key in places:
-                states[i][home][key] = tensor
-        pairs = zip(self.members, states, strict=True)
-        return Cast([StandIn(each.module, copies[id(each.module)], state) for each, state in pairs], copies)
-
-
-@dataclass
-class Cast:
-    """The stand-ins of a family for one solve.
-
-    Attributes:
-        stand_ins: of every member.
-        copies: they themselves, by the `id` of the modules.
-    """
-
-    stand_ins: list[StandIn]
-    copies: dict[int, nn.Module]
-
-    def hand_back(self, keep_buffers: bool) -> None:
-        """See `StandIn.hand_back`."""
-        modules = {id(each.copy): each.module for each in self.stand_ins}
-        for each in self.stand_ins:
-            each.hand_back(keep_buffers, modules)
+        return Cast(self.members, self.slots, tensors)
 
 
 def is_stand_in(module: nn.Module) -> bool:
@@ -195,53 +212,23 @@ def is_stand_in(module: nn.Module) -> bool:
     return MARK in module.__dict__
 
 
-def _with_children(roots: Sequence[nn.Module]) -> Iterator[nn.Module]:
-    """Modules and those in them, each once; what makes a parametrised weight is not part of the function."""
-    todo, seen = list(reversed(roots)), set()
-    while todo:
-        module = todo.pop()
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        yield module
-        skipped = "parametrizations" if _parametrised(module) else None
-        children = [child for name, child in list(module._modules.items()) if child is not None and name != skipped]
-        todo.extend(reversed(children))
-
-
 def _parametrised(module: nn.Module) -> list[str]:
     """The names of the weights that a module computes by `torch.nn.utils.parametrize`."""
-    parametrizations = module._modules.get("parametrizations")
+    parametrizations = module._modules["parametrizations"]
     return list(parametrizations) if isinstance(parametrizations, nn.ModuleDict) else []
 
 
-def _class_before(kind: type, names: list[str]) -> type:
+def _class_before(kind: type, names: Sequence[str]) -> type:
     """The class of a module before these weights of it became properties."""
     properties = [any(isinstance(vars(base).get(name), property) for name in names) for base in kind.__mro__]
     return kind.__mro__[len(properties) - properties[::-1].index(True)]
 
 
 def _begun(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `begin_solve` makes of a module, which keeps it, but is the solve's own: attributes and buffers."""
-    if not callable(getattr(module, "begin_solve", None)):
-        return {}, module._buffers
-    stand_in = StandIn.alone(module)
-    stand_in.copy.begin_solve()  # type: ignore[operator]
-    stand_in.hand_back(True, {})
-    return stand_in.changes(), stand_in.copy._buffers
-
-
-def _tensors(module: nn.Module, buffers: dict, former: dict) -> Iterator[tuple[str, Any, Tensor]]:
-    """Attribute, key and tensor of every parameter and buffer of a module itself."""
-    for home, container in (("_parameters", module._parameters), ("_parameters", former), ("_buffers", buffers)):
-        for name, tensor in list(container.items()):
-            if tensor is not None and is_lazy(tensor):
-                raise ValueError(
-                    f"{type(module).__name__}.{name} is not initialised yet; try calling the module once, as cell(z, x)"
-                )
-            if isinstance(tensor, Tensor):
-                yield home, name, tensor
-    flat_weights = module.__dict__.get("_flat_weights") or ()  # recurrent layers keep a second list of their weights
-    for index, tensor in enumerate(flat_weights):
-        if isinstance(tensor, Tensor):
-            yield "_flat_weights", index, tensor
+    """What `begin_solve` makes of a module, which keeps it, but is the solve's own: new attributes; all buffers."""
+    cast = alone(module)
+    copy: Any = cast.copies[id(module)]
+    copy.begin_solve()
+    cast.hand_back(keep_buffers=True)
+    old = cast.before[0][0]
+    return {key: value for key, value in copy.__dict__.items() if value is not old.get(key, NOTHING)}, copy._buffers

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.core import transforms
-from torchimplicit.core.stand_in import StandIn
+from torchimplicit.core.stand_in import alone
 from torchimplicit.core.stationary import Stationary, no_slope, slope
 from torchimplicit.linear import Jacobian, eigenvalue_range, probe
 from torchimplicit.solve import PreparedMap
@@ -121,9 +121,9 @@ class ProximalGradient(PreparedMap):
             )
         bound = curvature_bound(self.energy, z0, *self._parts(args)[0], batch_dims=batch_dims)
         rate = torch.where(bound > 0, 1 / bound, 1)
-        own = StandIn.alone(self)
-        own.copy.rate = self.rate = rate if batch_dims else rate.reshape(())
-        return own.copy  # type: ignore[return-value]
+        own: Any = alone(self).copies[id(self)]
+        own.rate = self.rate = rate if batch_dims else rate.reshape(())
+        return own
 
     def advice(self, z: Tensor, args: tuple, batch_dims: int) -> str:
         """Whether the step is too long for how the energy bends at `z`, and for whom."""
