@@ -15,7 +15,7 @@ from operator import is_
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedTensorMixin  # pyright: ignore[reportAttributeAccessIssue]
 
 from torchimplicit.core.references import SEARCHED, exchanged
 
