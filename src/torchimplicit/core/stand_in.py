@@ -22,6 +22,7 @@ from torchimplicit.core.references import SEARCHED, exchanged
 Slot = tuple[int, str, Any]  # (member, attribute, key): a place that a tensor is put into
 
 HOMES = ("_parameters", "_buffers", "_modules")
+EVERYWHERE = ("", *HOMES)
 LISTS = ("_flat_weights", "_flat_weight_refs")  # of a recurrent layer's weights, beside its parameters
 MARK = "_stands_in"  # an attribute of every stand-in, and of no module
 NOTHING = object()
@@ -100,19 +101,21 @@ class Cast:
             keep_buffers: also tensors that took the place of buffers.
         """
         for member, copy, before in zip(self.members, self.copies.values(), self.before, strict=True):
-            new, own = copy.__dict__, member.module.__dict__
-            for home, old in zip(("", *HOMES), before, strict=True):
-                now = new[home] if home else new
-                if len(now) != len(old) or not all(map(is_, now.values(), old.values())):
-                    self._hand_back(home, old, now, own[home] if home else own, keep_buffers)
+            new = copy.__dict__
+            now = (new, new["_parameters"], new["_buffers"], new["_modules"])
+            for home, changed, old in zip(EVERYWHERE, now, before, strict=True):
+                same = len(changed) == len(old) and (not old or all(map(is_, changed.values(), old.values())))
+                if not same:
+                    own = member.module.__dict__
+                    self._hand_back(old, changed, own[home] if home else own, home == "", keep_buffers)
 
-    def _hand_back(self, home: str, old: dict, new: dict, own: dict, keep_buffers: bool) -> None:
+    def _hand_back(self, old: dict, new: dict, own: dict, attributes: bool, keep_buffers: bool) -> None:
         modules = {id(copy): member.module for copy, member in zip(self.copies.values(), self.members, strict=True)}
         for key in old.keys() - new.keys():
             own.pop(key, None)
         for key, value in new.items():
             was, mine = old.get(key, NOTHING), own.get(key)
-            free = not home or not isinstance(was, Tensor)
+            free = attributes or not isinstance(was, Tensor)
             free = free or (keep_buffers and isinstance(mine, Tensor) and not mine.requires_grad)
             if value is not was and free and key not in LISTS:
                 own[key] = exchanged(value, modules)
@@ -148,10 +151,12 @@ class Family:
             self.known[id(module)] = member
             # A parametrised weight is computed here, once a solve, outside of the solve: its graph leads to the
             # originals, and forward and backward use the very same weight (a power iteration advances once).
-            place = len(self.members) - 1
-            weights += [((place, "_parameters", name), getattr(module, name)) for name in names]
-            children = [child for name, child in module._modules.items() if not (names and name == "parametrizations")]
-            todo += [child for child in reversed(children) if child is not None]
+            if names:
+                place = len(self.members) - 1
+                weights += [((place, "_parameters", name), getattr(module, name)) for name in names]
+            if children := module._modules:
+                left_out = (None, children["parametrizations"]) if names else (None,)
+                todo += [child for child in reversed(children.values()) if child not in left_out]
         self.slots = [*self._places.values(), *([slot] for slot, _ in weights)]
         self._tensors = [*self._found.values(), *(tensor for _, tensor in weights)]
         del self._places, self._found
@@ -159,7 +164,7 @@ class Family:
             member.references = [
                 key
                 for key, value in member.module.__dict__.items()
-                if ((type(value) in SEARCHED and value) or isinstance(value, nn.Module))
+                if (value if type(value) in SEARCHED else isinstance(value, nn.Module))
                 and key not in HOMES
                 and self.is_in(value)
             ]
