@@ -378,3 +378,12 @@ def test_recurrent_and_old_style_normalised_weights():
     before = [(id(p), [id(w) for w in layer.cell.rnn._flat_weights]) for p in layer.parameters()]
     assert same(gradients(layer, x), expected, 1e-8)
     assert [(id(p), [id(w) for w in layer.cell.rnn._flat_weights]) for p in layer.parameters()] == before
+
+
+def test_scripted_modules_are_for_inference():
+    cell = Cell()
+    layer, expected = ti.nn.DEQ(torch.jit.script(cell), **TIGHT), gradients(ti.nn.DEQ(cell, **TIGHT))
+    with torch.no_grad():
+        assert same([layer(inputs())], expected[:1])
+    with pytest.raises(TypeError, match=r"got a Cell compiled by torch.jit.*try the module before torch.jit.script"):
+        layer(inputs())

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from operator import is_
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -144,7 +145,7 @@ class Family:
         todo = list(reversed(roots))
         while todo:
             module = todo.pop()
-            if id(module) in self.known:
+            if id(module) in self.known or _is_scripted(module):
                 continue
             names = _parametrised(module) if "parametrizations" in module._modules else ()
             member = self._add(module, names, begins)
@@ -215,6 +216,18 @@ class Family:
 def is_stand_in(module: nn.Module) -> bool:
     """Whether a module is the stand-in of another."""
     return MARK in module.__dict__
+
+
+def _is_scripted(module: nn.Module) -> bool:
+    """Whether a module is one of `torch.jit`, of which there are no stand-ins; refused where it needs one."""
+    if not isinstance(module, torch.jit.ScriptModule):
+        return False
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters()):
+        raise TypeError(
+            f"got a {module.original_name} compiled by torch.jit, whose tensors no solve can replace, expected a "
+            "module of Python where a gradient is wanted; try the module before torch.jit.script, or torch.compile"
+        )
+    return True
 
 
 def _parametrised(module: nn.Module) -> list[str]:

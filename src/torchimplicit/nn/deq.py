@@ -39,8 +39,8 @@ class DEQ(nn.Module):
         on_failure: "warn" (default), "raise" or "ignore" samples that do not converge, forward and backward.
 
     Attributes:
-        report: how the last forward solve went, and in `report.backward` the last backward solve; None before the
-            first.
+        report: how the last forward solve went, in whichever thread, and in `report.backward` its backward solve; None
+            before the first. Threads that want one each take `copy.copy(layer)`, which shares the parameters.
 
     Examples:
         >>> import torch, torchimplicit as ti
