@@ -12,12 +12,14 @@ from torch.utils import _pytree as pytree
 
 from torchimplicit.adjoint import Adjoint, Call, Implicit, Record, Unrolled, quarantine, without
 from torchimplicit.core import transforms
+from torchimplicit.core.front_door import front_door
 from torchimplicit.core.problem import FixedPoint, Problem, Residual, Root
 from torchimplicit.core.status import OnFailure, Solution, Status, react
 from torchimplicit.core.tree import Layout
 from torchimplicit.solve import Anderson, Newton, PreparedMap, Result, Solver, iterate
 
 
+@front_door
 def fixed_point(
     f: Callable,
     z0: Any,
@@ -88,6 +90,7 @@ def _ask(f: PreparedMap, z0: Any, args: tuple, batch_dims: int, residual: Residu
         result.report.advice = f.advice(z, args, batch_dims)
 
 
+@front_door
 def root(
     g: Callable,
     z0: Any,

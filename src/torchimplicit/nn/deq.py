@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from torchimplicit.adjoint import Adjoint, Implicit, Unrolled
+from torchimplicit.core.front_door import refuse_scripting
 from torchimplicit.core.status import ConvergenceError, OnFailure, Report, Solution
 from torchimplicit.equations import check_options, fixed_point
 from torchimplicit.nn.batch_norm import warn_of_batch_norm
@@ -56,6 +57,7 @@ class DEQ(nn.Module):
     """
 
     report: Report | None
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,

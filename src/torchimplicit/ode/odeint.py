@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core import transforms
+from torchimplicit.core.front_door import front_door
 from torchimplicit.core.status import OnFailure, react
 from torchimplicit.core.tree import Layout
 from torchimplicit.ode.adjoint import Checkpointed, PathAdjoint
@@ -26,6 +27,7 @@ from torchimplicit.ode.report import PathReport, PathSolution
 from torchimplicit.ode.times import check_times, runs_backward
 
 
+@front_door
 def odeint(
     f: Callable,
     y0: Any,

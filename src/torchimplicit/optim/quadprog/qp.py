@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core import transforms
+from torchimplicit.core.front_door import front_door
 from torchimplicit.core.status import OnFailure, Status, react
 from torchimplicit.optim.quadprog.form import Form, assemble, benign, broken, check_symmetric
 from torchimplicit.optim.quadprog.nearest import nearest_feasible, uncrossed
@@ -20,6 +21,7 @@ from torchimplicit.optim.quadprog.smoothing import smooth
 from torchimplicit.optim.quadprog.solve import Outcome, solve
 
 
+@front_door
 def qp(
     Q: Tensor | None,
     q: Tensor,
