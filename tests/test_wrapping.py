@@ -45,7 +45,7 @@ def program(x):
 
 def regulator(x):
     eye = torch.eye(4, dtype=x.dtype)
-    return ti.lqr(C=torch.eye(5, dtype=x.dtype), F=torch.cat([eye, eye[:, :1]], 1), x0=x, horizon=3).x[:, -1]
+    return ti.lqr(0.5 * eye, eye, eye, eye, x, 3, lower=-0.2).states[:, -1]
 
 
 LAYERS = {
@@ -57,10 +57,10 @@ LAYERS = {
     "monotone": lambda: ti.nn.MonotoneDEQ(ti.nn.MonotoneLinear(4, 4)),
     "root": lambda: lambda x: ti.root(lambda z, x: z**3 + z - x, torch.zeros_like(x), x).value,
     "argmin": lambda: lambda x: ti.argmin(quartic, torch.zeros_like(x), x).value,
-    "least_squares": lambda: lambda x: (
-        ti.least_squares(lambda z, x: torch.cat([z - x, 0.1 * z * z], 1), torch.zeros_like(x), x).value
+    "least_squares": lambda: (
+        lambda x: ti.least_squares(lambda z, x: torch.cat([z - x, 0.1 * z * z], 1), torch.zeros_like(x), x).value
     ),
-    "odeint": lambda: lambda x: ti.odeint(lambda t, y: -y * y, x, torch.linspace(0, 1, 3).double()).value[-1],
+    "odeint": lambda: lambda x: ti.odeint(lambda t, y: -y * y.abs(), x, torch.linspace(0, 1, 3).double()).value[-1],
     "neural-ode": lambda: ti.nn.NeuralODE(nn.Linear(4, 4), autonomous=True),
     "stiff": lambda: ti.nn.NeuralODE(nn.Linear(4, 4), autonomous=True, solver=ti.Kvaerno3()),
     "qp": lambda: program,
@@ -156,3 +156,114 @@ def test_every_front_door_is_left_out_of_graphs():
     solving = [ti.fixed_point, ti.root, ti.argmin, ti.least_squares, ti.odeint, ti.qp, ti.lqr, ti.ilqr]
     solving += [ti.optim.cone_program, ti.optim.ConvexProgram.solve, ti.nn.MaxSAT.cosine, ti.nn.jacobian_penalty]
     assert all(getattr(door, "_torchdynamo_disable", False) for door in solving)
+
+
+def pair(x):
+    cell = lambda z, x: (torch.tanh(0.3 * z[0] + x), torch.cos(0.3 * z[1] + x))  # noqa: E731
+    return ti.fixed_point(cell, (torch.zeros_like(x), torch.zeros_like(x)), x).value[1]
+
+
+def event(x):
+    ts = torch.linspace(0, 1, 3).double()
+    return ti.odeint(lambda t, y: -y * y.abs(), x, ts, event=ti.Event(lambda t, y: y.sum(1) - 0.3)).event_state
+
+
+LAYERS |= {
+    "shine": lambda: ti.nn.DEQ(Cell(), solver=ti.Broyden(), adjoint=ti.Shine()),
+    "pair": lambda: pair,
+    "duals": lambda: (
+        lambda x: ti.qp(torch.eye(4).double(), x, C=torch.eye(4).double(), u=torch.zeros(4).double()).duals.bounds
+    ),
+    "backsolve": lambda: ti.nn.NeuralODE(nn.Linear(4, 4), autonomous=True, adjoint=ti.Backsolve()),
+    "reversible": lambda: ti.nn.NeuralODE(
+        nn.Linear(4, 4), autonomous=True, adjoint=ti.Reversible(), solver=ti.RK4(dt=0.1)
+    ),
+    "event": lambda: event,
+    "control": lambda: regulator,
+    "box": lambda: lambda x: projection.box(x, -0.1, 0.1),
+    "l2-ball": lambda: projection.l2_ball,
+    "semidefinite": lambda: lambda x: projection.semidefinite_cone(x[:, :, None] + x[:, None])[:, 0],
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_what_follows_may_write_into_the_output(name):
+    torch.manual_seed(0)
+    own = Between(LAYERS[name]()).double()
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+
+    def gradients(activation):
+        out = own.after(activation(own.layer(own.before(x))))
+        return torch.autograd.grad(out.square().sum(), [x, *own.parameters()], materialize_grads=True)
+
+    # A warm start begins where the last solve ended, and so ends elsewhere within the tolerance.
+    close = {"rtol": 1e-3, "atol": 1e-4} if name == "warm" else {"rtol": 1e-9, "atol": 1e-10}
+    torch.testing.assert_close(gradients(lambda z: z.mul_(2).relu_()), gradients(lambda z: (2 * z).relu()), **close)
+
+
+def test_a_warm_start_is_not_what_the_caller_made_of_the_last_output():
+    layer = ti.nn.DEQ(Cell(), warm_start=True)
+    x = torch.randn(3, 4)
+    layer(x).fill_(torch.inf)
+    assert layer(x).isfinite().all()
+    assert int(layer.report.steps.max()) == 0
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_an_empty_batch_passes_through(name):
+    own = Between(LAYERS[name]()).double()
+    x = torch.randn(0, 4, dtype=torch.float64, requires_grad=True)
+    out = own(x)
+    assert out.shape == (0, 4)
+    for tensor, gradient in zip(
+        [x, *own.parameters()], torch.autograd.grad(out.sum(), [x, *own.parameters()]), strict=True
+    ):
+        assert gradient.shape == tensor.shape
+        assert not gradient.any()
+    with torch.no_grad():
+        assert own(x).shape == (0, 4)
+    report = getattr(own.layer, "report", None)
+    if report is not None:
+        assert report.converged
+        assert "an empty batch" in str(report)
+
+
+def test_an_empty_batch_of_images_and_of_minima_under_constraints():
+    layer = ti.nn.DEQ(lambda z, x: 0.5 * torch.tanh(z) + x)
+    assert layer(torch.zeros(0, 3, 4, 4)).shape == (0, 3, 4, 4)
+    points = torch.ones(0, 2, requires_grad=True)
+    circle = ti.argmin(
+        lambda z, p: (z - p).square().sum(1), torch.ones(0, 2), points, constraints=lambda z, p: z.square().sum(1) - 1
+    )
+    assert circle.value.shape == (0, 2)
+    assert circle.multipliers.shape == (0,)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("front", ["fixed-point", "path"])
+def test_channels_last_stay_last_in_value_and_gradient(dims, front):
+    torch.manual_seed(0)
+    form = torch.channels_last if dims == 2 else torch.channels_last_3d
+    convolution = (nn.Conv2d if dims == 2 else nn.Conv3d)(3, 3, 3, padding=1).double().to(memory_format=form)
+    seen = []
+
+    def cell(z, x, convolution):
+        seen.append(z.stride(1) == 1)
+        return torch.tanh(0.1 * convolution(z) + x)
+
+    def solve(x):
+        if front == "fixed-point":
+            return ti.fixed_point(cell, torch.zeros_like(x), x, convolution).value
+        ts = torch.tensor([0.0, 1.0]).double()
+        return ti.odeint(lambda t, y, x, convolution: cell(y, x, convolution), x, ts, x, convolution).value[-1]
+
+    x = torch.randn(2, 3, *[4] * dims, dtype=torch.float64).to(memory_format=form).requires_grad_()
+    value = solve(x)
+    (gradient,) = torch.autograd.grad(value.square().sum(), x)
+    assert all(seen)
+    assert value.is_contiguous(memory_format=form)
+    assert gradient.is_contiguous(memory_format=form)
+    plain = x.detach().contiguous().requires_grad_()
+    expected = solve(plain)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.square().sum(), plain)[0])

@@ -122,7 +122,8 @@ class DEQ(nn.Module):
             raise
         self.report = solution.report
         if self.warm_start and not torch.is_inference_mode_enabled():  # whose tensors training could not use
-            self._last = replace(solution, value=pytree.tree_map(torch.detach, solution.value), trajectory=())
+            last = pytree.tree_map(lambda leaf: leaf.detach().clone(), solution.value)  # the caller may write into it
+            self._last = replace(solution, value=last, trajectory=())
         return (solution.value, solution.trajectory) if save_steps else solution.value
 
     def _start(self, x: Any, args: tuple) -> Any:

@@ -59,7 +59,7 @@ def jacobian_penalty(layer: Callable, z: Any, x: Any, *args: Any, probes: int = 
     with torch.enable_grad():
         value, pull = _linearised(evaluate, leaves)
         total = torch.stack([_squared_product(value, pull) for _ in range(probes)]).sum()
-    return total / (probes * sum(leaf.numel() for leaf in leaves))
+    return total / (probes * max(1, sum(leaf.numel() for leaf in leaves)))
 
 
 def _linearised(evaluate: Callable, z: list[Tensor]) -> tuple[list[Tensor], Callable]:

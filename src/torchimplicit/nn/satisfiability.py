@@ -163,10 +163,10 @@ class MaxSAT(nn.Module):
             raise TypeError(f"MaxSAT: got values of {x.dtype}, expected {dtype} like the parameters; try x.to({dtype})")
         if given.dtype != torch.bool:
             raise TypeError(f"MaxSAT: given is {given.dtype}, expected torch.bool: which variables are given")
-        if x.dim() != 2 or x.shape[1] != self.variables or given.shape != x.shape or not len(x):
+        if x.dim() != 2 or x.shape[1] != self.variables or given.shape != x.shape:
             raise ValueError(
                 f"MaxSAT: got values {tuple(x.shape)} and given {tuple(given.shape)}, expected (B, {self.variables}) "
-                "of both, B >= 1"
+                "of both"
             )
         wrong = given & ~((x >= 0) & (x <= 1))
         if bool(wrong.any()):

@@ -165,7 +165,7 @@ class Dynamics(Problem):
         with self.explicit.bind(tensors, keep_buffers) as bound, self.autocast.off():
             function, args = self.autocast.around(bound.f), bound.args
             bare = None
-            if layout.plain and sign is None and not self.autocast.enabled:
+            if layout.plain and layout.channels_last == [False] and sign is None and not self.autocast.enabled:
                 bare = Bare(function, args, layout.shapes[0], self.time_shape)
             field = Field(evaluate_once if looks else evaluate)
             field.bare = None if looks else bare
