@@ -171,9 +171,7 @@ def event(x):
 LAYERS |= {
     "shine": lambda: ti.nn.DEQ(Cell(), solver=ti.Broyden(), adjoint=ti.Shine()),
     "pair": lambda: pair,
-    "duals": lambda: (
-        lambda x: ti.qp(torch.eye(4).double(), x, C=torch.eye(4).double(), u=torch.zeros(4).double()).duals.bounds
-    ),
+    "duals": lambda: lambda x: ti.qp(torch.eye(4).double(), x, u=torch.zeros(4).double()).duals.bounds,
     "backsolve": lambda: ti.nn.NeuralODE(nn.Linear(4, 4), autonomous=True, adjoint=ti.Backsolve()),
     "reversible": lambda: ti.nn.NeuralODE(
         nn.Linear(4, 4), autonomous=True, adjoint=ti.Reversible(), solver=ti.RK4(dt=0.1)

@@ -81,7 +81,7 @@ def linearised(layer: DEQ, value: Any, x: Any, args: tuple) -> Iterator[tuple[Ja
     # Copies: what the cell writes to its buffers must not reach the graph that the products are taken from.
     tensors = [tensor.detach().clone() for tensor in problem.explicit.take_tensors()]
     with torch.no_grad(), problem.bind(tensors) as residual:
-        yield Jacobian(residual, z), z
+        yield Jacobian(residual, z, differences=True), z
 
 
 def requiring_grad(leaf: Any) -> Any:
