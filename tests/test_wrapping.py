@@ -265,3 +265,80 @@ def test_channels_last_stay_last_in_value_and_gradient(dims, front):
     expected = solve(plain)
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(gradient, torch.autograd.grad(expected.square().sum(), plain)[0])
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, z, x, *, mask=None, gain=1.0):
+        return torch.tanh(0.3 * self.linear(z) * (1.0 if mask is None else mask) + gain * x)
+
+
+def test_arguments_of_the_cell_by_name_get_gradients():
+    torch.manual_seed(0)
+    layer = ti.nn.DEQ(Masked(), solver=ti.Anderson(rtol=1e-10, atol=0)).double()
+    x, mask = torch.randn(3, 4).double(), torch.rand(3, 4).double().requires_grad_()
+    value = layer(x, mask=mask, gain=0.5)
+    grads = torch.autograd.grad(value.sum(), [mask, layer.cell.linear.weight])
+    plain = ti.fixed_point(
+        lambda z, x, mask, cell: cell(z, x, mask=mask, gain=0.5), x, x, mask, layer.cell, solver=layer.solver
+    ).value
+    torch.testing.assert_close(value, plain)
+    torch.testing.assert_close(
+        grads, torch.autograd.grad(plain.sum(), [mask, layer.cell.linear.weight]), rtol=1e-3, atol=1e-5
+    )
+    assert (layer(x) - value).abs().max() > 0.01
+
+
+def test_a_cell_that_takes_no_input_is_refused_in_words():
+    with pytest.raises(TypeError, match=r"DEQ\(cell=Linear\): takes \(input.*expected cell\(z, x, \.\.\.\)"):
+        ti.nn.DEQ(nn.Linear(16, 16))
+    inner, x = nn.Linear(4, 4), torch.randn(2, 4)
+    nn.init.orthogonal_(inner.weight, 0.5)
+    layer = ti.nn.DEQ(lambda z, x, inner: torch.tanh(inner(z) + x))  # what the words say
+    assert layer(x, inner).shape == (2, 4)
+
+
+def test_a_cell_that_writes_into_its_arguments_is_refused_in_words():
+    with pytest.raises(ValueError, match="writes into one of its arguments"):
+        ti.fixed_point(lambda z, x: x.add_(0.1 * z), torch.zeros(2, 3), torch.ones(2, 3))
+    with pytest.raises(ValueError, match="writes into its state"):
+        ti.fixed_point(lambda z, x: z.mul_(0.1).add_(x), torch.zeros(2, 3), torch.ones(2, 3))
+    clone = ti.fixed_point(lambda z, x: x.clone().add_(0.1 * z), torch.zeros(2, 3), torch.ones(2, 3))
+    assert clone.report.converged
+
+
+def test_unrolled_newton_with_checkpoints_is_refused_in_words():
+    x = torch.ones(2, 3)
+    with pytest.raises(ValueError, match=r"Unrolled\(checkpoint=True\).*expected another solver"):
+        ti.root(lambda z, x: z - x, x, x, adjoint=ti.Unrolled(checkpoint=True))
+
+
+def test_lu_takes_sparse_arguments():
+    torch.manual_seed(0)
+    dense = 0.3 * torch.eye(4).double()
+    x = torch.randn(3, 4).double().requires_grad_()
+
+    def solve(W, adjoint):
+        cell = lambda z, x, W: torch.sparse.mm(W, z.T).T + x if W.is_sparse else z @ W.T + x  # noqa: E731
+        return ti.fixed_point(cell, torch.zeros_like(x), x, W, solver=ti.Newton(linear_solver=ti.LU()), adjoint=adjoint)
+
+    expected = torch.autograd.grad(solve(dense, ti.Implicit(ti.LU())).value.square().sum(), x)[0]
+    found = torch.autograd.grad(solve(dense.to_sparse(), ti.Implicit(ti.LU())).value.square().sum(), x)[0]
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_sample_that_is_not_finite_beside_a_sparse_weight_is_reported():
+    x = torch.ones(3, 4).double()
+    x[1] = torch.nan
+    weight = (0.3 * torch.eye(4).double()).to_sparse().requires_grad_()
+    with pytest.raises(ti.ConvergenceError, match="non_finite: sample 1"):
+        ti.fixed_point(lambda z, x, W: torch.sparse.mm(W, z.T).T + x, torch.zeros_like(x), x, weight)
+
+
+def test_a_root_that_does_not_depend_on_its_state_is_reported():
+    x = torch.ones(2, 3).requires_grad_()
+    with pytest.raises(ti.ConvergenceError, match="singular Jacobian"):
+        ti.root(lambda z, x: 0 * x + 1, torch.zeros(2, 3), x, solver=ti.Newton(linear_solver=ti.LU()))

@@ -277,6 +277,11 @@ def check_options(solver: Any, adjoint: Any, on_failure: str) -> None:
         if not isinstance(got, expected):
             hint = f"{got.__name__}()" if isinstance(got, type) else usual
             raise TypeError(f"{name}: got {got!r}, expected an instance of {expected.__name__}; try {hint}")
+    if isinstance(adjoint, Unrolled) and adjoint.checkpoint and isinstance(solver, Newton):
+        raise ValueError(
+            "Unrolled(checkpoint=True) recomputes evaluations, but Newton() differentiates the function inside every "
+            "step; expected another solver, such as Anderson(), or adjoint=Unrolled(), or Implicit()"
+        )
     if adjoint.wants_inverse and not solver.learns:
         raise ValueError(
             f"adjoint={adjoint!r} reuses what a quasi-Newton solver has learnt, got solver={solver!r}; expected one "
