@@ -12,7 +12,8 @@ import torch
 _compiler: Any = torch._C._dynamo.eval_frame  # pyright: ignore[reportAttributeAccessIssue]
 _SKIP = _compiler._FrameAction.SKIP  # a call's own frame, and those of all that it calls
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 REASON = (
     "torchimplicit looks at the values after every step, which is no graph of known operations. Try torch.compile "
     "without fullgraph=True: it compiles what is around and calls this as it is. torch.compile(cell) compiles what is "
