@@ -32,13 +32,14 @@ def front_door(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def enter(*args: P.args, **kwargs: P.kwargs) -> R:
-        if torch.jit.is_tracing() or torch.compiler.is_exporting():
-            _refuse(name, "torch.jit.trace" if torch.jit.is_tracing() else "torch.export")
+        tracing = torch._C._is_tracing()
+        if tracing or torch.compiler.is_exporting():
+            _refuse(name, "torch.jit.trace" if tracing else "torch.export")
         return function(*args, **kwargs)
 
     marks: Any = enter
     marks._torchdynamo_disable, marks._torchdynamo_disable_msg = True, REASON
-    _compiler.set_code_exec_strategy(enter.__code__, _compiler._FrameExecStrategy(_SKIP, _SKIP))
+    _compiler.set_code_exec_strategy(marks.__code__, _compiler._FrameExecStrategy(_SKIP, _SKIP))
     marks.__prepare_scriptable__ = partial(_refuse, name, "torch.jit.script")
     return enter
 
