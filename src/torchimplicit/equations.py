@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from torchimplicit.adjoint import Adjoint, Call, Implicit, Record, Unrolled, quarantine, without
+from torchimplicit.adjoint import Adjoint, Call, Implicit, Record, Unrolled, quarantine, unmoved, without
 from torchimplicit.core import transforms
+from torchimplicit.core.front_door import front_door
 from torchimplicit.core.problem import FixedPoint, Problem, Residual, Root
-from torchimplicit.core.status import OnFailure, Solution, Status, react
-from torchimplicit.core.tree import Layout
+from torchimplicit.core.status import OnFailure, Report, Solution, Status, react
+from torchimplicit.core.tree import Layout, own
 from torchimplicit.solve import Anderson, Newton, PreparedMap, Result, Solver, iterate
 
 
+@front_door
 def fixed_point(
     f: Callable,
     z0: Any,
@@ -88,6 +90,7 @@ def _ask(f: PreparedMap, z0: Any, args: tuple, batch_dims: int, residual: Residu
         result.report.advice = f.advice(z, args, batch_dims)
 
 
+@front_door
 def root(
     g: Callable,
     z0: Any,
@@ -177,6 +180,8 @@ def solve_problem(
         z0, knowledge = pytree.tree_map(torch.detach, warm_start.value), warm_start.state
     z0, tensors = transforms.normal((z0, problem.explicit.take_tensors()))
     start = problem.layout.flatten(z0)
+    if not problem.layout.batch:
+        return _solved_nothing(problem, start, tensors, trace, save_steps, present)
     differentiable = torch.is_grad_enabled()
     if differentiable and transforms.active():
         # Inside a solve, transforms have been peeled off and a captured tensor can no longer be told: look beforehand.
@@ -205,11 +210,40 @@ def solve_problem(
             saved = [torch.where(sick[:, None], z.detach(), new) for z, new in zip(saved, healthy, strict=True)]
         else:
             saved = _differentiable(call, adjoint, saved, tensors, sick if quarantined else None)
-    unflatten = problem.layout.unflatten
-    solution = Solution(unflatten(value), report, tuple(map(unflatten, saved)), result.knowledge)
-    solution = solution if present is None else present(solution)
+    solution = _presented(problem, value, report, saved, result.knowledge, present)
     react(report, on_failure, solution)
     return solution
+
+
+def _presented(
+    problem: Problem,
+    value: Tensor,
+    report: Report,
+    saved: Sequence[Tensor],
+    knowledge: Any,
+    present: Callable[[Solution], Solution] | None,
+) -> Solution:
+    """Flat values `(B, n)` as the caller sees them, who may write into them: the adjoint keeps its own."""
+    value, *saved = (own(problem.layout.unflatten(rows)) for rows in (value, *saved))
+    solution = Solution(value, report, tuple(saved), knowledge)
+    return solution if present is None else present(solution)
+
+
+def _solved_nothing(
+    problem: Problem,
+    start: Tensor,
+    tensors: list[Tensor],
+    trace: bool,
+    save_steps: Sequence[int],
+    present: Callable[[Solution], Solution] | None,
+) -> Solution:
+    """The solution of an empty batch `(0, n)`, as other layers have it: gradients of zero, nothing evaluated."""
+    value, none = unmoved(start.detach(), tensors), torch.zeros(0, dtype=torch.int64, device=start.device)
+    report, backward = (
+        Report(none, none, start.new_zeros(0), nfev=0, name=name) for name in (type(problem).__name__, "backward solve")
+    )
+    report.trace, report.backward, backward.linear = start.new_zeros(1, 0) if trace else None, backward, True
+    return _presented(problem, value, report, [value] * len(save_steps), None, present)
 
 
 def _differentiable(
@@ -243,6 +277,11 @@ def check_options(solver: Any, adjoint: Any, on_failure: str) -> None:
         if not isinstance(got, expected):
             hint = f"{got.__name__}()" if isinstance(got, type) else usual
             raise TypeError(f"{name}: got {got!r}, expected an instance of {expected.__name__}; try {hint}")
+    if isinstance(adjoint, Unrolled) and adjoint.checkpoint and isinstance(solver, Newton):
+        raise ValueError(
+            "Unrolled(checkpoint=True) recomputes evaluations, but Newton() differentiates the function inside every "
+            "step; expected another solver, such as Anderson(), or adjoint=Unrolled(), or Implicit()"
+        )
     if adjoint.wants_inverse and not solver.learns:
         raise ValueError(
             f"adjoint={adjoint!r} reuses what a quasi-Newton solver has learnt, got solver={solver!r}; expected one "

@@ -3,7 +3,7 @@
 from torchimplicit.adjoint.call import Adjoint, Call, Record
 from torchimplicit.adjoint.implicit import Implicit, ImplicitSolve
 from torchimplicit.adjoint.phantom import Phantom
-from torchimplicit.adjoint.quarantine import quarantine, without
+from torchimplicit.adjoint.quarantine import quarantine, unmoved, without
 from torchimplicit.adjoint.shine import Shine
 from torchimplicit.adjoint.unrolled import Unrolled
 
@@ -17,5 +17,6 @@ __all__ = [
     "Shine",
     "Unrolled",
     "quarantine",
+    "unmoved",
     "without",
 ]

@@ -142,7 +142,14 @@ class Problem:
 
         def evaluate_first(z: Tensor, out: Tensor | None) -> Any:
             residual.evaluate = evaluate
+            given = [tensor for tensor in tensors[self.explicit.shared :] if tensor.is_floating_point()]
+            versions = [transforms.version(tensor) for tensor in given]
             value = self.evaluate_first(lambda: function(layout.unflatten(z)), z, tensors if audit else None)
+            if versions != [transforms.version(tensor) for tensor in given]:
+                raise ValueError(
+                    "the function writes into one of its arguments, and so is another one at every evaluation; try an "
+                    "out-of-place operation, or clone the argument inside the function first"
+                )
             return evaluate(z, out, value)
 
         with self.explicit.bind(tensors, keep_buffers) as bound, self.autocast.off():

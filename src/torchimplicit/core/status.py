@@ -116,6 +116,8 @@ class Report:
     def __str__(self) -> str:
         """One line: how many converged, in how many steps, to which residual; the backward solve beside it."""
         batch, unit = self.status.numel(), "products" if self.linear else "evaluations"
+        if not batch:
+            return f"{self.name}: an empty batch"
         text = (
             f"{self.name}: {batch - self.failed.numel()}/{batch} converged, steps up to {int(self.steps.max())}, "
             f"residual up to {float(self.residual.max()):.2e}, {self.nfev} {unit}"

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchimplicit.core import transforms
+
 
 def norm(rows: Tensor) -> Tensor:
     """Euclidean norm of every row of a matrix `(B, n)`; divide by `sqrt(n)` for the RMS. Returns `(B,)`."""
@@ -20,7 +22,8 @@ class Layout:
     """How a nested state maps to a matrix `(batch, n)`.
 
     Half precision is carried in float32 (the state that the user's function sees keeps its dtype), and a complex leaf
-    counts as its real and imaginary parts, so solvers see one real floating matrix whatever the state is.
+    counts as its real and imaginary parts, so solvers see one real floating matrix whatever the state is. Unknowns
+    stand in the order that they have in memory, so that images with their channels last stay so without a copy.
 
     Args:
         state: a tensor, or a nest of tuples, lists and dicts of tensors, of a floating or complex dtype.
@@ -28,7 +31,7 @@ class Layout:
 
     Raises:
         TypeError: a leaf is not a floating or complex tensor.
-        ValueError: no leaf, an empty leaf, an empty batch, or leaves whose batch sizes differ.
+        ValueError: no leaf, a leaf without unknowns, or leaves whose batch sizes differ.
     """
 
     def __init__(self, state: Any, batch_dims: int = 1):
@@ -47,7 +50,8 @@ class Layout:
         for dtype in self.dtypes:
             self.dtype = torch.promote_types(self.dtype, dtype.to_real() if dtype.is_complex else dtype)
         parts = [2 if dtype.is_complex else 1 for dtype in self.dtypes]
-        self.sizes = [part * prod(shape) // self.batch for part, shape in zip(parts, self.shapes, strict=True)]
+        self.sizes = [part * prod(shape[batch_dims:]) for part, shape in zip(parts, self.shapes, strict=True)]
+        self.channels_last = [batch_dims == 1 and _has_channels_last(leaf) for leaf in leaves]
         self.plain = len(leaves) == 1 and self.dtypes[0] == self.dtype and self.spec.is_leaf()
         self.flat = self.plain and batch_dims == 1 and leaves[0].dim() == 2  # already the matrix that solvers want
 
@@ -60,24 +64,35 @@ class Layout:
         """The state as a matrix `(B, n)`; a view where that is possible."""
         if self.plain:
             state = state if state.dtype is self.dtype else state.to(self.dtype)
-            return state if self.flat else state.reshape(self.batch, -1)
+            return state if self.flat else self._as_rows(0, state)
         rows = []
-        for leaf in pytree.tree_leaves(state):
+        for i, leaf in enumerate(pytree.tree_leaves(state)):
             real = torch.view_as_real(leaf) if leaf.is_complex() else leaf
-            rows.append(real.to(self.dtype).reshape(self.batch, -1))
+            rows.append(self._as_rows(i, real.to(self.dtype)))
         return torch.cat(rows, dim=1)
 
     def unflatten(self, rows: Tensor) -> Any:
         """A matrix `(B, n)` as a state of the recorded structure, shapes and dtypes."""
         if self.plain:
-            return rows if self.flat else rows.reshape(self.shapes[0])
+            return rows if self.flat else self._as_leaf(0, rows)
         leaves = []
-        pieces = rows.split(self.sizes, dim=1)
-        for piece, shape, dtype in zip(pieces, self.shapes, self.dtypes, strict=True):
+        for i, (piece, dtype) in enumerate(zip(rows.split(self.sizes, dim=1), self.dtypes, strict=True)):
             if dtype.is_complex:
-                piece = torch.view_as_complex(piece.reshape(*shape, 2).contiguous())
-            leaves.append(piece.reshape(shape).to(dtype))
+                piece = torch.view_as_complex(piece.reshape(len(piece), -1, 2).contiguous())
+            leaves.append(self._as_leaf(i, piece).to(dtype))
         return pytree.tree_unflatten(leaves, self.spec)
+
+    def _as_rows(self, i: int, leaf: Tensor) -> Tensor:
+        leaf = leaf.movedim(1, -1) if self.channels_last[i] else leaf
+        return leaf.reshape(self.batch, self.sizes[i])
+
+    def _as_leaf(self, i: int, rows: Tensor) -> Tensor:
+        shape = self.shapes[i]
+        return (
+            rows.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+            if self.channels_last[i]
+            else rows.reshape(shape)
+        )
 
     def describe(self) -> str:
         """Shapes and dtypes of the leaves, for messages."""
@@ -124,6 +139,20 @@ class Layout:
                 )
 
 
+def own(value: Any) -> Any:
+    """A nested value that the caller may write into: copies of what a graph may still need."""
+    return pytree.tree_map(
+        lambda leaf: leaf.clone() if isinstance(leaf, Tensor) and leaf.requires_grad else leaf, value
+    )
+
+
+def _has_channels_last(leaf: Tensor) -> bool:
+    """Whether a plain tensor of images or volumes holds the channels of a pixel side by side."""
+    if leaf.dim() not in (4, 5) or leaf.is_complex() or transforms.level(leaf) >= 0 or leaf.is_contiguous():
+        return False
+    return leaf.is_contiguous(memory_format=torch.channels_last if leaf.dim() == 4 else torch.channels_last_3d)
+
+
 def _check_leaves(leaves: list[Any], batch_dims: int) -> None:
     if not leaves:
         raise ValueError("the state is empty: got no tensor, expected a tensor or a nest of tensors")
@@ -139,8 +168,8 @@ def _check_leaves(leaves: list[Any], batch_dims: int) -> None:
                 "the state is a scalar, expected dimension 0 to be the batch; try z0[None], or batch_dims=0 for one "
                 "coupled problem"
             )
-        if leaf.numel() == 0:
-            raise ValueError(f"the state has shape {tuple(leaf.shape)}, expected at least one sample and one unknown")
+        if 0 in leaf.shape[batch_dims:]:
+            raise ValueError(f"the state has shape {tuple(leaf.shape)}, expected at least one unknown")
     if batch_dims and len({leaf.shape[0] for leaf in leaves}) > 1:
         shapes = [tuple(leaf.shape) for leaf in leaves]
         raise ValueError(f"the state's leaves have shapes {shapes}, expected one batch size in dimension 0")

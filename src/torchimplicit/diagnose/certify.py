@@ -16,9 +16,10 @@ from torchimplicit.diagnose.probe import relative_error, require_layer, untouche
 from torchimplicit.diagnose.trial import Answer, Trial
 from torchimplicit.linear import GMRES, LU
 from torchimplicit.nn import DEQ
-from torchimplicit.solve import ForwardBackward, Newton, Solver
+from torchimplicit.solve import Anderson, ForwardBackward, Newton, Solver
 
 REFINE = 5  # Newton steps from the layer's answer to the reference
+PATIENT = 200  # steps of Anderson's method to it, where a cell has no product for Newton's
 REACH, APART = 10.0, 0.05  # ends are one point within REACH error bounds; where there is no bound, APART of the spread
 
 
@@ -170,7 +171,10 @@ def _refined(trial: Trial, own: Answer, dense: int) -> Answer:
     eps = trial.layout.eps
     linear = LU() if trial.layout.width <= dense else GMRES(rtol=max(1e-10, 50 * eps), restart=100, max_steps=1000)
     newton = Newton(linear_solver=linear, rtol=10 * eps, atol=0, max_steps=REFINE)
-    return trial.solve(own.value, newton, Implicit(linear))
+    try:
+        return trial.solve(own.value, newton, Implicit(linear))
+    except NotImplementedError:  # a cell with one derivative only
+        return trial.solve(own.value, Anderson(rtol=10 * eps, atol=0, max_steps=PATIENT), Implicit(linear))
 
 
 def _trusted(own: Answer, reference: Answer, eps: float) -> tuple[Tensor, Tensor]:

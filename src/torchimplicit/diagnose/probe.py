@@ -52,6 +52,8 @@ def untouched(layer: DEQ, args: tuple, seed: int | None = None) -> Iterator[None
         args: its inputs; modules among them keep their buffers, too.
         seed: for the random numbers inside, None goes on from the current state.
     """
+    if any(isinstance(leaf, Tensor) and leaf.dim() and not len(leaf) for leaf in pytree.tree_leaves(args[:1])):
+        raise ValueError("x: got an empty batch, expected at least one sample to look at")
     buffers: dict[int, tuple[Tensor, int, Tensor]] = {}
     homes: list[tuple[dict, dict]] = []  # for those that are replaced rather than written to
     for module in modules_of(layer, args).values():
@@ -81,7 +83,7 @@ def linearised(layer: DEQ, value: Any, x: Any, args: tuple) -> Iterator[tuple[Ja
     # Copies: what the cell writes to its buffers must not reach the graph that the products are taken from.
     tensors = [tensor.detach().clone() for tensor in problem.explicit.take_tensors()]
     with torch.no_grad(), problem.bind(tensors) as residual:
-        yield Jacobian(residual, z), z
+        yield Jacobian(residual, z, differences=True), z
 
 
 def requiring_grad(leaf: Any) -> Any:

@@ -65,41 +65,78 @@ class Matrix(LinearOperator):
         return self.matrix
 
 
+_ONCE = (
+    "the function can be differentiated once only, and not in forward mode, so there is no product J v: it holds fused "
+    "attention, a compiled cell, or an autograd.Function without a second derivative. Try "
+    "torch.nn.attention.sdpa_kernel(SDPBackend.MATH) around attention, the cell before torch.compile, or what takes no "
+    "J v: Anderson() or Broyden() for the solve, LU() for small states"
+)
+
+
 class Jacobian(LinearOperator):
     """The Jacobian of a function at a point, one evaluation however many products follow.
 
     `rmatvec` is a vector-Jacobian product through the recorded graph. `matvec` is the derivative of that product by its
-    vector (the double-vjp trick), so forward mode is not needed and functions without a forward derivative work.
+    vector (the double-vjp trick), so that functions without a forward derivative work; where the function has no second
+    derivative (fused kernels, compiled cells) it is one evaluation in forward mode each.
     While grad is enabled the products are themselves differentiable.
 
     Args:
         function: maps `(B, n)` to `(B, n)`, samples independently.
         z: the point, `(B, n)`.
+        differences: where neither a second nor a forward derivative exists, take central differences for `J v` rather
+            than refuse: good to about the root of rounding, for diagnostics.
     """
 
-    def __init__(self, function: Callable[[Tensor], Tensor], z: Tensor):
+    def __init__(self, function: Callable[[Tensor], Tensor], z: Tensor, differences: bool = False):
         """Evaluates the function once, recording its graph."""
+        self.function, self.differences = function, differences
         self.differentiable = torch.is_grad_enabled()
         with torch.enable_grad():
             self.z = z if self.differentiable and z.requires_grad else z.detach().requires_grad_()
             self.value = function(self.z)
         self._linear: tuple[Tensor, Tensor] | None = None
+        self._once = False  # whether it is known that there is no second derivative
 
     def rmatvec(self, v: Tensor) -> Tensor:
         """`J^T v`."""
         return self._derivative(self.value, self.z, v)
 
     def matvec(self, v: Tensor) -> Tensor:
-        """`J v`."""
-        if self._linear is None:
+        """`J v`.
+
+        Raises:
+            NotImplementedError: the function has neither a second nor a forward derivative.
+        """
+        if self._linear is None and not self._once:
             dummy = torch.zeros_like(self.value, requires_grad=True)
-            self._linear = self._derivative(self.value, self.z, dummy, create_graph=True), dummy
-        return self._derivative(*self._linear, v)
+            linear = self._derivative(self.value, self.z, dummy, create_graph=True)
+            self._once = not _is_differentiable(linear, dummy, v)
+            self._linear = linear, dummy
+        return self._forward(v) if self._once else self._derivative(*self._linear, v)  # type: ignore[misc]
 
     def dense(self, like: Tensor) -> Tensor:
-        """The Jacobians `(B, n, n)`, by `n` vector-Jacobian products in one vectorised call."""
+        """The Jacobians `(B, n, n)`, by `n` vector-Jacobian products, in one vectorised call where that works."""
         basis = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
-        return torch.vmap(lambda row: self.rmatvec(row.expand(like.shape)), out_dims=1)(basis)
+        try:
+            return torch.vmap(lambda row: self.rmatvec(row.expand(like.shape)), out_dims=1)(basis)
+        except RuntimeError:  # sparse and compiled functions do not vectorise
+            return torch.stack([self.rmatvec(row.expand(like.shape)) for row in basis], dim=1)
+
+    def _forward(self, v: Tensor) -> Tensor:
+        """`J v` where there is no second derivative."""
+        z = self.z.detach()
+        try:
+            with torch.no_grad():
+                return torch.func.jvp(self.function, (z,), (v,))[1]
+        except RuntimeError as error:
+            if not self.differences:
+                raise NotImplementedError(_ONCE) from error
+        with torch.no_grad():
+            length = torch.linalg.vector_norm(v, dim=1, keepdim=True)
+            size = torch.linalg.vector_norm(z, dim=1, keepdim=True).clamp_min(1.0)
+            step = torch.finfo(z.dtype).eps ** (1 / 3) * size / torch.where(length > 0, length, 1.0)
+            return (self.function(z + step * v) - self.function(z - step * v)) / (2 * step)
 
     def _derivative(self, value: Tensor, by: Tensor, v: Tensor, create_graph: bool = False) -> Tensor:
         if not value.requires_grad:  # the value does not depend on the point
@@ -108,6 +145,28 @@ class Jacobian(LinearOperator):
         return torch.autograd.grad(value, by, v, retain_graph=True, create_graph=create_graph, materialize_grads=True)[
             0
         ]
+
+
+def _is_differentiable(linear: Tensor, by: Tensor, v: Tensor) -> bool:
+    """Whether a vector-Jacobian product has a derivative by its vector.
+
+    Where a function is marked `once_differentiable` its part would be missing without a word: the graph ends in an
+    error there, which is not reached.
+    """
+    todo, seen = [linear.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "torch::autograd::Error":
+            return False
+        seen.add(node)
+        todo.extend(following for following, _ in node.next_functions)
+    try:
+        torch.autograd.grad(linear, by, v, retain_graph=True, allow_unused=True) if linear.requires_grad else None
+    except RuntimeError:
+        return False
+    return True
 
 
 class IdentityMinus(LinearOperator):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchimplicit.core.front_door import refuse_scripting
 from torchimplicit.core.status import ConvergenceError, OnFailure
 from torchimplicit.optim.control import BoxDDP, ControlReport, ControlSolution, ilqr
 from torchimplicit.optim.control.bounds import Bound
@@ -55,6 +56,8 @@ class MPC(nn.Module):
     on_failure: OnFailure
     report: ControlReport | None
     last: Tensor | None
+
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from torchimplicit.core.front_door import refuse_scripting
 from torchimplicit.core.options import require
 from torchimplicit.core.status import ConvergenceError, OnFailure, Report
 from torchimplicit.optim.cone.canonical import canonicalise
@@ -65,6 +66,7 @@ class Convex(nn.Module):
     """
 
     report: Report | None
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from torchimplicit.adjoint import Adjoint, Implicit, Unrolled
+from torchimplicit.core.front_door import refuse_scripting
 from torchimplicit.core.status import ConvergenceError, OnFailure, Report, Solution
 from torchimplicit.equations import check_options, fixed_point
 from torchimplicit.nn.batch_norm import warn_of_batch_norm
@@ -56,6 +59,7 @@ class DEQ(nn.Module):
     """
 
     report: Report | None
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,
@@ -79,6 +83,7 @@ class DEQ(nn.Module):
                 "DEQ(warm_start=True, adjoint=Unrolled()): a start at the solution takes no steps, and so has no "
                 "gradient; try Implicit() or Phantom()"
             )
+        _check_cell(cell)
         self.cell, self.init = cell, init
         self.solver, self.adjoint = solver, adjoint
         self.warm_start = warm_start
@@ -88,7 +93,7 @@ class DEQ(nn.Module):
         self._last: Solution | None = None
         warn_of_batch_norm("DEQ", "cell", cell, "fixed points")
 
-    def forward(self, x: Any, *args: Any, z0: Any = None, save_steps: Sequence[int] = ()) -> Any:
+    def forward(self, x: Any, *args: Any, z0: Any = None, save_steps: Sequence[int] = (), **keywords: Any) -> Any:
         """The fixed point for input `x`, like `z0`.
 
         Args:
@@ -96,6 +101,8 @@ class DEQ(nn.Module):
             *args: further arguments of the cell.
             z0: where to start, in place of `init` and of a warm start.
             save_steps: steps whose iterates to return, too; see `fixed_point`.
+            **keywords: further arguments of the cell by name, `layer(x, mask=mask)`; tensors among them get gradients.
+                `z0` and `save_steps` are the layer's own names, and no cell's.
 
         Returns:
             The fixed point; with `save_steps`, the fixed point and the tuple of iterates.
@@ -103,9 +110,12 @@ class DEQ(nn.Module):
         last = self._last  # read once: other threads may write it
         if z0 is None:
             z0 = self._start(x, args)
+        cell = self.cell
+        if keywords:  # as arguments, so that their tensors are explicit
+            cell, args = partial(_by_name, cell, tuple(keywords)), (*args, *keywords.values())
         try:
             solution = fixed_point(
-                self.cell,
+                cell,
                 z0,
                 x,
                 *args,
@@ -121,7 +131,8 @@ class DEQ(nn.Module):
             raise
         self.report = solution.report
         if self.warm_start and not torch.is_inference_mode_enabled():  # whose tensors training could not use
-            self._last = replace(solution, value=pytree.tree_map(torch.detach, solution.value), trajectory=())
+            last = pytree.tree_map(lambda leaf: leaf.detach().clone(), solution.value)  # the caller may write into it
+            self._last = replace(solution, value=last, trajectory=())
         return (solution.value, solution.trajectory) if save_steps else solution.value
 
     def _start(self, x: Any, args: tuple) -> Any:
@@ -147,3 +158,29 @@ class DEQ(nn.Module):
         """The options, for `print(layer)`."""
         options = f"warm_start={self.warm_start}, on_failure={self.on_failure!r}"
         return f"solver={self.solver}, adjoint={self.adjoint}, {options}"
+
+
+def _by_name(cell: Callable, names: tuple[str, ...], z: Any, *args: Any) -> Any:
+    """The cell at `z`, its last arguments by these names."""
+    first = len(args) - len(names)
+    return cell(z, *args[:first], **dict(zip(names, args[first:], strict=True)))
+
+
+def _check_cell(cell: Callable) -> None:
+    """Refuses a cell that cannot be called with a state and an input.
+
+    Raises:
+        TypeError: says what it takes, and what to do.
+    """
+    try:
+        signature = inspect.signature(cell.forward if isinstance(cell, nn.Module) else cell)
+    except (TypeError, ValueError):  # a builtin that does not say
+        return
+    try:
+        signature.bind_partial(None, None)
+    except TypeError:
+        name = type(cell).__name__ if isinstance(cell, nn.Module) else getattr(cell, "__name__", repr(cell))
+        raise TypeError(
+            f"DEQ(cell={name}): takes {signature}, expected cell(z, x, ...), the state and the layer's input; try "
+            f"lambda z, x, inner: torch.tanh(inner(z) + x) with layer(x, inner), or a module with such a forward"
+        ) from None

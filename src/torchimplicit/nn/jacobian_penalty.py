@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.core import transforms
+from torchimplicit.core.front_door import front_door
 from torchimplicit.nn.deq import DEQ
 
 
+@front_door
 def jacobian_penalty(layer: Callable, z: Any, x: Any, *args: Any, probes: int = 1) -> Tensor:
     r"""Estimates $\|J\|_F^2 / n$, $J = \partial\,\mathrm{cell} / \partial z$ at `z`, averaged over the batch.
 
@@ -57,7 +59,7 @@ def jacobian_penalty(layer: Callable, z: Any, x: Any, *args: Any, probes: int = 
     with torch.enable_grad():
         value, pull = _linearised(evaluate, leaves)
         total = torch.stack([_squared_product(value, pull) for _ in range(probes)]).sum()
-    return total / (probes * sum(leaf.numel() for leaf in leaves))
+    return total / (probes * max(1, sum(leaf.numel() for leaf in leaves)))
 
 
 def _linearised(evaluate: Callable, z: list[Tensor]) -> tuple[list[Tensor], Callable]:

@@ -19,6 +19,7 @@ from torch.nn.utils.parametrize import register_parametrization
 from torchimplicit.adjoint import Adjoint, Implicit
 from torchimplicit.core.options import require
 from torchimplicit.core.status import OnFailure
+from torchimplicit.core.tree import own
 from torchimplicit.nn.contractive import norm_bound
 from torchimplicit.nn.deq import DEQ
 from torchimplicit.solve import Anderson, ForwardBackward, PeacemanRachford, Solver
@@ -168,7 +169,8 @@ class MonotoneDEQ(DEQ):
         """The cell's fixed point for an input like the state; see `DEQ.forward`. `z0` and the steps are the map's."""
         found = super().forward(x, *args, z0=z0, save_steps=save_steps)
         split: Any = self.cell
-        return (split.output(found[0]), found[1]) if save_steps else split.output(found)
+        value = own(split.output(found[0] if save_steps else found))
+        return (value, found[1]) if save_steps else value
 
     def contraction(self) -> float:
         """A bound, below one, of the splitting map's Lipschitz constant, with the weights as they are."""

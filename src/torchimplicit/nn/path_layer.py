@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from torchimplicit.core.front_door import refuse_scripting
 from torchimplicit.core.status import ConvergenceError, OnFailure
 from torchimplicit.ode import PathAdjoint, PathReport, PathSolver, odeint
 
@@ -25,6 +26,7 @@ class PathLayer(nn.Module):
     on_failure: OnFailure
     report: PathReport | None
     penalties: tuple[Tensor, ...]
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(self):
         """Has walked nowhere yet."""

@@ -56,7 +56,7 @@ class Moment:
         r"""$\operatorname{tr} \partial f / \partial y$, `(B,)`, exactly: a product for every entry of a sample."""
         slope, pull = self._linear
         total = torch.zeros_like(slope[:, :1].flatten(1)[:, 0])
-        basis = torch.eye(slope[0].numel(), dtype=slope.dtype, device=slope.device)
+        basis = torch.eye(slope.shape[1:].numel(), dtype=slope.dtype, device=slope.device)
         for i, row in enumerate(basis.view(-1, *slope.shape[1:])):
             total = total + pull(row.expand_as(slope)).flatten(1)[:, i]
         return total

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchimplicit.core.front_door import refuse_scripting
 from torchimplicit.core.options import require
 from torchimplicit.core.status import ConvergenceError, OnFailure, Report
 from torchimplicit.optim import QPSolution, qp
@@ -42,6 +43,8 @@ class QP(nn.Module):
     """
 
     report: Report | None
+
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,

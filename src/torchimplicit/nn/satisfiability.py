@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from torchimplicit.core.front_door import front_door, refuse_scripting
 from torchimplicit.core.options import require
 from torchimplicit.core.status import OnFailure, Report, react
 from torchimplicit.nn.mixing import Descent, Equilibrium, Track
@@ -67,6 +68,7 @@ class MaxSAT(nn.Module):
     """
 
     report: Report | None
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,
@@ -122,6 +124,7 @@ class MaxSAT(nn.Module):
         cosine = self.cosine(x, given).clamp(-inside, inside)
         return torch.where(given, x, torch.arccos(-cosine) / math.pi)
 
+    @front_door
     def cosine(self, x: Tensor, given: Tensor) -> Tensor:
         """As `forward`, but $v_i^T v_0$, 1 for true and -1 for false: smooth, with bounded slopes."""
         self._check(x, given)
@@ -160,10 +163,10 @@ class MaxSAT(nn.Module):
             raise TypeError(f"MaxSAT: got values of {x.dtype}, expected {dtype} like the parameters; try x.to({dtype})")
         if given.dtype != torch.bool:
             raise TypeError(f"MaxSAT: given is {given.dtype}, expected torch.bool: which variables are given")
-        if x.dim() != 2 or x.shape[1] != self.variables or given.shape != x.shape or not len(x):
+        if x.dim() != 2 or x.shape[1] != self.variables or given.shape != x.shape:
             raise ValueError(
                 f"MaxSAT: got values {tuple(x.shape)} and given {tuple(given.shape)}, expected (B, {self.variables}) "
-                "of both, B >= 1"
+                "of both"
             )
         wrong = given & ~((x >= 0) & (x <= 1))
         if bool(wrong.any()):

@@ -193,5 +193,8 @@ class DensePath:
 def stacked(layout: Layout, rows: Tensor) -> Any:
     """Flat states `(K, B, n)` as the state's nest with the times in front."""
     if layout.plain:
-        return rows.reshape(len(rows), *layout.shapes[0])
+        count = len(rows)
+        if layout.channels_last == [False]:
+            return rows.reshape(count, *layout.shapes[0])
+        return layout.of_batch(count * layout.batch).unflatten(rows.flatten(0, 1)).unflatten(0, (count, layout.batch))
     return pytree.tree_map(lambda *leaves: torch.stack(leaves), *(layout.unflatten(row) for row in rows.unbind()))

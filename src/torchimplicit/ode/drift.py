@@ -41,7 +41,8 @@ class DriftReport(PathReport):
 
     def __str__(self) -> str:
         """As of a path, and the largest drift."""
-        return f"{super().__str__()}, drift up to {float(self.drift.max()):.3g} tolerances"
+        text = super().__str__()
+        return f"{text}, drift up to {float(self.drift.max()):.3g} tolerances" if len(self.drift) else text
 
 
 def looser(there: PathSolver, back: PathSolver, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -165,7 +165,7 @@ class Dynamics(Problem):
 
         with self.explicit.bind(tensors, keep_buffers) as bound, self.autocast.off():
             function, bare = self.autocast.around(bound), None
-            if layout.plain and sign is None and not self.autocast.enabled:
+            if layout.plain and layout.channels_last == [False] and sign is None and not self.autocast.enabled:
                 bare = Bare(bound, layout.shapes[0], self.time_shape, self.f)
             field = Field(evaluate_once if looks else evaluate)
             field.bare = None if looks else bare

@@ -117,9 +117,10 @@ class Walk:
         self.adaptive = solver if isinstance(solver, AdaptiveSolver) else None
         if self.adaptive is not None:
             self.tolerance = Tolerance(self.adaptive.rtol, self.adaptive.atol, who.y)
-            rounding = 4 * torch.finfo(who.t.dtype).eps * float(who.ts[[0, -1]].abs().max())
+            farthest = float(who.ts[[0, -1]].abs().max()) if len(who.t) else 0.0
+            rounding = 4 * torch.finfo(who.t.dtype).eps * farthest
             self.smallest = max(self.adaptive.dt_min, rounding)
-        self.all_running, self.any_running = True, True
+        self.all_running, self.any_running = True, len(who.t) > 0
         self.quick = 0  # attempts that are not in `tried` yet
         self._see_next()
 

@@ -11,9 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from torchimplicit.adjoint import unmoved
 from torchimplicit.core import transforms
+from torchimplicit.core.front_door import front_door
 from torchimplicit.core.status import OnFailure, react
-from torchimplicit.core.tree import Layout
+from torchimplicit.core.tree import Layout, own
 from torchimplicit.ode.adjoint import Checkpointed, PathAdjoint
 from torchimplicit.ode.call import PathCall, PathRecord
 from torchimplicit.ode.compiled import check_compile, decide, spending
@@ -26,6 +28,7 @@ from torchimplicit.ode.report import PathReport, PathSolution
 from torchimplicit.ode.times import check_times, runs_backward
 
 
+@front_door
 def odeint(
     f: Callable,
     y0: Any,
@@ -126,13 +129,15 @@ def odeint(
             rows = (adjoint.solve if differentiable else adjoint.walk)(call, start, times, tensors)
     report = call.record.report
     assert report is not None
+    if differentiable and not layout.batch:
+        rows = unmoved(rows, [times, *tensors])  # gradients of zero, as of other layers
     if (sick := find_sick(call, rows)) is not None:
         if followed is None:
             rows = quarantine(call, adjoint, rows, inputs, sick)
         else:
             followed = quarantine_followed(call, adjoint, followed, inputs, sick)
             rows = followed.rows
-    solution = PathSolution(stacked(layout, rows), report, **_found(followed, dynamics, report, dense))
+    solution = PathSolution(own(stacked(layout, rows)), report, **_found(followed, dynamics, report, dense))
     react(report, on_failure, solution)
     return solution
 
@@ -142,7 +147,7 @@ def _found(followed: Followed | None, dynamics: Dynamics, report: PathReport, de
     found: dict[str, Any] = {}
     if followed is not None and report.fired is not None:
         found["event_time"] = torch.where(report.fired, dynamics.user_time(followed.t), torch.nan)
-        found["event_state"] = dynamics.layout.unflatten(followed.y)
+        found["event_state"] = own(dynamics.layout.unflatten(followed.y))
     if followed is not None and dense:
         found["path"] = followed.path
     return found
@@ -193,7 +198,7 @@ def check_reachable(solver: PathSolver, layout: Layout, y0: Any) -> None:
     """
     if not isinstance(solver, AdaptiveSolver) or float(torch.as_tensor(solver.rtol).min()) >= layout.eps:
         return
-    size = 1.0 if transforms.active() else float(layout.flatten(y0).detach().abs().max())
+    size = 1.0 if transforms.active() or not layout.batch else float(layout.flatten(y0).detach().abs().max())
     if float(torch.as_tensor(solver.atol).min()) < layout.eps * size:
         coarsest = max(layout.dtypes, key=lambda dtype: torch.finfo(dtype).eps)
         name = type(solver).__name__

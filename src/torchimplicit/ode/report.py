@@ -67,6 +67,8 @@ class PathReport(Report):
     def __str__(self) -> str:
         """One line: how many arrived, in how many steps, after how many evaluations; the backward solve beside it."""
         batch = self.status.numel()
+        if not batch:
+            return f"{self.name}: an empty batch"
         text = (
             f"{self.name}: {batch - self.failed.numel()}/{batch} arrived, steps up to {int(self.accepted.max())} "
             f"accepted and {int(self.rejected.max())} rejected, {self.nfev} evaluations"

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from torchimplicit.adjoint import Adjoint, Implicit
+from torchimplicit.core.front_door import front_door
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.stationary import LeastSquares, Stationary
 from torchimplicit.core.status import OnFailure, Solution
@@ -17,6 +18,7 @@ from torchimplicit.optim.constrained import ConstrainedSolution, first_multiplie
 from torchimplicit.solve import LBFGS, LevenbergMarquardt, Minimiser, Newton, Result, Solver
 
 
+@front_door
 def argmin(
     energy: Callable,
     z0: Any,
@@ -125,6 +127,7 @@ def argmin(
     )
 
 
+@front_door
 def least_squares(
     residuals: Callable,
     z0: Any,

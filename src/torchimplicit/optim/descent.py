@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.core import transforms
+from torchimplicit.core.front_door import front_door
 from torchimplicit.core.stand_in import alone
 from torchimplicit.core.stationary import Stationary, no_slope, slope
 from torchimplicit.linear import Jacobian, eigenvalue_range, probe
@@ -215,6 +216,7 @@ class ProjectedGradient(ProximalGradient):
 
 
 @torch.no_grad()
+@front_door
 def curvature_bound(energy: Callable, z: Any, *args: Any, products: int = PRODUCTS, batch_dims: int = 1) -> Tensor:
     r"""How strongly an energy bends at a state: the largest modulus of an eigenvalue of its Hessian.
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from torchimplicit.core.front_door import front_door
 from torchimplicit.optim.projection.balls import onto_ball, onto_box
 from torchimplicit.optim.projection.batch import Batch, Scalar
 from torchimplicit.optim.projection.cones import onto_semidefinite_cone
@@ -170,6 +171,7 @@ def group(x: Tensor, step: Scalar, groups: Tensor | Sequence[int]) -> Tensor:
     return batch.finish(x * shrink.gather(-1, labels))
 
 
+@front_door
 def nuclear(X: Tensor, step: Scalar = 1.0) -> Tensor:
     r"""Of the sum of a matrix's singular values: every one is lowered by $\alpha$, down to zero.
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchimplicit.core.front_door import front_door
 from torchimplicit.core.status import Report, Status, react
 from torchimplicit.optim.projection.batch import Batch, Label, Scalar
 
@@ -18,6 +19,7 @@ _PATIENCE = 20  # rounds without fewer wrong edges than ever, before a sample ch
 _ROUNDS = 10  # times the number of entries, and 1000 more: the most rounds that are taken
 
 
+@front_door
 def total_variation(x: Tensor, step: Scalar = 1.0) -> Tensor:
     r"""Of $\sum_i |x_{i+1} - x_i|$, exactly: a piecewise constant signal near $x$.
 

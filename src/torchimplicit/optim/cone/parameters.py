@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -47,6 +48,8 @@ class ParameterRule:
     def check_domain(self, value: Tensor) -> None:
         """Refuses values outside of the declared domain, which cvxpy took for granted when it judged convexity."""
         if transforms.active() or not self.attributes:
+            return
+        if not value.numel():
             return
         play = torch.finfo(value.dtype).eps ** 0.5
         rows = value.detach().double().reshape(-1, *self.shape).nan_to_num(0, 0, 0)  # NaN is for the solver to report
@@ -116,8 +119,6 @@ def stack(rules: Sequence[ParameterRule], values: Sequence[Tensor]) -> tuple[Ten
     if len(known) > 1:
         listed = ", ".join(f"{rule.name}: {size}" for rule, size in zip(rules, sizes, strict=True) if size is not None)
         raise ValueError(f"got batches of different sizes ({listed}), expected one; leave out what all samples share")
-    if known and known[0] == 0:
-        raise ValueError("got an empty batch, expected at least one sample")
     devices = {str(value.device) for value in values}
     if len(devices) > 1:
         raise ValueError(f"got parameters on {sorted(devices)}, expected one device; try .to()")
@@ -125,7 +126,7 @@ def stack(rules: Sequence[ParameterRule], values: Sequence[Tensor]) -> tuple[Ten
         rule.check_domain(value)
     batch = known[0] if known else 1
     rows = [
-        value.double().reshape(1 if size is None else batch, -1).expand(batch, -1)
-        for value, size in zip(values, sizes, strict=True)
+        value.double().reshape(1 if size is None else batch, prod(rule.shape)).expand(batch, -1)
+        for rule, value, size in zip(rules, values, sizes, strict=True)
     ]
     return torch.cat(rows, 1) if rows else torch.zeros(1, 0, dtype=torch.float64), [size is not None for size in sizes]

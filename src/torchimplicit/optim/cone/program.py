@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchimplicit.adjoint import Call, Implicit, Record
 from torchimplicit.core import transforms
+from torchimplicit.core.front_door import front_door
 from torchimplicit.core.problem import Root
 from torchimplicit.core.status import ConvergenceError, ConvergenceWarning, Report, Solution, Status, failure_message
 from torchimplicit.optim.cone.cones import Cones
@@ -40,6 +41,7 @@ class ConeSolution(Solution):
     start: tuple[Tensor, Tensor, Tensor] = None  # type: ignore[assignment]
 
 
+@front_door
 def cone_program(
     P: Tensor | None,
     q: Tensor,

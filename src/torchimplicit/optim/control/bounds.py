@@ -20,7 +20,7 @@ def check_start(x0: Any) -> None:
     if not isinstance(x0, Tensor) or not x0.is_floating_point():
         got = x0.dtype if isinstance(x0, Tensor) else type(x0).__name__
         raise TypeError(f"x0: got {got}, expected a floating tensor of first states (B, nx)")
-    if x0.dim() != 2 or x0.numel() == 0:
+    if x0.dim() != 2 or 0 in x0.shape[1:]:
         hint = "; try x0.unsqueeze(0)" if x0.dim() == 1 else ""
         raise ValueError(f"x0: got shape {tuple(x0.shape)}, expected first states (B, nx), one or more{hint}")
 

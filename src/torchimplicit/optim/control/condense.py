@@ -51,7 +51,7 @@ def by_kind(data: LinearQuadratic, rows: Tensor) -> tuple[Tensor | None, Tensor 
     """The rows of the program `(B, r)`, those of controls `(B, T, nu)` and those of states `(B, T, nx)`."""
     parts: list[Any] = []
     for pair in (data.control_bounds, data.state_bounds):
-        size = 0 if pair is None else pair[0][0].numel()
+        size = 0 if pair is None else pair[0].shape[1:].numel()
         parts.append(None if pair is None else rows[:, :size].view(pair[0].shape))
         rows = rows[:, size:]
     return parts[0], parts[1]

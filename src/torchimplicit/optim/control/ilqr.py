@@ -14,6 +14,7 @@ from torch import Tensor
 from torchimplicit.adjoint import Call, Implicit, Record
 from torchimplicit.adjoint.quarantine import without
 from torchimplicit.core import transforms
+from torchimplicit.core.front_door import front_door
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.status import OnFailure, Solution, Status, react
 from torchimplicit.optim.control.bounds import Bound, as_bound, check_order, check_start
@@ -22,6 +23,7 @@ from torchimplicit.optim.control.optimality import Band, Control, Optimality
 from torchimplicit.optim.control.solution import ControlSolution
 
 
+@front_door
 def ilqr(
     dynamics: Callable,
     cost: Callable,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core import transforms
+from torchimplicit.core.front_door import front_door
 from torchimplicit.core.status import OnFailure, Status, react
 from torchimplicit.optim.control.bounds import Bound
 from torchimplicit.optim.control.condense import by_kind, constrained
@@ -19,6 +20,7 @@ from torchimplicit.optim.control.solution import ControlReport, ControlSolution
 ACCURATE = 1e-7  # residual of the controls' slope beyond which a plan is not vouched for
 
 
+@front_door
 def lqr(
     A: Tensor,
     B: Tensor,

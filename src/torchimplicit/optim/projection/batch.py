@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torchimplicit.core import transforms
+from torchimplicit.core.front_door import front_door
 
 Scalar = float | Tensor
 
@@ -93,6 +94,7 @@ class Batch:
             )
         return tensor
 
+    @front_door
     def refuse(self, empty: Tensor, expected: str, **values: Tensor) -> None:
         """Refuses the samples set in `empty`, `()` or as the batch; of the first of them, the `values` are shown.
 

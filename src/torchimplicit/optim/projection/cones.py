@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torchimplicit.core.front_door import front_door
 from torchimplicit.optim.projection.batch import Batch, norm, safe_norm
 from torchimplicit.optim.projection.spectral import PositivePart
 
@@ -40,6 +41,7 @@ def second_order_cone(x: Tensor) -> Tensor:
     return batch.finish(torch.where(inside, x, torch.where(polar, 0, surface)))
 
 
+@front_door
 def semidefinite_cone(X: Tensor) -> Tensor:
     r"""The nearest positive semidefinite matrix, of the symmetric part of $X$: its eigenvalues' positive parts.
 

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchimplicit.core.front_door import front_door
 from torchimplicit.optim.projection.batch import Batch, Label
 
 
+@front_door
 def isotonic(x: Tensor, weights: Tensor | None = None) -> Tensor:
     r"""The nearest nondecreasing vector, $\min_y \sum_i w_i (y_i - x_i)^2$ with $y_1 \le \dots \le y_n$, exactly.
 

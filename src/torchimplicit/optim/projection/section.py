@@ -12,10 +12,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torchimplicit.core.front_door import front_door
 from torchimplicit.optim.projection.balls import bounds
 from torchimplicit.optim.projection.batch import Batch, Scalar
 
 
+@front_door
 def box_section(x: Tensor, lower: Scalar, upper: Scalar, a: Tensor, b: Scalar) -> Tensor:
     r"""The nearest point of $\{l \le y \le u,\ a^\top y = b\}$, exactly.
 
@@ -47,6 +49,7 @@ def box_section(x: Tensor, lower: Scalar, upper: Scalar, a: Tensor, b: Scalar) -
     return _section("box_section", x, lower, upper, a, b, "min a'y <= b <= max a'y over the box")
 
 
+@front_door
 def capped_simplex(x: Tensor, total: Scalar = 1.0, cap: Scalar = 1.0) -> Tensor:
     r"""The nearest point of $\{0 \le y \le c,\ \sum_i y_i = s\}$, exactly: a choice of $s$ entries, relaxed.
 

@@ -131,8 +131,6 @@ def _batch(given: dict[str, Tensor | None]) -> tuple[int, bool]:
     if len(found) > 1:
         listed = ", ".join(f"{name}: {size}" for name, size in sizes.items())
         raise ValueError(f"qp: got batch sizes {listed}, expected one, or tensors without a batch for all programs")
-    if 0 in found:
-        raise ValueError("qp: got an empty batch, expected at least one program")
     return (found.pop() if found else 1), bool(sizes)
 
 

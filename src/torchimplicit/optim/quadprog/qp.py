@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchimplicit.adjoint import unmoved
 from torchimplicit.core import transforms
+from torchimplicit.core.front_door import front_door
 from torchimplicit.core.status import OnFailure, Status, react
+from torchimplicit.core.tree import own
 from torchimplicit.optim.quadprog.form import Form, assemble, benign, broken, check_symmetric
 from torchimplicit.optim.quadprog.nearest import nearest_feasible, uncrossed
 from torchimplicit.optim.quadprog.optimum import Call, Optimum
@@ -20,6 +23,7 @@ from torchimplicit.optim.quadprog.smoothing import smooth
 from torchimplicit.optim.quadprog.solve import Outcome, solve
 
 
+@front_door
 def qp(
     Q: Tensor | None,
     q: Tensor,
@@ -95,6 +99,8 @@ def qp(
         return transforms.without_inference_mode(again, Q, q, G, h, A, b, C, l, u)
     _check_options(warm_start, closest_feasible, smoothed, max_steps, on_failure)
     given, form = assemble(*transforms.normal((Q, q, G, h, A, b, C, l, u)))
+    if not given.batch:
+        return _solved_nothing(given, form)
     guess = None if warm_start is None else _guess(warm_start, form, given)
     sick, stated = _quarantined(uncrossed(given) if closest_feasible else given, form)
     program = nearest_feasible(stated) if closest_feasible else stated
@@ -111,6 +117,15 @@ def qp(
     solution = _solution(stated, form, z, y, side, report, outcome)
     react(report, react_to, solution)
     return solution
+
+
+def _solved_nothing(program: Program, form: Form) -> QPSolution:
+    """The solution of no program at all, with gradients of zero."""
+    tensors = list(program.tensors)
+    z, y = unmoved(program.q.detach(), tensors), unmoved(program.upper.detach(), tensors)
+    none = torch.zeros(0, dtype=torch.int64, device=z.device)
+    report = ProgramReport(none, none, z.new_zeros(0), 0, "quadratic program")
+    return _solution(program, form, z, y, torch.zeros_like(y, dtype=torch.int8), report, None)
 
 
 def _exact(program: Program, run: Callable[[Program], Outcome], on_failure: Any) -> tuple:
@@ -145,9 +160,8 @@ def _solution(
     if outcome is not None and outcome.proof is not None and not transforms.active():
         contradiction, ray = outcome.proof
         certificate = Certificate(form.duals(contradiction), form.out(ray))
-    return QPSolution(
-        form.out(z), report, duals=form.duals(y), slack=slack, active=form.duals(side), certificate=certificate
-    )
+    value, duals, slack = own((form.out(z), form.duals(y), slack))
+    return QPSolution(value, report, duals=duals, slack=slack, active=form.duals(side), certificate=certificate)
 
 
 def _smoothed(
