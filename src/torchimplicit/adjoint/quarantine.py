@@ -207,7 +207,7 @@ def replaced(
         rows: which sample shall stand at each place, `(B,)`.
         sick: which samples are not finite, `(B,)` bool.
     """
-    new = list(tensors)
+    new, chosen = list(tensors), []
     with torch.no_grad():
         before = evaluate(tensors)[~sick]
         for i in range(shared, len(tensors)):
@@ -215,10 +215,12 @@ def replaced(
                 # Not by equal rows, which change nothing whomever they belong to.
                 perturbed = [*tensors[:i], _perturbed(tensors[i].detach()[rows], sick), *tensors[i + 1 :]]
                 if torch.equal(evaluate(perturbed)[~sick], before):
-                    new[i] = tensors[i][rows]
-    chosen = [i for i, (a, b) in enumerate(zip(new, tensors, strict=True)) if a is not b and _has_gradient(a)]
+                    chosen.append(i)
     for i in chosen:
-        new[i] = new[i] if not _depends(evaluate, new, i, sick) else tensors[i]
+        new[i] = tensors[i][rows]
+    for i in chosen:
+        if _has_gradient(new[i]) and _depends(evaluate, new, i, sick):
+            new[i] = tensors[i]
     return new
 
 

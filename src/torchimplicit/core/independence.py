@@ -6,7 +6,8 @@ numbers differ in some bit, so that all bits, both ways, find every coupling.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -33,18 +34,21 @@ def halves(batch: int, device: torch.device, bits: int | None = None) -> Iterato
             yield (number >> bit) % 2 == side
 
 
+def alternate(like: Tensor) -> Tensor:
+    """Every second sample, `(B,)` bool: the one experiment that sees what a statistic over the batch does."""
+    return torch.arange(len(like), device=like.device) % 2 == 0
+
+
 def noise(like: Tensor) -> Tensor:
     """Normal numbers of a tensor's shape, dtype and device, always the same; the global random state stays as it is."""
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randn((*like.shape, 2), generator=generator, dtype=torch.float64)
-    drawn = torch.view_as_complex(drawn) if like.is_complex() else drawn[..., 0]
-    return drawn.to(like)
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
 
 
-def jolted(tensor: Tensor) -> Tensor:
-    """A tensor moved by about its own size, every entry by something else."""
-    size = tensor.abs().amax().nan_to_num(1, 1) if tensor.numel() else tensor.new_ones(())
-    return tensor + torch.where(size > 0, size, 1) * noise(tensor)
+def jolted(tensor: Tensor, part: float = 1.0) -> Tensor:
+    """A tensor moved by about its own size, or a part of that, every entry by something else."""
+    size = float(tensor.detach().abs().amax()) if tensor.numel() else 0.0
+    return torch.add(tensor, noise(tensor), alpha=part * size if 0 < size < math.inf else part)
 
 
 def leakage(product: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
@@ -64,25 +68,43 @@ def leakage(product: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
     return leaked
 
 
-def coupled(function: Callable[[Tensor], Tensor], z: Tensor, eps: float, bits: int | None = None) -> Tensor | None:
+def coupled(
+    function: Callable[[Tensor], Tensor], z: Tensor, eps: float, experiments: Iterable[Tensor]
+) -> Tensor | None:
     """Which samples' values change with other samples' states.
 
     Args:
         function: `(B, n) -> (B, n)`.
         z: a state, `(B, n)`.
         eps: the rounding of the function.
-        bits: see `halves`.
+        experiments: which samples to change in each, `(B,)` bool.
 
     Returns:
         `(B,)` bool; None where none is seen to, or the function gives other values whenever it is called.
     """
-    before = function(z)
-    moved = z + 0.1 * (jolted(z) - z)
-    play = PLAY * eps * (norm(before) + norm(z))
-    found = torch.zeros_like(play, dtype=torch.bool)
-    for changed in halves(len(z), z.device, bits):
+    before, moved = function(z), jolted(z, 0.1)
+    size = norm(before)
+    play = PLAY * eps * (size + norm(z))
+    found = None
+    for changed in experiments:
         after = function(torch.where(changed.unsqueeze(1), moved, z))
-        found = found | (~changed & before.isfinite().all(1) & ~(norm(after - before) <= play))
-    if not bool(found.any()) or not bool((norm(function(z) - before) <= play)[found].all()):
+        differs = (size < torch.inf) & ~changed & ~(norm(after - before) <= play)
+        found = differs if found is None else found | differs
+    if found is None or not bool(found.any()) or bool((norm(function(z) - before) > play).any()):
         return None
     return found
+
+
+def not_samples(batch: int, one: str, joint: str) -> str:
+    """What to say of a state `(B,)` whose entries are no samples.
+
+    Args:
+        batch: its length.
+        one: how to pass one sample.
+        joint: the option that makes it one coupled problem.
+    """
+    return (
+        f"the state has shape ({batch},), {batch} samples of one number each, but the function makes them depend on "
+        f"each other; expected independent samples in dimension 0. For one sample of {batch} features try {one}, for "
+        f"one coupled problem {joint}"
+    )
