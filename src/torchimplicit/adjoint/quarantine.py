@@ -129,7 +129,9 @@ def pull_apart(
             return None
         # What replaced a sick sample's row has no cotangent, but its place is the sick sample's.
         own = [new is not old for new, old in zip(healthy, tensors, strict=True)]
-        return [_zeroed(each, sick) if mine and each is not None else each for each, mine in zip(grads, own, strict=True)]
+        return [
+            _zeroed(each, sick) if mine and each is not None else each for each, mine in zip(grads, own, strict=True)
+        ]
 
     with transforms.random_state_kept(grad.device):
         apart = attempt(sick) if bool(sick.any()) else None

@@ -22,6 +22,10 @@ from torchimplicit.core.status import Report, Status
 from torchimplicit.core.tree import norm
 from torchimplicit.linear import Jacobian
 
+_LAGS = (
+    "The derivative of the steps has not come to that of the solution, which it lags behind. Try a solver with a "
+    "smaller rtol and more max_steps, or Implicit()."
+)
 ASIDE = 0.1  # how far from a solution, relative to it, steps begin whose own start was nearer still
 
 
@@ -82,9 +86,7 @@ class Unrolled(Adjoint):
             call.record.report, call.record.result = result.report, result
         return self._from_aside(call, z0, tensors, offset, value, first, result)
 
-    def _run(
-        self, call: Call, z0: Tensor, tensors: list[Tensor], offset: Tensor | None
-    ) -> tuple[Tensor, Tensor, Any]:
+    def _run(self, call: Call, z0: Tensor, tensors: list[Tensor], offset: Tensor | None) -> tuple[Tensor, Tensor, Any]:
         """The solver's steps: where they end, the residual's norm at the start `(B,)`, and the loop's result."""
         with call.problem.bind(tensors) as residual:
             if self.checkpoint:
@@ -128,11 +130,24 @@ class Unrolled(Adjoint):
         gap = norm(grad - jacobian.rmatvec(u))
         status = torch.where(gap <= self.rtol * norm(grad), int(Status.CONVERGED), int(Status.MAX_STEPS))
         status = torch.where(gap.isfinite(), status, int(Status.NON_FINITE))
-        return Report(status, forward.steps, gap / grad.shape[1] ** 0.5, 1, linear=True)
+        return UnrolledReport(status, forward.steps, gap / grad.shape[1] ** 0.5, 1, linear=True)
 
     def attach(self, call: Call, z: Tensor, tensors: list[Tensor]) -> Tensor:
         """An iterate has its gradient already."""
         return z
+
+
+class UnrolledReport(Report):
+    """How far the gradient of the steps is that of the solution."""
+
+    @property
+    def remedies(self) -> dict[Status, str]:
+        """See `Report.remedies`."""
+        return (
+            {**super().remedies, Status.MAX_STEPS: _LAGS}
+            if bool((self.status == Status.MAX_STEPS).any())
+            else (super().remedies)
+        )
 
 
 def _evaluate(call: Call, z: Tensor, *tensors: Tensor) -> Any:
