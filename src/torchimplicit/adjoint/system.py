@@ -66,34 +66,46 @@ class System:
             sign: 1 or -1.
         """
         gap = self.b if product is None else torch.addcdiv(self.b, product, self.scale, value=-sign)
-        residual = norm(gap)
+        residual, scale = norm(gap), self.scale.squeeze(1)
         promised = self.solver.tolerance(self.b)
         converged = self.report.converged
-        if not (converged and torch.equal(residual.clamp(max=promised), residual)):
-            residual = self._judge(residual, promised, again)
-        self.report.residual = residual * self.scale.squeeze(1) / self.b.shape[1] ** 0.5
+        if converged and torch.equal(residual.clamp(max=promised), residual):
+            size = residual * scale
+        else:
+            finite = scale.isfinite() if product is None else product.isfinite().all(1)
+            # Beside a right-hand side of zero, what comes from other samples is infinite.
+            unscaled = self.b * self.scale - (0 if product is None else sign * product)
+            size = torch.where(residual < torch.inf, residual * scale, norm(unscaled))
+            size = self._judge(residual, size, promised, finite, again)
+        self.report.residual = size / self.b.shape[1] ** 0.5
         self.call.finish_backward(self.report)
 
-    def _judge(self, residual: Tensor, promised: Tensor, again: Callable[[], Callable[[Tensor], Tensor]]) -> Tensor:
-        """The residuals to report; takes claims back.
+    def _judge(
+        self,
+        residual: Tensor,
+        size: Tensor,
+        promised: Tensor,
+        finite: Tensor,
+        again: Callable[[], Callable[[Tensor], Tensor]],
+    ) -> Tensor:
+        """The residuals' norms to report; takes claims back.
 
         A residual that is larger than promised, by more than rounding, comes from the other samples, which the linear
         solver takes for independent, or from a solver that has fooled itself.
         """
-        report = self.report
+        report, scale = self.report, self.scale.squeeze(1)
         claimed = report.residual * self.b.shape[1] ** 0.5
         floor = ROUNDINGS * max(torch.finfo(self.b.dtype).eps, self.call.problem.eps)
         limit = PLAY * torch.fmax(promised, claimed) + floor * (norm(self.x) + norm(self.b))
-        finite = residual.isfinite()
         report.status = torch.where(finite, report.status, int(Status.NON_FINITE))
         doubtful = finite & ~(residual <= limit)
         refuted = doubtful & (report.status == Status.CONVERGED)
         report.status = torch.where(refuted, int(Status.STAGNATED), report.status)
         doubtful = doubtful | (report.status == Status.STAGNATED)
         if len(doubtful) > 1 and bool(doubtful.any()):
-            foreign = leakage(again(), self.x) > PART * residual
+            foreign = leakage(again(), self.solution) > PART * size
             report.status = torch.where(doubtful & foreign, int(Status.COUPLED), report.status)
-        return torch.where(report.status == Status.NON_FINITE, claimed, residual)
+        return torch.where(report.status == Status.NON_FINITE, claimed * scale, size)
 
 
 def operator(call: Call, z: Tensor, tensors: Sequence[Tensor], transpose: bool) -> Callable[[Tensor], Tensor]:

@@ -68,6 +68,12 @@ def leakage(product: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
     return leaked
 
 
+def mixes(product: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
+    """Which samples a linear map `(B, n) -> (B, n)` gives something of the others, `(B,)` bool."""
+    v = noise(like)
+    return leakage(product, v) > PLAY * torch.finfo(v.dtype).eps * norm(v).amax()
+
+
 def coupled(
     function: Callable[[Tensor], Tensor], z: Tensor, eps: float, experiments: Iterable[Tensor]
 ) -> Tensor | None:
