@@ -138,7 +138,7 @@ def test_samples_of_one_number_each_are_not():
 @pytest.mark.parametrize("front", ["argmin", "root", "vmap"])
 def test_features_taken_for_samples_are_refused_by_every_front_door(front):
     a = rand(4)
-    with pytest.raises(ValueError, match=r"shape \(4,\).*depend on each other"):
+    with pytest.raises(ValueError, match=r"shape \(4,\).*depend on each other"):  # noqa: PT012
         if front == "argmin":
             ti.argmin(lambda z, a: (z - a) ** 2 + 0.1 * (z.sum() - z) * z, torch.zeros(4).double(), a)
         elif front == "root":

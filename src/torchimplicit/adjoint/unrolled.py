@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -54,7 +53,7 @@ class Unrolled(Adjoint):
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         require(self, "checkpoint", isinstance(self.checkpoint, bool), "True or False")
-        require(self, "rtol", isinstance(self.rtol, float | int) and 0 < self.rtol, "a number > 0")
+        require(self, "rtol", isinstance(self.rtol, float | int) and self.rtol > 0, "a number > 0")
 
     def solve(self, call: Call, z0: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `Adjoint.solve`."""
@@ -73,6 +72,7 @@ class Unrolled(Adjoint):
         offset, inside = gate.enter(torch.zeros_like(z0.detach()), tensors)
         value = steps(call, z0, inside, offset)
         jacobian = _linearised(call, value.detach(), tensors)
+        assert call.record.report is not None
         if not call.record.result.saved:  # whose gradients come in beside the solution's
             gate.judge = partial(self._judge, jacobian, call.record.report)
         return gate.leave(value.detach(), value)
