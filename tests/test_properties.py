@@ -77,3 +77,62 @@ def test_what_counts_as_converged_has_converged(seed, damping, rtol):
         done = solution.status == ti.Status.CONVERGED
         assert (residual[done] <= 1.00001 * tolerance[done]).all()
         assert torch.allclose(residual, solution.residual, rtol=1e-6, atol=1e-14)
+
+
+LINEAR_SOLVERS = (ti.GMRES(), ti.GMRES(opening=False), ti.LU(), ti.BiCGStab(), ti.Neumann(terms=40))
+
+
+@quick
+@given(
+    seed=seeds,
+    batch=st.integers(2, 5),
+    width=st.integers(1, 4),
+    coupling=st.floats(0.0, 0.3),
+    spread=st.floats(0.0, 8.0),
+    which=st.integers(0, len(LINEAR_SOLVERS) - 1),
+)
+def test_no_backward_solve_claims_a_residual_that_the_true_operator_does_not_have(
+    seed, batch, width, coupling, spread, which
+):
+    weight = random(seed, width, width)
+    weight = 0.5 * weight / torch.linalg.matrix_norm(weight, 2)
+    mix = random(seed + 1, batch, batch)
+    mix = coupling * mix / torch.linalg.matrix_norm(mix, 2)
+    factors = 10 ** (spread * random(seed + 2, batch, width).clamp(-1, 1))
+    shift = torch.zeros(batch, width, dtype=torch.float64, requires_grad=True)
+    solution = ti.fixed_point(
+        lambda z, shift: z @ weight + mix @ z + 1 + shift,
+        torch.zeros(batch, width, dtype=torch.float64),
+        shift,
+        solver=ti.Picard(rtol=1e-11, atol=1e-12, max_steps=400),
+        adjoint=ti.Implicit(LINEAR_SOLVERS[which]),
+        on_failure="ignore",
+    )
+    (solution.value * factors).sum().backward()
+    true = (factors - (shift.grad - shift.grad @ weight.T - mix.T @ shift.grad)).norm(dim=1) / width**0.5
+    report, size = solution.backward, factors.norm(dim=1) / width**0.5
+    told = report.status != ti.Status.CONVERGED
+    assert (told | (true <= 10 * 1e-4 * size)).all()
+    assert torch.allclose(report.residual, true, rtol=1e-6, atol=1e-12 * float(size.max()))
+
+
+@quick
+@given(seed=seeds, batch=st.integers(2, 5), sick=st.integers(0, 4), value=st.floats(-2, 2), constant=st.booleans())
+def test_a_sick_sample_moves_no_gradient_between_the_entries_of_a_shared_tensor(seed, batch, sick, value, constant):
+    weight, x = 0.2 * random(seed, batch, batch), random(seed + 1, batch, batch)
+    shared = torch.full((batch,), value, dtype=torch.float64) if constant else random(seed + 2, batch)
+    keep = torch.arange(batch) != sick % batch
+
+    def gradient(x):
+        leaf = shared.clone().requires_grad_()
+        solution = ti.fixed_point(
+            lambda z, x, b: torch.tanh(z @ weight + x + b), torch.zeros_like(x), x, leaf, on_failure="ignore"
+        )
+        solution.value[keep].sum().backward()
+        return leaf.grad
+
+    bad = x.clone()
+    bad[~keep] = torch.nan
+    state = torch.random.get_rng_state()
+    assert torch.allclose(gradient(bad), gradient(x), rtol=1e-10, atol=1e-13)
+    assert torch.equal(torch.random.get_rng_state(), state)

@@ -28,7 +28,105 @@ def test_a_sample_that_overflows_after_it_has_stopped_reaches_no_gradient(solver
 def test_newton_goes_on_beside_a_sample_that_has_arrived():
     weight = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     start = torch.tensor([[0.0], [3.0]], dtype=torch.float64)  # the first starts at a root where the slope is zero
-    solution = ti.root(lambda z, w: w * z**2 * (z - 2), start, weight, adjoint=ti.Unrolled())
+    solution = ti.root(lambda z, w: w * z**2 * (z - 2), start, weight, adjoint=ti.Unrolled(), on_failure="ignore")
     assert solution.report.converged
     (grad,) = torch.autograd.grad(solution.value.sum(), weight)
     assert abs(float(grad)) < 1e-8
+    assert solution.backward.status.tolist() == [ti.Status.MAX_STEPS, ti.Status.CONVERGED], "a singular root has none"
+
+
+EVERY = [
+    ti.Picard(),
+    ti.Anderson(),
+    ti.Anderson(window=5, period=1, ridge=1e-5),
+    ti.Broyden(),
+    ti.Newton(linear_solver=ti.LU()),
+]
+
+
+@pytest.mark.parametrize("solver", EVERY, ids=str)
+@pytest.mark.parametrize("start", [0.0, 1e-7, 1e-3, 1.0], ids="start {}".format)
+def test_a_start_at_or_near_the_solution_loses_no_gradient(solver, start):
+    theta = torch.zeros(2, 1, dtype=torch.float64, requires_grad=True)
+    z0 = torch.tensor([[start], [1.0]], dtype=torch.float64)
+    solution = ti.fixed_point(lambda z, t: 0.5 * z + t, z0, theta, solver=solver, adjoint=ti.Unrolled())
+    solution.value.sum().backward()
+    assert torch.allclose(theta.grad, torch.full_like(theta, 2.0), rtol=1e-3)
+    assert solution.backward.converged
+    assert (solution.backward.residual < 1e-3).all()
+
+
+def test_a_solve_that_takes_no_steps_at_all_has_a_gradient():
+    theta = torch.zeros(3, 1, requires_grad=True)
+    solution = ti.fixed_point(
+        lambda z, t: 0.5 * z + t, torch.zeros(3, 1), theta, solver=ti.Picard(), adjoint=ti.Unrolled()
+    )
+    assert solution.steps.tolist() == [0, 0, 0]
+    solution.value.sum().backward()
+    assert torch.allclose(theta.grad, torch.full_like(theta, 2.0), rtol=1e-3)
+
+
+@pytest.mark.parametrize("solver", EVERY, ids=str)
+@pytest.mark.parametrize("offset", [0.0, 1e-8, 1e-4, 1e-2, 0.3, 3.0])
+def test_the_gradient_agrees_with_implicit_or_the_report_says_by_how_much_it_may_not(solver, offset):
+    z0 = 0.7390851332151607 + offset * torch.tensor([[1.0], [-1.0], [0.5]], dtype=torch.float64)
+
+    def gradient(adjoint):
+        theta = torch.zeros_like(z0).requires_grad_()
+        solution = ti.fixed_point(
+            lambda z, t: torch.cos(z) + t, z0, theta, solver=solver, adjoint=adjoint, on_failure="ignore"
+        )
+        (grad,) = torch.autograd.grad(solution.value.sum(), theta)
+        return grad[:, 0], solution.backward
+
+    unrolled, report = gradient(ti.Unrolled())
+    exact, _ = gradient(ti.Implicit(ti.LU()))
+    off = (unrolled - exact).abs() / exact.abs()
+    assert (off <= 3 * report.residual + 1e-3).all(), "a residual is relative to an incoming gradient of one here"
+    assert ((report.status == ti.Status.CONVERGED) == (report.residual <= 1e-2)).all()
+
+
+def test_too_few_steps_are_reported_and_the_remedy_helps():
+    def solve(solver, adjoint):
+        theta = torch.ones(1, 1, dtype=torch.float64, requires_grad=True)
+        solution = ti.fixed_point(
+            lambda z, t: 0.9 * z + t, torch.zeros(1, 1).double(), theta, solver=solver, adjoint=adjoint,
+            on_failure="ignore",
+        )  # fmt: skip
+        solution.value.sum().backward()
+        return solution, float(theta.grad)
+
+    short, grad = solve(ti.Picard(max_steps=5), ti.Unrolled())
+    assert short.backward.status.tolist() == [ti.Status.MAX_STEPS]
+    assert abs(grad - 10) / 10 == pytest.approx(float(short.backward.residual), rel=1e-6), "it says by how much"
+    assert "Implicit()" in short.backward.remedies[ti.Status.MAX_STEPS]
+    for solver, adjoint in ((ti.Picard(rtol=1e-6, max_steps=300), ti.Unrolled()), (ti.Picard(), ti.Implicit())):
+        cured, grad = solve(solver, adjoint)
+        assert cured.backward.converged
+        assert abs(grad - 10) < 1e-2
+
+
+@pytest.mark.parametrize("adjoint", [ti.Phantom(), ti.Phantom(steps=3), ti.Unrolled(), ti.Unrolled(True)], ids=str)
+@pytest.mark.parametrize("what", ["jacobian", "zero cotangent", "cotangent"])
+def test_what_is_not_finite_reaches_no_shared_gradient(adjoint, what):
+    x = torch.tensor([[1.0, 2.0], [0.0, 0.0]], dtype=torch.float64)
+    factors = torch.tensor([[1.0], [1.0 if what == "jacobian" else 0.0]], dtype=torch.float64)
+    if what == "cotangent":
+        x[1], factors[1] = 1.0, torch.nan
+
+    def f(z, x, w):  # at z = 0 the root's derivative is infinite
+        return w * x + 0.1 * x.sign() * (z * z).sum(1, keepdim=True).sqrt()
+
+    def gradient(x, factors):
+        w = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+        solution = ti.fixed_point(
+            f, torch.zeros_like(x), x, w, solver=ti.Picard(rtol=1e-8), adjoint=adjoint, on_failure="ignore"
+        )
+        (solution.value * factors).sum().backward()
+        return w.grad, solution.backward
+
+    alone, _ = gradient(x[:1], factors[:1])
+    both, report = gradient(x, factors)
+    assert torch.allclose(both, alone, rtol=1e-10)
+    if adjoint != ti.Phantom() or what == "cotangent":  # whose one step asks for no derivative by the state
+        assert report.status.tolist() == [ti.Status.CONVERGED, ti.Status.NON_FINITE]

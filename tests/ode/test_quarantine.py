@@ -176,3 +176,50 @@ def test_fixed_steps_that_meet_nan(solver, options, since):
                                                   + value.square().sum(), w)[0]))  # fmt: skip
     assert torch.equal(found[0][0], found[1][0])
     assert torch.allclose(found[0][1], found[1][1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.4])
+def test_a_shared_tensor_as_long_as_the_batch_keeps_its_gradient(bias):
+    x = torch.linspace(-1, 1, 9, dtype=torch.float64).view(3, 3)
+    weight = 0.3 * x.flip(1)
+
+    def gradient(x):
+        shared = torch.full((3,), bias, dtype=torch.float64, requires_grad=True)
+        solution = ti.odeint(
+            lambda t, y, x, weight, shared: torch.tanh(y @ weight + x + shared), torch.zeros_like(x),
+            torch.linspace(0, 1, 3, dtype=torch.float64), x, weight, shared, on_failure="ignore",
+        )  # fmt: skip
+        solution.value[-1, :2].square().sum().backward()
+        return shared.grad
+
+    sick = x.clone()
+    sick[2, 1] = torch.nan
+    state = torch.random.get_rng_state()
+    assert torch.allclose(gradient(sick), gradient(x), rtol=1e-10)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_coupled_samples_are_refused_or_reported_and_the_remedies_help():
+    turn = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]], dtype=torch.float64)
+    y0, ts = torch.tensor([2.0, 0.0], dtype=torch.float64), torch.linspace(0, 5, 3, dtype=torch.float64)
+
+    def spiral(t, y):
+        return y**3 @ turn
+
+    with pytest.raises(ValueError, match=r"shape \(2,\).*y0\[None\].*steps=\"joint\""):
+        ti.odeint(spiral, y0, ts)
+    one, joint = ti.odeint(spiral, y0[None], ts), ti.odeint(spiral, y0, ts, steps="joint")
+    assert torch.allclose(one.value[:, 0], joint.value, atol=1e-3)
+
+    def centred(t, y):
+        return y.mean(0) - 3 * y
+
+    y0 = torch.linspace(-1, 2, 6, dtype=torch.float64).view(3, 2)
+    found = ti.odeint(centred, y0, ts, on_failure="ignore")
+    assert found.status.tolist() == [ti.Status.COUPLED] * 3
+    assert "joint" in found.report.remedies[ti.Status.COUPLED]
+    with pytest.raises(ti.ConvergenceError, match="coupled"):
+        ti.odeint(centred, y0, ts)
+    assert ti.odeint(centred, y0, ts, steps="joint").report.converged
+    decay = ti.odeint(lambda t, y: -t * y, torch.ones(7, dtype=torch.float64), ts)
+    assert decay.report.converged

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from torchimplicit.core import transforms
+from torchimplicit.core.independence import FEW, coupled, halves, not_samples
 from torchimplicit.core.problem import Mapped, Problem, Residual
 from torchimplicit.core.status import OnFailure, Report, react
 from torchimplicit.linear import LowRank
@@ -90,6 +92,7 @@ class Call:
         versions = [transforms.version(tensor) for tensor in tensors]
         with self.problem.bind(list(tensors), audit=self.audit, keep_buffers=True) as residual:
             result = self.run(residual, z)
+            self.check_samples(residual, result)
         self.record.report, self.record.result = result.report, result
         if self.keep_inverse and result.knowledge is not None:
             self.record.inverse, self.record.problem = result.knowledge.inverse(), self.problem
@@ -100,6 +103,20 @@ class Call:
             if transforms.version(tensor) != version
         )
         return z.clone() if result.z is z else result.z
+
+    def check_samples(self, residual: Residual, result: Any) -> None:
+        """Refuses a state `(B,)` whose entries depend on each other: one sample's features, taken for samples.
+
+        Raises:
+            ValueError: a change of some entries changes the residual of others.
+        """
+        if self.problem.scalars < 2:
+            return
+        with torch.no_grad():
+            found = coupled(residual, result.z.detach(), self.problem.eps, halves(len(result.z), result.z.device, FEW))
+        result.report.nfev = residual.nfev
+        if found is not None:
+            raise ValueError(not_samples(self.problem.scalars, "z0[None] and x[None]", "batch_dims=0"))
 
     def unshared(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The tensors, with copies of those that the function writes to."""

@@ -19,9 +19,10 @@ from torch.func import vjp
 
 from torchimplicit.adjoint.call import Adjoint, Call
 from torchimplicit.adjoint.products import fold, pull, push
+from torchimplicit.adjoint.quarantine import pull_apart
+from torchimplicit.adjoint.system import System, operator
 from torchimplicit.core import transforms
 from torchimplicit.core.options import require
-from torchimplicit.core.status import Status
 from torchimplicit.linear import CG, GMRES, Jacobian, LinearSolver
 
 
@@ -96,10 +97,16 @@ class ImplicitSolve(Function):
             )
         z, *tensors = ctx.saved_tensors
         needs = ctx.needs_input_grad[3:]
-        if torch.is_grad_enabled() or transforms.level(grad) >= 0:
-            u = LinearSolve.apply(ctx.call, ctx.linear_solver, True, grad, z, *tensors)
-            return None, None, None, *pull(lambda *all_: _residual(ctx.call, z, all_), tensors, needs, -u)  # type: ignore[operator]
-        return None, None, None, *_first_order(ctx.call, ctx.linear_solver, grad, z, tensors, needs)
+        differentiable = torch.is_grad_enabled() or transforms.level(grad) >= 0
+        order = _any_order if differentiable else _first_order
+
+        def pull_all(call: Call, grad: Tensor, z: Tensor, tensors: list[Tensor]) -> list[Tensor | None]:
+            return order(call, ctx.linear_solver, grad, z, tensors, needs)
+
+        found = pull_all(ctx.call, grad, z, tensors)
+        if not transforms.active():
+            found = pull_apart(ctx.call, z, tensors, grad, pull_all, found)
+        return None, None, None, *found
 
     @staticmethod
     def jvp(ctx: Any, _call: None, _linear_solver: None, _z0: Any, *tangents: Tensor | None) -> Tensor:
@@ -126,7 +133,12 @@ class LinearSolve(Function):
     ) -> Tensor:
         """Linearises once and solves, matrix-free."""
         with call.problem.bind(call.unshared(tensors)) as residual:
-            return _linear_solve(call, linear_solver, Jacobian(residual, z), b, transpose)
+            jacobian = Jacobian(residual, z)
+            system = System.solve(call, linear_solver, jacobian, b, transpose)
+            product = jacobian.rmatvec if transpose else jacobian.matvec
+            solution = system.solution
+            system.finish(product(solution), lambda: product)
+        return solution
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -171,31 +183,35 @@ class LinearSolve(Function):
         return u.unflatten(0, (info.batch_size, -1)), 0  # type: ignore[union-attr]
 
 
+def _any_order(
+    call: Call, linear_solver: LinearSolver, grad: Tensor, z: Tensor, tensors: list[Tensor], needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """The gradients of the tensors, themselves differentiable."""
+    u: Tensor = LinearSolve.apply(call, linear_solver, True, grad, z, *tensors)  # type: ignore[assignment]
+    return pull(lambda *all_: _residual(call, z, all_), tensors, needs, -u)
+
+
 def _first_order(
     call: Call, linear_solver: LinearSolver, grad: Tensor, z: Tensor, tensors: list[Tensor], needs: Sequence[bool]
 ) -> list[Tensor | None]:
-    """The lean path of a plain backward pass: one evaluation, whose graph serves every product and the final one."""
+    """The lean path of a plain backward pass: one evaluation, whose graph serves every product and the final one.
+
+    The final product is taken by the state, too, which tells the true residual of the linear solve.
+    """
     leaves = [tensor.detach().requires_grad_(need) for tensor, need in zip(call.unshared(tensors), needs, strict=True)]
     with call.problem.bind(leaves) as residual:
         jacobian = Jacobian(residual, z)
         # Again, for what the function uses only away from where the solver started.
         call.problem.check_captures(jacobian.value, [*leaves, jacobian.z])
-        u = _linear_solve(call, linear_solver, jacobian, grad, transpose=True)
+        system = System.solve(call, linear_solver, jacobian, grad, transpose=True)
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
-    grads = iter(torch.autograd.grad(jacobian.value, wanted, -u, allow_unused=True) if wanted else ())
+    product, *found = [None] * (1 + len(wanted))
+    if jacobian.value.requires_grad:
+        inputs = [jacobian.z, *wanted]
+        product, *found = torch.autograd.grad(jacobian.value, inputs, -system.solution, allow_unused=True)
+    system.finish(product, lambda: operator(call, z, tensors, transpose=True), sign=-1)
+    grads = iter(found)
     return [next(grads) if need else None for need in needs]
-
-
-def _linear_solve(call: Call, linear_solver: LinearSolver, jacobian: Jacobian, b: Tensor, transpose: bool) -> Tensor:
-    # Gradients may be so small or so large that their squares are zero or infinite in float32.
-    scale = b.abs().amax(1).clamp_min(torch.finfo(b.dtype).tiny)
-    b = b / scale.unsqueeze(1)
-    prepared = linear_solver.prepare(jacobian, call.inverse(len(b)))
-    x, report = prepared.solve_transpose(b) if transpose else prepared.solve(b)
-    x, report.residual = x * scale.unsqueeze(1), report.residual * scale
-    call.finish_backward(report)
-    broken = report.status == Status.NON_FINITE
-    return torch.where(broken.unsqueeze(1), 0, x) if bool(broken.any()) else x
 
 
 def _residual(call: Call, z: Tensor, tensors: Sequence[Tensor]) -> Tensor:

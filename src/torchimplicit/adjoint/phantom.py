@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from torchimplicit.adjoint.call import Adjoint, Call
+from torchimplicit.adjoint.gate import Gate
 from torchimplicit.adjoint.implicit import ImplicitSolve
+from torchimplicit.core import transforms
 from torchimplicit.core.options import require
 from torchimplicit.linear import GMRES
 
@@ -45,4 +49,9 @@ class Phantom(Adjoint):
 
     def attach(self, call: Call, z: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `Adjoint.attach`."""
-        return call.phantom(z, tensors, self.steps, self.damping)
+        steps = partial(Call.phantom, steps=self.steps, damping=self.damping)
+        if transforms.active() or not torch.is_grad_enabled():
+            return steps(call, z, tensors)
+        gate = Gate(call, steps, z.detach(), tensors)
+        _, inside = gate.enter(z.detach(), tensors)
+        return gate.leave(z.detach(), steps(call, z, inside))

@@ -2,14 +2,15 @@
 
 A zero cotangent is not enough: zero times NaN is NaN, so the gradient of a shared weight would be lost to one bad
 sample. Such a sample is therefore replaced by a copy of a healthy one before anything is differentiated, and the copy
-gets no cotangent. Which arguments carry the batch dimension is found by experiment: replacing a sample's row of a
-batched argument changes no other sample's residual by a single bit, because samples are independent.
+gets no cotangent. Which arguments carry the batch dimension is found by experiment: perturbed rows of the sick samples
+change no healthy sample's residual by a single bit, and no healthy sample has a derivative by them. The backward pass
+does the same where only a derivative is not finite.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +18,12 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoint.call import Adjoint, Call, Record
+from torchimplicit.core import transforms
+from torchimplicit.core.independence import jolted, noise
 from torchimplicit.core.problem import Problem
-from torchimplicit.core.status import ConvergenceWarning
+from torchimplicit.core.status import ConvergenceWarning, Status, react
+
+MOST_ATTEMPTS = 64  # to find the samples that spoil a gradient
 
 
 def quarantine(
@@ -40,7 +45,8 @@ def quarantine(
     """
     held = value.detach()
     again = replace(call, record=Record(), audit=False)
-    value = without(call, held, tensors, sick, lambda rows, tensors: adjoint.solve(again, z0[rows], tensors))
+    with transforms.random_state_kept(held.device):
+        value = without(call, held, tensors, sick, lambda rows, tensors: adjoint.solve(again, z0[rows], tensors))
     result = again.record.take_result()
     again.record.report = call.record.report  # backward reports go to the first solve's report
     return value, result
@@ -65,19 +71,120 @@ def without(
     """
     if bool(sick.all()):
         return unmoved(held, tensors)
-    assert isinstance(call.problem, Problem)
     rows = stand_ins(sick)
+    healthy, residual = _with_stand_ins(call, held, tensors, rows, sick)
+    if not residual.isfinite().all():
+        warn_of_leak()
+    return torch.where(sick.unsqueeze(1), held, differentiable(rows, healthy))
+
+
+def _with_stand_ins(
+    call: Call, z: Tensor, tensors: list[Tensor], rows: Tensor, sick: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    """The tensors in which healthy samples stand in for the sick ones, and the residual `(B, n)` there."""
+    assert isinstance(call.problem, Problem)
     # At the solution and at another state: where a weight meets a zero of the solution, replacing it changes nothing.
-    states = (held[rows], held[rows] + torch.rand_like(held))
+    states = (z[rows], jolted(z[rows]))
 
     def residuals(tensors: list[Tensor]) -> Tensor:
-        with torch.no_grad(), call.problem.bind(call.unshared(tensors)) as residual:
+        with call.problem.bind(call.unshared(tensors)) as residual:
             return torch.stack([residual(state) for state in states], dim=1)
 
     healthy = replaced(residuals, tensors, call.problem.explicit.shared, rows, sick)
-    if not residuals(healthy)[:, 0].isfinite().all():
+    with torch.no_grad():
+        return healthy, residuals(healthy)[:, 0]
+
+
+Pull = Callable[[Call, Tensor, Tensor, list[Tensor]], list[Tensor | None]]
+
+
+def pull_apart(
+    call: Call, z: Tensor, tensors: list[Tensor], grad: Tensor, pull: Pull, found: list[Tensor | None]
+) -> list[Tensor | None]:
+    """The gradients of the tensors without the samples that make them NaN or infinite.
+
+    A sample may be finite and its Jacobian not: then even a zero cotangent spoils what samples share.
+
+    Args:
+        call: the call.
+        z: the solution, `(B, n)`.
+        tensors: the explicit tensors.
+        grad: the incoming gradient, `(B, n)`.
+        pull: gives the gradients of the tensors, `(call, grad, z, tensors) -> grads`, and reports.
+        found: what it gave.
+    """
+    if all_finite(found) or not isinstance(call.problem, Problem):
+        return found
+    report = call.record.report and call.record.report.backward
+    sick = torch.zeros_like(grad[:, 0], dtype=torch.bool) if report is None else report.status == Status.NON_FINITE
+    quiet = replace(call, record=replace(call.record, report=None), on_failure="ignore")
+
+    def attempt(sick: Tensor) -> list[Tensor | None] | None:
+        if bool(sick.all()):
+            return [None if each is None else torch.zeros_like(each) for each in found]
+        rows = stand_ins(sick)
+        healthy, _ = _with_stand_ins(call, z.detach(), tensors, rows, sick)
+        grads = pull(quiet, torch.where(sick.unsqueeze(1), 0, grad), z[rows], healthy)
+        if not all_finite(grads):
+            return None
+        # What replaced a sick sample's row has no cotangent, but its place is the sick sample's.
+        own = [new is not old for new, old in zip(healthy, tensors, strict=True)]
+        return [
+            _zeroed(each, sick) if mine and each is not None else each for each, mine in zip(grads, own, strict=True)
+        ]
+
+    with transforms.random_state_kept(grad.device):
+        apart = attempt(sick) if bool(sick.any()) else None
+        if apart is None:
+            sick = _search(attempt, sick)
+            apart = None if len(sick) > 1 and bool(sick.all()) else attempt(sick)
+    if apart is None:
         warn_of_leak()
-    return torch.where(sick.unsqueeze(1), held, differentiable(rows, healthy))
+        return found
+    if report is not None and bool((sick & (report.status != Status.NON_FINITE)).any()):
+        report.status = torch.where(sick, int(Status.NON_FINITE), report.status)
+        react(report, call.on_failure)
+    return apart
+
+
+def _search(attempt: Callable[[Tensor], Any], sick: Tensor) -> Tensor:
+    """Which samples spoil the gradients, by halving: `(B,)` bool; all when that cannot be found out.
+
+    Args:
+        attempt: gives None where not all of the samples that are not given to it are healthy.
+        sick: samples that are known to be sick.
+    """
+    todo, sick = [torch.nonzero(~sick).flatten()], sick.clone()
+    for _ in range(MOST_ATTEMPTS):
+        if not todo:
+            return sick
+        some = todo.pop()
+        others = torch.ones_like(sick)
+        others[some] = False
+        if len(some) == 0 or attempt(others) is not None:
+            continue
+        if len(some) == 1:
+            sick[some] = True
+        else:
+            todo += some.tensor_split(2)
+    return torch.ones_like(sick)
+
+
+def all_finite(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether no entry is NaN or infinite; one read by the host where that is so."""
+    found = [tensor.detach() for tensor in tensors if tensor is not None]
+    if not found or bool(sum(tensor.sum() for tensor in found).isfinite()):  # type: ignore[union-attr]
+        return True
+    return all(bool(tensor.isfinite().all()) for tensor in found)  # a sum may overflow
+
+
+def _zeroed(tensor: Tensor, sick: Tensor) -> Tensor:
+    """A tensor with zeros in the sick samples' rows."""
+    return torch.where(_column(sick, tensor), 0, tensor)
+
+
+def _column(which: Tensor, like: Tensor) -> Tensor:
+    return which.view(-1, *(1,) * (like.dim() - 1))
 
 
 def unmoved(held: Tensor, tensors: list[Tensor]) -> Tensor:
@@ -93,7 +200,7 @@ def stand_ins(sick: Tensor) -> Tensor:
 def replaced(
     evaluate: Callable[[list[Tensor]], Tensor], tensors: list[Tensor], shared: int, rows: Tensor, sick: Tensor
 ) -> list[Tensor]:
-    """The tensors with the sick samples' rows replaced, wherever that changes nothing for the others.
+    """The tensors with the sick samples' rows replaced, wherever no healthy sample depends on these rows.
 
     Args:
         evaluate: the function's values, samples in dimension 0, from the tensors.
@@ -102,13 +209,41 @@ def replaced(
         rows: which sample shall stand at each place, `(B,)`.
         sick: which samples are not finite, `(B,)` bool.
     """
-    before = evaluate(tensors)[~sick]
-    for i in range(shared, len(tensors)):
-        if tensors[i].dim() and len(tensors[i]) == len(rows):
-            candidate = [*tensors[:i], tensors[i][rows], *tensors[i + 1 :]]
-            if torch.equal(evaluate(candidate)[~sick], before):
-                tensors = candidate
-    return tensors
+    new, chosen = list(tensors), []
+    with torch.no_grad():
+        before = evaluate(tensors)[~sick]
+        for i in range(shared, len(tensors)):
+            if tensors[i].dim() and len(tensors[i]) == len(rows):
+                # Not by equal rows, which change nothing whomever they belong to.
+                perturbed = [*tensors[:i], _perturbed(tensors[i].detach()[rows], sick), *tensors[i + 1 :]]
+                if torch.equal(evaluate(perturbed)[~sick], before):
+                    chosen.append(i)
+    for i in chosen:
+        new[i] = tensors[i][rows]
+    for i in chosen:
+        if _has_gradient(new[i]) and _depends(evaluate, new, i, sick):
+            new[i] = tensors[i]
+    return new
+
+
+def _perturbed(tensor: Tensor, sick: Tensor) -> Tensor:
+    return torch.where(_column(sick, tensor), jolted(tensor), tensor) if _has_gradient(tensor) else tensor
+
+
+def _has_gradient(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _depends(evaluate: Callable[[list[Tensor]], Tensor], tensors: list[Tensor], i: int, sick: Tensor) -> bool:
+    """Whether some healthy sample's values have a derivative by the sick samples' rows of tensor `i`."""
+    leaf = tensors[i].detach().requires_grad_()
+    with torch.enable_grad():
+        values = evaluate([*(tensor.detach() for tensor in tensors[:i]), leaf, *(t.detach() for t in tensors[i + 1 :])])
+    if not values.requires_grad:
+        return False
+    cotangent = torch.where(_column(sick, values), 0, noise(values))
+    (found,) = torch.autograd.grad(values, leaf, cotangent, allow_unused=True)
+    return found is not None and not bool((found[sick] == 0).all())
 
 
 def warn_of_leak() -> None:

@@ -112,6 +112,12 @@ class Problem:
         if batched_args is not None:
             _check_batched(batched_args, args, self.layout, batch_dims)
 
+    @property
+    def scalars(self) -> int:
+        """The `B` of a state of shape `(B,)`, whose every entry is a sample: easily meant otherwise. Else 0."""
+        lined_up = self.batch_dims == 1 and all(len(shape) == 1 for shape in self.layout.shapes)
+        return self.layout.batch if lined_up else 0
+
     def residual(self, z: Tensor, value: Tensor, out: Tensor | None) -> Tensor:
         """The residual from the state and the function's value there, both `(B, n)`, in `out` where that is given."""
         raise NotImplementedError
@@ -242,6 +248,7 @@ class Mapped:
         """Wraps a problem; may itself be wrapped."""
         self.problem, self.count, self.dims = problem, count, dims
         self.eps: float = problem.eps
+        self.scalars: int = problem.scalars
         self.slopes: bool = problem.slopes
         self.squares: bool = problem.squares
 

@@ -27,6 +27,7 @@ class Status(IntEnum):
     UNBOUNDED = 8
     NONCONVEX = 9
     SADDLE = 10
+    COUPLED = 11
 
 
 _REMEDIES = {
@@ -47,6 +48,11 @@ _REMEDIES = {
         "that goes down (LBFGS, NewtonCG), or check_minimum=False to accept any stationary point."
     ),
 }
+INDEPENDENT = (
+    "The samples are not independent: what one is given depends on the others (features in dimension 0, batch "
+    "normalisation in training, any statistic over the batch). Try batch_dims=0 for one coupled problem, z0[None] and "
+    "x[None] for one sample, or eval(), GroupNorm or LayerNorm in place of batch statistics."
+)
 _LINEAR_REMEDIES = {
     Status.MAX_STEPS: "Try GMRES with more max_steps, a longer restart or a looser rtol, or LU() for a small state.",
     Status.STAGNATED: (
@@ -61,6 +67,7 @@ _LINEAR_REMEDIES = {
         "NaN or infinity appeared: the incoming gradient is not finite, or the Jacobian is singular or not finite at "
         "the solution. Such a sample adds nothing to the gradients."
     ),
+    Status.COUPLED: INDEPENDENT,
 }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -65,3 +66,10 @@ def normal(tree: Any) -> Any:
     return pytree.tree_map(
         lambda leaf: leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf, tree
     )
+
+
+@contextmanager
+def random_state_kept(device: torch.device) -> Iterator[None]:
+    """Whatever random numbers are drawn inside, the global states are afterwards what they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from torchimplicit.adjoint import Implicit, Phantom, Shine, Unrolled
+from torchimplicit.core.status import INDEPENDENT
 from torchimplicit.linear import Neumann
 
 BAD = 100.0  # condition from which on it is worth a word
@@ -23,7 +26,14 @@ def advice(check: GradientCheck) -> list[str]:
     """
     if check.ok:
         return []
+    if bool(check.coupled.any()):
+        return _coupled(check.coupled)
     return _references(check) + _forward(check) + (_adjoint(check) or _tolerances(check))
+
+
+def _coupled(coupled: Tensor) -> list[str]:
+    """What no tolerance and no linear solver mends."""
+    return [f"coupled, {int(coupled.sum())} of {len(coupled)} samples: {INDEPENDENT}"]
 
 
 def _references(check: GradientCheck) -> list[str]:
@@ -100,6 +110,8 @@ def certificate_advice(certificate: Certificate) -> list[str]:
     """
     if certificate.ok:
         return []
+    if bool(certificate.coupled.any()):
+        return _coupled(certificate.coupled)
     return _unconverged(certificate) or _singular(certificate) or _inexact(certificate)
 
 

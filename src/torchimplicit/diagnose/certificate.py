@@ -50,6 +50,8 @@ class Certificate:
         solver: the layer's solver.
         everywhere: a bound of the map's Lipschitz constant that the layer's structure gives (its method `contraction`,
             see `MonotoneDEQ`), for all states and inputs; None where the layer has none.
+        coupled: which samples depend on others' states, `(B,)`; such are not certified, and nothing else is true of
+            them sample by sample.
     """
 
     report: Report
@@ -71,11 +73,12 @@ class Certificate:
     adjoint: Adjoint
     solver: Solver = field(repr=False)
     everywhere: float | None = None
+    coupled: Tensor = field(kw_only=True, repr=False)
 
     @property
     def certified(self) -> Tensor:
-        """Which samples converged to a regular point, with an estimated error within the tolerance, `(B,)`."""
-        converged = self.report.status == Status.CONVERGED
+        """Which independent samples converged to a regular point, with an estimated error in the tolerance, `(B,)`."""
+        converged = (self.report.status == Status.CONVERGED) & ~self.coupled
         return converged & self.regular & (self.adjoint_error <= self.tolerance)
 
     @property

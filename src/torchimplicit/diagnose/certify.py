@@ -9,6 +9,7 @@ from torch import Tensor
 
 from torchimplicit.adjoint import Implicit
 from torchimplicit.core import Status
+from torchimplicit.core.independence import mixes
 from torchimplicit.core.tree import norm
 from torchimplicit.diagnose.certificate import Certificate
 from torchimplicit.diagnose.conditioning import Difference, conditioning, spectral_norm
@@ -155,6 +156,7 @@ def _certificate(trial: Trial, starts: int, tolerance: float, dense: int) -> Cer
         adjoint=layer.adjoint,
         solver=layer.solver,
         everywhere=everywhere,
+        coupled=mixes(here.rmatvec, own.z),
     )
 
 

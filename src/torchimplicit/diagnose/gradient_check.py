@@ -14,9 +14,17 @@ from torch.utils import _pytree as pytree
 
 from torchimplicit.adjoint import Adjoint, Unrolled
 from torchimplicit.core import Report, Solution, Status
+from torchimplicit.core.independence import mixes
 from torchimplicit.core.tree import Layout
 from torchimplicit.diagnose.advice import advice
-from torchimplicit.diagnose.probe import differentiated, modules_of, relative_error, require_layer, untouched
+from torchimplicit.diagnose.probe import (
+    differentiated,
+    linearised,
+    modules_of,
+    relative_error,
+    require_layer,
+    untouched,
+)
 from torchimplicit.equations import fixed_point
 from torchimplicit.linear import LU
 from torchimplicit.nn import DEQ
@@ -44,6 +52,7 @@ class GradientCheck:
         solver: the layer's solver.
         report: how the layer's own solve went, in double precision, with its backward solve.
         reference_report: how the unrolled solve went.
+        coupled: which samples depend on others' states, `(B,)` bool; none may.
     """
 
     unrolled: float
@@ -56,11 +65,13 @@ class GradientCheck:
     solver: Solver
     report: Report
     reference_report: Report = field(repr=False)
+    coupled: Tensor = field(repr=False)
 
     @property
     def ok(self) -> bool:
-        """Whether there is a reference and the gradient agrees with both forms of it to the tolerance."""
-        return self.has_reference and self.unrolled <= self.tolerance and self.finite_difference <= self.tolerance
+        """Whether samples are independent and the gradient agrees with both forms of a reference to the tolerance."""
+        agrees = self.unrolled <= self.tolerance and self.finite_difference <= self.tolerance
+        return self.has_reference and agrees and not bool(self.coupled.any())
 
     @property
     def has_reference(self) -> bool:
@@ -134,6 +145,8 @@ def check_gradient(
         layer, x, args = _widened(layer, x, args)
         bench = _Bench(layer, x, args, seed)
         own, value, report = bench.own_gradient()
+        with linearised(layer, value, x, args) as (jacobian, z):
+            coupled = mixes(jacobian.rmatvec, z)
         bench.refine(value)
         unrolled, reference_report = bench.unrolled_gradient()
         slopes, differences = bench.differences(directions)
@@ -150,6 +163,7 @@ def check_gradient(
         solver=layer.solver,
         report=report,
         reference_report=reference_report,
+        coupled=coupled,
     )
 
 

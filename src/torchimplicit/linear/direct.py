@@ -32,6 +32,10 @@ class LU(LinearSolver):
         """Refuses impossible values."""
         require(self, "max_size", isinstance(self.max_size, int) and self.max_size >= 1, "an integer >= 1")
 
+    def tolerance(self, b: Tensor) -> Tensor:
+        """See `LinearSolver.tolerance`."""
+        return torch.finfo(b.dtype).eps ** 0.5 * norm(b)
+
     def prepare(self, operator: LinearOperator, inverse: LinearOperator | None = None) -> Prepared:
         """Prepares an operator; it is factored at the first solve, when the size is known."""
         return _Factored(self, operator)
@@ -54,7 +58,7 @@ class _Factored(Prepared):
         # Backward stable solves leave rounding times |A| |x|; a (numerically) singular matrix leaves NaN or far more.
         size = torch.linalg.matrix_norm(matrix) * norm(x) + norm(b)
         eps = torch.finfo(b.dtype).eps
-        sound = (residual <= 100 * eps * b.shape[1] * size) & (residual <= eps**0.5 * norm(b))
+        sound = (residual <= 100 * eps * b.shape[1] * size) & (residual <= self.solver.tolerance(b))
         status = torch.where(sound, int(Status.CONVERGED), int(Status.STAGNATED))
         finite = residual.isfinite()
         status = torch.where(finite, status, int(Status.NON_FINITE))

@@ -30,6 +30,10 @@ class _Krylov(LinearSolver):
         require(self, "rtol", isinstance(self.rtol, float | int) and 0 < self.rtol < 1, "a number in (0, 1)")
         require(self, "max_steps", isinstance(self.max_steps, int) and self.max_steps >= 1, "an integer >= 1")
 
+    def tolerance(self, b: Tensor) -> Tensor:
+        """See `LinearSolver.tolerance`."""
+        return self.rtol * norm(b)
+
     def progress(self, b: Tensor, rtol: Tensor | None) -> Progress:
         """The start of a solve whose tolerances are at least this solver's own."""
         return Progress(b, self.rtol if rtol is None else rtol.clamp_min(self.rtol))

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from torchimplicit.core.independence import noise
+
 
 class LinearOperator:
     """A linear map of every sample's vector, `(B, n) -> (B, n)`, and its transpose.
@@ -33,7 +35,7 @@ class LinearOperator:
         Args:
             like: any `(B, n)` tensor of the right dtype and device.
         """
-        u, v = torch.randn_like(like), torch.randn_like(like)
+        u, v = noise(torch.stack((like, like)))
         forward, backward = self.matvec(u), self.rmatvec(v)
         gap = (forward * v).sum(1) - (u * backward).sum(1)
         return gap.abs() / (forward.norm(dim=1) * v.norm(dim=1) + u.norm(dim=1) * backward.norm(dim=1))

@@ -81,6 +81,13 @@ class LinearSolver:
         """
         raise NotImplementedError
 
+    def tolerance(self, b: Tensor) -> Tensor:
+        """The norms of `b - A x` that the method promises where it says `CONVERGED`, `(B,)`.
+
+        Zero where it promises none but what it reports; infinity where it reports none.
+        """
+        return torch.zeros_like(b[:, 0])
+
 
 class Progress:
     """Which samples of a linear solve still run, since when the others stopped, and why.
@@ -126,8 +133,10 @@ class Progress:
 
     def revoke(self, which: Tensor, residual: Tensor) -> None:
         """Takes back the convergence of samples whose true residual is another: they count as stagnated."""
-        self.status = torch.where(which, int(Status.STAGNATED), self.status)
-        self.residual = torch.where(which, residual, self.residual)
+        finite = residual < math.inf
+        failure = torch.where(finite, int(Status.STAGNATED), int(Status.NON_FINITE))
+        self.status = torch.where(which, failure, self.status)
+        self.residual = torch.where(which & finite, residual, self.residual)
 
     def hold(self, new: Tensor, old: Tensor) -> Tensor:
         """The new rows of running samples, the old rows of stopped ones, `(B, n)`."""

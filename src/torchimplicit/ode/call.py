@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchimplicit.core import transforms
+from torchimplicit.core.independence import FEW, alternate, coupled, halves, not_samples
 from torchimplicit.core.status import OnFailure, Report, Status, react
 from torchimplicit.ode.chunks import ChunkedWalk
 from torchimplicit.ode.compiled import CompileError, give_up
@@ -91,7 +93,28 @@ class PathCall:
             for i, (tensor, version) in enumerate(zip(tensors, versions, strict=True))
             if transforms.version(tensor) != version
         )
+        if y0.shape[0] > 1:
+            self._check_samples(y0.detach(), ts[0].detach(), tensors)
         return values
+
+    def _check_samples(self, y0: Tensor, t: Tensor, tensors: Sequence[Tensor]) -> None:
+        """Fails samples whose slopes depend on each other's states: steps of their own are no solution then.
+
+        Raises:
+            ValueError: the state's shape is `(B,)`, so that one sample's features were taken for samples.
+        """
+        report, scalars, eps = self.record.report, self.dynamics.scalars, self.dynamics.eps
+        assert report is not None
+        with torch.no_grad(), self.dynamics.bind(self.unshared(tensors)) as field:
+            slopes, every = partial(field, t), partial(halves, len(y0), y0.device)
+            found = coupled(slopes, y0, eps, every(FEW) if scalars > 1 else [alternate(y0)])
+            if found is not None and scalars > 1:
+                raise ValueError(not_samples(scalars, "y0[None]", 'steps="joint"'))
+            if found is not None:
+                found = coupled(slopes, y0, eps, every())
+            report.nfev += field.nfev
+        if found is not None:
+            report.status = torch.where(found, int(Status.COUPLED), report.status)
 
     def _walk_as_wanted(self, *inputs: Any) -> Tensor:
         if self.compile != "auto":

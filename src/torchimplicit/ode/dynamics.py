@@ -191,6 +191,8 @@ class MappedDynamics:
     def __init__(self, dynamics: Dynamics | MappedDynamics, count: int, dims: tuple[int | None, ...]):
         """Wraps dynamics; may itself be wrapped."""
         self.dynamics, self.count, self.dims = dynamics, count, dims
+        self.scalars: int = dynamics.scalars
+        self.eps: float = dynamics.eps
 
     @property
     def is_split(self) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from torchimplicit.adjoint.quarantine import replaced, stand_ins, unmoved, warn_of_leak
 from torchimplicit.core import transforms
+from torchimplicit.core.independence import jolted
 from torchimplicit.core.status import Status
 from torchimplicit.ode.adjoint import PathAdjoint
 from torchimplicit.ode.call import PathCall, PathRecord
@@ -62,8 +63,9 @@ def quarantine(call: PathCall, adjoint: PathAdjoint, values: Tensor, inputs: Inp
     held = values.detach()
     if bool(sick.all()):
         return unmoved(held, [inputs.y0, inputs.ts, *inputs.tensors])
-    again, healthy = _stand_in(call, inputs, sick)
-    found = adjoint.solve(again, healthy.y0, healthy.ts, healthy.tensors)
+    with transforms.random_state_kept(held.device):
+        again, healthy = _stand_in(call, inputs, sick)
+        found = adjoint.solve(again, healthy.y0, healthy.ts, healthy.tensors)
     _check_leak(call, again)
     return torch.where(sick.unsqueeze(1), held, found)
 
@@ -77,8 +79,9 @@ def quarantine_followed(
         everything = [inputs.y0, inputs.ts, *inputs.tensors, *inputs.event_tensors]
         rows, t, y = (unmoved(each, everything) for each in (held.rows, held.t, held.y))
         return Followed(rows, t, y, held.path.ending(y))
-    again, healthy = _stand_in(call, inputs, sick)
-    found = follow(again, adjoint, healthy.y0, healthy.ts, healthy.tensors, healthy.event_tensors)
+    with transforms.random_state_kept(held.rows.device):
+        again, healthy = _stand_in(call, inputs, sick)
+        found = follow(again, adjoint, healthy.y0, healthy.ts, healthy.tensors, healthy.event_tensors)
     _check_leak(call, again)
     return held.beside(found, sick)
 
@@ -89,10 +92,11 @@ def _stand_in(call: PathCall, inputs: Inputs, sick: Tensor) -> tuple[PathCall, I
     dynamics, trigger = _of_rows(call.dynamics, rows), None
     # At the start and at other states: where a weight meets a zero of the start, replacing it changes nothing.
     start, ts = start[rows], ts[:, rows]
-    probes = [(ts[0], start), (ts[-1], start + torch.rand_like(start)), (ts[-1], start - torch.rand_like(start))]
+    moved = jolted(start)
+    probes = [(ts[0], start), (ts[-1], moved), (ts[-1], 2 * start - moved)]
 
     def slopes(tensors: list[Tensor]) -> Tensor:
-        with torch.no_grad(), dynamics.bind(call.unshared(tensors)) as field:
+        with dynamics.bind(call.unshared(tensors)) as field:
             return torch.stack([field(t, y) for t, y in probes], dim=1).nan_to_num()
 
     tensors = replaced(slopes, inputs.tensors, dynamics.explicit.shared, rows, sick)
@@ -101,7 +105,7 @@ def _stand_in(call: PathCall, inputs: Inputs, sick: Tensor) -> tuple[PathCall, I
         trigger = _of_rows(call.trigger, rows)
 
         def conditions(tensors: list[Tensor]) -> Tensor:
-            with torch.no_grad(), trigger.bind(tensors) as condition:
+            with trigger.bind(tensors) as condition:
                 return torch.stack([condition(t, y) for t, y in probes], dim=1).nan_to_num()
 
         event_tensors = replaced(conditions, event_tensors, trigger.explicit.shared, rows, sick)

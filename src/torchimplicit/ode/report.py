@@ -33,6 +33,11 @@ _REMEDIES = {
         "Reversible() have parted: the field contracts. Try Checkpointed(), which is exact for the steps taken, "
         "Backsolve(checkpoints=...) with more states on the way, a smaller coupling, or a tighter rtol and atol."
     ),
+    Status.COUPLED: (
+        "The samples are not independent: the slope of one depends on the states of others (batch normalisation in "
+        'training, any statistic over the batch), and steps of their own do not solve that. Try steps="joint", one '
+        "step size for one coupled system, or eval(), GroupNorm or LayerNorm in place of batch statistics."
+    ),
     Status.DIVERGED: "An implicit step's equation was not solved. Try smaller steps or a looser tolerance.",
 }
 

@@ -1,0 +1,140 @@
+"""What goes into and comes out of a graph that autograd differentiates by itself: looked at in the backward pass.
+
+Between `enter` and `leave` lie the steps of `Unrolled` or `Phantom`. The incoming gradient passes `leave` first, where
+samples that are not finite are stopped; the tensors' gradients pass `enter` last, where they are checked, and where
+the steps may be judged by what they gave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from torchimplicit.adjoint.call import Call
+from torchimplicit.adjoint.quarantine import all_finite, pull_apart
+from torchimplicit.core.status import Report, Status
+
+Steps = Callable[[Call, Tensor, list[Tensor]], Tensor]
+
+
+@dataclass
+class Gate:
+    """One graph of steps.
+
+    Attributes:
+        call: the call.
+        steps: makes them, `(call, z, tensors) -> (B, n)`, differentiable by the tensors.
+        z: where they start, `(B, n)`.
+        tensors: the explicit tensors, with their graphs.
+        judge: `(grad, u) -> Report` of the backward pass, from the incoming gradient and that of the offset; None
+            makes no report but of samples that are not finite.
+        grad: the incoming gradient of the backward pass under way.
+        lost: which samples' were not finite, `(B,)` bool; None for none.
+    """
+
+    call: Call
+    steps: Steps
+    z: Tensor
+    tensors: list[Tensor]
+    judge: Callable[[Tensor, Tensor], Report] | None = None
+    grad: Tensor | None = field(default=None, repr=False)
+    lost: Tensor | None = field(default=None, repr=False)
+
+    def enter(self, offset: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The offset and the tensors, watched: those that require grad."""
+        wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
+        if not wanted:
+            return offset, list(tensors)
+        offset, *watched = _Enter.apply(self, wanted, offset, *(tensors[i] for i in wanted))  # type: ignore[misc]
+        inside = list(tensors)
+        for i, tensor in zip(wanted, watched, strict=True):
+            inside[i] = tensor
+        return offset, inside
+
+    def leave(self, value: Tensor, lender: Tensor) -> Tensor:
+        """The value `(B, n)` with the gradient of another."""
+        return _Leave.apply(self, value, lender)  # type: ignore[return-value]
+
+    def incoming(self, grad: Tensor) -> Tensor:
+        """Takes the incoming gradient; zero for samples of which it is not finite."""
+        self.grad, self.lost = grad, None
+        if not bool(grad.detach().sum().isfinite()):
+            lost = ~grad.detach().isfinite().all(1)
+            if bool(lost.any()):
+                self.lost = lost
+                self.grad = torch.where(lost.unsqueeze(1), 0, grad)
+        return self.grad
+
+    def outgoing(self, wanted: list[int], u: Tensor | None, found: list[Tensor | None]) -> list[Tensor | None]:
+        """Reports, and keeps samples that spoil the tensors' gradients out of them."""
+        grad, self.grad = self.grad, None
+        if grad is None:  # a backward pass that did not come through `leave`
+            return found
+        status = torch.zeros_like(grad[:, 0], dtype=torch.int64)
+        if self.judge is None:
+            unknown = torch.full_like(grad[:, 0], torch.nan).detach()
+            report = Report(status, torch.zeros_like(status), unknown, 0, linear=True)
+        else:
+            report = self.judge(grad.detach(), torch.zeros_like(grad) if u is None else u.detach())
+        if self.lost is not None:
+            report.status = torch.where(self.lost, int(Status.NON_FINITE), report.status)
+        if self.judge is not None or self.lost is not None or not all_finite(found):
+            self.call.finish_backward(report)
+        some = iter(found)
+        everything = [next(some) if i in wanted else None for i in range(len(self.tensors))]
+        everything = pull_apart(self.call, self.z, self.tensors, grad, partial(self._pull, wanted), everything)
+        return [everything[i] for i in wanted]
+
+    def _pull(
+        self, wanted: list[int], call: Call, grad: Tensor, z: Tensor, tensors: list[Tensor]
+    ) -> list[Tensor | None]:
+        """The gradients of the tensors, by steps made again."""
+        differentiable = torch.is_grad_enabled()
+        with torch.enable_grad():
+            inside = list(tensors) if differentiable else [tensor.detach() for tensor in tensors]
+            for i in wanted:
+                inside[i] = inside[i] if differentiable else inside[i].requires_grad_()
+            value = self.steps(call, z.detach(), inside)
+            inputs = [inside[i] for i in wanted]
+            if not value.requires_grad:
+                return [None] * len(tensors)
+            found = torch.autograd.grad(value, inputs, grad, allow_unused=True, create_graph=differentiable)
+        some = iter(found)
+        return [next(some) if i in wanted else None for i in range(len(tensors))]
+
+
+class _Enter(Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Gate, wanted: list[int], *inside: Tensor) -> tuple[Tensor, ...]:
+        ctx.gate, ctx.wanted = gate, wanted
+        ctx.set_materialize_grads(False)
+        return tuple(tensor.view_as(tensor) for tensor in inside)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor | None, *found: Tensor | None) -> tuple[Tensor | None, ...]:
+        return None, None, None, *ctx.gate.outgoing(ctx.wanted, u, list(found))
+
+    @staticmethod
+    def jvp(ctx: Any, _gate: None, _wanted: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tuple(None if tangent is None else tangent.view_as(tangent) for tangent in tangents)
+
+
+class _Leave(Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Gate, value: Tensor, lender: Tensor) -> Tensor:
+        ctx.gate = gate
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor]:
+        return None, None, ctx.gate.incoming(grad)
+
+    @staticmethod
+    def jvp(ctx: Any, _gate: None, _value: Tensor | None, tangent: Tensor) -> Tensor:
+        return tangent.clone()

@@ -1,0 +1,115 @@
+"""A linear system of a derivative: solved by whatever method, then checked by a product with the true operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchimplicit.adjoint.call import Call
+from torchimplicit.core.independence import leakage
+from torchimplicit.core.status import Report, Status
+from torchimplicit.core.tree import norm
+from torchimplicit.linear import Jacobian, LinearSolver
+from torchimplicit.linear.solver import PLAY
+
+ROUNDINGS = 10  # of the function, relative to right-hand side and solution, that a residual may be larger than promised
+PART = 1e-2  # of a residual that must come from other samples to be put down to them
+
+
+@dataclass
+class System:
+    """`B x = b` or `B^T x = b` for the Jacobian `B` of a call's residual, and how a linear solver left it.
+
+    Both sides are scaled: gradients may be so small or so large that their squares are zero or infinite in float32.
+
+    Attributes:
+        call: the call.
+        solver: the linear solver.
+        b: right-hand sides, `(B, n)`.
+        x: solutions; zero where they are not finite.
+        scale: what both were divided by, `(B, 1)`.
+        report: how it went; of the scaled system until `finish`.
+    """
+
+    call: Call
+    solver: LinearSolver
+    b: Tensor
+    x: Tensor
+    scale: Tensor
+    report: Report
+
+    @staticmethod
+    def solve(call: Call, solver: LinearSolver, jacobian: Jacobian, b: Tensor, transpose: bool) -> System:
+        """Solves, and believes what the linear solver says."""
+        scale = b.abs().amax(1, keepdim=True).clamp_min(torch.finfo(b.dtype).tiny)
+        b = b / scale
+        prepared = solver.prepare(jacobian, call.inverse(len(b)))
+        x, report = prepared.solve_transpose(b) if transpose else prepared.solve(b)
+        if not report.converged:
+            x = torch.where((report.status == Status.NON_FINITE).unsqueeze(1), 0, x)
+        return System(call, solver, b, x, scale, report)
+
+    @property
+    def solution(self) -> Tensor:
+        """The solution of the system that was asked for, `(B, n)`."""
+        return self.x * self.scale
+
+    def finish(self, product: Tensor | None, again: Callable[[], Callable[[Tensor], Tensor]], sign: int = 1) -> None:
+        """Compares the claims with the product that was computed, reports, and reacts to failures.
+
+        Args:
+            product: of the whole batch's operator with `sign` times `solution`, `(B, n)`; None is zero.
+            again: gives that operator's product, where more of them are needed.
+            sign: 1 or -1.
+        """
+        gap = self.b if product is None else torch.addcdiv(self.b, product, self.scale, value=-sign)
+        residual, scale = norm(gap), self.scale.squeeze(1)
+        promised = self.solver.tolerance(self.b)
+        converged = self.report.converged
+        if converged and torch.equal(residual.clamp(max=promised), residual):
+            size = residual * scale
+        else:
+            finite = scale.isfinite() if product is None else product.isfinite().all(1)
+            # Beside a right-hand side of zero, what comes from other samples is infinite.
+            unscaled = self.b * self.scale - (0 if product is None else sign * product)
+            size = torch.where(residual < torch.inf, residual * scale, norm(unscaled))
+            size = self._judge(residual, size, promised, finite, again)
+        self.report.residual = size / self.b.shape[1] ** 0.5
+        self.call.finish_backward(self.report)
+
+    def _judge(
+        self,
+        residual: Tensor,
+        size: Tensor,
+        promised: Tensor,
+        finite: Tensor,
+        again: Callable[[], Callable[[Tensor], Tensor]],
+    ) -> Tensor:
+        """The residuals' norms to report; takes claims back.
+
+        A residual that is larger than promised, by more than rounding, comes from the other samples, which the linear
+        solver takes for independent, or from a solver that has fooled itself.
+        """
+        report, scale = self.report, self.scale.squeeze(1)
+        claimed = report.residual * self.b.shape[1] ** 0.5
+        floor = ROUNDINGS * max(torch.finfo(self.b.dtype).eps, self.call.problem.eps)
+        limit = PLAY * torch.fmax(promised, claimed) + floor * (norm(self.x) + norm(self.b))
+        report.status = torch.where(finite, report.status, int(Status.NON_FINITE))
+        doubtful = finite & ~(residual <= limit)
+        refuted = doubtful & (report.status == Status.CONVERGED)
+        report.status = torch.where(refuted, int(Status.STAGNATED), report.status)
+        doubtful = doubtful | (report.status == Status.STAGNATED)
+        if len(doubtful) > 1 and bool(doubtful.any()):
+            foreign = leakage(again(), self.solution) > PART * size
+            report.status = torch.where(doubtful & foreign, int(Status.COUPLED), report.status)
+        return torch.where(report.status == Status.NON_FINITE, claimed * scale, size)
+
+
+def operator(call: Call, z: Tensor, tensors: Sequence[Tensor], transpose: bool) -> Callable[[Tensor], Tensor]:
+    """The product with the Jacobian of the call's residual at a point, from an evaluation of its own."""
+    with torch.no_grad(), call.problem.bind([tensor.detach() for tensor in call.unshared(tensors)]) as residual:
+        jacobian = Jacobian(residual, z)
+    return jacobian.rmatvec if transpose else jacobian.matvec

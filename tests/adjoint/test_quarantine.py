@@ -1,0 +1,99 @@
+"""Samples that are not finite, forward or in their Jacobian, and what all samples share."""
+
+import pytest
+import torch
+
+import torchimplicit as ti
+
+LINEAR = [ti.GMRES(), ti.GMRES(opening=False), ti.LU(), ti.BiCGStab(), ti.CG(), ti.Neumann(terms=30)]
+ADJOINTS = [*(ti.Implicit(solver) for solver in LINEAR), ti.Shine(), ti.Shine(refine=2)]
+
+
+def rand(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("adjoint", [ti.Implicit(), ti.Implicit(ti.LU()), ti.Unrolled(), ti.Phantom()], ids=str)
+@pytest.mark.parametrize("bias", [0.0, 0.7])
+def test_a_shared_tensor_as_long_as_the_batch_keeps_its_gradient(adjoint, bias):
+    x, weight = rand(4, 4), 0.2 * rand(4, 4, seed=1)
+
+    def gradient(x):
+        shared = torch.full((4,), bias, dtype=torch.float64, requires_grad=True)
+        x = x.clone().requires_grad_()
+        solution = ti.fixed_point(
+            lambda z, x, weight, shared: torch.tanh(z @ weight + x + shared),
+            torch.zeros(4, 4, dtype=torch.float64), x, weight, shared, adjoint=adjoint, on_failure="ignore",
+        )  # fmt: skip
+        solution.value[:3].square().sum().backward()
+        return shared.grad, x.grad
+
+    sick = x.clone()
+    sick[3, 1] = torch.nan
+    state = torch.random.get_rng_state()
+    (expected, by_x), (got, by_sick) = gradient(x), gradient(sick)
+    assert torch.allclose(got, expected, rtol=1e-12)
+    assert torch.equal(by_sick, by_x)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def infinite_slope(z, x, w):
+    """At a state of zero, which an input of zero has, the root's derivative is infinite."""
+    return w * x + 0.1 * x.sign() * (z * z).sum(1, keepdim=True).sqrt()
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("which", ["all", "others"])
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
+def test_a_jacobian_that_is_not_finite_reaches_no_shared_gradient(adjoint, which, order):
+    x = torch.tensor([[1.0, 2.0], [0.0, 0.0], [0.5, 1.5]], dtype=torch.float64)
+
+    def gradient(x):
+        w = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+        solution = ti.fixed_point(
+            infinite_slope, torch.zeros_like(x), x, w, solver=ti.Broyden(rtol=1e-9), adjoint=adjoint,
+            on_failure="ignore",
+        )  # fmt: skip
+        value = solution.value if which == "all" else solution.value * (x != 0)
+        (found,) = torch.autograd.grad(value.sin().sum(), w, create_graph=order == 2)
+        report = solution.backward
+        return torch.autograd.grad(found, w)[0] if order == 2 else found, report
+
+    (expected, _), (got, report) = gradient(x[[0, 2]]), gradient(x)
+    assert torch.allclose(got, expected, rtol=1e-3)
+    assert report.status[1] == ti.Status.NON_FINITE
+
+
+def test_the_failure_is_raised_by_default():
+    x = torch.tensor([[1.0, 2.0], [0.0, 0.0]], dtype=torch.float64)
+    w = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    value = ti.fixed_point(infinite_slope, torch.zeros_like(x), x, w).value
+    with pytest.raises(ti.ConvergenceError, match="non_finite: sample 1"):
+        value[0].sum().backward()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 16])
+def test_a_slope_by_a_parameter_that_is_infinite_is_found_by_halving(batch):
+    """The state's Jacobian is finite; nothing but the shared gradient shows the sample."""
+    x = torch.linspace(1, 2, batch, dtype=torch.float64)[:, None].clone()
+    x[batch // 2] = 0
+    x.requires_grad_()
+    w = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    solution = ti.fixed_point(
+        lambda z, x, w: 0.5 * z + torch.sqrt(w * x), torch.zeros(batch, 1).double(), x, w, on_failure="ignore"
+    )
+    solution.value.sum().backward()
+    assert torch.allclose(w.grad, 2 * (x.detach().sqrt().sum() * 0.5 / 0.5**0.5), rtol=1e-3)
+    assert x.grad.isfinite().all()
+    assert torch.nonzero(solution.backward.status == ti.Status.NON_FINITE).flatten().tolist() == [batch // 2]
+
+
+def test_what_cannot_be_kept_apart_is_said():
+    """The batch is the second dimension of the argument, where no sample's row is found."""
+    x = torch.tensor([[1.0, 0.0, 2.0]], dtype=torch.float64)
+    w = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    solution = ti.fixed_point(
+        lambda z, x, w: 0.5 * z + torch.sqrt(w * x.T), torch.zeros(3, 1).double(), x, w, on_failure="ignore"
+    )
+    with pytest.warns(ti.ConvergenceWarning, match="could not be kept apart"):
+        solution.value.sum().backward()
