@@ -184,7 +184,7 @@ def solve_problem(
             residual(start.detach())
 
     def run(residual: Residual, z: Tensor) -> Result:
-        result = iterate(solver, residual, z, trace=trace, save_steps=save_steps, knowledge=knowledge)
+        result = iterate(solver, residual, z, trace=trace, save_steps=save_steps, knowledge=knowledge, settled=warm_start is not None)
         if review is not None:
             review(residual, result)
         return result

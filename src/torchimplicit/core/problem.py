@@ -22,7 +22,12 @@ class Residual:
         evaluate: `(z, out) -> r`; `out` is a buffer to write into, or None.
         eps: the rounding of the function's dtype, below which relative residuals mean nothing.
         narrow: `rows -> Residual` of those samples alone; None where it is not known how.
+
+    Attributes:
+        comparable: whether the residual is in the units of the state, as that of a fixed point.
     """
+
+    comparable: bool = True
 
     def __init__(
         self,
@@ -52,6 +57,7 @@ class Slope(Residual):
         energy: `(B,)` where it was last evaluated.
     """
 
+    comparable = False
     energy: Tensor
 
     def __init__(
@@ -88,6 +94,7 @@ class Problem:
     """
 
     form: ClassVar[str] = "f(z, *args)"
+    comparable: ClassVar[bool] = False  # whether the residual is in the units of the state
     slopes: ClassVar[bool] = False  # whether the residual is a `Slope`
     squares: ClassVar[bool] = False  # and one with terms
 
@@ -191,7 +198,9 @@ class Problem:
             value = function(layout.unflatten(z)) if value is None else value
             return self.residual(z, layout.flatten(value), out)
 
-        return Residual(evaluate, self.eps, narrow)
+        residual = Residual(evaluate, self.eps, narrow)
+        residual.comparable = self.comparable
+        return residual
 
     def _narrower(self, bound: Bound, layout: Layout) -> Callable[[Tensor], Residual] | None:
         """How to get the residual of some samples; None where it is not known which arguments are theirs."""
@@ -208,6 +217,8 @@ class Problem:
 
 class FixedPoint(Problem):
     """`f(z) = z`, with the residual `z - f(z)`."""
+
+    comparable = True
 
     def residual(self, z: Tensor, value: Tensor, out: Tensor | None) -> Tensor:
         """`z - f(z)`."""
@@ -235,6 +246,7 @@ class Mapped:
         """Wraps a problem; may itself be wrapped."""
         self.problem, self.count, self.dims = problem, count, dims
         self.eps: float = problem.eps
+        self.comparable: bool = problem.comparable
         self.slopes: bool = problem.slopes
         self.squares: bool = problem.squares
 
@@ -276,7 +288,9 @@ class Mapped:
         if self.slopes:
             yield Slope(evaluate, self.eps, terms=folded(terms_of_one) if self.squares else None)
         else:
-            yield Residual(evaluate, self.eps)
+            residual = Residual(evaluate, self.eps)
+            residual.comparable = self.comparable
+            yield residual
 
 
 class Autocast:

@@ -70,8 +70,7 @@ class NewtonCG(Minimiser):
         place, active = Place(*state[:3]), state.active
         size = norm(place.residual)
         forcing = (size / state.first).sqrt().clamp_max(0.5)
-        enough = 0.5 * (self.atol * place.z.shape[1] ** 0.5 + self.rtol * norm(place.z))
-        direction = self._direct(Jacobian(problem, place.z), place, torch.maximum(forcing * size, enough), active)
+        direction = self._direct(Jacobian(problem, place.z), place, forcing * size, active)
         moved, holds = descend(problem, place, direction, active, self.trials)  # type: ignore[arg-type]
         return NewtonCGState(*moved, active & (holds | (moved.z != place.z).any(1)), state.first)
 

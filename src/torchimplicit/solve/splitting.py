@@ -170,7 +170,7 @@ class ForwardBackward(_Splitting):
         $\alpha$, the cell's residual, that at $\alpha = 1$, is at most the map's divided by $\min(\alpha, 1)$.
         """
         part = min(self.step, 1.0)
-        return replace(solver, rtol=part * solver.rtol, atol=part * solver.atol)
+        return replace(solver, rtol=part * solver.rtol, atol=part * solver.absolute)
 
     @staticmethod
     def _best(m: float, length: float) -> float:

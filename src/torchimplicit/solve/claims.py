@@ -1,0 +1,146 @@
+"""When an iterate is a root or a minimum: claimed where steps become short, granted by the Newton step from there.
+
+A residual that is not in the units of the state says nothing by its size. So every look compares the last step with the
+unknowns' largest values so far, which costs nothing; and where that is short, or where a sample would give up, the
+Newton step from the iterate decides (`ahead`). A claim that is refused is not repeated before the steps have become
+shorter by as much as was missing, tenfold at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core.problem import Residual
+from torchimplicit.core.status import Report, Status
+from torchimplicit.core.tree import norm
+from torchimplicit.solve.ahead import Ahead, look_ahead
+from torchimplicit.solve.samples import FLOOR, PATIENCE_AT_FLOOR, SLACK, Samples
+
+SOONEST, SPARSEST = 2.0, 10.0  # by which factor steps must have become shorter before a claim is made again
+GROWN = 10.0  # so many times its start an unknown is when it counts as running off,
+MOVING = 1e-3  # and so much of itself it still moves by
+
+
+class Look(NamedTuple):
+    """What a step has led to: iterate and residual `(B, n)`; its norm, the longest move, and two verdicts, `(B,)`."""
+
+    z: Tensor
+    residual: Tensor
+    size: Tensor
+    move: Tensor
+    better: Tensor
+    sound: Tensor
+
+
+class Claims(Samples):
+    """Judges iterates whose residuals are in other units than the state.
+
+    Args:
+        options: see `Samples`; `max_steps`, too.
+        state: see `Samples`.
+        eps: see `Samples`.
+        save_steps: see `Samples`.
+        settled: whether the start may be a solution already, and is looked at as one.
+    """
+
+    rows: ClassVar[tuple[str, ...]] = (*Samples.rows, "largest", "highest", "start", "target")
+
+    def __init__(self, options: Any, state: Any, eps: float, save_steps: Sequence[int] = (), settled: bool = False):
+        super().__init__(options, state, eps, save_steps)
+        self.tolerances = SLACK * options.rtol, SLACK * (options.atol or 0.0)
+        self.last, self.settled = options.max_steps, settled
+        self.start = self.largest = self.highest = state.z.detach()
+        self.first_target = max(options.rtol, eps) ** 0.5
+        self.target = torch.full_like(self.best, self.first_target)
+
+    def judge(self, step: int, state: Any, problem: Residual, stuck: Tensor | None = None) -> bool:
+        """See `Samples.judge`."""
+        if step in self.history:
+            return self.any_running
+        with torch.no_grad():
+            look = self._look(step, state.z.detach(), state.residual.detach(), getattr(state, "energy", None))
+            descends = hasattr(state, "energy")
+            claims = (look.size == 0) | (look.move <= self.target) & ((look.move > 0) | (not descends))
+            claims = claims | (step >= self.last) | (step == 0 and self.settled)
+            if bool((self.running & (claims | ~look.better)).any()):
+                self._look_closer_at(step, problem, look, claims, stuck)
+            else:
+                self.best = torch.where(self.running, look.size, self.best)
+                self.latest, self.all_latest = self.running, self.all_running
+                if self.any_stalled:
+                    self.stalled, self.any_stalled = torch.zeros_like(self.stalled), False
+            self.bar = torch.where(self.running, self.best / SLACK, -torch.inf)
+            self.previous = look.z.clone() if self.overwritten else look.z
+        if step in self.save_steps:
+            self.saved[step] = state.z.clone() if self.all_running else self._current(state.z)
+        return self.any_running
+
+    def _look(self, step: int, z: Tensor, residual: Tensor, energy: Tensor | None) -> Look:
+        """How an iterate compares with those before."""
+        size = self.history[step] = norm(residual)
+        if step == 0:
+            self.limit, self.largest, self.highest = self.divergence * size, z.abs(), residual.abs()
+            move = torch.full_like(size, torch.inf)
+        else:
+            self.largest, self.highest = torch.maximum(self.largest, z.abs()), torch.maximum(self.highest, residual.abs())
+            move = ((z - self.previous).abs() / self.largest).nan_to_num(0.0, torch.inf).amax(1)
+        self.target = torch.where(move > self.first_target, self.first_target, self.target)
+        sound = size + norm(z)
+        sound = (sound if energy is None else sound + energy).isfinite()
+        # A method that goes down gets better by every step that it takes, others by smaller residuals.
+        better = (size < self.bar if energy is None else move > 0) & sound
+        return Look(z, residual, size, move, better, sound)
+
+    def _look_closer_at(self, step: int, problem: Residual, look: Look, claims: Tensor, stuck: Tensor | None) -> None:
+        failing = self.running & ~look.better
+        status = torch.full_like(self.status, int(Status.MAX_STEPS))
+        gives_up = torch.zeros_like(failing)
+        if bool(failing.any()):
+            self.stalled, self.any_stalled = torch.where(failing, self.stalled + 1, 0), True
+            lost = failing & self.latest
+            if bool(lost.any()):
+                self._keep(lost, self.previous)
+            gives_up = failing & self._is_stuck(look, stuck)
+            status = torch.where(gives_up, int(Status.STAGNATED), status)
+            status = torch.where(failing & (look.size > self.limit), int(Status.DIVERGED), status)
+            status = torch.where(failing & ~look.sound, int(Status.NON_FINITE), status)
+        elif self.any_stalled:
+            self.stalled, self.any_stalled = torch.zeros_like(self.stalled), False
+        arrived = torch.zeros_like(failing)
+        asks = self.running & look.sound & (claims | gives_up)
+        if bool(asks.any()):
+            ahead = self._ask(problem, look)
+            arrived = asks & ((ahead.excess <= 1) | (gives_up & ahead.settled))
+            status = torch.where(arrived, int(Status.CONVERGED), status)
+            status = torch.where(asks & ~ahead.finite, int(Status.NON_FINITE), status)
+            shorter = look.move / ahead.excess.clamp(SOONEST, SPARSEST)
+            self.target = torch.where(asks & (look.move > 0), shorter, self.target)
+        self.latest, self.all_latest = (look.better & self.running) | arrived, False
+        self.best = torch.where(self.latest, look.size, self.best)
+        stops = self.running & (status != int(Status.MAX_STEPS))
+        if bool(stops.any()):
+            self._stop(step, look.z, stops, status)
+
+    def _is_stuck(self, look: Look, stuck: Tensor | None) -> Tensor:
+        """Which samples will not get better."""
+        if stuck is not None:  # the method knows: it may try steps that it does not take
+            return stuck | (self.stalled >= self.patience)
+        return self.stalled >= torch.where(look.move <= FLOOR * self.eps, PATIENCE_AT_FLOOR, self.patience)
+
+    def _ask(self, problem: Residual, look: Look) -> Ahead:
+        """The Newton step from here; none where an unknown has moved to where it has no influence any more."""
+        fallen = (look.residual.abs() <= self.eps * self.highest).all(1)
+        ahead = look_ahead(problem, look.z, self.largest, fallen, *self.tolerances)
+        lost = (ahead.blind & (look.z != self.start)).any(1)
+        return ahead._replace(excess=torch.where(lost, torch.inf, ahead.excess), settled=ahead.settled & ~lost)
+
+    def report(self, step: int, nfev: int, trace: bool) -> Report:
+        """See `Samples.report`; says of samples that run off that they do."""
+        report = super().report(step, nfev, trace)
+        grown = (self.previous.abs() >= self.largest) & (self.largest > GROWN * self.start.abs())
+        away = (report.status != int(Status.CONVERGED)) & grown.any(1)
+        return report
