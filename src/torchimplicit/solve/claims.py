@@ -3,7 +3,7 @@
 A residual that is not in the units of the state says nothing by its size. So every look compares the last step with the
 unknowns' largest values so far, which costs nothing; and where that is short, or where a sample would give up, the
 Newton step from the iterate decides (`ahead`). A claim that is refused is not repeated before the steps have become
-shorter by as much as was missing, tenfold at most.
+shorter by as much as was missing, a thousandfold at most.
 """
 
 from __future__ import annotations
@@ -20,13 +20,17 @@ from torchimplicit.core.tree import norm
 from torchimplicit.solve.ahead import Ahead, look_ahead
 from torchimplicit.solve.samples import FLOOR, PATIENCE_AT_FLOOR, SLACK, Samples
 
-SOONEST, SPARSEST = 2.0, 10.0  # by which factor steps must have become shorter before a claim is made again
+SOONEST, SPARSEST = 2.0, 1000.0  # by which factor steps must have become shorter before a claim is made again
 GROWN = 10.0  # so many times its start an unknown is when it counts as running off,
-MOVING = 1e-3  # and so much of itself it still moves by
+MOVING = 1e-3  # and so much of itself it moved by in the last step
 
 
 class Look(NamedTuple):
-    """What a step has led to: iterate and residual `(B, n)`; its norm, the longest move, and two verdicts, `(B,)`."""
+    """What a step has led to: the iterate, with its graph, and its residual, `(B, n)`, and of every sample, `(B,)`:
+
+    the residual's norm, the largest move of an unknown as part of the largest value it has had, and whether it is
+    better than before, finite, and short of where it may have arrived.
+    """
 
     z: Tensor
     residual: Tensor
@@ -34,6 +38,7 @@ class Look(NamedTuple):
     move: Tensor
     better: Tensor
     sound: Tensor
+    claims: Tensor
 
 
 class Claims(Samples):
@@ -47,7 +52,8 @@ class Claims(Samples):
         settled: whether the start may be a solution already, and is looked at as one.
     """
 
-    rows: ClassVar[tuple[str, ...]] = (*Samples.rows, "largest", "highest", "start", "target")
+    rows: ClassVar[tuple[str, ...]] = (*Samples.rows, "largest", "highest", "start", "target", "away")
+    put_back: ClassVar[tuple[str, ...]] = (*Samples.put_back, "largest", "highest", "away")
 
     def __init__(self, options: Any, state: Any, eps: float, save_steps: Sequence[int] = (), settled: bool = False):
         super().__init__(options, state, eps, save_steps)
@@ -56,46 +62,53 @@ class Claims(Samples):
         self.start = self.largest = self.highest = state.z.detach()
         self.first_target = max(options.rtol, eps) ** 0.5
         self.target = torch.full_like(self.best, self.first_target)
+        self.away = torch.zeros_like(self.running)  # whether some unknown still grew at the last move
 
     def judge(self, step: int, state: Any, problem: Residual, stuck: Tensor | None = None) -> bool:
         """See `Samples.judge`."""
         if step in self.history:
             return self.any_running
-        with torch.no_grad():
-            look = self._look(step, state.z.detach(), state.residual.detach(), getattr(state, "energy", None))
-            descends = hasattr(state, "energy")
-            claims = (look.size == 0) | (look.move <= self.target) & ((look.move > 0) | (not descends))
-            claims = claims | (step >= self.last) | (step == 0 and self.settled)
-            if bool((self.running & (claims | ~look.better)).any()):
-                self._look_closer_at(step, problem, look, claims, stuck)
-            else:
-                self.best = torch.where(self.running, look.size, self.best)
-                self.latest, self.all_latest = self.running, self.all_running
-                if self.any_stalled:
-                    self.stalled, self.any_stalled = torch.zeros_like(self.stalled), False
-            self.bar = torch.where(self.running, self.best / SLACK, -torch.inf)
-            self.previous = look.z.clone() if self.overwritten else look.z
+        look = self._look(step, state)
+        if bool((self.running & (look.claims | ~look.better)).any()):
+            self._look_closer_at(step, problem, look, stuck)
+        else:
+            self.best = torch.where(self.running, look.size, self.best)
+            self.latest, self.all_latest = self.running, self.all_running
+            if self.any_stalled:
+                self.stalled, self.any_stalled = torch.zeros_like(self.stalled), False
+        self.bar = torch.where(self.running, self.best / SLACK, -torch.inf)
+        self.previous = look.z.clone() if self.overwritten else look.z
         if step in self.save_steps:
-            self.saved[step] = state.z.clone() if self.all_running else self._current(state.z)
+            self.saved[step] = look.z.clone() if self.all_running else self._current(look.z)
         return self.any_running
 
-    def _look(self, step: int, z: Tensor, residual: Tensor, energy: Tensor | None) -> Look:
+    def _look(self, step: int, state: Any) -> Look:
         """How an iterate compares with those before."""
+        z, residual, energy = state.z.detach(), state.residual.detach(), getattr(state, "energy", None)
         size = self.history[step] = norm(residual)
         if step == 0:
             self.limit, self.largest, self.highest = self.divergence * size, z.abs(), residual.abs()
             move = torch.full_like(size, torch.inf)
         else:
-            self.largest, self.highest = torch.maximum(self.largest, z.abs()), torch.maximum(self.highest, residual.abs())
-            move = ((z - self.previous).abs() / self.largest).nan_to_num(0.0, torch.inf).amax(1)
+            self.largest = torch.maximum(self.largest, z.abs())
+            self.highest = torch.maximum(self.highest, residual.abs())
+            moves = ((z - self.previous.detach()).abs() / self.largest).nan_to_num(0.0, torch.inf)
+            move = moves.amax(1)
+            away = ((z.abs() >= self.largest) & (moves > MOVING)).any(1)
+            self.away = torch.where(self.running & (move > 0), away, self.away)
         self.target = torch.where(move > self.first_target, self.first_target, self.target)
         sound = size + norm(z)
         sound = (sound if energy is None else sound + energy).isfinite()
+        low = FLOOR * self.eps * norm(self.highest)
+        claims = (move <= self.target) | ((size <= low) & (self.best > low)) | (size == 0)
         # A method that goes down gets better by every step that it takes, others by smaller residuals.
         better = (size < self.bar if energy is None else move > 0) & sound
-        return Look(z, residual, size, move, better, sound)
+        claims = claims if energy is None else claims & (better | (size == 0))
+        if step >= self.last or (step == 0 and self.settled):
+            claims = torch.ones_like(claims)
+        return Look(state.z, residual, size, move, better, sound, claims & sound)
 
-    def _look_closer_at(self, step: int, problem: Residual, look: Look, claims: Tensor, stuck: Tensor | None) -> None:
+    def _look_closer_at(self, step: int, problem: Residual, look: Look, stuck: Tensor | None) -> None:
         failing = self.running & ~look.better
         status = torch.full_like(self.status, int(Status.MAX_STEPS))
         gives_up = torch.zeros_like(failing)
@@ -111,7 +124,7 @@ class Claims(Samples):
         elif self.any_stalled:
             self.stalled, self.any_stalled = torch.zeros_like(self.stalled), False
         arrived = torch.zeros_like(failing)
-        asks = self.running & look.sound & (claims | gives_up)
+        asks = self.running & look.sound & (look.claims | gives_up)
         if bool(asks.any()):
             ahead = self._ask(problem, look)
             arrived = asks & ((ahead.excess <= 1) | (gives_up & ahead.settled))
@@ -135,12 +148,20 @@ class Claims(Samples):
         """The Newton step from here; none where an unknown has moved to where it has no influence any more."""
         fallen = (look.residual.abs() <= self.eps * self.highest).all(1)
         ahead = look_ahead(problem, look.z, self.largest, fallen, *self.tolerances)
-        lost = (ahead.blind & (look.z != self.start)).any(1)
+        lost = (ahead.blind & (look.z.detach() != self.start)).any(1)
         return ahead._replace(excess=torch.where(lost, torch.inf, ahead.excess), settled=ahead.settled & ~lost)
 
     def report(self, step: int, nfev: int, trace: bool) -> Report:
         """See `Samples.report`; says of samples that run off that they do."""
         report = super().report(step, nfev, trace)
-        grown = (self.previous.abs() >= self.largest) & (self.largest > GROWN * self.start.abs())
-        away = (report.status != int(Status.CONVERGED)) & grown.any(1)
+        failed = (report.status == int(Status.MAX_STEPS)) | (report.status == int(Status.STAGNATED))
+        grown = (self.largest > GROWN * self.start.abs()).any(1)
+        away = failed & grown & self.away & (self.best < norm(self.highest))
+        if bool(away.any()):
+            listed = ", ".join(map(str, torch.nonzero(away).flatten().tolist()[:5]))
+            report.advice = (
+                f"The unknowns of sample {listed} still grow (up to {float(self.largest[away].max()):.1e}) while the "
+                "residual falls: there may be no root or minimum but at infinity, as with exp(-z), or with separable "
+                "data that nothing regularises; else try more max_steps, or a start nearby."
+            )
         return report

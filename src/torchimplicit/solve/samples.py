@@ -45,6 +45,7 @@ class Samples:
     rows: ClassVar[tuple[str, ...]] = (
         *("atol", "bar", "best", "limit", "status", "steps", "stalled", "running", "latest", "previous"),
     )
+    put_back: ClassVar[tuple[str, ...]] = ("best", "status", "steps", "running")
 
     def __init__(self, options: Any, state: Any, eps: float, save_steps: Sequence[int] = ()):
         z = state.z
@@ -177,7 +178,7 @@ class Samples:
         for step, z in some.saved.items():
             self.saved[step] = self.kept.index_copy(0, rows, z)
         self.kept = self.kept.index_copy(0, rows, answer)
-        for name in ("best", "status", "steps", "running"):
+        for name in self.put_back:
             setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(some, name)))
         self.latest, self.any_running = torch.zeros_like(self.running), some.any_running
         absent = torch.full_like(self.best, math.nan)
