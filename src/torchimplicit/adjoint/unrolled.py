@@ -47,6 +47,7 @@ class Unrolled(Adjoint):
                 residual(z0.detach())
         with call.problem.bind(tensors) as residual:
             if self.checkpoint:
+                residual.aside = lambda z: _evaluate(call, z, *tensors)
                 residual.evaluate = lambda z, _: checkpoint(_evaluate, call, z, *tensors, use_reentrant=False)
             result = call.run(residual, z0)
         call.record.report, call.record.result = result.report, result

@@ -25,9 +25,11 @@ class Residual:
 
     Attributes:
         comparable: whether the residual is in the units of the state, as that of a fixed point.
+        aside: `z -> value` of `evaluate`, for looks that are no steps of the solve, where steps are checkpointed.
     """
 
     comparable: bool = True
+    aside: Callable[[Tensor], Any] | None = None
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ terms, $\min_k \sum_l |J_{kl} z_l| / |J_{kj}|$, and a rounding of the largest va
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -58,7 +59,8 @@ def look_ahead(problem: Residual, z: Tensor, largest: Tensor, fallen: Tensor, rt
     """
     with torch.no_grad():
         z = z.detach()
-        operator = _Transformed(problem, z) if transforms.active() else Jacobian(problem, z)
+        function = problem if problem.aside is None else _without_steps(problem)
+        operator = _Transformed(function, z) if transforms.active() else Jacobian(function, z)
         residual, eps = operator.value.detach(), problem.eps
         energy = problem.energy if isinstance(problem, Slope) else None
         dense = z.shape[1] <= DENSE
@@ -76,8 +78,19 @@ def look_ahead(problem: Residual, z: Tensor, largest: Tensor, fallen: Tensor, rt
         return Ahead(excess, settled.all(1) & excess.isfinite() & finite, blind, finite)
 
 
+def _without_steps(problem: Residual) -> Callable[[Tensor], Tensor]:
+    assert problem.aside is not None
+    aside = problem.aside
+    return (lambda z: aside(z)[0]) if isinstance(problem, Slope) else aside
+
+
 def _exact(
-    problem: Residual, operator: Jacobian | _Transformed, residual: Tensor, z: Tensor, size: Tensor, energy: Tensor | None
+    problem: Residual,
+    operator: Jacobian | _Transformed,
+    residual: Tensor,
+    z: Tensor,
+    size: Tensor,
+    energy: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The step, the unknowns' sizes, how wrong rounding may make the step, and who has no influence, `(B, n)` each."""
     basis = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
@@ -155,8 +168,8 @@ class _Symmetric(LinearOperator):
 class _Transformed(LinearOperator):
     """The Jacobian inside a transform of `torch.func`, which plain derivatives do not reach into."""
 
-    def __init__(self, problem: Residual, z: Tensor):
-        self.value, self.back, *_ = torch.func.vjp(problem, z)
+    def __init__(self, function: Callable[[Tensor], Tensor], z: Tensor):
+        self.value, self.back, *_ = torch.func.vjp(function, z)
 
     def rmatvec(self, v: Tensor) -> Tensor:
         return self.back(v)[0]

@@ -22,14 +22,15 @@ from torchimplicit.solve.samples import FLOOR, PATIENCE_AT_FLOOR, SLACK, Samples
 
 SOONEST, SPARSEST = 2.0, 1000.0  # by which factor steps must have become shorter before a claim is made again
 GROWN = 10.0  # so many times its start an unknown is when it counts as running off,
+PATIENCE_DOWNHILL = 30  # steps of a method that goes down by which neither energy nor slope has fallen
 MOVING = 1e-3  # and so much of itself it moved by in the last step
 
 
 class Look(NamedTuple):
     """What a step has led to: the iterate, with its graph, and its residual, `(B, n)`, and of every sample, `(B,)`:
 
-    the residual's norm, the largest move of an unknown as part of the largest value it has had, and whether it is
-    better than before, finite, and short of where it may have arrived.
+    the residual's norm, the largest move of an unknown as part of the largest value it has had, and whether this is the
+    iterate to keep, has a smaller residual or a lower energy than any before, is finite, and may be a solution.
     """
 
     z: Tensor
@@ -37,6 +38,7 @@ class Look(NamedTuple):
     size: Tensor
     move: Tensor
     better: Tensor
+    smaller: Tensor
     sound: Tensor
     claims: Tensor
 
@@ -52,14 +54,24 @@ class Claims(Samples):
         settled: whether the start may be a solution already, and is looked at as one.
     """
 
-    rows: ClassVar[tuple[str, ...]] = (*Samples.rows, "largest", "highest", "start", "target", "away")
+    rows: ClassVar[tuple[str, ...]] = (
+        *Samples.rows,
+        "largest",
+        "highest",
+        "start",
+        "usual",
+        "target",
+        "lowest",
+        "away",
+    )
     put_back: ClassVar[tuple[str, ...]] = (*Samples.put_back, "largest", "highest", "away")
 
     def __init__(self, options: Any, state: Any, eps: float, save_steps: Sequence[int] = (), settled: bool = False):
         super().__init__(options, state, eps, save_steps)
         self.tolerances = SLACK * options.rtol, SLACK * (options.atol or 0.0)
         self.last, self.settled = options.max_steps, settled
-        self.start = self.largest = self.highest = state.z.detach()
+        self.start = self.usual = self.largest = self.highest = state.z.detach()
+        self.lowest = torch.full_like(self.best, torch.inf)  # energy
         self.first_target = max(options.rtol, eps) ** 0.5
         self.target = torch.full_like(self.best, self.first_target)
         self.away = torch.zeros_like(self.running)  # whether some unknown still grew at the last move
@@ -69,7 +81,7 @@ class Claims(Samples):
         if step in self.history:
             return self.any_running
         look = self._look(step, state)
-        if bool((self.running & (look.claims | ~look.better)).any()):
+        if bool((self.running & (look.claims | ~look.better | ~look.smaller)).any()):
             self._look_closer_at(step, problem, look, stuck)
         else:
             self.best = torch.where(self.running, look.size, self.best)
@@ -87,11 +99,13 @@ class Claims(Samples):
         z, residual, energy = state.z.detach(), state.residual.detach(), getattr(state, "energy", None)
         size = self.history[step] = norm(residual)
         if step == 0:
-            self.limit, self.largest, self.highest = self.divergence * size, z.abs(), residual.abs()
+            self.limit, self.highest = self.divergence * size, residual.abs()
+            self.largest = self.usual = z.abs()
             move = torch.full_like(size, torch.inf)
         else:
             self.largest = torch.maximum(self.largest, z.abs())
             self.highest = torch.maximum(self.highest, residual.abs())
+            self.usual = self.largest if step == 1 else self.usual
             moves = ((z - self.previous.detach()).abs() / self.largest).nan_to_num(0.0, torch.inf)
             move = moves.amax(1)
             away = ((z.abs() >= self.largest) & (moves > MOVING)).any(1)
@@ -101,20 +115,24 @@ class Claims(Samples):
         sound = (sound if energy is None else sound + energy).isfinite()
         low = FLOOR * self.eps * norm(self.highest)
         claims = (move <= self.target) | ((size <= low) & (self.best > low)) | (size == 0)
-        # A method that goes down gets better by every step that it takes, others by smaller residuals.
-        better = (size < self.bar if energy is None else move > 0) & sound
-        claims = claims if energy is None else claims & (better | (size == 0))
+        better = smaller = (size < self.bar) & sound
+        if energy is not None:  # a method that goes down gets better by every step that it takes
+            better = (move > 0) & sound
+            falls = energy < self.lowest - FLOOR * self.eps * self.lowest.abs().nan_to_num(0.0, 0.0)
+            smaller = smaller | (falls & sound)
+            self.lowest = torch.where(smaller, torch.minimum(energy, self.lowest), self.lowest)
+            claims = claims & (better | (size == 0))
         if step >= self.last or (step == 0 and self.settled):
             claims = torch.ones_like(claims)
-        return Look(state.z, residual, size, move, better, sound, claims & sound)
+        return Look(state.z, residual, size, move, better, smaller, sound, claims & sound)
 
     def _look_closer_at(self, step: int, problem: Residual, look: Look, stuck: Tensor | None) -> None:
-        failing = self.running & ~look.better
+        failing = self.running & ~look.smaller
         status = torch.full_like(self.status, int(Status.MAX_STEPS))
         gives_up = torch.zeros_like(failing)
         if bool(failing.any()):
             self.stalled, self.any_stalled = torch.where(failing, self.stalled + 1, 0), True
-            lost = failing & self.latest
+            lost = self.running & ~look.better & self.latest
             if bool(lost.any()):
                 self._keep(lost, self.previous)
             gives_up = failing & self._is_stuck(look, stuck)
@@ -141,27 +159,28 @@ class Claims(Samples):
     def _is_stuck(self, look: Look, stuck: Tensor | None) -> Tensor:
         """Which samples will not get better."""
         if stuck is not None:  # the method knows: it may try steps that it does not take
-            return stuck | (self.stalled >= self.patience)
+            return (stuck & (look.move == 0)) | (self.stalled >= PATIENCE_DOWNHILL)
         return self.stalled >= torch.where(look.move <= FLOOR * self.eps, PATIENCE_AT_FLOOR, self.patience)
 
     def _ask(self, problem: Residual, look: Look) -> Ahead:
         """The Newton step from here; none where an unknown has moved to where it has no influence any more."""
         fallen = (look.residual.abs() <= self.eps * self.highest).all(1)
         ahead = look_ahead(problem, look.z, self.largest, fallen, *self.tolerances)
-        lost = (ahead.blind & (look.z.detach() != self.start)).any(1)
+        z = look.z.detach()
+        lost = (ahead.blind & (z != self.start) & (z.abs() >= self.largest)).any(1)
         return ahead._replace(excess=torch.where(lost, torch.inf, ahead.excess), settled=ahead.settled & ~lost)
 
     def report(self, step: int, nfev: int, trace: bool) -> Report:
         """See `Samples.report`; says of samples that run off that they do."""
         report = super().report(step, nfev, trace)
-        failed = (report.status == int(Status.MAX_STEPS)) | (report.status == int(Status.STAGNATED))
-        grown = (self.largest > GROWN * self.start.abs()).any(1)
-        away = failed & grown & self.away & (self.best < norm(self.highest))
+        grown = (self.largest > GROWN * self.usual).any(1)
+        falls = (self.best < norm(self.highest)) | self.lowest.isfinite()
+        away = (report.status != int(Status.CONVERGED)) & grown & self.away & falls
         if bool(away.any()):
             listed = ", ".join(map(str, torch.nonzero(away).flatten().tolist()[:5]))
             report.advice = (
                 f"The unknowns of sample {listed} still grow (up to {float(self.largest[away].max()):.1e}) while the "
-                "residual falls: there may be no root or minimum but at infinity, as with exp(-z), or with separable "
+                "residual or the energy falls: there may be no root or minimum but at infinity, as with exp(-z), or with separable "
                 "data that nothing regularises; else try more max_steps, or a start nearby."
             )
         return report

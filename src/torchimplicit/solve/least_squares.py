@@ -12,9 +12,9 @@ from torchimplicit.core.options import require
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.tree import norm
 from torchimplicit.linear import CG, Jacobian, LinearOperator, LinearSolver
+from torchimplicit.solve.ahead import DENSE
 from torchimplicit.solve.linesearch import ROUNDINGS, Place, dot
 from torchimplicit.solve.minimiser import Minimiser
-from torchimplicit.solve.newton import DENSE
 
 
 class LevenbergState(NamedTuple):

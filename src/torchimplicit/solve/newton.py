@@ -12,10 +12,10 @@ from torchimplicit.core.options import require
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.tree import norm
 from torchimplicit.linear import GMRES, LU, Jacobian, LinearSolver
+from torchimplicit.solve.ahead import DENSE
 from torchimplicit.solve.linesearch import backtrack
 from torchimplicit.solve.loop import Solver
 
-DENSE = 256  # unknowns per sample up to which the Jacobian is built and factored by default
 # The forcing sequence, names and values of Eisenstat and Walker: its first term, its largest, its factor, and the size
 # above which a term may not fall faster than by squaring.
 ETA_FIRST, ETA_MAX, GAMMA, SAFEGUARD = 0.5, 0.9, 0.9, 0.1
