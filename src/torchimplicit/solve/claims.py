@@ -27,9 +27,9 @@ MOVING = 1e-3  # and so much of itself it moved by in the last step
 
 
 class Look(NamedTuple):
-    """What a step has led to: the iterate, with its graph, and its residual, `(B, n)`, and of every sample, `(B,)`:
+    """What a step has led to: the iterate, with its graph, and its residual, `(B, n)`; the rest is `(B,)`.
 
-    the residual's norm, the largest move of an unknown as part of the largest value it has had, and whether this is the
+    The residual's norm, the largest move of an unknown as part of the largest value it has had, and whether this is the
     iterate to keep, has a smaller residual or a lower energy than any before, is finite, and may be a solution.
     """
 
@@ -178,9 +178,10 @@ class Claims(Samples):
         away = (report.status != int(Status.CONVERGED)) & grown & self.away & falls
         if bool(away.any()):
             listed = ", ".join(map(str, torch.nonzero(away).flatten().tolist()[:5]))
+            size = float(self.largest[away].max())
             report.advice = (
-                f"The unknowns of sample {listed} still grow (up to {float(self.largest[away].max()):.1e}) while the "
-                "residual or the energy falls: there may be no root or minimum but at infinity, as with exp(-z), or with separable "
-                "data that nothing regularises; else try more max_steps, or a start nearby."
+                f"The unknowns of sample {listed} still grow (up to {size:.1e}) while the residual or the energy "
+                "falls: there may be no root or minimum but at infinity, as with exp(-z), or with separable data that "
+                "nothing regularises; else try more max_steps, or a start nearby."
             )
         return report

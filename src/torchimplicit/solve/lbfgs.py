@@ -120,7 +120,7 @@ class LBFGS(Minimiser):
         return LBFGSState(*place, active, Pairs(), self._first_scale(problem, place))
 
     def _first_scale(self, problem: Residual, place: Place) -> Tensor:
-        """The inverse Hessian's size along the gradient, by one product; where that is no size, steps of one, `(B,)`."""
+        """The inverse Hessian's size along the gradient, by one product; else for a step of one, `(B,)`."""
         if transforms.active():
             return 1 / norm(place.residual).clamp_min(1)
         product = Jacobian(problem, place.z).rmatvec(place.residual)

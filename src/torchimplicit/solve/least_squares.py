@@ -113,7 +113,7 @@ class LevenbergMarquardt(Minimiser):
         scaled = units * step
         predicted = 0.5 * (damping * dot(scaled, scaled) - dot(step, place.residual))
         ratio = (place.energy - trial.energy) / predicted
-        # Near the minimum the energies' difference is rounding: there it decides whether the slope along the step falls.
+        # Near the minimum the energies' difference is rounding: there the slope along the step decides.
         level = (trial.energy - place.energy).abs() <= ROUNDINGS * problem.eps * noise
         flatter = dot(gradient, step).abs() < dot(place.residual, step).abs()
         ratio = torch.where(level & flatter, 1.0, ratio)

@@ -1,7 +1,8 @@
 """What the loop knows of every sample: when it stops, with which status, at which iterate.
 
-`Samples` judges fixed points, whose residual is in the units of the state; `Claims` roots and minima. Each look costs one comparison of every sample's residual with its tolerance and its best residual so far, and one read
-by the host. Only when some sample stops or gets worse is more done, and iterates set aside.
+`Samples` judges fixed points, whose residual is in the units of the state; `Claims` judges roots and minima. Each look
+costs one comparison of every sample's residual with its tolerance and its best residual so far, and one read by the
+host. Only when some sample stops or gets worse is more done, and iterates set aside.
 """
 
 from __future__ import annotations
