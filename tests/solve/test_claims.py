@@ -39,7 +39,7 @@ def bowl(z):
 
 def curve(z):
     t = torch.linspace(0, 2, 12, dtype=torch.float64)
-    return z[:, :1] * torch.exp(-z[:, 1:2] * t) + z[:, 2:] - torch.cos(t)
+    return z[:, :1] * torch.exp(-z[:, 1:2] * t) + z[:, 2:] - (2 * torch.exp(-1.3 * t) + 0.3 + 0.05 * torch.cos(5 * t))
 
 
 @QUIET
@@ -106,13 +106,13 @@ def test_double_roots_are_found_to_the_tolerance():
         assert abs(float(solution.value) - 1) < 5e-4
 
 
-@pytest.mark.parametrize("solver", [ti.Newton(), ti.Newton(max_steps=2000), ti.Broyden(), ti.Anderson()], ids=str)
+@pytest.mark.parametrize("solver", [ti.Newton(), ti.Newton(max_steps=800), ti.Broyden(), ti.Anderson()], ids=str)
 @pytest.mark.parametrize("g", [lambda z: torch.exp(-z), lambda z: 1 / z, lambda z: torch.exp(-z.square())])
 def test_a_root_at_infinity_is_none(g, solver):
     assert not ti.root(g, ONE, solver=solver, on_failure="ignore").report.converged
 
 
-@pytest.mark.parametrize("solver", [ti.Newton(), ti.Newton(max_steps=2000)], ids=str)
+@pytest.mark.parametrize("solver", [ti.Newton(), ti.Newton(max_steps=800)], ids=str)
 @pytest.mark.parametrize("g", [lambda z: torch.exp(-z), lambda z: 1 / z])
 def test_what_runs_off_is_said_to(g, solver):
     with pytest.raises(ti.ConvergenceError, match="unknowns of sample 0 still grow.*at infinity"):
@@ -128,7 +128,7 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("solver", [*DOWN, ti.LBFGS(rtol=1e-2, max_steps=2000), ti.Newton()], ids=str)
+@pytest.mark.parametrize("solver", [*DOWN, ti.LBFGS(rtol=1e-2, max_steps=100), ti.Newton()], ids=str)
 @pytest.mark.parametrize("energy", ENDLESS.values(), ids=ENDLESS)
 def test_an_energy_without_a_minimum_has_none(energy, solver, dtype):
     solution = ti.argmin(energy, ONE.to(dtype), solver=solver, on_failure="ignore")
