@@ -115,7 +115,7 @@ def test_a_root_at_infinity_is_none(g, solver):
 @pytest.mark.parametrize("solver", [ti.Newton(), ti.Newton(max_steps=800)], ids=str)
 @pytest.mark.parametrize("g", [lambda z: torch.exp(-z), lambda z: 1 / z])
 def test_what_runs_off_is_said_to(g, solver):
-    with pytest.raises(ti.ConvergenceError, match="unknowns of sample 0 still grow.*at infinity"):
+    with pytest.raises(ti.ConvergenceError, match=r"unknowns of sample 0 still grow.*at infinity"):
         ti.root(g, ONE, solver=solver)
 
 
