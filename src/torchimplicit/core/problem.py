@@ -45,6 +45,10 @@ class Residual:
         self.nfev += 1
         return self.evaluate(z, out)
 
+    def look(self, z: Tensor) -> Tensor:
+        """The residual at `z`, where no step of the solve is taken."""
+        return self(z) if self.aside is None else self.aside(z)
+
 
 class Slope(Residual):
     """The gradient of an energy as a residual, for solvers that go down: it tells the energy, too.
@@ -77,6 +81,10 @@ class Slope(Residual):
         gradient, energy = super().__call__(z, out)
         self.energy = energy.detach()
         return gradient
+
+    def look(self, z: Tensor) -> Tensor:
+        """See `Residual.look`."""
+        return self(z) if self.aside is None else self.aside(z)[0]
 
 
 class Problem:

@@ -34,7 +34,7 @@ def check_minimum(residual: Residual, result: Result, constraints: int = 0) -> N
     if transforms.active() or width <= 0 or not bool(arrived.any()):
         return
     with torch.no_grad():
-        hessian, start = Jacobian(residual, result.z), probe(result.z[:, :width])
+        hessian, start = Jacobian(residual.look, result.z), probe(result.z[:, :width])
         units = _units(hessian, result.z, constraints)
         tangents = _tangents(hessian, result.z, constraints) if constraints else None
 

@@ -25,7 +25,7 @@ from torchimplicit.linear import CG, GMRES, Jacobian, LinearOperator
 DENSE = 256  # unknowns per sample up to which the Jacobian is built and factored
 NOISE = 10.0  # roundings of its terms by which a residual may be wrong
 ROUGH, PRODUCTS = 0.1, 100  # beyond: the relative residual to which the step is solved for, within so many products
-UNEXPLAINED = 1e-3  # part of a residual that may lie outside of what a singular Jacobian can answer
+UNEXPLAINED = 1e-3  # part of a residual that a solve may leave; by more a Jacobian counts as singular
 
 
 class Ahead(NamedTuple):
@@ -36,12 +36,14 @@ class Ahead(NamedTuple):
             `(B,)`.
         settled: whether the step is no longer than rounding makes it, `(B,)` bool.
         blind: unknowns that the residual does not depend on, `(B, n)` bool.
+        singular: whether the residual does not change along some direction, `(B,)` bool.
         finite: whether the energy, if there is one, is finite, `(B,)` bool.
     """
 
     excess: Tensor
     settled: Tensor
     blind: Tensor
+    singular: Tensor
     finite: Tensor
 
 
@@ -59,29 +61,23 @@ def look_ahead(problem: Residual, z: Tensor, largest: Tensor, fallen: Tensor, rt
     """
     with torch.no_grad():
         z = z.detach()
-        function = problem if problem.aside is None else _without_steps(problem)
-        operator = _Transformed(function, z) if transforms.active() else Jacobian(function, z)
+        operator = _Transformed(problem.look, z) if transforms.active() else Jacobian(problem.look, z)
         residual, eps = operator.value.detach(), problem.eps
         energy = problem.energy if isinstance(problem, Slope) else None
         dense = z.shape[1] <= DENSE
         size = z.abs() + eps * largest
         if dense:
-            step, size, noise, blind = _exact(problem, operator, residual, z, size, energy)
+            step, size, noise, blind, singular = _exact(problem, operator, residual, z, size, energy)
         else:
             step, size, noise, blind = _rough(problem, operator, residual, z, size)
+            singular = torch.zeros_like(fallen)
         tolerance = atol + rtol * size
         excess = (step.abs() / tolerance.clamp_min(torch.finfo(z.dtype).tiny)).nan_to_num(torch.inf).amax(1)
         part = (step.abs() / size).nan_to_num(0.0).amax(1)
         excess = torch.where(fallen & (part > eps**0.5), torch.inf, excess)
         settled = step.abs() <= torch.maximum(tolerance, torch.minimum(noise, eps**0.5 * size))
         finite = torch.ones_like(fallen) if energy is None else energy.isfinite()
-        return Ahead(excess, settled.all(1) & excess.isfinite() & finite, blind, finite)
-
-
-def _without_steps(problem: Residual) -> Callable[[Tensor], Tensor]:
-    assert problem.aside is not None
-    aside = problem.aside
-    return (lambda z: aside(z)[0]) if isinstance(problem, Slope) else aside
+        return Ahead(excess, settled.all(1) & excess.isfinite() & finite, blind, singular, finite)
 
 
 def _exact(
@@ -91,22 +87,26 @@ def _exact(
     z: Tensor,
     size: Tensor,
     energy: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The step, the unknowns' sizes, how wrong rounding may make the step, and who has no influence, `(B, n)` each."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The step, the unknowns' sizes, how wrong rounding may make the step, who has no influence, `(B, n)` each.
+
+    And whether the Jacobian is singular, `(B,)`.
+    """
     basis = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
     matrix = torch.vmap(lambda row: operator.rmatvec(row.expand(z.shape)), out_dims=1)(basis)
     weight = matrix.abs()
     terms = torch.bmm(weight, z.abs().unsqueeze(2)).squeeze(2)
     influence = (weight / terms.unsqueeze(2)).nan_to_num(0.0, torch.inf).amax(1)
     size = size + problem.eps**0.5 / influence
-    step, inverse = newton_step(matrix, residual)
     noise = terms
+    # That of a gradient: an energy is a sum of squares, or as if it were one.
+    slopes = torch.zeros_like(terms)
     if energy is not None:
-        # That of a gradient: an energy is a sum of squares, or as if it were one.
-        noise = (2 * energy.abs().unsqueeze(1) * matrix.diagonal(dim1=1, dim2=2).abs()).sqrt()
-        noise = noise if getattr(problem, "terms", None) is not None else noise + terms
+        slopes = (2 * energy.abs().unsqueeze(1) * matrix.diagonal(dim1=1, dim2=2).abs()).sqrt()
+        noise = slopes if getattr(problem, "terms", None) is not None else slopes + terms
+    step, inverse, singular = newton_step(matrix, residual, NOISE * problem.eps * slopes)
     noise = NOISE * problem.eps * torch.bmm(inverse.abs(), noise.unsqueeze(2)).squeeze(2)
-    return step, size, noise, (weight == 0).all(1)
+    return step, size, noise, (weight == 0).all(1), singular
 
 
 def _rough(
@@ -124,15 +124,16 @@ def _rough(
     return step, size, NOISE * problem.eps * size, torch.zeros_like(z, dtype=torch.bool)
 
 
-def newton_step(matrix: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-    """The solution of `J d = r` and the inverse of `J`, for matrices of any scaling.
+def newton_step(matrix: Tensor, residual: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The solution of `J d = -r`, the inverse of `J`, and whether that is singular, for matrices of any scaling.
 
     Where `J` is singular they are the shortest solution in equilibrated unknowns and the pseudo-inverse, if the
-    residual has an answer; else the solution is NaN.
+    residual has an answer: no slope along a flat direction but by rounding. Else the solution is NaN.
 
     Args:
         matrix: `J`, `(B, n, n)`.
         residual: `r`, `(B, n)`.
+        noise: how wrong it may be, `(B, n)`.
     """
     finite = matrix.isfinite().all(2).all(1) & residual.isfinite().all(1)
     columns = _units(matrix.abs().amax(1)).unsqueeze(1)
@@ -142,16 +143,19 @@ def newton_step(matrix: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
     inverse, failure = torch.linalg.inv_ex(scaled)
     step = torch.bmm(inverse, right)
     left = norm((right - torch.bmm(scaled, step)).squeeze(2))
-    bad = (failure != 0) | ~(left <= UNEXPLAINED * norm(right.squeeze(2)))
+    allowed = UNEXPLAINED * norm(right.squeeze(2))
+    bad = (failure != 0) | ~(left <= allowed)
     if bool(bad.any()):
         some = torch.nonzero(bad).flatten()
         shortest = torch.linalg.pinv(scaled[some], rtol=matrix.shape[1] * NOISE * torch.finfo(matrix.dtype).eps)
         inverse = inverse.index_copy(0, some, shortest)
         step = step.index_copy(0, some, torch.bmm(shortest, right[some]))
         left = norm((right - torch.bmm(scaled, step)).squeeze(2))
-    answered = finite & (left <= UNEXPLAINED * norm(right.squeeze(2)))
+        slight = torch.finfo(matrix.dtype).eps ** 0.5 * norm(right.squeeze(2)) + norm(noise / rows.squeeze(2))
+        allowed = torch.where(bad, slight, allowed)
+    answered = finite & (left <= allowed)
     step = torch.where(answered.unsqueeze(1), -(step / columns.mT).squeeze(2), torch.nan)
-    return step, inverse / columns.mT / rows.mT
+    return step, inverse / columns.mT / rows.mT, bad
 
 
 def _units(size: Tensor) -> Tensor:

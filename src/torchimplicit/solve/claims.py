@@ -163,11 +163,13 @@ class Claims(Samples):
         return self.stalled >= torch.where(look.move <= FLOOR * self.eps, PATIENCE_AT_FLOOR, self.patience)
 
     def _ask(self, problem: Residual, look: Look) -> Ahead:
-        """The Newton step from here; none where an unknown has moved to where it has no influence any more."""
+        """The Newton step from here; none where an unknown has run to where it has no influence any more."""
         fallen = (look.residual.abs() <= self.eps * self.highest).all(1)
         ahead = look_ahead(problem, look.z, self.largest, fallen, *self.tolerances)
         z = look.z.detach()
-        lost = (ahead.blind & (z != self.start) & (z.abs() >= self.largest)).any(1)
+        lost = ahead.blind & (z != self.start)
+        lost = lost | (ahead.singular.unsqueeze(1) & (self.eps * self.largest > self.usual))
+        lost = (lost & (z.abs() >= self.largest)).any(1)
         return ahead._replace(excess=torch.where(lost, torch.inf, ahead.excess), settled=ahead.settled & ~lost)
 
     def report(self, step: int, nfev: int, trace: bool) -> Report:
