@@ -149,7 +149,9 @@ def newton_step(matrix: Tensor, residual: Tensor, noise: Tensor) -> tuple[Tensor
         some = torch.nonzero(bad).flatten()
         shortest = torch.linalg.pinv(scaled[some], rtol=matrix.shape[1] * NOISE * torch.finfo(matrix.dtype).eps)
         inverse = inverse.index_copy(0, some, shortest)
-        step = step.index_copy(0, some, torch.bmm(shortest, right[some]))
+        short = torch.bmm(shortest, right[some])
+        short = short + torch.bmm(shortest, right[some] - torch.bmm(scaled[some], short))  # what rounding has left
+        step = step.index_copy(0, some, short)
         left = norm((right - torch.bmm(scaled, step)).squeeze(2))
         slight = torch.finfo(matrix.dtype).eps ** 0.5 * norm(right.squeeze(2)) + norm(noise / rows.squeeze(2))
         allowed = torch.where(bad, slight, allowed)
