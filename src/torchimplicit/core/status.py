@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+
+from torchimplicit.core.failures import Counted, Failures, failures_of_line, warn
 
 OnFailure = Literal["raise", "warn", "ignore"]
 
@@ -204,23 +205,33 @@ class ConvergenceWarning(UserWarning):
 def react(report: Report, on_failure: OnFailure, solution: Solution | None = None) -> None:
     """Raises, warns or stays silent about the samples that did not converge.
 
+    Warns of the first failure of a layer, or of a line that calls a function, of the tenth, the hundredth, and so on.
+
     Raises:
         ConvergenceError: a sample did not converge and `on_failure` is "raise".
     """
-    if on_failure == "ignore" or report.converged:
+    if on_failure == "ignore":
         return
-    message = failure_message(report)
+    failures = on_failure.failures if isinstance(on_failure, Counted) else None
     if on_failure == "raise":
-        raise ConvergenceError(message, report, solution)
-    warnings.warn(ConvergenceWarning(message), stacklevel=4)
+        if not report.converged:
+            raise ConvergenceError(failure_message(report, failures), report, solution)
+        return
+    failures = failures_of_line() if failures is None else failures
+    kind = "backward" if report.name.startswith("backward") else "forward"
+    if failures.counts[kind].add(not report.converged):
+        message = f"{failure_message(report, failures)}\n  {failures.counts[kind].tell(kind)}"
+        warn(ConvergenceWarning(message))
 
 
-def failure_message(report: Report, show: int = 5) -> str:
+def failure_message(report: Report, failures: Failures | None = None, show: int = 5) -> str:
     """What happened, to which samples, after how many steps, with which residual, and what to try, in a few lines."""
-    lines = [f"{report.name}: {report.failed.numel()} of {report.status.numel()} samples {report.failure}."]
+    where = f", in {failures.owner}" if failures is not None and failures.owner else ""
+    lines = [f"{report.name}: {report.failed.numel()} of {report.status.numel()} samples {report.failure}{where}."]
     for status, remedy in report.remedies.items():
         samples = torch.nonzero(report.status == status).flatten().tolist()
         listed = ", ".join(f"sample {i} ({report.describe(i)})" for i in samples[:show])
         more = f" and {len(samples) - show} more" if len(samples) > show else ""
         lines += [f"  {status.name.lower()}: {listed}{more}.", f"    {remedy}"]
-    return "\n".join([*lines, f"  {report.advice}"] if report.advice else lines)
+    advice = [report.advice, "" if failures is None else failures.advice]
+    return "\n".join([*lines, *(f"  {text}" for text in advice if text)])

@@ -7,17 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils import _pytree as pytree
 
 from torchimplicit.adjoint import Adjoint, Implicit, Unrolled
-from torchimplicit.core.status import ConvergenceError, OnFailure, Report, Solution
+from torchimplicit.core.status import OnFailure, Report, Solution
 from torchimplicit.equations import check_options, fixed_point
 from torchimplicit.nn.batch_norm import warn_of_batch_norm
+from torchimplicit.nn.layer import ImplicitLayer
 from torchimplicit.solve import Anderson, Solver
 
 
-class DEQ(nn.Module):
+class DEQ(ImplicitLayer):
     r"""A deep equilibrium layer: the fixed point $z^* = \mathrm{cell}(z^*, x)$, differentiated through it.
 
     An infinitely deep weight-tied network whose training memory is that of one layer. The cell must treat samples
@@ -56,6 +56,10 @@ class DEQ(nn.Module):
     """
 
     report: Report | None
+    advice = (
+        "A cell stops contracting while it trains unless something keeps it: try nn.jacobian_penalty in the loss, or "
+        "nn.ContractiveLinear and ContractiveConv2d in the cell (the guide's page, docs/guide.md, under Stability)."
+    )
 
     def __init__(
         self,
@@ -84,7 +88,6 @@ class DEQ(nn.Module):
         self.warm_start = warm_start
         self.batched_args = batched_args
         self.on_failure: OnFailure = on_failure
-        self.report = None
         self._last: Solution | None = None
         warn_of_batch_norm("DEQ", "cell", cell, "fixed points")
 
@@ -102,23 +105,18 @@ class DEQ(nn.Module):
         """
         if z0 is None:
             z0 = self._start(x, args)
-        try:
-            solution = fixed_point(
-                self.cell,
-                z0,
-                x,
-                *args,
-                solver=self.solver,
-                adjoint=self.adjoint,
-                warm_start=self._last if self._last is not None and z0 is self._last.value else None,
-                batched_args=self._batched(z0, x, args),
-                save_steps=save_steps,
-                on_failure=self.on_failure,
-            )
-        except ConvergenceError as error:
-            self.report = error.report
-            raise
-        self.report = solution.report
+        solution = self.solve(
+            fixed_point,
+            self.cell,
+            z0,
+            x,
+            *args,
+            solver=self.solver,
+            adjoint=self.adjoint,
+            warm_start=self._last if self._last is not None and z0 is self._last.value else None,
+            batched_args=self._batched(z0, x, args),
+            save_steps=save_steps,
+        )
         if self.warm_start and not torch.is_inference_mode_enabled():  # whose tensors training could not use
             self._last = replace(solution, value=pytree.tree_map(torch.detach, solution.value), trajectory=())
         return (solution.value, solution.trajectory) if save_steps else solution.value
