@@ -60,6 +60,12 @@ class Failures:
         self.owner, self.advice = owner, advice
         self.counts = {"forward": Count(), "backward": Count()}
 
+    def backward_only(self) -> Failures:
+        """Counts backward solves along with these and no forward one, which somebody else will count."""
+        part = Failures(self.owner, self.advice)
+        part.counts["backward"] = self.counts["backward"]
+        return part
+
     def under(self, on_failure: Any) -> Any:
         """The same `on_failure`, which knows whose solves it is about."""
         return Counted(on_failure, self)
@@ -84,8 +90,10 @@ class Counted(str):
 _of_lines: dict[tuple[str, int], Failures] = {}
 
 
-def failures_of_line() -> Failures:
-    """The failures of the user's line that is calling."""
+def failures_under(on_failure: str) -> Failures:
+    """The failures of the layer that gave the word, else of the user's line that is calling."""
+    if isinstance(on_failure, Counted):
+        return on_failure.failures
     frame, _ = users_frame()
     place = ("", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
     return _of_lines.setdefault(place, Failures())

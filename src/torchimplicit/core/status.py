@@ -3,66 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from torchimplicit.core.failures import Counted, Failures, failures_of_line, warn
+from torchimplicit.core.failures import Counted, Failures, failures_under, warn
+from torchimplicit.core.outcome import LINEAR, POINTS, Remedy, Status
 
 OnFailure = Literal["raise", "warn", "ignore"]
-
-
-class Status(IntEnum):
-    """How a solve ended, for one sample."""
-
-    CONVERGED = 0
-    MAX_STEPS = 1
-    STAGNATED = 2
-    DIVERGED = 3
-    NON_FINITE = 4
-    STEP_TOO_SMALL = 5
-    DRIFTED = 6
-    INFEASIBLE = 7
-    UNBOUNDED = 8
-    NONCONVEX = 9
-    SADDLE = 10
-
-
-_REMEDIES = {
-    Status.MAX_STEPS: "Try more max_steps, a looser rtol or atol, or a more contractive map.",
-    Status.STAGNATED: (
-        "The residual no longer falls: the tolerance may lie below what this dtype can reach (try a looser rtol or "
-        "atol, or float64), the map may have no fixed point, it may be random (plain dropout inside it; try "
-        "nn.VariationalDropout), or its residual "
-        "may grow for long before it falls (a non-normal map: try Newton())."
-    ),
-    Status.DIVERGED: "The map expands. Try damping < 1, Newton(), spectral normalisation, or smaller weights.",
-    Status.NON_FINITE: (
-        "NaN or infinity appeared: look for them in the inputs, else for overflow or a singular Jacobian. Such a "
-        "sample is held at its last finite iterate and adds nothing to the gradients."
-    ),
-    Status.SADDLE: (
-        "The gradient vanishes, but the energy falls to a side: a saddle or a maximum. Try another start, a solver "
-        "that goes down (LBFGS, NewtonCG), or check_minimum=False to accept any stationary point."
-    ),
-}
-_LINEAR_REMEDIES = {
-    Status.MAX_STEPS: "Try GMRES with more max_steps, a longer restart or a looser rtol, or LU() for a small state.",
-    Status.STAGNATED: (
-        "The system is singular or nearly so at this solution, the tolerance lies below what this dtype can reach, or "
-        "the method does not suit it. Try GMRES with a longer restart or a looser rtol, or LU() for a small state."
-    ),
-    Status.DIVERGED: (
-        "The Neumann series grows, for the map does not contract; or the inverse that Shine took over explodes, and it "
-        "took the Jacobian-free gradient instead. Try Implicit(GMRES())."
-    ),
-    Status.NON_FINITE: (
-        "NaN or infinity appeared: the incoming gradient is not finite, or the Jacobian is singular or not finite at "
-        "the solution. Such a sample adds nothing to the gradients."
-    ),
-}
 
 
 @dataclass
@@ -80,9 +29,11 @@ class Report:
         backward: the report of the last backward solve; None until a backward pass has run.
         advice: what else to say of the failure, beyond the remedies.
         failure: what went wrong with a sample that failed, in words.
+        table: what a family of solves says to try.
     """
 
     failure: ClassVar[str] = "did not converge"
+    table: ClassVar[dict[Status, Remedy] | None] = None
 
     status: Tensor
     steps: Tensor
@@ -107,8 +58,8 @@ class Report:
     @property
     def remedies(self) -> dict[Status, str]:
         """What to try, for every status other than `CONVERGED` that some sample ended with."""
-        remedies = _LINEAR_REMEDIES if self.linear else _REMEDIES
-        return {status: remedy for status, remedy in remedies.items() if bool((self.status == status).any())}
+        table = self.table or (LINEAR if self.linear else POINTS)
+        return {status: str(remedy) for status, remedy in table.items() if bool((self.status == status).any())}
 
     def describe(self, sample: int) -> str:
         """Where one sample stands, in words."""
@@ -217,7 +168,7 @@ def react(report: Report, on_failure: OnFailure, solution: Solution | None = Non
         if not report.converged:
             raise ConvergenceError(failure_message(report, failures), report, solution)
         return
-    failures = failures_of_line() if failures is None else failures
+    failures = failures_under(on_failure)
     kind = "backward" if report.name.startswith("backward") else "forward"
     if failures.counts[kind].add(not report.converged):
         message = f"{failure_message(report, failures)}\n  {failures.counts[kind].tell(kind)}"
