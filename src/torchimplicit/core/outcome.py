@@ -26,7 +26,7 @@ class Remedy(NamedTuple):
     """What a status means, and what turns it into success. Every try is shown to help by a case in the tests.
 
     Attributes:
-        cause: what happened, in sentences.
+        cause: what happened, in sentences; "" where the status says it all.
         tries: what to try, each on its own; none where only a look at the inputs helps.
     """
 
@@ -42,9 +42,7 @@ class Remedy(NamedTuple):
 
 
 POINTS = {
-    Status.MAX_STEPS: Remedy(
-        "The steps were used up.", ("more max_steps", "a looser rtol or atol", "a more contractive map")
-    ),
+    Status.MAX_STEPS: Remedy("", ("more max_steps", "a looser rtol or atol", "a more contractive map")),
     Status.STAGNATED: Remedy(
         "The residual no longer falls: the tolerance may lie below what this dtype can reach, the map may have no "
         "fixed point, it may be random (plain dropout inside it), or its residual may grow for long before it falls (a "
@@ -69,7 +67,7 @@ POINTS = {
 }
 LINEAR = {
     Status.MAX_STEPS: Remedy(
-        "The products were used up.",
+        "",
         ("GMRES with more max_steps", "GMRES with a longer restart", "a looser rtol", "LU() for a small state"),
     ),
     Status.STAGNATED: Remedy(

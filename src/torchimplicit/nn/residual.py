@@ -49,7 +49,7 @@ class ResidualCell(nn.Module):
         (torch.Size([2, 16, 8, 8]), True)
     """
 
-    def __init__(self, channels: int = 48, inner: int = 64, groups: int = 8, kernel_size: int = 3, floor: float = 0.3):
+    def __init__(self, channels: int = 48, inner: int = 64, groups: int = 8, kernel_size: int = 3, floor: float = 1.0):
         """Draws the weights."""
         super().__init__()
         self.channels, self.inner, self.groups, self.kernel_size = channels, inner, groups, kernel_size

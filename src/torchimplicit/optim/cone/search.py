@@ -45,7 +45,7 @@ CONES = {
     Status.NONCONVEX: Remedy(
         "P has a negative eigenvalue.", ("L @ L.mT in its place", "a multiple of the identity added to it")
     ),
-    Status.MAX_STEPS: Remedy("The steps were used up.", ("more max_steps",)),
+    Status.MAX_STEPS: Remedy("", ("more max_steps",)),
     Status.STAGNATED: Remedy(
         "The solution is inaccurate, so its gradient is, too.", ("a larger tol if that is enough",)
     ),
