@@ -2,6 +2,7 @@
 
 PYTHON  ?= $(shell command -v python3.11 || echo python3)
 WORKERS ?= auto
+# The oldest torch that pyproject.toml admits; a comment there says what else was tested.
 TORCH   := torch==2.13.0
 BIN     := .venv/bin
 VENV    := .venv/.stamp

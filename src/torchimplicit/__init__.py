@@ -52,6 +52,8 @@ from torchimplicit.solve import (
     PseudoTransient,
 )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "CG",
     "FISTA",
@@ -101,6 +103,7 @@ __all__ = [
     "Suzuki4",
     "Tsit5",
     "Unrolled",
+    "__version__",
     "argmin",
     "fixed_point",
     "ilqr",

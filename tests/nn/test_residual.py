@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchimplicit as ti
@@ -103,12 +104,44 @@ def test_another_kernel_keeps_the_size_of_the_image():
     assert cell(kernel_size=1).conv1.weight.shape == (6, 4, 1, 1)
 
 
+def test_a_plain_loop_with_the_defaults_converges():
+    """Made data of two classes, so that the loop is short; three epochs of handwritten digits do as well."""
+    torch.manual_seed(0)
+    layer = ti.nn.DEQ(ti.nn.ResidualCell(8, 16, 4))
+    stem, head = nn.Conv2d(1, 8, 3, padding=1), nn.Linear(8 * 36, 2)
+    model = nn.Sequential(stem, layer, nn.Flatten(), head)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    status = []
+    for _ in range(20):
+        y = torch.randint(2, (8,))
+        x = torch.rand(8, 1, 6, 6)
+        x[:, :, :3] += y[:, None, None, None]
+        loss = nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        status += [layer.report.status, layer.report.backward.status]
+    assert loss.detach() < 0.3
+    assert (torch.cat(status) == ti.Status.CONVERGED).double().mean() > 0.98
+
+
+def test_the_floor_makes_the_tutorials_cell_a_contraction():
+    radii, x = [], 0.1 * torch.randn(2, 8, 6, 6)
+    for floor in (1e-5, 1.0):
+        torch.manual_seed(0)
+        layer = ti.nn.DEQ(ti.nn.ResidualCell(8, 16, 4, floor=floor), ti.Anderson(max_steps=100), on_failure="ignore")
+        radii.append(float(spectral_radius(layer, x).max()))
+    assert radii[1] < 0.85, radii
+    assert radii[0] > radii[1] + 0.1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"channels": 5}, r"ResidualCell\(channels=5\): expected a multiple of groups=2"),
         ({"inner": 7}, r"ResidualCell\(inner=7\): expected a multiple of groups=2"),
         ({"kernel_size": 4}, r"ResidualCell\(kernel_size=4\): expected an odd number.*try 3"),
+        ({"floor": 0.0}, r"ResidualCell\(floor=0.0\): expected a finite number > 0"),
         ({"groups": 0}, r"ResidualCell\(groups=0\): expected an integer >= 1"),
         ({"channels": 4.0}, r"ResidualCell\(channels=4.0\): expected an integer >= 1"),
     ],

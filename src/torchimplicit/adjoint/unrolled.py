@@ -16,15 +16,12 @@ from torchimplicit.adjoint.gate import Gate
 from torchimplicit.core import transforms
 from torchimplicit.core.independence import jolted
 from torchimplicit.core.options import require
+from torchimplicit.core.outcome import UNROLLED
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.status import Report, Status
 from torchimplicit.core.tree import norm
 from torchimplicit.linear import Jacobian
 
-_LAGS = (
-    "The derivative of the steps has not come to that of the solution, which it lags behind. Try a solver with a "
-    "smaller rtol and more max_steps, or Implicit()."
-)
 ASIDE = 0.1  # how far from a solution, relative to it, steps begin whose own start was nearer still
 
 
@@ -141,14 +138,7 @@ class Unrolled(Adjoint):
 class UnrolledReport(Report):
     """How far the gradient of the steps is that of the solution."""
 
-    @property
-    def remedies(self) -> dict[Status, str]:
-        """See `Report.remedies`."""
-        return (
-            {**super().remedies, Status.MAX_STEPS: _LAGS}
-            if bool((self.status == Status.MAX_STEPS).any())
-            else (super().remedies)
-        )
+    table = UNROLLED
 
 
 def _evaluate(call: Call, z: Tensor, *tensors: Tensor) -> Any:

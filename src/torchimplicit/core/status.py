@@ -2,75 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from torchimplicit.core.failures import Counted, Failures, failures_under, warn
+from torchimplicit.core.outcome import LINEAR, POINTS, Remedy, Status
+
 OnFailure = Literal["raise", "warn", "ignore"]
-
-
-class Status(IntEnum):
-    """How a solve ended, for one sample."""
-
-    CONVERGED = 0
-    MAX_STEPS = 1
-    STAGNATED = 2
-    DIVERGED = 3
-    NON_FINITE = 4
-    STEP_TOO_SMALL = 5
-    DRIFTED = 6
-    INFEASIBLE = 7
-    UNBOUNDED = 8
-    NONCONVEX = 9
-    SADDLE = 10
-    COUPLED = 11
-
-
-_REMEDIES = {
-    Status.MAX_STEPS: "Try more max_steps, a looser rtol or atol, or a more contractive map.",
-    Status.STAGNATED: (
-        "The residual no longer falls: the tolerance may lie below what this dtype can reach (try a looser rtol or "
-        "atol, or float64), the map may have no fixed point, it may be random (plain dropout inside it; try "
-        "nn.VariationalDropout), or its residual "
-        "may grow for long before it falls (a non-normal map: try Newton())."
-    ),
-    Status.DIVERGED: "The map expands. Try damping < 1, Newton(), spectral normalisation, or smaller weights.",
-    Status.NON_FINITE: (
-        "NaN or infinity appeared: look for them in the inputs, else for overflow or a singular Jacobian. Such a "
-        "sample is held at its last finite iterate and adds nothing to the gradients."
-    ),
-    Status.SADDLE: (
-        "The gradient vanishes, but the energy falls to a side: a saddle or a maximum, to which Newton() goes as well "
-        "as to a minimum, and LBFGS, NewtonCG and LevenbergMarquardt only from a start beside which nothing leads "
-        "away. Try another start, one of these in place of Newton(), or check_minimum=False to accept any stationary "
-        "point."
-    ),
-}
-INDEPENDENT = (
-    "The samples are not independent: what one is given depends on the others (features in dimension 0, batch "
-    "normalisation in training, any statistic over the batch). Try batch_dims=0 for one coupled problem, z0[None] and "
-    "x[None] for one sample, or eval(), GroupNorm or LayerNorm in place of batch statistics."
-)
-_LINEAR_REMEDIES = {
-    Status.MAX_STEPS: "Try GMRES with more max_steps, a longer restart or a looser rtol, or LU() for a small state.",
-    Status.STAGNATED: (
-        "The system is singular or nearly so at this solution, the tolerance lies below what this dtype can reach, or "
-        "the method does not suit it. Try GMRES with a longer restart or a looser rtol, or LU() for a small state."
-    ),
-    Status.DIVERGED: (
-        "The Neumann series grows, for the map does not contract; or the inverse that Shine took over explodes, and it "
-        "took the Jacobian-free gradient instead. Try Implicit(GMRES())."
-    ),
-    Status.NON_FINITE: (
-        "NaN or infinity appeared: the incoming gradient is not finite, or the Jacobian is singular or not finite at "
-        "the solution. Such a sample adds nothing to the gradients."
-    ),
-    Status.COUPLED: INDEPENDENT,
-}
 
 
 @dataclass
@@ -88,9 +29,11 @@ class Report:
         backward: the report of the last backward solve; None until a backward pass has run.
         advice: what else to say of the failure, beyond the remedies.
         failure: what went wrong with a sample that failed, in words.
+        table: what a family of solves says to try.
     """
 
     failure: ClassVar[str] = "did not converge"
+    table: ClassVar[dict[Status, Remedy] | None] = None
 
     status: Tensor
     steps: Tensor
@@ -115,8 +58,8 @@ class Report:
     @property
     def remedies(self) -> dict[Status, str]:
         """What to try, for every status other than `CONVERGED` that some sample ended with."""
-        remedies = _LINEAR_REMEDIES if self.linear else _REMEDIES
-        return {status: remedy for status, remedy in remedies.items() if bool((self.status == status).any())}
+        table = self.table or (LINEAR if self.linear else POINTS)
+        return {status: str(remedy) for status, remedy in table.items() if bool((self.status == status).any())}
 
     def describe(self, sample: int) -> str:
         """Where one sample stands, in words."""
@@ -215,23 +158,33 @@ class ConvergenceWarning(UserWarning):
 def react(report: Report, on_failure: OnFailure, solution: Solution | None = None) -> None:
     """Raises, warns or stays silent about the samples that did not converge.
 
+    Warns of the first failure of a layer, or of a line that calls a function, of the tenth, the hundredth, and so on.
+
     Raises:
         ConvergenceError: a sample did not converge and `on_failure` is "raise".
     """
-    if on_failure == "ignore" or report.converged:
+    if on_failure == "ignore":
         return
-    message = failure_message(report)
+    failures = on_failure.failures if isinstance(on_failure, Counted) else None
     if on_failure == "raise":
-        raise ConvergenceError(message, report, solution)
-    warnings.warn(ConvergenceWarning(message), stacklevel=4)
+        if not report.converged:
+            raise ConvergenceError(failure_message(report, failures), report, solution)
+        return
+    failures = failures_under(on_failure)
+    kind = "backward" if report.name.startswith("backward") else "forward"
+    if failures.counts[kind].add(not report.converged):
+        message = f"{failure_message(report, failures)}\n  {failures.counts[kind].tell(kind)}"
+        warn(ConvergenceWarning(message))
 
 
-def failure_message(report: Report, show: int = 5) -> str:
+def failure_message(report: Report, failures: Failures | None = None, show: int = 5) -> str:
     """What happened, to which samples, after how many steps, with which residual, and what to try, in a few lines."""
-    lines = [f"{report.name}: {report.failed.numel()} of {report.status.numel()} samples {report.failure}."]
+    where = f", in {failures.owner}" if failures is not None and failures.owner else ""
+    lines = [f"{report.name}: {report.failed.numel()} of {report.status.numel()} samples {report.failure}{where}."]
     for status, remedy in report.remedies.items():
         samples = torch.nonzero(report.status == status).flatten().tolist()
         listed = ", ".join(f"sample {i} ({report.describe(i)})" for i in samples[:show])
         more = f" and {len(samples) - show} more" if len(samples) > show else ""
         lines += [f"  {status.name.lower()}: {listed}{more}.", f"    {remedy}"]
-    return "\n".join([*lines, f"  {report.advice}"] if report.advice else lines)
+    advice = [report.advice, "" if failures is None else failures.advice]
+    return "\n".join([*lines, *(f"  {text}" for text in advice if text)])

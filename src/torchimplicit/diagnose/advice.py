@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from torchimplicit.adjoint import Implicit, Phantom, Shine, Unrolled
-from torchimplicit.core.status import INDEPENDENT
+from torchimplicit.core.outcome import COUPLED
 from torchimplicit.linear import Neumann
 
 BAD = 100.0  # condition from which on it is worth a word
@@ -33,7 +33,7 @@ def advice(check: GradientCheck) -> list[str]:
 
 def _coupled(coupled: Tensor) -> list[str]:
     """What no tolerance and no linear solver mends."""
-    return [f"coupled, {int(coupled.sum())} of {len(coupled)} samples: {INDEPENDENT}"]
+    return [f"coupled, {int(coupled.sum())} of {len(coupled)} samples: {COUPLED}"]
 
 
 def _references(check: GradientCheck) -> list[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchimplicit.core import ConvergenceWarning
+from torchimplicit.core.failures import warn
 from torchimplicit.diagnose.arnoldi import largest_modulus, leading
 from torchimplicit.diagnose.probe import linearised, require_layer, untouched
 from torchimplicit.equations import fixed_point
@@ -94,10 +94,9 @@ def _warn_of_unsettled(change: Tensor, rtol: float) -> None:
     if unsettled:
         listed = ", ".join(f"{i} (last change {float(change[i]):.1e})" for i in unsettled[:5])
         more = f" and {len(unsettled) - 5} more" if len(unsettled) > 5 else ""
-        warnings.warn(
+        warn(
             ConvergenceWarning(
                 f"spectral_radius: {len(unsettled)} of {len(change)} samples did not settle to rtol={rtol:g}: "
                 f"samples {listed}{more}. Try: more steps or restarts, or a looser rtol."
-            ),
-            stacklevel=3,
+            )
         )

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchimplicit.core.front_door import refuse_scripting
-from torchimplicit.core.status import ConvergenceError, OnFailure
+from torchimplicit.core.status import OnFailure
+from torchimplicit.nn.layer import ImplicitLayer
 from torchimplicit.optim.control import BoxDDP, ControlReport, ControlSolution, ilqr
 from torchimplicit.optim.control.bounds import Bound
 from torchimplicit.optim.control.ilqr import check_options
 
 
-class MPC(nn.Module):
+class MPC(ImplicitLayer):
     """Acts by planning: of the controls that are best over a horizon, the first, or all of them.
 
     Dynamics and cost are functions or modules, whose parameters learn through the plan. The gradient is that of the
@@ -57,8 +57,6 @@ class MPC(nn.Module):
     report: ControlReport | None
     last: Tensor | None
 
-    __prepare_scriptable__ = refuse_scripting
-
     def __init__(
         self,
         dynamics: Callable,
@@ -87,7 +85,7 @@ class MPC(nn.Module):
                 setattr(self, name, bound)
             else:
                 self.register_buffer(name, bound)
-        self.report, self.last = None, None
+        self.last = None
 
     def plan(self, x: Tensor, *args: Any, sequences: tuple = (), u0: Tensor | None = None) -> ControlSolution:
         """The whole plan from states `(B, nx)`: controls, states, cost, status.
@@ -102,15 +100,10 @@ class MPC(nn.Module):
         if u0 is None and self.warm_start and last is not None and len(last) == len(x):
             u0 = torch.cat((last[:, 1:], last[:, -1:]), 1)
         options = {"final_cost": self.final_cost, "controls": self.controls, "solver": self.solver}
-        try:
-            solution = ilqr(
-                self.dynamics, self.cost, x, self.horizon, self.lower, self.upper,
-                args=args, sequences=sequences, u0=u0, on_failure=self.on_failure, **options,
-            )  # fmt: skip
-        except ConvergenceError as error:
-            self.report = error.report  # type: ignore[assignment]
-            raise
-        self.report = solution.report  # type: ignore[assignment]
+        solution = self.solve(
+            ilqr, self.dynamics, self.cost, x, self.horizon, self.lower, self.upper,
+            args=args, sequences=sequences, u0=u0, **options,
+        )  # fmt: skip
         self.last = solution.value.detach() if self.warm_start else None
         return solution
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from torchimplicit.core.front_door import refuse_scripting
 from torchimplicit.core.options import require
-from torchimplicit.core.status import ConvergenceError, OnFailure, Report
+from torchimplicit.core.status import OnFailure, Report
+from torchimplicit.nn.layer import ImplicitLayer
 from torchimplicit.optim.cone.canonical import canonicalise
 from torchimplicit.optim.cone.convex import without_graph
 
 
-class Convex(nn.Module):
+class Convex(ImplicitLayer):
     r"""The solution of a convex program as a function of its parameters, differentiable in them.
 
     The program is written in cvxpy and must follow its rules for parameters (DPP). It is turned into a cone program
@@ -66,7 +66,6 @@ class Convex(nn.Module):
     """
 
     report: Report | None
-    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,
@@ -93,7 +92,6 @@ class Convex(nn.Module):
         require(self, "tol", isinstance(tol, float | int) and 0 < tol < 1, "a number between 0 and 1")
         require(self, "max_steps", max_steps is None or (type(max_steps) is int and max_steps > 0), "an integer >= 1")
         require(self, "on_failure", on_failure in ("raise", "warn", "ignore", "nan"), "raise, warn, ignore or nan")
-        self.report = None
         self._last: Any = None
 
     def forward(self, *parameters: Tensor) -> tuple[Any, ...]:
@@ -110,19 +108,14 @@ class Convex(nn.Module):
             ValueError: number, shape, device or domain of a parameter is wrong; the message has the batch index.
             ConvergenceError: a sample has no solution, with `on_failure="raise"`.
         """
-        try:
-            solution = self.program.solve(
-                parameters,
-                solver=self.solver,
-                warm_start=self._last,
-                tol=self.tol,
-                max_steps=self.max_steps,
-                on_failure=self.on_failure,
-            )
-        except ConvergenceError as error:
-            self.report = error.report
-            raise
-        self.report = solution.report
+        solution = self.solve(
+            self.program.solve,
+            parameters,
+            solver=self.solver,
+            warm_start=self._last,
+            tol=self.tol,
+            max_steps=self.max_steps,
+        )
         if self.warm_start:
             self._last = without_graph(solution.program)
         return (*solution.variables, *solution.duals)

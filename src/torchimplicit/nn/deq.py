@@ -13,14 +13,14 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from torchimplicit.adjoint import Adjoint, Implicit, Unrolled
-from torchimplicit.core.front_door import refuse_scripting
-from torchimplicit.core.status import ConvergenceError, OnFailure, Report, Solution
+from torchimplicit.core.status import OnFailure, Report, Solution
 from torchimplicit.equations import check_options, fixed_point
 from torchimplicit.nn.batch_norm import warn_of_batch_norm
+from torchimplicit.nn.layer import ImplicitLayer
 from torchimplicit.solve import Anderson, Solver
 
 
-class DEQ(nn.Module):
+class DEQ(ImplicitLayer):
     r"""A deep equilibrium layer: the fixed point $z^* = \mathrm{cell}(z^*, x)$, differentiated through it.
 
     An infinitely deep weight-tied network whose training memory is that of one layer. The cell must treat samples
@@ -59,7 +59,10 @@ class DEQ(nn.Module):
     """
 
     report: Report | None
-    __prepare_scriptable__ = refuse_scripting
+    advice = (
+        "A cell stops contracting while it trains unless something keeps it: try nn.jacobian_penalty in the loss, or "
+        "nn.ContractiveLinear and ContractiveConv2d in the cell (the guide's page, docs/guide.md, under Stability)."
+    )
 
     def __init__(
         self,
@@ -89,7 +92,6 @@ class DEQ(nn.Module):
         self.warm_start = warm_start
         self.batched_args = batched_args
         self.on_failure: OnFailure = on_failure
-        self.report = None
         self._last: Solution | None = None
         warn_of_batch_norm("DEQ", "cell", cell, "fixed points")
 
@@ -113,23 +115,18 @@ class DEQ(nn.Module):
         cell = self.cell
         if keywords:  # as arguments, so that their tensors are explicit
             cell, args = partial(_by_name, cell, tuple(keywords)), (*args, *keywords.values())
-        try:
-            solution = fixed_point(
-                cell,
-                z0,
-                x,
-                *args,
-                solver=self.solver,
-                adjoint=self.adjoint,
-                warm_start=last if last is not None and z0 is last.value else None,
-                batched_args=self._batched(z0, x, args),
-                save_steps=save_steps,
-                on_failure=self.on_failure,
-            )
-        except ConvergenceError as error:
-            self.report = error.report
-            raise
-        self.report = solution.report
+        solution = self.solve(
+            fixed_point,
+            cell,
+            z0,
+            x,
+            *args,
+            solver=self.solver,
+            adjoint=self.adjoint,
+            warm_start=last if last is not None and z0 is last.value else None,
+            batched_args=self._batched(z0, x, args),
+            save_steps=save_steps,
+        )
         if self.warm_start and not torch.is_inference_mode_enabled():  # whose tensors training could not use
             last = pytree.tree_map(lambda leaf: leaf.detach().clone(), solution.value)  # the caller may write into it
             self._last = replace(solution, value=last, trajectory=())

@@ -67,7 +67,9 @@ class MultiscaleCell(nn.Module):
         _require_channels(self)
         fits = all(count % groups == 0 for count in self.channels)
         require(self, "channels", fits, f"multiples of groups={groups}, for the group norms")
-        self.blocks = nn.ModuleList(ResidualCell(count, expansion * count, groups) for count in self.channels)
+        self.blocks = nn.ModuleList(
+            ResidualCell(count, expansion * count, groups, floor=1e-5) for count in self.channels
+        )
         self.fusion = Fusion(self.channels)
         self.norms = nn.ModuleList(nn.GroupNorm(groups, count) for count in self.channels)
         self._begin_contracting()

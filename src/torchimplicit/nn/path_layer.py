@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from torchimplicit.core.front_door import refuse_scripting
-from torchimplicit.core.status import ConvergenceError, OnFailure
+from torchimplicit.core.status import OnFailure
+from torchimplicit.nn.layer import ImplicitLayer
 from torchimplicit.ode import PathAdjoint, PathReport, PathSolver, odeint
 
 Steps = Literal["per-sample", "joint"]
 
 
-class PathLayer(nn.Module):
+class PathLayer(ImplicitLayer):
     """Base of the layers that walk: a subclass sets the adjoint and `on_failure`, and calls `walk`.
 
     Attributes:
@@ -26,12 +26,11 @@ class PathLayer(nn.Module):
     on_failure: OnFailure
     report: PathReport | None
     penalties: tuple[Tensor, ...]
-    __prepare_scriptable__ = refuse_scripting
 
     def __init__(self):
         """Has walked nowhere yet."""
         super().__init__()
-        self.report, self.penalties = None, ()
+        self.penalties = ()
 
     def walk(
         self,
@@ -44,14 +43,13 @@ class PathLayer(nn.Module):
         steps: Steps = "per-sample",
     ) -> Any:
         """The states at all times, `(T, B, ...)`; keeps the report, of a walk that failed, too. See `odeint`."""
-        options: dict[str, Any] = {"solver": solver, "adjoint": self.adjoint, "on_failure": self.on_failure}
-        try:
-            solution = odeint(field, state, ts, *args, steps=steps, batched_args=batched_args, **options)
-        except ConvergenceError as error:
-            self.report = error.report  # type: ignore[assignment]
-            raise
-        self.report = solution.report  # type: ignore[assignment]
-        return solution.value
+        options: dict[str, Any] = {
+            "solver": solver,
+            "adjoint": self.adjoint,
+            "steps": steps,
+            "batched_args": batched_args,
+        }
+        return self.solve(odeint, field, state, ts, *args, **options).value
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: all but the graphs of the last integrals, which can be neither."""

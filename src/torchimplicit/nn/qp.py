@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchimplicit.core.front_door import refuse_scripting
 from torchimplicit.core.options import require
-from torchimplicit.core.status import ConvergenceError, OnFailure, Report
+from torchimplicit.core.status import OnFailure, Report
+from torchimplicit.nn.layer import ImplicitLayer
 from torchimplicit.optim import QPSolution, qp
 
 
-class QP(nn.Module):
+class QP(ImplicitLayer):
     r"""The OptNet layer: $z = \arg\min \tfrac12 z^\top Q z + q^\top z$ subject to $G z \le h$, $A z = b$, bounds.
 
     The input is $q$; everything else is learned or given (B. Amos, J. Z. Kolter, arXiv:1703.00443). The learned program
@@ -44,8 +44,6 @@ class QP(nn.Module):
 
     report: Report | None
 
-    __prepare_scriptable__ = refuse_scripting
-
     def __init__(
         self,
         size: int,
@@ -75,7 +73,7 @@ class QP(nn.Module):
             self.room = nn.Parameter(torch.zeros(inequalities))
         if equalities:
             self.A = nn.Parameter(torch.randn(equalities, size) / size**0.5)
-        self.report, self.solution = None, None
+        self.solution = None
 
     def forward(self, q: Tensor, warm_start: QPSolution | None = None) -> Tensor:
         """Solves the program for every row of `q`.
@@ -89,12 +87,8 @@ class QP(nn.Module):
         """
         if q.dim() != 2 or q.shape[1] != self.size:
             raise ValueError(f"QP: got an input of shape {tuple(q.shape)}, expected (B, {self.size})")
-        try:
-            solution = qp(q=q, **self.program(), warm_start=warm_start, on_failure=self.on_failure)
-        except ConvergenceError as error:
-            self.report = error.report
-            raise
-        self.solution, self.report = solution, solution.report
+        solution = self.solve(qp, q=q, **self.program(), warm_start=warm_start)
+        self.solution = solution
         return solution.value
 
     def program(self) -> dict[str, Any]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from torchimplicit.core.front_door import front_door, refuse_scripting
+from torchimplicit.core.front_door import front_door
 from torchimplicit.core.options import require
 from torchimplicit.core.status import OnFailure, Report, react
+from torchimplicit.nn.layer import ImplicitLayer
 from torchimplicit.nn.mixing import Descent, Equilibrium, Track
 
 
-class MaxSAT(nn.Module):
+class MaxSAT(ImplicitLayer):
     r"""Completes a partial assignment by the low-rank semidefinite relaxation of a learned MAXSAT problem.
 
     Every variable is a unit vector $v_i \in \mathbb{R}^k$, and $v_0$ stands for *true*: a variable's value is
@@ -68,7 +70,6 @@ class MaxSAT(nn.Module):
     """
 
     report: Report | None
-    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,
@@ -102,7 +103,11 @@ class MaxSAT(nn.Module):
         directions = nn.functional.normalize(torch.randn(total, rank - 1), dim=1)
         self.directions: Tensor
         self.register_buffer("directions", nn.functional.pad(directions, (1, 0)))
-        self.report = None
+
+    @property
+    def on_failure(self) -> OnFailure:
+        """See the class; one of the options of `descent`."""
+        return self.descent.on_failure
 
     def forward(self, x: Tensor, given: Tensor) -> Tensor:
         """Values of all variables that are seen.
@@ -141,10 +146,11 @@ class MaxSAT(nn.Module):
         hidden = given.new_ones(len(x), self.auxiliary)
         free = torch.cat([given.new_zeros(len(x), 1), ~given, hidden], 1).T
         track = Track()
-        value = Equilibrium.apply(self.matrix(), force, start, free, self.descent, track)
+        descent = replace(self.descent, on_failure=self.counted())
+        value = Equilibrium.apply(self.matrix(), force, start, free, descent, track)
         assert track.report is not None
         self.report = track.report
-        react(track.report, self.descent.on_failure)
+        react(track.report, descent.on_failure)
         return value[seen, :, 0].T  # type: ignore[index]
 
     def matrix(self) -> Tensor:

@@ -7,38 +7,46 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from torchimplicit.core.status import Report, Solution, Status
+from torchimplicit.core.status import Remedy, Report, Solution, Status
 
 if TYPE_CHECKING:
     from torchimplicit.ode.dense import DensePath
 
-_REMEDIES = {
-    Status.MAX_STEPS: (
-        "The steps were used up on the way: a stiff field under an explicit solver takes steps that stability limits "
-        "(try a stiff one, such as Kvaerno5()), or try more max_steps, or a looser rtol or atol."
+PATHS = {
+    Status.MAX_STEPS: Remedy(
+        "The steps were used up on the way: a stiff field under an explicit solver takes steps that stability limits.",
+        ("a stiff solver, such as Kvaerno5()", "more max_steps", "a looser rtol or atol"),
     ),
-    Status.STEP_TOO_SMALL: (
+    Status.STEP_TOO_SMALL: Remedy(
         "The error stayed above its tolerance down to the smallest step: the solution may blow up there, the field may "
-        "jump there (try an output time at the jump), the tolerance may lie below what this dtype can reach (try a "
-        "looser rtol or atol, or float64), or dt_min may be too large. Implicit steps up to a blow-up that are not "
-        "found again add nothing to the gradients."
+        "jump there, the tolerance may lie below what this dtype can reach, or dt_min may be too large. Implicit steps "
+        "up to a blow-up that are not found again add nothing to the gradients.",
+        (
+            "a call for each side of a jump, each with the field of its side",
+            "a looser rtol or atol",
+            "float64",
+            "a smaller dt_min",
+        ),
     ),
-    Status.NON_FINITE: (
+    Status.NON_FINITE: Remedy(
         "The field gave NaN or infinity however small the step, or the event's condition did at the end: look for them "
         "in the inputs, else for a singularity or a blow-up there. Such a sample is held at its last finite state and "
         "adds nothing to the gradients."
     ),
-    Status.DRIFTED: (
+    Status.DRIFTED: Remedy(
         "The path that was walked back does not meet the path that was walked forward, or the two states of "
-        "Reversible() have parted: the field contracts. Try Checkpointed(), which is exact for the steps taken, "
-        "Backsolve(checkpoints=...) with more states on the way, a smaller coupling, or a tighter rtol and atol."
+        "Reversible() have parted: the field contracts.",
+        (
+            "Checkpointed(), which is exact for the steps taken",
+            "Backsolve(checkpoints=...) with more states on the way",
+            "a smaller coupling",
+        ),
     ),
-    Status.COUPLED: (
+    Status.COUPLED: Remedy(
         "The samples are not independent: the slope of one depends on the states of others (batch normalisation in "
-        'training, any statistic over the batch), and steps of their own do not solve that. Try steps="joint", one '
-        "step size for one coupled system, or eval(), GroupNorm or LayerNorm in place of batch statistics."
+        "training, any statistic over the batch), and steps of their own do not solve that.",
+        ('steps="joint", one step size for one coupled system', "eval(), GroupNorm or LayerNorm for batch statistics"),
     ),
-    Status.DIVERGED: "An implicit step's equation was not solved. Try smaller steps or a looser tolerance.",
 }
 
 
@@ -54,16 +62,12 @@ class PathReport(Report):
     """
 
     failure: ClassVar[str] = "did not reach the last time"
+    table = PATHS
 
     accepted: Tensor = field(kw_only=True)
     rejected: Tensor = field(kw_only=True)
     reached: Tensor = field(kw_only=True)
     fired: Tensor | None = field(default=None, kw_only=True)
-
-    @property
-    def remedies(self) -> dict[Status, str]:
-        """See `Report.remedies`."""
-        return {status: remedy for status, remedy in _REMEDIES.items() if bool((self.status == status).any())}
 
     def describe(self, sample: int) -> str:
         """See `Report.describe`."""

@@ -8,7 +8,8 @@ convergence differed by a step at most, but for maps that hardly converge.
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class CompiledSecants(Secants):
 
     def propose(self, residual: Tensor) -> Tensor:
         """See `Secants.propose`; a new tensor."""
-        step, weights = _propose(self.steps, self.gaps, self.matrix, residual)
+        step, weights = _compiled(_propose)(self.steps, self.gaps, self.matrix, residual)
         if not bool(torch.linalg.vector_norm(weights, torch.inf) <= self.reach):
             step = torch.where(self._keep_sound(weights, residual).unsqueeze(1), step, -residual)
         return step
@@ -39,7 +40,7 @@ class CompiledSecants(Secants):
     def push(self, step: Tensor, change: Tensor) -> None:
         """See `Secants.push`."""
         place = self.places[self.count % self.memory]
-        _learn(self.steps, self.gaps, self.matrix, step, change, place)
+        _compiled(_learn)(self.steps, self.gaps, self.matrix, step, change, place)
         self.count += 1
 
     def inverse(self) -> LowRank:
@@ -48,10 +49,12 @@ class CompiledSecants(Secants):
         return LowRank(self.gaps, torch.where(right.isfinite().all(2).all(1)[:, None, None], right, 0))
 
 
-_compiled = partial(torch.compile, options={"cpp.threads": 1})  # several fight over loops as short as these
+@cache
+def _compiled(function: Callable) -> Callable:
+    """The function compiled at its first use, for the compiler alone takes seconds to import."""
+    return torch.compile(function, options={"cpp.threads": 1})  # several fight over loops as short as these
 
 
-@_compiled
 def _propose(steps: Tensor, gaps: Tensor, inverse: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
     """The step `-H r` and the weights of the gaps in it."""
     products = (steps * residual.unsqueeze(1)).sum(2)
@@ -59,7 +62,6 @@ def _propose(steps: Tensor, gaps: Tensor, inverse: Tensor, residual: Tensor) -> 
     return -residual - (weights.unsqueeze(2) * gaps).sum(1), weights.unsqueeze(1)
 
 
-@_compiled
 def _learn(steps: Tensor, gaps: Tensor, inverse: Tensor, step: Tensor, change: Tensor, place: Tensor) -> None:
     """Replaces the pair at a place `(1,)`, and its row and column of `M`, in place."""
     gap = step - change

@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
+import torchimplicit
 from torchimplicit.core.status import ConvergenceWarning, ImplicitError
 from torchimplicit.train import catalogue
 
@@ -37,6 +40,7 @@ Train models with implicit layers, and look at how their solves go.
   test     --config RECIPE    evaluate on the test split
   predict  --config RECIPE    write predictions for the test split
   report   CKPT               diagnose a trained model, as one HTML file
+  --version                   print the versions of torchimplicit and torch
 
 RECIPE is a name (see recipes) or the path of a YAML file. Every setting can be changed on the command line:
   torchimplicit fit --config digits --trainer.max_epochs 5 --model.network.solver Newton
@@ -50,6 +54,9 @@ def main(argv: list[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP)
         return 0 if words else 2
+    if words[0] == "--version":
+        print(f"torchimplicit {torchimplicit.__version__}, torch {torch.__version__}")
+        return 0
     commands: dict[str, Callable[[list[str]], None]] = {
         "recipes": _recipes,
         "report": _report,

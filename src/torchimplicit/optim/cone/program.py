@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from torchimplicit.adjoint import Call, Implicit, Record
 from torchimplicit.core import transforms
 from torchimplicit.core.front_door import front_door
 from torchimplicit.core.problem import Root
-from torchimplicit.core.status import ConvergenceError, ConvergenceWarning, Report, Solution, Status, failure_message
+from torchimplicit.core.status import Report, Solution, Status, react
 from torchimplicit.optim.cone.cones import Cones
 from torchimplicit.optim.cone.scaling import Scaling
 from torchimplicit.optim.cone.search import Data, Search, Start, normal_map
@@ -119,7 +118,7 @@ def cone_program(
     search = Search(cones, _warm(warm_start, scaling), tol, max_steps)
     start, solved = Start.apply(search, *data.map(torch.detach))  # type: ignore[misc]
     report = search.report
-    _react(report, on_failure)
+    react(report, "ignore" if on_failure == "nan" else on_failure)
     z = _attached(start, solved, data, cones, report, "ignore" if on_failure == "nan" else on_failure)
     x, v = z.split([data.q.shape[-1], data.b.shape[-1]], dim=-1)
     slack = cones.project(v)
@@ -163,14 +162,6 @@ def _attached(
 def _condition(z: Tensor, solved: Tensor, *data: Any, cones: Cones) -> Tensor:
     """The optimality conditions; where there is no solution, one that depends on nothing."""
     return torch.where(solved.unsqueeze(1), normal_map(z, Data(*data), cones), z)
-
-
-def _react(report: Report, on_failure: OnFailure) -> None:
-    if on_failure in ("ignore", "nan") or report.converged:
-        return
-    if on_failure == "raise":
-        raise ConvergenceError(failure_message(report), report)
-    warnings.warn(ConvergenceWarning(failure_message(report)), stacklevel=4)
 
 
 def check_options(tol: float, max_steps: int, on_failure: str) -> None:

@@ -11,7 +11,7 @@ from torch.autograd import Function
 
 from torchimplicit.adjoint.products import fold
 from torchimplicit.core.problem import Residual
-from torchimplicit.core.status import Status
+from torchimplicit.core.status import Remedy, Status
 from torchimplicit.core.tree import norm
 from torchimplicit.optim.cone.cones import Cones
 from torchimplicit.optim.cone.interior_point import solve_one
@@ -30,17 +30,25 @@ LOST = (
     Status.NONCONVEX,
 )  # no solution, so nothing to differentiate
 
-_REMEDIES = {
-    Status.INFEASIBLE: "No point satisfies the constraints (Clarabel has a certificate). Try to relax them with slack "
-    "variables that cost something, or to leave such samples out. They add nothing to the gradients.",
-    Status.UNBOUNDED: "The objective falls without end (Clarabel has a certificate). Try bounds on the variables, or "
-    "a small multiple of their square in the objective. Such samples add nothing to the gradients.",
-    Status.NON_FINITE: "NaN or infinity in the parameters: look for them in the inputs. Such samples add nothing to "
-    "the gradients.",
-    Status.NONCONVEX: "P has a negative eigenvalue. Try L @ L.mT, or a multiple of the identity added to it.",
-    Status.MAX_STEPS: "Try more max_steps, or data of similar magnitudes.",
-    Status.STAGNATED: "The solution is inaccurate, so its gradient is, too. Try to scale the data to similar "
-    "magnitudes, to take redundant constraints out, or a larger tol if that is enough.",
+CONES = {
+    Status.INFEASIBLE: Remedy(
+        "No point satisfies the constraints (Clarabel has a certificate). Such samples add nothing to the gradients.",
+        ("to relax them with slack variables that cost something", "to leave such samples out"),
+    ),
+    Status.UNBOUNDED: Remedy(
+        "The objective falls without end (Clarabel has a certificate). Such samples add nothing to the gradients.",
+        ("bounds on the variables", "a small multiple of their square in the objective"),
+    ),
+    Status.NON_FINITE: Remedy(
+        "NaN or infinity in the parameters: look for them in the inputs. Such samples add nothing to the gradients."
+    ),
+    Status.NONCONVEX: Remedy(
+        "P has a negative eigenvalue.", ("L @ L.mT in its place", "a multiple of the identity added to it")
+    ),
+    Status.MAX_STEPS: Remedy("", ("more max_steps",)),
+    Status.STAGNATED: Remedy(
+        "The solution is inaccurate, so its gradient is, too.", ("a larger tol if that is enough",)
+    ),
 }
 
 
@@ -60,10 +68,7 @@ class Data(NamedTuple):
 class ConeReport(ProgramReport):
     """How cone programs were solved: `steps` are Clarabel's, `residual` is the RMS of the optimality conditions."""
 
-    @property
-    def remedies(self) -> dict[Status, str]:
-        """What to try, for every status other than `CONVERGED` that some program ended with."""
-        return {status: text for status, text in _REMEDIES.items() if bool((self.status == status).any())}
+    table = CONES
 
 
 def normal_map(z: Tensor, data: Data, cones: Cones) -> Tensor:

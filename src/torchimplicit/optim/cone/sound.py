@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchimplicit.core.status import Report, Status
+from torchimplicit.core.status import Remedy, Report, Status
 from torchimplicit.core.tree import norm
 from torchimplicit.linear import LU, LinearSolver
 from torchimplicit.linear.operator import LinearOperator, Matrix
@@ -16,22 +16,26 @@ from torchimplicit.linear.solver import LinearResult, Prepared
 RANK = 1e-10  # singular values below this part of the largest count as zero
 
 
-_REMEDIES = {
-    Status.STAGNATED: "The solution or its multipliers are not unique, so that the derivative asked for is not there; "
-    "the shortest least-squares one was taken. Try a small multiple of the variables' squares in the objective, or to "
-    "take constraints out that repeat each other.",
-    Status.NON_FINITE: "The incoming gradient, or the derivative of the optimality conditions, is not finite. Such a "
-    "sample adds nothing to the gradients.",
+DERIVATIVES = {
+    Status.STAGNATED: Remedy(
+        "The solution or its multipliers are not unique, so that the derivative asked for is not there; the shortest "
+        "least-squares one was taken.",
+        (
+            "a small multiple of the variables' squares in the objective",
+            "to take constraints out that repeat each other",
+        ),
+    ),
+    Status.NON_FINITE: Remedy(
+        "The incoming gradient, or the derivative of the optimality conditions, is not finite. Such a sample adds "
+        "nothing to the gradients."
+    ),
 }
 
 
 class SoundReport(Report):
     """How linear systems were solved; a sample of 2 steps took least squares."""
 
-    @property
-    def remedies(self) -> dict[Status, str]:
-        """What to try, for every status other than `CONVERGED` that some sample ended with."""
-        return {status: remedy for status, remedy in _REMEDIES.items() if bool((self.status == status).any())}
+    table = DERIVATIVES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,33 +8,34 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from torchimplicit.core.status import Report, Solution, Status
+from torchimplicit.core.status import Remedy, Report, Solution, Status
 
-_REMEDIES = {
-    Status.INFEASIBLE: (
-        "From this first state no controls within their bounds keep the states within theirs. Try looser state bounds, "
-        "a penalty in the cost in place of them, or another first state."
+PLANS = {
+    Status.INFEASIBLE: Remedy(
+        "From this first state no controls within their bounds keep the states within theirs.",
+        ("looser state bounds", "a penalty in the cost in place of them", "another first state"),
     ),
-    Status.NONCONVEX: (
-        "The cost is not strictly convex in the controls: it has no minimum, or many. Try a positive definite R, or "
-        "bounds on the controls."
+    Status.NONCONVEX: Remedy(
+        "The cost is not strictly convex in the controls: it has no minimum, or many.", ("a positive definite R",)
     ),
-    Status.UNBOUNDED: "The cost falls for ever. Try a positive definite R, or bounds on all controls.",
-    Status.SADDLE: (
-        "The slope vanishes, but the cost falls to a side or is flat: no minimum. Try another u0 (not one where "
-        "symmetry holds the system in place), or more cost on controls."
+    Status.UNBOUNDED: Remedy("The cost falls for ever.", ("a positive definite R", "bounds on all controls")),
+    Status.SADDLE: Remedy(
+        "The slope vanishes, but the cost falls to a side or is flat: no minimum.",
+        ("another u0 (not one where symmetry holds the system in place)", "more cost on controls"),
     ),
-    Status.MAX_STEPS: (
-        "The steps were used up on the way. Try more max_steps, a start closer to the plan (u0, warm_start), a shorter "
-        "horizon, or smoother costs."
+    Status.MAX_STEPS: Remedy(
+        "The steps were used up on the way.",
+        ("more max_steps", "a start closer to the plan (u0, warm_start)", "a shorter horizon", "smoother costs"),
     ),
-    Status.STAGNATED: (
-        "No part of the step lowers the cost any more: the tolerance may lie below what this dtype can reach (try a "
-        "looser rtol, or float64), or dynamics or cost have a kink there (ReLU, abs, clamp: try smooth ones)."
+    Status.STAGNATED: Remedy(
+        "No part of the step lowers the cost any more: the tolerance may lie below what this dtype can reach, or "
+        "dynamics or cost have a kink there (ReLU, abs, clamp).",
+        ("a looser rtol", "float64", "smooth functions in place of those with a kink"),
     ),
-    Status.NON_FINITE: (
-        "NaN or infinity appeared: look for them in the arguments, else the start may lead the system away (try a "
-        "better u0, or a shorter horizon). Such a sample adds nothing to the gradients."
+    Status.NON_FINITE: Remedy(
+        "NaN or infinity appeared: look for them in the arguments, else the start may lead the system away. Such a "
+        "sample adds nothing to the gradients.",
+        ("a better u0", "a shorter horizon"),
     ),
 }
 
@@ -43,11 +44,7 @@ class ControlReport(Report):
     """A `Report` of plans. The residual of `ilqr` is that of `BoxDDP`; of `lqr` the slope by the controls."""
 
     failure: ClassVar[str] = "have no plan that could be vouched for"
-
-    @property
-    def remedies(self) -> dict[Status, str]:
-        """See `Report.remedies`."""
-        return {status: remedy for status, remedy in _REMEDIES.items() if bool((self.status == status).any())}
+    table = PLANS
 
 
 @dataclass(frozen=True)

@@ -7,30 +7,32 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from torchimplicit.core.status import Report, Solution, Status
+from torchimplicit.core.status import Remedy, Report, Solution, Status
 
-_REMEDIES = {
-    Status.INFEASIBLE: (
+PROGRAMS = {
+    Status.INFEASIBLE: Remedy(
         "No point meets all its constraints; solution.certificate.duals has the weights with which they contradict "
-        "(zero where some l > u). Try closest_feasible=True for the program with the smallest change of bounds, or "
-        "loosen h, b, l or u."
+        "(zero where some l > u).",
+        ("closest_feasible=True for the program with the smallest change of bounds", "a looser h, b, l or u"),
     ),
-    Status.UNBOUNDED: (
-        "The objective falls for ever along solution.certificate.ray. Try bounds on z, or a positive definite Q."
+    Status.UNBOUNDED: Remedy(
+        "The objective falls for ever along solution.certificate.ray.", ("bounds on z", "a positive definite Q")
     ),
-    Status.NONCONVEX: "Q has a negative eigenvalue. Try Q = L @ L.mT + 1e-4 * I, or add a multiple of the identity.",
-    Status.MAX_STEPS: (
-        "Neither solved nor proved to be without a solution. Try scaling rows and objective to about one, more "
-        "max_steps, or looser bounds where there is hardly any room between them."
+    Status.NONCONVEX: Remedy(
+        "Q has a negative eigenvalue.", ("Q = L @ L.mT + 1e-4 * I", "a multiple of the identity added to it")
     ),
-    Status.NON_FINITE: (
+    Status.MAX_STEPS: Remedy(
+        "Neither solved nor proved to be without a solution.",
+        ("more max_steps",),
+    ),
+    Status.NON_FINITE: Remedy(
         "NaN or infinity in Q, q, or a constraint (missing bounds are infinite, nothing else). Such a program adds "
         "nothing to the gradients."
     ),
-    Status.STAGNATED: (
+    Status.STAGNATED: Remedy(
         "The solution or its multipliers are not unique, so that the derivative asked for does not exist; the "
-        "shortest least-squares one was taken. Try smoothed=1e-3 for a linear program, a multiple of the identity "
-        "added to Q, or constraints that do not repeat each other."
+        "shortest least-squares one was taken.",
+        ("smoothed=1e-3 for a linear program", "a multiple of the identity added to Q"),
     ),
 }
 
@@ -39,11 +41,7 @@ class ProgramReport(Report):
     """A `Report` of quadratic or cone programs. Its `residual` is that of the Karush-Kuhn-Tucker conditions."""
 
     failure: ClassVar[str] = "have no solution that could be vouched for"
-
-    @property
-    def remedies(self) -> dict[Status, str]:
-        """See `Report.remedies`."""
-        return {status: remedy for status, remedy in _REMEDIES.items() if bool((self.status == status).any())}
+    table = PROGRAMS
 
 
 class Duals(NamedTuple):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from torchimplicit.adjoint import Implicit
 from torchimplicit.core import transforms
+from torchimplicit.core.failures import failures_under
 from torchimplicit.core.status import ConvergenceError, ConvergenceWarning, OnFailure, Status
 from torchimplicit.equations import root
 from torchimplicit.linear import LU
@@ -60,7 +61,8 @@ def smooth(
         below = torch.where(has_lower, below * room_below - weight, below)
         return torch.cat((force, equations, above, below), 1)
 
-    options: dict[str, Any] = {"solver": _NEWTON, "adjoint": Implicit(LU()), "on_failure": on_failure}
+    options: dict[str, Any] = {"solver": _NEWTON, "adjoint": Implicit(LU())}
+    options["on_failure"] = failures_under(on_failure).backward_only().under(on_failure)
     try:
         with warnings.catch_warnings():  # who called says it better; a backward solve speaks for itself
             warnings.simplefilter("ignore", ConvergenceWarning)

@@ -18,8 +18,8 @@ from torchmetrics import Metric, MetricCollection
 
 from torchimplicit.core.options import require
 from torchimplicit.core.status import ConvergenceWarning, Report
-from torchimplicit.nn import DEQ, QP, MaxSAT, jacobian_penalty
-from torchimplicit.nn.path_layer import PathLayer
+from torchimplicit.nn import DEQ, jacobian_penalty
+from torchimplicit.nn.layer import ImplicitLayer
 from torchimplicit.train.catalogue import UsageError
 from torchimplicit.train.checkpoint import check, origin
 from torchimplicit.train.modules.compiled import compile_cell
@@ -228,7 +228,7 @@ class EquilibriumModule(LightningModule):
 
     def reports(self) -> list[Report]:
         """The last report of every layer that solves and has one."""
-        layers = [each for each in self.network.modules() if isinstance(each, DEQ | PathLayer | QP | MaxSAT)]
+        layers = [each for each in self.network.modules() if isinstance(each, ImplicitLayer)]
         return [layer.report for layer in layers if layer.report is not None]
 
     @contextmanager

@@ -51,7 +51,7 @@ class ConvolutionalDEQ(nn.Module):
         super().__init__()
         self.classes, self.pool, self.strides = classes, pool, tuple(strides)
         _check(self)
-        cell = ResidualCell(channels, inner, groups)
+        cell = ResidualCell(channels, inner, groups, floor=1e-5)  # the paper's: trained with a penalty
         self.stem = _stem(in_channels, channels, groups, self.strides)
         self.equilibrium = DEQ(cell, solver, adjoint, warm_start=warm_start, on_failure=on_failure)
         self.head = _head(channels, pool, classes)
