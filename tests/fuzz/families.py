@@ -1,0 +1,16 @@
+"""Which front doors are under fuzz, how often, and what is known to be wrong."""
+
+from tests.fuzz.fixed_points import fixed_point
+
+# family -> (generator, weight)
+FAMILIES = {
+    "fixed_point": (fixed_point, 20),
+}
+
+# Faults that are known and not mended yet, by their id; a generator asks before it draws a case of that kind.
+# `--known` draws them, too.
+KNOWN = {
+    "B1": "samples that are not independent: the gradient of every backward solve but the right one",
+    "B2": "samples that are not finite: their quarantine draws from the global random state, and misplaces gradients",
+    "C3": "Unrolled from a start at or near the solution",
+}
