@@ -12,5 +12,6 @@ FAMILIES = {
 KNOWN = {
     "B1": "samples that are not independent: the gradient of every backward solve but the right one",
     "B2": "samples that are not finite: their quarantine draws from the global random state, and misplaces gradients",
+    "N1": "norms that underflow",
     "C3": "Unrolled from a start at or near the solution",
 }

@@ -40,16 +40,16 @@ def condition(dice, known, low=True):
     """A map `s phi(z W / s) + x + c`, and the form of its state."""
     batch, width = dice.between(1, 4), dice.pick(1, 2, 3, 4, 6)
     form = forms.draw(dice, width, low)
-    reach = {torch.float16: 2, torch.bfloat16: 12}.get(form.dtype, 30 if form.dtype == torch.float64 else 15)
+    reach = {torch.float16: 2, torch.bfloat16: 12}.get(form.dtype, 30 if form.dtype == torch.float64 else 12)
     s = 1.0 if dice.chance(0.5) else dice.power(-reach, reach)
-    if dice.chance(0.15) and form.dtype in (torch.float32, torch.float64):
+    if dice.chance(0.15) and form.dtype in forms.COMPLEX and "N1" not in known:
         s = dice.power(-30, 30)
     name = dice.weighted({"tanh": 4, "linear": 3, "sine": 1, "fold": 1, "relu": 1, "cell": 1})
     phi, (w, drawn) = SHAPES[name], weight(dice, width)
     x, c = s * dice.normal(batch, width), 0.1 * s * dice.normal(width)
     start = dice.weighted({"zero": 3, "near": 3, "far": 1})
     start = {"zero": 0.0, "near": s, "far": 1e3 * s}[start] * dice.normal(batch, width)
-    if dice.chance(0.05):  # nothing drives it: the solution may be zero
+    if dice.chance(0.05) and "N1" not in known:  # nothing drives it: the solution may be zero
         x, c = torch.zeros_like(x), torch.zeros_like(c)
     coupled = 0.0
     if batch > 1 and form.batch_dims and "B1" not in known and dice.chance(0.06):
@@ -92,6 +92,6 @@ def fixed_point(dice, known):
     chosen = {"solver": solver, "adjoint": options.adjoint(dice, form, solver, known)}
     chosen |= options.rest(dice, form, problem.own)
     call = Call(
-        ti.fixed_point, problem, form, chosen, dice.chance(0.3), False, options.cotangent(dice, problem.start.shape)
+        ti.fixed_point, problem, form, chosen, dice.chance(0.3), False, options.cotangent(dice, form, problem.start.shape)
     )
     return call.title, lambda: play(call, verdict.fixed_points)

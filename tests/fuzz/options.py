@@ -94,9 +94,10 @@ def rest(dice, form, own):
     return options
 
 
-def cotangent(dice, shape):
-    """What flows back, of any size; now and then nothing for a sample."""
-    g = dice.normal(*shape) * (dice.power(-12, 12) if dice.chance(0.3) else 1.0)
+def cotangent(dice, form, shape):
+    """What flows back, of any size that the sums over it can take; now and then nothing for a sample."""
+    wide = form.dtype != torch.float16 and dice.chance(0.3)
+    g = dice.normal(*shape) * (dice.power(-12, 12) if wide else 1.0)
     if dice.chance(0.1):
         g[dice.between(0, len(g) - 1)] = 0
     return g if dice.chance(0.95) else torch.zeros_like(g)
