@@ -120,6 +120,6 @@ def argmin(dice, known):
     chosen = {"adjoint": options.adjoint(dice, form, chosen_solver, known), "check_minimum": check}
     chosen |= {"solver": chosen_solver} | options.rest(dice, form, problem.own)
     call = Call(
-        ti.argmin, problem, form, chosen, dice.chance(0.3), True, options.cotangent(dice, form, problem.start.shape)
+        ti.argmin, problem, form, chosen, dice.chance(0.3), "number", options.cotangent(dice, form, problem.start.shape)
     )
     return call.title, lambda: play(call, nearness.minima)

@@ -14,11 +14,11 @@ from tests.fuzz.verdict import ROUNDINGS, rms, silent
 PLAY = 10.0
 
 
-def polished(residual, z, steps=200):
+def polished(residual, z, steps=60):
     """The root near rows, or None where Newton's method finds none there; each step halved until the residual falls."""
     z = z.clone()
     for _ in range(steps):
-        r = residual(z)
+        r = residual(z).detach()
         if not r.isfinite().all():
             return None
         jacobian = verdict.dense(residual, z)
@@ -56,8 +56,8 @@ def roots(call, rows, solution):
     terms = verdict.terms(condition, z, own)
     inverse = torch.linalg.pinv(jacobian).abs()
     floor = (inverse @ (ROUNDINGS * form.eps * terms + verdict.denormal(call)).flatten()).view_as(z) + form.eps * z.abs()
-    left = residual(near).abs() > 1e-3 * residual(z).abs() + ROUNDINGS * 2.2e-16 * terms
-    solver = call.options["solver"]
+    left = residual(near).detach().abs() > 1e-3 * residual(z).abs() + ROUNDINGS * 2.2e-16 * terms
+    solver = call.solver
     z, near, floor, left = form.groups(z), form.groups(near), form.groups(floor), form.groups(left)
     tolerance, distance = solver.atol + solver.rtol * rms(near), rms(z - near)
     faults = []
@@ -97,7 +97,7 @@ def minima(call, rows, solution):
     if near is None:
         return faults
     rough = form.eps * ROUNDINGS * (verdict.terms(condition, z, own) + scaled.abs().max() / units.view_as(z) * 1.0)
-    solver = call.options["solver"] or ti.LBFGS()
+    solver = call.solver
     step = z - near
     fall = (step * (hessian @ step.flatten()).view_as(z)).abs()
     whole = near.abs() * (hessian.abs() @ near.abs().flatten()).view_as(z) + 1e-300

@@ -53,7 +53,7 @@ class Call:
     form: Form
     options: dict
     module: bool
-    scalars: bool  # whether the function gives a number a sample, and no state
+    returns: str  # what the function gives: a "state", a "number" a sample, or "rows" of any width
     cotangent: torch.Tensor
 
     def __post_init__(self):
@@ -71,14 +71,19 @@ class Call:
     def evaluate(self, state, *args):
         """The user's function."""
         value = self.condition.function(self.form.unpack(state), *args)
-        if self.scalars:
+        if self.returns == "number":
             return value if self.form.batch_dims else value.sum()
-        return self.form.pack(value)
+        return value if self.returns == "rows" else self.form.pack(value)
 
     def solve(self, **more):
         args = self.args[: self.condition.own] if self.module else self.args
         f = self.cell or self.evaluate
         return self.door(f, self.form.pack(self.start), *args, **{**self.options, **more})
+
+    @property
+    def solver(self):
+        """The solver, also where the front door chooses."""
+        return self.options["solver"] or ti.LBFGS()
 
     @property
     def tensors(self):

@@ -115,5 +115,5 @@ def root(dice, known):
     chosen = {"solver": solver, "adjoint": options.adjoint(dice, form, solver, known)}
     chosen |= options.rest(dice, form, problem.own)
     cotangent = options.cotangent(dice, form, problem.start.shape)
-    call = Call(ti.root, problem, form, chosen, dice.chance(0.3), False, cotangent)
+    call = Call(ti.root, problem, form, chosen, dice.chance(0.3), "state", cotangent)
     return call.title, lambda: play(call, nearness.roots)

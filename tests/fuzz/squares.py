@@ -97,7 +97,6 @@ def least_squares(dice, known):
     chosen_solver = solver(dice, form, float(t.min()))
     chosen = {"solver": chosen_solver, "adjoint": options.adjoint(dice, form, chosen_solver, known)}
     chosen |= options.rest(dice, form, problem.own)
-    call = Call(ti.least_squares, problem, form, chosen, dice.chance(0.3), True, None)
-    call.scalars = False
-    call.cotangent = options.cotangent(dice, form, problem.start.shape)
+    cotangent = options.cotangent(dice, form, problem.start.shape)
+    call = Call(ti.least_squares, problem, form, chosen, dice.chance(0.3), "rows", cotangent)
     return call.title, lambda: play(call, nearness.minima)

@@ -67,7 +67,7 @@ def statuses(call, rows, solution):
         faults.append(silent(f"the value is not finite: statuses {status.tolist()}"))
     for b in torch.nonzero((status == ti.Status.CONVERGED) & ~well).flatten().tolist():
         faults.append(silent("converged, and holds numbers that are not finite", b))
-    solver = call.options["solver"]  # a loose tolerance is met some steps away, an absolute one at once
+    solver = call.solver  # a loose tolerance is met some steps away, an absolute one at once
     if call.condition.nowhere and solver.rtol < 1e-3 and solver.atol < 0.1 * call.condition.extra["scale"]:
         for b in torch.nonzero(status == ti.Status.CONVERGED).flatten().tolist():
             faults.append(silent(f"converged, where there is no solution; value {rows.flatten()[:4].tolist()}", b))
@@ -83,7 +83,7 @@ def fixed_points(call, rows, solution):
     residual = condition.residual(rows, *args)
     rounding = form.eps * terms(condition, rows, args) + denormal(call)
     z, r, floor = form.groups(rows), form.groups(residual), rms(form.groups(rounding))
-    solver = call.options["solver"]
+    solver = call.solver
     tolerance = solver.atol + solver.rtol * rms(z)
     for b in torch.nonzero(healthy(call)).flatten().tolist():
         size, reported = float(rms(r)[b]), float(solution.residual[b])
@@ -131,6 +131,8 @@ def gradients(call, rows, solution, grads, said):
     faults = []
     if leak:
         return faults
+    if isinstance(call.options["adjoint"], ti.Phantom):  # whose steps may well diverge
+        return _phantom(call, rows, grads, well)
     for name, grad in zip(("probe", "x", "W", "c", "more"), grads, strict=False):
         own = grad.dim() == 2 and len(grad) == len(rows) and grad.shape == rows.shape and name in ("probe", "x")
         parts = form.groups(grad)[well] if own else grad
@@ -141,8 +143,6 @@ def gradients(call, rows, solution, grads, said):
     if faults or not bool(well.any()):
         return faults
     backward = solution.backward
-    if isinstance(call.options["adjoint"], ti.Phantom):
-        return _phantom(call, rows, grads, well)
     if isinstance(call.options["adjoint"], ti.Unrolled):
         return _unrolled(call, rows, solution, grads, well)
     if backward is None:
