@@ -73,6 +73,53 @@ MUTANTS = [
         "while going and step < solver.max_steps:", "while going and step <= solver.max_steps:",
         "tests/solve/test_loop.py",
     ),
+    Mutant(
+        "solve/samples.py", "tolerances are ten times looser",
+        "self.rtol = SLACK * options.rtol", "self.rtol = 10 * options.rtol",
+        "tests/solve/test_loop.py",
+    ),
+    Mutant(
+        "solve/samples.py", "the absolute tolerance is that of the sum",
+        "SLACK * options.atol * self.size + torch.finfo(z.dtype).tiny", "SLACK * options.atol * self.size**3 + 1e-9",
+        "tests/solve tests/test_properties.py",
+    ),
+    Mutant(
+        "solve/samples.py", "an iterate that is not the best may arrive",
+        "arrived = improves & (residual <= tolerance)", "arrived = self.running & (residual <= tolerance)",
+        "tests/solve/test_loop.py",
+    ),
+    Mutant(
+        "solve/samples.py", "the answer is the latest iterate",
+        "return torch.where(self.latest.unsqueeze(1), z, self.kept)", "return z",
+        "tests/solve/test_loop.py",
+    ),
+    Mutant(
+        "solve/samples.py", "the reported residual is the latest",
+        "self.best = torch.where(improves, residual, self.best)", "self.best = residual",
+        "tests/solve/test_loop.py",
+    ),
+    Mutant(
+        "solve/samples.py", "what is not finite has stagnated",
+        "return torch.where((residual + scale).isfinite(), status, int(Status.NON_FINITE))", "return status",
+        "tests/solve/test_loop.py",
+    ),
+    Mutant(
+        "solve/samples.py", "nothing diverges",
+        "status = torch.where(residual > self.limit, int(Status.DIVERGED), status)", "pass",
+        "tests/solve/test_loop.py",
+    ),
+    Mutant(
+        "solve/samples.py", "divergence is growth by ten",
+        "self.limit = self.divergence * torch.maximum(size, tolerance)",
+        "self.limit = 10 * torch.maximum(size, tolerance)",
+        "tests/solve/test_loop.py",
+    ),
+    Mutant(
+        "solve/samples.py", "stagnation counts as convergence",
+        "torch.where(stalled, int(Status.STAGNATED), int(Status.MAX_STEPS))",
+        "torch.where(stalled, int(Status.CONVERGED), int(Status.MAX_STEPS))",
+        "tests/solve/test_loop.py",
+    ),
     # Linear solvers
     Mutant(
         "linear/solver.py", "refuted claims stay converged",
@@ -115,13 +162,13 @@ MUTANTS = [
     ),
     Mutant(
         "linear/direct.py", "a singular matrix counts as solved",
-        "(residual <= eps**0.5 * norm(b))", "(residual <= math.inf * norm(b))",
+        "(residual <= eps**0.5 * norm(b))", "residual.isfinite()",
         "tests/linear",
     ),
     Mutant(
         "linear/neumann.py", "a series that grows counts as converged",
         "finite, shrinks = last.isfinite(), (last < first) | (first == 0)",
-        "finite, shrinks = last.isfinite(), (last < math.inf) | (first == 0)",
+        "finite, shrinks = last.isfinite(), (last < torch.inf) | (first == 0)",
         "tests/linear tests/test_equations.py",
     ),
     # Adjoints
