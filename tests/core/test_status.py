@@ -14,7 +14,7 @@ S = ti.Status
 def report(*statuses, **more):
     count = len(statuses)
     numbers = torch.arange(count, dtype=torch.float64)
-    return Report(torch.tensor([int(s) for s in statuses]), torch.arange(count), 10.0 ** -numbers, 7, **more)
+    return Report(torch.tensor([int(s) for s in statuses]), torch.arange(count), 10.0**-numbers, 7, **more)
 
 
 def test_a_report_has_converged_when_every_sample_has():

@@ -92,6 +92,12 @@ def fixed_point(dice, known):
     chosen = {"solver": solver, "adjoint": options.adjoint(dice, form, solver, known)}
     chosen |= options.rest(dice, form, problem.own)
     call = Call(
-        ti.fixed_point, problem, form, chosen, dice.chance(0.3), "state", options.cotangent(dice, form, problem.start.shape)
+        ti.fixed_point,
+        problem,
+        form,
+        chosen,
+        dice.chance(0.3),
+        "state",
+        options.cotangent(dice, form, problem.start.shape),
     )
     return call.title, lambda: play(call, verdict.fixed_points)

@@ -55,7 +55,9 @@ def roots(call, rows, solution):
     jacobian = verdict.dense(residual, z)
     terms = verdict.terms(condition, z, own)
     inverse = torch.linalg.pinv(jacobian).abs()
-    floor = (inverse @ (ROUNDINGS * form.eps * terms + verdict.denormal(call)).flatten()).view_as(z) + form.eps * z.abs()
+    floor = (inverse @ (ROUNDINGS * form.eps * terms + verdict.denormal(call)).flatten()).view_as(
+        z
+    ) + form.eps * z.abs()
     left = residual(near).detach().abs() > 1e-3 * residual(z).abs() + ROUNDINGS * 2.2e-16 * terms
     solver = call.solver
     z, near, floor, left = form.groups(z), form.groups(near), form.groups(floor), form.groups(left)

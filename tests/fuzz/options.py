@@ -16,7 +16,10 @@ def linear_solver(dice, form):
     rtol = dice.power(-10, -2)
     options = {
         "gmres": ti.GMRES(
-            rtol=rtol, restart=dice.between(1, 12), max_steps=dice.pick(2, 20, 100, 400), opening=dice.pick(None, True, False)
+            rtol=rtol,
+            restart=dice.between(1, 12),
+            max_steps=dice.pick(2, 20, 100, 400),
+            opening=dice.pick(None, True, False),
         ),
         "lu": ti.LU(),
         "bicgstab": ti.BiCGStab(rtol=rtol, max_steps=dice.pick(5, 100)),

@@ -46,10 +46,12 @@ def _linear(dice, batch, width, s, tau, span):
     rate = float(torch.linalg.eigvalsh((A + A.T) / 2)[-1])
 
     def solution(t, y0, x, A):
-        block = torch.cat((torch.cat((A, torch.zeros(width, 1, dtype=one)), 1), torch.zeros(1, width + 1, dtype=one)), 0)
-        rows = torch.cat((y0, torch.ones(batch, 1, dtype=one)), 1).unsqueeze(1)
-        system = block.expand(batch, -1, -1) + torch.nn.functional.pad(x.unsqueeze(1), (0, 1, width, 0))
-        return (rows @ torch.matrix_exp(system * (t / tau)[:, None, None]))[:, 0, :width]
+        block = torch.cat(
+            (torch.cat((A, torch.zeros(width, 1, dtype=one)), 1), torch.zeros(1, width + 1, dtype=one)), 0
+        )
+        rows = torch.cat((y0 / s, torch.ones(batch, 1, dtype=one)), 1).unsqueeze(1)
+        system = block.expand(batch, -1, -1) + torch.nn.functional.pad((x / s).unsqueeze(1), (0, 1, width, 0))
+        return s * (rows @ torch.matrix_exp(system * (t / tau)[:, None, None]))[:, 0, :width]
 
     args = [s * dice.normal(batch, width), A]
     return Flow(
@@ -94,7 +96,16 @@ def solver(dice, form, s):
     """A solver; the tolerance of an adaptive one, None of one with given steps."""
     coarse = max(dice.power(-8, -2), 10 * form.eps)
     adaptive = {"rtol": coarse, "atol": s * coarse * dice.pick(1e-3, 1.0, 0.01), "max_steps": dice.pick(2000, 2000, 30)}
-    kinds = {ti.Tsit5: 4, ti.Dopri5: 2, ti.Dopri8: 2, ti.Bosh3: 1, ti.Heun: 1, ti.Kvaerno3: 1, ti.Kvaerno5: 2, ti.KenCarp4: 1}
+    kinds = {
+        ti.Tsit5: 4,
+        ti.Dopri5: 2,
+        ti.Dopri8: 2,
+        ti.Bosh3: 1,
+        ti.Heun: 1,
+        ti.Kvaerno3: 1,
+        ti.Kvaerno5: 2,
+        ti.KenCarp4: 1,
+    }
     return dice.weighted(kinds)(**adaptive)
 
 
@@ -128,7 +139,7 @@ class Walk:
     @property
     def title(self):
         words = ", ".join(f"{name}={value}" for name, value in self.options.items())
-        times = f"{float(self.ts.flatten()[0]):.3g} to {float(self.ts.flatten()[-1]):.3g} of {tuple(self.ts.shape)}"
+        times = f"{self.ts.flatten()[0].item():.3g} to {self.ts.flatten()[-1].item():.3g} of {tuple(self.ts.shape)}"
         sick = f", sick {self.sick.tolist()}" if bool(self.sick.any()) else ""
         return f"{self.flow.title}, scale {self.scale:.3g}, {times}, {self.form.name} {self.form.dtype}{sick}, {words}"
 
@@ -176,7 +187,9 @@ def odeint(dice, known):
     options = {
         "solver": solver(dice, form, s),
         "adjoint": adjoint(dice),
-        "steps": dice.weighted({"per-sample": 4, "joint": 1}) if not bool(sick.any()) and ts.dim() == 1 else "per-sample",
+        "steps": dice.weighted({"per-sample": 4, "joint": 1})
+        if not bool(sick.any()) and ts.dim() == 1
+        else "per-sample",
         "on_failure": dice.weighted({"ignore": 3, "warn": 1, "raise": 1}),
     }
     if options["steps"] == "per-sample" and dice.chance(0.3):

@@ -3,7 +3,7 @@
 import torch
 
 import torchimplicit as ti
-from tests.fuzz import forms, nearness, options
+from tests.fuzz import forms, nearness, options, verdict
 from tests.fuzz.fixed_points import weight
 from tests.fuzz.points import Call, Condition, play
 
@@ -89,7 +89,9 @@ def units(dice, form, width, known):
 
 
 def root(dice, known):
-    kind = dice.weighted(KINDS)
+    # Units and ill conditioning (A1) decide the value's verdict alone: without them gradients are still judged.
+    judge = verdict.statuses if "A1" in known else nearness.roots
+    kind = dice.weighted({kind: w for kind, w in KINDS.items() if kind not in NOWHERE or "A1" not in known})
     batch, width = dice.between(1, 4), 4 if kind is _powell else dice.pick(1, 2, 3, 4)
     form = forms.draw(dice, width)
     base, x, w, drawn = kind(dice, batch, width)
@@ -116,4 +118,4 @@ def root(dice, known):
     chosen |= options.rest(dice, form, problem.own)
     cotangent = options.cotangent(dice, form, problem.start.shape)
     call = Call(ti.root, problem, form, chosen, dice.chance(0.3), "state", cotangent)
-    return call.title, lambda: play(call, nearness.roots)
+    return call.title, lambda: play(call, judge)

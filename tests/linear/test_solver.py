@@ -100,3 +100,17 @@ def test_progress_stops_what_breaks_down_and_what_is_not_finite():
     report = progress.result(torch.zeros(3, 1), 4).report
     assert report.steps.tolist() == [1, 1, 1]
     assert report.residual.tolist() == [0.5, 1e-3, 1.0]  # the last finite one
+
+
+@pytest.mark.parametrize("smallest", [1e-10, 1e-13, 1e-15])
+@pytest.mark.parametrize("solver", [ti.GMRES(rtol=1e-10, opening=False), ti.GMRES(rtol=1e-6), ti.LU()], ids=str)
+def test_what_rounding_hides_is_not_claimed(solver, smallest):
+    promised = getattr(solver, "rtol", 1e-8)
+    values = torch.tensor([1.0, 0.9, 0.8, 0.7, 0.6, smallest], dtype=torch.float64)
+    for seed in range(8):
+        noise = torch.randn(2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        left, right = torch.linalg.qr(noise)[0]
+        operator, b = Matrix((left @ torch.diag(values) @ right).unsqueeze(0)), torch.ones(1, 6, dtype=torch.float64)
+        x, report = solver.prepare(operator).solve(b)
+        if report.converged:
+            assert true_residual(operator, x, b).item() <= 2.5 * promised, f"seed {seed}"

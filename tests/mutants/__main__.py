@@ -16,7 +16,7 @@ SECONDS = 300  # what the tests of one mutant may take: one that loops for ever 
 
 
 def judged(mutant):
-    """"killed", "SURVIVED", or why the tests did not run; and the seconds that took."""
+    """ "killed", "SURVIVED", or why the tests did not run; and the seconds that took."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "src"

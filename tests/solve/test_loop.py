@@ -61,7 +61,9 @@ def test_the_relative_tolerance_is_of_the_iterate():
 
 
 def test_every_sample_stops_on_its_own_and_keeps_its_iterate():
-    result = run([[1.0, 1.0, 1.0], [0.001, 0.5, 1.0], [0.5, 0.001, 1.0], [5.0, 5.0, 1.0]], rtol=0.0, atol=0.01, max_steps=3)
+    result = run(
+        [[1.0, 1.0, 1.0], [0.001, 0.5, 1.0], [0.5, 0.001, 1.0], [5.0, 5.0, 1.0]], rtol=0.0, atol=0.01, max_steps=3
+    )
     assert result.report.status.tolist() == [S.CONVERGED, S.CONVERGED, S.MAX_STEPS]
     assert result.report.steps.tolist() == [1, 2, 3]
     assert result.z.flatten().tolist() == [2.0, 3.0, 1.0]
