@@ -1,4 +1,4 @@
-"""`argmin`: energies in any units and of any offset, bowls, valleys, saddles, flat bottoms, and such without a minimum."""
+"""`argmin`: energies in any units and of any offset, bowls, valleys, saddles, and such without a minimum."""
 
 import torch
 

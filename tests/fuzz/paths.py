@@ -192,6 +192,8 @@ def odeint(dice, known):
         else "per-sample",
         "on_failure": dice.weighted({"ignore": 3, "warn": 1, "raise": 1}),
     }
+    if bool(sick.any()) or ts.dim() == 2:
+        options["steps"] = "per-sample"
     if options["steps"] == "per-sample" and dice.chance(0.3):
         options["batched_args"] = (0,)
     form = Form(form.name, form.dtype, int(options["steps"] == "per-sample"))
@@ -255,8 +257,8 @@ def _values(walk, values, solution):
     faults = []
     if not values.isfinite().all():
         faults.append(silent(f"the value is not finite: statuses {solution.status.tolist()}"))
-    for b in torch.nonzero(arrived & (walk.sick | walk.flow.blown)).flatten().tolist():
-        faults.append(silent("arrived, and holds NaN" if walk.sick[b] else "arrived, beyond a blow-up", b))
+    wrong = torch.nonzero(arrived & (walk.sick | walk.flow.blown)).flatten().tolist()
+    faults += [silent("arrived, and holds NaN" if walk.sick[b] else "arrived, beyond a blow-up", b) for b in wrong]
     if faults or not bool(arrived.any()):
         return faults
     y0, times = walk.y0.detach().double(), walk.times.detach().double()

@@ -23,7 +23,7 @@ class Condition:
         residual: `(z, *args) -> (B, n)`, which vanishes at the solution.
         args: float64, the probe first.
         start: float64 rows.
-        size: of the residual's slope, entry by entry, where rounding in saturated functions hides it, `(n,)` or a number.
+        size: of the residual's slope, entry by entry, for where functions saturate, and rounding does not.
         sick: which samples hold something that is not finite, `(B,)`.
         coupled: whether the samples are not independent.
         nowhere: whether there is no solution at all.

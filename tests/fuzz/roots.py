@@ -72,7 +72,8 @@ def _positive(dice, batch, width):
 
 
 KINDS = {
-    _cell: 4, _linear: 4, _cubic: 3, _powers: 2, _double: 1, _flat: 1, _kink: 1, _powell: 1, _infinity: 1, _positive: 0.5,
+    _cell: 4, _linear: 4, _cubic: 3, _powers: 2, _double: 1, _flat: 1, _kink: 1, _powell: 1,
+    _infinity: 1, _positive: 0.5,
 }  # fmt: skip
 NOWHERE = (_infinity, _positive)
 

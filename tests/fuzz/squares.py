@@ -13,7 +13,7 @@ one = torch.float64
 def _line(dice, batch, width):
     """Linear, of any condition."""
     rows = width + dice.between(0, 3)
-    u, s, v = torch.linalg.svd(dice.normal(width, rows), full_matrices=False)
+    u, _, v = torch.linalg.svd(dice.normal(width, rows), full_matrices=False)
     w = u @ torch.diag(torch.logspace(0, -dice.uniform(0, 5), width, dtype=one)) @ v
     return lambda y, x, w: (y - x) @ w, w, "linear"
 

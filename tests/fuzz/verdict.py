@@ -2,8 +2,8 @@
 
 The multiples that make an error a silent one:
 
-- a value: `PLAY` = 3 times the stated tolerance. The library's own play is 1e-6; what a report says and what is computed
-  here differ by rounding, for which `ROUNDINGS` = 100 roundings of the terms are allowed on top.
+- a value: `PLAY` = 3 times the stated tolerance. The library's own play is 1e-6; what a report says and what is
+  computed here differ by rounding, for which `ROUNDINGS` = 100 roundings of the terms are allowed on top.
 - a gradient: the residual of the adjoint system may be `LINEAR` = 10 times the linear solver's tolerance. The library's
   own play is 2; ten is what the bar of independent samples names.
 - what is summed for shared tensors must agree to rounding with the samples' own solutions, whatever those are.
@@ -65,12 +65,13 @@ def statuses(call, rows, solution):
     faults = []
     if not rows.isfinite().all() and call.start.isfinite().all():
         faults.append(silent(f"the value is not finite: statuses {status.tolist()}"))
-    for b in torch.nonzero((status == ti.Status.CONVERGED) & ~well).flatten().tolist():
-        faults.append(silent("converged, and holds numbers that are not finite", b))
+    converged = status == ti.Status.CONVERGED
+    wrong = torch.nonzero(converged & ~well).flatten().tolist()
+    faults += [silent("converged, and holds numbers that are not finite", b) for b in wrong]
     solver = call.solver  # a loose tolerance is met some steps away, an absolute one at once
     if call.condition.nowhere and solver.rtol < 1e-3 and solver.atol < 0.1 * call.condition.extra["scale"]:
-        for b in torch.nonzero(status == ti.Status.CONVERGED).flatten().tolist():
-            faults.append(silent(f"converged, where there is no solution; value {rows.flatten()[:4].tolist()}", b))
+        words = f"converged, where there is no solution; value {rows.flatten()[:4].tolist()}"
+        faults += [silent(words, b) for b in torch.nonzero(converged).flatten().tolist()]
     return faults
 
 
@@ -125,7 +126,7 @@ def accuracy(call):
 
 def gradients(call, rows, solution, grads, said):
     """The adjoint system, by the probe's gradient; and what is summed for shared tensors, by the samples' solutions."""
-    condition, form = call.condition, call.form
+    form = call.form
     well = healthy(call) & (solution.status != ti.Status.NON_FINITE)
     leak = any("could not be kept apart" in message for message in said)
     faults = []

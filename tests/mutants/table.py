@@ -59,7 +59,8 @@ MUTANTS = [
     ),
     Mutant(
         "core/problem.py", "captured tensors are not looked for",
-        "if audited is not None:\n            self.check_captures", "if audited is None:\n            self.check_captures",
+        "if audited is not None:\n            self.check_captures",
+        "if audited is None:\n            self.check_captures",
         "tests/test_equations.py -k captur",
     ),
     # The loop and its samples
@@ -235,7 +236,8 @@ MUTANTS = [
     ),
     Mutant(
         "ode/drift.py", "a walk back that breaks down has not drifted",
-        "lost = (status == Status.STEP_TOO_SMALL) | (status == Status.NON_FINITE)", "lost = status == Status.NON_FINITE",
+        "lost = (status == Status.STEP_TOO_SMALL) | (status == Status.NON_FINITE)",
+        "lost = status == Status.NON_FINITE",
         "tests/ode/test_control.py",
     ),
     Mutant(

@@ -1,9 +1,10 @@
 """What decides whether a program has a solution."""
 
+import importlib
+
 import torch
 
 import torchimplicit as ti
-from torchimplicit.optim.control import lqr as control
 from torchimplicit.optim.quadprog.feasibility import violation
 from torchimplicit.optim.quadprog.program import Program
 from torchimplicit.optim.quadprog.solve import _ray
@@ -41,6 +42,7 @@ def test_only_a_contradiction_proves_that_no_point_meets_the_bounds():
 
 
 def test_a_plan_whose_slope_is_not_zero_is_not_vouched_for(monkeypatch):
+    control = importlib.import_module("torchimplicit.optim.control.lqr")
     eye = torch.eye(1, dtype=torch.float64)
     arguments = (eye, eye, eye, eye, torch.ones(2, 1, dtype=torch.float64), 4)
     assert control.lqr(*arguments).report.converged
