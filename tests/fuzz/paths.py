@@ -131,9 +131,9 @@ class Walk:
 
     def __post_init__(self):
         flow, dtype = self.flow, self.form.dtype
-        self.y0 = flow.start.to(dtype).requires_grad_()
-        self.times = self.ts.to(dtype if dtype in forms.COMPLEX else torch.float32).requires_grad_()
-        self.args = [arg.to(dtype).requires_grad_() for arg in flow.args]
+        self.y0 = flow.start.to(dtype).clone().requires_grad_()
+        self.times = self.ts.to(dtype if dtype in forms.COMPLEX else torch.float32).clone().requires_grad_()
+        self.args = [arg.to(dtype).clone().requires_grad_() for arg in flow.args]
         self.seen = [math.inf, -math.inf]
 
     @property

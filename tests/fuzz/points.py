@@ -58,7 +58,7 @@ class Call:
 
     def __post_init__(self):
         dtype, condition = self.form.dtype, self.condition
-        self.args = [arg.to(dtype).requires_grad_() for arg in condition.args]
+        self.args = [arg.to(dtype).clone().requires_grad_() for arg in condition.args]
         self.start = condition.start.to(dtype)
         self.cell = Cell(self, self.args[condition.own :]) if self.module else None
 
