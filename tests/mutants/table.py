@@ -70,8 +70,8 @@ MUTANTS = [
         "tests/solve/test_active_batch.py",
     ),
     Mutant(
-        "solve/loop.py", "one step too many",
-        "while going and step < solver.max_steps:", "while going and step <= solver.max_steps:",
+        "solve/loop.py", "more steps than allowed between looks",
+        "for _ in range(min(stride, solver.max_steps - step)):", "for _ in range(stride):",
         "tests/solve/test_loop.py -k steps",
     ),
     Mutant(

@@ -141,3 +141,9 @@ def test_looks_may_be_rare_and_the_answer_is_one_that_was_looked_at():
     result = run(script, rtol=0.0, atol=0.01, check_every=3)
     assert result.report.steps.tolist() == [6]
     assert result.z.item() == 7.0
+
+
+def test_rare_looks_make_no_more_steps_than_allowed():
+    result = run([[1.0 / (k + 1)] for k in range(9)], rtol=0.0, atol=1e-9, check_every=3, max_steps=4)
+    assert result.report.steps.tolist() == [4]
+    assert result.z.item() == 5.0
