@@ -9,7 +9,7 @@ VENV    := .venv/.stamp
 PEERS   := .venv/.peers
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench docs format clean
+.PHONY: help demo test fuzz mutants bench docs format clean
 
 help:  ## Say what there is
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -29,6 +29,15 @@ test: $(VENV)  ## Lint, format, types, imports, tests
 	@$(BIN)/lint-imports
 	@echo '== pytest: behaviour'
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --maxprocesses 8
+
+CASES   ?= 10000
+SEED    ?= 0
+
+fuzz: $(VENV)  ## Check the verdicts of 10,000 random solves by other means; SEED=7 CASES=1 repeats one
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED)
+
+mutants: $(VENV)  ## Put wrong lines into a copy of the code, and see that the tests notice each
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants
 
 bench: $(PEERS)  ## Measure against the peers and rewrite the table of results
 	@$(BIN)/python benchmarks/deq.py

@@ -1,0 +1,1 @@
+"""Random solves whose verdicts are checked by other means: `python -m tests.fuzz`; see CONTRIBUTING.md."""

@@ -1,0 +1,29 @@
+"""A few hundred cases of the fuzzer, the same ones every time; `make fuzz` runs ten thousand."""
+
+import pytest
+
+from tests.fuzz.families import FAMILIES, KNOWN
+from tests.fuzz.run import play
+
+CASES, PARTS = 48, 2  # of a family
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_verdict_is_wrong_in_silence_and_nothing_breaks(family, part):
+    played = [play(family, seed) for seed in range(part, CASES, PARTS)]
+    faults = [(f"--family {case.family} --seed {case.seed} --cases 1", case.title, case.faults) for case in played]
+    faults = [fault for fault in faults if fault[2]]
+    assert not faults, "\n".join(f"python -m tests.fuzz {command}: {title}: {what}" for command, title, what in faults)
+    assert sum(case.word == "converged" for case in played) >= len(played) // 5
+
+
+def test_a_seed_repeats_a_case():
+    for family in FAMILIES:
+        first, again = play(family, 7), play(family, 7)
+        assert first.title == again.title
+        assert first.word == again.word
+
+
+def test_known_faults_have_words():
+    assert all(KNOWN.values())

@@ -1,0 +1,1 @@
+"""Wrong lines that the tests must notice: `python -m tests.mutants`; see CONTRIBUTING.md."""

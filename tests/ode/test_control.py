@@ -1,0 +1,44 @@
+"""Which steps are accepted, and which walks back are believed."""
+
+import math
+
+import pytest
+import torch
+
+import torchimplicit as ti
+from torchimplicit.ode.drift import LIMIT, judge
+
+S = ti.Status
+
+
+def first_step(atol):
+    ts, start = torch.tensor([0.0, 0.5], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+    solver = ti.Tsit5(rtol=1e-300, atol=atol, dt0=0.5)
+    with torch.no_grad():
+        return ti.odeint(lambda t, y: -(y**2), start, ts, solver=solver).report
+
+
+def test_a_step_is_accepted_up_to_its_tolerance_and_not_beyond():
+    error = first_step(1.0).residual.item()  # the estimate over a tolerance of one
+    assert 1e-8 < error < 1e-2
+    assert first_step(error * 1.02).rejected.item() == 0
+    assert first_step(error * 1.02).residual.item() == pytest.approx(1 / 1.02)
+    assert first_step(error / 1.02).rejected.item() >= 1
+    assert first_step(error / 1.9).rejected.item() >= 1
+
+
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e9])
+def test_the_tolerance_is_relative_to_the_state(size):
+    ts, start = torch.tensor([0.0, 2.0], dtype=torch.float64), torch.full((1, 2), size, dtype=torch.float64)
+    solver = ti.Tsit5(rtol=1e-8, atol=1e-12 * size)
+    solution = ti.odeint(lambda t, y: -y * (1 + t), start, ts, solver=solver)
+    assert (solution.value[-1] / (size * math.exp(-4)) - 1).abs().max() < 1e-6
+    assert solution.report.accepted.item() > 10
+
+
+def test_a_walk_back_that_breaks_down_or_leads_elsewhere_has_drifted():
+    status = torch.tensor([S.CONVERGED, S.CONVERGED, S.CONVERGED, S.STEP_TOO_SMALL, S.NON_FINITE, S.MAX_STEPS])
+    drift = torch.tensor([0.0, 1.01 * LIMIT, math.nan, 0.0, 0.0, 0.0])
+    judged, drift = judge(status, drift)
+    assert judged.tolist() == [S.CONVERGED, S.DRIFTED, S.DRIFTED, S.DRIFTED, S.DRIFTED, S.MAX_STEPS]
+    assert drift[3] == drift[4] == math.inf
