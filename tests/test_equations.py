@@ -21,8 +21,7 @@ def contraction(z, x):
     [
         (torch.zeros(3, 4, dtype=torch.int64), contraction, TypeError, r"try z0\.float"),
         (torch.zeros(()), contraction, ValueError, "z0\\[None\\]"),
-        (torch.zeros(0, 4), contraction, ValueError, "at least one sample"),
-        (torch.zeros(3, 0), contraction, ValueError, "at least one sample and one unknown"),
+        (torch.zeros(3, 0), contraction, ValueError, "at least one unknown"),
         ([], contraction, ValueError, "the state is empty"),
         ([torch.zeros(3, 4), torch.zeros(2, 4)], contraction, ValueError, "one batch size"),
         ([torch.zeros(3, 4), 1.0], contraction, TypeError, "holds a float"),

@@ -378,7 +378,6 @@ def test_singular_backward_solve_is_reported():
         ({"max_steps": 0}, ValueError, "max_steps"),
         ({"on_failure": "hope"}, ValueError, "on_failure"),
         ({"closest_feasible": 1}, ValueError, "closest_feasible"),
-        ({"q": torch.ones(0, 2)}, ValueError, "empty batch"),
     ],
 )
 def test_bad_input(change, error, words):
