@@ -130,7 +130,7 @@ def test_every_solve_ends_in_true_statuses_finite_values_and_a_message(name, sol
     size, eps = solution.value.detach().abs().double(), torch.finfo(start.dtype).eps
     play = 2 * eps * size if start.dtype.itemsize < 4 else 0  # of a residual that is evaluated in half precision
     arrived = (solution.status == ti.Status.CONVERGED)[:, None]
-    assert (at_end <= 1.001 * (solver.atol + solver.rtol * size) + play)[arrived].all()
+    assert (at_end <= 1.001 * (solver.absolute + solver.rtol * size) + play)[arrived].all()
     assert (at_end <= 1.0001 * at_start)[~arrived & at_start.isfinite()].all()
 
 

@@ -73,7 +73,7 @@ def test_what_counts_as_converged_has_converged(seed, damping, rtol):
         solution = ti.fixed_point(lambda z: torch.tanh(z @ weight + x), x, solver=solver, on_failure="ignore")
         z = solution.value
         residual = (torch.tanh(z @ weight + x) - z).square().mean(1).sqrt()
-        tolerance = solver.atol + rtol * z.square().mean(1).sqrt()
+        tolerance = solver.absolute + rtol * z.square().mean(1).sqrt()
         done = solution.status == ti.Status.CONVERGED
         assert (residual[done] <= 1.00001 * tolerance[done]).all()
         assert torch.allclose(residual, solution.residual, rtol=1e-6, atol=1e-14)

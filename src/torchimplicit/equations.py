@@ -16,7 +16,8 @@ from torchimplicit.core.front_door import front_door
 from torchimplicit.core.problem import FixedPoint, Problem, Residual, Root
 from torchimplicit.core.status import OnFailure, Report, Solution, Status, react
 from torchimplicit.core.tree import Layout, own
-from torchimplicit.solve import Anderson, Newton, PreparedMap, Result, Solver, iterate
+from torchimplicit.linear import LU
+from torchimplicit.solve import DENSE, Anderson, Newton, PreparedMap, Result, Solver, iterate
 
 
 @front_door
@@ -96,7 +97,7 @@ def root(
     z0: Any,
     *args: Any,
     solver: Solver = Newton(),
-    adjoint: Adjoint = Implicit(),
+    adjoint: Adjoint | None = None,
     batch_dims: int = 1,
     warm_start: Solution | None = None,
     trace: bool = False,
@@ -106,15 +107,18 @@ def root(
 ) -> Solution:
     r"""Solves $g(z, a) = 0$ for $z$, sample by sample, differentiably in the arguments $a$.
 
-    As `fixed_point`, for a residual. A sample has converged when `rms(g(z)) <= atol + rtol * rms(z)`. Solvers for fixed
-    points apply to `z - g(z)`: `Anderson` and `Picard` need `g` scaled such that this map contracts.
+    As `fixed_point`, for a residual. A sample has converged when the Newton step from it is no longer than `atol + rtol
+    * |z|`, unknown by unknown (see `Solver`), however unknowns and equations are scaled; it is computed wherever a
+    solver's steps have become short. Solvers for fixed points apply to `z - g(z)`: `Anderson` and `Picard` need `g`
+    scaled such that this map contracts.
 
     Args:
         g: `g(z, *args)`, structure, shapes and dtype as `z`.
         z0: see `fixed_point`.
         *args: see `fixed_point`.
         solver: see `fixed_point`.
-        adjoint: see `fixed_point`.
+        adjoint: None takes `Implicit(LU())` up to 256 unknowns per sample, which is exact in whatever units these are,
+            and `Implicit()` beyond; see `fixed_point`.
         batch_dims: see `fixed_point`.
         warm_start: see `fixed_point`.
         trace: see `fixed_point`.
@@ -143,7 +147,7 @@ def solve_problem(
     problem: Problem,
     z0: Any,
     solver: Solver,
-    adjoint: Adjoint,
+    adjoint: Adjoint | None,
     warm_start: Solution | None,
     on_failure: OnFailure,
     trace: bool = False,
@@ -157,7 +161,7 @@ def solve_problem(
         problem: the condition.
         z0: see `fixed_point`, as for what follows.
         solver: see there.
-        adjoint: see there.
+        adjoint: see there; None takes what suits the number of unknowns.
         warm_start: see there.
         on_failure: see there.
         trace: see there.
@@ -169,6 +173,8 @@ def solve_problem(
         again = partial(solve_problem, problem, solver=solver, adjoint=adjoint, on_failure=on_failure)
         options = {"warm_start": warm_start, "trace": trace, "save_steps": save_steps}
         return transforms.without_inference_mode(partial(again, **options, review=review, present=present), z0)
+    if adjoint is None:
+        adjoint = Implicit(LU()) if problem.layout.width <= DENSE else Implicit()
     check_options(solver, adjoint, on_failure)
     _check_save_steps(save_steps)
     knowledge = None
@@ -189,7 +195,8 @@ def solve_problem(
             residual(start.detach())
 
     def run(residual: Residual, z: Tensor) -> Result:
-        result = iterate(solver, residual, z, trace=trace, save_steps=save_steps, knowledge=knowledge)
+        options = {"trace": trace, "save_steps": save_steps, "settled": warm_start is not None}
+        result = iterate(solver, residual, z, knowledge=knowledge, **options)
         if review is not None:
             review(residual, result)
         return result

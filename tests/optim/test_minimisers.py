@@ -39,7 +39,7 @@ def test_a_batch_in_rosenbrocks_valley(solver):
     solution = minimum(starts(64), solver=replace(solver, **TIGHT), trace=True)
     torch.testing.assert_close(solution.value, torch.ones(64, 2, dtype=torch.float64), rtol=1e-9, atol=1e-9)
     assert int(solution.steps.max()) <= 60
-    assert solution.nfev <= 140
+    assert solution.nfev <= 190, "those of the steps and of the looks, for the whole batch whenever one sample has come"
     assert len(set(solution.steps.tolist())) > 5, "every sample stops on its own"
     trace = solution.trace
     assert (trace[1:] > 2 * trace[:-1]).any(), "the gradient grows on the way, and that is no failure"
@@ -58,7 +58,7 @@ def test_no_step_raises_the_energy(solver):
 def test_thirty_unknowns(solver):
     solution = minimum(starts(4, 30), solver=replace(solver, max_steps=1000))
     assert solution.report.converged
-    assert (torch.func.grad(lambda z: rosenbrock(z).sum())(solution.value).square().mean(1).sqrt() < 2e-4).all()
+    torch.testing.assert_close(solution.value, torch.ones_like(solution.value), rtol=5e-4, atol=0)
 
 
 def test_newton_cg_takes_fewer_evaluations_far_from_the_minimum_by_loose_solves():

@@ -90,6 +90,7 @@ class Unrolled(Adjoint):
         """The solver's steps: where they end, the residual's norm at the start `(B,)`, and the loop's result."""
         with call.problem.bind(tensors) as residual:
             if self.checkpoint:
+                residual.aside = lambda z: _evaluate(call, z, *tensors)
                 residual.evaluate = lambda z, _: checkpoint(_evaluate, call, z, *tensors, use_reentrant=False)
             watched, first = _watched(residual, offset)
             result = call.run(watched, z0)

@@ -22,7 +22,14 @@ class Residual:
         evaluate: `(z, out) -> r`; `out` is a buffer to write into, or None.
         eps: the rounding of the function's dtype, below which relative residuals mean nothing.
         narrow: `rows -> Residual` of those samples alone; None where it is not known how.
+
+    Attributes:
+        comparable: whether the residual is in the units of the state, as that of a fixed point.
+        aside: `z -> value` of `evaluate`, for looks that are no steps of the solve, where steps are checkpointed.
     """
+
+    comparable: bool = True
+    aside: Callable[[Tensor], Any] | None = None
 
     def __init__(
         self,
@@ -38,6 +45,10 @@ class Residual:
         self.nfev += 1
         return self.evaluate(z, out)
 
+    def look(self, z: Tensor) -> Tensor:
+        """The residual at `z`, where no step of the solve is taken."""
+        return self(z) if self.aside is None else self.aside(z)
+
 
 class Slope(Residual):
     """The gradient of an energy as a residual, for solvers that go down: it tells the energy, too.
@@ -52,6 +63,7 @@ class Slope(Residual):
         energy: `(B,)` where it was last evaluated.
     """
 
+    comparable = False
     energy: Tensor
 
     def __init__(
@@ -69,6 +81,10 @@ class Slope(Residual):
         gradient, energy = super().__call__(z, out)
         self.energy = energy.detach()
         return gradient
+
+    def look(self, z: Tensor) -> Tensor:
+        """See `Residual.look`."""
+        return self(z) if self.aside is None else self.aside(z)[0]
 
 
 class Problem:
@@ -88,6 +104,7 @@ class Problem:
     """
 
     form: ClassVar[str] = "f(z, *args)"
+    comparable: ClassVar[bool] = False  # whether the residual is in the units of the state
     slopes: ClassVar[bool] = False  # whether the residual is a `Slope`
     squares: ClassVar[bool] = False  # and one with terms
 
@@ -204,7 +221,9 @@ class Problem:
             value = function(layout.unflatten(z)) if value is None else value
             return self.residual(z, layout.flatten(value), out)
 
-        return Residual(evaluate, self.eps, narrow)
+        residual = Residual(evaluate, self.eps, narrow)
+        residual.comparable = self.comparable
+        return residual
 
     def _narrower(self, bound: Bound, layout: Layout) -> Callable[[Tensor], Residual] | None:
         """How to get the residual of some samples; None where it is not known which arguments are theirs."""
@@ -221,6 +240,8 @@ class Problem:
 
 class FixedPoint(Problem):
     """`f(z) = z`, with the residual `z - f(z)`."""
+
+    comparable = True
 
     def residual(self, z: Tensor, value: Tensor, out: Tensor | None) -> Tensor:
         """`z - f(z)`."""
@@ -249,6 +270,7 @@ class Mapped:
         self.problem, self.count, self.dims = problem, count, dims
         self.eps: float = problem.eps
         self.scalars: int = problem.scalars
+        self.comparable: bool = problem.comparable
         self.slopes: bool = problem.slopes
         self.squares: bool = problem.squares
 
@@ -290,7 +312,9 @@ class Mapped:
         if self.slopes:
             yield Slope(evaluate, self.eps, terms=folded(terms_of_one) if self.squares else None)
         else:
-            yield Residual(evaluate, self.eps)
+            residual = Residual(evaluate, self.eps)
+            residual.comparable = self.comparable
+            yield residual
 
 
 class Autocast:

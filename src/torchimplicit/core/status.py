@@ -44,8 +44,10 @@ _REMEDIES = {
         "sample is held at its last finite iterate and adds nothing to the gradients."
     ),
     Status.SADDLE: (
-        "The gradient vanishes, but the energy falls to a side: a saddle or a maximum. Try another start, a solver "
-        "that goes down (LBFGS, NewtonCG), or check_minimum=False to accept any stationary point."
+        "The gradient vanishes, but the energy falls to a side: a saddle or a maximum, to which Newton() goes as well "
+        "as to a minimum, and LBFGS, NewtonCG and LevenbergMarquardt only from a start beside which nothing leads "
+        "away. Try another start, one of these in place of Newton(), or check_minimum=False to accept any stationary "
+        "point."
     ),
 }
 INDEPENDENT = (

@@ -97,7 +97,7 @@ def _tolerances(check: GradientCheck) -> list[str]:
             "their value: a smaller rtol, or adjoint=Implicit()"
         ]
     return [
-        f"tighten the solves: smaller rtol and atol than {check.solver.rtol:g} and {check.solver.atol:g}, also in "
+        f"tighten the solves: smaller rtol and atol than {check.solver.rtol:g} and {check.solver.absolute:g}, also in "
         "Implicit(GMRES(rtol=...)); errors grow by 1 / (1 - rho), so look at spectral_radius(layer, x), too"
     ]
 

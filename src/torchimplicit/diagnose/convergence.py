@@ -201,4 +201,4 @@ def convergence(layer: DEQ, x: Any, *args: Any) -> Convergence:
         layout = Layout(z0)
         scale = norm(layout.flatten(solution.value)) / layout.width**0.5
     solver = layer.cell.tolerances(layer.solver) if isinstance(layer.cell, ForwardBackward) else layer.solver
-    return Convergence(solution.report, solver.atol + solver.rtol * scale, layer.solver)
+    return Convergence(solution.report, solver.absolute + solver.rtol * scale, layer.solver)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from torchimplicit.adjoint import Adjoint, Implicit
+from torchimplicit.adjoint import Adjoint
 from torchimplicit.core.front_door import front_door
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.stationary import LeastSquares, Stationary
@@ -25,7 +25,7 @@ def argmin(
     *args: Any,
     constraints: Callable | None = None,
     solver: Solver | None = None,
-    adjoint: Adjoint = Implicit(),
+    adjoint: Adjoint | None = None,
     check_minimum: bool = True,
     batch_dims: int = 1,
     warm_start: Solution | None = None,
@@ -44,8 +44,8 @@ def argmin(
     `z0` to one; `Newton` goes to whatever is near. Afterwards the Hessian's smallest eigenvalue is estimated from up to
     16 products: a sample where the energy falls to a side (a saddle, a maximum) gets `Status.SADDLE`. For up to 16
     unknowns that is exact; beyond, a saddle may be missed. That the minimum is a global one is never claimed. A sample
-    has converged when the RMS of the gradient is at most `atol + rtol * rms(z)`: scale the energy such that this says
-    something (a mean over data rather than a sum).
+    has converged when the Newton step from it is no longer than `atol + rtol * |z|`, unknown by unknown (see `Solver`):
+    however unknowns and energy are scaled.
 
     With `constraints` the state is $(z, \lambda)$ and the condition the gradient of the Lagrangian $E + \lambda^\top
     c$ by both (the KKT conditions), solved by `Newton` from $\lambda = 0$ and differentiated through the same system
@@ -65,7 +65,8 @@ def argmin(
         constraints: `c(z, *args)`, nested, any shapes `(B, ...)`, to be zero; no more than there are unknowns.
         solver: None takes `LBFGS()`, with constraints `Newton()`; `NewtonCG()`, `Newton()`, and those of `fixed_point`,
             to which the gradient is the residual: `Picard(damping=...)` is gradient descent of that step.
-        adjoint: see `fixed_point`.
+        adjoint: None takes `Implicit(LU())` up to 256 unknowns per sample, which is exact in whatever units these are,
+            and `Implicit()` beyond; see `fixed_point`.
         check_minimum: False accepts any stationary point, and saves the products with the Hessian.
         batch_dims: see `fixed_point`.
         warm_start: see `fixed_point`; with constraints, the multipliers are taken over, too.
@@ -133,7 +134,7 @@ def least_squares(
     z0: Any,
     *args: Any,
     solver: Solver = LevenbergMarquardt(),
-    adjoint: Adjoint = Implicit(),
+    adjoint: Adjoint | None = None,
     check_minimum: bool = True,
     batch_dims: int = 1,
     warm_start: Solution | None = None,
@@ -153,7 +154,7 @@ def least_squares(
         z0: see `fixed_point`.
         *args: see `fixed_point`.
         solver: `LevenbergMarquardt()`, or any solver of `argmin`.
-        adjoint: see `fixed_point`.
+        adjoint: see `argmin`.
         check_minimum: see `argmin`.
         batch_dims: see `fixed_point`.
         warm_start: see `fixed_point`.

@@ -9,7 +9,7 @@ from torchimplicit.core import transforms
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.status import Status
 from torchimplicit.linear import Jacobian, eigenvalue_range, probe
-from torchimplicit.solve import Result
+from torchimplicit.solve import DENSE, Result
 
 PRODUCTS = 16  # with the Hessian: exact for as many unknowns, a sample of its directions beyond
 
@@ -18,7 +18,8 @@ def check_minimum(residual: Residual, result: Result, constraints: int = 0) -> N
     r"""Gives stationary points that are no minima their status, in the report.
 
     The Hessian's smallest eigenvalue, by a Lanczos process, must not be clearly negative: not below $-\sqrt\epsilon$
-    times the largest. With constraints, on the tangents of their set alone: the last unknowns are the multipliers, the
+    times the largest, in units of the unknowns in which its rows are of one size (up to 256 unknowns). With
+    constraints, on the tangents of their set alone: the last unknowns are the multipliers, the
     Hessian is that of the Lagrangian.
 
     Args:
@@ -33,11 +34,12 @@ def check_minimum(residual: Residual, result: Result, constraints: int = 0) -> N
     if transforms.active() or width <= 0 or not bool(arrived.any()):
         return
     with torch.no_grad():
-        hessian, start = Jacobian(residual, result.z), probe(result.z[:, :width])
+        hessian, start = Jacobian(residual.look, result.z), probe(result.z[:, :width])
+        units = _units(hessian, result.z, constraints)
         tangents = _tangents(hessian, result.z, constraints) if constraints else None
 
         def product(v: Tensor) -> Tensor:
-            image = hessian.rmatvec(torch.nn.functional.pad(v, (0, constraints)))[:, :width]
+            image = units * hessian.rmatvec(torch.nn.functional.pad(units * v, (0, constraints)))[:, :width]
             return image if tangents is None else tangents(image)
 
         start = start if tangents is None else tangents(start)
@@ -45,6 +47,18 @@ def check_minimum(residual: Residual, result: Result, constraints: int = 0) -> N
     falls = lowest < -(residual.eps**0.5) * torch.maximum(lowest.abs(), highest.abs())
     report.status = torch.where(arrived & falls, int(Status.SADDLE), report.status)
     report.nfev = residual.nfev
+
+
+def _units(hessian: Jacobian, z: Tensor, constraints: int) -> Tensor:
+    """Units of the unknowns in which no row of the Hessian stands out, whatever units they have, `(B, n)`."""
+    if constraints or z.shape[1] > DENSE:  # tangents are what they are in the given units; too many to look at each
+        return torch.ones_like(z[:, : z.shape[1] - constraints])
+    basis = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+    matrix = torch.vmap(lambda row: hessian.rmatvec(row.expand(z.shape)), out_dims=1)(basis).abs()
+    size = matrix.diagonal(dim1=1, dim2=2).sqrt()
+    units = torch.where((size > 0) & size.isfinite(), 1 / size, 1.0)
+    rest = torch.where(size > 0, 1.0, (matrix * units.unsqueeze(1)).amax(2))  # rows without a diagonal
+    return torch.where(rest > 0, units / rest, 1.0).nan_to_num(1.0, 1.0, 1.0)
 
 
 def _tangents(hessian: Jacobian, z: Tensor, constraints: int):

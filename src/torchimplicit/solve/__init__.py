@@ -1,5 +1,6 @@
 """Nonlinear equations: one loop, one method a file."""
 
+from torchimplicit.solve.ahead import DENSE
 from torchimplicit.solve.anderson import Anderson
 from torchimplicit.solve.broyden import Broyden
 from torchimplicit.solve.continuation import PseudoTransient
@@ -14,6 +15,7 @@ from torchimplicit.solve.picard import Picard
 from torchimplicit.solve.splitting import ForwardBackward, Monotone, PeacemanRachford, PreparedMap, monotonicity
 
 __all__ = [
+    "DENSE",
     "FISTA",
     "LBFGS",
     "Anderson",

@@ -8,9 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.core import transforms
 from torchimplicit.core.options import require
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.tree import norm
+from torchimplicit.linear import Jacobian
 from torchimplicit.solve.linesearch import Place, descend, dot
 from torchimplicit.solve.minimiser import Minimiser
 
@@ -113,9 +115,18 @@ class LBFGS(Minimiser):
         require(self, "trials", isinstance(self.trials, int) and self.trials >= 1, "an integer >= 1")
 
     def init(self, problem: Residual, z: Tensor) -> LBFGSState:
-        """The state at the start: the first step is at most one long."""
+        """The state at the start: the first step is the one that minimises the energy's second-order model."""
         place, active = self.begin(problem, z)
-        return LBFGSState(*place, active, Pairs(), 1 / norm(place.residual).clamp_min(1))
+        return LBFGSState(*place, active, Pairs(), self._first_scale(problem, place))
+
+    def _first_scale(self, problem: Residual, place: Place) -> Tensor:
+        """The inverse Hessian's size along the gradient, by one product; else for a step of one, `(B,)`."""
+        if transforms.active():
+            return 1 / norm(place.residual).clamp_min(1)
+        product = Jacobian(problem, place.z).rmatvec(place.residual)
+        scale = dot(place.residual, place.residual) / dot(place.residual, product)
+        sound = (scale > 0) & scale.isfinite()
+        return torch.where(sound, scale, 1 / norm(place.residual).clamp_min(1))
 
     def step(self, problem: Residual, state: LBFGSState) -> LBFGSState:
         """One step along the quasi-Newton direction."""
@@ -133,6 +144,7 @@ class LBFGS(Minimiser):
         if bool(lost.any()):
             active = active & (holds | pairs.known(lost) | (step != 0).any(1))
             pairs = pairs.forget(lost)
-            scale = torch.where(lost, 1 / norm(moved.residual).clamp_min(1), scale)
+            first = self._first_scale(problem, moved)
+            scale = torch.where(lost, first, scale)
         pair = Pair(step, change, torch.where(bends, 1 / product, 0))
         return LBFGSState(*moved, active, pairs.push(pair, self.memory), scale)

@@ -11,14 +11,17 @@ from torch import Tensor
 from torchimplicit.core.options import require
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.tree import norm
-from torchimplicit.linear import CG, LU, Jacobian, LinearOperator, LinearSolver
+from torchimplicit.linear import CG, Jacobian, LinearOperator, LinearSolver
+from torchimplicit.solve.ahead import DENSE
 from torchimplicit.solve.linesearch import ROUNDINGS, Place, dot
 from torchimplicit.solve.minimiser import Minimiser
-from torchimplicit.solve.newton import DENSE
 
 
 class LevenbergState(NamedTuple):
-    """A place, who still moves, the damping and what it grows by when a step fails, `(B,)` each."""
+    """A place, who still moves, the damping and what it grows by when a step fails, `(B,)` each, and units `(B, n)`.
+
+    The units are those that damping is in: the largest lengths that the columns of the Jacobian have had.
+    """
 
     z: Tensor
     residual: Tensor
@@ -26,31 +29,38 @@ class LevenbergState(NamedTuple):
     active: Tensor
     damping: Tensor
     growth: Tensor
+    units: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class LevenbergMarquardt(Minimiser):
-    r"""Levenberg-Marquardt, the default of `least_squares`: $(J^\top J + \mu I)\, s = -J^\top r$ for every sample.
+    r"""Levenberg-Marquardt, the default of `least_squares`: $(J^\top J + \mu D^2)\, s = -J^\top r$ for every sample.
 
     The damping $\mu$ follows how well the linear model has predicted the fall of $|r|^2 / 2$: small where it did
     (Gauss-Newton, quadratic convergence where the residuals vanish at the minimum), large where it did not (short steps
-    of steepest descent). A step that does not lower the energy is not taken. It costs two evaluations and, with `LU()`,
-    the Jacobian. Not for residuals that stay large and bend strongly: there it converges linearly, and `NewtonCG`,
-    which takes the whole Hessian, is faster. The normal equations square the condition number of $J$.
+    of steepest descent). $D$ holds the largest lengths that the columns of $J$ have had, so the iterates do not depend
+    on the units of the unknowns. A step that does not lower the energy is not taken. It costs two evaluations and the
+    Jacobian, whose QR factorisation does not square its condition number. Not for residuals that stay large and bend
+    strongly: there it converges linearly, and `NewtonCG`, which takes the whole Hessian, is faster.
 
-    Source: K. Levenberg (1944), D. Marquardt (1963); the damping's rule from H. B. Nielsen, Damping parameter in
+    Beyond 256 unknowns, and with a `linear_solver`, the normal equations are solved instead, which square it, and $D$
+    is the identity: there scale the unknowns to one size.
+
+    Source: K. Levenberg (1944), D. Marquardt (1963); $D$ from J. More, The Levenberg-Marquardt algorithm, Lecture Notes
+    in Mathematics 630 (1978) 105, equation 6.3; the damping's rule from H. B. Nielsen, Damping parameter in
     Marquardt's method, IMM-REP-1999-05 (1999), equation 2.4.
 
     Args:
-        damping: the first $\mu$, relative to the size of $J^\top J$ along the gradient; 0 is the Gauss-Newton method:
-            full steps, whatever becomes of the energy.
-        linear_solver: for a symmetric positive definite system; None takes `LU()` up to 256 unknowns per sample and
-            `CG()` beyond.
-        rtol: see `Solver`.
+        damping: the first $\mu$; 0 is the Gauss-Newton method: full steps, whatever becomes of the energy.
+        linear_solver: for a symmetric positive definite system; None takes a QR factorisation up to 256 unknowns per
+            sample and `CG()` beyond.
+        rtol: see `Solver`; 1e-8, as convergence is fast at the end. What rounding does not allow is not asked for.
         atol: see `Solver`.
         max_steps: see `Solver`.
     """
 
+    rtol: float = 1e-8
+    max_steps: int = 1000
     damping: float = 1e-3
     linear_solver: LinearSolver | None = None
 
@@ -69,27 +79,44 @@ class LevenbergMarquardt(Minimiser):
                 "solver=LevenbergMarquardt(): it needs the residuals of a sum of squares, got an energy; try "
                 "least_squares(residuals, z0, ...), or LBFGS()"
             )
+        damping = torch.full_like(place.energy, self.damping)
+        if self._factors(z):
+            return LevenbergState(*place, active, damping, torch.full_like(damping, 2), torch.zeros_like(z))
         product = Normal(Jacobian(problem.terms, z)).matvec(place.residual)  # type: ignore[attr-defined]
         problem.nfev += 1
         size = norm(product) / norm(place.residual).clamp_min(torch.finfo(z.dtype).tiny)
-        return LevenbergState(*place, active, self.damping * size, torch.full_like(size, 2))
+        return LevenbergState(*place, active, damping * size, torch.full_like(size, 2), torch.ones_like(z))
+
+    def _factors(self, z: Tensor) -> bool:
+        return self.linear_solver is None and z.shape[1] <= DENSE
 
     def step(self, problem: Residual, state: LevenbergState) -> LevenbergState:
         """One damped Gauss-Newton step, taken where the energy falls."""
-        place, damping = Place(*state[:3]), state.damping
-        normal = Normal(Jacobian(problem.terms, place.z), damping)  # type: ignore[attr-defined]
+        place, damping, units = Place(*state[:3]), state.damping, state.units
+        jacobian = Jacobian(problem.terms, place.z)  # type: ignore[attr-defined]
         problem.nfev += 1
-        linear_solver = self.linear_solver or (LU() if place.z.shape[1] <= DENSE else CG(rtol=1e-6))
-        step = linear_solver.prepare(normal).solve(-place.residual).x
+        noise = place.energy
+        if self._factors(place.z):
+            matrix = columns(jacobian, place.z)
+            # A residual is a difference of terms, to whose rounding the energy is known.
+            terms = torch.bmm(matrix.abs(), place.z.abs().unsqueeze(2)).squeeze(2)
+            noise = noise + place.energy.sqrt() * norm(terms)
+            units = torch.maximum(units, torch.linalg.vector_norm(matrix, dim=1))
+            step = _damped(matrix, jacobian.value.detach(), damping, units)
+        else:
+            solver = self.linear_solver or CG(rtol=1e-6)
+            step = solver.prepare(Normal(jacobian, damping)).solve(-place.residual).x
         z = place.z + step
         gradient = problem(z)
         trial = Place(z, gradient, problem.energy)  # type: ignore[attr-defined]
 
-        predicted = 0.5 * (damping * dot(step, step) - dot(step, place.residual))
+        scaled = units * step
+        predicted = 0.5 * (damping * dot(scaled, scaled) - dot(step, place.residual))
         ratio = (place.energy - trial.energy) / predicted
-        # Near the minimum the energies' difference is rounding: there a smaller gradient decides.
-        level = (trial.energy - place.energy).abs() <= ROUNDINGS * problem.eps * place.energy
-        ratio = torch.where(level & (dot(gradient, gradient) < dot(place.residual, place.residual)), 1.0, ratio)
+        # Near the minimum the energies' difference is rounding: there the slope along the step decides.
+        level = (trial.energy - place.energy).abs() <= ROUNDINGS * problem.eps * noise
+        flatter = dot(gradient, step).abs() < dot(place.residual, step).abs()
+        ratio = torch.where(level & flatter, 1.0, ratio)
         if not self.damping:
             ratio = torch.ones_like(ratio)
         taken = (ratio > 0) & state.active
@@ -98,7 +125,28 @@ class LevenbergMarquardt(Minimiser):
         growth = torch.where(taken, 2.0, 2 * state.growth)
         moved = trial.where(taken, place) if self.damping else trial
         active = state.active & (z != place.z).any(1)
-        return LevenbergState(*moved, active, damping, growth)
+        return LevenbergState(*moved, active, damping, growth, units)
+
+
+def _damped(matrix: Tensor, value: Tensor, damping: Tensor, units: Tensor) -> Tensor:
+    r"""The step that minimises $|J s + r|^2 + \mu |D s|^2$, by a QR factorisation in units of $D$, `(B, n)`."""
+    units = torch.where(units > 0, units, 1).unsqueeze(1)
+    like = matrix[:, 0]
+    below = torch.diag_embed(damping.sqrt().unsqueeze(1).expand_as(like))
+    right = torch.cat([-value, torch.zeros_like(like)], dim=1).unsqueeze(2)
+    q, r = torch.linalg.qr(torch.cat([matrix / units, below], dim=1))
+    return torch.linalg.solve_triangular(r, torch.bmm(q.mT, right), upper=True).squeeze(2) / units.squeeze(1)
+
+
+def columns(jacobian: Jacobian, like: Tensor) -> Tensor:
+    """The Jacobians `(B, m, n)`, from as many products as they have rows or columns, the fewer."""
+    rows, width = jacobian.value.shape[1], like.shape[1]
+    if rows <= width:
+        return jacobian.dense(jacobian.value.detach())
+    product = jacobian.matvec
+    product(like)  # records what all products share
+    basis = torch.eye(width, dtype=like.dtype, device=like.device)
+    return torch.vmap(lambda row: product(row.expand_as(like)), out_dims=2)(basis)
 
 
 class Normal(LinearOperator):
@@ -121,14 +169,7 @@ class Normal(LinearOperator):
     rmatvec = matvec
 
     def dense(self, like: Tensor) -> Tensor:
-        """The matrices `(B, n, n)`, from as many products with the Jacobian as it has rows or columns, the fewer."""
-        rows, columns = self.jacobian.value.shape[1], like.shape[1]
-        if rows <= columns:
-            jacobian = self.jacobian.dense(self.jacobian.value.detach())
-        else:
-            product = self.jacobian.matvec
-            product(like)  # records what all products share
-            basis = torch.eye(columns, dtype=like.dtype, device=like.device)
-            jacobian = torch.vmap(lambda row: product(row.expand_as(like)), out_dims=2)(basis)
+        """The matrices `(B, n, n)`."""
+        jacobian = columns(self.jacobian, like)
         normal = torch.bmm(jacobian.mT, jacobian)
         return normal if self.shift is None else normal + torch.diag_embed(self.shift.expand_as(like))

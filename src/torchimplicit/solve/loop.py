@@ -19,10 +19,12 @@ from torchimplicit.core.options import require
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.status import Report
 from torchimplicit.core.tree import norm
+from torchimplicit.solve.claims import Claims
 from torchimplicit.solve.samples import DIVERGENCE, PATIENCE, Samples
 
 # By how many roundings, and at most which part, the residual of samples alone may differ from that beside the others.
 ROUNDINGS, PART = 100.0, 0.01
+PART_OF_RTOL = 0.01  # that the absolute tolerance of fixed points is by default
 
 
 class State(Protocol):
@@ -34,7 +36,12 @@ class State(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Solver:
-    """Base of the solvers: when to stop. A sample has converged when `rms(residual) <= atol + rtol * rms(z)`.
+    """Base of the solvers: when to stop.
+
+    A sample of a fixed point has converged when `rms(residual) <= atol + rtol * rms(z)`. One of a root or a minimum,
+    whose residual is in units of its own, when the Newton step from it is no longer than `atol + rtol * |z|`, unknown
+    by unknown (by RMS beyond 256 unknowns); where rounding allows no such step, when it is as short as rounding makes
+    it, to half of the digits at least. These tests do not change when unknowns, residuals or energies are scaled.
 
     A solver adds `init(problem, z) -> state` and `step(problem, state) -> state`, where `problem(z)` is the residual
     `(B, n)` of the flat iterate `(B, n)` and the state has the fields `z` and `residual`. Steps must treat samples
@@ -43,7 +50,9 @@ class Solver:
 
     Args:
         rtol: relative tolerance, a number >= 0.
-        atol: absolute tolerance, a number >= 0.
+        atol: absolute tolerance, a number >= 0, in the units of the unknowns; None is a hundredth of `rtol` for fixed
+            points, and 0 for roots and minima: an unknown that is zero there wants an `atol` in its own units, or
+            else is followed to rounding.
         max_steps: limit of steps; 0 only evaluates the residual at the start.
         check_every: steps between looks at the residuals. A look makes the host wait for the device, so on an
             accelerator a larger number is faster, for up to so many steps too many.
@@ -57,7 +66,7 @@ class Solver:
     divergence: ClassVar[float] = DIVERGENCE
 
     rtol: float = 1e-4
-    atol: float = 1e-6
+    atol: float | None = None
     max_steps: int = 50
     check_every: int = 1
 
@@ -65,9 +74,15 @@ class Solver:
         """Refuses impossible values."""
         for name in ("rtol", "atol"):
             value = getattr(self, name)
-            require(self, name, isinstance(value, float | int) and 0 <= value < math.inf, "a finite number >= 0")
+            fine = isinstance(value, float | int) and 0 <= value < math.inf
+            require(self, name, fine or (name == "atol" and value is None), "a finite number >= 0")
         require(self, "max_steps", isinstance(self.max_steps, int) and self.max_steps >= 0, "an integer >= 0")
         require(self, "check_every", isinstance(self.check_every, int) and self.check_every >= 1, "an integer >= 1")
+
+    @property
+    def absolute(self) -> float:
+        """The absolute tolerance of a fixed point's residual."""
+        return PART_OF_RTOL * self.rtol if self.atol is None else self.atol
 
     @property
     def learns(self) -> bool:
@@ -122,6 +137,7 @@ def iterate(
     trace: bool = False,
     save_steps: Sequence[int] = (),
     knowledge: Any = None,
+    settled: bool = False,
 ) -> Result:
     """Runs a solver from `z` until every sample has stopped or the steps are used up.
 
@@ -135,12 +151,16 @@ def iterate(
         trace: keep every step's residuals.
         save_steps: steps whose iterates to keep; beyond the last step they are the result's.
         knowledge: of an earlier solve with the same solver.
+        settled: whether the start may be a solution already: then it is looked at as one.
 
     Returns:
         The iterate that met the tolerance, or the best one seen, of every sample, and how it went.
     """
     state = solver.init(problem, z) if knowledge is None else solver.resume(problem, z, knowledge)
-    samples = Samples(solver, state, problem.eps, save_steps)
+    if problem.comparable:
+        samples = Samples(solver, state, problem.eps, save_steps)
+    else:
+        samples = Claims(solver, state, problem.eps, save_steps, settled)
     state, step = _run(solver, problem, state, samples, 0)
     answer = samples.answer(state.z)
     saved = {chosen: samples.saved.get(chosen, answer) for chosen in save_steps}
@@ -150,7 +170,7 @@ def iterate(
 def _run(solver: Solver, problem: Residual, state: Any, samples: Samples, step: int) -> tuple[Any, int]:
     """Steps until no sample runs or the steps are used up; returns the last state and its step."""
     stride = 1 if samples.save_steps else solver.check_every
-    going = _judge(solver, state, samples, step)
+    going = _judge(solver, problem, state, samples, step)
     while going and step < solver.max_steps:
         if samples.few and problem.narrow is not None:
             narrowed = _narrow(problem, state, samples)
@@ -163,7 +183,7 @@ def _run(solver: Solver, problem: Residual, state: Any, samples: Samples, step: 
         for _ in range(min(stride, solver.max_steps - step)):
             state = solver.step(proceed, state)
             step += 1
-        going = _judge(solver, state, samples, step)
+        going = _judge(solver, problem, state, samples, step)
     return state, step
 
 
@@ -182,13 +202,15 @@ def _hold(problem: Residual, state: Any, samples: Samples) -> tuple[Residual, An
         return torch.where(running, problem(torch.where(running, z, held)), z - held)
 
     z, residual = torch.where(running, state.z, held), torch.where(running, state.residual, 0)
-    return Residual(evaluate, problem.eps), state._replace(z=z, residual=residual)
+    held_problem = Residual(evaluate, problem.eps)
+    held_problem.comparable = problem.comparable
+    return held_problem, state._replace(z=z, residual=residual)
 
 
-def _judge(solver: Solver, state: Any, samples: Samples, step: int) -> bool:
+def _judge(solver: Solver, problem: Residual, state: Any, samples: Samples, step: int) -> bool:
     """Looks at the iterate of a step; returns whether any sample still runs."""
     before = samples.running
-    going = samples.judge(step, state.z, state.residual, solver.stuck(state))
+    going = samples.judge(step, state, problem, solver.stuck(state))
     attends = type(solver).retire is not Solver.retire
     if attends and going and samples.running is not before:
         solver.retire(state, torch.nonzero(before & ~samples.running).flatten())

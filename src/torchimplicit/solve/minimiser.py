@@ -21,7 +21,7 @@ class Minimiser(Solver):
     Their states are named tuples with the fields of a `Place`, and `active`: which samples still move, `(B,)` bool.
 
     Args:
-        rtol: see `Solver`; the residual is the energy's gradient.
+        rtol: see `Solver`.
         atol: see `Solver`.
         max_steps: see `Solver`.
     """

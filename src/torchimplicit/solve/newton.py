@@ -12,10 +12,10 @@ from torchimplicit.core.options import require
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.tree import norm
 from torchimplicit.linear import GMRES, LU, Jacobian, LinearSolver
+from torchimplicit.solve.ahead import DENSE
 from torchimplicit.solve.linesearch import backtrack
 from torchimplicit.solve.loop import Solver
 
-DENSE = 256  # unknowns per sample up to which the Jacobian is built and factored by default
 # The forcing sequence, names and values of Eisenstat and Walker: its first term, its largest, its factor, and the size
 # above which a term may not fall faster than by squaring.
 ETA_FIRST, ETA_MAX, GAMMA, SAFEGUARD = 0.5, 0.9, 0.9, 0.1
@@ -40,10 +40,10 @@ class Newton(Solver):
 
     Far from the root the linear model is wrong, and solving it exactly is wasted. So an iterative linear solver follows
     a forcing sequence: a sample's relative tolerance is $\eta_k = 0.9\, (|r_k| / |r_{k-1}|)^2$, at first 0.5, at most
-    0.9, not falling faster than $0.9\, \eta_{k-1}^2$ while that is above 0.1, and no tighter than the last step needs.
-    The linear solver's own `rtol` is the tightest that it becomes. Measured: a fifth to four fifths of the products.
-    Not for linear equations, which one exact step solves, nor where local minima of the residual are near: loose steps
-    take another path, and may stick where exact ones do not. There `forcing=False`.
+    0.9, not falling faster than $0.9\, \eta_{k-1}^2$ while that is above 0.1, and for fixed points no tighter than the
+    last step needs. The linear solver's own `rtol` is the tightest that it becomes. Measured: up to half of the
+    products. Not for linear equations, which one exact step solves, nor where local minima of the residual are
+    near: loose steps take another path, and may stick where exact ones do not. There `forcing=False`.
 
     Source: S. Eisenstat and H. Walker, SIAM J. Sci. Comput. 17 (1996) 16, choice 2 with its safeguard; the bound by the
     tolerance from C. T. Kelley, Iterative Methods for Linear and Nonlinear Equations (1995), section 6.3.
@@ -81,17 +81,19 @@ class Newton(Solver):
         direction = -prepared.solve(state.residual, state.forcing if self.forcing else None).x
         z, residual = backtrack(problem, state.z, state.residual, direction, self.halvings)
         with torch.no_grad():
-            forcing = self._force(state.forcing, norm(state.residual), norm(residual), norm(z), z.shape[1])
+            forcing = self._force(problem, state.forcing, norm(state.residual), norm(residual), z)
         return NewtonState(z, residual, forcing)
 
-    def _force(self, last: Tensor, before: Tensor, now: Tensor, scale: Tensor, width: int) -> Tensor:
-        """The next term of the forcing sequence, `(B,)`, from the last one, the residuals' norms and the iterate's."""
+    def _force(self, problem: Residual, last: Tensor, before: Tensor, now: Tensor, z: Tensor) -> Tensor:
+        """The next term of the forcing sequence, `(B,)`, from the last one, the residuals' norms and the iterate."""
         tiny = torch.finfo(now.dtype).tiny
         eta = GAMMA * (now / before.clamp_min(tiny)).square()
         slowest = GAMMA * last.square()
         eta = torch.where(slowest > SAFEGUARD, torch.maximum(eta, slowest), eta)
-        enough = 0.5 * (self.atol * width**0.5 + self.rtol * scale) / now.clamp_min(tiny)
-        return torch.maximum(eta, enough).clamp_max(ETA_MAX)
+        if problem.comparable:
+            enough = 0.5 * (self.absolute * z.shape[1] ** 0.5 + self.rtol * norm(z)) / now.clamp_min(tiny)
+            eta = torch.maximum(eta, enough)
+        return eta.clamp_max(ETA_MAX)
 
 
 def choose_linear_solver(given: LinearSolver | None, z: Tensor) -> LinearSolver:

@@ -16,7 +16,7 @@ from torchimplicit.linear import Jacobian
 from torchimplicit.solve.linesearch import Place, descend, dot
 from torchimplicit.solve.minimiser import Minimiser
 
-REACH = 10.0  # a direction in which the energy hardly bends is followed so many times 1 + |z| at first
+REACH = 10.0  # a direction in which the energy hardly bends is followed so many times |z|, or 1, at first
 
 
 class NewtonCGState(NamedTuple):
@@ -70,8 +70,7 @@ class NewtonCG(Minimiser):
         place, active = Place(*state[:3]), state.active
         size = norm(place.residual)
         forcing = (size / state.first).sqrt().clamp_max(0.5)
-        enough = 0.5 * (self.atol * place.z.shape[1] ** 0.5 + self.rtol * norm(place.z))
-        direction = self._direct(Jacobian(problem, place.z), place, torch.maximum(forcing * size, enough), active)
+        direction = self._direct(Jacobian(problem, place.z), place, forcing * size, active)
         moved, holds = descend(problem, place, direction, active, self.trials)  # type: ignore[arg-type]
         return NewtonCGState(*moved, active & (holds | (moved.z != place.z).any(1)), state.first)
 
@@ -79,7 +78,7 @@ class NewtonCG(Minimiser):
         """The direction `(B, n)`, from conjugate gradients down to residuals of `target`, `(B,)`."""
         tiny, eps = torch.finfo(target.dtype).tiny, torch.finfo(target.dtype).eps
         x, r, p = torch.zeros_like(place.z), place.residual, -place.residual
-        square, farthest = dot(r, r), REACH * (1 + norm(place.z))
+        square, farthest = dot(r, r), REACH * torch.where(norm(place.z) > 0, norm(place.z), 1)
         running = running & (square < math.inf)
         for _ in range(self.products):
             if not bool(running.any()):

@@ -1,7 +1,8 @@
 """What the loop knows of every sample: when it stops, with which status, at which iterate.
 
-Each look costs one comparison of every sample's residual with its tolerance and its best residual so far, and one read
-by the host. Only when some sample stops or gets worse is more done, and iterates set aside.
+`Samples` judges fixed points, whose residual is in the units of the state; `Claims` judges roots and minima. Each look
+costs one comparison of every sample's residual with its tolerance and its best residual so far, and one read by the
+host. Only when some sample stops or gets worse is more done, and iterates set aside.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from torchimplicit.core.problem import Residual
 from torchimplicit.core.status import Report, Status
 from torchimplicit.core.tree import norm
 
@@ -36,7 +38,15 @@ class Samples:
         state: the solver's state at the start.
         eps: rounding of the function's dtype.
         save_steps: steps whose iterates to keep in `saved`.
+
+    Attributes:
+        rows: names of what there is of every sample, to be taken along when the batch is narrowed.
     """
+
+    rows: ClassVar[tuple[str, ...]] = (
+        *("atol", "bar", "best", "limit", "status", "steps", "stalled", "running", "latest", "previous"),
+    )
+    put_back: ClassVar[tuple[str, ...]] = ("best", "status", "steps", "running")
 
     def __init__(self, options: Any, state: Any, eps: float, save_steps: Sequence[int] = ()):
         z = state.z
@@ -45,7 +55,7 @@ class Samples:
         self.patience, self.divergence = options.patience, options.divergence
         self.rtol = SLACK * options.rtol
         # The tiny addition lets a residual of exactly zero arrive at a tolerance of zero.
-        self.atol = z.new_full((batch,), SLACK * options.atol * self.size + torch.finfo(z.dtype).tiny)
+        self.atol = z.new_full((batch,), SLACK * options.absolute * self.size + torch.finfo(z.dtype).tiny)
         self.best = self.limit = z.new_full((batch,), math.inf)
         self.bar = torch.full_like(self.best, torch.finfo(z.dtype).max)  # infinity is no start
         self.status = torch.full((batch,), int(Status.MAX_STEPS), device=z.device)
@@ -60,17 +70,18 @@ class Samples:
         self.save_steps, self.saved = save_steps, {}
         self.history: dict[int, Tensor] = {}
 
-    def judge(self, step: int, z: Tensor, residual: Tensor, stuck: Tensor | None = None) -> bool:
+    def judge(self, step: int, state: Any, problem: Residual, stuck: Tensor | None = None) -> bool:
         """Looks at the iterate of a step; returns whether any sample still runs.
 
         Args:
             step: its number.
-            z: the iterate, `(B, n)`.
-            residual: its residual.
+            state: the solver's state: the iterate `z` and its `residual`, `(B, n)` each.
+            problem: the residual's function.
             stuck: samples that count as stagnated as soon as they do not improve, `(B,)` bool.
         """
         if step in self.history:  # seen before the batch was narrowed
             return self.any_running
+        z, residual = state.z, state.residual
         if torch.is_grad_enabled():  # judging leaves no trace in a graph
             size, scale = norm(residual.detach()), norm(z.detach())
         else:
@@ -115,13 +126,17 @@ class Samples:
         self.latest, self.all_latest = improves & self.running, False
         self.best = torch.where(improves, residual, self.best)
         if bool(stops.any()):
-            self._keep(stops & self.latest, z)
-            self.status = torch.where(stops, status, self.status)
-            self.steps = torch.where(stops, step, self.steps)
-            go_on = ~stops
-            self.running, self.latest, self.all_running = self.running & go_on, self.latest & go_on, False
-            running = int(self.running.sum())
-            self.any_running, self.few = running > 0, z.numel() >= SMALL and 2 * running <= len(z)
+            self._stop(step, z, stops, status)
+
+    def _stop(self, step: int, z: Tensor, stops: Tensor, status: Tensor | int) -> None:
+        """Samples stop: at this iterate where it is their latest, at the one that was set aside otherwise."""
+        self._keep(stops & self.latest, z)
+        self.status = torch.where(stops, status, self.status)
+        self.steps = torch.where(stops, step, self.steps)
+        go_on = ~stops
+        self.running, self.latest, self.all_running = self.running & go_on, self.latest & go_on, False
+        running = int(self.running.sum())
+        self.any_running, self.few = running > 0, z.numel() >= SMALL and 2 * running <= len(z)
 
     def _failure(self, residual: Tensor, scale: Tensor, stuck: Tensor | None) -> Tensor:
         """Why samples that do not improve stop, if they do."""
@@ -150,7 +165,7 @@ class Samples:
     def take(self, rows: Tensor) -> Samples:
         """The running samples alone."""
         some = copy.copy(self)
-        for name in ("atol", "bar", "best", "limit", "status", "steps", "stalled", "running", "latest", "previous"):
+        for name in self.rows:
             setattr(some, name, getattr(self, name)[rows])
         some.kept = None if self.kept is None else self.kept[rows]
         some.all_running, some.few = True, False
@@ -164,7 +179,7 @@ class Samples:
         for step, z in some.saved.items():
             self.saved[step] = self.kept.index_copy(0, rows, z)
         self.kept = self.kept.index_copy(0, rows, answer)
-        for name in ("best", "status", "steps", "running"):
+        for name in self.put_back:
             setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(some, name)))
         self.latest, self.any_running = torch.zeros_like(self.running), some.any_running
         absent = torch.full_like(self.best, math.nan)

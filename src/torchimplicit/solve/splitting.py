@@ -171,7 +171,8 @@ class ForwardBackward(_Splitting):
         $\alpha$, the cell's residual, that at $\alpha = 1$, is at most the map's divided by $\min(\alpha, 1)$.
         """
         part = min(self.step, 1.0)
-        return replace(solver, rtol=part * solver.rtol, atol=part * solver.atol)
+        atol = None if solver.atol is None else part * solver.atol
+        return replace(solver, rtol=part * solver.rtol, atol=atol)
 
     @staticmethod
     def _best(m: float, length: float) -> float:
