@@ -17,7 +17,7 @@ import torchimplicit as ti
 
 GRID = torch.logspace(-1, -7, 25, dtype=torch.float64).log()  # four decays a decade
 # Gradients are small where decays are, so the tolerance is an absolute one. The Hessian is positive definite: CG.
-SOLVER = ti.Newton(linear_solver=ti.CG(rtol=1e-2, max_steps=1000), rtol=0, atol=1e-7)
+SOLVER = ti.Newton(linear_solver=ti.CG(rtol=1e-2, max_steps=1000))
 ADJOINT = ti.Implicit(ti.CG(rtol=1e-3, max_steps=1000))
 
 

@@ -144,8 +144,8 @@ def _inexact(certificate: Certificate) -> list[str]:
             f"the backward residual is the larger part: Implicit(GMRES(rtol=...)) with a smaller rtol, or LU(){why}"
         ]
     what = f"a smaller rtol than the solver's {solver.rtol:g}"
-    if solver.atol > solver.rtol * float(certificate.size.min()):
-        what = f"atol=0, for the solver's atol={solver.atol:g} is met long before its rtol"
+    if solver.absolute > solver.rtol * float(certificate.size.min()):
+        what = f"atol=0, for the solver's atol={solver.absolute:g} is met long before its rtol"
     return [f"the error of the point is the larger part: {what}{why}"]
 
 

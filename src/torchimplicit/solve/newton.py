@@ -41,8 +41,8 @@ class Newton(Solver):
     Far from the root the linear model is wrong, and solving it exactly is wasted. So an iterative linear solver follows
     a forcing sequence: a sample's relative tolerance is $\eta_k = 0.9\, (|r_k| / |r_{k-1}|)^2$, at first 0.5, at most
     0.9, not falling faster than $0.9\, \eta_{k-1}^2$ while that is above 0.1, and for fixed points no tighter than the
-    last step needs. The linear solver's own `rtol` is the tightest that it becomes. Measured: a fifth to four fifths of
-    the products. Not for linear equations, which one exact step solves, nor where local minima of the residual are
+    last step needs. The linear solver's own `rtol` is the tightest that it becomes. Measured: up to half of the
+    products. Not for linear equations, which one exact step solves, nor where local minima of the residual are
     near: loose steps take another path, and may stick where exact ones do not. There `forcing=False`.
 
     Source: S. Eisenstat and H. Walker, SIAM J. Sci. Comput. 17 (1996) 16, choice 2 with its safeguard; the bound by the
