@@ -79,7 +79,7 @@ def _adjoint(check: GradientCheck) -> list[str]:
             f"{adjoint.linear_solver} truncates the backward solve by design: more terms, or Implicit(GMRES()) for the "
             "exact gradient"
         ]
-    if backward is not None and not backward.converged:
+    if backward is not None and not backward.converged and not isinstance(adjoint, Unrolled):
         return [
             f"the backward solve did not converge ({backward}): raise max_steps or restart of GMRES, or take "
             "Implicit(LU()) for small states"
