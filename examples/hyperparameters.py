@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 import torchimplicit as ti
 
 GRID = torch.logspace(-1, -7, 25, dtype=torch.float64).log()  # four decays a decade
-# Gradients are small where decays are, so the tolerance is an absolute one. The Hessian is positive definite: CG.
+# The tolerance is relative to every fit, however small its decay. The Hessian is positive definite: CG.
 SOLVER = ti.Newton(linear_solver=ti.CG(rtol=1e-2, max_steps=1000))
 ADJOINT = ti.Implicit(ti.CG(rtol=1e-3, max_steps=1000))
 
