@@ -147,3 +147,12 @@ def test_rare_looks_make_no_more_steps_than_allowed():
     result = run([[1.0 / (k + 1)] for k in range(9)], rtol=0.0, atol=1e-9, check_every=3, max_steps=4)
     assert result.report.steps.tolist() == [4]
     assert result.z.item() == 5.0
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype"), [(1e-30, torch.float32), (1e25, torch.float32), (1e-170, torch.float64), (1e200, torch.float64)]
+)
+def test_a_state_whose_squares_its_dtype_does_not_have_is_judged_by_its_true_size(size, dtype):
+    solution = ti.fixed_point(lambda z: 0.5 * z + size, torch.zeros(1, 2, dtype=dtype), solver=ti.Picard(atol=0.0))
+    torch.testing.assert_close(solution.value / size, torch.full((1, 2), 2.0, dtype=dtype), rtol=2e-4, atol=0.0)
+    assert 0 < float(solution.residual) <= 2e-4 * size

@@ -18,6 +18,13 @@ def norm(rows: Tensor) -> Tensor:
     return torch.linalg.vector_norm(rows, dim=1)
 
 
+def scaled_norm(rows: Tensor) -> Tensor:
+    """`norm` of rows whose squares may be zero or infinite in their dtype, at the price of a few passes more."""
+    top = rows.abs().amax(1)
+    unit = torch.where((top > 0) & top.isfinite(), top, 1)
+    return norm(rows / unit.unsqueeze(1)) * unit
+
+
 class Layout:
     """How a nested state maps to a matrix `(batch, n)`.
 

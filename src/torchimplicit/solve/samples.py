@@ -17,7 +17,7 @@ from torch import Tensor
 
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.status import Report, Status
-from torchimplicit.core.tree import norm
+from torchimplicit.core.tree import norm, scaled_norm
 
 PATIENCE = 20  # looks without a better residual before a sample counts as stagnated, unless the solver has another,
 PATIENCE_AT_FLOOR = 3  # or this few, when its residual is within FLOOR roundings of the state's size
@@ -60,6 +60,7 @@ class Samples:
         self.bar = torch.full_like(self.best, torch.finfo(z.dtype).max)  # infinity is no start
         self.status = torch.full((batch,), int(Status.MAX_STEPS), device=z.device)
         self.steps = self.stalled = torch.zeros_like(self.status)  # stalled: looks since the best residual
+        self.least = (torch.finfo(z.dtype).tiny / torch.finfo(z.dtype).eps) ** 0.5  # whose square keeps its digits
         self.running = torch.ones_like(self.status, dtype=torch.bool)
         self.latest = self.running  # the latest iterate is the sample's best and not yet put aside
         self.all_running, self.any_running, self.all_latest, self.any_stalled = True, True, True, False
@@ -98,6 +99,11 @@ class Samples:
             if self.any_stalled:
                 self.stalled, self.any_stalled = torch.zeros_like(self.stalled), False
         else:
+            if bool(((size < self.least) | (size == math.inf)).any()):  # squares that this dtype does not have
+                size, scale = scaled_norm(residual.detach()), scaled_norm(z.detach())
+                self.history[step] = size
+                tolerance = torch.add(self.atol, scale, alpha=self.rtol)
+                self.limit = self.divergence * torch.maximum(size, tolerance) if step == 0 else self.limit
             self._look_closer(step, z, size, tolerance, scale, stuck)
         self.bar = self.best / SLACK if self.all_running else torch.where(self.running, self.best / SLACK, -math.inf)
         self.previous = z.clone() if self.overwritten else z
