@@ -57,7 +57,7 @@ def test_an_evaluation_is_nine_tensor_operations():
 def test_gradients_agree_with_unrolling():
     x, f = image(), cell()
     exact = ti.nn.DEQ(f, on_failure="raise", **TIGHT)
-    unrolled = ti.nn.DEQ(f, ti.Picard(rtol=1e-11, atol=0, max_steps=300), ti.Unrolled(), on_failure="raise")
+    unrolled = ti.nn.DEQ(f, ti.Picard(rtol=1e-13, atol=0, max_steps=300), ti.Unrolled(), on_failure="raise")
     for got, expected in zip(gradients(exact, x), gradients(unrolled, x), strict=True):
         assert (got - expected).abs().max() <= 1e-8 * expected.abs().max()
 

@@ -21,9 +21,10 @@ class ResidualCell(nn.Module):
     it up to unit size instead: then eigenvalues of the Jacobian are beyond 1 before any training (1.07, not 0.76, on
     handwritten digits), and some samples have no fixed point that any solver reaches.
 
-    Nothing keeps the map a contraction for ever: over long trainings the weights grow. So add a `jacobian_penalty`
-    when the steps in the reports climb. Not for a guarantee (see `ContractiveConv2d`), nor where several resolutions
-    matter.
+    With the defaults of `DEQ` and three epochs of handwritten digits (Adam, 1e-3), 99.2 to 100 % of the samples
+    converge (three seeds); with the tutorial's floor 6 %. Nothing keeps the map a contraction for ever: the weights
+    grow. So add a `jacobian_penalty` when the steps in the reports climb. Not for a guarantee (see
+    `ContractiveConv2d`), nor where several resolutions matter.
 
     Nine tensor operations an evaluation. Contiguous images are the quicker ones on a CPU, where group norms in
     `channels_last` cost more than its convolutions save; bfloat16 by autocast halves the time where the processor has
