@@ -266,7 +266,7 @@ class Recurrent(nn.Module):
         self.rnn = nn.GRU(4, 4, dtype=F64)
 
     def forward(self, z, x):
-        return 0.4 * self.rnn(z)[0] + x
+        return 0.4 * self.rnn(z[None])[0][0] + x  # one step of time
 
 
 @pytest.mark.parametrize("cell", [Cell(wrap) for wrap in WRAPS.values()] + [Recurrent(), Dropping()], ids=str)

@@ -56,7 +56,8 @@ def test_no_step_raises_the_energy(solver):
 
 @pytest.mark.parametrize("solver", DOWN[:2], ids=str)
 def test_thirty_unknowns(solver):
-    solution = minimum(starts(4, 30), solver=replace(solver, max_steps=1000))
+    # Rosenbrock's function has another minimum where the first unknown is about -1.
+    solution = minimum(starts(4, 30).abs(), solver=replace(solver, max_steps=1000))
     assert solution.report.converged
     torch.testing.assert_close(solution.value, torch.ones_like(solution.value), rtol=5e-4, atol=0)
 

@@ -54,11 +54,16 @@ class _Factored(Prepared):
         matrix, lu, pivots = self.factors = self.factors or self._factor(b)
         x = torch.linalg.lu_solve(lu, pivots, b.unsqueeze(2), adjoint=transpose).squeeze(2)
         system = matrix.mT if transpose else matrix
-        residual = norm(b - torch.bmm(system, x.unsqueeze(2)).squeeze(2))
+        gap = b - torch.bmm(system, x.unsqueeze(2)).squeeze(2)
+        residual = norm(gap)
         # Backward stable solves leave rounding times |A| |x|; a (numerically) singular matrix leaves NaN or far more.
         size = torch.linalg.matrix_norm(matrix) * norm(x) + norm(b)
         eps = torch.finfo(b.dtype).eps
-        sound = (residual <= 100 * eps * b.shape[1] * size) & (residual <= self.solver.tolerance(b))
+        # Which that is, shows in units that no scaling of rows or columns changes.
+        weight = system.abs()
+        rows = (weight / weight.amax(1, keepdim=True).clamp_min(torch.finfo(b.dtype).tiny)).amax(2)
+        small = norm(gap / rows) <= self.solver.tolerance(b / rows)
+        sound = (residual <= 100 * eps * b.shape[1] * size) & small
         status = torch.where(sound, int(Status.CONVERGED), int(Status.STAGNATED))
         finite = residual.isfinite()
         status = torch.where(finite, status, int(Status.NON_FINITE))

@@ -45,5 +45,6 @@ class ImplicitLayer(nn.Module):
     def counted(self) -> Any:
         """`on_failure`, counting what fails as this layer's."""
         if not self.failures.owner:
-            self.failures.owner = name_of(self, getattr(self, "cell", None) or getattr(self, "field", None))
+            inner = getattr(self, "cell", None)
+            self.failures.owner = name_of(self, getattr(self, "field", None) if inner is None else inner)
         return self.failures.under(self.on_failure)
