@@ -86,6 +86,8 @@ class Gate:
             report.status = torch.where(self.lost, int(Status.NON_FINITE), report.status)
         if self.judge is not None or self.lost is not None or not all_finite(found):
             self.call.finish_backward(report)
+        if torch.is_grad_enabled():  # a later pass may come through the graph of this one, and by another way
+            self.judge = None
         some = iter(found)
         everything = [next(some) if i in wanted else None for i in range(len(self.tensors))]
         everything = pull_apart(self.call, self.z, self.tensors, grad, partial(self._pull, wanted), everything)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from torchimplicit.core.failures import Failures, name_of
-from torchimplicit.core.front_door import refuse_scripting
+from torchimplicit.core.front_door import front_door, refuse_scripting
 from torchimplicit.core.status import ConvergenceError
 
 
@@ -32,10 +32,11 @@ class ImplicitLayer(nn.Module):
         super().__init__()
         self.report, self.failures = None, Failures(advice=type(self).advice)
 
-    def solve(self, front_door: Callable, *args: Any, **options: Any) -> Any:
+    @front_door
+    def solve(self, function: Callable, *args: Any, **options: Any) -> Any:
         """The solution of a front door, whose failures are this layer's; keeps the report."""
         try:
-            solution = front_door(*args, on_failure=self.counted(), **options)
+            solution = function(*args, on_failure=self.counted(), **options)
         except ConvergenceError as error:
             self.report = error.report
             raise
