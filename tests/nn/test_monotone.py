@@ -366,7 +366,7 @@ def test_forward_backward_stops_where_the_cell_s_residual_is_small(name):
         z = layer(x)
         assert layer.cell.step < 0.05
         residual, size = (part.flatten(1).norm(dim=1) for part in (z - cell(z, x), z))
-        assert (residual <= 1.01e-2 * size + 1e-5).all()
+        assert (residual <= 1.01e-2 * size + 1e-4 * z[0].numel() ** 0.5).all()
         assert ((z - exact).flatten(1).norm(dim=1) < 0.03 * exact.flatten(1).norm(dim=1)).all()
         assert torch.equal(certify(layer, x).report.steps, layer.report.steps), "the certificate is of the same solve"
 

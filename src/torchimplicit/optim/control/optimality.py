@@ -80,6 +80,10 @@ class Band(LinearSolver):
 
     problem: Control
 
+    def tolerance(self, b: Tensor) -> Tensor:
+        """See `LinearSolver.tolerance`."""
+        return LU().tolerance(b)
+
     def prepare(self, operator: LinearOperator, inverse: LinearOperator | None = None) -> Prepared:
         """Expands the task at the operator's point; `LU` under `torch.vmap`, where its stages cannot be seen."""
         if self.problem.now is None:
@@ -136,7 +140,7 @@ class _Swept(Prepared):
 
     def _result(self, y: Tensor, left: Tensor, b: Tensor, sound: Tensor) -> LinearResult:
         residual, size = norm(left), norm(b)
-        fine = (residual <= torch.finfo(b.dtype).eps ** 0.5 * size) & sound
+        fine = (residual <= self.solver.tolerance(b)) & sound
         status = torch.where(fine, int(Status.CONVERGED), int(Status.STAGNATED))
         finite = residual.isfinite()
         status = torch.where(finite, status, int(Status.NON_FINITE))

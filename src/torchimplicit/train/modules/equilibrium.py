@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils import _pytree as pytree
 from torchmetrics import Metric, MetricCollection
 
+from torchimplicit.adjoint.unrolled import UnrolledReport
 from torchimplicit.core.options import require
 from torchimplicit.core.status import ConvergenceWarning, Report
 from torchimplicit.nn import DEQ, jacobian_penalty
@@ -170,9 +171,12 @@ class EquilibriumModule(LightningModule):
         return loss
 
     def on_after_backward(self) -> None:
-        """Counts the backward solves, whose reports exist from here on."""
+        """Counts the backward solves, whose reports exist from here on.
+
+        Not what `Unrolled` says of its steps: a few, on purpose, have the gradient that was asked for.
+        """
         for report in self.reports():
-            if report.backward is not None:
+            if report.backward is not None and not isinstance(report.backward, UnrolledReport):
                 self.meters["train/backward"].add(report.backward)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
