@@ -65,6 +65,7 @@ class RecipeCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Finds the checkpoint, and says where the run logs."""
         config = self.config[self.config.subcommand]
+        config.weights_only = True  # a checkpoint is data
         if config.data_dir:
             os.environ[DATA_VARIABLE] = config.data_dir
         logger = config.trainer.logger
