@@ -69,7 +69,7 @@ ATTACKS = {
     ),
     "through another's import": (
         model(spec("torch.nn.modules.module.warnings")),
-        "torch.nn.modules.module.warnings'.*a module",
+        "warnings', a module",
     ),
     "a class of another's, by import": (model(spec("torch.nn.modules.module.OrderedDict")), "a class of collections"),
     "a module below an import": (model(spec("torch.nn.modules.module.torch.hub.load")), "does not exist"),

@@ -123,7 +123,7 @@ def load(path: str | Path, trust: Iterable[str] = ()) -> tuple[LightningModule, 
 
 
 def _build(config: dict[str, Any], trust: tuple[str, ...]) -> tuple[LightningModule, LightningDataModule | None]:
-    """Model and data of a configuration, examined as it came and again with its short names and defaults written out."""
+    """Model and data of a configuration, examined as it came, and again with short names and defaults written out."""
     examine(config, trust)
     parser = ArgumentParser(exit_on_error=False, parser_mode="checkpoint")
     parser.add_argument("--model", type=LightningModule)
