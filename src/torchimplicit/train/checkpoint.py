@@ -17,6 +17,7 @@ from torchimplicit.linear import LinearSolver
 from torchimplicit.nn import PathPenalty
 from torchimplicit.ode import PathAdjoint, PathSolver
 from torchimplicit.solve import Solver
+from torchimplicit.train.data.files import require_unpacked
 from torchimplicit.train.trust import TRUSTED, UntrustedError, examine
 
 KEY = "torchimplicit"  # of our entry in a checkpoint
@@ -44,6 +45,7 @@ def read(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such checkpoint. Try the path of a .ckpt file, or 'last' or 'best'.")
     try:
+        require_unpacked(Path(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch each have their own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -115,7 +117,8 @@ def load(path: str | Path, trust: Iterable[str] = ()) -> tuple[LightningModule, 
             "are ones you know, try --trust MODULE (in Python trust=('MODULE',))."
         ) from error
     except Exception as error:
-        raise CheckpointError(f"{path}: cannot build its model again: {error}") from error
+        reason = " ".join(str(error).split())  # jsonargparse says it in a tree
+        raise CheckpointError(f"{path}: cannot build its model again: {reason}") from error
     check(content, model, path)
     model.load_state_dict(content["state_dict"])
     model.config = config
