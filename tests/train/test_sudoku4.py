@@ -101,7 +101,7 @@ def test_the_published_tensors_are_read(tmp_path, archive, boards):
     for split, same in zip(one.splits, other.splits, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(split.tensors, same.tensors, strict=True))
     (folder / "labels.pt").write_bytes(b"no tensors")
-    with pytest.raises(DataError, match=r"cannot read .*published: .*Try to fetch both again"):
+    with pytest.raises(DataError, match=r"cannot read .*published/labels.pt: .*Try to fetch both again"):
         Sudoku(str(folder), size=4).setup()
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, set_loader, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch.distributed.fsdp import FSDPModule
 
@@ -16,11 +17,14 @@ from torchimplicit.linear import LinearSolver
 from torchimplicit.nn import PathPenalty
 from torchimplicit.ode import PathAdjoint, PathSolver
 from torchimplicit.solve import Solver
+from torchimplicit.train.data.files import require_unpacked
+from torchimplicit.train.trust import TRUSTED, UntrustedError, examine
 
 KEY = "torchimplicit"  # of our entry in a checkpoint
 
 # Options on dataclasses are chosen by class in a recipe: jsonargparse wants to be told that subclasses will do.
 set_parsing_settings(subclasses_enabled=[Solver, Adjoint, LinearSolver, PathSolver, PathAdjoint, PathPenalty])
+set_loader("checkpoint", lambda text: text)  # a text in a checkpoint is that text, no YAML to find more in
 
 
 class CheckpointError(ImplicitError, RuntimeError):
@@ -41,12 +45,20 @@ def read(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such checkpoint. Try the path of a .ckpt file, or 'last' or 'best'.")
     try:
+        require_unpacked(Path(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch each have their own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: cannot read this as a checkpoint ({reason}). Try another file.") from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise CheckpointError(f"{path}: got a {type(content).__name__} without 'state_dict', expected a checkpoint.")
+    for key in ("state_dict", KEY):
+        if not isinstance(content.get(key, {}), dict):
+            raise CheckpointError(f"{path}: its {key!r} is a {type(content[key]).__name__}, expected a dict.")
+    strange = [name for name, each in content["state_dict"].items() if not isinstance(each, torch.Tensor)]
+    if strange:
+        kind = type(content["state_dict"][strange[0]]).__name__
+        raise CheckpointError(f"{path}: its weight {strange[0]!r} is a {kind}, expected a tensor.")
     return content
 
 
@@ -76,34 +88,53 @@ def check(checkpoint: dict[str, Any], module: Any, path: str | Path = "checkpoin
         )
 
 
-def load(path: str | Path) -> tuple[LightningModule, LightningDataModule | None]:
+def load(path: str | Path, trust: Iterable[str] = ()) -> tuple[LightningModule, LightningDataModule | None]:
     """Builds the model of a checkpoint with its weights, and its data module (which loads nothing yet).
+
+    A checkpoint is data: it names classes to build, and only those of torchimplicit, `torch.nn` and `torch.optim`, and
+    of the modules that are trusted, are imported or called.
 
     Args:
         path: a checkpoint that the `torchimplicit` command wrote.
+        trust: names of modules of your own whose classes it may build, such as `("my_project.networks",)`; all below
+            them count.
 
     Raises:
-        CheckpointError: the file is absent, unreadable, or was not written by the command.
+        CheckpointError: the file is absent, unreadable, names what is not trusted, or was not written by the command.
     """
     content = read(path)
-    config = (content.get(KEY) or {}).get("config")
+    config = content.get(KEY, {}).get("config")
     if not config:
         raise CheckpointError(
             f"{path}: does not say how to build its model, as it was not written by the torchimplicit command. Try "
             "Classifier.load_from_checkpoint(path, network=...)."
         )
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--model", type=LightningModule)
-    parser.add_argument("--data", type=LightningDataModule)
     try:
-        built = parser.instantiate(parser.parse_object(config))
-        model, data = built["model"], built["data"]
+        model, data = _build(config, (trust,) if isinstance(trust, str) else tuple(trust))
+    except UntrustedError as error:
+        raise CheckpointError(
+            f"{path}: not built, for {error}; expected classes of {', '.join(TRUSTED)}. Where the file and the module "
+            "are ones you know, try --trust MODULE (in Python trust=('MODULE',))."
+        ) from error
     except Exception as error:
-        raise CheckpointError(f"{path}: cannot build its model again: {error}") from error
+        reason = " ".join(str(error).split())  # jsonargparse says it in a tree
+        raise CheckpointError(f"{path}: cannot build its model again: {reason}") from error
     check(content, model, path)
     model.load_state_dict(content["state_dict"])
     model.config = config
     return model.eval(), data
+
+
+def _build(config: dict[str, Any], trust: tuple[str, ...]) -> tuple[LightningModule, LightningDataModule | None]:
+    """Model and data of a configuration, examined as it came, and again with short names and defaults written out."""
+    examine(config, trust)
+    parser = ArgumentParser(exit_on_error=False, parser_mode="checkpoint")
+    parser.add_argument("--model", type=LightningModule)
+    parser.add_argument("--data", type=LightningDataModule)
+    parsed = parser.parse_object(config)
+    examine(parsed.as_dict(), trust)
+    built = parser.instantiate(parsed)
+    return built["model"], built["data"]
 
 
 def _path_of(thing: Any) -> str:

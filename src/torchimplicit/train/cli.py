@@ -94,11 +94,24 @@ def _report(words: list[str]) -> None:
     )
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the data sets")
     parser.add_argument("--samples", type=int, default=64, help="test samples to diagnose the layers on (default: 64)")
+    parser.add_argument(
+        "--trust",
+        metavar="MODULE",
+        action="append",
+        default=[],
+        help="a module of your own whose classes the checkpoint may build; may be given several times",
+    )
     options = parser.parse_args(words[1:])
     with quiet():
         from torchimplicit.train.report import write_report
 
-        path = write_report(options.checkpoint, options.output, data_dir=options.data_dir, samples=options.samples)
+        path = write_report(
+            options.checkpoint,
+            options.output,
+            data_dir=options.data_dir,
+            samples=options.samples,
+            trust=options.trust,
+        )
     print(f"report: {path}")
 
 

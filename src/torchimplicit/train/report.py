@@ -6,7 +6,7 @@ import base64
 import html
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,12 @@ img {{ max-width: 100%; }} .failed {{ color: #a00; }} td {{ padding: 0 1.5rem .2
 
 
 def write_report(
-    checkpoint: str | Path, output: str | Path | None = None, *, data_dir: str | None = None, samples: int = 64
+    checkpoint: str | Path,
+    output: str | Path | None = None,
+    *,
+    data_dir: str | None = None,
+    samples: int = 64,
+    trust: Iterable[str] = (),
 ) -> Path:
     """Writes the report of a checkpoint.
 
@@ -53,6 +58,7 @@ def write_report(
         output: the HTML file; None writes `report.html` into the folder of the run.
         data_dir: folder of the data sets.
         samples: how many test samples the layers are diagnosed on.
+        trust: modules of your own whose classes the checkpoint may build; see `load`.
 
     Returns:
         The path of the report.
@@ -61,7 +67,7 @@ def write_report(
         CheckpointError: the checkpoint is absent, unreadable or not written by the command.
         DataError: the recipe's data is absent or unreadable.
     """
-    module, data = load(checkpoint)
+    module, data = load(checkpoint, trust)
     if data_dir is not None and hasattr(data, "data_dir"):
         data.data_dir = data_dir  # type: ignore[union-attr]
     run = runs.of_checkpoint(Path(checkpoint))

@@ -15,6 +15,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from torchimplicit.train import checkpoint as checkpoints
 from torchimplicit.train import runs
+from torchimplicit.train.callbacks import ConfigFile, SaveOnceTrained
 from torchimplicit.train.catalogue import UsageError, resolve
 from torchimplicit.train.data.base import DATA_VARIABLE
 
@@ -39,6 +40,7 @@ class RecipeCLI(LightningCLI):
         """Parses and runs; see `LightningCLI`."""
         super().__init__(
             args=args,
+            save_config_callback=ConfigFile,
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -65,6 +67,7 @@ class RecipeCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Finds the checkpoint, and says where the run logs."""
         config = self.config[self.config.subcommand]
+        config.weights_only = True  # a checkpoint is data
         if config.data_dir:
             os.environ[DATA_VARIABLE] = config.data_dir
         logger = config.trainer.logger
@@ -99,12 +102,22 @@ class RecipeCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer; its progress bar shows residuals, which three decimals would round to zero."""
         settings = self._get(self.config_init, "trainer")
+        settings.callbacks = [SaveOnceTrained(), *(settings.callbacks or [])]
         if settings.enable_progress_bar is not False and not any(
-            isinstance(callback, ProgressBar) for callback in settings.callbacks or []
+            isinstance(callback, ProgressBar) for callback in settings.callbacks
         ):
             bar = RichProgressBar(theme=RichProgressBarTheme(metrics_format=".3g"))
-            settings.callbacks = [*(settings.callbacks or []), bar]
+            settings.callbacks = [*settings.callbacks, bar]
         return super().instantiate_trainer(**kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            logs = getattr(self.trainer.logger, "log_dir", None)
+            if logs and self.trainer.is_global_zero:
+                runs.remove_unbegun(Path(logs))
+            raise
 
     def after_fit(self) -> None:
         """Says why training ended early, if it did."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,11 +12,13 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from torchimplicit.train.data.base import DATA_VARIABLE, DataError, ImageData, Images, Splits, permutation
+from torchimplicit.train.data.files import read_arrays, read_bytes, read_picture, reading
 
 BINARY = "cifar-10-batches-bin"
 JPEG = "cifar10_jpeg.npz"
 BATCHES = {"train": [f"data_batch_{number}.bin" for number in range(1, 6)], "test": ["test_batch.bin"]}
 SHAPE = (3, 32, 32)
+HINT = "Try to fetch it again, and to look at its permissions."
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)  # of the training set, in units of the bytes
 
 
@@ -96,30 +97,27 @@ def _read_binary(folder: Path, split: str) -> Part:
     size = 1 + int(np.prod(SHAPE))
     records = []
     for path in (folder / name for name in BATCHES[split]):
-        try:
-            content = np.fromfile(path, np.uint8)
-        except OSError as error:
-            raise _broken(path, error.strerror or str(error)) from error
-        if not content.size or content.size % size:
-            raise _broken(path, f"{content.size} bytes, expected a multiple of {size}")
-        records.append(content.reshape(-1, size))
+        with reading("CIFAR10", path, HINT):
+            content = np.frombuffer(read_bytes(path), np.uint8)
+            if not content.size or content.size % size:
+                raise ValueError(f"{content.size} bytes, expected a multiple of {size}")
+            records.append(content.reshape(-1, size))
+            _require_labels(records[-1][:, 0])
     table = torch.from_numpy(np.concatenate(records))
     return table[:, 1:].reshape(-1, *SHAPE).contiguous(), table[:, 0]
 
 
 def _read_jpeg(path: Path) -> tuple[Part, Part]:
-    from PIL import Image
-
-    try:
-        with path.open("rb") as file, np.load(file) as archive:  # opened here, for NumPy leaves a broken file open
-            data, offsets, labels, is_test = (archive[name] for name in ("data", "offsets", "labels", "is_test"))
-        pieces = (data[start:end] for start, end in pairwise(offsets))
-        decoded = [np.asarray(Image.open(io.BytesIO(piece.tobytes())).convert("RGB")) for piece in pieces]
-        images = torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2).contiguous()
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise _broken(path, str(error)) from error
-    if images.shape[1:] != SHAPE or len(images) != len(labels) or len(labels) != len(is_test):
-        raise _broken(path, f"images {tuple(images.shape)}, {len(labels)} labels; expected as many of 3 x 32 x 32")
+    with reading("CIFAR10", path, HINT):
+        data, offsets, labels, is_test = read_arrays(path, "data", "offsets", "labels", "is_test")
+        for name, each in (("data", data), ("offsets", offsets), ("labels", labels), ("is_test", is_test)):
+            if each.ndim != 1 or not len(each):
+                raise ValueError(f"{name} {each.shape}, expected one dimension and something in it")
+        if not len(offsets) - 1 == len(labels) == len(is_test):
+            raise ValueError(f"{len(offsets) - 1} images, {len(labels)} labels, expected as many")
+        images = torch.from_numpy(np.stack([_decoded(data[a:b]) for a, b in pairwise(offsets)]))
+        images = images.permute(0, 3, 1, 2).contiguous()
+        _require_labels(labels)
     rank_zero_warn(
         f"CIFAR10: {path} holds JPEGs, which lose detail: accuracies are not comparable with published ones to the "
         "last point."
@@ -128,8 +126,16 @@ def _read_jpeg(path: Path) -> tuple[Part, Part]:
     return tuple((images[part], torch.from_numpy(labels)[part]) for part in (~test, test))  # type: ignore[return-value]
 
 
-def _broken(path: Path, reason: str) -> DataError:
-    return DataError(f"CIFAR10: cannot read {path}: {reason}. Try to fetch it again, and to look at its permissions.")
+def _decoded(piece: np.ndarray) -> np.ndarray:
+    pixels = read_picture(io.BytesIO(piece.tobytes()), "RGB", size=SHAPE[1:])
+    if pixels is None:
+        raise ValueError("an image of another size, expected 32 x 32 pixels")
+    return pixels
+
+
+def _require_labels(labels: np.ndarray) -> None:
+    if labels.min() < 0 or labels.max() >= CIFAR10.classes:
+        raise ValueError(f"labels from {labels.min()} to {labels.max()}, expected 0 to {CIFAR10.classes - 1}")
 
 
 def _from_hub(split: str) -> Part:

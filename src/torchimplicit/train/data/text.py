@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchimplicit.core.options import require
 from torchimplicit.train.data.base import DATA_VARIABLE, DataError, RecipeData, Splits
 from torchimplicit.train.data.batches import Batches, Order
+from torchimplicit.train.data.files import read_bytes, reading
 from torchimplicit.train.data.vocabulary import BytePairs, Characters, Vocabulary
 
 SHAKESPEARE = "tinyshakespeare.txt"
@@ -191,10 +192,11 @@ def _from_folder(folder: Path, source: str) -> Texts:
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"Text: cannot read {path}: {error}. Expected text in UTF-8; try to fetch it again.") from error
+    with reading("Text", path, "Expected text in UTF-8; try to fetch it again."):
+        text = read_bytes(path).decode("utf-8")
+        if not text:
+            raise ValueError("an empty file")
+        return text
 
 
 def _from_hub(source: str) -> Texts:

@@ -1,0 +1,115 @@
+"""Files that somebody else has made: read with bounds, and refused in one sentence that names them."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from torchimplicit.core.status import ImplicitError
+from torchimplicit.train.data.base import DataError
+
+LARGEST = 2**31  # bytes that one file, or what it unpacks to, may have: twenty times the data of any recipe
+
+
+@contextmanager
+def reading(data: str, path: Path, hint: str) -> Iterator[None]:
+    """Turns whatever goes wrong with a file into one sentence: the path, what was found, what to try.
+
+    Args:
+        data: whose file it is.
+        path: of the file or folder.
+        hint: a sentence on what was expected or what to try.
+
+    Raises:
+        DataError: in the place of any other error.
+    """
+    try:
+        yield
+    except ImplicitError:
+        raise
+    except Exception as error:  # NumPy, PIL, zip, gzip, pickle and torch each have their own, of no common base
+        raise DataError(f"{data}: cannot read {path}: {_reason(error)}. {hint}") from error
+
+
+def require_size(size: int) -> None:
+    """Raises a `ValueError` if so many bytes are more than a file of data may have."""
+    if size > LARGEST:
+        raise ValueError(f"{size} bytes, expected at most {LARGEST}")
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file that is not too large."""
+    with path.open("rb") as file:
+        content = file.read(LARGEST + 1)
+    require_size(len(content))
+    return content
+
+
+def read_arrays(path: Path, *names: str) -> list[np.ndarray]:
+    """Arrays of a NumPy archive by their names, each no larger than its own header says; no pickles.
+
+    Raises:
+        Exception: of many kinds, for `reading` to translate.
+    """
+    with zipfile.ZipFile(path) as archive:
+        return [_read_array(archive, name) for name in names]
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    if f"{name}.npy" not in archive.namelist():
+        raise ValueError(f"no array {name!r}, but {', '.join(archive.namelist()[:5]) or 'nothing'}")
+    member = archive.getinfo(f"{name}.npy")
+    require_size(member.file_size)
+    with archive.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"array {name!r} is of version {version}, expected (1, 0) or (2, 0)")
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, kind = header(stream)
+        size, promised = member.file_size - stream.tell(), math.prod(shape) * kind.itemsize
+    if kind.kind not in "biuf":
+        raise ValueError(f"array {name!r} is of {kind}, expected numbers")
+    if size != promised:
+        raise ValueError(f"array {name!r} has {size} bytes, but its header says {shape} of {kind}")
+    with archive.open(member) as stream:
+        return np.lib.format.read_array(stream, allow_pickle=False)
+
+
+def require_unpacked(path: Path) -> None:
+    """Raises a `ValueError` if an archive unpacks to more than its own size, which those that torch writes do not."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > path.stat().st_size:
+            raise ValueError(
+                f"{path.stat().st_size} bytes that unpack to {size}, expected an archive as torch writes it"
+            )
+
+
+def read_picture(path_or_file: object, mode: str, size: tuple[int, int] | None = None) -> np.ndarray | None:
+    """The pixels of a picture, `(height, width)` or `(height, width, channels)`.
+
+    Args:
+        path_or_file: as `PIL.Image.open` takes it, which refuses pictures of very many pixels.
+        mode: "L" or "RGB".
+        size: (width, height) that it must have; nothing else is decoded.
+
+    Returns:
+        The bytes, or None for another size.
+    """
+    from PIL import Image
+
+    with Image.open(path_or_file) as picture:  # type: ignore[arg-type]
+        return np.asarray(picture.convert(mode)) if size is None or picture.size == size else None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
+    return said.rstrip(".") or type(error).__name__
