@@ -34,7 +34,8 @@ def front_door(function: Callable[P, R]) -> Callable[P, R]:
     def enter(*args: P.args, **kwargs: P.kwargs) -> R:
         tracing = torch._C._is_tracing()
         if tracing or torch.compiler.is_exporting():
-            _refuse(name, "torch.jit.trace" if tracing else "torch.export")
+            who = type(args[0]).__name__ if "." in name else name  # of a method, the layer
+            _refuse(who, "torch.jit.trace" if tracing else "torch.export")
         return function(*args, **kwargs)
 
     marks: Any = enter
