@@ -105,7 +105,7 @@ class PathCall:
         """
         report, scalars, eps = self.record.report, self.dynamics.scalars, self.dynamics.eps
         assert report is not None
-        y0, t = y0[:, : self.dynamics.layout.width], t.clone()  # not the second state of a pair, nor a view of one time
+        y0, t = y0[:, : self.dynamics.width], t.clone()  # not the second state of a pair, nor a view of one time
         with torch.no_grad(), self.dynamics.bind(self.unshared(tensors)) as field:
             slopes, every = partial(field, t), partial(halves, len(y0), y0.device)
             found = coupled(slopes, y0, eps, every(FEW) if scalars > 1 else [alternate(y0)])

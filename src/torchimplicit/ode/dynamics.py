@@ -106,6 +106,11 @@ class Dynamics(Problem):
         return flags
 
     @property
+    def width(self) -> int:
+        """Unknowns of a sample."""
+        return self.layout.width
+
+    @property
     def can_narrow(self) -> bool:
         """Whether it is known which arguments belong to which sample."""
         return self.batched_args is not None
@@ -192,6 +197,7 @@ class MappedDynamics:
         """Wraps dynamics; may itself be wrapped."""
         self.dynamics, self.count, self.dims = dynamics, count, dims
         self.scalars: int = dynamics.scalars
+        self.width: int = dynamics.width
         self.eps: float = dynamics.eps
 
     @property
