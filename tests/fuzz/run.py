@@ -12,6 +12,7 @@ import torch
 from tests.fuzz.dice import Dice
 from tests.fuzz.families import FAMILIES, KNOWN
 from tests.fuzz.watch import Fault
+from torchimplicit.core.failures import forget_lines
 
 WORDS = ("converged", "failed", "refused", "broken")
 
@@ -36,6 +37,7 @@ def family_of(seed):
 def play(family, seed, known=KNOWN):
     """One case; all that it is follows from the family and the seed."""
     began = time.monotonic()
+    forget_lines()  # every case warns as the first one at its line
     generate, _ = FAMILIES[family]
     title, case = generate(Dice(f"{family} {seed}"), known)
     word, faults = case()

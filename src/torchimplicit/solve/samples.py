@@ -99,8 +99,10 @@ class Samples:
             if self.any_stalled:
                 self.stalled, self.any_stalled = torch.zeros_like(self.stalled), False
         else:
-            if bool(((size < self.least) | (size == math.inf)).any()):  # squares that this dtype does not have
-                size, scale = scaled_norm(residual.detach()), scaled_norm(z.detach())
+            strange = self.running & ((size < self.least) | (size == math.inf))  # squares that this dtype does not have
+            if bool(strange.any()):
+                size = torch.where(strange, scaled_norm(residual.detach()), size)
+                scale = torch.where(strange, scaled_norm(z.detach()), scale)
                 self.history[step] = size
                 tolerance = torch.add(self.atol, scale, alpha=self.rtol)
                 self.limit = self.divergence * torch.maximum(size, tolerance) if step == 0 else self.limit
