@@ -60,7 +60,8 @@ class Samples:
         self.bar = torch.full_like(self.best, torch.finfo(z.dtype).max)  # infinity is no start
         self.status = torch.full((batch,), int(Status.MAX_STEPS), device=z.device)
         self.steps = self.stalled = torch.zeros_like(self.status)  # stalled: looks since the best residual
-        self.least = (torch.finfo(z.dtype).tiny / torch.finfo(z.dtype).eps) ** 0.5  # whose square keeps its digits
+        info = torch.finfo(z.dtype)
+        self.squares = (info.tiny / info.eps) ** 0.5, info.max  # sizes whose square keeps its digits
         self.running = torch.ones_like(self.status, dtype=torch.bool)
         self.latest = self.running  # the latest iterate is the sample's best and not yet put aside
         self.all_running, self.any_running, self.all_latest, self.any_stalled = True, True, True, False
@@ -99,8 +100,8 @@ class Samples:
             if self.any_stalled:
                 self.stalled, self.any_stalled = torch.zeros_like(self.stalled), False
         else:
-            strange = self.running & ((size < self.least) | (size == math.inf))  # squares that this dtype does not have
-            if bool(strange.any()):
+            if not torch.equal(size.clamp(*self.squares), size):  # some square is none of this dtype's numbers
+                strange = self.running & ((size < self.squares[0]) | (size == math.inf))
                 size = torch.where(strange, scaled_norm(residual.detach()), size)
                 scale = torch.where(strange, scaled_norm(z.detach()), scale)
                 self.history[step] = size
