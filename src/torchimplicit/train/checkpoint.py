@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser, set_loader, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch.distributed.fsdp import FSDPModule
 
-from torchimplicit.adjoint import Adjoint
 from torchimplicit.core.status import ImplicitError
-from torchimplicit.linear import LinearSolver
-from torchimplicit.nn import PathPenalty
-from torchimplicit.ode import PathAdjoint, PathSolver
-from torchimplicit.solve import Solver
 from torchimplicit.train.data.files import require_unpacked
-from torchimplicit.train.trust import TRUSTED, UntrustedError, examine
+from torchimplicit.train.trust import TRUSTED, UntrustedError, build
 
 KEY = "torchimplicit"  # of our entry in a checkpoint
-
-# Options on dataclasses are chosen by class in a recipe: jsonargparse wants to be told that subclasses will do.
-set_parsing_settings(subclasses_enabled=[Solver, Adjoint, LinearSolver, PathSolver, PathAdjoint, PathPenalty])
-set_loader("checkpoint", lambda text: text)  # a text in a checkpoint is that text, no YAML to find more in
 
 
 class CheckpointError(ImplicitError, RuntimeError):
@@ -88,7 +78,7 @@ def check(checkpoint: dict[str, Any], module: Any, path: str | Path = "checkpoin
         )
 
 
-def load(path: str | Path, trust: Iterable[str] = ()) -> tuple[LightningModule, LightningDataModule | None]:
+def load(path: str | Path, trust: Sequence[str] = ()) -> tuple[LightningModule, LightningDataModule | None]:
     """Builds the model of a checkpoint with its weights, and its data module (which loads nothing yet).
 
     A checkpoint is data: it names classes to build, and only those of torchimplicit, `torch.nn` and `torch.optim`, and
@@ -106,35 +96,36 @@ def load(path: str | Path, trust: Iterable[str] = ()) -> tuple[LightningModule, 
     config = content.get(KEY, {}).get("config")
     if not config:
         raise CheckpointError(
-            f"{path}: does not say how to build its model, as it was not written by the torchimplicit command. Try "
-            "Classifier.load_from_checkpoint(path, network=...)."
+            f"{path}: does not say how to build its model, as it was not written by the torchimplicit command. Try to "
+            "build the module yourself, and module.load_state_dict(torch.load(path, weights_only=True)['state_dict'])."
         )
+    trust = (trust,) if isinstance(trust, str) else trust
     try:
-        model, data = _build(config, (trust,) if isinstance(trust, str) else tuple(trust))
+        model = _built(config, "model", LightningModule, trust)
+        data = _built(config, "data", LightningDataModule, trust)
     except UntrustedError as error:
         raise CheckpointError(
             f"{path}: not built, for {error}; expected classes of {', '.join(TRUSTED)}. Where the file and the module "
             "are ones you know, try --trust MODULE (in Python trust=('MODULE',))."
         ) from error
-    except Exception as error:
-        reason = " ".join(str(error).split())  # jsonargparse says it in a tree
-        raise CheckpointError(f"{path}: cannot build its model again: {reason}") from error
+    except Exception as error:  # whatever the classes say about their arguments
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise CheckpointError(f"{path}: cannot build its model again: {reason}.") from error
     check(content, model, path)
     model.load_state_dict(content["state_dict"])
     model.config = config
     return model.eval(), data
 
 
-def _build(config: dict[str, Any], trust: tuple[str, ...]) -> tuple[LightningModule, LightningDataModule | None]:
-    """Model and data of a configuration, examined as it came, and again with short names and defaults written out."""
-    examine(config, trust)
-    parser = ArgumentParser(exit_on_error=False, parser_mode="checkpoint")
-    parser.add_argument("--model", type=LightningModule)
-    parser.add_argument("--data", type=LightningDataModule)
-    parsed = parser.parse_object(config)
-    examine(parsed.as_dict(), trust)
-    built = parser.instantiate(parsed)
-    return built["model"], built["data"]
+def _built(config: Any, name: str, kind: type, trust: Sequence[str]) -> Any:
+    if not isinstance(config, dict):
+        raise TypeError(f"its configuration is a {type(config).__name__}, expected a dict")
+    if config.get(name) is None and name == "data":
+        return None
+    found = build(config.get(name), trust)
+    if not isinstance(found, kind):
+        raise TypeError(f"its {name} is a {type(found).__name__}, expected a {kind.__name__}")
+    return found
 
 
 def _path_of(thing: Any) -> str:

@@ -6,18 +6,26 @@ import os
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
+from jsonargparse import ActionConfigFile, set_parsing_settings  # type: ignore[attr-defined]
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ProgressBar, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from torchimplicit.adjoint import Adjoint
+from torchimplicit.linear import LinearSolver
+from torchimplicit.nn import PathPenalty
+from torchimplicit.ode import PathAdjoint, PathSolver
+from torchimplicit.solve import Solver
 from torchimplicit.train import checkpoint as checkpoints
 from torchimplicit.train import runs
 from torchimplicit.train.callbacks import ConfigFile, SaveOnceTrained
 from torchimplicit.train.catalogue import UsageError, resolve
 from torchimplicit.train.data.base import DATA_VARIABLE
+
+# Options on dataclasses are chosen by class in a recipe: jsonargparse wants to be told that subclasses will do.
+set_parsing_settings(subclasses_enabled=[Solver, Adjoint, LinearSolver, PathSolver, PathAdjoint, PathPenalty])
 
 
 class RecipeFile(ActionConfigFile):
