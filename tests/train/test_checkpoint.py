@@ -79,7 +79,7 @@ def test_what_is_no_checkpoint_says_so(tmp_path):
     with pytest.raises(CheckpointError, match=r"text.ckpt: cannot read this as a checkpoint"):
         read("text.ckpt")
     torch.save([1, 2], "list.ckpt")
-    with pytest.raises(CheckpointError, match="got a list without 'state_dict'"):
+    with pytest.raises(CheckpointError, match="got a list, expected a checkpoint, a dict"):
         read("list.ckpt")
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.trainer.connectors import checkpoint_connector
 from torch.distributed.fsdp import FSDPModule
 
 from torchimplicit.core.status import ImplicitError
-from torchimplicit.train.data.files import require_unpacked
+from torchimplicit.train.data.files import reason, require_unpacked
 from torchimplicit.train.trust import TRUSTED, UntrustedError, build
 
 KEY = "torchimplicit"  # of our entry in a checkpoint
+EVALUATED = {"pytorch-lightning_version": str}  # what Lightning demands beside the weights
+RESUMED = EVALUATED | {"epoch": int, "global_step": int, "loops": dict, "optimizer_states": list, "lr_schedulers": list}
 
 
 class CheckpointError(ImplicitError, RuntimeError):
@@ -26,11 +31,15 @@ def origin(module: Any) -> dict[str, Any]:
     return {KEY: {"recipe": module.recipe, "network": _path_of(module.network), "config": module.config}}
 
 
-def read(path: str | Path) -> dict[str, Any]:
+def read(path: str | Path, states: Mapping[str, type] | None = None) -> dict[str, Any]:
     """The content of a checkpoint file; executes nothing from it.
 
+    Args:
+        path: of the file.
+        states: what it shall have beside weights: `EVALUATED`, or `RESUMED` for a run to go on; None for nothing.
+
     Raises:
-        CheckpointError: the file is absent or no checkpoint.
+        CheckpointError: the file is absent or no such checkpoint.
     """
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such checkpoint. Try the path of a .ckpt file, or 'last' or 'best'.")
@@ -38,18 +47,46 @@ def read(path: str | Path) -> dict[str, Any]:
         require_unpacked(Path(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch each have their own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: cannot read this as a checkpoint ({reason}). Try another file.") from error
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise CheckpointError(f"{path}: got a {type(content).__name__} without 'state_dict', expected a checkpoint.")
-    for key in ("state_dict", KEY):
-        if not isinstance(content.get(key, {}), dict):
-            raise CheckpointError(f"{path}: its {key!r} is a {type(content[key]).__name__}, expected a dict.")
-    strange = [name for name, each in content["state_dict"].items() if not isinstance(each, torch.Tensor)]
-    if strange:
-        kind = type(content["state_dict"][strange[0]]).__name__
-        raise CheckpointError(f"{path}: its weight {strange[0]!r} is a {kind}, expected a tensor.")
+        raise CheckpointError(
+            f"{path}: cannot read this as a checkpoint ({reason(error)}). Try another file."
+        ) from error
+    _demand(path, content, {"state_dict": dict} | dict(states or {}))
+    _demand(path, content["state_dict"], dict.fromkeys(content["state_dict"], torch.Tensor))
+    if content.get(KEY) is not None:
+        _demand(path, content, {KEY: dict})
+        _demand(path, content[KEY], {"recipe": str, "network": str})
     return content
+
+
+def _demand(path: str | Path, content: Any, kinds: Mapping[str, type]) -> None:
+    """Raises if an entry is not there, or of another kind."""
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: got a {type(content).__name__}, expected a checkpoint, a dict.")
+    for name, kind in kinds.items():
+        if name not in content:
+            raise CheckpointError(f"{path}: has no {name!r}, expected a checkpoint that does. Try another file.")
+        if not isinstance(content[name], kind):
+            got = type(content[name]).__name__
+            raise CheckpointError(f"{path}: its {name!r} is a {got}, expected a {kind.__name__}. Try another file.")
+
+
+@contextmanager
+def restoring(path: str | Path | None) -> Iterator[None]:
+    """Says in words why Lightning cannot go on from a checkpoint.
+
+    Raises:
+        CheckpointError: for whatever was raised while a state was restored.
+    """
+    try:
+        yield
+    except ImplicitError:
+        raise
+    except Exception as error:
+        if not any(frame.filename == checkpoint_connector.__file__ for frame in extract_tb(error.__traceback__)):
+            raise
+        raise CheckpointError(
+            f"{path}: cannot go on from this checkpoint: {reason(error)}. It is as it was."
+        ) from error
 
 
 def check(checkpoint: dict[str, Any], module: Any, path: str | Path = "checkpoint") -> None:
@@ -109,8 +146,7 @@ def load(path: str | Path, trust: Sequence[str] = ()) -> tuple[LightningModule, 
             "are ones you know, try --trust MODULE (in Python trust=('MODULE',))."
         ) from error
     except Exception as error:  # whatever the classes say about their arguments
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise CheckpointError(f"{path}: cannot build its model again: {reason}.") from error
+        raise CheckpointError(f"{path}: cannot build its model again: {reason(error)}.") from error
     check(content, model, path)
     model.load_state_dict(content["state_dict"])
     model.config = config
