@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,7 +97,8 @@ def read_picture(path_or_file: object, mode: str, size: tuple[int, int] | None =
     """The pixels of a picture, `(height, width)` or `(height, width, channels)`.
 
     Args:
-        path_or_file: as `PIL.Image.open` takes it, which refuses pictures of very many pixels.
+        path_or_file: as `PIL.Image.open` takes it. What it warns of or refuses, pictures of very many pixels, is
+            refused.
         mode: "L" or "RGB".
         size: (width, height) that it must have; nothing else is decoded.
 
@@ -105,8 +107,10 @@ def read_picture(path_or_file: object, mode: str, size: tuple[int, int] | None =
     """
     from PIL import Image
 
-    with Image.open(path_or_file) as picture:  # type: ignore[arg-type]
-        return np.asarray(picture.convert(mode)) if size is None or picture.size == size else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path_or_file) as picture:  # type: ignore[arg-type]
+            return np.asarray(picture.convert(mode)) if size is None or picture.size == size else None
 
 
 def reason(error: Exception) -> str:
