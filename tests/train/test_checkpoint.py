@@ -79,13 +79,13 @@ def test_what_is_no_checkpoint_says_so(tmp_path):
     with pytest.raises(CheckpointError, match=r"text.ckpt: cannot read this as a checkpoint"):
         read("text.ckpt")
     torch.save([1, 2], "list.ckpt")
-    with pytest.raises(CheckpointError, match="got a list without 'state_dict'"):
+    with pytest.raises(CheckpointError, match="got a list, expected a checkpoint, a dict"):
         read("list.ckpt")
 
 
 def test_a_checkpoint_from_outside_the_command_says_how_to_load_it():
     save(Classifier(DigitsNetwork()), "mine.ckpt")
-    with pytest.raises(CheckpointError, match=r"Classifier.load_from_checkpoint"):
+    with pytest.raises(CheckpointError, match=r"mine.ckpt: does not say how to build its model.*load_state_dict"):
         load("mine.ckpt")
 
 

@@ -1,189 +1,260 @@
-"""A checkpoint is data: none of these runs anything, and each is refused with the name of what it wanted."""
+"""A checkpoint is data: attacks on whoever reads one, each of which would leave a file behind if it worked."""
 
+import os
 import sys
 from pathlib import Path
 
+import lightning
 import pytest
 import torch
+import yaml
+from torch import nn
 
 from torchimplicit.train import CheckpointError, load
+from torchimplicit.train.catalogue import shipped
 from torchimplicit.train.cli import main
 from torchimplicit.train.modules import Classifier
 from torchimplicit.train.networks import DigitsNetwork
-from torchimplicit.train.trust import UntrustedError, examine
+from torchimplicit.train.trust import LARGEST, UntrustedError, build
 
-NETWORKS = "torchimplicit.train.networks.DigitsNetwork"
-COMMAND = "touch sentinel"
-MODULE = """
+SHORT = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1"]
+EVIL = """
 from pathlib import Path
-from torchimplicit.train.networks import DigitsNetwork
+from torch import nn
 Path("sentinel").touch()
-class Mine(DigitsNetwork):
-    pass
-def make(width: int = 8) -> DigitsNetwork:
-    return DigitsNetwork(width)
+class Network(nn.Module):
+    classes = 10
+    def __init__(self, *arguments, **options):
+        super().__init__()
+def run(*arguments, **options): ...
 """
+TOUCH = {"command": "touch sentinel"}
 
 
-def spec(path, **arguments):
-    return {"class_path": path, "init_args": arguments}
+@pytest.fixture(autouse=True)
+def evil(tmp_path, monkeypatch):
+    """A module that can be imported, but must not be: it touches a file."""
+    (tmp_path / "evil_module.py").write_text(EVIL)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("evil_module", None)
 
 
-def model(network, **options):
-    return {"model": spec("torchimplicit.train.modules.Classifier", recipe="digits", network=network, **options)}
+def spec(class_path, **arguments):
+    return {"class_path": class_path, "init_args": arguments}
 
 
-def digits(**options):
-    return model(spec(NETWORKS, width=8, **options))
+def classifier(**arguments):
+    return spec("torchimplicit.train.modules.Classifier", recipe="digits", **arguments)
 
 
-def itself():
-    config = digits()
-    config["model"]["init_args"]["again"] = config
-    return config
+def network(**arguments):
+    return spec("torchimplicit.train.networks.DigitsNetwork", **arguments)
 
 
-def doubled(times=40):
-    many: list = []
-    for _ in range(times):
-        many = [many, many]
-    return digits(solver=many)
+def digits(**arguments):
+    return {"model": classifier(network=network(width=8, **arguments))}
 
 
-ATTACKS = {
-    "a function in the place of a network": (model(spec("os.system", command=COMMAND)), "'os.system'"),
-    "a function in the place of an option": (digits(solver=spec("os.system", command=COMMAND)), "'os.system'"),
-    "a class of the standard library": (model(spec("subprocess.Popen", args=COMMAND, shell=True)), "subprocess.Popen"),
-    "the model itself": ({"model": spec("subprocess.Popen", args=COMMAND, shell=True)}, "subprocess.Popen"),
-    "the data module": (digits() | {"data": spec("evil.Mine")}, "'evil.Mine'"),
-    "a module to import": (model(spec("evil.Mine")), "'evil.Mine'"),
-    "a bare text for a class": (model("evil.Mine"), "'evil.Mine'"),
-    "a factory": (model(spec("evil.make")), "'evil.make'"),
-    "a text with spaces": (model(" evil.Mine "), "evil.Mine"),
-    "a key with dots": (digits() | {"model.class_path": "evil.Mine"}, "'evil.Mine'"),
-    "a short name": (model(spec("Mine")), "'Mine'"),
-    "in a list": (digits(solver=[spec("evil.Mine")]), "'evil.Mine'"),
-    "in arguments by name": (
-        {"model": {"class_path": "torchimplicit.train.modules.Classifier", "dict_kwargs": {"x": spec("evil.Mine")}}},
-        "'evil.Mine'",
-    ),
-    "through another's import": (
-        model(spec("torch.nn.modules.module.warnings")),
-        "warnings', a module",
-    ),
-    "a class of another's, by import": (model(spec("torch.nn.modules.module.OrderedDict")), "a class of collections"),
-    "a module below an import": (model(spec("torch.nn.modules.module.torch.hub.load")), "does not exist"),
-    "a trusted function": (model(spec("torch.nn.init.ones_")), "a function, expected a class"),
-    "a like name": (model(spec("torchimplicit_evil.Mine")), "not trusted"),
-    "YAML in a text": (model("{class_path: evil.Mine}"), "cannot build"),
-    "YAML in a text, escaped": (model('{"class\\u005fpath": "evil.Mine"}'), "cannot build"),
-    "a file": (model("more.yaml"), "the file 'more.yaml'"),
-    "a file for the whole": ({"model": "more.yaml"}, "the file 'more.yaml'"),
-    "no text": (model({"class_path": ["evil.Mine"]}), "expected the dotted path of a class"),
-    "a number": ({"model": 3}, "cannot build"),
-    "a list": ([1, 2], "cannot build"),
-    "a text": ("evil.Mine", "'evil.Mine'"),
-    "one that holds itself": (itself(), "not built|cannot build"),
-    "one that doubles": (doubled(), "more than 100000 values"),
+SYSTEM, IMPORT = spec("os.system", **TOUCH), spec("evil_module.Network")
+COMMAND_LINE = spec(
+    "torchimplicit.train.trainer_cli.RecipeCLI", args=["fit", "--config=digits", "--model.network=evil_module.Network"]
+)
+CONFIGS = {
+    "a command as the model": {"model": SYSTEM},
+    "a module as the model": {"model": IMPORT},
+    "a command as the network": {"model": classifier(network=SYSTEM)},
+    "a module as the network": {"model": classifier(network=IMPORT)},
+    "a command as a solver": digits(solver=SYSTEM),
+    "a module as a solver": digits(solver=IMPORT),
+    "a solver's name": digits(solver="evil_module.Network"),
+    "a solver's bare name": digits(solver="evil_module"),
+    "deeper": digits(adjoint=spec("torchimplicit.Implicit", linear_solver=SYSTEM)),
+    "in a list": {
+        "model": classifier(network=spec("torchimplicit.train.networks.ConvolutionalODE", penalties=[IMPORT]))
+    },
+    "in options of no choice": {"model": classifier(network=network(), curriculum={"depth": SYSTEM})},
+    "as the data": {**digits(), "data": SYSTEM},
+    "in the data": {**digits(), "data": spec("torchimplicit.train.data.Digits", batch_size=IMPORT)},
+    "in dict_kwargs": {"model": {**classifier(), "dict_kwargs": {"network": IMPORT}}},
+    "through a module that ours imports": {"model": spec("torchimplicit.train.report.os.system", **TOUCH)},
+    "through a module that a data module imports": {"model": spec("torchimplicit.train.data.base.os.system", **TOUCH)},
+    "through a module that torch imports": {"model": spec("torch.nn.modules.module.sys.modules.os.system", **TOUCH)},
+    "a stranger's class that torch imports": {"model": spec("torch.nn.modules.module.OrderedDict")},
+    "a function of ours": {"model": spec("torchimplicit.train.load", path="evil.ckpt")},
+    "a class of ours that runs commands": {"model": spec("torchimplicit.train.trainer_cli.RecipeCLI", args=["fit"])},
+    "a class of ours that runs commands, where all is taken": {
+        "model": classifier(network=spec("torch.nn.Linear", in_features=2, out_features=2, device=COMMAND_LINE))
+    },
+    "a module of torch that is not loaded": {"model": spec("torch.nn.evil_module.Network")},
+    "a module beside torch.nn": {"model": spec("torch.nnevil.Network")},
+    "torch.hub": {"model": spec("torch.hub.load", repo_or_dir=".", model="evil", source="local")},
+    "eval": {"model": spec("builtins.eval", source="__import__('evil_module')")},
+    "the parser of recipes": {"model": spec("jsonargparse.set_parsing_settings", import_path_allowlist=["os"])},
+    "a name that is none": {"model": spec("torchimplicit.train..os.system", **TOUCH)},
+    "a relative name": {"model": spec(".evil_module.Network")},
+    "a tag of YAML": {"model": "!!python/object/apply:os.system ['touch sentinel']"},
+    "YAML in a string": digits(solver="{class_path: os.system, init_args: {command: touch sentinel}}"),
+    "a file to read": {"model": classifier(network="evil.yaml")},
+    "a link": {**digits(), "link_arguments": [{"source": "evil_module.run", "target": "model.init_args.network"}]},
+    "a class path that is a description": {"model": {"class_path": SYSTEM}},
+    "a description with more": {"model": {**classifier(network=network()), "compute_fn": "evil_module.run"}},
+    "no mapping": "os.system",
+    "arguments that are none": {"model": {"class_path": "torch.nn.Linear", "init_args": "os.system"}},
+    "another kind of model": {"model": spec("torch.nn.Identity")},
+    "data as the model": {"model": spec("torchimplicit.train.data.Digits")},
+}
+HARMLESS = {"a link"}  # nobody looks at it
+
+
+def nothing_ran():
+    return not Path("sentinel").exists() and "evil_module" not in sys.modules
+
+
+def save(path, config=None, **extra):
+    module = Classifier(DigitsNetwork(width=8), recipe="digits")
+    module.config = config
+    content = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(content)
+    torch.save(content | extra, path)
+
+
+@pytest.mark.parametrize("attack", CONFIGS)
+def test_what_a_configuration_names_is_not_run(attack):
+    Path("evil.yaml").write_text(yaml.safe_dump(SYSTEM))
+    save("evil.ckpt", CONFIGS[attack])
+    if attack in HARMLESS:
+        load("evil.ckpt")
+    else:
+        with pytest.raises(CheckpointError, match=r"^evil.ckpt: (not built, for|cannot build its model again: )"):
+            load("evil.ckpt")
+    assert nothing_ran()
+
+
+class Reduced:
+    """Pickled as a call."""
+
+    def __init__(self, call, *arguments):
+        self.call, self.arguments = call, arguments
+
+    def __reduce__(self):
+        return self.call, self.arguments
+
+
+PICKLES = {
+    "a command": Reduced(os.system, "touch sentinel"),
+    "an import": Reduced(__import__, "evil_module"),
+    "a builtin": Reduced(exec, "import evil_module"),
+    "a network": nn.Sequential(nn.ReLU()),
+}
+PLACES = ("hyper_parameters", "datamodule_hyper_parameters", "callbacks", "loops", "torchimplicit", "seed")
+COMMANDS = {
+    "report": ["report", "evil.ckpt"],
+    "fit": ["fit", "--config", "digits", "--ckpt_path", "evil.ckpt", *SHORT],
+    "validate": ["validate", "--config", "digits", "--ckpt_path", "evil.ckpt", *SHORT],
+    "test": ["test", "--config", "digits", "--ckpt_path", "evil.ckpt", *SHORT],
+    "predict": ["predict", "--config", "digits", "--ckpt_path", "evil.ckpt", *SHORT],
 }
 
 
-@pytest.fixture
-def hostile(tmp_path, monkeypatch):
-    """Writes a checkpoint with a configuration; a module that leaves a trace can be imported."""
-    (tmp_path / "evil.py").write_text(MODULE)
-    (tmp_path / "torchimplicit_evil.py").write_text(MODULE)
-    (tmp_path / "more.yaml").write_text("class_path: evil.Mine\n")
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def write(config, path="hostile.ckpt"):
-        module = Classifier(DigitsNetwork(width=8), recipe="digits")
-        module.config = config
-        content = {"state_dict": module.state_dict()}
-        module.on_save_checkpoint(content)
-        torch.save(content, path)
-        return path
-
-    yield write
-    for name in ("evil", "torchimplicit_evil"):
-        sys.modules.pop(name, None)
+@pytest.mark.parametrize("pickle", PICKLES)
+def test_pickled_calls_are_not_run(pickle):
+    for place in PLACES:
+        save("evil.ckpt", digits(), **{place: {"it": PICKLES[pickle]}})
+        with pytest.raises(CheckpointError, match=r"evil.ckpt: cannot read this as a checkpoint"):
+            load("evil.ckpt")
+    assert nothing_ran()
 
 
-@pytest.mark.parametrize("kind", ATTACKS)
-def test_nothing_runs_and_it_says_what_was_named(kind, hostile):
-    config, words = ATTACKS[kind]
-    with pytest.raises(CheckpointError, match=rf"hostile.ckpt: (?s:.*)({words})"):
-        load(hostile(config))
-    assert not Path("sentinel").exists()
-    assert not {"evil", "torchimplicit_evil"} & sys.modules.keys()
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_command_runs_what_a_checkpoint_holds(command, capsys):
+    save("evil.ckpt", digits(), hyper_parameters={"it": PICKLES["a command"]})
+    assert main(COMMANDS[command]) == 1
+    assert "evil.ckpt: cannot read this as a checkpoint" in capsys.readouterr().err
+    # What only names things is read by `report` alone: the others build what the recipe says.
+    save(
+        "evil.ckpt",
+        {"model": SYSTEM},
+        hyper_parameters={"_instantiator": "evil_module.run", "_class_path": "os.system"},
+    )
+    Path("config.yaml").write_text(yaml.safe_dump({"model": IMPORT}))
+    assert main(COMMANDS[command]) == 1, "another width, or a name that is not trusted"
+    assert nothing_ran()
 
 
-def test_a_short_name_of_a_loaded_class_is_none_of_ours(hostile):
-    import evil  # pyright: ignore[reportMissingImports]
+@pytest.mark.filterwarnings("ignore:Be aware that when using .ckpt_path")
+def test_weights_are_loaded_as_data_whatever_the_command_line_says(monkeypatch):
+    seen = []
+    usual = torch.load
 
-    Path("sentinel").unlink()
-    with pytest.raises(CheckpointError, match=r"evil.Mine|cannot build"):
-        load(hostile(model(evil.Mine.__name__)))
+    def watch(*arguments, **options):
+        seen.append(options.get("weights_only"))
+        return usual(*arguments, **options)
 
-
-def test_what_the_user_trusts_is_built(hostile):
-    path = hostile(model(spec("evil.Mine", width=8)))
-    with pytest.raises(CheckpointError, match=r"names 'evil.Mine', whose module is not trusted.*try --trust MODULE"):
-        load(path, trust=("evi", "torchimplicit_evil"))
-    module = Classifier(DigitsNetwork(width=8), recipe="digits")
-    import evil  # pyright: ignore[reportMissingImports]
-
-    module = Classifier(evil.Mine(width=8), recipe="digits")
-    module.config = model(spec("evil.Mine", width=8))
-    content = {"state_dict": module.state_dict()}
-    module.on_save_checkpoint(content)
-    torch.save(content, path)
-    assert type(load(path, trust=("evil",))[0].network) is evil.Mine
-    assert type(load(path, trust="evil")[0].network) is evil.Mine
-    assert main(["report", path, "--trust", "evil", "--output", "report.html"]) == 0
-    assert Path("report.html").is_file()
+    monkeypatch.setattr(torch, "load", watch)
+    save("weights.ckpt", digits(), **{"pytorch-lightning_version": lightning.__version__})
+    words = ["test", "--config", "digits", "--ckpt_path", "weights.ckpt", "--model.network.width", "8", *SHORT[:4]]
+    assert main([*words, "--weights_only", "false"]) == 0
+    assert seen == [True, True]
 
 
-def test_report_refuses_in_one_line(hostile, capsys):
-    assert main(["report", hostile(ATTACKS["a function in the place of a network"][0])]) == 1
-    error = capsys.readouterr().err
-    assert "hostile.ckpt: not built, for it names 'os.system', whose module is not trusted" in error
-    assert not Path("sentinel").exists()
+def test_a_module_that_is_trusted_may_be_named(capsys):
+    save("mine.ckpt", {"model": classifier(network=IMPORT)})
+    with pytest.raises(CheckpointError, match=r"names 'evil_module.Network', .*not trusted.*try --trust MODULE"):
+        load("mine.ckpt")
+    assert nothing_ran()
+    assert main(["report", "mine.ckpt"]) == 1
+    assert "try --trust MODULE" in capsys.readouterr().err
+    assert nothing_ran()
+    assert main(["report", "mine.ckpt", "--trust", "torch", "--trust", "evil_module"]) == 1
+    assert "expected one of recipe 'digits' (Network)" in capsys.readouterr().err, (
+        "it was built, and takes no such weights"
+    )
+    assert not nothing_ran()
 
 
-class Payload:
-    """What a hostile pickle does where it is loaded as one."""
-
-    def __reduce__(self):
-        return Path.touch, (Path("sentinel"),)
-
-
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "report"])
-def test_pickles_are_not_run(command, capsys, monkeypatch):
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "0")
-    torch.save({"state_dict": {}, "optimizer_states": [Payload()]}, "pickle.ckpt")
-    words = ["report", "pickle.ckpt"] if command == "report" else [command, "--config", "digits", "--ckpt_path"]
-    assert main([*words, *([] if command == "report" else ["pickle.ckpt"])]) == 1
-    assert "pickle.ckpt: cannot read this as a checkpoint" in capsys.readouterr().err
-    assert not Path("sentinel").exists()
+def test_trust_is_for_modules_not_for_their_neighbours():
+    for trust in (["evil"], ["evil_module.Network"], ["evil_module_too"]):
+        with pytest.raises(UntrustedError, match=r"names 'evil_module\.Network'"):
+            build(IMPORT, trust)
+    with pytest.raises(ValueError, match=r"got trust='evil module', expected the name of a module"):
+        build(IMPORT, ["evil module"])
+    with pytest.raises(UntrustedError, match="expected a class"):
+        build(spec("evil_module.run"), ["evil_module"])
+    with pytest.raises(UntrustedError, match=r"names 'pathlib.*\.Path'"):
+        build(spec("evil_module.Path"), ["evil_module"])
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        digits(solver=spec("torchimplicit.Newton")),
-        {"file": "boards.npz", "data_dir": "/data/sets.v2", "source": "wikitext-2", "rate": 1e-3, "none": None},
-        {"optimizer": spec("torch.optim.AdamW", lr=0.1), "schedule": spec("torch.optim.lr_scheduler.StepLR")},
-        spec("torch.nn.Sequential"),
-    ],
-)
-def test_honest_configurations_pass(config):
-    examine(config)
+def test_what_would_take_for_ever_is_refused():
+    bomb = [0]
+    for _ in range(60):
+        bomb = [bomb, bomb]
+    with pytest.raises(UntrustedError, match=f"more than {LARGEST} values"):
+        build(network(width=bomb))
+    endless = network()
+    endless["init_args"]["solver"] = endless
+    with pytest.raises(UntrustedError, match=f"more than {LARGEST} values"):
+        build(endless)
+    with pytest.raises(UntrustedError, match="its configuration holds a Tensor, expected plain data"):
+        build(network(width=torch.zeros(2)))
 
 
-def test_a_data_file_of_the_folder_is_no_configuration(tmp_path):
-    (tmp_path / "boards.npz").write_bytes(b"PK\3\4\0\0")
-    examine({"file": "boards.npz"})
-    (tmp_path / "boards.npz").write_text("class_path: os.system")
-    with pytest.raises(UntrustedError, match=r"'file' names the file 'boards.npz'"):
-        examine({"file": "boards.npz"})
+@pytest.mark.parametrize("name", shipped())
+def test_a_recipe_is_built_as_its_command_builds_it(name):
+    from torchimplicit.train.trainer_cli import RecipeCLI
+
+    class Builder(RecipeCLI):
+        def _run_subcommand(self, subcommand):
+            pass
+
+    command = Builder(["fit", "--config", name])
+    config = command.model.config
+    torch.manual_seed(0)
+    model, data = build(config["model"]), build(config["data"])
+    assert repr(model) == repr(command.model)
+    assert model.state_dict().keys() == command.model.state_dict().keys()
+    assert model.curriculum == command.model.curriculum
+    for built, expected in ((model, command.model), (data, command.datamodule)):
+        options = {each: repr(value) for each, value in vars(expected).items() if not each.startswith("_")}
+        options = {each: value for each, value in options.items() if each != "config" and " at 0x" not in value}
+        assert {each: repr(getattr(built, each)) for each in options} == options

@@ -24,10 +24,14 @@ class SaveOnceTrained(Callback):
 
     An error before that finds the state half restored, weights without those of the optimiser, and the file to go on
     from would be overwritten by it.
+
+    Attributes:
+        begun: training has started.
     """
 
     def __init__(self) -> None:
         """Holds nothing back yet."""
+        self.begun = False
         self._waiting: list[Any] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -37,6 +41,7 @@ class SaveOnceTrained(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lets them save: all is restored."""
+        self.begun = True
         self._let_save(True)
 
     def _let_save(self, allowed: bool) -> None:

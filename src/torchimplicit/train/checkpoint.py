@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser, set_loader, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.trainer.connectors import checkpoint_connector
 from torch.distributed.fsdp import FSDPModule
 
-from torchimplicit.adjoint import Adjoint
 from torchimplicit.core.status import ImplicitError
-from torchimplicit.linear import LinearSolver
-from torchimplicit.nn import PathPenalty
-from torchimplicit.ode import PathAdjoint, PathSolver
-from torchimplicit.solve import Solver
-from torchimplicit.train.data.files import require_unpacked
-from torchimplicit.train.trust import TRUSTED, UntrustedError, examine
+from torchimplicit.train.data.files import reason, require_unpacked
+from torchimplicit.train.trust import TRUSTED, UntrustedError, build
 
 KEY = "torchimplicit"  # of our entry in a checkpoint
-
-# Options on dataclasses are chosen by class in a recipe: jsonargparse wants to be told that subclasses will do.
-set_parsing_settings(subclasses_enabled=[Solver, Adjoint, LinearSolver, PathSolver, PathAdjoint, PathPenalty])
-set_loader("checkpoint", lambda text: text)  # a text in a checkpoint is that text, no YAML to find more in
+EVALUATED = {"pytorch-lightning_version": str}  # what Lightning demands beside the weights
+RESUMED = EVALUATED | {"epoch": int, "global_step": int, "loops": dict, "optimizer_states": list, "lr_schedulers": list}
 
 
 class CheckpointError(ImplicitError, RuntimeError):
@@ -36,11 +31,15 @@ def origin(module: Any) -> dict[str, Any]:
     return {KEY: {"recipe": module.recipe, "network": _path_of(module.network), "config": module.config}}
 
 
-def read(path: str | Path) -> dict[str, Any]:
+def read(path: str | Path, states: Mapping[str, type] | None = None) -> dict[str, Any]:
     """The content of a checkpoint file; executes nothing from it.
 
+    Args:
+        path: of the file.
+        states: what it shall have beside weights: `EVALUATED`, or `RESUMED` for a run to go on; None for nothing.
+
     Raises:
-        CheckpointError: the file is absent or no checkpoint.
+        CheckpointError: the file is absent or no such checkpoint.
     """
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such checkpoint. Try the path of a .ckpt file, or 'last' or 'best'.")
@@ -48,18 +47,46 @@ def read(path: str | Path) -> dict[str, Any]:
         require_unpacked(Path(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch each have their own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: cannot read this as a checkpoint ({reason}). Try another file.") from error
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise CheckpointError(f"{path}: got a {type(content).__name__} without 'state_dict', expected a checkpoint.")
-    for key in ("state_dict", KEY):
-        if not isinstance(content.get(key, {}), dict):
-            raise CheckpointError(f"{path}: its {key!r} is a {type(content[key]).__name__}, expected a dict.")
-    strange = [name for name, each in content["state_dict"].items() if not isinstance(each, torch.Tensor)]
-    if strange:
-        kind = type(content["state_dict"][strange[0]]).__name__
-        raise CheckpointError(f"{path}: its weight {strange[0]!r} is a {kind}, expected a tensor.")
+        raise CheckpointError(
+            f"{path}: cannot read this as a checkpoint ({reason(error)}). Try another file."
+        ) from error
+    _demand(path, content, {"state_dict": dict} | dict(states or {}))
+    _demand(path, content["state_dict"], dict.fromkeys(content["state_dict"], torch.Tensor))
+    if content.get(KEY) is not None:
+        _demand(path, content, {KEY: dict})
+        _demand(path, content[KEY], {"recipe": str, "network": str})
     return content
+
+
+def _demand(path: str | Path, content: Any, kinds: Mapping[str, type]) -> None:
+    """Raises if an entry is not there, or of another kind."""
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: got a {type(content).__name__}, expected a checkpoint, a dict.")
+    for name, kind in kinds.items():
+        if name not in content:
+            raise CheckpointError(f"{path}: has no {name!r}, expected a checkpoint that does. Try another file.")
+        if not isinstance(content[name], kind):
+            got = type(content[name]).__name__
+            raise CheckpointError(f"{path}: its {name!r} is a {got}, expected a {kind.__name__}. Try another file.")
+
+
+@contextmanager
+def restoring(path: str | Path | None) -> Iterator[None]:
+    """Says in words why Lightning cannot go on from a checkpoint.
+
+    Raises:
+        CheckpointError: for whatever was raised while a state was restored.
+    """
+    try:
+        yield
+    except ImplicitError:
+        raise
+    except Exception as error:
+        if not any(frame.filename == checkpoint_connector.__file__ for frame in extract_tb(error.__traceback__)):
+            raise
+        raise CheckpointError(
+            f"{path}: cannot go on from this checkpoint: {reason(error)}. It is as it was."
+        ) from error
 
 
 def check(checkpoint: dict[str, Any], module: Any, path: str | Path = "checkpoint") -> None:
@@ -88,7 +115,7 @@ def check(checkpoint: dict[str, Any], module: Any, path: str | Path = "checkpoin
         )
 
 
-def load(path: str | Path, trust: Iterable[str] = ()) -> tuple[LightningModule, LightningDataModule | None]:
+def load(path: str | Path, trust: Sequence[str] = ()) -> tuple[LightningModule, LightningDataModule | None]:
     """Builds the model of a checkpoint with its weights, and its data module (which loads nothing yet).
 
     A checkpoint is data: it names classes to build, and only those of torchimplicit, `torch.nn` and `torch.optim`, and
@@ -106,35 +133,35 @@ def load(path: str | Path, trust: Iterable[str] = ()) -> tuple[LightningModule, 
     config = content.get(KEY, {}).get("config")
     if not config:
         raise CheckpointError(
-            f"{path}: does not say how to build its model, as it was not written by the torchimplicit command. Try "
-            "Classifier.load_from_checkpoint(path, network=...)."
+            f"{path}: does not say how to build its model, as it was not written by the torchimplicit command. Try to "
+            "build the module yourself, and module.load_state_dict(torch.load(path, weights_only=True)['state_dict'])."
         )
+    trust = (trust,) if isinstance(trust, str) else trust
     try:
-        model, data = _build(config, (trust,) if isinstance(trust, str) else tuple(trust))
+        model = _built(config, "model", LightningModule, trust)
+        data = _built(config, "data", LightningDataModule, trust)
     except UntrustedError as error:
         raise CheckpointError(
             f"{path}: not built, for {error}; expected classes of {', '.join(TRUSTED)}. Where the file and the module "
             "are ones you know, try --trust MODULE (in Python trust=('MODULE',))."
         ) from error
-    except Exception as error:
-        reason = " ".join(str(error).split())  # jsonargparse says it in a tree
-        raise CheckpointError(f"{path}: cannot build its model again: {reason}") from error
+    except Exception as error:  # whatever the classes say about their arguments
+        raise CheckpointError(f"{path}: cannot build its model again: {reason(error)}.") from error
     check(content, model, path)
     model.load_state_dict(content["state_dict"])
     model.config = config
     return model.eval(), data
 
 
-def _build(config: dict[str, Any], trust: tuple[str, ...]) -> tuple[LightningModule, LightningDataModule | None]:
-    """Model and data of a configuration, examined as it came, and again with short names and defaults written out."""
-    examine(config, trust)
-    parser = ArgumentParser(exit_on_error=False, parser_mode="checkpoint")
-    parser.add_argument("--model", type=LightningModule)
-    parser.add_argument("--data", type=LightningDataModule)
-    parsed = parser.parse_object(config)
-    examine(parsed.as_dict(), trust)
-    built = parser.instantiate(parsed)
-    return built["model"], built["data"]
+def _built(config: Any, name: str, kind: type, trust: Sequence[str]) -> Any:
+    if not isinstance(config, dict):
+        raise TypeError(f"its configuration is a {type(config).__name__}, expected a dict")
+    if config.get(name) is None and name == "data":
+        return None
+    found = build(config.get(name), trust)
+    if not isinstance(found, kind):
+        raise TypeError(f"its {name} is a {type(found).__name__}, expected a {kind.__name__}")
+    return found
 
 
 def _path_of(thing: Any) -> str:

@@ -16,7 +16,13 @@ import torchimplicit
 from torchimplicit.core.status import ConvergenceWarning, ImplicitError
 from torchimplicit.train import catalogue
 
-CHATTER = ("GPU available", "TPU available", "\N{ELECTRIC LIGHT BULB} Tip", "Loading `train_dataloader` to estimate")
+CHATTER = (
+    "GPU available",
+    "TPU available",
+    "\N{ELECTRIC LIGHT BULB} Tip",
+    "Loading `train_dataloader` to estimate",
+    "was raised with message",  # and a checkpoint saved: the command says it in words of its own
+)
 NOISE = (
     "does not have many workers",
     "available but not used",
@@ -152,7 +158,7 @@ def quiet() -> Iterator[None]:
         return f"warning: {message}\n" if category is ConvergenceWarning else usual(message, category, *place, **line)
 
     def matters(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(CHATTER)
+        return not any(words in record.getMessage() for words in CHATTER)
 
     loggers = [
         logging.getLogger(name) for name in (lightning.pytorch.__name__, "lightning.pytorch.utilities.rank_zero")

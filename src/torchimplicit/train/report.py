@@ -6,7 +6,7 @@ import base64
 import html
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ def write_report(
     *,
     data_dir: str | None = None,
     samples: int = 64,
-    trust: Iterable[str] = (),
+    trust: Sequence[str] = (),
 ) -> Path:
     """Writes the report of a checkpoint.
 

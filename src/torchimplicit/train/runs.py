@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torchimplicit.train.checkpoint import CheckpointError
@@ -34,15 +37,28 @@ def find(checkpoint: str, folder: Path) -> Path:
     return found[-1]
 
 
-def remove_unbegun(folder: Path) -> None:
-    """Removes the folder of a run that never trained: one that holds the empty files of a log and nothing else."""
-    if not folder.is_dir():
-        return
-    files = list(folder.iterdir())
-    if all(file.name.startswith("events.out.tfevents") for file in files):
-        for file in files:
-            file.unlink()
-        folder.rmdir()
+@contextmanager
+def without_trace(folder: Path, begun: Callable[[], bool]) -> Iterator[None]:
+    """Takes away what a start leaves in the folder of a run, if training does not begin.
+
+    That is the log of this process, and new folders that are empty then. Whatever else is there stays.
+
+    Args:
+        folder: of the run, `runs/<recipe>/version_<n>`; the two above it go too where they are new and empty.
+        begun: says whether training has begun.
+    """
+    mine = f"events.out.tfevents.*.{os.getpid()}.*"
+    before = {*folder.glob(mine)}
+    new = [place for place in (folder, *folder.parents[:2]) if not place.exists()]
+    try:
+        yield
+    finally:
+        if not begun():
+            for path in {*folder.glob(mine)} - before:
+                path.unlink()
+            for place in new:
+                if place.is_dir() and not any(place.iterdir()):
+                    place.rmdir()
 
 
 def _number(version: Path) -> int:

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
+from jsonargparse import ActionConfigFile, set_parsing_settings  # type: ignore[attr-defined]
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ProgressBar, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from torchimplicit.adjoint import Adjoint
+from torchimplicit.linear import LinearSolver
+from torchimplicit.nn import PathPenalty
+from torchimplicit.ode import PathAdjoint, PathSolver
+from torchimplicit.solve import Solver
 from torchimplicit.train import checkpoint as checkpoints
 from torchimplicit.train import runs
 from torchimplicit.train.callbacks import ConfigFile, SaveOnceTrained
 from torchimplicit.train.catalogue import UsageError, resolve
 from torchimplicit.train.data.base import DATA_VARIABLE
+
+# Options on dataclasses are chosen by class in a recipe: jsonargparse wants to be told that subclasses will do.
+set_parsing_settings(subclasses_enabled=[Solver, Adjoint, LinearSolver, PathSolver, PathAdjoint, PathPenalty])
 
 
 class RecipeFile(ActionConfigFile):
@@ -82,7 +91,8 @@ class RecipeCLI(LightningCLI):
             self.save_config_callback = None
         if config.ckpt_path:
             config.ckpt_path = str(runs.find(config.ckpt_path, folder))
-            self._checkpoint = checkpoints.read(config.ckpt_path)
+            states = checkpoints.RESUMED if self.config.subcommand == "fit" else checkpoints.EVALUATED
+            self._checkpoint = checkpoints.read(config.ckpt_path, states)
             print(f"weights: {config.ckpt_path}")
             run = runs.of_checkpoint(Path(config.ckpt_path))
             if logs and run.parent == folder.resolve():
@@ -102,7 +112,8 @@ class RecipeCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer; its progress bar shows residuals, which three decimals would round to zero."""
         settings = self._get(self.config_init, "trainer")
-        settings.callbacks = [SaveOnceTrained(), *(settings.callbacks or [])]
+        self._started = SaveOnceTrained()
+        settings.callbacks = [self._started, *(settings.callbacks or [])]
         if settings.enable_progress_bar is not False and not any(
             isinstance(callback, ProgressBar) for callback in settings.callbacks
         ):
@@ -110,14 +121,25 @@ class RecipeCLI(LightningCLI):
             settings.callbacks = [*settings.callbacks, bar]
         return super().instantiate_trainer(**kwargs)
 
-    def _run_subcommand(self, subcommand: str) -> None:
+    def fit(self, **options: Any) -> None:
+        """Trains; what fails before that leaves nothing behind, and what is interrupted later says how to go on."""
+        logs = getattr(self.trainer.logger, "log_dir", None) if self.trainer.is_global_zero else None
+        if not isinstance(logs, str):
+            self.trainer.fit(**options)
+            return
         try:
-            super()._run_subcommand(subcommand)
-        except BaseException:
-            logs = getattr(self.trainer.logger, "log_dir", None)
-            if logs and self.trainer.is_global_zero:
-                runs.remove_unbegun(Path(logs))
+            with runs.without_trace(Path(logs), begun=lambda: self._started.begun):
+                self.trainer.fit(**options)
+        except (Exception, SystemExit):  # Lightning makes the latter of Ctrl-C
+            last = Path(logs) / "checkpoints" / "last.ckpt"
+            if self._started.begun and last.is_file():
+                print(f"interrupted: --ckpt_path last goes on from {last}", file=sys.stderr)
             raise
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs it; a checkpoint whose state cannot be restored is refused in words."""
+        with checkpoints.restoring(self.config[subcommand].ckpt_path):
+            super()._run_subcommand(subcommand)
 
     def after_fit(self) -> None:
         """Says why training ended early, if it did."""

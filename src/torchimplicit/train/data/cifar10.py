@@ -134,6 +134,8 @@ def _decoded(piece: np.ndarray) -> np.ndarray:
 
 
 def _require_labels(labels: np.ndarray) -> None:
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"labels of {labels.dtype}, expected whole numbers")
     if labels.min() < 0 or labels.max() >= CIFAR10.classes:
         raise ValueError(f"labels from {labels.min()} to {labels.max()}, expected 0 to {CIFAR10.classes - 1}")
 

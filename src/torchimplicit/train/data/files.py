@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 
@@ -33,13 +35,13 @@ def reading(data: str, path: Path, hint: str) -> Iterator[None]:
     except ImplicitError:
         raise
     except Exception as error:  # NumPy, PIL, zip, gzip, pickle and torch each have their own, of no common base
-        raise DataError(f"{data}: cannot read {path}: {_reason(error)}. {hint}") from error
+        raise DataError(f"{data}: cannot read {path}: {reason(error)}. {hint}") from error
 
 
 def require_size(size: int) -> None:
     """Raises a `ValueError` if so many bytes are more than a file of data may have."""
     if size > LARGEST:
-        raise ValueError(f"{size} bytes, expected at most {LARGEST}")
+        raise ValueError(f"too many bytes, expected at most {LARGEST}")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -95,7 +97,8 @@ def read_picture(path_or_file: object, mode: str, size: tuple[int, int] | None =
     """The pixels of a picture, `(height, width)` or `(height, width, channels)`.
 
     Args:
-        path_or_file: as `PIL.Image.open` takes it, which refuses pictures of very many pixels.
+        path_or_file: as `PIL.Image.open` takes it. What it warns of or refuses, pictures of very many pixels, is
+            refused.
         mode: "L" or "RGB".
         size: (width, height) that it must have; nothing else is decoded.
 
@@ -104,12 +107,18 @@ def read_picture(path_or_file: object, mode: str, size: tuple[int, int] | None =
     """
     from PIL import Image
 
-    with Image.open(path_or_file) as picture:  # type: ignore[arg-type]
-        return np.asarray(picture.convert(mode)) if size is None or picture.size == size else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path_or_file) as picture:  # type: ignore[arg-type]
+            return np.asarray(picture.convert(mode)) if size is None or picture.size == size else None
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What an error says was found, in a line that is not too long."""
     if isinstance(error, MemoryError):
         return "it needs more memory than there is"
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
-    return said.rstrip(".") or type(error).__name__
+    said = shorten(said, 200, placeholder=" ...").rstrip(".")
+    if not said or isinstance(error, LookupError):  # a key says little by itself
+        return f"{type(error).__name__} {said}".rstrip()
+    return said

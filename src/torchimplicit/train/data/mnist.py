@@ -63,10 +63,10 @@ def _from_folder(folder: Path):
         stem = {"train": "train", "test": "t10k"}[split]
         images = _read_idx(_find(folder, f"{stem}-images-idx3-ubyte"))
         labels = _read_idx(_find(folder, f"{stem}-labels-idx1-ubyte"))
-        if images.dim() != 3 or labels.dim() != 1 or len(images) != len(labels) or not images.numel():
+        if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1] or not len(images):
             raise DataError(
                 f"MNIST, {split}: got images {tuple(images.shape)} and labels {tuple(labels.shape)} in {folder}, "
-                "expected (N, height, width) and (N,). Try the original four files."
+                "expected (N, 28, 28) and (N,). Try the original four files."
             )
         if int(labels.max()) >= MNIST.classes:
             raise DataError(

@@ -92,8 +92,10 @@ class Sudoku(RecipeData):
 
 def _archive(path: Path) -> tuple[Tensor, Tensor]:
     with reading("Sudoku", path, "Try to fetch or make it again."):
-        puzzles, solutions = (torch.from_numpy(each.astype(np.int64)) for each in read_arrays(path, *ARRAYS))
-        return puzzles, solutions
+        puzzles, solutions = read_arrays(path, *ARRAYS)
+        if puzzles.dtype.kind not in "iu" or solutions.dtype.kind not in "iu":
+            raise ValueError(f"puzzles of {puzzles.dtype}, solutions of {solutions.dtype}; expected whole numbers")
+        return torch.from_numpy(puzzles.astype(np.int64)), torch.from_numpy(solutions.astype(np.int64))
 
 
 def _tensors(folder: Path) -> tuple[Tensor, Tensor]:
