@@ -19,12 +19,11 @@ def script(monkeypatch):
 
 def test_memory_is_flat_in_the_steps(script, monkeypatch):
     models = script("models")
-    monkeypatch.setattr(models, "STEPS", (1, 5))
+    monkeypatch.setattr(models, "STEPS", (1, 7))  # what judges the gradient is a good part of a single step
     network, x = models.models()["ResNet-DEQ"]
     result = models.measured(network, x[:1])
     assert result.implicit[0] == result.implicit[1]
-    # Of one step, the look that judges its gradient is a good part.
-    assert result.unrolled[1] > 3 * result.unrolled[0] > 0
+    assert result.unrolled[1] > 4 * result.unrolled[0] > 0
 
 
 def test_every_adjoint_is_held_against_the_explicit_network(script, tmp_path, monkeypatch, capsys):
