@@ -206,17 +206,20 @@ def solve_problem(
     result = call.record.take_result()
     report = result.report
     report.name = type(problem).__name__
-    sick = report.status == Status.NON_FINITE
-    quarantined = value.requires_grad and not transforms.active() and bool(sick.any())
-    if quarantined:
+    sick = None
+    if value.requires_grad and not transforms.active() and not report.converged:
+        sick = report.status == Status.NON_FINITE
+        sick = sick if bool(sick.any()) else None
+    again = None
+    if sick is not None:
         value, again = quarantine(call, adjoint, value, start, tensors, sick)
     saved = [result.saved[step] for step in save_steps]
     if saved and differentiable:
-        if quarantined and again is not None and isinstance(adjoint, Unrolled):  # whose iterates have their graphs
+        if sick is not None and again is not None and isinstance(adjoint, Unrolled):  # whose iterates have graphs
             healthy = [again.saved[step] for step in save_steps]
             saved = [torch.where(sick[:, None], z.detach(), new) for z, new in zip(saved, healthy, strict=True)]
         else:
-            saved = _differentiable(call, adjoint, saved, tensors, sick if quarantined else None)
+            saved = _differentiable(call, adjoint, saved, tensors, sick)
     solution = _presented(problem, value, report, saved, result.knowledge, present)
     react(report, on_failure, solution)
     return solution

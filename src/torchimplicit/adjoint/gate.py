@@ -64,11 +64,9 @@ class Gate:
     def incoming(self, grad: Tensor) -> Tensor:
         """Takes the incoming gradient; zero for samples of which it is not finite."""
         self.grad, self.lost = grad, None
-        if not bool(grad.detach().sum().isfinite()):
-            lost = ~grad.detach().isfinite().all(1)
-            if bool(lost.any()):
-                self.lost = lost
-                self.grad = torch.where(lost.unsqueeze(1), 0, grad)
+        if not all_finite([grad]):
+            self.lost = ~grad.detach().isfinite().all(1)
+            self.grad = torch.where(self.lost.unsqueeze(1), 0, grad)
         return self.grad
 
     def outgoing(self, wanted: list[int], u: Tensor | None, found: list[Tensor | None]) -> list[Tensor | None]:

@@ -9,9 +9,11 @@ does the same where only a derivative is not finite.
 
 from __future__ import annotations
 
+import cmath
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -172,8 +174,8 @@ def _search(attempt: Callable[[Tensor], Any], sick: Tensor) -> Tensor:
 
 def all_finite(tensors: Sequence[Tensor | None]) -> bool:
     """Whether no entry is NaN or infinite; one read by the host where that is so."""
-    found = [tensor.detach() for tensor in tensors if tensor is not None]
-    if not found or bool(sum(tensor.sum() for tensor in found).isfinite()):  # type: ignore[union-attr]
+    found = [tensor.detach() if tensor.requires_grad else tensor for tensor in tensors if tensor is not None]
+    if not found or cmath.isfinite(reduce(torch.add, (tensor.sum() for tensor in found)).item()):
         return True
     return all(bool(tensor.isfinite().all()) for tensor in found)  # a sum may overflow
 

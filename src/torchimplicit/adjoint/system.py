@@ -46,7 +46,7 @@ class System:
     @staticmethod
     def solve(call: Call, solver: LinearSolver, jacobian: Jacobian, b: Tensor, transpose: bool) -> System:
         """Solves, and believes what the linear solver says."""
-        scale = b.abs().amax(1, keepdim=True).clamp_min(torch.finfo(b.dtype).tiny)
+        scale = torch.linalg.vector_norm(b, torch.inf, dim=1, keepdim=True).clamp_min(torch.finfo(b.dtype).tiny)
         b = b / scale
         prepared = solver.prepare(jacobian, call.inverse(len(b)))
         again = prepared.solve_transpose if transpose else prepared.solve

@@ -23,7 +23,14 @@ from torchimplicit.core.references import exchanged
 from torchimplicit.core.stand_in import Family, is_stand_in
 from torchimplicit.core.status import CaptureError
 
-_thread = threading.local()  # `_thread.evaluating`: see `evaluating`
+
+class _Thread(threading.local):
+    """What is going on in a thread."""
+
+    evaluating = False
+
+
+_thread = _Thread()
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Bound:
 
     def __call__(self, *inputs: Any) -> Any:
         """`f(z, *args)`; or of more than the state, `f(t, y, *args)`."""
-        outer = evaluating()
+        outer = _thread.evaluating
         try:
             _thread.evaluating = True
             return self.f(*inputs, *self.args)
@@ -57,7 +64,7 @@ class Bound:
 
 def evaluating() -> bool:
     """Whether this thread is within the function of a solve."""
-    return getattr(_thread, "evaluating", False)
+    return _thread.evaluating
 
 
 def is_captured(module: nn.Module) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from torchimplicit.core import transforms
 from torchimplicit.core.failures import Counted, Failures, failures_under, warn
 from torchimplicit.core.outcome import LINEAR, POINTS, Remedy, Status
 
@@ -44,11 +45,15 @@ class Report:
     trace: Tensor | None = None
     backward: Report | None = field(default=None, repr=False)
     advice: str = field(default="", repr=False)
+    _known: tuple[Tensor, int, bool] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def converged(self) -> bool:
-        """Whether every sample converged."""
-        return bool((self.status == Status.CONVERGED).all())
+        """Whether every sample converged. Asked about several times a solve; the host reads it once."""
+        known, version = self._known, transforms.version(self.status)
+        if known is None or known[0] is not self.status or known[1] != version:
+            self._known = known = self.status, version, bool((self.status == Status.CONVERGED).all())
+        return known[2]
 
     @property
     def failed(self) -> Tensor:

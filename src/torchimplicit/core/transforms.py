@@ -1,4 +1,4 @@
-"""What torch tells of its function transforms (`torch.func`, `torch.vmap`) by private names only: all in this file."""
+"""What torch does by private names only, most of it about its function transforms: all in this file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
 from torch.utils import _pytree as pytree
 
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
@@ -50,6 +51,15 @@ def plain(tensor: Tensor) -> Tensor:
 def is_mapped_by_autograd(tensor: Tensor) -> bool:
     """Whether a tensor stands for a batch that `is_grads_batched` hides, in a form that functions cannot meet."""
     return _functorch.is_legacy_batchedtensor(tensor)
+
+
+def vjp_of_graph(value: Tensor, by: Tensor, v: Tensor, create_graph: bool = False) -> Tensor:
+    """What `torch.autograd.grad` gives for one value of one tensor, which keeps its graph; zero where none leads there.
+
+    That function's looks at what it is given take half as long again as a small layer's product.
+    """
+    found = _engine_run_backward((value,), (v,), True, create_graph, (by,), True, accumulate_grad=False)[0]
+    return torch.zeros_like(by) if found is None else found
 
 
 def without_inference_mode(function: Callable[..., Any], *inputs: Any) -> Any:

@@ -65,7 +65,7 @@ class _Factored(Prepared):
         small = norm(gap / rows) <= self.solver.tolerance(b / rows)
         sound = (residual <= 100 * eps * b.shape[1] * size) & small
         status = torch.where(sound, int(Status.CONVERGED), int(Status.STAGNATED))
-        finite = residual.isfinite()
+        finite = residual < torch.inf
         status = torch.where(finite, status, int(Status.NON_FINITE))
         residual = torch.where(finite, residual, norm(b)) / b.shape[1] ** 0.5
         return LinearResult(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from torchimplicit.core import transforms
 from torchimplicit.core.independence import noise
 
 
@@ -143,10 +144,7 @@ class Jacobian(LinearOperator):
     def _derivative(self, value: Tensor, by: Tensor, v: Tensor, create_graph: bool = False) -> Tensor:
         if not value.requires_grad:  # the value does not depend on the point
             return torch.zeros_like(v)
-        create_graph = create_graph or self.differentiable
-        return torch.autograd.grad(value, by, v, retain_graph=True, create_graph=create_graph, materialize_grads=True)[
-            0
-        ]
+        return transforms.vjp_of_graph(value, by, v, create_graph or self.differentiable)
 
 
 def _is_differentiable(linear: Tensor, by: Tensor, v: Tensor) -> bool:

@@ -108,7 +108,9 @@ class Progress:
         self.steps = self.before = torch.zeros_like(self.status)
         self.running = torch.ones_like(self.status, dtype=torch.bool)
         self.going, self.step, self.width = True, 0, b.shape[1]
-        self.update(0, self.residual)
+        info = torch.finfo(b.dtype)
+        if not torch.equal(self.residual.clamp(info.tiny, info.max), self.residual):  # some are solved, or have no size
+            self.update(0, self.residual)
 
     def update(self, step: int, residual: Tensor, breakdown: Tensor | None = None) -> None:
         """Takes a step's residual norms `(B,)`.
@@ -119,9 +121,9 @@ class Progress:
             breakdown: samples that cannot go on; they count as stagnated unless they have converged.
         """
         self.step = step
-        goes_on = (residual > self.target) & (residual < math.inf)  # NaN does not
+        finite = residual < math.inf  # NaN is not
+        goes_on = (residual > self.target) & finite
         stops = self.running & ~(goes_on if breakdown is None else goes_on & ~breakdown)
-        finite = residual < math.inf
         self.residual = torch.where(self.running & finite, residual, self.residual)
         if bool(stops.any()):
             status = torch.where(residual <= self.target, int(Status.CONVERGED), int(Status.STAGNATED))

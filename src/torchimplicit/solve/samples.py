@@ -86,6 +86,9 @@ class Samples:
         z, residual = state.z, state.residual
         if torch.is_grad_enabled():  # judging leaves no trace in a graph
             size, scale = norm(residual.detach()), norm(z.detach())
+            size = (
+                size if self.all_running else torch.where(self.running, size, self.best)
+            )  # those that stopped are held
         else:
             size, scale = norm(residual), norm(z)
         self.history[step] = size
