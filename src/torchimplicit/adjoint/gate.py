@@ -46,16 +46,16 @@ class Gate:
     grad: Tensor | None = field(default=None, repr=False)
     lost: Tensor | None = field(default=None, repr=False)
 
-    def enter(self, offset: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The offset and the tensors, watched: those that require grad."""
+    def enter(self, tensors: Sequence[Tensor], offset: Tensor | None = None) -> tuple[list[Tensor], Tensor | None]:
+        """The tensors and an offset, watched: those of the tensors that require grad."""
+        inside = list(tensors)
         wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
         if not wanted:
-            return offset, list(tensors)
+            return inside, offset
         offset, *watched = _Enter.apply(self, wanted, offset, *(tensors[i] for i in wanted))  # type: ignore[misc]
-        inside = list(tensors)
         for i, tensor in zip(wanted, watched, strict=True):
             inside[i] = tensor
-        return offset, inside
+        return inside, offset
 
     def leave(self, value: Tensor, lender: Tensor) -> Tensor:
         """The value `(B, n)` with the gradient of another."""
@@ -74,22 +74,29 @@ class Gate:
         grad, self.grad = self.grad, None
         if grad is None:  # a backward pass that did not come through `leave`
             return found
-        status = torch.zeros_like(grad[:, 0], dtype=torch.int64)
-        if self.judge is None:
-            unknown = torch.full_like(grad[:, 0], torch.nan).detach()
-            report = Report(status, torch.zeros_like(status), unknown, 0, linear=True)
-        else:
-            report = self.judge(grad.detach(), torch.zeros_like(grad) if u is None else u.detach())
-        if self.lost is not None:
-            report.status = torch.where(self.lost, int(Status.NON_FINITE), report.status)
-        if self.judge is not None or self.lost is not None or not all_finite(found):
-            self.call.finish_backward(report)
+        fine = all_finite(found)
+        if self.judge is not None or self.lost is not None or not fine:
+            self.call.finish_backward(self._report(grad.detach(), u))
         if torch.is_grad_enabled():  # a later pass may come through the graph of this one, and by another way
             self.judge = None
+        if fine:
+            return found
         some = iter(found)
         everything = [next(some) if i in wanted else None for i in range(len(self.tensors))]
         everything = pull_apart(self.call, self.z, self.tensors, grad, partial(self._pull, wanted), everything)
         return [everything[i] for i in wanted]
+
+    def _report(self, grad: Tensor, u: Tensor | None) -> Report:
+        """How the backward pass went, for an incoming gradient and that of the offset, `(B, n)`."""
+        if self.judge is not None:
+            report = self.judge(grad, torch.zeros_like(grad) if u is None else u.detach())
+        else:
+            status = torch.zeros_like(grad[:, 0], dtype=torch.int64)
+            unknown = torch.full_like(grad[:, 0], torch.nan)
+            report = Report(status, torch.zeros_like(status), unknown, 0, linear=True)
+        if self.lost is not None:
+            report.status = torch.where(self.lost, int(Status.NON_FINITE), report.status)
+        return report
 
     def _pull(
         self, wanted: list[int], call: Call, grad: Tensor, z: Tensor, tensors: list[Tensor]
@@ -111,10 +118,10 @@ class Gate:
 
 class _Enter(Function):
     @staticmethod
-    def forward(ctx: Any, gate: Gate, wanted: list[int], *inside: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, gate: Gate, wanted: list[int], *inside: Tensor | None) -> tuple[Tensor | None, ...]:
         ctx.gate, ctx.wanted = gate, wanted
         ctx.set_materialize_grads(False)
-        return tuple(tensor.view_as(tensor) for tensor in inside)
+        return tuple(None if tensor is None else tensor.view_as(tensor) for tensor in inside)
 
     @staticmethod
     def backward(ctx: Any, u: Tensor | None, *found: Tensor | None) -> tuple[Tensor | None, ...]:

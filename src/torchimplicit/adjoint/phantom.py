@@ -52,6 +52,7 @@ class Phantom(Adjoint):
         steps = partial(Call.phantom, steps=self.steps, damping=self.damping)
         if transforms.active() or not torch.is_grad_enabled():
             return steps(call, z, tensors)
-        gate = Gate(call, steps, z.detach(), tensors)
-        _, inside = gate.enter(z.detach(), tensors)
-        return gate.leave(z.detach(), steps(call, z, inside))
+        z = z.detach()
+        gate = Gate(call, steps, z, tensors)
+        inside, _ = gate.enter(tensors)
+        return gate.leave(z, steps(call, z, inside))

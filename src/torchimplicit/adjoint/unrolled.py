@@ -66,13 +66,14 @@ class Unrolled(Adjoint):
         if transforms.active():
             return steps(call, z0, tensors)
         gate = Gate(call, self._gradient, z0, tensors)
-        offset, inside = gate.enter(torch.zeros_like(z0.detach()), tensors)
+        inside, offset = gate.enter(tensors, torch.zeros_like(z0.detach()))
         value = steps(call, z0, inside, offset)
-        jacobian = _linearised(call, value.detach(), tensors)
+        held = value.detach()
+        jacobian = _linearised(call, held, tensors)
         assert call.record.report is not None
         if not call.record.result.saved:  # whose gradients come in beside the solution's
             gate.judge = partial(self._judge, jacobian, call.record.report)
-        return gate.leave(value.detach(), value)
+        return gate.leave(held, value)
 
     def _gradient(
         self, call: Call, z0: Tensor, tensors: list[Tensor], offset: Tensor | None = None, begins: bool = False
@@ -107,6 +108,8 @@ class Unrolled(Adjoint):
         """The value, with the gradient of a solve from a little aside where its own start was nearer to it."""
         held = value.detach()
         waiting = result.report.status == Status.CONVERGED
+        if not bool((waiting & (first <= _farthest_aside(held))).any()):
+            return value
         for aside in (ASIDE * (jolted(held) - held), ASIDE * jolted(torch.zeros_like(held))):
             near = waiting & (first <= norm(aside))
             if not bool(near.any()):
@@ -124,10 +127,10 @@ class Unrolled(Adjoint):
         return value
 
     def _judge(self, jacobian: Jacobian, forward: Report, grad: Tensor, u: Tensor) -> Report:
-        """How well the steps have solved the adjoint equation."""
-        gap = norm(grad - jacobian.rmatvec(u))
+        """How well the steps have solved the adjoint equation, by `-u`."""
+        gap = norm(grad + jacobian.rmatvec(u))
         status = torch.where(gap <= self.rtol * norm(grad), int(Status.CONVERGED), int(Status.MAX_STEPS))
-        status = torch.where(gap.isfinite(), status, int(Status.NON_FINITE))
+        status = torch.where(gap < torch.inf, status, int(Status.NON_FINITE))
         return UnrolledReport(status, forward.steps, gap / grad.shape[1] ** 0.5, 1, linear=True)
 
     def attach(self, call: Call, z: Tensor, tensors: list[Tensor]) -> Tensor:
@@ -141,6 +144,11 @@ class UnrolledReport(Report):
     table = UNROLLED
 
 
+def _farthest_aside(held: Tensor) -> Tensor:
+    """More than the norm of any step aside: normal numbers times the largest entry, or one."""
+    return ASIDE * (held.shape[1] ** 0.5 + 6) * held.abs().amax().clamp_min(1)
+
+
 def _evaluate(call: Call, z: Tensor, *tensors: Tensor) -> Any:
     """One evaluation that binds its own tensors, for it runs again in the backward pass."""
     with call.problem.bind(tensors) as residual:
@@ -148,9 +156,9 @@ def _evaluate(call: Call, z: Tensor, *tensors: Tensor) -> Any:
 
 
 def _watched(residual: Residual, offset: Tensor | None) -> tuple[Residual, list[Tensor]]:
-    """The residual less an offset, and a list that receives the norm of its first value, `(B,)`.
+    """The residual with an offset, and a list that receives the norm of its first value, `(B,)`.
 
-    The gradient of an offset of zero is what stands for the solution of the adjoint equation.
+    Minus the gradient of an offset of zero is what stands for the solution of the adjoint equation.
     """
     first: list[Tensor] = []
 
@@ -158,7 +166,7 @@ def _watched(residual: Residual, offset: Tensor | None) -> tuple[Residual, list[
         found = residual(z, out)
         if not first:
             first.append(norm(found.detach()))
-        found = found if offset is None else found - offset
+        found = found if offset is None else found + offset
         return (found, residual.energy) if hasattr(residual, "energy") else found  # type: ignore[attr-defined]
 
     watched = copy(residual)

@@ -148,9 +148,11 @@ class Layout:
 
 def own(value: Any) -> Any:
     """A nested value that the caller may write into: copies of what a graph may still need."""
-    return pytree.tree_map(
-        lambda leaf: leaf.clone() if isinstance(leaf, Tensor) and leaf.requires_grad else leaf, value
-    )
+    return _own(value) if isinstance(value, Tensor) else pytree.tree_map(_own, value)
+
+
+def _own(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) and leaf.requires_grad else leaf
 
 
 def _has_channels_last(leaf: Tensor) -> bool:

@@ -74,6 +74,7 @@ class Tape:
 
     def __init__(self, window: int, ridge: float):
         self.window, self.ridge, self.count = window, ridge, 0
+        self.regularisation: tuple[Tensor, Tensor] | None = None
         self.residuals: list[Tensor] = []
         self.targets: list[Tensor] = []
 
@@ -87,7 +88,10 @@ class Tape:
     def combine(self) -> Tensor:
         """See `Ring.combine`."""
         residuals = torch.stack(self.residuals, dim=1)
-        ridge, tiny = _regularisation(self.ridge, residuals.shape[1], residuals)
+        known = residuals.shape[1]
+        if self.regularisation is None or len(self.regularisation[0]) != known:
+            self.regularisation = _regularisation(self.ridge, known, residuals)
+        ridge, tiny = self.regularisation
         gram = torch.baddbmm(tiny, residuals, residuals.mT) * ridge
         return _combine(gram, torch.ones_like(gram[:, :, :1]), torch.stack(self.targets, dim=1))
 

@@ -57,11 +57,13 @@ class Samples:
         # The tiny addition lets a residual of exactly zero arrive at a tolerance of zero.
         self.atol = z.new_full((batch,), SLACK * options.absolute * self.size + torch.finfo(z.dtype).tiny)
         self.best = self.limit = z.new_full((batch,), math.inf)
+        self.part = z.new_full((), 1 / SLACK)  # a tensor: products with numbers cost twice as much
         self.bar = torch.full_like(self.best, torch.finfo(z.dtype).max)  # infinity is no start
         self.status = torch.full((batch,), int(Status.MAX_STEPS), device=z.device)
         self.steps = self.stalled = torch.zeros_like(self.status)  # stalled: looks since the best residual
         info = torch.finfo(z.dtype)
         self.squares = (info.tiny / info.eps) ** 0.5, info.max  # sizes whose square keeps its digits
+        self.minute = options.absolute * self.size < self.squares[0]  # tolerances may be none of them
         self.running = torch.ones_like(self.status, dtype=torch.bool)
         self.latest = self.running  # the latest iterate is the sample's best and not yet put aside
         self.all_running, self.any_running, self.all_latest, self.any_stalled = True, True, True, False
@@ -86,9 +88,8 @@ class Samples:
         z, residual = state.z, state.residual
         if torch.is_grad_enabled():  # judging leaves no trace in a graph
             size, scale = norm(residual.detach()), norm(z.detach())
-            size = (
-                size if self.all_running else torch.where(self.running, size, self.best)
-            )  # those that stopped are held
+            if not self.all_running:  # those that have stopped are held, where their residual is zero
+                size = torch.where(self.running, size, self.best)
         else:
             size, scale = norm(residual), norm(z)
         self.history[step] = size
@@ -103,42 +104,59 @@ class Samples:
             if self.any_stalled:
                 self.stalled, self.any_stalled = torch.zeros_like(self.stalled), False
         else:
-            if not torch.equal(size.clamp(*self.squares), size):  # some square is none of this dtype's numbers
-                strange = self.running & ((size < self.squares[0]) | (size == math.inf))
-                size = torch.where(strange, scaled_norm(residual.detach()), size)
-                scale = torch.where(strange, scaled_norm(z.detach()), scale)
-                self.history[step] = size
-                tolerance = torch.add(self.atol, scale, alpha=self.rtol)
-                self.limit = self.divergence * torch.maximum(size, tolerance) if step == 0 else self.limit
-            self._look_closer(step, z, size, tolerance, scale, stuck)
-        self.bar = self.best / SLACK if self.all_running else torch.where(self.running, self.best / SLACK, -math.inf)
+            self._look_closer(step, state, size, tolerance, scale, stuck)
+        bar = self.best * self.part
+        self.bar = bar if self.all_running else torch.where(self.running, bar, -math.inf)
         self.previous = z.clone() if self.overwritten else z
         if step in self.save_steps:
             self.saved[step] = z.clone() if self.all_running else self._current(z)
         return self.any_running
 
     def _look_closer(
-        self, step: int, z: Tensor, residual: Tensor, tolerance: Tensor, scale: Tensor, stuck: Tensor | None
+        self,
+        step: int,
+        state: Any,
+        size: Tensor,
+        tolerance: Tensor,
+        scale: Tensor,
+        stuck: Tensor | None,
+        exact: bool = False,
     ) -> None:
-        improves = residual < self.bar
-        # Only a best iterate arrives: a growing iterate loosens its own relative tolerance, in the end to infinity.
-        arrived = improves & (residual <= tolerance) & (tolerance < math.inf)
+        improves = size < self.bar
         failing = self.running & ~improves
+        fails = bool(failing.any())
+        # Some square may be none of this dtype's numbers: too large, or so small that it seems to have arrived.
+        if not exact and (fails or self.minute) and not torch.equal(size.clamp(*self.squares), size):
+            self._look_closer(step, state, *self._measured_again(step, state, size, scale), stuck, exact=True)
+            return
+        # Only a best iterate arrives: a growing iterate loosens its own relative tolerance, in the end to infinity.
+        arrived = improves & (size <= tolerance) & (tolerance < math.inf)
         status, stops = int(Status.CONVERGED), arrived
-        if bool(failing.any()):
+        if fails:
             self.stalled, self.any_stalled = torch.where(failing, self.stalled + 1, 0), True
             lost = failing & self.latest
             if bool(lost.any()):  # a best iterate about to be overwritten: it is the previous one, still at hand
                 self._keep(lost, self.previous)
-            failure = self._failure(residual, scale, stuck)
+            failure = self._failure(size, scale, stuck)
             status = torch.where(failing, failure, status)
             stops = stops | (failing & (failure != Status.MAX_STEPS))
         elif self.any_stalled:
             self.stalled, self.any_stalled = torch.zeros_like(self.stalled), False
         self.latest, self.all_latest = improves & self.running, False
-        self.best = torch.where(improves, residual, self.best)
+        self.best = torch.where(improves, size, self.best)
         if bool(stops.any()):
-            self._stop(step, z, stops, status)
+            self._stop(step, state.z, stops, status)
+
+    def _measured_again(self, step: int, state: Any, size: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Norms of residual and iterate and the tolerance, where the squares of their entries are lost in the dtype."""
+        lost = self.running & ((size < self.squares[0]) | (size == math.inf))
+        size = torch.where(lost, scaled_norm(state.residual.detach()), size)
+        scale = torch.where(lost, scaled_norm(state.z.detach()), scale)
+        self.history[step] = size
+        tolerance = torch.add(self.atol, scale, alpha=self.rtol)
+        if step == 0:
+            self.limit = self.divergence * torch.maximum(size, tolerance)
+        return size, tolerance, scale
 
     def _stop(self, step: int, z: Tensor, stops: Tensor, status: Tensor | int) -> None:
         """Samples stop: at this iterate where it is their latest, at the one that was set aside otherwise."""
