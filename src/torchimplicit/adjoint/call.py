@@ -124,11 +124,15 @@ class Call:
 
     def phantom(self, z: Tensor, tensors: Sequence[Tensor], steps: int = 1, damping: float = 1.0) -> Tensor:
         """A point `(B, n)` with the gradient of a few damped steps from it; its value stays."""
-        moved = z = z.detach()
+        z = z.detach()
+        return _Lent.apply(z, self.moved(z, tensors, steps, damping))  # type: ignore[return-value]
+
+    def moved(self, z: Tensor, tensors: Sequence[Tensor], steps: int, damping: float) -> Tensor:
+        """Where a few damped steps lead from a point, `(B, n)`."""
         with self.problem.bind(self.unshared(tensors)) as residual:
             for _ in range(steps):
-                moved = moved - damping * residual(moved)
-        return _Lent.apply(z, moved)  # type: ignore[return-value]
+                z = torch.sub(z, residual(z), alpha=damping)
+        return z
 
     def inverse(self, batch: int) -> LowRank | None:
         """The approximation of the inverse for `batch` samples; None without one, or where rows cannot be matched."""

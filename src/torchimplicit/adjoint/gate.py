@@ -57,9 +57,13 @@ class Gate:
             inside[i] = tensor
         return inside, offset
 
-    def leave(self, value: Tensor, lender: Tensor) -> Tensor:
-        """The value `(B, n)` with the gradient of another."""
-        return _Leave.apply(self, value, lender)  # type: ignore[return-value]
+    def leave(self, lender: Tensor, value: Tensor | None = None) -> Tensor:
+        """What the steps gave, `(B, n)`, or another value with its gradient."""
+        if value is not None:
+            return _Leave.apply(self, value, lender)  # type: ignore[return-value]
+        if lender.requires_grad:
+            lender.register_hook(self.incoming)
+        return lender
 
     def incoming(self, grad: Tensor) -> Tensor:
         """Takes the incoming gradient; zero for samples of which it is not finite."""

@@ -49,10 +49,10 @@ class Phantom(Adjoint):
 
     def attach(self, call: Call, z: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `Adjoint.attach`."""
-        steps = partial(Call.phantom, steps=self.steps, damping=self.damping)
         if transforms.active() or not torch.is_grad_enabled():
-            return steps(call, z, tensors)
+            return call.phantom(z, tensors, self.steps, self.damping)
         z = z.detach()
+        steps = partial(Call.moved, steps=self.steps, damping=self.damping)
         gate = Gate(call, steps, z, tensors)
         inside, _ = gate.enter(tensors)
-        return gate.leave(z, steps(call, z, inside))
+        return gate.leave(steps(call, z, inside), z)

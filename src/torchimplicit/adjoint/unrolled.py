@@ -73,7 +73,7 @@ class Unrolled(Adjoint):
         assert call.record.report is not None
         if not call.record.result.saved:  # whose gradients come in beside the solution's
             gate.judge = partial(self._judge, jacobian, call.record.report)
-        return gate.leave(held, value)
+        return gate.leave(value)
 
     def _gradient(
         self, call: Call, z0: Tensor, tensors: list[Tensor], offset: Tensor | None = None, begins: bool = False
