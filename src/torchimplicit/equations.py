@@ -179,11 +179,7 @@ def solve_problem(
     _check_save_steps(save_steps)
     knowledge = None
     if warm_start is not None:
-        if not isinstance(warm_start, Solution):
-            got = type(warm_start).__name__
-            raise TypeError(f"warm_start: got a {got}, expected a Solution; to start elsewhere pass z0")
-        problem.layout.check(warm_start.value, subject="warm_start has")
-        z0, knowledge = pytree.tree_map(torch.detach, warm_start.value), warm_start.state
+        z0, knowledge = _where_left(problem, warm_start)
     z0, tensors = transforms.normal((z0, problem.explicit.take_tensors()))
     start = problem.layout.flatten(z0)
     if not problem.layout.batch:
@@ -206,11 +202,7 @@ def solve_problem(
     result = call.record.take_result()
     report = result.report
     report.name = type(problem).__name__
-    sick = None
-    if value.requires_grad and not transforms.active() and not report.converged:
-        sick = report.status == Status.NON_FINITE
-        sick = sick if bool(sick.any()) else None
-    again = None
+    sick, again = _sick(value, report), None
     if sick is not None:
         value, again = quarantine(call, adjoint, value, start, tensors, sick)
     saved = [result.saved[step] for step in save_steps]
@@ -223,6 +215,28 @@ def solve_problem(
     solution = _presented(problem, value, report, saved, result.knowledge, present)
     react(report, on_failure, solution)
     return solution
+
+
+def _where_left(problem: Problem, warm_start: Any) -> tuple[Any, Any]:
+    """The state that an earlier solution ended in, and what its solver had learnt.
+
+    Raises:
+        TypeError: it is no solution.
+        ValueError: it has other shapes.
+    """
+    if not isinstance(warm_start, Solution):
+        got = type(warm_start).__name__
+        raise TypeError(f"warm_start: got a {got}, expected a Solution; to start elsewhere pass z0")
+    problem.layout.check(warm_start.value, subject="warm_start has")
+    return pytree.tree_map(torch.detach, warm_start.value), warm_start.state
+
+
+def _sick(value: Tensor, report: Report) -> Tensor | None:
+    """Which samples must be kept out of gradients, `(B,)` bool; None where there are none, or no gradients."""
+    if not value.requires_grad or transforms.active() or report.converged:
+        return None
+    sick = report.status == Status.NON_FINITE
+    return sick if bool(sick.any()) else None
 
 
 def _presented(

@@ -12,7 +12,8 @@ from torch.autograd import Function
 
 from torchimplicit.core import transforms
 from torchimplicit.core.independence import FEW, coupled, halves, not_samples
-from torchimplicit.core.problem import Mapped, Problem, Residual
+from torchimplicit.core.mapped import Mapped
+from torchimplicit.core.problem import Problem, Residual
 from torchimplicit.core.status import OnFailure, Report, react
 from torchimplicit.linear import LowRank
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.core import transforms
+from torchimplicit.core.autocast import Autocast
 from torchimplicit.core.explicit import Bound, Explicit, check_captures
 from torchimplicit.core.tree import Layout
 
@@ -254,101 +255,6 @@ class Root(Problem):
     def residual(self, z: Tensor, value: Tensor, out: Tensor | None) -> Tensor:
         """`g(z)`."""
         return value if out is None else out.copy_(value)
-
-
-class Mapped:
-    """A problem under `torch.vmap`: the mapped dimension, of size `count`, folded into the batch.
-
-    Args:
-        problem: the problem of one mapped element.
-        count: size of the mapped dimension.
-        dims: where each explicit tensor is mapped, None where it is not.
-    """
-
-    def __init__(self, problem: Problem | Mapped, count: int, dims: tuple[int | None, ...]):
-        """Wraps a problem; may itself be wrapped."""
-        self.problem, self.count, self.dims = problem, count, dims
-        self.eps: float = problem.eps
-        self.scalars: int = problem.scalars
-        self.comparable: bool = problem.comparable
-        self.slopes: bool = problem.slopes
-        self.squares: bool = problem.squares
-
-    def check_captures(self, value: Any, tensors: list[Tensor] | tuple[Tensor, ...]) -> None:
-        """See `Problem.check_captures`."""
-        self.problem.check_captures(value, tensors)
-
-    @contextmanager
-    def bind(
-        self, tensors: list[Tensor] | tuple[Tensor, ...], audit: bool = False, keep_buffers: bool = False
-    ) -> Iterator[Residual]:
-        """The residual on `(count * B, n)`; see `Problem.bind`. A captured tensor is found outside of the map."""
-
-        def one(z: Tensor, *tensors: Tensor) -> Any:
-            with self.problem.bind(tensors) as residual:
-                return residual.evaluate(z, None)
-
-        def terms_of_one(z: Tensor, *tensors: Tensor) -> Tensor:
-            with self.problem.bind(tensors) as residual:
-                return residual.terms(z)  # type: ignore[attr-defined]
-
-        def folded(function: Callable) -> Callable[[Tensor], Any]:
-            mapped = torch.vmap(function, in_dims=(0, *self.dims), randomness="different")
-
-            def evaluate(z: Tensor) -> Any:
-                value = mapped(z.unflatten(0, (self.count, -1)), *tensors)
-                return pytree.tree_map(lambda part: part.flatten(0, 1), value)
-
-            return evaluate
-
-        whole = folded(one)
-
-        def evaluate(z: Tensor, out: Tensor | None) -> Any:
-            value = whole(z)
-            if out is None:
-                return value
-            return (out.copy_(value[0]), value[1]) if self.slopes else out.copy_(value)
-
-        if self.slopes:
-            yield Slope(evaluate, self.eps, terms=folded(terms_of_one) if self.squares else None)
-        else:
-            residual = Residual(evaluate, self.eps)
-            residual.comparable = self.comparable
-            yield residual
-
-
-class Autocast:
-    """The autocast state of the forward pass: for the user's function, in both passes, and for nothing else.
-
-    A solver's own sums and products keep the state's precision.
-    """
-
-    def __init__(self, device_type: str):
-        """Records the state in force."""
-        self.device_type = device_type
-        self.enabled = torch.is_autocast_enabled(device_type)
-        self.dtype = torch.get_autocast_dtype(device_type) if self.enabled else None
-        self.eps = torch.finfo(self.dtype).eps if self.dtype else 0.0
-
-    @contextmanager
-    def off(self) -> Iterator[None]:
-        """No autocast, whatever surrounds."""
-        if torch.is_autocast_enabled(self.device_type):
-            with torch.autocast(self.device_type, enabled=False):
-                yield
-        else:
-            yield
-
-    def around(self, function: Callable) -> Callable:
-        """The function under the recorded state."""
-        if not self.enabled:
-            return function
-
-        def under_autocast(*inputs: Any) -> Any:
-            with torch.autocast(self.device_type, dtype=self.dtype):
-                return function(*inputs)
-
-        return under_autocast
 
 
 def _check_batched(batched_args: Any, args: tuple, layout: Layout, batch_dims: int) -> None:
