@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -62,38 +63,36 @@ class Unrolled(Adjoint):
             raise NotImplementedError(
                 "Unrolled(checkpoint=True) does not work under torch.func transforms; try Unrolled()"
             )
-        steps = partial(self._gradient, begins=True)
         if transforms.active():
-            return steps(call, z0, tensors)
+            return self._gradient(call, z0, tensors, begins=True)
         gate = Gate(call, self._gradient, z0, tensors)
         inside, offset = gate.enter(tensors, torch.zeros_like(z0.detach()))
-        value = steps(call, z0, inside, offset)
-        held = value.detach()
-        jacobian = _linearised(call, held, tensors)
-        assert call.record.report is not None
-        if not call.record.result.saved:  # whose gradients come in beside the solution's
-            gate.judge = partial(self._judge, jacobian, call.record.report)
-        return gate.leave(value)
+        value, seen, result = self._run(call, z0, inside, offset)
+        call.record.report, call.record.result = result.report, result
+        product = self._linearised(call, value.detach(), tensors, inside, seen)
+        if not result.saved:  # whose gradients come in beside the solution's
+            gate.judge = partial(self._judge, product, result.report)
+        return gate.leave(self._from_aside(call, z0, inside, offset, value, seen.first, result))
 
-    def _gradient(
-        self, call: Call, z0: Tensor, tensors: list[Tensor], offset: Tensor | None = None, begins: bool = False
-    ) -> Tensor:
+    def _gradient(self, call: Call, z0: Tensor, tensors: list[Tensor], begins: bool = False) -> Tensor:
         """The solution `(B, n)` by differentiable steps; `begins` notes how they went."""
-        value, first, result = self._run(call, z0, tensors, offset)
+        value, seen, result = self._run(call, z0, tensors)
         if begins:
             call.record.report, call.record.result = result.report, result
-        return self._from_aside(call, z0, tensors, offset, value, first, result)
+        return self._from_aside(call, z0, tensors, None, value, seen.first, result)
 
-    def _run(self, call: Call, z0: Tensor, tensors: list[Tensor], offset: Tensor | None) -> tuple[Tensor, Tensor, Any]:
-        """The solver's steps: where they end, the residual's norm at the start `(B,)`, and the loop's result."""
+    def _run(
+        self, call: Call, z0: Tensor, tensors: list[Tensor], offset: Tensor | None = None
+    ) -> tuple[Tensor, _Seen, Any]:
+        """The solver's steps: where they end, what was seen of them, and the loop's result."""
         with call.problem.bind(tensors) as residual:
             if self.checkpoint:
                 residual.aside = lambda z: _evaluate(call, z, *tensors)
                 residual.evaluate = lambda z, _: checkpoint(_evaluate, call, z, *tensors, use_reentrant=False)
-            watched, first = _watched(residual, offset)
+            watched, seen = _watched(residual, offset)
             result = call.run(watched, z0)
             call.check_samples(residual, result)
-        return (z0.clone() if result.z is z0 else result.z), first[0], result
+        return (z0.clone() if result.z is z0 else result.z), seen, result
 
     def _from_aside(
         self,
@@ -108,7 +107,7 @@ class Unrolled(Adjoint):
         """The value, with the gradient of a solve from a little aside where its own start was nearer to it."""
         held = value.detach()
         waiting = result.report.status == Status.CONVERGED
-        if not bool((waiting & (first <= _farthest_aside(held))).any()):
+        if not bool((first <= _farthest_aside(held)).any()):
             return value
         for aside in (ASIDE * (jolted(held) - held), ASIDE * jolted(torch.zeros_like(held))):
             near = waiting & (first <= norm(aside))
@@ -126,9 +125,27 @@ class Unrolled(Adjoint):
             waiting = waiting & ~taken
         return value
 
-    def _judge(self, jacobian: Jacobian, forward: Report, grad: Tensor, u: Tensor) -> Report:
+    def _linearised(
+        self, call: Call, z: Tensor, tensors: list[Tensor], inside: list[Tensor], seen: _Seen
+    ) -> Callable[[Tensor], Tensor]:
+        """The vector-Jacobian product of the residual at the solution `(B, n)`; refuses captured tensors.
+
+        From the last evaluation, which the value does not depend on, so that no backward pass takes its graph apart;
+        from one more where it was somewhere else.
+        """
+        at, residual = seen.z, seen.residual
+        if self.checkpoint or not (at.requires_grad and residual.requires_grad and torch.equal(at.detach(), z)):
+            inside = [tensor.detach() for tensor in tensors]
+            with torch.no_grad(), call.problem.bind(inside) as function:
+                jacobian = Jacobian(function, z)
+            at, residual = jacobian.z, jacobian.value
+        if call.audit:
+            call.problem.check_captures(residual, [*inside, at])
+        return partial(transforms.vjp_of_graph, residual, at)
+
+    def _judge(self, product: Callable[[Tensor], Tensor], forward: Report, grad: Tensor, u: Tensor) -> Report:
         """How well the steps have solved the adjoint equation, by `-u`."""
-        gap = norm(grad + jacobian.rmatvec(u))
+        gap = norm(grad + product(u))
         status = torch.where(gap <= self.rtol * norm(grad), int(Status.CONVERGED), int(Status.MAX_STEPS))
         status = torch.where(gap < torch.inf, status, int(Status.NON_FINITE))
         return UnrolledReport(status, forward.steps, gap / grad.shape[1] ** 0.5, 1, linear=True)
@@ -146,7 +163,7 @@ class UnrolledReport(Report):
 
 def _farthest_aside(held: Tensor) -> Tensor:
     """More than the norm of any step aside: normal numbers times the largest entry, or one."""
-    return ASIDE * (held.shape[1] ** 0.5 + 6) * held.abs().amax().clamp_min(1)
+    return ASIDE * (held.shape[1] ** 0.5 + 6) * torch.linalg.vector_norm(held, torch.inf).clamp_min(1)
 
 
 def _evaluate(call: Call, z: Tensor, *tensors: Tensor) -> Any:
@@ -155,33 +172,33 @@ def _evaluate(call: Call, z: Tensor, *tensors: Tensor) -> Any:
         return residual.evaluate(z, None)
 
 
-def _watched(residual: Residual, offset: Tensor | None) -> tuple[Residual, list[Tensor]]:
-    """The residual with an offset, and a list that receives the norm of its first value, `(B,)`.
+@dataclass(slots=True)
+class _Seen:
+    """What was seen of the evaluations of some steps: the norm of the first, `(B,)`, and the last and where it was."""
+
+    first: Tensor
+    z: Tensor
+    residual: Tensor
+
+
+def _watched(residual: Residual, offset: Tensor | None) -> tuple[Residual, _Seen]:
+    """The residual with an offset, and what will be seen of its values.
 
     Minus the gradient of an offset of zero is what stands for the solution of the adjoint equation.
     """
-    first: list[Tensor] = []
+    seen: _Seen = _Seen.__new__(_Seen)
 
     def evaluate(z: Tensor, out: Tensor | None) -> Any:
         found = residual(z, out)
-        if not first:
-            first.append(norm(found.detach()))
+        if not hasattr(seen, "first"):
+            seen.first = norm(found.detach())
+        seen.z, seen.residual = z, found
         found = found if offset is None else found + offset
         return (found, residual.energy) if hasattr(residual, "energy") else found  # type: ignore[attr-defined]
 
     watched = copy(residual)
     watched.evaluate = evaluate
-    return watched, first
-
-
-def _linearised(call: Call, z: Tensor, tensors: list[Tensor]) -> Jacobian:
-    """The Jacobian of the residual at a point. What it is evaluated for is looked through for captured tensors, too."""
-    leaves = [tensor.detach() for tensor in tensors]
-    with torch.no_grad(), call.problem.bind(leaves) as residual:
-        jacobian = Jacobian(residual, z)
-    if call.audit:
-        call.problem.check_captures(jacobian.value, [*leaves, jacobian.z])
-    return jacobian
+    return watched, seen
 
 
 def _lent(value: Tensor, lender: Tensor) -> Tensor:

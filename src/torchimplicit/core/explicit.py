@@ -143,15 +143,16 @@ def check_captures(f: Callable, value: Any, tensors: list[Tensor] | tuple[Tensor
     Args:
         f: the user's function, searched for the captured tensor's name.
         value: what it returned under `enable_grad`.
-        tensors: stand-ins for the explicit tensors, and the state: leaves or detached, on purpose.
+        tensors: stand-ins for the explicit tensors, and the state: leaves or detached, on purpose, or where the search
+            ends.
 
     Raises:
         CaptureError: names the captured tensors' shapes, their names where found, and the fix.
     """
     leaves = pytree.tree_leaves(value)
     level = max((transforms.level(tensor) for tensor in tensors), default=-1)
-    allowed = {id(tensor) for tensor in tensors}
-    captured = [tensor for leaf in leaves for tensor in _graph_leaves(leaf) if id(tensor) not in allowed]
+    allowed, ends = {id(tensor) for tensor in tensors}, {tensor.grad_fn for tensor in tensors}
+    captured = [tensor for leaf in leaves for tensor in _graph_leaves(leaf, ends) if id(tensor) not in allowed]
     if captured or any(transforms.level(leaf) > level for leaf in leaves):
         shapes = sorted({tuple(tensor.shape) for tensor in captured})
         several = "tensors of shapes" if len(shapes) > 1 else "a tensor of shape"
@@ -164,12 +165,12 @@ def check_captures(f: Callable, value: Any, tensors: list[Tensor] | tuple[Tensor
         )
 
 
-def _graph_leaves(value: Tensor) -> list[Tensor]:
-    """The leaf tensors of the graph behind a value."""
-    found, todo, seen = [], [value.grad_fn], set()
+def _graph_leaves(value: Tensor, ends: set[Any]) -> list[Tensor]:
+    """The leaf tensors of the graph behind a value, as far as some nodes of it."""
+    found, todo, seen = [], [value.grad_fn], {None, *ends}
     while todo:
         node = todo.pop()
-        if node is None or node in seen:
+        if node in seen:
             continue
         seen.add(node)
         variable = getattr(node, "variable", None)
