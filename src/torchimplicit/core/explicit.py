@@ -167,10 +167,10 @@ def check_captures(f: Callable, value: Any, tensors: list[Tensor] | tuple[Tensor
 
 def _graph_leaves(value: Tensor, ends: set[Any]) -> list[Tensor]:
     """The leaf tensors of the graph behind a value, as far as some nodes of it."""
-    found, todo, seen = [], [value.grad_fn], {None, *ends}
+    found, todo, seen = [], [value.grad_fn], set(ends)
     while todo:
         node = todo.pop()
-        if node in seen:
+        if node is None or node in seen:
             continue
         seen.add(node)
         variable = getattr(node, "variable", None)
