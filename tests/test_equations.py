@@ -490,3 +490,19 @@ def test_a_solver_step_is_lean(solver, most):
     evaluation = 3  # of the map itself
     per_step = (operations(16) - operations(10)) / 6 - evaluation
     assert per_step <= most
+
+
+@pytest.mark.parametrize(
+    ("adjoint", "most"),
+    [(ti.Implicit(), 600), (ti.Implicit(ti.LU()), 380), (ti.Phantom(), 310), (ti.Unrolled(), 710)],
+)
+def test_a_solve_and_its_gradient_are_lean(adjoint, most):
+    generator = torch.Generator().manual_seed(0)
+    weight = (0.5 * torch.linalg.qr(torch.randn(8, 8, generator=generator))[0]).requires_grad_()
+    x = torch.randn(4, 8, generator=generator)
+
+    with CountOperations() as counter:
+        solution = ti.fixed_point(lambda z, w: torch.tanh(z @ w + x), torch.zeros(4, 8), weight, adjoint=adjoint)
+        solution.value.sum().backward()
+    assert solution.report.converged
+    assert counter.count <= most
