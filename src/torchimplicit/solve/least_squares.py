@@ -17,10 +17,14 @@ from torchimplicit.solve.linesearch import ROUNDINGS, Place, dot
 from torchimplicit.solve.minimiser import Minimiser
 
 
+SHRINK = 1 / 3  # of the damping at most, where a step has been predicted well
+
+
 class LevenbergState(NamedTuple):
     """A place, who still moves, the damping and what it grows by when a step fails, `(B,)` each, and units `(B, n)`.
 
-    The units are those that damping is in: the largest lengths that the columns of the Jacobian have had.
+    The units are those that damping is in: the largest lengths that the columns of the Jacobian have had. Where that is
+    built, it is there with the terms' values, `(B, m, n)` and `(B, m)`.
     """
 
     z: Tensor
@@ -30,6 +34,8 @@ class LevenbergState(NamedTuple):
     damping: Tensor
     growth: Tensor
     units: Tensor
+    value: Tensor
+    matrix: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +86,15 @@ class LevenbergMarquardt(Minimiser):
                 "least_squares(residuals, z0, ...), or LBFGS()"
             )
         damping = torch.full_like(place.energy, self.damping)
-        if self._factors(z):
-            return LevenbergState(*place, active, damping, torch.full_like(damping, 2), torch.zeros_like(z))
-        product = Normal(Jacobian(problem.terms, z)).matvec(place.residual)  # type: ignore[attr-defined]
+        growth = torch.full_like(damping, 2)
+        jacobian = Jacobian(problem.terms, z)  # type: ignore[attr-defined]
         problem.nfev += 1
+        if self._factors(z):
+            model = jacobian.value.detach(), columns(jacobian, z)
+            return LevenbergState(*place, active, damping, growth, torch.zeros_like(z), *model)
+        product = Normal(jacobian).matvec(place.residual)
         size = norm(product) / norm(place.residual).clamp_min(torch.finfo(z.dtype).tiny)
-        return LevenbergState(*place, active, damping * size, torch.full_like(size, 2), torch.ones_like(z))
+        return LevenbergState(*place, active, damping * size, growth, torch.ones_like(z), z[:, :0], z[:, :0, None])
 
     def _factors(self, z: Tensor) -> bool:
         return self.linear_solver is None and z.shape[1] <= DENSE
@@ -93,22 +102,28 @@ class LevenbergMarquardt(Minimiser):
     def step(self, problem: Residual, state: LevenbergState) -> LevenbergState:
         """One damped Gauss-Newton step, taken where the energy falls."""
         place, damping, units = Place(*state[:3]), state.damping, state.units
-        jacobian = Jacobian(problem.terms, place.z)  # type: ignore[attr-defined]
-        problem.nfev += 1
+        value, matrix = state.value, state.matrix
         noise = place.energy
         if self._factors(place.z):
-            matrix = columns(jacobian, place.z)
             # A residual is a difference of terms, to whose rounding the energy is known.
             terms = torch.bmm(matrix.abs(), place.z.abs().unsqueeze(2)).squeeze(2)
             noise = noise + place.energy.sqrt() * norm(terms)
             units = torch.maximum(units, torch.linalg.vector_norm(matrix, dim=1))
-            step = _damped(matrix, jacobian.value.detach(), damping, units)
+            step = _damped(matrix, value, damping, units)
+            z = place.z + step
+            jacobian = Jacobian(problem.terms, z)  # type: ignore[attr-defined]
+            value = jacobian.value.detach()
+            matrix = columns(jacobian, z)
+            gradient, energy = torch.bmm(value.unsqueeze(1), matrix).squeeze(1), 0.5 * dot(value, value)
         else:
+            jacobian = Jacobian(problem.terms, place.z)  # type: ignore[attr-defined]
             solver = self.linear_solver or CG(rtol=1e-6)
             step = solver.prepare(Normal(jacobian, damping)).solve(-place.residual).x
-        z = place.z + step
-        gradient = problem(z)
-        trial = Place(z, gradient, problem.energy)  # type: ignore[attr-defined]
+            z = place.z + step
+            gradient = problem(z)
+            energy = problem.energy  # type: ignore[attr-defined]
+        problem.nfev += 1
+        trial = Place(z, gradient, energy)
 
         scaled = units * step
         predicted = 0.5 * (damping * dot(scaled, scaled) - dot(step, place.residual))
@@ -120,12 +135,15 @@ class LevenbergMarquardt(Minimiser):
         if not self.damping:
             ratio = torch.ones_like(ratio)
         taken = (ratio > 0) & state.active
-        shrink = (1 - (2 * ratio - 1) ** 3).clamp_min(1 / 3)
+        shrink = (1 - (2 * ratio - 1) ** 3).clamp_min(SHRINK)
         damping = torch.where(taken, damping * shrink, damping * state.growth)
         growth = torch.where(taken, 2.0, 2 * state.growth)
         moved = trial.where(taken, place) if self.damping else trial
         active = state.active & (z != place.z).any(1)
-        return LevenbergState(*moved, active, damping, growth, units)
+        if self.damping:
+            value = torch.where(taken.unsqueeze(1), value, state.value)
+            matrix = torch.where(taken[:, None, None], matrix, state.matrix)
+        return LevenbergState(*moved, active, damping, growth, units, value, matrix)
 
 
 def _damped(matrix: Tensor, value: Tensor, damping: Tensor, units: Tensor) -> Tensor:
