@@ -12,6 +12,7 @@ terms, $\min_k \sum_l |J_{kl} z_l| / |J_{kj}|$, and a rounding of the largest va
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -34,23 +35,24 @@ class Ahead(NamedTuple):
     Attributes:
         excess: the largest of the step's components, in units of what is allowed; infinite where there is no step,
             `(B,)`.
-        settled: whether the step is no longer than rounding makes it, `(B,)` bool.
-        blind: unknowns that the residual does not depend on, `(B, n)` bool.
-        singular: whether the residual does not change along some direction, `(B,)` bool.
-        finite: whether the energy, if there is one, is finite, `(B,)` bool.
+        settled: whether the step is no longer than rounding makes it, `(B,)` bool; None where nobody had to know.
+        blind: unknowns that the residual does not depend on, `(B, n)` bool; None where there are none.
+        singular: whether the residual does not change along some direction, `(B,)` bool; None where none is.
+        finite: whether the energy, if there is one, is finite, `(B,)` bool; None where all are.
     """
 
     excess: Tensor
-    settled: Tensor
-    blind: Tensor
-    singular: Tensor
-    finite: Tensor
+    settled: Tensor | None = None
+    blind: Tensor | None = None
+    singular: Tensor | None = None
+    finite: Tensor | None = None
 
 
-def look_ahead(problem: Residual, z: Tensor, largest: Tensor, fallen: Tensor, rtol: float, atol: float) -> Ahead:
-    """The Newton step from `z`, judged.
+@dataclass(frozen=True)
+class Outlook:
+    """What a look ahead begins with.
 
-    Args:
+    Attributes:
         problem: the residual.
         z: the iterates, `(B, n)`.
         largest: the largest size that each unknown has had, `(B, n)`.
@@ -59,45 +61,108 @@ def look_ahead(problem: Residual, z: Tensor, largest: Tensor, fallen: Tensor, rt
         rtol: relative tolerance.
         atol: absolute tolerance.
     """
-    with torch.no_grad():
-        z = z.detach()
-        operator = _Transformed(problem.look, z) if transforms.active() else Jacobian(problem.look, z)
-        residual, eps = operator.value.detach(), problem.eps
-        energy = problem.energy if isinstance(problem, Slope) else None
-        dense = z.shape[1] <= DENSE
-        size = z.abs() + eps * largest
-        if dense:
-            step, size, noise, blind, singular = _exact(problem, operator, residual, z, size, energy)
-        else:
-            step, size, noise, blind = _rough(problem, operator, residual, z, size)
-            singular = torch.zeros_like(fallen)
-        tolerance = atol + rtol * size
-        excess = (step.abs() / tolerance.clamp_min(torch.finfo(z.dtype).tiny)).nan_to_num(torch.inf).amax(1)
-        part = (step.abs() / size).nan_to_num(0.0).amax(1)
-        excess = torch.where(fallen & (part > eps**0.5), torch.inf, excess)
-        settled = step.abs() <= torch.maximum(tolerance, torch.minimum(noise, eps**0.5 * size))
-        finite = torch.ones_like(fallen) if energy is None else energy.isfinite()
-        return Ahead(excess, settled.all(1) & excess.isfinite() & finite, blind, singular, finite)
+
+    problem: Residual
+    z: Tensor
+    largest: Tensor
+    fallen: Tensor
+    rtol: float
+    atol: float
+
+    @property
+    def size(self) -> Tensor:
+        """The unknowns' sizes, `(B, n)`: with a rounding of the largest that each has had."""
+        return torch.add(self.z.abs(), self.largest, alpha=self.problem.eps)
+
+    def excess(self, step: Tensor, size: Tensor) -> Tensor:
+        """The largest of a step's components, `(B,)`, in units of what is allowed for these sizes."""
+        tolerance = self.atol + self.rtol * size
+        excess = (step.abs() / tolerance.clamp_min(torch.finfo(step.dtype).tiny)).amax(1)
+        flat = self.fallen & ((step.abs() / size).amax(1) > self.problem.eps**0.5)
+        return torch.where(flat | excess.isnan(), torch.inf, excess)
 
 
-def _exact(
-    problem: Residual,
-    operator: Jacobian | _Transformed,
-    residual: Tensor,
-    z: Tensor,
-    size: Tensor,
-    energy: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The step, the unknowns' sizes, how wrong rounding may make the step, who has no influence, `(B, n)` each.
+def look_ahead(outlook: Outlook, asks: Tensor, thorough: bool) -> Ahead:
+    """The Newton step from an iterate, judged.
 
-    And whether the Jacobian is singular, `(B,)`.
+    Args:
+        outlook: the iterate.
+        asks: the samples to judge, `(B,)` bool.
+        thorough: whether to tell what rounding makes of the step.
     """
-    basis = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-    matrix = torch.vmap(lambda row: operator.rmatvec(row.expand(z.shape)), out_dims=1)(basis)
+    problem, z = outlook.problem, outlook.z
+    with torch.no_grad():
+        operator = _Transformed(problem.look, z) if transforms.active() else Jacobian(problem.look, z)
+        residual = operator.value.detach()
+        energy = problem.energy if isinstance(problem, Slope) else None
+        if z.shape[1] > DENSE:
+            step, size, noise = _rough(problem, operator, residual, outlook.size)
+            return _judged(outlook, energy, step, size, noise)
+        basis = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+        matrix = torch.vmap(lambda row: operator.rmatvec(row.expand(z.shape)), out_dims=1)(basis)
+        if not thorough:
+            ahead = _at_a_glance(outlook, asks, matrix, residual, energy)
+            if ahead is not None:
+                return ahead
+        return _exact(outlook, matrix, residual, energy)
+
+
+def _at_a_glance(
+    outlook: Outlook, asks: Tensor, matrix: Tensor, residual: Tensor, energy: Tensor | None
+) -> Ahead | None:
+    """The judgement where nothing is special: Jacobians that are regular, energies that are finite."""
+    step, solved = _plain_step(matrix, residual)
+    size = outlook.size
+    solved = solved if energy is None else solved & (energy.abs() < torch.inf)
+    excess = outlook.excess(step, size)
+    if bool((~asks | (solved & (excess <= 1))).all()):
+        return Ahead(excess)
+    if not bool((~asks | solved).all()):
+        return None
+    return Ahead(outlook.excess(step, size + _zero(outlook, matrix.abs())[0]))
+
+
+def _plain_step(matrix: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """The solution of `J d = -r`, `(B, n)`, in equilibrated unknowns and equations, and whether it is one, `(B,)`."""
     weight = matrix.abs()
-    terms = torch.bmm(weight, z.abs().unsqueeze(2)).squeeze(2)
+    columns = weight.amax(1, keepdim=True)
+    rows = (weight / columns).amax(2, keepdim=True)
+    scaled, right = matrix / columns / rows, residual.unsqueeze(2) / rows
+    step = torch.linalg.solve_ex(scaled, right)[0]
+    left = torch.linalg.vector_norm(torch.baddbmm(right, scaled, step, alpha=-1), dim=(1, 2))
+    solved = left <= UNEXPLAINED * torch.linalg.vector_norm(right, dim=(1, 2))
+    return -(step.squeeze(2) / columns.squeeze(1)), solved
+
+
+def _zero(outlook: Outlook, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """What counts as zero of every unknown, and the size of each equation's terms, `(B, n)` each."""
+    terms = torch.bmm(weight, outlook.z.abs().unsqueeze(2)).squeeze(2)
     influence = (weight / terms.unsqueeze(2)).nan_to_num(0.0, torch.inf).amax(1)
-    size = size + problem.eps**0.5 / influence
+    return outlook.problem.eps**0.5 / influence, terms
+
+
+def _judged(
+    outlook: Outlook,
+    energy: Tensor | None,
+    step: Tensor,
+    size: Tensor,
+    noise: Tensor,
+    blind: Tensor | None = None,
+    singular: Tensor | None = None,
+) -> Ahead:
+    """The judgement of a step for unknowns of a size where rounding makes steps of `noise`, `(B, n)` each."""
+    excess, eps = outlook.excess(step, size), outlook.problem.eps
+    tolerance = outlook.atol + outlook.rtol * size
+    settled = step.abs() <= torch.maximum(tolerance, torch.minimum(noise, eps**0.5 * size))
+    settled = settled.all(1) & excess.isfinite()
+    finite = None if energy is None else energy.isfinite()
+    return Ahead(excess, settled if finite is None else settled & finite, blind, singular, finite)
+
+
+def _exact(outlook: Outlook, matrix: Tensor, residual: Tensor, energy: Tensor | None) -> Ahead:
+    """The judgement where Jacobians may be singular, and of what rounding makes of the step."""
+    problem, weight = outlook.problem, matrix.abs()
+    zero, terms = _zero(outlook, weight)
     noise = terms
     # That of a gradient: an energy is a sum of squares, or as if it were one.
     slopes = torch.zeros_like(terms)
@@ -106,22 +171,22 @@ def _exact(
         noise = slopes if getattr(problem, "terms", None) is not None else slopes + terms
     step, inverse, singular = newton_step(matrix, residual, NOISE * problem.eps * slopes)
     noise = NOISE * problem.eps * torch.bmm(inverse.abs(), noise.unsqueeze(2)).squeeze(2)
-    return step, size, noise, (weight == 0).all(1), singular
+    return _judged(outlook, energy, step, outlook.size + zero, noise, (weight == 0).all(1), singular)
 
 
 def _rough(
-    problem: Residual, operator: Jacobian | _Transformed, residual: Tensor, z: Tensor, size: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same for many unknowns: roughly, and with one size for all of a sample's."""
+    problem: Residual, operator: Jacobian | _Transformed, residual: Tensor, size: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Step, size and noise for many unknowns: roughly, one number `(B, 1)` for all of a sample's."""
     if isinstance(problem, Slope):
         result = CG(rtol=ROUGH, max_steps=PRODUCTS).prepare(_Symmetric(operator)).solve(residual)
     else:
         result = GMRES(rtol=ROUGH, max_steps=PRODUCTS).prepare(operator).solve(residual)
-    root = z.shape[1] ** 0.5
+    root = size.shape[1] ** 0.5
     solved = result.report.status == 0
     step = torch.where(solved, norm(result.x) / root, torch.nan).unsqueeze(1)
     size = norm(size).unsqueeze(1) / root
-    return step, size, NOISE * problem.eps * size, torch.zeros_like(z, dtype=torch.bool)
+    return step, size, NOISE * problem.eps * size
 
 
 def newton_step(matrix: Tensor, residual: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:

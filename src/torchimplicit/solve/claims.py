@@ -17,7 +17,7 @@ from torch import Tensor
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.status import Report, Status
 from torchimplicit.core.tree import norm
-from torchimplicit.solve.ahead import Ahead, look_ahead
+from torchimplicit.solve.ahead import Ahead, Outlook, look_ahead
 from torchimplicit.solve.samples import FLOOR, PATIENCE_AT_FLOOR, SLACK, Samples
 
 SOONEST, SPARSEST = 2.0, 1000.0  # by which factor steps must have become shorter before a claim is made again
@@ -144,10 +144,12 @@ class Claims(Samples):
         arrived = torch.zeros_like(failing)
         asks = self.running & look.sound & (look.claims | gives_up)
         if bool(asks.any()):
-            ahead = self._ask(problem, look)
-            arrived = asks & ((ahead.excess <= 1) | (gives_up & ahead.settled))
+            ahead = self._ask(problem, look, asks, bool(gives_up.any()))
+            arrived = asks & (ahead.excess <= 1)
+            arrived = arrived if ahead.settled is None else arrived | (asks & gives_up & ahead.settled)
             status = torch.where(arrived, int(Status.CONVERGED), status)
-            status = torch.where(asks & ~ahead.finite, int(Status.NON_FINITE), status)
+            if ahead.finite is not None:
+                status = torch.where(asks & ~ahead.finite, int(Status.NON_FINITE), status)
             shorter = look.move / ahead.excess.clamp(SOONEST, SPARSEST)
             self.target = torch.where(asks & (look.move > 0), shorter, self.target)
         self.latest, self.all_latest = (look.better & self.running) | arrived, False
@@ -162,11 +164,13 @@ class Claims(Samples):
             return (stuck & (look.move == 0)) | (self.stalled >= PATIENCE_DOWNHILL)
         return self.stalled >= torch.where(look.move <= FLOOR * self.eps, PATIENCE_AT_FLOOR, self.patience)
 
-    def _ask(self, problem: Residual, look: Look) -> Ahead:
+    def _ask(self, problem: Residual, look: Look, asks: Tensor, thorough: bool) -> Ahead:
         """The Newton step from here; none where an unknown has run to where it has no influence any more."""
         fallen = (look.residual.abs() <= self.eps * self.highest).all(1)
-        ahead = look_ahead(problem, look.z, self.largest, fallen, *self.tolerances)
         z = look.z.detach()
+        ahead = look_ahead(Outlook(problem, z, self.largest, fallen, *self.tolerances), asks, thorough)
+        if ahead.singular is None or ahead.blind is None or ahead.settled is None:
+            return ahead
         lost = ahead.blind & (z != self.start)
         lost = lost | (ahead.singular.unsqueeze(1) & (self.eps * self.largest > self.usual))
         lost = (lost & (z.abs() >= self.largest)).any(1)

@@ -16,7 +16,6 @@ from torchimplicit.solve.ahead import DENSE
 from torchimplicit.solve.linesearch import ROUNDINGS, Place, dot
 from torchimplicit.solve.minimiser import Minimiser
 
-
 SHRINK = 1 / 3  # of the damping at most, where a step has been predicted well
 
 
