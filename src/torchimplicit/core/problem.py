@@ -27,10 +27,12 @@ class Residual:
     Attributes:
         comparable: whether the residual is in the units of the state, as that of a fixed point.
         aside: `z -> value` of `evaluate`, for looks that are no steps of the solve, where steps are checkpointed.
+        jacobian: where it was last linearised by such a look, and its Jacobian there; a step from there may take it.
     """
 
     comparable: bool = True
     aside: Callable[[Tensor], Any] | None = None
+    jacobian: tuple[Tensor, Any] | None = None
 
     def __init__(
         self,
@@ -49,6 +51,11 @@ class Residual:
     def look(self, z: Tensor) -> Tensor:
         """The residual at `z`, where no step of the solve is taken."""
         return self(z) if self.aside is None else self.aside(z)
+
+    def take_jacobian(self, z: Tensor) -> Any:
+        """The Jacobian that a look has left at this very iterate; None where there is none."""
+        known, self.jacobian = self.jacobian, None
+        return None if known is None or known[0] is not z or torch.is_grad_enabled() else known[1]
 
 
 class Slope(Residual):

@@ -50,9 +50,15 @@ class _Factored(Prepared):
     def solve_transpose(self, b: Tensor) -> LinearResult:
         return self._solve(b, transpose=True)
 
+    def solution(self, b: Tensor, rtol: Tensor | None = None, transpose: bool = False) -> Tensor:
+        self.factors = self.factors or self._factor(b)
+        _, lu, pivots = self.factors
+        return torch.linalg.lu_solve(lu, pivots, b.unsqueeze(2), adjoint=transpose).squeeze(2)
+
     def _solve(self, b: Tensor, transpose: bool) -> LinearResult:
-        matrix, lu, pivots = self.factors = self.factors or self._factor(b)
-        x = torch.linalg.lu_solve(lu, pivots, b.unsqueeze(2), adjoint=transpose).squeeze(2)
+        x = self.solution(b, transpose=transpose)
+        assert self.factors is not None
+        matrix = self.factors[0]
         system = matrix.mT if transpose else matrix
         gap = b - torch.bmm(system, x.unsqueeze(2)).squeeze(2)
         residual = norm(gap)

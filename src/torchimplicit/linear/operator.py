@@ -99,6 +99,7 @@ class Jacobian(LinearOperator):
             self.z = z if self.differentiable and z.requires_grad else z.detach().requires_grad_()
             self.value = function(self.z)
         self._linear: tuple[Tensor, Tensor] | None = None
+        self._dense: Tensor | None = None
         self._once = False  # whether it is known that there is no second derivative
 
     def rmatvec(self, v: Tensor) -> Tensor:
@@ -111,15 +112,25 @@ class Jacobian(LinearOperator):
         Raises:
             NotImplementedError: the function has neither a second nor a forward derivative.
         """
+        self.linearise(v)
+        return self._forward(v) if self._once else self._derivative(*self._linear, v)  # type: ignore[misc]
+
+    def linearise(self, like: Tensor) -> None:
+        """Records what all products `J v` share, `v` being like this; the first one does so by itself."""
         if self._linear is None and not self._once:
             dummy = torch.zeros_like(self.value, requires_grad=True)
             linear = self._derivative(self.value, self.z, dummy, create_graph=True)
-            self._once = not _is_differentiable(linear, dummy, v)
+            self._once = not _is_differentiable(linear, dummy, like)
             self._linear = linear, dummy
-        return self._forward(v) if self._once else self._derivative(*self._linear, v)  # type: ignore[misc]
 
     def dense(self, like: Tensor) -> Tensor:
         """The Jacobians `(B, n, n)`, by `n` vector-Jacobian products, in one vectorised call where that works."""
+        if self.differentiable:
+            return self._rows(like)
+        self._dense = self._rows(like) if self._dense is None else self._dense
+        return self._dense
+
+    def _rows(self, like: Tensor) -> Tensor:
         basis = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
         try:
             return torch.vmap(lambda row: self.rmatvec(row.expand(like.shape)), out_dims=1)(basis)

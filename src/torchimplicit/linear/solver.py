@@ -51,6 +51,10 @@ class Prepared:
         """`x` with `A^T x = b`, `(B, n)`."""
         return self._run(self.operator.rmatvec, self.inverse and self.inverse.rmatvec, b)
 
+    def solution(self, b: Tensor, rtol: Tensor | None = None) -> Tensor:
+        """The same without a word on how it went, for whoever looks at what becomes of it."""
+        return self.solve(b, rtol).x
+
     def _run(self, product: Product, inverse: Product | None, b: Tensor, rtol: Tensor | None = None) -> LinearResult:
         if inverse is None:
             return self.solver.run(product, b, rtol)

@@ -54,7 +54,7 @@ class Outlook:
 
     Attributes:
         problem: the residual.
-        z: the iterates, `(B, n)`.
+        at: the iterates, `(B, n)`.
         largest: the largest size that each unknown has had, `(B, n)`.
         fallen: samples whose residual has fallen by more than a rounding of what it was, `(B,)` bool: where the
             unknowns still move then, it is the function that has become flat.
@@ -63,11 +63,16 @@ class Outlook:
     """
 
     problem: Residual
-    z: Tensor
+    at: Tensor
     largest: Tensor
     fallen: Tensor
     rtol: float
     atol: float
+
+    @property
+    def z(self) -> Tensor:
+        """The iterates, without their graph."""
+        return self.at.detach()
 
     @property
     def size(self) -> Tensor:
@@ -93,13 +98,13 @@ def look_ahead(outlook: Outlook, asks: Tensor, thorough: bool) -> Ahead:
     problem, z = outlook.problem, outlook.z
     with torch.no_grad():
         operator = _Transformed(problem.look, z) if transforms.active() else Jacobian(problem.look, z)
+        problem.jacobian = outlook.at, operator
         residual = operator.value.detach()
         energy = problem.energy if isinstance(problem, Slope) else None
         if z.shape[1] > DENSE:
             step, size, noise = _rough(problem, operator, residual, outlook.size)
             return _judged(outlook, energy, step, size, noise)
-        basis = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-        matrix = torch.vmap(lambda row: operator.rmatvec(row.expand(z.shape)), out_dims=1)(basis)
+        matrix = operator.dense(z)
         if not thorough:
             ahead = _at_a_glance(outlook, asks, matrix, residual, energy)
             if ahead is not None:
@@ -247,3 +252,7 @@ class _Transformed(LinearOperator):
 
     def matvec(self, v: Tensor) -> Tensor:
         return torch.func.vjp(self.rmatvec, torch.zeros_like(self.value))[1](v)[0]
+
+    def dense(self, like: Tensor) -> Tensor:
+        basis = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
+        return torch.vmap(lambda row: self.rmatvec(row.expand(like.shape)), out_dims=1)(basis)

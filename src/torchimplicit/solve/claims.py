@@ -56,13 +56,7 @@ class Claims(Samples):
 
     rows: ClassVar[tuple[str, ...]] = (
         *Samples.rows,
-        "largest",
-        "highest",
-        "start",
-        "usual",
-        "target",
-        "lowest",
-        "away",
+        *("largest", "highest", "peak", "start", "usual", "target", "lowest", "lower", "away"),
     )
     put_back: ClassVar[tuple[str, ...]] = (*Samples.put_back, "largest", "highest", "away")
 
@@ -71,9 +65,10 @@ class Claims(Samples):
         self.tolerances = SLACK * options.rtol, SLACK * (options.atol or 0.0)
         self.last, self.settled = options.max_steps, settled
         self.start = self.usual = self.largest = self.highest = state.z.detach()
-        self.lowest = torch.full_like(self.best, torch.inf)  # energy
-        self.first_target = max(options.rtol, eps) ** 0.5
-        self.target = torch.full_like(self.best, self.first_target)
+        self.lowest = self.lower = self.bar  # energy
+        # Tensors, for operations with numbers cost twice as much.
+        self.first_target, self.low = self.part.new_tensor(max(options.rtol, eps) ** 0.5), FLOOR * eps * self.part
+        self.target = self.first_target.expand_as(self.best)
         self.away = torch.zeros_like(self.running)  # whether some unknown still grew at the last move
 
     def judge(self, step: int, state: Any, problem: Residual, stuck: Tensor | None = None) -> bool:
@@ -84,11 +79,12 @@ class Claims(Samples):
         if bool((self.running & (look.claims | ~look.better | ~look.smaller)).any()):
             self._look_closer_at(step, problem, look, stuck)
         else:
-            self.best = torch.where(self.running, look.size, self.best)
+            self.best = look.size if self.all_running else torch.where(self.running, look.size, self.best)
             self.latest, self.all_latest = self.running, self.all_running
             if self.any_stalled:
                 self.stalled, self.any_stalled = torch.zeros_like(self.stalled), False
-        self.bar = torch.where(self.running, self.best / SLACK, -torch.inf)
+        bar = self.best * self.part
+        self.bar = bar if self.all_running else torch.where(self.running, bar, -torch.inf)
         self.previous = look.z.clone() if self.overwritten else look.z
         if step in self.save_steps:
             self.saved[step] = look.z.clone() if self.all_running else self._current(look.z)
@@ -99,29 +95,26 @@ class Claims(Samples):
         z, residual, energy = state.z.detach(), state.residual.detach(), getattr(state, "energy", None)
         size = self.history[step] = norm(residual)
         if step == 0:
-            self.limit, self.highest = self.divergence * size, residual.abs()
-            self.largest = self.usual = z.abs()
+            self.limit, self.highest, self.peak = self.divergence * size, residual.abs(), size
+            self.largest = self.usual = self.moves = z.abs().clamp_min(torch.finfo(z.dtype).tiny)
             move = torch.full_like(size, torch.inf)
         else:
             self.largest = torch.maximum(self.largest, z.abs())
-            self.highest = torch.maximum(self.highest, residual.abs())
+            self.highest, self.peak = torch.maximum(self.highest, residual.abs()), torch.maximum(self.peak, size)
             self.usual = self.largest if step == 1 else self.usual
-            moves = ((z - self.previous.detach()).abs() / self.largest).nan_to_num(0.0, torch.inf)
-            move = moves.amax(1)
-            away = ((z.abs() >= self.largest) & (moves > MOVING)).any(1)
-            self.away = torch.where(self.running & (move > 0), away, self.away)
+            self.moves = (z - self.previous.detach()).abs() / self.largest
+            move = self.moves.amax(1)
         self.target = torch.where(move > self.first_target, self.first_target, self.target)
-        sound = size + norm(z)
-        sound = (sound if energy is None else sound + energy).isfinite()
-        low = FLOOR * self.eps * norm(self.highest)
-        claims = (move <= self.target) | ((size <= low) & (self.best > low)) | (size == 0)
+        sound = (size + norm(z) if energy is None else size + norm(z) + energy).abs() < torch.inf
+        low = self.peak * self.low
+        claims = (move <= self.target) | ((size <= low) & (self.best > low))
         better = smaller = (size < self.bar) & sound
         if energy is not None:  # a method that goes down gets better by every step that it takes
             better = (move > 0) & sound
-            falls = energy < self.lowest - FLOOR * self.eps * self.lowest.abs().nan_to_num(0.0, 0.0)
-            smaller = smaller | (falls & sound)
+            smaller = smaller | ((energy < self.lower) & sound)
             self.lowest = torch.where(smaller, torch.minimum(energy, self.lowest), self.lowest)
-            claims = claims & (better | (size == 0))
+            self.lower = torch.sub(self.lowest, self.lowest.abs(), alpha=FLOOR * self.eps)
+            claims = claims & better
         if step >= self.last or (step == 0 and self.settled):
             claims = torch.ones_like(claims)
         return Look(state.z, residual, size, move, better, smaller, sound, claims & sound)
@@ -155,7 +148,11 @@ class Claims(Samples):
         self.latest, self.all_latest = (look.better & self.running) | arrived, False
         self.best = torch.where(self.latest, look.size, self.best)
         stops = self.running & (status != int(Status.MAX_STEPS))
-        if bool(stops.any()):
+        stopping = bool(stops.any())
+        if stopping or step >= self.last:
+            away = ((look.z.detach().abs() >= self.largest) & (self.moves > MOVING)).any(1)
+            self.away = torch.where(self.running, (away & (look.move > 0)) | ~look.sound, self.away)
+        if stopping:
             self._stop(step, look.z, stops, status)
 
     def _is_stuck(self, look: Look, stuck: Tensor | None) -> Tensor:
@@ -168,7 +165,7 @@ class Claims(Samples):
         """The Newton step from here; none where an unknown has run to where it has no influence any more."""
         fallen = (look.residual.abs() <= self.eps * self.highest).all(1)
         z = look.z.detach()
-        ahead = look_ahead(Outlook(problem, z, self.largest, fallen, *self.tolerances), asks, thorough)
+        ahead = look_ahead(Outlook(problem, look.z, self.largest, fallen, *self.tolerances), asks, thorough)
         if ahead.singular is None or ahead.blind is None or ahead.settled is None:
             return ahead
         lost = ahead.blind & (z != self.start)
@@ -180,7 +177,7 @@ class Claims(Samples):
         """See `Samples.report`; says of samples that run off that they do."""
         report = super().report(step, nfev, trace)
         grown = (self.largest > GROWN * self.usual).any(1)
-        falls = (self.best < norm(self.highest)) | self.lowest.isfinite()
+        falls = (self.best < norm(self.highest)) | (self.lowest < torch.finfo(self.lowest.dtype).max)
         away = (report.status != int(Status.CONVERGED)) & grown & self.away & falls
         if bool(away.any()):
             listed = ", ".join(map(str, torch.nonzero(away).flatten().tolist()[:5]))

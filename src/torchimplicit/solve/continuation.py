@@ -81,7 +81,7 @@ class PseudoTransient(Solver):
         z, residual, rate = state
         linear_solver = choose_linear_solver(self.linear_solver, z)
         operator = Shifted(Jacobian(problem, z), rate * norm(residual.detach()))
-        z = z - linear_solver.prepare(operator).solve(residual).x
+        z = z - linear_solver.prepare(operator).solution(residual)
         return TransientState(z, problem(z), rate)
 
 

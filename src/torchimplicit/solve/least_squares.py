@@ -16,6 +16,7 @@ from torchimplicit.solve.ahead import DENSE
 from torchimplicit.solve.linesearch import ROUNDINGS, Place, dot
 from torchimplicit.solve.minimiser import Minimiser
 
+SMALL = 2**13  # numbers in all rows of a batch up to which products with the transpose, the quicker ones, are taken
 SHRINK = 1 / 3  # of the damping at most, where a step has been predicted well
 
 
@@ -117,7 +118,7 @@ class LevenbergMarquardt(Minimiser):
         else:
             jacobian = Jacobian(problem.terms, place.z)  # type: ignore[attr-defined]
             solver = self.linear_solver or CG(rtol=1e-6)
-            step = solver.prepare(Normal(jacobian, damping)).solve(-place.residual).x
+            step = solver.prepare(Normal(jacobian, damping)).solution(-place.residual)
             z = place.z + step
             gradient = problem(z)
             energy = problem.energy  # type: ignore[attr-defined]
@@ -156,14 +157,13 @@ def _damped(matrix: Tensor, value: Tensor, damping: Tensor, units: Tensor) -> Te
 
 
 def columns(jacobian: Jacobian, like: Tensor) -> Tensor:
-    """The Jacobians `(B, m, n)`, from as many products as they have rows or columns, the fewer."""
+    """The Jacobians `(B, m, n)`, from as many products as they have rows or columns, the fewer; if small, rows."""
     rows, width = jacobian.value.shape[1], like.shape[1]
-    if rows <= width:
+    if rows <= width or rows * jacobian.value.numel() <= SMALL:
         return jacobian.dense(jacobian.value.detach())
-    product = jacobian.matvec
-    product(like)  # records what all products share
+    jacobian.linearise(like)
     basis = torch.eye(width, dtype=like.dtype, device=like.device)
-    return torch.vmap(lambda row: product(row.expand_as(like)), out_dims=2)(basis)
+    return torch.vmap(lambda row: jacobian.matvec(row.expand_as(like)), out_dims=2)(basis)
 
 
 class Normal(LinearOperator):

@@ -77,9 +77,12 @@ class Newton(Solver):
     def step(self, problem: Residual, state: NewtonState) -> NewtonState:
         """One Newton step."""
         linear_solver = choose_linear_solver(self.linear_solver, state.z)
-        prepared = linear_solver.prepare(Jacobian(problem, state.z))
-        direction = -prepared.solve(state.residual, state.forcing if self.forcing else None).x
+        inexact = self.forcing and not isinstance(linear_solver, LU)
+        prepared = linear_solver.prepare(problem.take_jacobian(state.z) or Jacobian(problem, state.z))
+        direction = -prepared.solution(state.residual, state.forcing if inexact else None)
         z, residual = backtrack(problem, state.z, state.residual, direction, self.halvings)
+        if not inexact:
+            return NewtonState(z, residual, state.forcing)
         with torch.no_grad():
             forcing = self._force(problem, state.forcing, norm(state.residual), norm(residual), z)
         return NewtonState(z, residual, forcing)
