@@ -116,20 +116,16 @@ def _at_a_glance(
     outlook: Outlook, asks: Tensor, matrix: Tensor, residual: Tensor, energy: Tensor | None
 ) -> Ahead | None:
     """The judgement where nothing is special: Jacobians that are regular, energies that are finite."""
-    step, solved = _plain_step(matrix, residual)
-    size = outlook.size
-    solved = solved if energy is None else solved & (energy.abs() < torch.inf)
-    excess = outlook.excess(step, size)
-    if bool((~asks | (solved & (excess <= 1))).all()):
-        return Ahead(excess)
-    if not bool((~asks | solved).all()):
-        return None
-    return Ahead(outlook.excess(step, size + _zero(outlook, matrix.abs())[0]))
-
-
-def _plain_step(matrix: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-    """The solution of `J d = -r`, `(B, n)`, in equilibrated unknowns and equations, and whether it is one, `(B,)`."""
     weight = matrix.abs()
+    step, solved = _plain_step(matrix, weight, residual)
+    solved = solved if energy is None else solved & (energy.abs() < torch.inf)
+    if bool((asks & ~solved).any()):
+        return None
+    return Ahead(outlook.excess(step, outlook.size + _zero(outlook, weight)[0]))
+
+
+def _plain_step(matrix: Tensor, weight: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """The solution of `J d = -r`, `(B, n)`, in equilibrated unknowns and equations, and whether it is one, `(B,)`."""
     columns = weight.amax(1, keepdim=True)
     rows = (weight / columns).amax(2, keepdim=True)
     scaled, right = matrix / columns / rows, residual.unsqueeze(2) / rows

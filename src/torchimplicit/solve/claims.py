@@ -123,7 +123,8 @@ class Claims(Samples):
         failing = self.running & ~look.smaller
         status = torch.full_like(self.status, int(Status.MAX_STEPS))
         gives_up = torch.zeros_like(failing)
-        if bool(failing.any()):
+        fails = bool(failing.any())
+        if fails:
             self.stalled, self.any_stalled = torch.where(failing, self.stalled + 1, 0), True
             lost = self.running & ~look.better & self.latest
             if bool(lost.any()):
@@ -137,7 +138,7 @@ class Claims(Samples):
         arrived = torch.zeros_like(failing)
         asks = self.running & look.sound & (look.claims | gives_up)
         if bool(asks.any()):
-            ahead = self._ask(problem, look, asks, bool(gives_up.any()))
+            ahead = self._ask(problem, look, asks, fails and bool(gives_up.any()))
             arrived = asks & (ahead.excess <= 1)
             arrived = arrived if ahead.settled is None else arrived | (asks & gives_up & ahead.settled)
             status = torch.where(arrived, int(Status.CONVERGED), status)
@@ -148,11 +149,10 @@ class Claims(Samples):
         self.latest, self.all_latest = (look.better & self.running) | arrived, False
         self.best = torch.where(self.latest, look.size, self.best)
         stops = self.running & (status != int(Status.MAX_STEPS))
-        stopping = bool(stops.any())
-        if stopping or step >= self.last:
+        if fails or step >= self.last:
             away = ((look.z.detach().abs() >= self.largest) & (self.moves > MOVING)).any(1)
             self.away = torch.where(self.running, (away & (look.move > 0)) | ~look.sound, self.away)
-        if stopping:
+        if bool(stops.any()):
             self._stop(step, look.z, stops, status)
 
     def _is_stuck(self, look: Look, stuck: Tensor | None) -> Tensor:
