@@ -83,7 +83,8 @@ class Claims(Samples):
             self.latest, self.all_latest = self.running, self.all_running
             if self.any_stalled:
                 self.stalled, self.any_stalled = torch.zeros_like(self.stalled), False
-        bar = self.best * self.part
+        # The least residual, not the last best one: at a minimum, rounding may lead round a circle of places.
+        bar = torch.minimum(self.bar, self.best * self.part)
         self.bar = bar if self.all_running else torch.where(self.running, bar, -torch.inf)
         self.previous = look.z.clone() if self.overwritten else look.z
         if step in self.save_steps:
