@@ -9,12 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from torchimplicit.core.status import Remedy, Status
+from torchimplicit.core.status import Status
 from torchimplicit.ode.call import PathCall
 from torchimplicit.ode.control import Tolerance
 from torchimplicit.ode.methods import AdaptiveSolver, PathSolver
 from torchimplicit.ode.record import Phase
-from torchimplicit.ode.report import PATHS, PathReport
+from torchimplicit.ode.report import WALKS_BACK, PathReport
 
 LIMIT = 10.0  # tolerances; beyond it the gradient tends to be further from the exact one than that, too
 
@@ -27,12 +27,7 @@ class BackwardReport(PathReport):
     """A `PathReport` of a backward pass: of samples that have no gradient."""
 
     failure: ClassVar[str] = "cannot trust their gradient"
-    table = PATHS | {
-        Status.NON_FINITE: Remedy(
-            "The incoming gradient is not finite, or the field's Jacobian on this path is not. Such a sample adds "
-            "nothing to the gradients."
-        )
-    }
+    table = WALKS_BACK
 
     @staticmethod
     def of(call: PathCall, start: Tensor, lost: Tensor) -> BackwardReport:
