@@ -1,9 +1,14 @@
 """What `import torchimplicit` costs and says, each in a process of its own, where nothing is imported yet."""
 
+import ast
+import importlib
 import importlib.metadata
 import re
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 import torchimplicit
 from torchimplicit.train.cli import main
@@ -14,13 +19,47 @@ def run(code: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_it_loads_itself_and_torch_alone():
-    """Counted in modules, which no busy machine changes: the compiler took 1,400 of them, and two seconds."""
+def test_it_loads_points_and_torch_alone():
+    """Counted in modules, which no busy machine changes: the compiler took 1,400 of them, and two seconds.
+
+    Paths, programs and modules cost more than twice what points do, and most scripts have no use for all of them.
+    """
     run(
         "import sys, torch; there = {*sys.modules}; import torchimplicit; added = {*sys.modules} - there; "
+        "floors = {name.split('.')[1] for name in added if name.startswith('torchimplicit.')}; "
+        "assert floors == {'core', 'linear', 'solve', 'adjoint', 'equations'}, floors; "
+        "import torchimplicit.nn; added = {*sys.modules} - there; "
         "others = {name for name in added if not name.startswith('torchimplicit')}; assert len(others) < 20, others; "
         "assert not {'torch._inductor', 'torch._dynamo'} & {*sys.modules}"
     )
+
+
+def test_every_name_is_there_when_it_is_used():
+    run(
+        "import torchimplicit as ti; ti.ode.DensePath; from torchimplicit import Tsit5; assert ti.Tsit5 is Tsit5\n"
+        "assert 'torchimplicit.optim' not in __import__('sys').modules and {*ti.__all__} < {*dir(ti)}\n"
+        "from torchimplicit import *; assert all(globals()[name] is getattr(ti, name) for name in ti.__all__)"
+    )
+    with pytest.raises(AttributeError, match="module 'torchimplicit' has no attribute 'ode_int'"):
+        _ = torchimplicit.ode_int
+
+
+def test_type_checkers_are_told_of_the_same_names():
+    """They read the imports that do not run."""
+    tree = ast.parse(Path(torchimplicit.__file__).read_text())
+    told = [
+        (node.module, each.name)
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for each in node.names
+    ]
+    assert len(told) > 20
+    for module, name in told:
+        there = getattr(importlib.import_module(module), name)
+        assert getattr(torchimplicit, name) is there
+        assert name in torchimplicit.__all__
 
 
 def test_compiled_secants_are_compiled_at_their_first_step_only():

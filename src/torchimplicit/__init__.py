@@ -1,6 +1,12 @@
-"""Deep implicit layers for PyTorch: say what the output must satisfy, choose how to find and to differentiate it."""
+"""Deep implicit layers for PyTorch: say what the output must satisfy, choose how to find and to differentiate it.
 
-from torchimplicit import nn, optim
+Points are here at once. Paths, programs and the modules are loaded when one of their names is first used, so that a
+script does not wait for what it has no use for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from torchimplicit.adjoint import Implicit, Phantom, Shine, Unrolled
 from torchimplicit.core import (
     CaptureError,
@@ -13,31 +19,6 @@ from torchimplicit.core import (
 )
 from torchimplicit.equations import fixed_point, root
 from torchimplicit.linear import CG, GMRES, LU, BiCGStab, Neumann
-from torchimplicit.ode import (
-    PID,
-    RK4,
-    Backsolve,
-    Bosh3,
-    Checkpointed,
-    Direct,
-    Dopri5,
-    Dopri8,
-    Euler,
-    Event,
-    Heun,
-    KenCarp4,
-    Kvaerno3,
-    Kvaerno5,
-    Leapfrog,
-    Midpoint,
-    Reversible,
-    Split,
-    SteadyState,
-    Suzuki4,
-    Tsit5,
-    odeint,
-)
-from torchimplicit.optim import argmin, ilqr, least_squares, lqr, qp
 from torchimplicit.solve import (
     FISTA,
     LBFGS,
@@ -51,6 +32,34 @@ from torchimplicit.solve import (
     Picard,
     PseudoTransient,
 )
+
+if TYPE_CHECKING:
+    from torchimplicit import nn, optim
+    from torchimplicit.ode import (
+        PID,
+        RK4,
+        Backsolve,
+        Bosh3,
+        Checkpointed,
+        Direct,
+        Dopri5,
+        Dopri8,
+        Euler,
+        Event,
+        Heun,
+        KenCarp4,
+        Kvaerno3,
+        Kvaerno5,
+        Leapfrog,
+        Midpoint,
+        Reversible,
+        Split,
+        SteadyState,
+        Suzuki4,
+        Tsit5,
+        odeint,
+    )
+    from torchimplicit.optim import argmin, ilqr, least_squares, lqr, qp
 
 __version__ = "0.1.0"
 
@@ -115,3 +124,17 @@ __all__ = [
     "qp",
     "root",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("nn", "ode", "optim"):
+        return import_module(f"{__name__}.{name}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "optim" if name in ("argmin", "ilqr", "least_squares", "lqr", "qp") else "ode"
+    found = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -97,3 +97,17 @@ def test_what_cannot_be_kept_apart_is_said():
     )
     with pytest.warns(ti.ConvergenceWarning, match="could not be kept apart"):
         solution.value.sum().backward()
+
+
+@pytest.mark.parametrize("adjoint", [ti.Implicit(), ti.Implicit(ti.LU()), ti.Unrolled(), ti.Phantom(3)], ids=str)
+def test_second_derivatives_that_alone_are_not_finite_are_said(adjoint):
+    """Where `x` is zero, the first derivative by `w` is finite and the second is not."""
+    x = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
+    w = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    solution = ti.fixed_point(
+        lambda z, x, w: 0.5 * z + (w * x) ** 1.5, torch.zeros_like(x), x, w, adjoint=adjoint, on_failure="ignore"
+    )
+    (first,) = torch.autograd.grad(solution.value.sum(), w, create_graph=True)
+    assert first.isfinite()
+    with pytest.warns(ti.ConvergenceWarning, match="could not be kept apart"):
+        torch.autograd.grad(first, w)

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import torchimplicit as ti
 
@@ -139,3 +141,75 @@ def test_an_orthogonal_jacobian_and_torch_func():
     assert torch.allclose(torch.func.grad(penalty)(weight), torch.autograd.grad(penalty(leaf), leaf)[0])
     assert torch.autograd.gradcheck(penalty, (leaf,))
     assert torch.autograd.gradgradcheck(penalty, (leaf,))
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return grad * (1 - ctx.saved_tensors[0].tanh() ** 2)
+
+
+def fused(z, x, weight):
+    """Attention by a kernel without a second derivative, inside of products that have one."""
+    words = (z @ weight + x).reshape(len(z), 1, 2, 8)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return torch.nn.functional.scaled_dot_product_attention(words, words, words).reshape(z.shape) @ weight
+
+
+def plain(z, x, weight):
+    words = (z @ weight + x).reshape(len(z), 1, 2, 8)
+    with sdpa_kernel(SDPBackend.MATH):
+        return torch.nn.functional.scaled_dot_product_attention(words, words, words).reshape(z.shape) @ weight
+
+
+def marked(z, x, weight):
+    return Once.apply(z @ weight + x) @ weight
+
+
+def unmarked(z, x, weight):
+    return torch.tanh(z @ weight + x) @ weight
+
+
+PAIRS = {
+    "fused": (fused, plain),
+    "marked": (marked, unmarked),
+    "compiled": (torch.compile(unmarked, backend="aot_eager"), unmarked),
+}
+
+
+# Torch's compiler looks at the gradient of whatever it is given.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_cell_with_one_derivative_has_the_gradient_of_the_plain_one(name, dtype):
+    """One that is marked so gave a part of it, without a word; the others raised in the backward pass."""
+    torch.manual_seed(0)
+    weight = (0.3 * torch.randn(16, 16, dtype=dtype)).requires_grad_()
+    z, x = torch.randn(2, 3, 16, dtype=dtype)
+    z.requires_grad_()
+    found = []
+    for each in PAIRS[name]:
+        torch.manual_seed(1)
+        penalty = ti.nn.jacobian_penalty(each, z, x, weight, probes=2)
+        found.append((penalty.detach(), *torch.autograd.grad(penalty, (weight, z))))
+    tolerance = 1e-7 if dtype == torch.float64 else 2e-3
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance * float(other.abs().max()))
+
+
+def test_a_complex_cell_with_one_derivative():
+    torch.manual_seed(0)
+    weight = (0.5 * torch.randn(4, 4, dtype=torch.complex128)).requires_grad_()
+    z, x = torch.randn(2, 3, 4, dtype=torch.complex128)
+    found = []
+    for each in (lambda z, x, w: torch.complex(Once.apply((z @ w + x).real), (z @ w).imag),
+                 lambda z, x, w: torch.complex(torch.tanh((z @ w + x).real), (z @ w).imag)):  # fmt: skip
+        torch.manual_seed(1)
+        found.append(torch.autograd.grad(ti.nn.jacobian_penalty(each, z, x, weight), weight)[0])
+    torch.testing.assert_close(*found, rtol=1e-7, atol=1e-8)

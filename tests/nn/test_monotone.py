@@ -381,3 +381,36 @@ def test_images_of_another_size_are_refused_where_the_symbol_would_fit():
         ValueError, match=r"MonotoneTiers: got a state of shape \(3, 100\), expected \(B, 132\); see pack"
     ):
         MonotoneDEQ(make("tiers"))(torch.randn(3, 100).double())
+
+
+class Gained(MonotoneLinear):
+    """A cell with more arguments than an input."""
+
+    def affine(self, z, x, gain=1.0, shift=0.0):
+        return super().affine(z, gain * x + shift)
+
+
+class Starred(MonotoneLinear):
+    def affine(self, z, x, *, gain=1.0):
+        return super().affine(z, gain * x)
+
+
+@pytest.mark.parametrize("splitting", ["peaceman-rachford", "forward-backward"])
+def test_arguments_by_name(splitting):
+    torch.manual_seed(0)
+    cell, x = Gained(6).double(), torch.randn(4, 6, dtype=torch.float64)
+    layer = MonotoneDEQ(cell, splitting, solver=ti.Anderson(rtol=1e-10, atol=1e-12, max_steps=200))
+    found = []
+    for names in (True, False):
+        gain, shift = torch.tensor([0.5, -1.0], dtype=torch.float64).requires_grad_(), torch.ones(4, 6).double()
+        value = layer(x, gain=gain[0], shift=shift) if names else layer(gain[0].detach() * x + shift)
+        found.append(value.detach())
+        if names:
+            value.sum().backward()
+            assert gain.grad[0] != 0
+    torch.testing.assert_close(*found)
+    assert torch.equal(layer(x, shift=shift), layer(x, 1.0, shift))
+    with pytest.raises(TypeError, match=r"affine\(z, x, gain=1\.0, shift=0\.0\): got an unexpected keyword"):
+        layer(x, mask=shift)
+    with pytest.raises(TypeError, match="got gain by name, expected arguments that"):
+        MonotoneDEQ(Starred(6).double(), splitting)(x, gain=2.0)

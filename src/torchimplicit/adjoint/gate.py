@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torchimplicit.adjoint.call import Call
-from torchimplicit.adjoint.quarantine import all_finite, pull_apart
+from torchimplicit.adjoint.quarantine import all_finite, pull_apart, warn_of_leak
+from torchimplicit.core import transforms
 from torchimplicit.core.status import Report, Status
 
 Steps = Callable[[Call, Tensor, list[Tensor]], Tensor]
@@ -52,7 +53,8 @@ class Gate:
         wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
         if not wanted:
             return inside, offset
-        offset, *watched = _Enter.apply(self, wanted, offset, *(tensors[i] for i in wanted))  # type: ignore[misc]
+        leaving = partial(self._outgoing, wanted)
+        offset, *watched = Enter.apply(leaving, offset, *(tensors[i] for i in wanted))  # type: ignore[misc]
         for i, tensor in zip(wanted, watched, strict=True):
             inside[i] = tensor
         return inside, offset
@@ -67,28 +69,31 @@ class Gate:
 
     def incoming(self, grad: Tensor) -> Tensor:
         """Takes the incoming gradient; zero for samples of which it is not finite."""
+        if is_mapped(grad):
+            return grad
         self.grad, self.lost = grad, None
         if not all_finite([grad]):
             self.lost = ~grad.detach().isfinite().all(1)
             self.grad = torch.where(self.lost.unsqueeze(1), 0, grad)
         return self.grad
 
-    def outgoing(self, wanted: list[int], u: Tensor | None, found: list[Tensor | None]) -> list[Tensor | None]:
+    def _outgoing(self, wanted: list[int], outgoing: list[Tensor | None]) -> list[Tensor | None]:
         """Reports, and keeps samples that spoil the tensors' gradients out of them."""
         grad, self.grad = self.grad, None
-        if grad is None:  # a backward pass that did not come through `leave`
-            return found
+        u, *found = outgoing
+        if grad is None:  # a backward pass that did not come through `leave`: that of second derivatives
+            return [None, *said(found)]
         fine = all_finite(found)
         if self.judge is not None or self.lost is not None or not fine:
             self.call.finish_backward(self._report(grad.detach(), u))
         if torch.is_grad_enabled():  # a later pass may come through the graph of this one, and by another way
             self.judge = None
         if fine:
-            return found
+            return [None, *found]
         some = iter(found)
         everything = [next(some) if i in wanted else None for i in range(len(self.tensors))]
         everything = pull_apart(self.call, self.z, self.tensors, grad, partial(self._pull, wanted), everything)
-        return [everything[i] for i in wanted]
+        return [None, *(everything[i] for i in wanted)]
 
     def _report(self, grad: Tensor, u: Tensor | None) -> Report:
         """How the backward pass went, for an incoming gradient and that of the offset, `(B, n)`."""
@@ -120,20 +125,49 @@ class Gate:
         return [next(some) if i in wanted else None for i in range(len(tensors))]
 
 
-class _Enter(Function):
+def is_mapped(grad: Tensor | None) -> bool:
+    """Whether a gradient stands for several, of which nobody can be asked for one."""
+    return grad is not None and (transforms.level(grad) >= 0 or transforms.is_mapped_by_autograd(grad))
+
+
+Outgoing = Callable[[list[Tensor | None]], list[Tensor | None]]
+
+
+class Enter(Function):
+    """The same tensors, whose gradients, all of them at once, pass through a function on their way out."""
+
     @staticmethod
-    def forward(ctx: Any, gate: Gate, wanted: list[int], *inside: Tensor | None) -> tuple[Tensor | None, ...]:
-        ctx.gate, ctx.wanted = gate, wanted
+    def forward(ctx: Any, outgoing: Outgoing, *inside: Tensor | None) -> tuple[Tensor | None, ...]:
+        """No copies."""
+        ctx.outgoing = outgoing
         ctx.set_materialize_grads(False)
         return tuple(None if tensor is None else tensor.view_as(tensor) for tensor in inside)
 
     @staticmethod
-    def backward(ctx: Any, u: Tensor | None, *found: Tensor | None) -> tuple[Tensor | None, ...]:
-        return None, None, None, *ctx.gate.outgoing(ctx.wanted, u, list(found))
+    def backward(ctx: Any, *found: Tensor | None) -> tuple[Tensor | None, ...]:
+        """What the function makes of the gradients; where a transform holds many of them in one, nothing."""
+        return None, *(found if any(map(is_mapped, found)) else ctx.outgoing(list(found)))
 
     @staticmethod
-    def jvp(ctx: Any, _gate: None, _wanted: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+    def jvp(ctx: Any, _outgoing: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The tangents."""
         return tuple(None if tangent is None else tangent.view_as(tangent) for tangent in tangents)
+
+
+def watched(tensors: Sequence[Tensor], outgoing: Outgoing) -> list[Tensor]:
+    """The tensors; the gradients of those that require grad pass through a function on their way out."""
+    inside, wanted = list(tensors), [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
+    if wanted:
+        for i, tensor in zip(wanted, Enter.apply(outgoing, *(tensors[i] for i in wanted)), strict=True):  # type: ignore[arg-type]
+            inside[i] = tensor
+    return inside
+
+
+def said(found: list[Tensor | None]) -> list[Tensor | None]:
+    """The gradients as they are, with a warning where they are not finite."""
+    if not all_finite(found):
+        warn_of_leak()
+    return found
 
 
 class _Leave(Function):

@@ -18,6 +18,7 @@ from torch.autograd import Function
 from torch.func import vjp
 
 from torchimplicit.adjoint.call import Adjoint, Call
+from torchimplicit.adjoint.gate import said, watched
 from torchimplicit.adjoint.products import fold, pull, push
 from torchimplicit.adjoint.quarantine import pull_apart
 from torchimplicit.adjoint.system import System, operator
@@ -186,7 +187,8 @@ class LinearSolve(Function):
 def _any_order(
     call: Call, linear_solver: LinearSolver, grad: Tensor, z: Tensor, tensors: list[Tensor], needs: Sequence[bool]
 ) -> list[Tensor | None]:
-    """The gradients of the tensors, themselves differentiable."""
+    """The gradients of the tensors, themselves differentiable; what is not finite of their derivatives is said."""
+    tensors = tensors if transforms.active() else watched(tensors, said)
     u: Tensor = LinearSolve.apply(call, linear_solver, True, grad, z, *tensors)  # type: ignore[assignment]
     return pull(lambda *all_: _residual(call, z, all_), tensors, needs, -u)
 

@@ -135,11 +135,7 @@ def pull_apart(
             _zeroed(each, sick) if mine and each is not None else each for each, mine in zip(grads, own, strict=True)
         ]
 
-    with transforms.random_state_kept(grad.device):
-        apart = attempt(sick) if bool(sick.any()) else None
-        if apart is None:
-            sick = _search(attempt, sick)
-            apart = None if len(sick) > 1 and bool(sick.all()) else attempt(sick)
+    sick, apart = find_apart(attempt, sick)
     if apart is None:
         warn_of_leak()
         return found
@@ -147,6 +143,23 @@ def pull_apart(
         report.status = torch.where(sick, int(Status.NON_FINITE), report.status)
         react(report, call.on_failure)
     return apart
+
+
+def find_apart(
+    attempt: Callable[[Tensor], list[Tensor | None] | None], sick: Tensor
+) -> tuple[Tensor, list[Tensor | None] | None]:
+    """Which samples spoil the gradients, `(B,)` bool, and the gradients without them; None where they stay spoilt.
+
+    Args:
+        attempt: gives the gradients without these samples, None where they are not finite.
+        sick: samples that are known to be sick.
+    """
+    with transforms.random_state_kept(sick.device):
+        apart = attempt(sick) if bool(sick.any()) else None
+        if apart is None:
+            sick = _search(attempt, sick)
+            apart = None if len(sick) > 1 and bool(sick.all()) else attempt(sick)
+    return sick, apart
 
 
 def _search(attempt: Callable[[Tensor], Any], sick: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -164,20 +165,25 @@ def _is_differentiable(linear: Tensor, by: Tensor, v: Tensor) -> bool:
     Where a function is marked `once_differentiable` its part would be missing without a word: the graph ends in an
     error there, which is not reached.
     """
-    todo, seen = [linear.grad_fn], set()
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == "torch::autograd::Error":
-            return False
-        seen.add(node)
-        todo.extend(following for following, _ in node.next_functions)
+    if any(node.name() == "torch::autograd::Error" for node in nodes_behind([linear])):
+        return False
     try:
         torch.autograd.grad(linear, by, v, retain_graph=True, allow_unused=True) if linear.requires_grad else None
     except RuntimeError:
         return False
     return True
+
+
+def nodes_behind(tensors: Sequence[Tensor]) -> Iterator[Any]:
+    """Every node of the graph that tensors were computed by, once."""
+    todo, seen = [tensor.grad_fn for tensor in tensors], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        todo.extend(following for following, _ in node.next_functions)
 
 
 class IdentityMinus(LinearOperator):

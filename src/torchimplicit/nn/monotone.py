@@ -9,7 +9,9 @@ Source: E. Winston and J. Z. Kolter, Monotone operator equilibrium networks (202
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -165,10 +167,15 @@ class MonotoneDEQ(DEQ):
         split = SPLITTINGS[splitting](cell, step)
         super().__init__(split, solver, adjoint, warm_start=warm_start, on_failure=on_failure)
 
-    def forward(self, x: Tensor, *args: Any, z0: Any = None, save_steps: Any = ()) -> Any:
-        """The cell's fixed point for an input like the state; see `DEQ.forward`. `z0` and the steps are the map's."""
-        found = super().forward(x, *args, z0=z0, save_steps=save_steps)
+    def forward(self, x: Tensor, *args: Any, z0: Any = None, save_steps: Any = (), **keywords: Any) -> Any:
+        """The cell's fixed point for an input like the state; see `DEQ.forward`. `z0` and the steps are the map's.
+
+        Further arguments may be given by the names that they have in the cell's `affine`; both halves of a splitting
+        take them by position.
+        """
         split: Any = self.cell
+        args = _by_position(split.cell.affine, (x, *args), keywords) if keywords else args
+        found = super().forward(x, *args, z0=z0, save_steps=save_steps)
         value = own(split.output(found[0] if save_steps else found))
         return (value, found[1]) if save_steps else value
 
@@ -176,6 +183,25 @@ class MonotoneDEQ(DEQ):
         """A bound, below one, of the splitting map's Lipschitz constant, with the weights as they are."""
         split: Any = self.cell
         return split.contraction()
+
+
+def _by_position(affine: Callable, given: tuple, keywords: dict[str, Any]) -> tuple:
+    """The arguments behind the input, those with a name at their places.
+
+    Raises:
+        TypeError: there is no such argument, or it has been given, or has no place.
+    """
+    try:
+        bound = inspect.signature(affine).bind(None, *given, **keywords)
+    except TypeError as error:
+        raise TypeError(f"MonotoneDEQ: the cell takes affine{inspect.signature(affine)}: {error}") from None
+    bound.apply_defaults()
+    if bound.kwargs:
+        raise TypeError(
+            f"MonotoneDEQ: got {', '.join(bound.kwargs)} by name, expected arguments that the cell's affine"
+            f"{inspect.signature(affine)} also takes by position, as its resolvent does; try it without the star"
+        )
+    return bound.args[2:]
 
 
 def part_bounds(operators: Tensor, iterations: int = 6) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -116,6 +117,7 @@ class DensePath:
 
     def __init__(self, trail: Trail | Mended, dynamics: Dynamics, reached: Tensor, end: Tensor):
         """Of a trail whose samples reached these times `(B,)`, and hold states `(B, n)` from then on."""
+        self.watch: Callable[[Tensor, int], None] | None = None  # told of all that is given away
         self._trail, self._dynamics, self._until, self._end = trail, dynamics, reached, end
         self.reached = dynamics.user_time(reached)
 
@@ -157,6 +159,8 @@ class DensePath:
         return DensePath(Mended(self._trail, other._trail, which), self._dynamics, self._until, end)
 
     def _nested(self, rows: Tensor, t: Tensor | float) -> Any:
+        if self.watch is not None:
+            self.watch(rows, 1)
         value = stacked(self._dynamics.layout, rows)
         several = isinstance(t, Tensor) and t.dim() > 0
         return value if several else pytree.tree_map(lambda leaf: leaf[0], value)

@@ -14,7 +14,7 @@ from torchimplicit.ode.call import PathCall
 from torchimplicit.ode.control import Tolerance
 from torchimplicit.ode.methods import AdaptiveSolver, PathSolver
 from torchimplicit.ode.record import Phase
-from torchimplicit.ode.report import PathReport
+from torchimplicit.ode.report import WALKS_BACK, PathReport
 
 LIMIT = 10.0  # tolerances; beyond it the gradient tends to be further from the exact one than that, too
 
@@ -23,15 +23,33 @@ FAR = 1e6  # times the size of both ends of a path, where no path that is walked
 
 
 @dataclass
-class DriftReport(PathReport):
-    """A `PathReport` of a walk back.
+class BackwardReport(PathReport):
+    """A `PathReport` of a backward pass: of samples that have no gradient."""
+
+    failure: ClassVar[str] = "cannot trust their gradient"
+    table = WALKS_BACK
+
+    @staticmethod
+    def of(call: PathCall, start: Tensor, lost: Tensor) -> BackwardReport:
+        """Of a pass back to the first times, `(B,)`, through the steps of the walk there, but of the samples `lost`."""
+        there = call.record.report
+        assert there is not None
+        status = torch.where(lost, int(Status.NON_FINITE), torch.zeros_like(there.status))
+        nothing = torch.zeros_like(there.accepted)
+        return BackwardReport(
+            status, there.accepted, torch.zeros_like(there.residual), 0,
+            accepted=there.accepted, rejected=nothing, reached=call.dynamics.user_time(start),
+        )  # fmt: skip
+
+
+@dataclass
+class DriftReport(BackwardReport):
+    """A `BackwardReport` of a walk back.
 
     Attributes:
         drift: the largest distance between a state walked back to and the one that was there, over the tolerance,
             `(B,)`; beyond `LIMIT` the status is `DRIFTED`.
     """
-
-    failure: ClassVar[str] = "cannot trust their gradient"
 
     drift: Tensor = field(kw_only=True)
 

@@ -22,6 +22,7 @@ from torchimplicit.ode.compiled import check_compile, decide, spending
 from torchimplicit.ode.dense import Followed, check_follows, follow, stacked
 from torchimplicit.ode.dynamics import Dynamics
 from torchimplicit.ode.event import Event, Trigger
+from torchimplicit.ode.gate import PathGate
 from torchimplicit.ode.methods import AdaptiveSolver, PathSolver, Tsit5
 from torchimplicit.ode.quarantine import Inputs, find_sick, quarantine, quarantine_followed
 from torchimplicit.ode.report import PathReport, PathSolution
@@ -119,8 +120,11 @@ def odeint(
     call = PathCall(
         dynamics, _flat(solver, layout), on_failure, differentiable, PathRecord(), checkpoints, trigger, decided
     )
-    inputs = Inputs(start, times, tensors, [] if trigger is None else trigger.explicit.take_tensors())
-    followed = None
+    gate = PathGate(
+        call, adjoint, Inputs(start, times, tensors, [] if trigger is None else trigger.explicit.take_tensors())
+    )
+    inputs, followed = gate.enter() if differentiable else gate.inputs, None
+    start, times, tensors = inputs.y0, inputs.ts, inputs.tensors
     if event is not None or dense:
         followed = follow(call, adjoint, start, times, tensors, inputs.event_tensors)
         rows = followed.rows
@@ -132,11 +136,13 @@ def odeint(
     if differentiable and not layout.batch:
         rows = unmoved(rows, [times, *tensors])  # gradients of zero, as of other layers
     if (sick := find_sick(call, rows)) is not None:
+        gate.held = sick
         if followed is None:
             rows = quarantine(call, adjoint, rows, inputs, sick)
         else:
             followed = quarantine_followed(call, adjoint, followed, inputs, sick)
             rows = followed.rows
+    gate.leave(rows, followed)
     solution = PathSolution(own(stacked(layout, rows)), report, **_found(followed, dynamics, report, dense))
     react(report, on_failure, solution)
     return solution

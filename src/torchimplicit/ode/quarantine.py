@@ -38,6 +38,15 @@ class Inputs:
     tensors: list[Tensor]
     event_tensors: list[Tensor]
 
+    def everything(self) -> list[Tensor]:
+        """All of them in a row."""
+        return [self.y0, self.ts, *self.tensors, *self.event_tensors]
+
+    def of(self, everything: list[Tensor]) -> Inputs:
+        """The same with other tensors, in the order of `everything`."""
+        y0, ts, *rest = everything
+        return Inputs(y0, ts, rest[: len(self.tensors)], rest[len(self.tensors) :])
+
 
 def find_sick(call: PathCall, values: Tensor) -> Tensor | None:
     """Which samples must be kept out of the gradients of these outputs `(T, B, n)`; None where none must."""
@@ -64,7 +73,7 @@ def quarantine(call: PathCall, adjoint: PathAdjoint, values: Tensor, inputs: Inp
     if bool(sick.all()):
         return unmoved(held, [inputs.y0, inputs.ts, *inputs.tensors])
     with transforms.random_state_kept(held.device):
-        again, healthy = _stand_in(call, inputs, sick)
+        again, healthy = stand_in(call, inputs, sick)
         found = adjoint.solve(again, healthy.y0, healthy.ts, healthy.tensors)
     _check_leak(call, again)
     return torch.where(sick.unsqueeze(1), held, found)
@@ -76,17 +85,16 @@ def quarantine_followed(
     """As `quarantine`, of a walk with events or dense output."""
     held = followed.detach()
     if bool(sick.all()):
-        everything = [inputs.y0, inputs.ts, *inputs.tensors, *inputs.event_tensors]
-        rows, t, y = (unmoved(each, everything) for each in (held.rows, held.t, held.y))
+        rows, t, y = (unmoved(each, inputs.everything()) for each in (held.rows, held.t, held.y))
         return Followed(rows, t, y, held.path.ending(y))
     with transforms.random_state_kept(held.rows.device):
-        again, healthy = _stand_in(call, inputs, sick)
+        again, healthy = stand_in(call, inputs, sick)
         found = follow(again, adjoint, healthy.y0, healthy.ts, healthy.tensors, healthy.event_tensors)
     _check_leak(call, again)
     return held.beside(found, sick)
 
 
-def _stand_in(call: PathCall, inputs: Inputs, sick: Tensor) -> tuple[PathCall, Inputs]:
+def stand_in(call: PathCall, inputs: Inputs, sick: Tensor) -> tuple[PathCall, Inputs]:
     """The call and its inputs with a healthy sample in the place of every sick one."""
     rows, start, ts = stand_ins(sick), inputs.y0.detach(), inputs.ts.detach()
     dynamics, trigger = _of_rows(call.dynamics, rows), None

@@ -48,6 +48,12 @@ PATHS = {
         ('steps="joint", one step size for one coupled system', "eval(), GroupNorm or LayerNorm for batch statistics"),
     ),
 }
+WALKS_BACK = PATHS | {
+    Status.NON_FINITE: Remedy(
+        "The incoming gradient is not finite, or the field's Jacobian on this path is not. Such a sample adds nothing "
+        "to the gradients."
+    ),
+}
 
 
 @dataclass
