@@ -285,6 +285,34 @@ def test_a_layer_in_a_solve_over_its_own_cell():
     assert marks(layer) == before
 
 
+class Drawing(nn.Module):
+    begun = 0
+
+    def begin_solve(self):
+        type(self).begun += 1
+
+    def forward(self, z):
+        return z
+
+
+def test_a_solve_within_a_solve_begins_nothing():
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = ti.nn.DEQ(Cell(lambda linear: nn.Sequential(linear, Drawing())))
+
+        def forward(self, z, x):
+            return 0.3 * self.inner(z) + x
+
+    layer, begun = ti.nn.DEQ(Outer()), Drawing.begun
+    value = layer(inputs())
+    assert Drawing.begun == begun + 1
+    value.sum().backward()
+    assert Drawing.begun == begun + 1, "the backward pass is of the same solve"
+    layer.cell.inner(inputs())
+    assert Drawing.begun == begun + 2
+
+
 def listed(cell):
     cell.parts = [cell.linear]
     cell.forward = lambda z, x: torch.tanh(cell.parts[0](z) + x + cell.shift)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.mutants.table import MUTANTS, ROOT
+from tests.mutants.mutant import ROOT
+from tests.mutants.table import MUTANTS
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.file}: {mutant.why}")

@@ -1,0 +1,147 @@
+"""Wrong lines: iterations and what ends them."""
+
+from tests.mutants.mutant import Mutant
+
+MUTANTS = [
+    Mutant(
+        "solve/loop.py", "a narrowed function is never checked",
+        "if not _same(narrow, inner, problem.eps):", "if False:",
+        "tests/solve/test_active_batch.py",
+    ),
+    Mutant(
+        "solve/loop.py", "more steps than allowed between looks",
+        "for _ in range(min(stride, solver.max_steps - step)):", "for _ in range(stride):",
+        "tests/solve/test_loop.py -k steps",
+    ),
+    Mutant(
+        "solve/samples.py", "tolerances are ten times looser",
+        "self.rtol = SLACK * options.rtol", "self.rtol = 10 * options.rtol",
+        "tests/solve/test_loop.py",
+    ),
+    Mutant(
+        "solve/samples.py", "the absolute tolerance is that of the sum",
+        "SLACK * options.absolute * self.size + torch.finfo(z.dtype).tiny",
+        "SLACK * options.absolute * self.size**3 + 1e-9",
+        "tests/solve tests/test_properties.py",
+    ),
+    Mutant(
+        "solve/samples.py", "an iterate that is not the best may arrive",
+        "arrived = improves & (size <= tolerance)", "arrived = self.running & (size <= tolerance)",
+        "tests/solve/test_loop.py",
+    ),
+    Mutant(
+        "solve/samples.py", "the answer is the latest iterate",
+        "return torch.where(self.latest.unsqueeze(1), z, self.kept)", "return z",
+        "tests/solve/test_loop.py",
+    ),
+    Mutant(
+        "solve/samples.py", "the reported residual is the latest",
+        "self.best = torch.where(improves, size, self.best)", "self.best = size",
+        "tests/solve/test_loop.py",
+    ),
+    Mutant(
+        "solve/samples.py", "what is not finite has stagnated",
+        "return torch.where((residual + scale).isfinite(), status, int(Status.NON_FINITE))", "return status",
+        "tests/solve/test_loop.py",
+    ),
+    Mutant(
+        "solve/samples.py", "nothing diverges",
+        "status = torch.where(residual > self.limit, int(Status.DIVERGED), status)", "pass",
+        "tests/solve/test_loop.py",
+    ),
+    Mutant(
+        "solve/samples.py", "divergence is growth by ten",
+        "residual > self.limit", "residual > 1e-5 * self.limit",
+        "tests/solve/test_loop.py",
+    ),
+    Mutant(
+        "solve/samples.py", "stagnation counts as convergence",
+        "torch.where(stalled, int(Status.STAGNATED), int(Status.MAX_STEPS))",
+        "torch.where(stalled, int(Status.CONVERGED), int(Status.MAX_STEPS))",
+        "tests/solve/test_loop.py",
+    ),
+    Mutant(
+        "solve/claims.py", "ten times the tolerance is near enough",
+        "(ahead.excess <= 1)",
+        "(ahead.excess <= 10)",
+        "tests/solve/test_claims.py::test_double_roots_are_found_to_the_tolerance",
+    ),
+    Mutant(
+        "solve/claims.py", "every short step is a solution",
+        "(ahead.excess <= 1)",
+        "(ahead.excess <= torch.inf)",
+        "tests/solve/test_claims.py::test_a_badly_scaled_root_is_not_claimed_before_it_is_one",
+    ),
+    Mutant(
+        "solve/claims.py", "who has run off may have arrived",
+        "lost = (lost & (z.abs() >= self.largest)).any(1)",
+        "lost = torch.zeros_like(ahead.singular)",
+        "tests/solve/test_claims.py::test_flat_directions_are_no_hindrance_but_slopes_along_them_are",
+    ),
+    Mutant(
+        "solve/claims.py", "whatever has grown is said to run off",
+        "& grown & self.away & falls",
+        "& grown & falls",
+        "tests/solve/test_ahead.py",
+    ),
+    Mutant(
+        "solve/claims.py", "what is not finite has stagnated",
+        "failing & ~look.sound, int(Status.NON_FINITE)",
+        "failing & ~look.sound, int(Status.STAGNATED)",
+        "tests/solve/test_claims.py::test_energies_that_are_no_numbers_are_not_finite",
+    ),
+    Mutant(
+        "solve/claims.py", "infinite energies are none",
+        "asks & ~ahead.finite, int(Status.NON_FINITE)",
+        "asks & ~ahead.finite, int(Status.CONVERGED)",
+        "tests/solve/test_claims.py::test_energies_that_are_no_numbers_are_not_finite",
+    ),
+    Mutant(
+        "solve/claims.py", "a function that has become flat has a root there",
+        "(look.residual.abs() <= self.eps * self.highest).all(1)",
+        "(look.residual.abs() < 0).all(1)",
+        "tests/solve/test_claims.py::test_an_energy_without_a_minimum_has_none",
+    ),
+    Mutant(
+        "solve/ahead.py", "a singular Jacobian is as good as any",
+        "UNEXPLAINED = 1e-3",
+        "UNEXPLAINED = 1e9",
+        "tests/solve/test_ahead.py",
+    ),
+    Mutant(
+        "solve/ahead.py", "noise excuses any step",
+        "torch.maximum(tolerance, torch.minimum(noise, eps**0.5 * size))",
+        "torch.maximum(tolerance, noise)",
+        "tests/solve/test_ahead.py",
+    ),
+    Mutant(
+        "solve/ahead.py", "functions are a million times noisier",
+        "NOISE = 10.0",
+        "NOISE = 1e7",
+        "tests/solve/test_ahead.py",
+    ),
+    Mutant(
+        "solve/ahead.py", "a step that was not solved for is short",
+        "torch.where(solved, norm(result.x) / root, torch.nan)",
+        "(norm(result.x) / root)",
+        "tests/solve/test_claims.py::test_many_unknowns_are_judged_together",
+    ),
+    Mutant(
+        "solve/ahead.py", "slopes along flat directions are no hindrance",
+        "allowed = torch.where(bad, slight, allowed)",
+        "allowed = torch.where(bad, torch.inf, allowed)",
+        "tests/solve/test_ahead.py",
+    ),
+    Mutant(
+        "solve/loop.py", "stopped samples keep a gradient",
+        "torch.where(running, problem(torch.where(running, z, held)), z - held)",
+        "problem(z)",
+        "tests/adjoint/test_unrolled.py",
+    ),
+    Mutant(
+        "solve/samples.py", "residuals below the dtype's squares have arrived",
+        "not exact and (fails or self.minute)",
+        "False",
+        "tests/solve/test_loop.py -k squares",
+    ),
+]  # fmt: skip

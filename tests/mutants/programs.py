@@ -1,0 +1,142 @@
+"""Wrong lines: programs, cones, sets."""
+
+from tests.mutants.mutant import Mutant
+
+MUTANTS = [
+    Mutant(
+        "optim/quadprog/feasibility.py", "any violation proves infeasibility",
+        "return t, (largest(t) > _ZERO * size) & contradicts", "return t, largest(t) > _ZERO * size",
+        "tests/optim/test_verdicts.py",
+    ),
+    Mutant(
+        "optim/quadprog/solve.py", "programs without a solution are solved",
+        "status = torch.where(solved, int(Status.CONVERGED), int(Status.MAX_STEPS))",
+        "status = torch.where(solved, int(Status.CONVERGED), int(Status.CONVERGED))",
+        "tests/optim/test_qp.py",
+    ),
+    Mutant(
+        "optim/quadprog/solve.py", "blocked directions count as rays",
+        "return torch.where((flat & falls & ~blocked.any(1)).unsqueeze(1), d, 0.0)",
+        "return torch.where((flat & falls).unsqueeze(1), d, 0.0)",
+        "tests/optim/test_verdicts.py",
+    ),
+    Mutant(
+        "optim/control/lqr.py", "any plan is vouched for",
+        "(status == Status.CONVERGED) & ~(residual < ACCURATE)", "(status == Status.CONVERGED) & residual.isnan()",
+        "tests/optim/test_verdicts.py",
+    ),
+    Mutant(
+        "optim/quadprog/active_set.py", "residuals of a guess do not matter",
+        "settled = saddle.sound & (residual < _RESIDUAL)",
+        "settled = saddle.sound",
+        "tests/optim/test_qp.py tests/optim/test_verdicts.py",
+    ),
+    Mutant(
+        "optim/quadprog/active_set.py", "any bounds may be the met ones",
+        "& (better == side).all(1) & ~(above | below).any(1)",
+        "",
+        "tests/optim/test_qp.py",
+    ),
+    Mutant(
+        "optim/quadprog/active_set.py", "weakly active bounds count as met",
+        "slack = (side != 0) & ~locked & (pull <= _SIGN * largest(y).unsqueeze(1))",
+        "slack = (side != 0) & ~locked & (pull < 0)",
+        "tests/optim/test_qp.py",
+    ),
+    Mutant(
+        "optim/quadprog/solve.py", "an equation that was left out need not be met",
+        "point.settled & (stated.doubt(point.z, point.y) < _GOOD)",
+        "point.settled",
+        "tests/optim/test_qp.py",
+    ),
+    Mutant(
+        "optim/quadprog/solve.py", "a residual of one is good",
+        "_GOOD = 1e-7",
+        "_GOOD = 1.0",
+        "tests/optim/test_qp.py",
+    ),
+    Mutant(
+        "optim/quadprog/optimum.py", "a derivative that is not there is vouched for",
+        "torch.where(residual <= _TRUSTED,",
+        "torch.where(residual < torch.inf,",
+        "tests/optim/test_qp.py",
+    ),
+    Mutant(
+        "optim/cone/search.py", "what the interior point says is believed",
+        "doubtful = torch.where(status == Status.CONVERGED, int(Status.STAGNATED), status)",
+        "doubtful = status",
+        "tests/optim/test_cone.py",
+    ),
+    Mutant(
+        "optim/cone/search.py", "any residual is small",
+        "return residual <= tol *",
+        "return residual <= 1e9 * tol *",
+        "tests/optim/test_cone.py",
+    ),
+    Mutant(
+        "optim/cone/search.py", "concave objectives are accepted",
+        "torch.where(concave, int(Status.NONCONVEX), status)",
+        "status",
+        "tests/optim/test_cone.py",
+    ),
+    Mutant(
+        "optim/cone/sound.py", "derivatives that are not there are vouched for",
+        "small = residual <= torch.finfo(b.dtype).eps ** 0.5 * norm(right)",
+        "small = residual < torch.inf",
+        "tests/optim/test_cone.py",
+    ),
+    Mutant(
+        "optim/projection/section.py", "a plane that misses the box has points in it",
+        "missed = (level.detach() < low - rounding) | (level.detach() > high + rounding)",
+        "missed = level.detach() != level.detach()",
+        "tests/optim/test_projection.py",
+    ),
+    Mutant(
+        "optim/projection/batch.py", "what is not finite has a projection",
+        "torch.where(self._spread(self.sick, self.event), torch.nan, y)",
+        "y",
+        "tests/optim/test_projection.py",
+    ),
+    Mutant(
+        "optim/projection/simplex.py", "an entry too many is in the support",
+        "supported = entries * (ranks + 1) > entries",
+        "supported = entries * (ranks + 1) >= entries",
+        "tests/optim/test_projection.py",
+    ),
+    Mutant(
+        "optim/curvature.py", "saddles are minima",
+        "torch.where(arrived & falls, int(Status.SADDLE), report.status)",
+        "report.status",
+        "tests/optim/test_argmin.py",
+    ),
+    Mutant(
+        "optim/curvature.py", "minima are saddles by rounding",
+        "falls = lowest < -(residual.eps**0.5)",
+        "falls = lowest < (residual.eps**0.5)",
+        "tests/optim/test_argmin.py",
+    ),
+    Mutant(
+        "optim/control/optimality.py", "a plan's derivative is vouched for",
+        "status = torch.where(fine, int(Status.CONVERGED), int(Status.STAGNATED))",
+        "status = torch.where(fine, int(Status.CONVERGED), int(Status.CONVERGED))",
+        "tests/optim/test_lqr.py tests/optim/test_ilqr.py",
+    ),
+    Mutant(
+        "optim/control/lqr.py", "costs without a minimum have one",
+        "torch.where(weak, int(Status.NONCONVEX), int(Status.CONVERGED))",
+        "torch.where(weak, int(Status.CONVERGED), int(Status.CONVERGED))",
+        "tests/optim/test_lqr.py",
+    ),
+    Mutant(
+        "nn/mixing.py", "a descent that is not finite goes on",
+        "~rms.isfinite()",
+        "rms.isnan() & False",
+        "tests/nn/test_satisfiability.py",
+    ),
+    Mutant(
+        "nn/mixing.py", "a flat bottom counts as solved",
+        "status = torch.where(flat, int(Status.STAGNATED), status)",
+        "status = torch.where(flat, int(Status.CONVERGED), status)",
+        "tests/nn/test_satisfiability.py",
+    ),
+]  # fmt: skip

@@ -1,0 +1,88 @@
+"""The Newton step from an iterate, and what it may be wrong by."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import torchimplicit as ti
+from torchimplicit.solve.ahead import newton_step
+
+EXPONENTS = st.lists(st.integers(-8, 8), min_size=3, max_size=3)
+
+
+def double(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def rand(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def step(matrix, residual):
+    found, _, singular = newton_step(matrix[None], residual[None], torch.zeros_like(residual[None]))
+    return found[0], bool(singular)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(EXPONENTS, EXPONENTS)
+def test_the_step_is_that_of_newton_in_any_units(unknowns, equations):
+    columns, rows = 10.0 ** double(*unknowns), 10.0 ** double(*equations)
+    matrix, residual = rand(3, 3), rand(3, seed=1)
+    found, singular = step(rows[:, None] * matrix / columns, rows * residual)
+    assert not singular
+    torch.testing.assert_close(found, -columns * torch.linalg.solve(matrix, residual), rtol=1e-12, atol=0)
+
+
+def test_a_singular_jacobian_has_the_shortest_step_where_the_residual_has_an_answer_and_none_else():
+    # Of rank two but for rounding, which LU factors without complaint.
+    matrix = double([0.1, 0.2, 0.3], [0.4, 0.5, 0.6], [0.7, 0.8, 0.9])
+    found, singular = step(matrix, matrix @ double(1.0, 0.0, 1.0))
+    assert singular
+    torch.testing.assert_close(matrix @ found, -matrix @ double(1.0, 0.0, 1.0), rtol=1e-6, atol=1e-9)
+    assert found.norm() < 2
+    found, singular = step(matrix, double(1.0, -2.0, 1.0))
+    assert singular
+    assert found.isnan().all()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_has_no_step_and_leaves_the_others_theirs(bad):
+    matrix, residual = rand(2, 3, 3), rand(2, 3, seed=1)
+    expected = newton_step(matrix, residual, torch.zeros_like(residual))[0]
+    matrix[1, 0, 0] = bad
+    found = newton_step(matrix, residual, torch.zeros_like(residual))[0]
+    assert torch.equal(found[0], expected[0])
+    assert found[1].isnan().all()
+
+
+def noisy(size):
+    """A function with a root at one, but for a noise that its derivative knows nothing of."""
+    return lambda z: z - 1 + size * torch.sin(1e15 * z.detach())
+
+
+def test_only_rounding_excuses_a_step_that_is_too_long():
+    solver = ti.Newton(rtol=1e-13, max_steps=100)
+    assert ti.root(noisy(1e-16), double(0.5)[None], solver=solver).report.converged
+    found = ti.root(noisy(1e-10), double(0.5)[None], solver=solver, on_failure="ignore")
+    assert not found.report.converged, "a noise of 1e-10 is no rounding"
+
+
+def test_rounding_excuses_no_more_than_half_of_the_digits():
+    """Newton's steps never become shorter than the system's condition makes of rounding: here 1e-4."""
+    i = torch.arange(9, dtype=torch.float64)
+    hilbert = 1 / (i + i[:, None] + 1)
+    right = hilbert @ torch.linspace(1, 2, 9, dtype=torch.float64)
+    solver = ti.Newton(rtol=1e-12, max_steps=200)
+    found = ti.root(lambda z: z @ hilbert - right, torch.zeros(1, 9).double(), solver=solver, on_failure="ignore")
+    off = (found.value - torch.linspace(1, 2, 9, dtype=torch.float64)).abs().max()
+    assert off > 1e-8
+    assert not found.report.converged
+
+
+def test_who_has_grown_but_grows_no_more_does_not_run_off():
+    solver = ti.Picard(damping=0.05, rtol=1e-13, max_steps=1000)
+    found = ti.root(noisy(1e-6), double(1e-3)[None], solver=solver, on_failure="ignore")
+    assert not found.report.converged
+    assert abs(float(found.value) - 1) < 1e-4
+    assert found.report.advice == ""
