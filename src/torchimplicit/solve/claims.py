@@ -62,6 +62,7 @@ class Claims(Samples):
         "usual",
         "target",
         "lowest",
+        "least",
         "away",
     )
     put_back: ClassVar[tuple[str, ...]] = (*Samples.put_back, "largest", "highest", "away")
@@ -71,7 +72,8 @@ class Claims(Samples):
         self.tolerances = SLACK * options.rtol, SLACK * (options.atol or 0.0)
         self.last, self.settled = options.max_steps, settled
         self.start = self.usual = self.largest = self.highest = state.z.detach()
-        self.lowest = torch.full_like(self.best, torch.inf)  # energy
+        self.lowest = torch.full_like(self.best, torch.inf)  # energy,
+        self.least = self.lowest  # and residual of a method that goes down
         self.first_target = max(options.rtol, eps) ** 0.5
         self.target = torch.full_like(self.best, self.first_target)
         self.away = torch.zeros_like(self.running)  # whether some unknown still grew at the last move
@@ -117,7 +119,8 @@ class Claims(Samples):
         claims = (move <= self.target) | ((size <= low) & (self.best > low)) | (size == 0)
         better = smaller = (size < self.bar) & sound
         if energy is not None:  # a method that goes down gets better by every step that it takes
-            better = (move > 0) & sound
+            better, smaller = (move > 0) & sound, (size < self.least) & sound
+            self.least = torch.where(smaller, size, self.least)
             falls = energy < self.lowest - FLOOR * self.eps * self.lowest.abs().nan_to_num(0.0, 0.0)
             smaller = smaller | (falls & sound)
             self.lowest = torch.where(smaller, torch.minimum(energy, self.lowest), self.lowest)
@@ -149,7 +152,7 @@ class Claims(Samples):
             status = torch.where(arrived, int(Status.CONVERGED), status)
             status = torch.where(asks & ~ahead.finite, int(Status.NON_FINITE), status)
             shorter = look.move / ahead.excess.clamp(SOONEST, SPARSEST)
-            self.target = torch.where(asks & (look.move > 0), shorter, self.target)
+            self.target = torch.where(asks & (look.move > 0), shorter.clamp_min(FLOOR * self.eps), self.target)
         self.latest, self.all_latest = (look.better & self.running) | arrived, False
         self.best = torch.where(self.latest, look.size, self.best)
         stops = self.running & (status != int(Status.MAX_STEPS))

@@ -83,6 +83,7 @@ class LBFGSState(NamedTuple):
     active: Tensor
     pairs: Pairs
     scale: Tensor
+    noise: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,7 @@ class LBFGS(Minimiser):
     def init(self, problem: Residual, z: Tensor) -> LBFGSState:
         """The state at the start: the first step is the one that minimises the energy's second-order model."""
         place, active = self.begin(problem, z)
-        return LBFGSState(*place, active, Pairs(), self._first_scale(problem, place))
+        return LBFGSState(*place, active, Pairs(), self._first_scale(problem, place), torch.zeros_like(place.energy))
 
     def _first_scale(self, problem: Residual, place: Place) -> Tensor:
         """The inverse Hessian's size along the gradient, by one product; else for a step of one, `(B,)`."""
@@ -134,7 +135,7 @@ class LBFGS(Minimiser):
         direction = -pairs.inverse(place.residual, state.scale)
         upwards = ~(dot(place.residual, direction) < 0)
         direction = torch.where(upwards.unsqueeze(1), -state.scale.unsqueeze(1) * place.residual, direction)
-        moved, holds = descend(problem, place, direction, active, self.trials)  # type: ignore[arg-type]
+        moved, holds, noise = descend(problem, place, direction, active, self.trials, state.noise)  # type: ignore[arg-type]
 
         step, change = moved.z - place.z, moved.residual - place.residual
         product, size = dot(step, change), dot(change, change)
@@ -147,4 +148,4 @@ class LBFGS(Minimiser):
             first = self._first_scale(problem, moved)
             scale = torch.where(lost, first, scale)
         pair = Pair(step, change, torch.where(bends, 1 / product, 0))
-        return LBFGSState(*moved, active, pairs.push(pair, self.memory), scale)
+        return LBFGSState(*moved, active, pairs.push(pair, self.memory), scale, noise)

@@ -27,6 +27,7 @@ class NewtonCGState(NamedTuple):
     energy: Tensor
     active: Tensor
     first: Tensor
+    noise: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ class NewtonCG(Minimiser):
     def init(self, problem: Residual, z: Tensor) -> NewtonCGState:
         """The state at the start."""
         place, active = self.begin(problem, z)
-        return NewtonCGState(*place, active, norm(place.residual))
+        return NewtonCGState(*place, active, norm(place.residual), torch.zeros_like(place.energy))
 
     def step(self, problem: Residual, state: NewtonCGState) -> NewtonCGState:
         """One truncated Newton step."""
@@ -71,8 +72,8 @@ class NewtonCG(Minimiser):
         size = norm(place.residual)
         forcing = (size / state.first).sqrt().clamp_max(0.5)
         direction = self._direct(Jacobian(problem, place.z), place, forcing * size, active)
-        moved, holds = descend(problem, place, direction, active, self.trials)  # type: ignore[arg-type]
-        return NewtonCGState(*moved, active & (holds | (moved.z != place.z).any(1)), state.first)
+        moved, holds, noise = descend(problem, place, direction, active, self.trials, state.noise)  # type: ignore[arg-type]
+        return NewtonCGState(*moved, active & (holds | (moved.z != place.z).any(1)), state.first, noise)
 
     def _direct(self, hessian: Jacobian, place: Place, target: Tensor, running: Tensor) -> Tensor:
         """The direction `(B, n)`, from conjugate gradients down to residuals of `target`, `(B,)`."""
