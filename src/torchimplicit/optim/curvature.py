@@ -10,6 +10,7 @@ from torchimplicit.core.problem import Residual
 from torchimplicit.core.status import Status
 from torchimplicit.linear import Jacobian, eigenvalue_range, probe
 from torchimplicit.solve import DENSE, Result
+from torchimplicit.solve.units import units_of
 
 PRODUCTS = 16  # with the Hessian: exact for as many unknowns, a sample of its directions beyond
 
@@ -53,12 +54,7 @@ def _units(hessian: Jacobian, z: Tensor, constraints: int) -> Tensor:
     """Units of the unknowns in which no row of the Hessian stands out, whatever units they have, `(B, n)`."""
     if constraints or z.shape[1] > DENSE:  # tangents are what they are in the given units; too many to look at each
         return torch.ones_like(z[:, : z.shape[1] - constraints])
-    basis = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-    matrix = torch.vmap(lambda row: hessian.rmatvec(row.expand(z.shape)), out_dims=1)(basis).abs()
-    size = matrix.diagonal(dim1=1, dim2=2).sqrt()
-    units = torch.where((size > 0) & size.isfinite(), 1 / size, 1.0)
-    rest = torch.where(size > 0, 1.0, (matrix * units.unsqueeze(1)).amax(2))  # rows without a diagonal
-    return torch.where(rest > 0, units / rest, 1.0).nan_to_num(1.0, 1.0, 1.0)
+    return units_of(hessian.dense(z))
 
 
 def _tangents(hessian: Jacobian, z: Tensor, constraints: int):

@@ -146,7 +146,7 @@ class Claims(Samples):
             if ahead.finite is not None:
                 status = torch.where(asks & ~ahead.finite, int(Status.NON_FINITE), status)
             shorter = look.move / ahead.excess.clamp(SOONEST, SPARSEST)
-            self.target = torch.where(asks & (look.move > 0), shorter, self.target)
+            self.target = torch.where(asks & (look.move > 0), shorter.clamp_min(FLOOR * self.eps), self.target)
         self.latest, self.all_latest = (look.better & self.running) | arrived, False
         self.best = torch.where(self.latest, look.size, self.best)
         stops = self.running & (status != int(Status.MAX_STEPS))

@@ -15,6 +15,7 @@ from torchimplicit.core.tree import norm
 from torchimplicit.linear import Jacobian
 from torchimplicit.solve.linesearch import Place, descend, dot
 from torchimplicit.solve.minimiser import Minimiser
+from torchimplicit.solve.units import due, hessian_of, units_of
 
 
 class Pair(NamedTuple):
@@ -55,13 +56,13 @@ class Pairs:
 
         Args:
             vector: `(B, n)`.
-            scale: of the inverse Hessian before all pairs, `(B,)`.
+            scale: the diagonal of the inverse Hessian before all pairs, `(B, n)`.
         """
         weights = []
         for step, change, weight in reversed(self.pairs):
             weights.append(weight * dot(step, vector))
             vector = torch.addcmul(vector, weights[-1].unsqueeze(1), change, value=-1)
-        vector = scale.unsqueeze(1) * vector
+        vector = scale * vector
         for (step, change, weight), first in zip(self.pairs, reversed(weights), strict=True):
             vector = torch.addcmul(vector, (first - weight * dot(change, vector)).unsqueeze(1), step)
         return vector
@@ -75,7 +76,10 @@ class Pairs:
 
 
 class LBFGSState(NamedTuple):
-    """A place, who still moves, the last pairs, oldest first, and the inverse Hessian's size before them, `(B,)`."""
+    """A place, who still moves, the last pairs, oldest first, and the inverse Hessian before them, a diagonal `(B, n)`.
+
+    Also by how much energies are wrong beyond their rounding, `(B,)`, and how many steps there were.
+    """
 
     z: Tensor
     residual: Tensor
@@ -83,6 +87,8 @@ class LBFGSState(NamedTuple):
     active: Tensor
     pairs: Pairs
     scale: Tensor
+    noise: Tensor
+    age: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,34 +123,39 @@ class LBFGS(Minimiser):
     def init(self, problem: Residual, z: Tensor) -> LBFGSState:
         """The state at the start: the first step is the one that minimises the energy's second-order model."""
         place, active = self.begin(problem, z)
-        return LBFGSState(*place, active, Pairs(), self._first_scale(problem, place))
+        return LBFGSState(*place, active, Pairs(), self._first_scale(problem, place), torch.zeros_like(place.energy), 0)
 
     def _first_scale(self, problem: Residual, place: Place) -> Tensor:
-        """The inverse Hessian's size along the gradient, by one product; else for a step of one, `(B,)`."""
+        """The inverse Hessian's diagonal in the unknowns' units, of its size along the gradient, `(B, n)`."""
+        gradient, one = place.residual, (1 / norm(place.residual).clamp_min(1)).unsqueeze(1)
         if transforms.active():
-            return 1 / norm(place.residual).clamp_min(1)
-        product = Jacobian(problem, place.z).rmatvec(place.residual)
-        scale = dot(place.residual, place.residual) / dot(place.residual, product)
-        sound = (scale > 0) & scale.isfinite()
-        return torch.where(sound, scale, 1 / norm(place.residual).clamp_min(1))
+            return one.expand_as(gradient)
+        jacobian = Jacobian(problem, place.z)
+        hessian = hessian_of(jacobian, place.z)
+        square = torch.ones_like(gradient) if hessian is None else units_of(hessian).square()
+        way = square * gradient
+        bend = jacobian.rmatvec(way) if hessian is None else torch.bmm(hessian, way.unsqueeze(2)).squeeze(2)
+        scale = square * (dot(gradient, way) / dot(way, bend).abs()).unsqueeze(1)
+        return torch.where((scale > 0) & scale.isfinite(), scale, one)
 
     def step(self, problem: Residual, state: LBFGSState) -> LBFGSState:
         """One step along the quasi-Newton direction."""
         place, active, pairs = Place(*state[:3]), state.active, state.pairs
         direction = -pairs.inverse(place.residual, state.scale)
         upwards = ~(dot(place.residual, direction) < 0)
-        direction = torch.where(upwards.unsqueeze(1), -state.scale.unsqueeze(1) * place.residual, direction)
-        moved, holds = descend(problem, place, direction, active, self.trials)  # type: ignore[arg-type]
+        direction = torch.where(upwards.unsqueeze(1), -state.scale * place.residual, direction)
+        moved, holds, noise = descend(problem, place, direction, active, self.trials, state.noise)  # type: ignore[arg-type]
 
         step, change = moved.z - place.z, moved.residual - place.residual
-        product, size = dot(step, change), dot(change, change)
-        bends = product > torch.finfo(product.dtype).eps * (norm(step) * norm(change))
-        scale = torch.where(bends, product / size, state.scale)
-        lost = active & ~holds
+        product, size = dot(step, change), dot(change, state.scale * change)
+        bends = product > torch.finfo(product.dtype).eps * dot(step, place.residual).abs()
+        scale = state.scale * torch.where(bends, product / size, 1).unsqueeze(1)
+        lost, age = active & ~holds, state.age + 1
+        if due(age):
+            scale = self._first_scale(problem, moved)
         if bool(lost.any()):
             active = active & (holds | pairs.known(lost) | (step != 0).any(1))
             pairs = pairs.forget(lost)
-            first = self._first_scale(problem, moved)
-            scale = torch.where(lost, first, scale)
+            scale = torch.where(lost.unsqueeze(1), self._first_scale(problem, moved), scale)
         pair = Pair(step, change, torch.where(bends, 1 / product, 0))
-        return LBFGSState(*moved, active, pairs.push(pair, self.memory), scale)
+        return LBFGSState(*moved, active, pairs.push(pair, self.memory), scale, noise, age)

@@ -73,7 +73,9 @@ def dot(u: Tensor, v: Tensor) -> Tensor:
     return torch.bmm(u.unsqueeze(1), v.unsqueeze(2)).flatten()
 
 
-def descend(problem: Slope, start: Place, direction: Tensor, searching: Tensor, trials: int) -> tuple[Place, Tensor]:
+def descend(
+    problem: Slope, start: Place, direction: Tensor, searching: Tensor, trials: int, noise: Tensor
+) -> tuple[Place, Tensor, Tensor]:
     """Goes along a direction of descent until conditions like the weak Wolfe ones hold, sample by sample.
 
     The energy must fall by a part of what its slope promises, and the slope have become less steep; less than anywhere
@@ -88,10 +90,11 @@ def descend(problem: Slope, start: Place, direction: Tensor, searching: Tensor, 
         direction: the full step, `(B, n)`.
         searching: the samples to move, `(B,)` bool; the others stay.
         trials: most lengths to try, one evaluation each.
+        noise: by how much energies are known to be wrong beyond their own rounding, `(B,)`.
 
     Returns:
-        Where every sample arrived: the lowest place found if no trial held, the start if none was lower; and whether
-        the conditions hold there, `(B,)`.
+        Where every sample arrived: the lowest place found if no trial held, the start if none was lower; whether
+        the conditions hold there, `(B,)`; and the noise, learnt from searches that fail.
     """
     steepness = dot(start.residual, direction)
     searching = searching & (steepness < 0) & (steepness > -math.inf)
@@ -100,7 +103,8 @@ def descend(problem: Slope, start: Place, direction: Tensor, searching: Tensor, 
     low, high = torch.zeros_like(length), torch.full_like(length, math.inf)
     steepest = slope_low = steepness
     slope_high = torch.full_like(length, math.inf)
-    play = ROUNDINGS * problem.eps * start.energy.abs()
+    play = ROUNDINGS * (problem.eps * start.energy.abs() + noise)
+    wrong = noise
     for _ in range(trials):
         if bool(holds.all()):
             break
@@ -112,12 +116,13 @@ def descend(problem: Slope, start: Place, direction: Tensor, searching: Tensor, 
         falls &= slope.isfinite() & ~holds
         found = trial.where(falls, found)
         rises = ~falls & ~holds
+        wrong = torch.where(rises & (slope <= 0), trial.energy - start.energy - length * steepness, wrong)
         holds = holds | (falls & (slope >= STEEP * steepest))
         steepest = torch.where(falls, torch.minimum(slope, steepest), steepest)
         low, slope_low = torch.where(falls, length, low), torch.where(falls, slope, slope_low)
         high, slope_high = torch.where(rises, length, high), torch.where(rises, slope, slope_high)
         length = _between(low, high, slope_low, slope_high)
-    return found, holds & searching
+    return found, holds & searching, torch.where(holds, noise, torch.maximum(noise, wrong.nan_to_num(0.0, 0.0)))
 
 
 def _between(low: Tensor, high: Tensor, slope_low: Tensor, slope_high: Tensor) -> Tensor:

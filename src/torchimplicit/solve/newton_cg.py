@@ -15,18 +15,25 @@ from torchimplicit.core.tree import norm
 from torchimplicit.linear import Jacobian
 from torchimplicit.solve.linesearch import Place, descend, dot
 from torchimplicit.solve.minimiser import Minimiser
+from torchimplicit.solve.units import due, hessian_of, units_of
 
-REACH = 10.0  # a direction in which the energy hardly bends is followed so many times |z|, or 1, at first
+REACH = 10.0  # a direction in which the energy hardly bends is followed so many times |z|, or |g|, at first
 
 
 class NewtonCGState(NamedTuple):
-    """A place, who still moves, and the gradient's norm at the start, `(B,)`."""
+    """A place, who still moves, and the gradient's norm at the start, `(B,)`, in the units of the unknowns, `(B, n)`.
+
+    Also by how much energies are wrong beyond their rounding, `(B,)`, and how many steps there were.
+    """
 
     z: Tensor
     residual: Tensor
     energy: Tensor
     active: Tensor
     first: Tensor
+    noise: Tensor
+    units: Tensor
+    age: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,27 +70,34 @@ class NewtonCG(Minimiser):
     def init(self, problem: Residual, z: Tensor) -> NewtonCGState:
         """The state at the start."""
         place, active = self.begin(problem, z)
-        return NewtonCGState(*place, active, norm(place.residual))
+        return NewtonCGState(*place, active, place.energy, torch.zeros_like(place.energy), torch.ones_like(z), 0)
 
     def step(self, problem: Residual, state: NewtonCGState) -> NewtonCGState:
         """One truncated Newton step."""
-        place, active = Place(*state[:3]), state.active
-        size = norm(place.residual)
-        forcing = (size / state.first).sqrt().clamp_max(0.5)
-        direction = self._direct(Jacobian(problem, place.z), place, forcing * size, active)
-        moved, holds = descend(problem, place, direction, active, self.trials)  # type: ignore[arg-type]
-        return NewtonCGState(*moved, active & (holds | (moved.z != place.z).any(1)), state.first)
+        place, active, units = Place(*state[:3]), state.active, state.units
+        jacobian = Jacobian(problem, place.z)
+        if due(state.age):
+            hessian = hessian_of(jacobian, place.z)
+            units = units if hessian is None else units_of(hessian)
+        size = norm(units * place.residual)
+        first = state.first if state.age else size
+        forcing = (size / first).sqrt().clamp_max(0.5)
+        direction = self._direct(jacobian, place, units, forcing * size, active)
+        moved, holds, noise = descend(problem, place, direction, active, self.trials, state.noise)  # type: ignore[arg-type]
+        active = active & (holds | (moved.z != place.z).any(1))
+        return NewtonCGState(*moved, active, first, noise, units, state.age + 1)
 
-    def _direct(self, hessian: Jacobian, place: Place, target: Tensor, running: Tensor) -> Tensor:
-        """The direction `(B, n)`, from conjugate gradients down to residuals of `target`, `(B,)`."""
+    def _direct(self, hessian: Jacobian, place: Place, units: Tensor, target: Tensor, running: Tensor) -> Tensor:
+        """The direction `(B, n)`, from conjugate gradients in some units down to residuals of `target`, `(B,)`."""
         tiny, eps = torch.finfo(target.dtype).tiny, torch.finfo(target.dtype).eps
-        x, r, p = torch.zeros_like(place.z), place.residual, -place.residual
-        square, farthest = dot(r, r), REACH * torch.where(norm(place.z) > 0, norm(place.z), 1)
+        r = units * place.residual
+        x, p, square = torch.zeros_like(r), -r, dot(r, r)
+        farthest = REACH * torch.maximum(norm(place.z / units), norm(r))
         running = running & (square < math.inf)
         for _ in range(self.products):
             if not bool(running.any()):
                 break
-            product = hessian.rmatvec(p)
+            product = units * hessian.rmatvec(units * p)
             bend, length = dot(p, product), norm(p)
             concave = bend <= eps * length * norm(product)
             alpha = square / bend.abs().clamp_min(tiny)
@@ -93,4 +107,4 @@ class NewtonCG(Minimiser):
             square, before = dot(r, r), square
             p = torch.where(running.unsqueeze(1), (square / before).unsqueeze(1) * p - r, p)
             running = running & ~concave & (square.sqrt() > target)
-        return x
+        return units * x
