@@ -18,10 +18,5 @@ FAMILIES = {
 # Faults that are known and not mended yet, by their id; a generator asks before it draws a case of that kind.
 # `--known` draws them, too.
 KNOWN = {
-    "A1": "roots, minima and least squares in other units than the unknowns'",
-    "B1": "samples that are not independent: the gradient of every backward solve but the right one",
-    "B2": "samples that are not finite: their quarantine draws from the global random state, and misplaces gradients",
     "E12": "paths: f is evaluated outside of the requested times, by Kvaerno5 and by roundings",
-    "N1": "norms that underflow",
-    "C3": "Unrolled from a start at or near the solution",
 }
