@@ -1,9 +1,13 @@
 """Which front doors are under fuzz, how often, and what is known to be wrong."""
 
+from tests.fuzz.constrained import constrained
 from tests.fuzz.fixed_points import fixed_point
 from tests.fuzz.minima import argmin
 from tests.fuzz.paths import odeint
+from tests.fuzz.plans import lqr
+from tests.fuzz.programs import qp
 from tests.fuzz.roots import root
+from tests.fuzz.sets import sets
 from tests.fuzz.squares import least_squares
 
 # family -> (generator, weight)
@@ -11,12 +15,17 @@ FAMILIES = {
     "fixed_point": (fixed_point, 20),
     "root": (root, 15),
     "argmin": (argmin, 12),
+    "constrained": (constrained, 8),
     "least_squares": (least_squares, 8),
-    "odeint": (odeint, 10),
+    "odeint": (odeint, 12),
+    "qp": (qp, 8),
+    "lqr": (lqr, 5),
+    "sets": (sets, 8),
 }
 
 # Faults that are known and not mended yet, by their id; a generator asks before it draws a case of that kind.
 # `--known` draws them, too.
 KNOWN = {
+    "A3": "programs: units; a row that is met may be missing from the derivative",
     "E12": "paths: f is evaluated outside of the requested times, by Kvaerno5 and by roundings",
 }

@@ -87,18 +87,27 @@ def condition(dice, low=True):
     )
 
 
+def layer(f, z0, *args, solver, adjoint, on_failure, batched_args=None, save_steps=(), **others):
+    """`nn.DEQ` as a front door."""
+    deq = ti.nn.DEQ(f, solver, adjoint, lambda *inputs: z0, batched_args=batched_args, on_failure=on_failure)
+    value = deq(*args, save_steps=save_steps)
+    return ti.Solution(value[0] if save_steps else value, deq.report)
+
+
 def fixed_point(dice, known):
     form, problem = condition(dice)
     solver = options.equation_solver(dice, form, float(problem.units[0]))
     chosen = {"solver": solver, "adjoint": options.adjoint(dice, form, solver)}
     chosen |= options.rest(dice, form, problem.own)
+    door = layer if form.batch_dims and dice.chance(0.2) else ti.fixed_point
     call = Call(
-        ti.fixed_point,
+        door,
         problem,
         form,
         chosen,
         dice.chance(0.3),
         "state",
         options.cotangent(dice, form, problem.start.shape),
+        door is ti.fixed_point and dice.chance(0.1),
     )
     return call.title, lambda: play(call, verdict.fixed_points)

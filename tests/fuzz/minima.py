@@ -87,7 +87,7 @@ def solver(dice, form, size):
     if kind == "lbfgs":
         return ti.LBFGS(memory=dice.between(1, 12), **common)
     if kind == "newtoncg":
-        return ti.NewtonCG(products=dice.pick(200, 5), **common)
+        return ti.NewtonCG(products=dice.pick(50, 5), **common | {"max_steps": min(common["max_steps"], 100)})
     if kind == "newton":
         return ti.Newton(linear_solver=dice.pick(None, ti.LU(), options.linear_solver(dice, form)), **common)
     return options.equation_solver(dice, form, size)
@@ -127,7 +127,6 @@ def argmin(dice, known):
     chosen_solver = solver(dice, form, float(t.min()))
     chosen = {"adjoint": options.adjoint(dice, form, chosen_solver), "check_minimum": check}
     chosen |= {"solver": chosen_solver} | options.rest(dice, form, problem.own)
-    call = Call(
-        ti.argmin, problem, form, chosen, dice.chance(0.3), "number", options.cotangent(dice, form, problem.start.shape)
-    )
+    cotangent = options.cotangent(dice, form, problem.start.shape)
+    call = Call(ti.argmin, problem, form, chosen, dice.chance(0.3), "number", cotangent, dice.chance(0.1))
     return call.title, lambda: play(call, nearness.minima)

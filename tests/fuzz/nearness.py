@@ -1,8 +1,9 @@
 """How far a root or a minimum really is: by Newton's method in float64, from the answer, by dense algebra.
 
 `Solver` promises that the Newton step from there is no longer than `atol + rtol |z|`, unknown by unknown, or as short
-as rounding makes it, to half of the digits at least. The distance to the root may be `PLAY` = 10 times that: a step
-tells the distance up to the root's multiplicity, and a slope that changes on the way.
+as rounding makes it. The distance to the root may be `PLAY` = 10 times that: a step tells the distance up to the root's
+multiplicity, and a slope that changes on the way. On top comes by how much `ROUNDINGS` roundings of its terms move the
+root of the function, for whoever evaluates it in its dtype sees no more.
 """
 
 import torch
@@ -26,7 +27,7 @@ def polished(residual, z, slight, steps=60):
             return None
         step = (inverse(jacobian, slight) @ r.flatten()).view_as(z)
         length = 1.0
-        while length > 1e-4 and not residual(z - length * step).norm() <= r.norm():
+        while length > 1e-4 and not residual(z - length * step).detach().norm() <= r.norm():
             length /= 2
         if length <= 1e-4:
             return z
@@ -91,12 +92,11 @@ def _distance(call, residual, z, args, jacobian):
     noise = (ROUNDINGS * eps * terms + verdict.denormal(call)).flatten()
     floor = (back.abs() @ noise).view_as(z)
     if near is None or bool((residual(near).abs() > 1e-3 * residual(z).abs() + 1e-14 * ROUNDINGS * terms).any()):
-        near = z - (back @ residual(z).flatten()).view_as(z)  # not found: the step alone, as promised
+        near = z - (back @ residual(z).detach().flatten()).view_as(z)  # not found: the step alone, as promised
     size = torch.maximum(near.abs(), z.abs())
     zero = (terms.flatten()[:, None] / jacobian.abs()).amin(0).view_as(z).nan_to_num(0, 0)  # changes some equation
     tolerance = verdict.absolute(call) + call.solver.rtol * (size + eps**0.5 * zero)
-    rounding = torch.minimum(floor, PLAY * eps**0.5 * torch.maximum(size, zero))
-    excess = (z - near).abs() / (PLAY * tolerance + rounding + eps * near.abs()).clamp_min(1e-300)
+    excess = (z - near).abs() / (PLAY * tolerance + floor + eps * size).clamp_min(1e-300)
     if not excess.max() <= 1:
         j = int(excess.argmax())
         distance, allowed = float((z - near).abs().flatten()[j]), float(tolerance.flatten()[j])

@@ -1,6 +1,7 @@
 """The front doors of points under fuzz: what is called, and what is looked at afterwards, in float64."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
@@ -57,7 +58,7 @@ class Call:
     module: bool
     returns: str  # what the function gives: a "state", a "number" a sample, or "rows" of any width
     cotangent: torch.Tensor
-    default: type = ti.LBFGS  # the solver that the front door chooses
+    warm: bool = False  # whether an earlier solution is the start
 
     def __post_init__(self):
         dtype, condition = self.form.dtype, self.condition
@@ -69,7 +70,8 @@ class Call:
     def title(self):
         words = ", ".join(f"{name}={value}" for name, value in self.options.items())
         kind = "module" if self.module else "function"
-        return f"{self.condition.title}, {self.form.name} {self.form.dtype} ({kind}), {words}"
+        kind += ", warm" if self.warm else ""
+        return f"{self.door.__name__} of {self.condition.title}, {self.form.name} {self.form.dtype} ({kind}), {words}"
 
     def evaluate(self, state, *args):
         """The user's function."""
@@ -78,15 +80,19 @@ class Call:
             return value if self.form.batch_dims else value.sum()
         return value if self.returns == "rows" else self.form.pack(value)
 
-    def solve(self, **more):
+    def solve(self):
         args = self.args[: self.condition.own] if self.module else self.args
-        f = self.cell or self.evaluate
-        return self.door(f, self.form.pack(self.start), *args, **{**self.options, **more})
+        solve = partial(self.door, self.cell or self.evaluate, self.form.pack(self.start), *args)
+        if not self.warm:
+            return solve(**self.options)
+        with torch.no_grad():
+            earlier = solve(**self.options | {"on_failure": "ignore"})
+        return solve(**self.options, warm_start=earlier)
 
     @property
     def solver(self):
         """The solver, also where the front door chooses."""
-        return self.options["solver"] or self.default()
+        return self.options["solver"] or ti.LBFGS()
 
     @property
     def tensors(self):

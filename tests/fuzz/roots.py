@@ -119,5 +119,5 @@ def root(dice, known):
     chosen = {"solver": solver, "adjoint": options.adjoint(dice, form, solver)}
     chosen |= options.rest(dice, form, problem.own)
     cotangent = options.cotangent(dice, form, problem.start.shape)
-    call = Call(ti.root, problem, form, chosen, dice.chance(0.3), "state", cotangent)
+    call = Call(ti.root, problem, form, chosen, dice.chance(0.3), "state", cotangent, dice.chance(0.1))
     return call.title, lambda: play(call, nearness.roots)

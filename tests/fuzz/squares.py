@@ -96,5 +96,5 @@ def least_squares(dice, known):
     chosen = {"solver": chosen_solver, "adjoint": options.adjoint(dice, form, chosen_solver)}
     chosen |= options.rest(dice, form, problem.own)
     cotangent = options.cotangent(dice, form, problem.start.shape)
-    call = Call(ti.least_squares, problem, form, chosen, dice.chance(0.3), "rows", cotangent)
+    call = Call(ti.least_squares, problem, form, chosen, dice.chance(0.3), "rows", cotangent, dice.chance(0.1))
     return call.title, lambda: play(call, nearness.minima)
