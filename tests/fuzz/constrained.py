@@ -1,4 +1,4 @@
-"""`argmin` under constraints: bowls on planes, spheres and curves, beside Newton's method on the KKT system in float64."""
+"""`argmin` under constraints: bowls on planes, spheres and curves, beside Newton's method on the KKT system."""
 
 import torch
 

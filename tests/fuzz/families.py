@@ -9,6 +9,7 @@ from tests.fuzz.programs import qp
 from tests.fuzz.roots import root
 from tests.fuzz.sets import sets
 from tests.fuzz.squares import least_squares
+from tests.fuzz.walks import walk
 
 # family -> (generator, weight)
 FAMILIES = {
@@ -18,6 +19,7 @@ FAMILIES = {
     "constrained": (constrained, 8),
     "least_squares": (least_squares, 8),
     "odeint": (odeint, 12),
+    "walk": (walk, 8),
     "qp": (qp, 8),
     "lqr": (lqr, 5),
     "sets": (sets, 8),

@@ -1,4 +1,4 @@
-"""`lqr`: plans for systems that are unstable or not, with and without bounds, beside one dense program in the controls."""
+"""`lqr`: plans for systems, unstable or not, with and without bounds, beside a dense program in the controls."""
 
 import math
 

@@ -99,7 +99,7 @@ def qp(dice, known):
 
     title = f"{fate}, {batch} x {n}, {rows} rows, units {unit:.2g} {cost:.2g} {row:.2g}, {dtype}, {options}"
     formula = Formula(
-        title, lambda Q, *rest: ti.qp(symmetric(Q), *rest, **options), exact, [Q, q, G, h], dtype, dice.normal(batch, n), look,
-        options=options, sick=sick,
+        title, lambda Q, *rest: ti.qp(symmetric(Q), *rest, **options), exact, [Q, q, G, h], dtype,
+        dice.normal(batch, n), look, options=options, sick=sick,
     )  # fmt: skip
     return title, lambda: play(formula)

@@ -112,7 +112,6 @@ def root(dice, known):
         t,
         size / t,
         nowhere=kind in NOWHERE,
-        
     )
     kinds = options.MAPS | options.EQUATIONS if plain else options.EQUATIONS
     solver = options.equation_solver(dice, form, float(t.min()), kinds)

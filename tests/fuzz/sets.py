@@ -126,6 +126,7 @@ def sets(dice, known):
     function, exact = KINDS[name]
     title = f"{name}, scale {s:.3g}, {far} away, {batch} x {n}, {dtype}"
     formula = Formula(
-        title, function, lambda solution, x, r: exact(x, r), [x, r], dtype, dice.normal(batch, n), condition=10 * far + 10
+        title, function, lambda solution, x, r: exact(x, r), [x, r], dtype, dice.normal(batch, n),
+        condition=10 * far + 10,
     )  # fmt: skip
     return title, lambda: play(formula)
