@@ -36,9 +36,9 @@ class Unrolled(Adjoint):
     of $B^{-\top} g$ for the incoming gradient $g$, the residual $g - B^\top u$ is that of `solution.backward`, for one
     vector-Jacobian product at the solution. Steps that jump there, as `Broyden` on linear maps, have put $u$ in place
     away from the solution, where the function depends on its tensors in another way: so a factor of $z$ that is zero
-    is differentiated by, too, whose gradient must be $u z^*$. The reference that `Implicit` is checked against, and a choice for a
-    handful of steps or where the start `z0` needs a gradient. Not for deep solves (memory) nor under `torch.vmap`;
-    under other transforms nothing is measured, nor with `save_steps`.
+    is differentiated by, too, whose gradient must be $u z^*$. The reference that `Implicit` is checked against, and a
+    choice for a handful of steps or where the start `z0` needs a gradient. Not for deep solves (memory) nor under
+    `torch.vmap`; under other transforms nothing is measured, nor with `save_steps`.
 
     Args:
         checkpoint: recompute the function in the backward pass instead of keeping its activations: one state per step
