@@ -86,6 +86,23 @@ def test_the_gradient_agrees_with_implicit_or_the_report_says_by_how_much_it_may
     assert ((report.status == ti.Status.CONVERGED) == (report.residual <= 1e-2)).all()
 
 
+@pytest.mark.parametrize("solver", EVERY, ids=str)
+def test_steps_that_jump_to_a_solution_do_not_pass_for_its_gradient_by_the_weights(solver):
+    x = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
+    weight = (0.5 * torch.eye(2, dtype=torch.float64)).requires_grad_()  # two secant steps solve this one exactly,
+    solution = ti.fixed_point(
+        lambda z, w: z @ w + x, torch.zeros_like(x), weight, solver=solver, adjoint=ti.Unrolled(), on_failure="ignore"
+    )
+    (grad,) = torch.autograd.grad(solution.value.sum(), weight)  # but not those beside it: z outer (I - W)^-T 1
+    right = torch.tensor([[4.0, 4.0], [8.0, 8.0]], dtype=torch.float64)
+    assert solution.report.converged
+    assert float((grad - right).norm() / right.norm()) <= 3 * float(solution.backward.residual) + 1e-3
+    assert solution.backward.converged == (float(solution.backward.residual) <= 1e-2)
+    if isinstance(solver, ti.Broyden):
+        assert abs(float((grad - right).norm() / right.norm()) - 0.158) < 1e-3
+        assert solution.backward.status.tolist() == [ti.Status.MAX_STEPS]
+
+
 def test_too_few_steps_are_reported_and_the_remedy_helps():
     def solve(solver, adjoint):
         theta = torch.ones(1, 1, dtype=torch.float64, requires_grad=True)

@@ -36,26 +36,26 @@ def weight(dice, width):
     return w, f"{kind} {radius:.3g}"
 
 
-def condition(dice, known, low=True):
+def condition(dice, low=True):
     """A map `s phi(z W / s) + x + c`, and the form of its state."""
     batch, width = dice.between(1, 4), dice.pick(1, 2, 3, 4, 6)
     form = forms.draw(dice, width, low)
     reach = {torch.float16: 2, torch.bfloat16: 12}.get(form.dtype, 30 if form.dtype == torch.float64 else 12)
     s = 1.0 if dice.chance(0.5) else dice.power(-reach, reach)
-    if dice.chance(0.15) and form.dtype in forms.COMPLEX and "N1" not in known:
+    if dice.chance(0.15) and form.dtype in forms.COMPLEX:
         s = dice.power(-30, 30)
     name = dice.weighted({"tanh": 4, "linear": 3, "sine": 1, "fold": 1, "relu": 1, "cell": 1})
     phi, (w, drawn) = SHAPES[name], weight(dice, width)
     x, c = s * dice.normal(batch, width), 0.1 * s * dice.normal(width)
     start = dice.weighted({"zero": 3, "near": 3, "far": 1})
     start = {"zero": 0.0, "near": s, "far": 1e3 * s}[start] * dice.normal(batch, width)
-    if dice.chance(0.05) and "N1" not in known:  # nothing drives it: the solution may be zero
+    if dice.chance(0.05):  # nothing drives it: the solution may be zero
         x, c = torch.zeros_like(x), torch.zeros_like(c)
     coupled = 0.0
-    if batch > 1 and form.batch_dims and "B1" not in known and dice.chance(0.06):
+    if batch > 1 and form.batch_dims and dice.chance(0.06):
         coupled = dice.power(-3, 0)
     sick = None
-    if not coupled and "B2" not in known and dice.chance(0.1):
+    if not coupled and dice.chance(0.1):
         sick = torch.zeros(batch, dtype=torch.bool)
         sick[dice.between(0, batch - 1)] = True
         x[sick, dice.between(0, width - 1)] = dice.pick(math.nan, math.inf, -math.inf)
@@ -78,26 +78,36 @@ def condition(dice, known, low=True):
         lambda z, *args: z - image(z, *args),
         [torch.zeros_like(x), x, w, c],
         start,
-        size=1 + float(torch.linalg.matrix_norm(w)),
+        s * torch.ones(width, dtype=torch.float64),
+        (1 + float(torch.linalg.matrix_norm(w))) * torch.ones(width, dtype=torch.float64),
+        1 + float(torch.linalg.matrix_norm(w)),
         sick=sick,
         coupled=bool(coupled),
-        nowhere=nowhere,
-        extra={"sign": 1.0, "scale": s},
+        extra={"sign": 1.0},
     )
 
 
+def layer(f, z0, *args, solver, adjoint, on_failure, batched_args=None, save_steps=(), **others):
+    """`nn.DEQ` as a front door."""
+    deq = ti.nn.DEQ(f, solver, adjoint, lambda *inputs: z0, batched_args=batched_args, on_failure=on_failure)
+    value = deq(*args, save_steps=save_steps)
+    return ti.Solution(value[0] if save_steps else value, deq.report)
+
+
 def fixed_point(dice, known):
-    form, problem = condition(dice, known)
-    solver = options.equation_solver(dice, form, problem.extra["scale"])
-    chosen = {"solver": solver, "adjoint": options.adjoint(dice, form, solver, known)}
+    form, problem = condition(dice)
+    solver = options.equation_solver(dice, form, float(problem.units[0]))
+    chosen = {"solver": solver, "adjoint": options.adjoint(dice, form, solver)}
     chosen |= options.rest(dice, form, problem.own)
+    door = layer if form.batch_dims and dice.chance(0.2) else ti.fixed_point
     call = Call(
-        ti.fixed_point,
+        door,
         problem,
         form,
         chosen,
         dice.chance(0.3),
         "state",
         options.cotangent(dice, form, problem.start.shape),
+        door is ti.fixed_point and dice.chance(0.1),
     )
     return call.title, lambda: play(call, verdict.fixed_points)

@@ -6,10 +6,12 @@ import torchimplicit as ti
 
 
 def tolerances(dice, form, size=1.0):
-    """rtol, atol, max_steps: reachable in the form's dtype or not, atol in the unknowns' units or off."""
-    rtol = dice.power(-12, -2) if dice.chance(0.3) else dice.power(-6, -2)
-    atol = dice.weighted({0.0: 2, 1e-6: 2, size * dice.power(-10, -4): 2})
-    return {"rtol": rtol, "atol": atol, "max_steps": dice.pick(0, 1, 3, 20, 50, 200, 200, 500)}
+    """rtol, atol, max_steps: most of them reachable in the form's dtype, atol in the unknowns' units or off."""
+    reach = max(dice.power(-10, -2), 10 * form.eps)
+    rtol = dice.power(-12, -2) if dice.chance(0.1) else min(reach, 0.03)
+    atol = dice.weighted({None: 4, 0.0: 1, 1e-6: 1, size * dice.power(-10, -4): 2})
+    steps = dice.weighted({dice.pick(0, 1, 3): 1, 20: 1, 50: 2, 200: 8, 1000: 8})
+    return {"rtol": rtol, "atol": atol, "max_steps": steps}
 
 
 def linear_solver(dice, form):
@@ -28,12 +30,12 @@ def linear_solver(dice, form):
     return options[dice.weighted({"gmres": 5, "lu": 4, "bicgstab": 2, "cg": 1})]
 
 
-def adjoint(dice, form, solver, known):
+def adjoint(dice, form, solver):
     """An adjoint that goes with the solver."""
     weights = {"default": 3, "implicit": 8, "neumann": 1, "phantom": 1}
     if isinstance(solver, ti.Broyden):
         weights |= {"shine": 4, "precondition": 4}
-    if unrolls(solver) and "C3" not in known:
+    if unrolls(solver):
         weights["unrolled"] = 3
     kind = dice.weighted(weights)
     if kind == "default":
@@ -58,10 +60,14 @@ def unrolls(solver):
     return isinstance(solver, ti.Picard | ti.Anderson | ti.Broyden | ti.SteadyState)
 
 
-def equation_solver(dice, form, size=1.0):
+MAPS = {"picard": 2, "anderson": 4, "steady": 1}  # these take the residual for a step
+EQUATIONS = {"broyden": 3, "newton": 6, "transient": 2}
+
+
+def equation_solver(dice, form, size=1.0, kinds=MAPS | EQUATIONS):
     """A solver of fixed points and roots."""
     common = tolerances(dice, form, size)
-    kind = dice.weighted({"picard": 2, "anderson": 4, "broyden": 3, "newton": 4, "transient": 2, "steady": 1})
+    kind = dice.weighted(kinds)
     if kind == "picard":
         return ti.Picard(damping=dice.pick(1.0, 0.5, 1.5), check_every=dice.pick(1, 1, 4), **common)
     if kind == "anderson":

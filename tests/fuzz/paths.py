@@ -181,7 +181,7 @@ def odeint(dice, known):
         flow.field, forward = lambda t, y, *args: -field(-t, y, *args), flow.solution
         flow.solution = lambda t, y0, *args: forward(-t, y0, *args)
     sick = torch.zeros(batch, dtype=torch.bool)
-    if dice.chance(0.1) and "B2" not in known:
+    if dice.chance(0.1):
         sick[dice.between(0, batch - 1)] = True
         flow.args[0][sick] = math.nan
     options = {

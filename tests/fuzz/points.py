@@ -1,12 +1,13 @@
 """The front doors of points under fuzz: what is called, and what is looked at afterwards, in float64."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
 
 import torchimplicit as ti
-from tests.fuzz import verdict
+from tests.fuzz import slopes, verdict
 from tests.fuzz.forms import Form
 from tests.fuzz.watch import Fault, watched
 
@@ -23,11 +24,12 @@ class Condition:
         residual: `(z, *args) -> (B, n)`, which vanishes at the solution.
         args: float64, the probe first.
         start: float64 rows.
-        size: of the residual's slope, entry by entry, for where functions saturate, and rounding does not.
+        units: of the unknowns, `(n,)`.
+        size: of the residual's slope by each unknown, `(n,)`, for where functions saturate, and rounding does not.
+        steep: the largest slope of the function in units of its own.
         sick: which samples hold something that is not finite, `(B,)`.
         coupled: whether the samples are not independent.
         nowhere: whether there is no solution at all.
-        solutions: all there are, `(K, B, n)`, where they are known.
     """
 
     title: str
@@ -35,12 +37,13 @@ class Condition:
     residual: object
     args: list
     start: torch.Tensor
+    units: torch.Tensor
+    size: torch.Tensor
+    steep: float = 1.0
     own: int = 2
-    size: float = 1.0
     sick: torch.Tensor | None = None
     coupled: bool = False
     nowhere: bool = False
-    solutions: torch.Tensor | None = None
     extra: dict = field(default_factory=dict)
 
 
@@ -55,6 +58,7 @@ class Call:
     module: bool
     returns: str  # what the function gives: a "state", a "number" a sample, or "rows" of any width
     cotangent: torch.Tensor
+    warm: bool = False  # whether an earlier solution is the start
 
     def __post_init__(self):
         dtype, condition = self.form.dtype, self.condition
@@ -66,7 +70,8 @@ class Call:
     def title(self):
         words = ", ".join(f"{name}={value}" for name, value in self.options.items())
         kind = "module" if self.module else "function"
-        return f"{self.condition.title}, {self.form.name} {self.form.dtype} ({kind}), {words}"
+        kind += ", warm" if self.warm else ""
+        return f"{self.door.__name__} of {self.condition.title}, {self.form.name} {self.form.dtype} ({kind}), {words}"
 
     def evaluate(self, state, *args):
         """The user's function."""
@@ -75,10 +80,14 @@ class Call:
             return value if self.form.batch_dims else value.sum()
         return value if self.returns == "rows" else self.form.pack(value)
 
-    def solve(self, **more):
+    def solve(self):
         args = self.args[: self.condition.own] if self.module else self.args
-        f = self.cell or self.evaluate
-        return self.door(f, self.form.pack(self.start), *args, **{**self.options, **more})
+        solve = partial(self.door, self.cell or self.evaluate, self.form.pack(self.start), *args)
+        if not self.warm:
+            return solve(**self.options)
+        with torch.no_grad():
+            earlier = solve(**self.options | {"on_failure": "ignore"})
+        return solve(**self.options, warm_start=earlier)
 
     @property
     def solver(self):
@@ -124,17 +133,19 @@ def play(call, judge):
         return "refused" if not faults else "broken", faults
     faults += verdict.reactions(call, outcome, solution)
     rows = call.form.unpack(solution.value).detach().double()
-    faults += judge(call, rows, solution)
-    if not faults and call.form.unpack(solution.value).requires_grad:
+    wrong = judge(call, rows, solution)
+    if not faults and (not wrong or call.condition.coupled) and call.form.unpack(solution.value).requires_grad:
         loss = (call.form.unpack(solution.value) * call.cotangent.to(call.form.dtype)).sum()
         outcome = watched(lambda: torch.autograd.grad(loss, call.tensors, allow_unused=True))
         said += outcome.said
         faults += outcome.faults
         if outcome.value is not None:
             grads = [torch.zeros_like(a) if g is None else g for g, a in zip(outcome.value, call.tensors, strict=True)]
-            faults += verdict.gradients(call, rows, solution, [grad.double() for grad in grads], said)
+            faults += slopes.gradients(call, rows, solution, [grad.double() for grad in grads], said)
         elif not faults and not isinstance(outcome.error, ti.ConvergenceError | NotImplementedError | ValueError):
             faults.append(Fault("exception", f"backward: {outcome.error!r}"))
+    if not call.condition.coupled or solution.backward is None or solution.backward.converged:
+        faults += wrong  # samples that are not independent are told in the backward pass
     if before is not None:
         for (identity, value), now in zip(before, call.cell.weights, strict=True):
             if id(now) != identity or not torch.equal(now, value) or not now.requires_grad:

@@ -3,7 +3,7 @@
 import torch
 
 import torchimplicit as ti
-from tests.fuzz import forms, nearness, options, verdict
+from tests.fuzz import forms, nearness, options
 from tests.fuzz.fixed_points import weight
 from tests.fuzz.points import Call, Condition, play
 
@@ -46,7 +46,7 @@ def _flat(dice, batch, width):
 
 def _kink(dice, batch, width):
     w = torch.eye(width, dtype=one)
-    return lambda y, x, w: (y - x).abs() + 2 * (y - x) @ w, dice.normal(batch, width), w, "kink"
+    return lambda y, x, w: y.abs() + 2 * (y - x) @ w, dice.normal(batch, width), w, "kink"
 
 
 def _powell(dice, batch, width):
@@ -73,15 +73,13 @@ def _positive(dice, batch, width):
 
 KINDS = {
     _cell: 4, _linear: 4, _cubic: 3, _powers: 2, _double: 1, _flat: 1, _kink: 1, _powell: 1,
-    _infinity: 1, _positive: 0.5,
+    _infinity: 0.5, _positive: 0.3,
 }  # fmt: skip
 NOWHERE = (_infinity, _positive)
 
 
-def units(dice, form, width, known):
+def units(dice, form, width):
     """The unknowns' units, one by one, and the residual's."""
-    if "A1" in known:
-        return torch.ones(width, dtype=one), 1.0
     reach = {torch.float16: 1, torch.bfloat16: 6}.get(form.dtype, 8)
     t = torch.ones(width, dtype=one) * (dice.power(-reach, reach) if dice.chance(0.4) else 1.0)
     if dice.chance(0.3) and form.eps < 1e-6:
@@ -90,14 +88,15 @@ def units(dice, form, width, known):
 
 
 def root(dice, known):
-    # Units and ill conditioning (A1) decide the value's verdict alone: without them gradients are still judged.
-    judge = verdict.statuses if "A1" in known else nearness.roots
-    kind = dice.weighted({kind: w for kind, w in KINDS.items() if kind not in NOWHERE or "A1" not in known})
+    plain = dice.chance(0.2)  # in units in which a step along the residual leads somewhere
+    kind = _cell if plain else dice.weighted(KINDS)
     batch, width = dice.between(1, 4), 4 if kind is _powell else dice.pick(1, 2, 3, 4)
     form = forms.draw(dice, width)
     base, x, w, drawn = kind(dice, batch, width)
-    t, size = units(dice, form, width, known)
-    sign = -1.0 if dice.chance(0.1) else 1.0
+    t, size = units(dice, form, width)
+    if plain:
+        t, size = torch.ones_like(t), 1.0
+    sign = -1.0 if dice.chance(0.1) and not plain else 1.0
     start = t * (x * (1 + 0.1 * dice.normal(batch, width)) if dice.chance(0.3) else dice.normal(batch, width))
 
     def residual(z, probe, x, w):
@@ -110,13 +109,14 @@ def root(dice, known):
         residual,
         [torch.zeros_like(x), x, w],
         start,
-        size=float(size / t.min()),
+        t,
+        size / t,
         nowhere=kind in NOWHERE,
-        extra={"scale": float(t.min()), "units": t, "smooth": kind not in (_kink,)},
     )
-    solver = options.equation_solver(dice, form, float(t.min()))
-    chosen = {"solver": solver, "adjoint": options.adjoint(dice, form, solver, known)}
+    kinds = options.MAPS | options.EQUATIONS if plain else options.EQUATIONS
+    solver = options.equation_solver(dice, form, float(t.min()), kinds)
+    chosen = {"solver": solver, "adjoint": options.adjoint(dice, form, solver)}
     chosen |= options.rest(dice, form, problem.own)
     cotangent = options.cotangent(dice, form, problem.start.shape)
-    call = Call(ti.root, problem, form, chosen, dice.chance(0.3), "state", cotangent)
-    return call.title, lambda: play(call, judge)
+    call = Call(ti.root, problem, form, chosen, dice.chance(0.3), "state", cotangent, dice.chance(0.1))
+    return call.title, lambda: play(call, nearness.roots)

@@ -3,7 +3,7 @@
 import torch
 
 import torchimplicit as ti
-from tests.fuzz import forms, minima, nearness, options, verdict
+from tests.fuzz import forms, minima, nearness, options
 from tests.fuzz.points import Call, Condition, play
 from tests.fuzz.roots import units
 
@@ -60,13 +60,12 @@ def solver(dice, form, size):
 
 
 def least_squares(dice, known):
-    judge = verdict.statuses if "A1" in known else nearness.minima  # see `roots.root`
     kind = dice.weighted(KINDS)
     batch, width = dice.between(1, 4), dice.pick(2, 4) if kind is _decay else dice.pick(1, 2, 3, 4)
     form = forms.draw(dice, width)
     x = dice.normal(batch, width).abs() + 0.5
     base, w, drawn = kind(dice, batch, width)
-    t, size = units(dice, form, width, known)
+    t, size = units(dice, form, width)
     ridge = dice.power(-4, 0)
     start = t * x * (1 + dice.pick(0.01, 0.1, 0.5) * dice.normal(batch, width))
 
@@ -89,15 +88,13 @@ def least_squares(dice, known):
         residual,
         [torch.zeros_like(x), x, w],
         start,
-        size=float((size / t.min()) ** 2),
-        extra={
-            "scale": float(t.min()), "units": t, "energy": energy, "terms": terms, "minimum": True, "flat": False,
-            "sign": -t / (size * ridge),
-        },
-    )  # fmt: skip
+        t,
+        (size / t) ** 2,
+        extra={"minimum": True, "sign": -t / (size * ridge)},
+    )
     chosen_solver = solver(dice, form, float(t.min()))
-    chosen = {"solver": chosen_solver, "adjoint": options.adjoint(dice, form, chosen_solver, known)}
+    chosen = {"solver": chosen_solver, "adjoint": options.adjoint(dice, form, chosen_solver)}
     chosen |= options.rest(dice, form, problem.own)
     cotangent = options.cotangent(dice, form, problem.start.shape)
-    call = Call(ti.least_squares, problem, form, chosen, dice.chance(0.3), "rows", cotangent)
-    return call.title, lambda: play(call, judge)
+    call = Call(ti.least_squares, problem, form, chosen, dice.chance(0.3), "rows", cotangent, dice.chance(0.1))
+    return call.title, lambda: play(call, nearness.minima)

@@ -5,7 +5,7 @@ import pytest
 from tests.fuzz.families import FAMILIES, KNOWN
 from tests.fuzz.run import play
 
-CASES, PARTS = 48, 2  # of a family
+CASES, PARTS = 24, 2  # of a family
 
 
 @pytest.mark.parametrize("part", range(PARTS))
@@ -15,7 +15,7 @@ def test_no_verdict_is_wrong_in_silence_and_nothing_breaks(family, part):
     faults = [(f"--family {case.family} --seed {case.seed} --cases 1", case.title, case.faults) for case in played]
     faults = [fault for fault in faults if fault[2]]
     assert not faults, "\n".join(f"python -m tests.fuzz {command}: {title}: {what}" for command, title, what in faults)
-    assert sum(case.word == "converged" for case in played) >= len(played) // 5
+    assert sum(case.word == "converged" for case in played) >= len(played) // 3
 
 
 def test_a_seed_repeats_a_case():

@@ -96,9 +96,9 @@ class Gate:
         return [None, *(everything[i] for i in wanted)]
 
     def _report(self, grad: Tensor, u: Tensor | None) -> Report:
-        """How the backward pass went, for an incoming gradient and that of the offset, `(B, n)`."""
+        """How the backward pass went, for an incoming gradient `(B, n)` and that of the offset, `(2, B, n)`."""
         if self.judge is not None:
-            report = self.judge(grad, torch.zeros_like(grad) if u is None else u.detach())
+            report = self.judge(grad, grad.new_zeros(2, *grad.shape) if u is None else u.detach())
         else:
             status = torch.zeros_like(grad[:, 0], dtype=torch.int64)
             unknown = torch.full_like(grad[:, 0], torch.nan)

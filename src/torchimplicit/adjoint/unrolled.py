@@ -34,15 +34,17 @@ class Unrolled(Adjoint):
     that starts at its solution takes none: such samples are therefore solved once more, from a little aside, for the
     sake of their gradient. How far the gradient is the solution's is measured: with $u$ what the steps put in the place
     of $B^{-\top} g$ for the incoming gradient $g$, the residual $g - B^\top u$ is that of `solution.backward`, for one
-    vector-Jacobian product at the solution. The reference that `Implicit` is checked against, and a choice for a
-    handful of steps or where the start `z0` needs a gradient. Not for deep solves (memory) nor under `torch.vmap`;
-    under other transforms nothing is measured, nor with `save_steps`.
+    vector-Jacobian product at the solution. Steps that jump there, as `Broyden` on linear maps, have put $u$ in place
+    away from the solution, where the function depends on its tensors in another way: so a factor of $z$ that is zero
+    is differentiated by, too, whose gradient must be $u z^*$. The reference that `Implicit` is checked against, and a
+    choice for a handful of steps or where the start `z0` needs a gradient. Not for deep solves (memory) nor under
+    `torch.vmap`; under other transforms nothing is measured, nor with `save_steps`.
 
     Args:
         checkpoint: recompute the function in the backward pass instead of keeping its activations: one state per step
             instead, for one evaluation more.
-        rtol: a sample's gradient has converged when $|g - B^\top u| \le$ `rtol` $|g|$; beyond it counts as having
-            taken too few steps.
+        rtol: a sample's gradient has converged when $|g - B^\top u| \le$ `rtol` $|g|$, and so near is what should
+            be $u z^*$; beyond it counts as having taken too few steps.
     """
 
     checkpoint: bool = False
@@ -66,20 +68,21 @@ class Unrolled(Adjoint):
         if transforms.active():
             return self._gradient(call, z0, tensors, begins=True)
         gate = Gate(call, self._gradient, z0, tensors)
-        inside, offset = gate.enter(tensors, torch.zeros_like(z0.detach()))
+        inside, offset = gate.enter(tensors, z0.new_zeros(2, *z0.shape))
         value, seen, result = self._run(call, z0, inside, offset)
         call.record.report, call.record.result = result.report, result
         product = self._linearised(call, value.detach(), tensors, inside, seen)
+        lender = self._from_aside(call, z0, inside, offset, value, seen, result)
         if not result.saved:  # whose gradients come in beside the solution's
-            gate.judge = partial(self._judge, product, result.report)
-        return gate.leave(self._from_aside(call, z0, inside, offset, value, seen.first, result))
+            gate.judge = partial(self._judge, product, result.report, value.detach(), seen.start)
+        return gate.leave(lender)
 
     def _gradient(self, call: Call, z0: Tensor, tensors: list[Tensor], begins: bool = False) -> Tensor:
         """The solution `(B, n)` by differentiable steps; `begins` notes how they went."""
         value, seen, result = self._run(call, z0, tensors)
         if begins:
             call.record.report, call.record.result = result.report, result
-        return self._from_aside(call, z0, tensors, None, value, seen.first, result)
+        return self._from_aside(call, z0, tensors, None, value, seen, result)
 
     def _run(
         self, call: Call, z0: Tensor, tensors: list[Tensor], offset: Tensor | None = None
@@ -101,11 +104,11 @@ class Unrolled(Adjoint):
         tensors: list[Tensor],
         offset: Tensor | None,
         value: Tensor,
-        first: Tensor,
+        seen: _Seen,
         result: Any,
     ) -> Tensor:
         """The value, with the gradient of a solve from a little aside where its own start was nearer to it."""
-        held = value.detach()
+        held, first = value.detach(), seen.first
         waiting = result.report.status == Status.CONVERGED
         if not bool((first <= _farthest_aside(held)).any()):
             return value
@@ -122,6 +125,7 @@ class Unrolled(Adjoint):
             back = norm(again.detach() - held) <= ASIDE * norm(aside)
             taken = near & back & (other.report.status == Status.CONVERGED) & (other.report.steps > 0)
             value = torch.where(taken.unsqueeze(1), _lent(held, again), value)
+            seen.start = torch.where(taken.unsqueeze(1), start.detach(), seen.start)
             waiting = waiting & ~taken
         return value
 
@@ -143,9 +147,19 @@ class Unrolled(Adjoint):
             call.problem.check_captures(residual, [*inside, at])
         return partial(transforms.vjp_of_graph, residual, at)
 
-    def _judge(self, product: Callable[[Tensor], Tensor], forward: Report, grad: Tensor, u: Tensor) -> Report:
-        """How well the steps have solved the adjoint equation, by `-u`."""
-        gap = norm(grad + product(u))
+    def _judge(
+        self,
+        product: Callable[[Tensor], Tensor],
+        forward: Report,
+        z: Tensor,
+        start: Tensor,
+        grad: Tensor,
+        offset: Tensor,
+    ) -> Report:
+        """How well the steps have solved the adjoint equation, by `-u`, and another one beside it."""
+        u, factor = offset
+        away = norm(factor - u * z) / norm(u * torch.maximum(z.abs(), start.abs()))
+        gap = torch.maximum(norm(grad + product(u)), norm(grad) * away.nan_to_num(0.0, torch.inf))
         status = torch.where(gap <= self.rtol * norm(grad), int(Status.CONVERGED), int(Status.MAX_STEPS))
         status = torch.where(gap < torch.inf, status, int(Status.NON_FINITE))
         return UnrolledReport(status, forward.steps, gap / grad.shape[1] ** 0.5, 1, linear=True)
@@ -174,26 +188,29 @@ def _evaluate(call: Call, z: Tensor, *tensors: Tensor) -> Any:
 
 @dataclass(slots=True)
 class _Seen:
-    """What was seen of the evaluations of some steps: the norm of the first, `(B,)`, and the last and where it was."""
+    """What was seen of the evaluations of some steps: the norm of the first, `(B,)`, where it was, and the last."""
 
     first: Tensor
+    start: Tensor
     z: Tensor
     residual: Tensor
 
 
 def _watched(residual: Residual, offset: Tensor | None) -> tuple[Residual, _Seen]:
-    """The residual with an offset, and what will be seen of its values.
+    """The residual with an offset of zero and a factor of the state `(2, B, n)`, and what will be seen of its values.
 
-    Minus the gradient of an offset of zero is what stands for the solution of the adjoint equation.
+    Minus the gradient of the offset is what stands for the solution of the adjoint equation, that of the factor for its
+    product with the state.
     """
     seen: _Seen = _Seen.__new__(_Seen)
+    shift, factor = (None, None) if offset is None else offset.unbind()
 
     def evaluate(z: Tensor, out: Tensor | None) -> Any:
         found = residual(z, out)
         if not hasattr(seen, "first"):
-            seen.first = norm(found.detach())
+            seen.first, seen.start = norm(found.detach()), z.detach()
         seen.z, seen.residual = z, found
-        found = found if offset is None else found + offset
+        found = found if shift is None or factor is None else torch.addcmul(found + shift, factor, z)
         return (found, residual.energy) if hasattr(residual, "energy") else found  # type: ignore[attr-defined]
 
     watched = copy(residual)
