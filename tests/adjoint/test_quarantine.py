@@ -37,6 +37,43 @@ def test_a_shared_tensor_as_long_as_the_batch_keeps_its_gradient(adjoint, bias):
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("adjoint", [ti.Implicit(ti.GMRES(rtol=1e-12)), ti.Unrolled()], ids=str)
+def test_a_shared_tensor_of_no_slope_keeps_its_second_derivative(adjoint):
+    """Its rows are equal, and no sample has a derivative by them: only other values show whose they are."""
+    x = rand(4, 4)
+
+    def curvature(x):
+        shared = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+        value = ti.fixed_point(
+            lambda z, x, shared: 0.3 * torch.tanh(z) + x + shared.square(), torch.zeros_like(x), x, shared,
+            solver=ti.Picard(rtol=1e-12), adjoint=adjoint, on_failure="ignore",
+        ).value  # fmt: skip
+        (first,) = torch.autograd.grad(value[:3].sum(), shared, create_graph=True)
+        return torch.autograd.grad(first.sum(), shared)[0]
+
+    sick = x.clone()
+    sick[3, 1] = torch.nan
+    torch.testing.assert_close(curvature(sick), curvature(x), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("adjoint", [ti.Implicit(), ti.Unrolled(), ti.Phantom()], ids=str)
+def test_a_shared_tensor_that_changes_no_value_keeps_its_gradient(adjoint):
+    """As a straight-through estimator: only derivatives show whose its rows are."""
+    x = rand(4, 4)
+
+    def gradient(x):
+        shared = rand(4, seed=1).requires_grad_()
+        value = ti.fixed_point(
+            lambda z, x, shared: 0.3 * torch.tanh(z) + x + (shared - shared.detach()), torch.zeros_like(x), x, shared,
+            adjoint=adjoint, on_failure="ignore",
+        ).value  # fmt: skip
+        return torch.autograd.grad(value[:3].square().sum(), shared)[0]
+
+    sick = x.clone()
+    sick[3, 1] = torch.nan
+    torch.testing.assert_close(gradient(sick), gradient(x), rtol=1e-12, atol=0)
+
+
 def infinite_slope(z, x, w):
     """At a state of zero, which an input of zero has, the root's derivative is infinite."""
     return w * x + 0.1 * x.sign() * (z * z).sum(1, keepdim=True).sqrt()
@@ -86,6 +123,13 @@ def test_a_slope_by_a_parameter_that_is_infinite_is_found_by_halving(batch):
     assert torch.allclose(w.grad, 2 * (x.detach().sqrt().sum() * 0.5 / 0.5**0.5), rtol=1e-3)
     assert x.grad.isfinite().all()
     assert torch.nonzero(solution.backward.status == ti.Status.NON_FINITE).flatten().tolist() == [batch // 2]
+
+
+def test_what_halving_finds_is_raised_by_default():
+    x, w = torch.tensor([[1.0], [0.0]]).double(), torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    value = ti.fixed_point(lambda z, x, w: 0.5 * z + torch.sqrt(w * x), torch.zeros(2, 1).double(), x, w).value
+    with pytest.raises(ti.ConvergenceError, match="non_finite: sample 1"):
+        value.sum().backward()
 
 
 def test_what_cannot_be_kept_apart_is_said():

@@ -134,7 +134,12 @@ MUTANTS = [
         "core/stand_in.py", "a solve within a solve begins anew",
         'hasattr(type(module), "begin_solve") and MARK not in held',
         'hasattr(type(module), "begin_solve")',
-        "tests/core/test_stand_in.py -k begins",
+        "tests/core/test_stand_in.py -k begins_nothing",
+    ),
+    Mutant(
+        "core/explicit.py", "a solve of a captured module within a solve begins anew",
+        "begins and not evaluating()", "begins",
+        "tests/core/test_stand_in.py -k begins_nothing",
     ),
     Mutant(
         "core/stand_in.py", "the mode is that of the moment",

@@ -124,7 +124,7 @@ MUTANTS = [
         "solve/ahead.py", "a step that was not solved for is short",
         "torch.where(solved, norm(result.x) / root, torch.nan)",
         "(norm(result.x) / root)",
-        "tests/solve/test_claims.py::test_many_unknowns_are_judged_together",
+        "tests/solve/test_ahead.py",
     ),
     Mutant(
         "solve/ahead.py", "slopes along flat directions are no hindrance",

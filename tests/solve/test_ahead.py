@@ -69,15 +69,26 @@ def test_only_rounding_excuses_a_step_that_is_too_long():
 
 
 def test_rounding_excuses_no_more_than_half_of_the_digits():
-    """Newton's steps never become shorter than the system's condition makes of rounding: here 1e-4."""
-    i = torch.arange(9, dtype=torch.float64)
-    hilbert = 1 / (i + i[:, None] + 1)
-    right = hilbert @ torch.linspace(1, 2, 9, dtype=torch.float64)
-    solver = ti.Newton(rtol=1e-12, max_steps=200)
-    found = ti.root(lambda z: z @ hilbert - right, torch.zeros(1, 9).double(), solver=solver, on_failure="ignore")
-    off = (found.value - torch.linspace(1, 2, 9, dtype=torch.float64)).abs().max()
-    assert off > 1e-8
+    """Newton's steps never become shorter than the condition makes of rounding: about 1e-4 of the unknowns."""
+    matrix, solution = double([1.0, 1.0], [1.0, 1.0 + 1e-11]), double(1.0, 2.0)
+
+    def g(z):
+        return z @ matrix - solution @ matrix + 1e-15 * torch.sin(1e16 * z.detach())
+
+    start = (solution + 1e-3 * double(1.0, -1.0))[None]
+    found = ti.root(g, start, solver=ti.Newton(rtol=1e-12, max_steps=200), on_failure="ignore")
+    assert (found.value - solution).abs().max() > 1e-7
     assert not found.report.converged
+
+
+def test_where_the_step_cannot_be_solved_for_nothing_is_claimed():
+    """Of a shift of many unknowns GMRES has no step at all, which must not pass for one of length zero."""
+    z = torch.ones(1, 300, dtype=torch.float64)
+    c = z.clone()
+    c[0, 0] = 0
+    found = ti.root(lambda z: z.roll(1, 1) - c, z, solver=ti.Picard(max_steps=0), on_failure="ignore")
+    assert not found.report.converged
+    assert ti.root(lambda z: z.roll(1, 1) - z.detach().roll(1, 1), z, solver=ti.Picard(max_steps=0)).report.converged
 
 
 def test_who_has_grown_but_grows_no_more_does_not_run_off():
