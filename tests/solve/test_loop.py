@@ -54,6 +54,16 @@ def test_a_sample_arrives_at_its_tolerance_and_no_step_earlier():
     assert result.report.residual.item() == pytest.approx(0.0099)
 
 
+@pytest.mark.parametrize("options", [{"rtol": 0.0, "atol": 1e-3}, {"rtol": 1e-3, "atol": 0.0}], ids=str)
+def test_tolerances_are_of_the_root_mean_square_which_copies_of_unknowns_do_not_change(options):
+    one, many = (
+        ti.fixed_point(lambda z: 0.5 * z + 1, torch.zeros(1, n).double(), solver=ti.Picard(**options)).report
+        for n in (1, 400)
+    )
+    assert many.steps.tolist() == one.steps.tolist()
+    assert many.residual.item() == pytest.approx(one.residual.item(), rel=1e-12)
+
+
 def test_the_relative_tolerance_is_of_the_iterate():
     # Iterates are 1, 2, 3: the tolerance of step 1 is 0.2.
     assert run([[1.0], [0.21], [0.2]], rtol=0.1, atol=0.0).report.steps.tolist() == [2]
