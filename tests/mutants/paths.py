@@ -150,12 +150,17 @@ MUTANTS = [
         "ode/stage_newton.py", "stages need not be solved",
         "return w, failed | ~done, worst",
         "return w, torch.zeros_like(failed), worst",
-        "tests/ode/test_stiff.py tests/ode/test_quarantine.py",
+        "tests/ode/test_stage_newton.py",
     ),
     Mutant(
         "ode/reversible.py", "states that have parted have not drifted",
         "~(apart.amax(0) <= LIMIT)",
         "apart.amax(0).isnan()",
         "tests/ode/test_reversible.py",
+    ),
+    Mutant(
+        "ode/stage_newton.py", "steps of stages that failed are taken",
+        "torch.where(failed, self.y, end), torch.where(failed, large, error)", "end, error",
+        "tests/ode/test_stage_newton.py",
     ),
 ]  # fmt: skip
