@@ -163,4 +163,19 @@ MUTANTS = [
         "torch.where(failed, self.y, end), torch.where(failed, large, error)", "end, error",
         "tests/ode/test_stage_newton.py",
     ),
+    Mutant(
+        "ode/gate.py", "the backward pass has no quarantine",
+        "elif not all_finite(found):", "elif False:",
+        "tests/ode/test_gate.py::test_a_slope_by_a_parameter_that_is_infinite_is_found_by_halving",
+    ),
+    Mutant(
+        "ode/gate.py", "samples without a gradient are not reported",
+        "self._report(lost)", "pass",
+        "tests/ode/test_gate.py::test_the_failure_is_raised_by_default_and_nothing_is_left_of_it",
+    ),
+    Mutant(
+        "ode/gate.py", "stand-ins get the sick sample's cotangent",
+        "grad = torch.where(sick.unsqueeze(1), 0, grad)", "pass",
+        "tests/ode/test_gate.py",
+    ),
 ]  # fmt: skip

@@ -65,13 +65,13 @@ MUTANTS = [
         "optim/cone/search.py", "what the interior point says is believed",
         "doubtful = torch.where(status == Status.CONVERGED, int(Status.STAGNATED), status)",
         "doubtful = status",
-        "tests/optim/test_cone.py",
+        "tests/optim/test_cone.py::test_tol_decides_what_counts_as_solved",
     ),
     Mutant(
         "optim/cone/search.py", "any residual is small",
         "return residual <= tol *",
         "return residual <= 1e9 * tol *",
-        "tests/optim/test_cone.py",
+        "tests/optim/test_cone.py::test_too_few_steps_are_reported_as_such",
     ),
     Mutant(
         "optim/cone/search.py", "concave objectives are accepted",
