@@ -206,6 +206,12 @@ def test_what_does_not_converge_is_said_and_nothing_is_raised(cell, options, wor
     json.dumps(certificate.as_dict(), allow_nan=False)
 
 
+def test_where_no_fixed_point_is_found_no_error_is_known():
+    certificate = diagnose.certify(ti.nn.DEQ(lambda z, x: z + 1 + x.square(), on_failure="ignore"), wide(3, 2))
+    assert certificate.point_error.tolist() == [torch.inf] * 3
+    assert certificate.gradient_error == torch.inf
+
+
 def test_one_bad_sample_leaves_the_others_their_certificate(make_layer, x):
     layer = make_layer()
     good = diagnose.certify(layer, x)

@@ -198,6 +198,13 @@ def test_a_start_that_symmetry_holds_in_place_is_no_minimum():
     assert swing(hanging, horizon=20, u0=start).cost[0] < plan.cost[0] - 0.1
 
 
+def test_where_a_plan_is_no_minimum_its_derivative_is_not_vouched_for():
+    hanging = torch.tensor([[math.pi, 0.0], [0.4, 0.0]], dtype=D, requires_grad=True)
+    plan = swing(hanging, horizon=20, on_failure="ignore")
+    plan.value.sum().backward()
+    assert plan.backward.status.tolist() == [Status.STAGNATED, Status.CONVERGED]
+
+
 @pytest.mark.parametrize("place", ["x0", "args"])
 def test_a_sample_with_nan_touches_no_other(place):
     p = P.clone().requires_grad_()
