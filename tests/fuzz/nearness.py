@@ -88,7 +88,7 @@ def _distance(call, residual, z, args, jacobian):
     slight = ROUNDINGS * eps if call.condition.extra.get("flat") else 1e-13
     back = inverse(jacobian, slight)
     near = polished(residual, z, slight)
-    terms = verdict.terms(call.condition, z, args)
+    terms = verdict.terms(call.condition, z, args) + call.condition.size * call.condition.units  # constants, too
     noise = (ROUNDINGS * eps * terms + verdict.denormal(call)).flatten()
     floor = (back.abs() @ noise).view_as(z)
     if near is None or bool((residual(near).abs() > 1e-3 * residual(z).abs() + 1e-14 * ROUNDINGS * terms).any()):

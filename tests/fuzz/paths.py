@@ -1,8 +1,4 @@
-"""`odeint` against closed forms: linear, logistic and forced fields, such that blow up, either direction, any units.
-
-A value may be off by `PLAY` = 10 times the tolerance a step, for every step, times what the field magnifies errors by;
-a gradient by ten times that again, for its own equation is walked along with steps that the state has chosen.
-"""
+"""`odeint` against closed forms: linear, logistic and forced fields, such that blow up, either direction, any units."""
 
 import math
 from dataclasses import dataclass
@@ -10,12 +6,11 @@ from dataclasses import dataclass
 import torch
 
 import torchimplicit as ti
-from tests.fuzz import forms
+from tests.fuzz import arrivals, forms
 from tests.fuzz.forms import Form
-from tests.fuzz.verdict import ROUNDINGS, rms, silent
+from tests.fuzz.verdict import silent
 from tests.fuzz.watch import Fault, watched
 
-PLAY, GRADIENT = 10.0, 10.0
 one = torch.float64
 
 
@@ -213,7 +208,7 @@ def play(walk, known):
         if walk.seen[0] < low or walk.seen[1] > high:
             faults.append(silent(f"f was evaluated at {walk.seen}, outside of [{low}, {high}]"))
     values = torch.stack([walk.form.unpack(_at(solution.value, k)) for k in range(len(walk.times))])
-    faults += _values(walk, values.detach().double(), solution)
+    faults += arrivals.values(walk, values.detach().double(), solution)
     if not faults and values.requires_grad:
         loss = (values * walk.cotangent.to(values.dtype)).sum()
         tensors = [walk.y0, walk.times, *walk.args]
@@ -221,7 +216,7 @@ def play(walk, known):
         faults, said = faults + outcome.faults, said + outcome.said
         if outcome.value is not None:
             grads = [torch.zeros_like(a) if g is None else g for g, a in zip(outcome.value, tensors, strict=True)]
-            faults += _gradients(walk, [grad.double() for grad in grads], solution, said)
+            faults += arrivals.gradients(walk, [grad.double() for grad in grads], solution, said)
         elif not faults and not isinstance(outcome.error, ti.ConvergenceError | NotImplementedError | ValueError):
             faults.append(Fault("exception", f"backward: {outcome.error!r}"))
     return "converged" if solution.report.converged else "failed", faults
@@ -229,74 +224,3 @@ def play(walk, known):
 
 def _at(state, k):
     return torch.utils._pytree.tree_map(lambda leaf: leaf[k], state)
-
-
-def _arrived(walk, solution):
-    """Which rows have arrived."""
-    arrived = solution.status == ti.Status.CONVERGED
-    return arrived.expand(len(walk.y0)) if walk.options["steps"] == "joint" else arrived
-
-
-def _bounds(walk, values, solution):
-    """How far off every sample may be, relative to its largest state, `(B,)`; and that state."""
-    solver, report = walk.options["solver"], solution.report
-    size = torch.stack([rms(rows) for rows in values]).amax(0).clamp_min(1e-300)
-    steps = report.accepted.double().clamp_min(1)
-    steps = steps.expand(len(size)) if walk.options["steps"] == "joint" else steps
-    if walk.options["steps"] == "joint":
-        size = size.amax().expand(len(size))
-        steps = steps * len(size) ** 0.5
-    local = solver.rtol + solver.atol / size + ROUNDINGS * walk.form.eps
-    # Times are rounded, too: a solution that changes by its own size within `tau` moves by that.
-    moved = ROUNDINGS * torch.finfo(walk.times.dtype).eps * float(walk.ts.abs().max()) / walk.tau
-    return PLAY * steps * walk.flow.growth * (local + moved), size
-
-
-def _values(walk, values, solution):
-    arrived = _arrived(walk, solution)
-    faults = []
-    if not values.isfinite().all():
-        faults.append(silent(f"the value is not finite: statuses {solution.status.tolist()}"))
-    wrong = torch.nonzero(arrived & (walk.sick | walk.flow.blown)).flatten().tolist()
-    faults += [silent("arrived, and holds NaN" if walk.sick[b] else "arrived, beyond a blow-up", b) for b in wrong]
-    if faults or not bool(arrived.any()):
-        return faults
-    y0, times = walk.y0.detach().double(), walk.times.detach().double()
-    expected = walk.exact(y0, times, [arg.detach().double() for arg in walk.args])
-    bound, size = _bounds(walk, expected.nan_to_num(0), solution)
-    for b in torch.nonzero(arrived).flatten().tolist():
-        error = float(rms(values[:, b] - expected[:, b]).max())
-        if not error <= bound[b] * size[b]:
-            faults.append(silent(f"arrived, off by {error:.3g}, bound {float(bound[b] * size[b]):.3g}", b))
-    return faults
-
-
-def _gradients(walk, grads, solution, said):
-    if any("could not be kept apart" in message for message in said):
-        return []
-    faults = []
-    well = ~walk.sick & (solution.status != ti.Status.NON_FINITE if walk.form.batch_dims else torch.tensor(True))
-    for name, grad in zip(("y0", "ts", "x", "A"), grads, strict=False):
-        kept = grad[well] if name in ("y0", "x") else grad[:, well] if grad.dim() == 2 and name == "ts" else grad
-        if not kept.isfinite().all():
-            faults.append(silent(f"the gradient of {name} is not finite for a sample that is"))
-    backward = solution.backward
-    if faults or not bool(_arrived(walk, solution).all()) or (backward is not None and not backward.converged):
-        return faults
-    y0, times = walk.y0.detach().double().requires_grad_(), walk.times.detach().double().requires_grad_()
-    args = [arg.detach().double().requires_grad_() for arg in walk.args]
-    expected = walk.exact(y0, times, args)
-    true = torch.autograd.grad((expected * walk.cotangent).sum(), [y0, times, *args])
-    bound, size = _bounds(walk, expected.detach(), solution)
-    span = float((walk.ts[-1] - walk.ts[0]).abs().max())
-    flow = float(walk.cotangent.abs().sum()) * walk.flow.growth
-    largest = float(size.max())
-    unit = {"logistic": largest, "decay": largest, "blow-up": largest**2 / walk.scale}.get(walk.flow.title, 1.0)
-    weights = (1.0, largest / walk.tau, unit * span / walk.tau, largest * span / walk.tau)
-    for name, grad, want, weight in zip(("y0", "ts", "x", "A"), grads, true, weights, strict=False):
-        scale = float(want.abs().max()) + flow * weight
-        error = float((grad - want).abs().max())
-        if not error <= GRADIENT * float(bound.max()) * scale:
-            words = f"the gradient of {name} is off by {error:.3g} of {float(want.abs().max()):.3g}"
-            faults.append(silent(f"{words}, bound {GRADIENT * float(bound.max()) * scale:.3g}"))
-    return faults

@@ -40,7 +40,10 @@ def play(family, seed, known=KNOWN):
     forget_lines()  # every case warns as the first one at its line
     generate, _ = FAMILIES[family]
     title, case = generate(Dice(f"{family} {seed}"), known)
-    word, faults = case()
+    try:
+        word, faults = case()
+    except Exception as error:  # of the judge: the other cases go on
+        word, faults = "broken", [Fault("exception", f"judging: {error!r}")]
     return Played(family, seed, title, word, faults, time.monotonic() - began)
 
 

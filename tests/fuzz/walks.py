@@ -9,8 +9,8 @@ import math
 import torch
 
 import torchimplicit as ti
+from tests.fuzz.arrivals import PLAY
 from tests.fuzz.formulas import Formula, play
-from tests.fuzz.paths import PLAY
 
 one = torch.float64
 
