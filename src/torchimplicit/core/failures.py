@@ -1,7 +1,8 @@
 """Failures that are warned of without a flood: the first, the tenth, the hundredth, each with what became of the rest.
 
 Python's own filter, once for a place, cannot do it: every message has other numbers. So whoever solves again and again
-counts, a layer for itself and a function for each line that calls it, forward and backward apart.
+counts, a layer for itself and a function for each line that calls it. The first failure forward and the first backward
+are told in any case.
 """
 
 from __future__ import annotations
@@ -30,20 +31,18 @@ class Count:
         self.solves, self.failures = 0, 0
         self.recent: deque[bool] = deque(maxlen=RECENT)
 
-    def add(self, failed: bool) -> bool:
-        """Counts a solve; whether its failure is one to speak of: the first, the tenth, the hundredth, ..."""
-        with _lock:  # one for all, so that what is counted can be copied and pickled
-            self.solves += 1
-            self.failures += failed
-            self.recent.append(failed)
-            return failed and str(self.failures).strip("0") == "1"
+    def add(self, failed: bool) -> None:
+        """Counts a solve."""
+        self.solves += 1
+        self.failures += failed
+        self.recent.append(failed)
 
     def tell(self, kind: str) -> str:
-        """How often it has failed, and when the next warning comes, in a line."""
+        """How often it has failed, in a sentence."""
         last = len(self.recent)
         return (
             f"Failure {self.failures} of {self.solves} {kind} solves; {100 * sum(self.recent) / last:.0f} % of the "
-            f"last {last} failed. The next warning comes at failure {10 * self.failures}."
+            f"last {last} failed."
         )
 
 
@@ -59,6 +58,25 @@ class Failures:
         """Has seen no solve."""
         self.owner, self.advice = owner, advice
         self.counts = {"forward": Count(), "backward": Count()}
+
+    @property
+    def total(self) -> int:
+        """Failures of either kind."""
+        return sum(count.failures for count in self.counts.values())
+
+    def add(self, kind: str, failed: bool) -> str:
+        """Counts a solve; what to say of its failure, if it is one to speak of, in a line.
+
+        That is the first of its kind, and the tenth, the hundredth, ... of both kinds together: what fails forward
+        mostly fails backward as well, and would be told twice.
+        """
+        with _lock:  # one for all, so that what is counted can be copied and pickled
+            count = self.counts[kind]
+            count.add(failed)
+            total = str(self.total)
+            if not failed or not (count.failures == 1 or total.strip("0") == "1"):
+                return ""
+            return f"{count.tell(kind)} The next warning comes by failure {10 ** len(total)}, forward and backward."
 
     def backward_only(self) -> Failures:
         """Counts backward solves along with these and no forward one, which somebody else will count."""

@@ -163,7 +163,8 @@ class ConvergenceWarning(UserWarning):
 def react(report: Report, on_failure: OnFailure, solution: Solution | None = None) -> None:
     """Raises, warns or stays silent about the samples that did not converge.
 
-    Warns of the first failure of a layer, or of a line that calls a function, of the tenth, the hundredth, and so on.
+    Warns of the first failure of a layer, or of a line that calls a function, forward and backward, then of the tenth
+    of both, the hundredth, and so on.
 
     Raises:
         ConvergenceError: a sample did not converge and `on_failure` is "raise".
@@ -177,9 +178,9 @@ def react(report: Report, on_failure: OnFailure, solution: Solution | None = Non
         return
     failures = failures_under(on_failure)
     kind = "backward" if report.name.startswith("backward") else "forward"
-    if failures.counts[kind].add(not report.converged):
-        message = f"{failure_message(report, failures)}\n  {failures.counts[kind].tell(kind)}"
-        warn(ConvergenceWarning(message))
+    told = failures.add(kind, not report.converged)
+    if told:
+        warn(ConvergenceWarning(f"{failure_message(report, failures)}\n  {told}"))
 
 
 def failure_message(report: Report, failures: Failures | None = None, show: int = 5) -> str:
