@@ -117,8 +117,9 @@ class Claims(Samples):
         sound = (sound if energy is None else sound + energy).isfinite()
         low = FLOOR * self.eps * norm(self.highest)
         claims = (move <= self.target) | ((size <= low) & (self.best > low)) | (size == 0)
-        better = smaller = (size < self.bar) & sound
-        if energy is not None:  # a method that goes down gets better by every step that it takes
+        if energy is None:
+            better = smaller = (size < self.bar) & sound
+        else:  # a method that goes down gets better by every step that it takes
             better, smaller = (move > 0) & sound, (size < self.least) & sound
             self.least = torch.where(smaller, size, self.least)
             falls = energy < self.lowest - FLOOR * self.eps * self.lowest.abs().nan_to_num(0.0, 0.0)
