@@ -491,5 +491,32 @@ def test_a_gradient_that_is_no_number_is_reported_and_stays_with_its_program(smo
     grad[1, 0] = torch.nan
     with pytest.raises(ti.ConvergenceError, match="non_finite: sample 1"):
         qp(**given, smoothed=smoothed).value.backward(grad)
-    qp(**given, smoothed=smoothed, on_failure="ignore").value.backward(grad)
+    solution = qp(**given, smoothed=smoothed, on_failure="ignore")
+    assert solution.backward is None
+    solution.value.backward(grad)
     assert shared.grad.isfinite().all()
+    assert solution.backward.status.tolist() == [Status.CONVERGED, Status.NON_FINITE, Status.CONVERGED]
+    assert "backward solve: 2/3 converged" in str(solution.report)
+
+
+@pytest.mark.parametrize("name", ["Q", "q", "G", "h", "A", "b"])
+@pytest.mark.parametrize("smoothed", [None, 1e-2])
+def test_a_program_that_is_no_number_stays_out_of_what_programs_share(smoothed, name):
+    given = program(3, 4, 4, 1)
+    spoilt = {key: value.clone() for key, value in given.items()}
+    spoilt[name][1] = torch.nan
+    found = []
+    for programs, rows in ((spoilt, slice(None)), ({key: value[::2] for key, value in given.items()}, slice(0, 2))):
+        shared = {key: torch.zeros_like(value[0], requires_grad=True) for key, value in given.items()}
+        solution = qp(
+            **{key: value[rows] + shared[key] for key, value in programs.items()},
+            smoothed=smoothed,
+            on_failure="ignore",
+        )
+        solution.value.square().sum().backward()
+        found.append((solution, [part.grad for part in shared.values()]))
+    (beside, gradients), (alone, wanted) = found
+    assert beside.status.tolist() == [Status.CONVERGED, Status.NON_FINITE, Status.CONVERGED]
+    assert beside.backward.converged, "it has no gradient, so there is nothing to solve for"
+    torch.testing.assert_close(beside.value[::2], alone.value, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(gradients, wanted, rtol=1e-7, atol=1e-9)

@@ -74,17 +74,46 @@ def test_minima_do_not_depend_on_the_units_of_unknowns_and_energy(unknowns, ener
     torch.testing.assert_close(scaled.value / units, plain.value, rtol=1e-8, atol=0)
 
 
+def valley(z):
+    """Rosenbrock's function: curved, not convex, and at this start of either curvature."""
+    return 50 * (z[:, 1:] - z[:, :-1].square()).square().sum(1) + 0.5 * (1 - z[:, :-1]).square().sum(1)
+
+
+def logistic(z):
+    x = torch.linspace(-2, 3, 24, dtype=torch.float64).view(8, 3).sin() * double(1.0, 5.0, 0.2)
+    y = (x.sum(1) > 0.3).double().expand(len(z), -1)
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(z @ x.mT, y, reduction="none")
+    return loss.mean(1) + 1e-2 * (z * double(1.0, 5.0, 0.2)).square().sum(1)
+
+
+@pytest.mark.parametrize("energy", [bowl, valley, logistic])
 @pytest.mark.parametrize("solver", DOWN, ids=str)
 @QUIET
-@given(st.integers(-6, 6), st.integers(-9, 9), st.sampled_from([0.0, 1e3]))
-def test_descents_do_not_depend_on_the_unit_of_the_state_nor_on_that_and_the_zero_of_the_energy(
-    solver, unknowns, energy, offset
+@given(EXPONENTS, st.integers(-9, 9), st.sampled_from([0.0, 1e3]))
+def test_descents_do_not_depend_on_the_units_of_unknowns_and_energy_nor_on_its_zero(
+    solver, energy, unknowns, factor, offset
 ):
-    unit, start = 10.0**unknowns, double(0.8, -1.5, 0.8)[None]
-    plain = ti.argmin(bowl, start, solver=solver)
-    scaled = ti.argmin(lambda z: 10.0**energy * (bowl(z / unit) + offset), start * unit, solver=solver)
+    units, start = powers(unknowns), double(0.8, -1.5, 0.8)[None]
+    plain = ti.argmin(energy, start, solver=solver)
+    scaled = ti.argmin(lambda z: 10.0**factor * (energy(z / units) + offset), start * units, solver=solver)
     assert torch.equal(scaled.status, plain.status)
-    torch.testing.assert_close(scaled.value / unit, plain.value, rtol=1e-3, atol=0)
+    assert offset or torch.equal(scaled.steps, plain.steps)
+    torch.testing.assert_close(scaled.value / units, plain.value, rtol=1e-3 if offset else 1e-9, atol=0)
+
+
+@pytest.mark.parametrize("solver", DOWN, ids=str)
+def test_the_units_of_more_unknowns_than_can_be_looked_at_matter_but_do_not_deceive(solver):
+    units = 10.0 ** torch.linspace(-6, 6, 300, dtype=torch.float64)
+
+    def energy(z):
+        return torch.cosh(z / units - 1).sum(1)
+
+    for scale, converges in ((torch.ones_like(units), True), (units, False)):
+        solution = ti.argmin(
+            lambda y, scale=scale: energy(y * units / scale), 0 * scale[None], solver=solver, on_failure="ignore"
+        )
+        right = bool(((solution.value / scale - 1).abs() < 1e-2).all())
+        assert solution.report.converged == right == converges
 
 
 def test_a_badly_scaled_root_is_not_claimed_before_it_is_one():
@@ -154,6 +183,27 @@ def test_separable_data_have_a_fit_only_if_it_is_regularised():
             torch.testing.assert_close(found.value, exact.value, rtol=1e-3, atol=0)
             slopes = [torch.autograd.grad(solution.value.sum(), decay)[0] for solution in (found, exact)]
             torch.testing.assert_close(*slopes, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("solver", [*DOWN, ti.Newton()], ids=str)
+def test_a_fit_that_is_as_good_as_float32_allows_has_converged_and_where_that_is_little_float64_helps(solver):
+    # Of a loss of 2e-5 this function knows the digits down to 1e-9, of its slope those down to 1e-8.
+    x, y = double([1.0, 2], [2, 1], [-1, -2], [-2, -1]), double(1, 1, 0, 0)
+
+    def loss(w, x, y, decay):
+        return torch.nn.functional.binary_cross_entropy_with_logits(x @ w, y) + decay / 2 * w.square().sum()
+
+    def fit(decay, dtype, **options):
+        args = [part.to(dtype) for part in (x, y, double(decay)[0])]
+        return ti.argmin(loss, torch.zeros(2, dtype=dtype), *args, solver=solver, batch_dims=0, **options)
+
+    for decay in (1e-4, 1e-6):
+        found = fit(decay, torch.float32)
+        torch.testing.assert_close(found.value.double(), fit(decay, torch.float64).value, rtol=1e-3, atol=0)
+        assert found.nfev < 150, "no search is for what the energy does not know"
+    with pytest.raises(ti.ConvergenceError, match=r"stagnated: .*\n.*float64"):
+        fit(1e-8, torch.float32)
+    assert fit(1e-8, torch.float64).report.converged
 
 
 def test_energies_that_are_no_numbers_are_not_finite():

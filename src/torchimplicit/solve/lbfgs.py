@@ -96,12 +96,15 @@ class LBFGS(Minimiser):
     """L-BFGS, the default of `argmin`: a quasi-Newton descent whose Hessian is learnt from the last few steps.
 
     Goes down at every step, so it leaves maxima behind, and in general saddles. One evaluation a step, mostly. Every
-    sample has its own line search and its own pairs. Where products with the Hessian are cheap and the energy is badly
-    conditioned, `NewtonCG` needs fewer steps; for sums of squares `LevenbergMarquardt` does. Not for energies with
-    kinks: there take `ProximalGradient`. `Unrolled` cannot differentiate through it.
+    sample has its own line search and its own pairs. Up to 256 unknowns its steps do not depend on the units of the
+    unknowns: those are taken from the Hessian's diagonal, at the start and ever more rarely. Beyond, scale them to one
+    size. Where products with the Hessian are cheap and the energy is badly conditioned, `NewtonCG` needs fewer steps;
+    for sums of squares `LevenbergMarquardt` does. Not for energies with kinks: there take `ProximalGradient`.
+    `Unrolled` cannot differentiate through it.
 
     Source: J. Nocedal, Math. Comp. 35 (1980) 773; the scaling from D. Liu and J. Nocedal, Math. Program. 45 (1989) 503,
-    M3 there. A sample whose search fails forgets its pairs, and stays where it is when steepest descent fails, too.
+    M3 there, in units of a diagonal. A sample whose search fails forgets its pairs, and stays where it is when steepest
+    descent fails, too.
 
     Args:
         memory: pairs to keep, >= 1; takes `2 * memory` states.
@@ -147,9 +150,10 @@ class LBFGS(Minimiser):
         moved, holds, noise = descend(problem, place, direction, active, self.trials, state.noise)  # type: ignore[arg-type]
 
         step, change = moved.z - place.z, moved.residual - place.residual
-        product, size = dot(step, change), dot(change, state.scale * change)
-        bends = product > torch.finfo(product.dtype).eps * dot(step, place.residual).abs()
-        scale = state.scale * torch.where(bends, product / size, 1).unsqueeze(1)
+        product = dot(step, change)
+        ratio = product / dot(change, state.scale * change)
+        bends = ratio > torch.finfo(ratio.dtype).eps
+        scale = state.scale * torch.where(bends, ratio, 1).unsqueeze(1)
         lost, age = active & ~holds, state.age + 1
         if due(age):
             scale = self._first_scale(problem, moved)

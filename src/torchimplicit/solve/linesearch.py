@@ -90,11 +90,11 @@ def descend(
         direction: the full step, `(B, n)`.
         searching: the samples to move, `(B,)` bool; the others stay.
         trials: most lengths to try, one evaluation each.
-        noise: by how much energies are known to be wrong beyond their own rounding, `(B,)`.
+        noise: by how much more than rounding an energy may seem to rise, `(B,)`.
 
     Returns:
         Where every sample arrived: the lowest place found if no trial held, the start if none was lower; whether
-        the conditions hold there, `(B,)`; and the noise, learnt from searches that fail.
+        the conditions hold there, `(B,)`; and the noise, as searches that fail show it.
     """
     steepness = dot(start.residual, direction)
     searching = searching & (steepness < 0) & (steepness > -math.inf)
@@ -103,8 +103,7 @@ def descend(
     low, high = torch.zeros_like(length), torch.full_like(length, math.inf)
     steepest = slope_low = steepness
     slope_high = torch.full_like(length, math.inf)
-    play = ROUNDINGS * (problem.eps * start.energy.abs() + noise)
-    wrong = noise
+    play = torch.add(noise, start.energy.abs(), alpha=ROUNDINGS * problem.eps)
     for _ in range(trials):
         if bool(holds.all()):
             break
@@ -116,13 +115,16 @@ def descend(
         falls &= slope.isfinite() & ~holds
         found = trial.where(falls, found)
         rises = ~falls & ~holds
-        wrong = torch.where(rises & (slope <= 0), trial.energy - start.energy - length * steepness, wrong)
         holds = holds | (falls & (slope >= STEEP * steepest))
         steepest = torch.where(falls, torch.minimum(slope, steepest), steepest)
         low, slope_low = torch.where(falls, length, low), torch.where(falls, slope, slope_low)
         high, slope_high = torch.where(rises, length, high), torch.where(rises, slope, slope_high)
-        length = _between(low, high, slope_low, slope_high)
-    return found, holds & searching, torch.where(holds, noise, torch.maximum(noise, wrong.nan_to_num(0.0, 0.0)))
+        tried, length = length, _between(low, high, slope_low, slope_high)
+    else:  # out of trials: between bounds so near to each other the energy would be a straight line, but for noise
+        wrong = ROUNDINGS * (trial.energy - start.energy - tried * (steepness + slope) / 2).abs()
+        wrong = torch.where(~holds & (high < math.inf) & wrong.isfinite(), wrong, 0)
+        noise = torch.maximum(noise, wrong)
+    return found, holds & searching, noise
 
 
 def _between(low: Tensor, high: Tensor, slope_low: Tensor, slope_high: Tensor) -> Tensor:

@@ -44,8 +44,9 @@ class NewtonCG(Minimiser):
     sample. Where they meet a direction $p$ with $p^\top H p \le 0$, they go along it as far as they would if the energy
     bent as much the other way, and stop: so the iterates leave maxima and saddles, to which `Newton` goes when it is
     near. Converges superlinearly. A product with the Hessian costs about two evaluations; few are spent far from the
-    minimum. The Hessian is never built. Not for cheap, well conditioned energies, where `LBFGS` takes less time.
-    `Unrolled` cannot differentiate through it.
+    minimum. Up to 256 unknowns the Hessian is built for the first step, and ever more rarely, for the units that its
+    diagonal tells: the steps do not depend on those of the unknowns. Beyond, scale them to one size. Not for cheap,
+    well conditioned energies, where `LBFGS` takes less time. `Unrolled` cannot differentiate through it.
 
     Source: J. Nocedal and S. Wright, Numerical Optimization (2nd ed. 2006), algorithm 7.1, but for what it does with
     negative curvature.

@@ -9,7 +9,7 @@ from torchimplicit.core import transforms
 from torchimplicit.linear import Jacobian
 from torchimplicit.solve.ahead import DENSE
 
-OFTEN = 10  # steps after which the units are looked at again, the first time; then whenever there are twice as many
+OFTEN = 3  # steps after which the units are looked at again, the first time; then whenever there are twice as many
 
 
 def due(age: int) -> bool:

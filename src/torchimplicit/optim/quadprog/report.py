@@ -44,6 +44,30 @@ class ProgramReport(Report):
     table = PROGRAMS
 
 
+class SmoothedReport(ProgramReport):
+    """Of programs with a barrier left in, which are solved and differentiated as the root of their equations.
+
+    Args:
+        root: the report of that, which backward solves are told to.
+        status: of the programs.
+        steps: of the programs.
+    """
+
+    def __init__(self, root: Report, status: Tensor, steps: Tensor):
+        """Keeps the root's report."""
+        self.root = root
+        super().__init__(status, steps, root.residual, root.nfev, "smoothed program")
+
+    @property
+    def backward(self) -> Report | None:  # type: ignore[override]
+        """The report of the last backward solve; None until a backward pass has run."""
+        return self.root.backward
+
+    @backward.setter
+    def backward(self, report: Report | None) -> None:
+        self.root.backward = report
+
+
 class Duals(NamedTuple):
     """Multipliers, differentiable like the solution.
 

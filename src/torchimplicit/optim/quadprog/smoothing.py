@@ -24,7 +24,7 @@ from torchimplicit.optim.quadprog.feasibility import violation
 from torchimplicit.optim.quadprog.interior import interior
 from torchimplicit.optim.quadprog.program import Program, times, times_transposed
 from torchimplicit.optim.quadprog.reduction import gram, reduce
-from torchimplicit.optim.quadprog.report import ProgramReport
+from torchimplicit.optim.quadprog.report import SmoothedReport
 from torchimplicit.optim.quadprog.saddle import Saddle, factor
 from torchimplicit.solve import Newton
 
@@ -34,7 +34,7 @@ _NEWTON = Newton(linear_solver=LU(), rtol=1e-12, atol=1e-11, max_steps=50)
 
 def smooth(
     program: Program, weight: float, max_steps: int, on_failure: OnFailure
-) -> tuple[Tensor, Tensor, ProgramReport]:
+) -> tuple[Tensor, Tensor, SmoothedReport]:
     """Solution `(B, n)` and multipliers `(B, r)` of the programs with a barrier of a weight, and how it went.
 
     Raises:
@@ -81,8 +81,7 @@ def smooth(
         status = torch.where(lost, int(Status.MAX_STEPS), status)
         plain = program.mapped(torch.detach)
         status = torch.where(lost & violation(plain, start[:, :n])[1], int(Status.INFEASIBLE), status)
-    report = ProgramReport(status, steps + solution.steps, solution.residual, solution.nfev, "smoothed program")
-    return z, y, report
+    return z, y, SmoothedReport(solution.report, status, steps + solution.steps)
 
 
 def _start(program: Program, weight: float, max_steps: int) -> tuple[Tensor, Tensor, Tensor]:
