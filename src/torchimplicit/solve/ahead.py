@@ -34,20 +34,32 @@ class Ahead(NamedTuple):
     Attributes:
         excess: the largest of the step's components, in units of what is allowed; infinite where there is no step,
             `(B,)`.
-        settled: whether the step is no longer than rounding makes it, `(B,)` bool.
-        blind: unknowns that the residual does not depend on, `(B, n)` bool.
-        singular: whether the residual does not change along some direction, `(B,)` bool.
+        settled: whether the step is no longer than rounding makes it, `(B,)` bool; false where that was not asked for.
+        blind: unknowns that the residual does not depend on, `(B, n)` bool; None where no Jacobian is singular.
+        singular: whether the residual does not change along some direction, `(B,)` bool; None where none is.
         finite: whether the energy, if there is one, is finite, `(B,)` bool.
     """
 
     excess: Tensor
     settled: Tensor
-    blind: Tensor
-    singular: Tensor
+    blind: Tensor | None
+    singular: Tensor | None
     finite: Tensor
 
 
-def look_ahead(problem: Residual, z: Tensor, largest: Tensor, fallen: Tensor, rtol: float, atol: float) -> Ahead:
+class Step(NamedTuple):
+    """A Newton step, the unknowns' sizes, and how wrong rounding may make the step, `(B, n)` each; see `Ahead`."""
+
+    step: Tensor
+    size: Tensor
+    noise: Tensor | None
+    blind: Tensor | None = None
+    singular: Tensor | None = None
+
+
+def look_ahead(
+    problem: Residual, z: Tensor, largest: Tensor, fallen: Tensor, rtol: float, atol: float, noisy: bool = True
+) -> Ahead:
     """The Newton step from `z`, judged.
 
     Args:
@@ -58,60 +70,55 @@ def look_ahead(problem: Residual, z: Tensor, largest: Tensor, fallen: Tensor, rt
             unknowns still move then, it is the function that has become flat.
         rtol: relative tolerance.
         atol: absolute tolerance.
+        noisy: whether to find out which steps are `settled`.
     """
     with torch.no_grad():
         z = z.detach()
         operator = _Transformed(problem.look, z) if transforms.active() else Jacobian(problem.look, z)
         residual, eps = operator.value.detach(), problem.eps
         energy = problem.energy if isinstance(problem, Slope) else None
-        dense = z.shape[1] <= DENSE
-        size = z.abs() + eps * largest
-        if dense:
-            step, size, noise, blind, singular = _exact(problem, operator, residual, z, size, energy)
-        else:
-            step, size, noise, blind = _rough(problem, operator, residual, z, size)
-            singular = torch.zeros_like(fallen)
-        tolerance = atol + rtol * size
-        excess = (step.abs() / tolerance.clamp_min(torch.finfo(z.dtype).tiny)).nan_to_num(torch.inf).amax(1)
-        part = (step.abs() / size).nan_to_num(0.0).amax(1)
+        size = torch.add(z.abs(), largest, alpha=eps)
+        look = _exact if z.shape[1] <= DENSE else _rough
+        step, size, noise, blind, singular = look(problem, operator, residual, z, size, noisy)
+        step, tolerance = step.abs(), atol + rtol * size
+        excess = (step / tolerance.clamp_min(torch.finfo(z.dtype).tiny)).nan_to_num(torch.inf).amax(1)
+        part = (step / size).nan_to_num(0.0).amax(1)
         excess = torch.where(fallen & (part > eps**0.5), torch.inf, excess)
-        settled = step.abs() <= torch.maximum(tolerance, torch.minimum(noise, eps**0.5 * size))
-        finite = torch.ones_like(fallen) if energy is None else energy.isfinite()
-        return Ahead(excess, settled.all(1) & excess.isfinite() & finite, blind, singular, finite)
+        finite, settled = torch.ones_like(fallen) if energy is None else energy.isfinite(), torch.zeros_like(fallen)
+        if noise is not None:
+            settled = step <= torch.maximum(tolerance, torch.minimum(noise, eps**0.5 * size))
+            settled = settled.all(1) & excess.isfinite() & finite
+        return Ahead(excess, settled, blind, singular, finite)
 
 
 def _exact(
-    problem: Residual,
-    operator: Jacobian | _Transformed,
-    residual: Tensor,
-    z: Tensor,
-    size: Tensor,
-    energy: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The step, the unknowns' sizes, how wrong rounding may make the step, who has no influence, `(B, n)` each.
-
-    And whether the Jacobian is singular, `(B,)`.
-    """
-    basis = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-    matrix = torch.vmap(lambda row: operator.rmatvec(row.expand(z.shape)), out_dims=1)(basis)
-    weight = matrix.abs()
+    problem: Residual, operator: Jacobian | _Transformed, residual: Tensor, z: Tensor, size: Tensor, noisy: bool
+) -> Step:
+    """The step by the Jacobian, which is built."""
+    matrix = operator.dense(z)
+    weight, eps = matrix.abs(), problem.eps
     terms = torch.bmm(weight, z.abs().unsqueeze(2)).squeeze(2)
     influence = (weight / terms.unsqueeze(2)).nan_to_num(0.0, torch.inf).amax(1)
-    size = size + problem.eps**0.5 / influence
-    noise = terms
-    # That of a gradient: an energy is a sum of squares, or as if it were one.
-    slopes = torch.zeros_like(terms)
-    if energy is not None:
-        slopes = (2 * energy.abs().unsqueeze(1) * matrix.diagonal(dim1=1, dim2=2).abs()).sqrt()
-        noise = slopes if getattr(problem, "terms", None) is not None else slopes + terms
-    step, inverse, singular = newton_step(matrix, residual, NOISE * problem.eps * slopes)
-    noise = NOISE * problem.eps * torch.bmm(inverse.abs(), noise.unsqueeze(2)).squeeze(2)
-    return step, size, noise, (weight == 0).all(1), singular
+    size = size + eps**0.5 / influence
+    step, inverse, bad = newton_step(matrix, weight, residual)
+    singular = bool(bad.any())
+    if not (singular or noisy):
+        return Step(step, size, None)
+    noise, slopes = terms, torch.zeros_like(terms)
+    if isinstance(problem, Slope):  # that of a gradient: an energy is a sum of squares, or as if it were one
+        slopes = (2 * problem.energy.abs().unsqueeze(1) * weight.diagonal(dim1=1, dim2=2)).sqrt()
+        noise = slopes if problem.terms is not None else slopes + terms
+    if singular:
+        some = torch.nonzero(bad).flatten()
+        shortest, pseudo = shortest_step(matrix[some], residual[some], NOISE * eps * slopes[some])
+        step, inverse = step.index_copy(0, some, shortest), inverse.index_copy(0, some, pseudo)
+    noise = NOISE * eps * torch.bmm(inverse.abs(), noise.unsqueeze(2)).squeeze(2)
+    return Step(step, size, noise, (weight == 0).all(1), bad) if singular else Step(step, size, noise)
 
 
 def _rough(
-    problem: Residual, operator: Jacobian | _Transformed, residual: Tensor, z: Tensor, size: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    problem: Residual, operator: Jacobian | _Transformed, residual: Tensor, z: Tensor, size: Tensor, noisy: bool
+) -> Step:
     """The same for many unknowns: roughly, and with one size for all of a sample's."""
     if isinstance(problem, Slope):
         result = CG(rtol=ROUGH, max_steps=PRODUCTS).prepare(_Symmetric(operator)).solve(residual)
@@ -121,43 +128,53 @@ def _rough(
     solved = result.report.status == 0
     step = torch.where(solved, norm(result.x) / root, torch.nan).unsqueeze(1)
     size = norm(size).unsqueeze(1) / root
-    return step, size, NOISE * problem.eps * size, torch.zeros_like(z, dtype=torch.bool)
+    return Step(step, size, NOISE * problem.eps * size if noisy else None)
 
 
-def newton_step(matrix: Tensor, residual: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The solution of `J d = -r`, the inverse of `J`, and whether that is singular, for matrices of any scaling.
+def newton_step(matrix: Tensor, weight: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The solution of `J d = -r`, the inverse of `J`, and where that is singular, for matrices of any scaling.
 
-    Where `J` is singular they are the shortest solution in equilibrated unknowns and the pseudo-inverse, if the
-    residual has an answer: no slope along a flat direction but by rounding. Else the solution is NaN.
+    Args:
+        matrix: `J`, `(B, n, n)`.
+        weight: its entries' sizes.
+        residual: `r`, `(B, n)`.
+    """
+    tiny = torch.finfo(matrix.dtype).tiny
+    columns = weight.amax(1, keepdim=True).clamp_min(tiny)
+    rows = (weight / columns).amax(2, keepdim=True).clamp_min(tiny)
+    scaled, right = matrix / columns / rows, residual.unsqueeze(2) / rows
+    inverse, failure = torch.linalg.inv_ex(scaled)
+    step = torch.bmm(inverse, right)
+    left = torch.linalg.vector_norm(right - torch.bmm(scaled, step), dim=(1, 2))
+    solved = (left <= UNEXPLAINED * torch.linalg.vector_norm(right, dim=(1, 2))) & (left < torch.inf)
+    return -(step / columns.mT).squeeze(2), inverse / columns.mT / rows.mT, (failure != 0) | ~solved
+
+
+def shortest_step(matrix: Tensor, residual: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for singular matrices: the shortest solution in equilibrated unknowns, and the pseudo-inverse.
+
+    Where the residual has no answer, a slope along a flat direction that is no rounding, the solution is NaN.
 
     Args:
         matrix: `J`, `(B, n, n)`.
         residual: `r`, `(B, n)`.
         noise: how wrong it may be, `(B, n)`.
     """
-    finite = matrix.isfinite().all(2).all(1) & residual.isfinite().all(1)
     columns = _units(matrix.abs().amax(1)).unsqueeze(1)
-    scaled = torch.where(finite[:, None, None], matrix / columns, 0.0)
+    scaled = matrix / columns
     rows = _units(scaled.abs().amax(2)).unsqueeze(2)
-    scaled, right = scaled / rows, (residual.unsqueeze(2) / rows).nan_to_num(0.0, 0.0, 0.0)
-    inverse, failure = torch.linalg.inv_ex(scaled)
+    scaled, right = scaled / rows, residual.unsqueeze(2) / rows
+    finite = (scaled.isfinite() & right.isfinite()).all(2).all(1)
+    scaled, right = (torch.where(finite[:, None, None], part, 0.0) for part in (scaled, right))
+    eps = torch.finfo(matrix.dtype).eps
+    inverse = torch.linalg.pinv(scaled, rtol=matrix.shape[1] * NOISE * eps)
     step = torch.bmm(inverse, right)
+    step = step + torch.bmm(inverse, right - torch.bmm(scaled, step))  # what rounding has left
     left = norm((right - torch.bmm(scaled, step)).squeeze(2))
-    allowed = UNEXPLAINED * norm(right.squeeze(2))
-    bad = (failure != 0) | ~(left <= allowed)
-    if bool(bad.any()):
-        some = torch.nonzero(bad).flatten()
-        shortest = torch.linalg.pinv(scaled[some], rtol=matrix.shape[1] * NOISE * torch.finfo(matrix.dtype).eps)
-        inverse = inverse.index_copy(0, some, shortest)
-        short = torch.bmm(shortest, right[some])
-        short = short + torch.bmm(shortest, right[some] - torch.bmm(scaled[some], short))  # what rounding has left
-        step = step.index_copy(0, some, short)
-        left = norm((right - torch.bmm(scaled, step)).squeeze(2))
-        slight = torch.finfo(matrix.dtype).eps ** 0.5 * norm(right.squeeze(2)) + norm(noise / rows.squeeze(2))
-        allowed = torch.where(bad, slight, allowed)
+    allowed = eps**0.5 * norm(right.squeeze(2)) + norm(noise / rows.squeeze(2))
     answered = finite & (left <= allowed)
     step = torch.where(answered.unsqueeze(1), -(step / columns.mT).squeeze(2), torch.nan)
-    return step, inverse / columns.mT / rows.mT, bad
+    return step, inverse / columns.mT / rows.mT
 
 
 def _units(size: Tensor) -> Tensor:
@@ -182,3 +199,7 @@ class _Transformed(LinearOperator):
 
     def matvec(self, v: Tensor) -> Tensor:
         return torch.func.vjp(self.rmatvec, torch.zeros_like(self.value))[1](v)[0]
+
+    def dense(self, like: Tensor) -> Tensor:
+        basis = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
+        return torch.vmap(lambda row: self.rmatvec(row.expand(like.shape)), out_dims=1)(basis)

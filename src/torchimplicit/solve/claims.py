@@ -27,20 +27,25 @@ MOVING = 1e-3  # and so much of itself it moved by in the last step
 
 
 class Look(NamedTuple):
-    """What a step has led to: the iterate, with its graph, and its residual, `(B, n)`; the rest is `(B,)`.
+    """What a step has led to.
 
-    The residual's norm, the largest move of an unknown as part of the largest value it has had, and whether this is the
-    iterate to keep, has a smaller residual or a lower energy than any before, is finite, and may be a solution.
+    Attributes:
+        z: the iterate, with its graph, `(B, n)`.
+        residual: there, `(B, n)`.
+        size: its norm, `(B,)`.
+        energy: of a method that goes down, `(B,)`; None for others.
+        moves: of every unknown, as parts of the largest value that it has had, `(B, n)`.
+        move: the largest of these; infinite at the start, `(B,)`.
+        low: what rounding alone may leave of the residual, `(B,)`.
     """
 
     z: Tensor
     residual: Tensor
     size: Tensor
+    energy: Tensor | None
+    moves: Tensor
     move: Tensor
-    better: Tensor
-    smaller: Tensor
-    sound: Tensor
-    claims: Tensor
+    low: Tensor
 
 
 class Claims(Samples):
@@ -62,6 +67,8 @@ class Claims(Samples):
         "usual",
         "target",
         "lowest",
+        "below",
+        "moves",
         "away",
     )
     put_back: ClassVar[tuple[str, ...]] = (*Samples.put_back, "largest", "highest", "away")
@@ -71,24 +78,29 @@ class Claims(Samples):
         self.tolerances = SLACK * options.rtol, SLACK * (options.atol or 0.0)
         self.last, self.settled = options.max_steps, settled
         self.start = self.usual = self.largest = self.highest = state.z.detach()
-        self.lowest = torch.full_like(self.best, torch.inf)  # energy
+        self.lowest = self.below = torch.full_like(self.best, torch.inf)  # energy, and what counts as lower
         self.first_target = max(options.rtol, eps) ** 0.5
-        self.target = torch.full_like(self.best, self.first_target)
-        self.away = torch.zeros_like(self.running)  # whether some unknown still grew at the last move
+        self.target, self.refused = torch.full_like(self.best, self.first_target), False
+        self.moves = torch.zeros_like(self.start)  # of the last step that moved a sample
+        self.away = torch.zeros_like(self.running)  # whether some unknown still grew by it
 
     def judge(self, step: int, state: Any, problem: Residual, stuck: Tensor | None = None) -> bool:
         """See `Samples.judge`."""
         if step in self.history:
             return self.any_running
         look = self._look(step, state)
-        if bool((self.running & (look.claims | ~look.better | ~look.smaller)).any()):
-            self._look_closer_at(step, problem, look, stuck)
-        else:
-            self.best = torch.where(self.running, look.size, self.best)
+        if step < self.last and (step or not self.settled) and self._goes_on(look):
+            self.best = look.size if self.all_running else torch.where(self.running, look.size, self.best)
             self.latest, self.all_latest = self.running, self.all_running
             if self.any_stalled:
                 self.stalled, self.any_stalled = torch.zeros_like(self.stalled), False
-        self.bar = torch.where(self.running, self.best / SLACK, -torch.inf)
+            if look.energy is not None:
+                self._lower(look.energy if self.all_running else torch.where(self.running, look.energy, self.lowest))
+            self.moves = look.moves
+        else:
+            self._look_closer_at(step, problem, look, stuck)
+        bar = self.best / SLACK
+        self.bar = bar if self.all_running else torch.where(self.running, bar, -torch.inf)
         self.previous = look.z.clone() if self.overwritten else look.z
         if step in self.save_steps:
             self.saved[step] = look.z.clone() if self.all_running else self._current(look.z)
@@ -96,61 +108,82 @@ class Claims(Samples):
 
     def _look(self, step: int, state: Any) -> Look:
         """How an iterate compares with those before."""
-        z, residual, energy = state.z.detach(), state.residual.detach(), getattr(state, "energy", None)
+        z, residual, previous = state.z, state.residual, self.previous
+        if torch.is_grad_enabled():
+            z, residual, previous = z.detach(), residual.detach(), previous.detach()
         size = self.history[step] = norm(residual)
         if step == 0:
             self.limit, self.highest = self.divergence * size, residual.abs()
-            self.largest = self.usual = z.abs()
-            move = torch.full_like(size, torch.inf)
+            self.largest = self.usual = z.abs().clamp_min(torch.finfo(z.dtype).tiny)
+            moves, move = self.moves, torch.full_like(size, torch.inf)
         else:
             self.largest = torch.maximum(self.largest, z.abs())
             self.highest = torch.maximum(self.highest, residual.abs())
             self.usual = self.largest if step == 1 else self.usual
-            moves = ((z - self.previous.detach()).abs() / self.largest).nan_to_num(0.0, torch.inf)
+            moves = (z - previous).abs() / self.largest
             move = moves.amax(1)
-            away = ((z.abs() >= self.largest) & (moves > MOVING)).any(1)
-            self.away = torch.where(self.running & (move > 0), away, self.away)
-        self.target = torch.where(move > self.first_target, self.first_target, self.target)
-        sound = size + norm(z)
-        sound = (sound if energy is None else sound + energy).isfinite()
+        if self.refused:
+            self.target = torch.where(move > self.first_target, self.first_target, self.target)
         low = FLOOR * self.eps * norm(self.highest)
-        claims = (move <= self.target) | ((size <= low) & (self.best > low)) | (size == 0)
+        return Look(state.z, residual, size, getattr(state, "energy", None), moves, move, low)
+
+    def _goes_on(self, look: Look) -> bool:
+        """Whether every running sample moves far and gets better: then there is nothing else to do."""
+        energy = look.energy
+        falls = look.size < self.bar if energy is None else (energy < self.below) & (energy > -torch.inf)
+        fine = falls & (look.move > self.target) & (look.size > look.low)
+        return bool((fine if self.all_running else fine | ~self.running).all())
+
+    def _lower(self, lowest: Tensor) -> None:
+        self.lowest = lowest
+        self.below = torch.sub(lowest, lowest.abs(), alpha=FLOOR * self.eps)
+
+    def _compare(self, step: int, look: Look) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Which iterates are to be kept, are better than any before, are finite, and may be solutions, `(B,)` each."""
+        size, energy, move = look.size, look.energy, look.move
+        sound = size + norm(look.z.detach())
+        sound = (sound if energy is None else sound + energy).isfinite()
+        claims = (move <= self.target) | ((size <= look.low) & (self.best > look.low)) | (size == 0)
         better = smaller = (size < self.bar) & sound
         if energy is not None:  # a method that goes down gets better by every step that it takes
             better = (move > 0) & sound
-            falls = energy < self.lowest - FLOOR * self.eps * self.lowest.abs().nan_to_num(0.0, 0.0)
-            smaller = smaller | (falls & sound)
-            self.lowest = torch.where(smaller, torch.minimum(energy, self.lowest), self.lowest)
+            smaller = smaller | ((energy < self.below) & sound)
+            self._lower(torch.where(smaller, torch.minimum(energy, self.lowest), self.lowest))
             claims = claims & (better | (size == 0))
         if step >= self.last or (step == 0 and self.settled):
             claims = torch.ones_like(claims)
-        return Look(state.z, residual, size, move, better, smaller, sound, claims & sound)
+        return better, smaller, sound, claims & sound
 
     def _look_closer_at(self, step: int, problem: Residual, look: Look, stuck: Tensor | None) -> None:
-        failing = self.running & ~look.smaller
+        better, smaller, sound, asks = self._compare(step, look)
+        self.moves = torch.where((look.move > 0).unsqueeze(1), look.moves, self.moves)
+        failing = self.running & ~smaller
+        fails, gives_up = bool(failing.any()), torch.zeros_like(failing)
         status = torch.full_like(self.status, int(Status.MAX_STEPS))
-        gives_up = torch.zeros_like(failing)
-        if bool(failing.any()):
+        if fails:
             self.stalled, self.any_stalled = torch.where(failing, self.stalled + 1, 0), True
-            lost = self.running & ~look.better & self.latest
+            lost = self.running & ~better & self.latest
             if bool(lost.any()):
                 self._keep(lost, self.previous)
             gives_up = failing & self._is_stuck(look, stuck)
             status = torch.where(gives_up, int(Status.STAGNATED), status)
             status = torch.where(failing & (look.size > self.limit), int(Status.DIVERGED), status)
-            status = torch.where(failing & ~look.sound, int(Status.NON_FINITE), status)
+            status = torch.where(failing & ~sound, int(Status.NON_FINITE), status)
         elif self.any_stalled:
             self.stalled, self.any_stalled = torch.zeros_like(self.stalled), False
+        if fails or step >= self.last:
+            away = (~(look.z.detach().abs() < self.largest) & (self.moves > MOVING)).any(1)
+            self.away = torch.where(self.running, away, self.away)
         arrived = torch.zeros_like(failing)
-        asks = self.running & look.sound & (look.claims | gives_up)
+        asks = self.running & (asks | (gives_up & sound))
         if bool(asks.any()):
-            ahead = self._ask(problem, look)
+            ahead = self._ask(problem, look, fails and bool(gives_up.any()))
             arrived = asks & ((ahead.excess <= 1) | (gives_up & ahead.settled))
             status = torch.where(arrived, int(Status.CONVERGED), status)
             status = torch.where(asks & ~ahead.finite, int(Status.NON_FINITE), status)
             shorter = look.move / ahead.excess.clamp(SOONEST, SPARSEST)
-            self.target = torch.where(asks & (look.move > 0), shorter, self.target)
-        self.latest, self.all_latest = (look.better & self.running) | arrived, False
+            self.target, self.refused = torch.where(asks & (look.move > 0), shorter, self.target), True
+        self.latest, self.all_latest = (better & self.running) | arrived, False
         self.best = torch.where(self.latest, look.size, self.best)
         stops = self.running & (status != int(Status.MAX_STEPS))
         if bool(stops.any()):
@@ -162,11 +195,13 @@ class Claims(Samples):
             return (stuck & (look.move == 0)) | (self.stalled >= PATIENCE_DOWNHILL)
         return self.stalled >= torch.where(look.move <= FLOOR * self.eps, PATIENCE_AT_FLOOR, self.patience)
 
-    def _ask(self, problem: Residual, look: Look) -> Ahead:
+    def _ask(self, problem: Residual, look: Look, noisy: bool) -> Ahead:
         """The Newton step from here; none where an unknown has run to where it has no influence any more."""
         fallen = (look.residual.abs() <= self.eps * self.highest).all(1)
-        ahead = look_ahead(problem, look.z, self.largest, fallen, *self.tolerances)
         z = look.z.detach()
+        ahead = look_ahead(problem, z, self.largest, fallen, *self.tolerances, noisy)
+        if ahead.singular is None or ahead.blind is None:
+            return ahead
         lost = ahead.blind & (z != self.start)
         lost = lost | (ahead.singular.unsqueeze(1) & (self.eps * self.largest > self.usual))
         lost = (lost & (z.abs() >= self.largest)).any(1)
