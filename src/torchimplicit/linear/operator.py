@@ -111,12 +111,16 @@ class Jacobian(LinearOperator):
         Raises:
             NotImplementedError: the function has neither a second nor a forward derivative.
         """
+        self.record(v)
+        return self._forward(v) if self._once else self._derivative(*self._linear, v)  # type: ignore[misc]
+
+    def record(self, like: Tensor) -> None:
+        """Records what all products `J v` share, once; `like` is any `(B, n)` tensor of the right dtype and device."""
         if self._linear is None and not self._once:
             dummy = torch.zeros_like(self.value, requires_grad=True)
             linear = self._derivative(self.value, self.z, dummy, create_graph=True)
-            self._once = not _is_differentiable(linear, dummy, v)
+            self._once = not _is_differentiable(linear, dummy, like)
             self._linear = linear, dummy
-        return self._forward(v) if self._once else self._derivative(*self._linear, v)  # type: ignore[misc]
 
     def dense(self, like: Tensor) -> Tensor:
         """The Jacobians `(B, n, n)`, by `n` vector-Jacobian products, in one vectorised call where that works."""

@@ -38,6 +38,7 @@ class Ahead(NamedTuple):
         blind: unknowns that the residual does not depend on, `(B, n)` bool; None where no Jacobian is singular.
         singular: whether the residual does not change along some direction, `(B,)` bool; None where none is.
         finite: whether the energy, if there is one, is finite, `(B,)` bool.
+        jacobian: of an energy's gradient, `(B, n, n)`; None where there are too many unknowns to build it.
     """
 
     excess: Tensor
@@ -45,6 +46,7 @@ class Ahead(NamedTuple):
     blind: Tensor | None
     singular: Tensor | None
     finite: Tensor
+    jacobian: Tensor | None
 
 
 class Step(NamedTuple):
@@ -53,6 +55,7 @@ class Step(NamedTuple):
     step: Tensor
     size: Tensor
     noise: Tensor | None
+    jacobian: Tensor | None = None
     blind: Tensor | None = None
     singular: Tensor | None = None
 
@@ -79,7 +82,7 @@ def look_ahead(
         energy = problem.energy if isinstance(problem, Slope) else None
         size = torch.add(z.abs(), largest, alpha=eps)
         look = _exact if z.shape[1] <= DENSE else _rough
-        step, size, noise, blind, singular = look(problem, operator, residual, z, size, noisy)
+        step, size, noise, jacobian, blind, singular = look(problem, operator, residual, z, size, noisy)
         step, tolerance = step.abs(), atol + rtol * size
         excess = (step / tolerance.clamp_min(torch.finfo(z.dtype).tiny)).nan_to_num(torch.inf).amax(1)
         part = (step / size).nan_to_num(0.0).amax(1)
@@ -88,7 +91,7 @@ def look_ahead(
         if noise is not None:
             settled = step <= torch.maximum(tolerance, torch.minimum(noise, eps**0.5 * size))
             settled = settled.all(1) & excess.isfinite() & finite
-        return Ahead(excess, settled, blind, singular, finite)
+        return Ahead(excess, settled, blind, singular, finite, None if energy is None else jacobian)
 
 
 def _exact(
@@ -103,7 +106,7 @@ def _exact(
     step, inverse, bad = newton_step(matrix, weight, residual)
     singular = bool(bad.any())
     if not (singular or noisy):
-        return Step(step, size, None)
+        return Step(step, size, None, matrix)
     noise, slopes = terms, torch.zeros_like(terms)
     if isinstance(problem, Slope):  # that of a gradient: an energy is a sum of squares, or as if it were one
         slopes = (2 * problem.energy.abs().unsqueeze(1) * weight.diagonal(dim1=1, dim2=2)).sqrt()
@@ -113,7 +116,7 @@ def _exact(
         shortest, pseudo = shortest_step(matrix[some], residual[some], NOISE * eps * slopes[some])
         step, inverse = step.index_copy(0, some, shortest), inverse.index_copy(0, some, pseudo)
     noise = NOISE * eps * torch.bmm(inverse.abs(), noise.unsqueeze(2)).squeeze(2)
-    return Step(step, size, noise, (weight == 0).all(1), bad) if singular else Step(step, size, noise)
+    return Step(step, size, noise, matrix, *(((weight == 0).all(1), bad) if singular else ()))
 
 
 def _rough(

@@ -180,6 +180,7 @@ class Claims(Samples):
             ahead = self._ask(problem, look, fails and bool(gives_up.any()))
             arrived = asks & ((ahead.excess <= 1) | (gives_up & ahead.settled))
             status = torch.where(arrived, int(Status.CONVERGED), status)
+            self._note(ahead.jacobian, arrived)
             status = torch.where(asks & ~ahead.finite, int(Status.NON_FINITE), status)
             shorter = look.move / ahead.excess.clamp(SOONEST, SPARSEST)
             self.target, self.refused = torch.where(asks & (look.move > 0), shorter, self.target), True
@@ -206,6 +207,26 @@ class Claims(Samples):
         lost = lost | (ahead.singular.unsqueeze(1) & (self.eps * self.largest > self.usual))
         lost = (lost & (z.abs() >= self.largest)).any(1)
         return ahead._replace(excess=torch.where(lost, torch.inf, ahead.excess), settled=ahead.settled & ~lost)
+
+    def _note(self, jacobian: Tensor | None, arrived: Tensor) -> None:
+        """Keeps the Jacobians of samples that have arrived."""
+        if jacobian is not None:
+            others = 0.0 if self.jacobian is None else self.jacobian
+            self.jacobian = torch.where(arrived[:, None, None], jacobian, others)
+
+    def take(self, rows: Tensor) -> Claims:
+        """See `Samples.take`."""
+        some = super().take(rows)
+        some.jacobian = None
+        return some  # type: ignore[return-value]
+
+    def put(self, rows: Tensor, some: Samples, answer: Tensor) -> None:
+        """See `Samples.put`."""
+        super().put(rows, some, answer)
+        if some.jacobian is not None:
+            whole = some.jacobian.new_zeros(len(self.best), *some.jacobian.shape[1:])
+            whole = whole if self.jacobian is None else self.jacobian
+            self.jacobian = whole.index_copy(0, rows, some.jacobian)
 
     def report(self, step: int, nfev: int, trace: bool) -> Report:
         """See `Samples.report`; says of samples that run off that they do."""

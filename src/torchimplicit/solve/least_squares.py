@@ -16,11 +16,30 @@ from torchimplicit.solve.ahead import DENSE
 from torchimplicit.solve.linesearch import ROUNDINGS, Place, dot
 from torchimplicit.solve.minimiser import Minimiser
 
+RECORD = 16  # rows of a Jacobian whose products cost less than to record what the products with its columns share
+
+
+class Linear(NamedTuple):
+    """The terms whose squares the energy is half the sum of, `(B, m)`, and their Jacobians, `(B, m, n)`."""
+
+    terms: Tensor
+    matrix: Tensor
+
+    def where(self, which: Tensor, other: Linear) -> Linear:
+        """This one for some samples `(B,)`, another for the rest."""
+        terms = torch.where(which[:, None], self.terms, other.terms)
+        return Linear(terms, torch.where(which[:, None, None], self.matrix, other.matrix))
+
+    def lengths(self) -> Tensor:
+        """Those of the Jacobians' columns, `(B, n)`."""
+        return torch.linalg.vector_norm(self.matrix, dim=1)
+
 
 class LevenbergState(NamedTuple):
     """A place, who still moves, the damping and what it grows by when a step fails, `(B,)` each, and units `(B, n)`.
 
-    The units are those that damping is in: the largest lengths that the columns of the Jacobian have had.
+    The units are those that damping is in: the largest lengths that the columns of the Jacobian have had. Where that is
+    built it is kept until a step is taken.
     """
 
     z: Tensor
@@ -30,6 +49,7 @@ class LevenbergState(NamedTuple):
     damping: Tensor
     growth: Tensor
     units: Tensor
+    linear: Linear | tuple[()] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +59,7 @@ class LevenbergMarquardt(Minimiser):
     The damping $\mu$ follows how well the linear model has predicted the fall of $|r|^2 / 2$: small where it did
     (Gauss-Newton, quadratic convergence where the residuals vanish at the minimum), large where it did not (short steps
     of steepest descent). $D$ holds the largest lengths that the columns of $J$ have had, so the iterates do not depend
-    on the units of the unknowns. A step that does not lower the energy is not taken. It costs two evaluations and the
+    on the units of the unknowns. A step that does not lower the energy is not taken. It costs an evaluation and the
     Jacobian, whose QR factorisation does not square its condition number. Not for residuals that stay large and bend
     strongly: there it converges linearly, and `NewtonCG`, which takes the whole Hessian, is faster.
 
@@ -81,7 +101,8 @@ class LevenbergMarquardt(Minimiser):
             )
         damping = torch.full_like(place.energy, self.damping)
         if self._factors(z):
-            return LevenbergState(*place, active, damping, torch.full_like(damping, 2), torch.zeros_like(z))
+            place, linear = _linearise(problem, z)
+            return LevenbergState(*place, active, damping, torch.full_like(damping, 2), linear.lengths(), linear)
         product = Normal(Jacobian(problem.terms, z)).matvec(place.residual)  # type: ignore[attr-defined]
         problem.nfev += 1
         size = norm(product) / norm(place.residual).clamp_min(torch.finfo(z.dtype).tiny)
@@ -93,29 +114,19 @@ class LevenbergMarquardt(Minimiser):
     def step(self, problem: Residual, state: LevenbergState) -> LevenbergState:
         """One damped Gauss-Newton step, taken where the energy falls."""
         place, damping, units = Place(*state[:3]), state.damping, state.units
-        jacobian = Jacobian(problem.terms, place.z)  # type: ignore[attr-defined]
-        problem.nfev += 1
-        noise = place.energy
-        if self._factors(place.z):
-            matrix = columns(jacobian, place.z)
-            # A residual is a difference of terms, to whose rounding the energy is known.
-            terms = torch.bmm(matrix.abs(), place.z.abs().unsqueeze(2)).squeeze(2)
-            noise = noise + place.energy.sqrt() * norm(terms)
-            units = torch.maximum(units, torch.linalg.vector_norm(matrix, dim=1))
-            step = _damped(matrix, jacobian.value.detach(), damping, units)
-        else:
-            solver = self.linear_solver or CG(rtol=1e-6)
-            step = solver.prepare(Normal(jacobian, damping)).solve(-place.residual).x
+        step, noise = self._direct(problem, state)
         z = place.z + step
-        gradient = problem(z)
-        trial = Place(z, gradient, problem.energy)  # type: ignore[attr-defined]
+        if state.linear:
+            trial, linear = _linearise(problem, z)
+        else:
+            trial, linear = Place(z, problem(z), problem.energy), ()  # type: ignore[attr-defined]
 
-        scaled = units * step
-        predicted = 0.5 * (damping * dot(scaled, scaled) - dot(step, place.residual))
+        scaled, slope = units * step, dot(step, place.residual)
+        predicted = 0.5 * (damping * dot(scaled, scaled) - slope)
         ratio = (place.energy - trial.energy) / predicted
         # Near the minimum the energies' difference is rounding: there the slope along the step decides.
         level = (trial.energy - place.energy).abs() <= ROUNDINGS * problem.eps * noise
-        flatter = dot(gradient, step).abs() < dot(place.residual, step).abs()
+        flatter = dot(trial.residual, step).abs() < slope.abs()
         ratio = torch.where(level & flatter, 1.0, ratio)
         if not self.damping:
             ratio = torch.ones_like(ratio)
@@ -123,9 +134,33 @@ class LevenbergMarquardt(Minimiser):
         shrink = (1 - (2 * ratio - 1) ** 3).clamp_min(1 / 3)
         damping = torch.where(taken, damping * shrink, damping * state.growth)
         growth = torch.where(taken, 2.0, 2 * state.growth)
-        moved = trial.where(taken, place) if self.damping else trial
+        kept = taken if self.damping else torch.ones_like(taken)
         active = state.active & (z != place.z).any(1)
-        return LevenbergState(*moved, active, damping, growth, units)
+        if state.linear and linear:
+            linear = linear.where(kept, state.linear)
+            units = torch.maximum(units, linear.lengths())
+        return LevenbergState(*trial.where(kept, place), active, damping, growth, units, linear)
+
+    def _direct(self, problem: Residual, state: LevenbergState) -> tuple[Tensor, Tensor]:
+        """The damped step, `(B, n)`, and the size to whose rounding the energy is known, `(B,)`."""
+        if state.linear:
+            terms, matrix = state.linear
+            # A residual is a difference of terms.
+            size = norm(torch.bmm(matrix.abs(), state.z.abs().unsqueeze(2)).squeeze(2))
+            return _damped(matrix, terms, state.damping, state.units), state.energy + state.energy.sqrt() * size
+        jacobian = Jacobian(problem.terms, state.z)  # type: ignore[attr-defined]
+        problem.nfev += 1
+        solver = self.linear_solver or CG(rtol=1e-6)
+        return solver.prepare(Normal(jacobian, state.damping)).solve(-state.residual).x, state.energy
+
+
+def _linearise(problem: Residual, z: Tensor) -> tuple[Place, Linear]:
+    """The place at `z`, and what the energy's terms look like there: one evaluation, and products."""
+    jacobian = Jacobian(problem.terms, z)  # type: ignore[attr-defined]
+    problem.nfev += 1
+    terms, matrix = jacobian.value.detach(), columns(jacobian, z)
+    gradient = torch.bmm(terms.unsqueeze(1), matrix).squeeze(1)
+    return Place(z, gradient, 0.5 * terms.square().sum(1)), Linear(terms, matrix)
 
 
 def _damped(matrix: Tensor, value: Tensor, damping: Tensor, units: Tensor) -> Tensor:
@@ -139,14 +174,13 @@ def _damped(matrix: Tensor, value: Tensor, damping: Tensor, units: Tensor) -> Te
 
 
 def columns(jacobian: Jacobian, like: Tensor) -> Tensor:
-    """The Jacobians `(B, m, n)`, from as many products as they have rows or columns, the fewer."""
+    """The Jacobians `(B, m, n)`, from as many products as they have rows or columns, the cheaper."""
     rows, width = jacobian.value.shape[1], like.shape[1]
-    if rows <= width:
+    if rows <= width + RECORD:
         return jacobian.dense(jacobian.value.detach())
-    product = jacobian.matvec
-    product(like)  # records what all products share
+    jacobian.record(like)
     basis = torch.eye(width, dtype=like.dtype, device=like.device)
-    return torch.vmap(lambda row: product(row.expand_as(like)), out_dims=2)(basis)
+    return torch.vmap(lambda row: jacobian.matvec(row.expand_as(like)), out_dims=2)(basis)
 
 
 class Normal(LinearOperator):
