@@ -43,9 +43,9 @@ def argmin(
     The condition that is solved and differentiated is that of a stationary point. `LBFGS` and `NewtonCG` go down from
     `z0` to one; `Newton` goes to whatever is near. Afterwards the Hessian's smallest eigenvalue is looked at: a
     sample where the energy falls to a side (a saddle, a maximum) gets `Status.SADDLE`. For up to 256 unknowns that is
-    exact; beyond it is estimated from 16 products, and a saddle may be missed. That the minimum is a global one is never claimed. A sample
-    has converged when the Newton step from it is no longer than `atol + rtol * |z|`, unknown by unknown (see `Solver`):
-    however unknowns and energy are scaled.
+    exact; beyond it is estimated from 16 products, and a saddle may be missed. That the minimum is a global one is
+    never claimed. A sample has converged when the Newton step from it is no longer than `atol + rtol * |z|`, unknown by
+    unknown (see `Solver`): however unknowns and energy are scaled.
 
     With `constraints` the state is $(z, \lambda)$ and the condition the gradient of the Lagrangian $E + \lambda^\top
     c$ by both (the KKT conditions), solved by `Newton` from $\lambda = 0$ and differentiated through the same system
