@@ -216,7 +216,7 @@ def test_saddles_are_left_and_said(solver):
         ti.argmin(saddle, near, solver=solver)
     anything = ti.argmin(saddle, near, solver=solver, check_minimum=False)
     assert anything.report.converged
-    assert anything.nfev < solution.nfev
+    assert anything.nfev == solution.nfev, "the Hessian of the last look serves"
 
 
 @pytest.mark.parametrize("solver", DOWN[:2], ids=str)

@@ -113,11 +113,11 @@ class Jacobian(LinearOperator):
         Raises:
             NotImplementedError: the function has neither a second nor a forward derivative.
         """
-        self.linearise(v)
+        self.record(v)
         return self._forward(v) if self._once else self._derivative(*self._linear, v)  # type: ignore[misc]
 
-    def linearise(self, like: Tensor) -> None:
-        """Records what all products `J v` share, `v` being like this; the first one does so by itself."""
+    def record(self, like: Tensor) -> None:
+        """Records what all products `J v` share, once; `like` is any `(B, n)` tensor of the right dtype and device."""
         if self._linear is None and not self._once:
             dummy = torch.zeros_like(self.value, requires_grad=True)
             linear = self._derivative(self.value, self.z, dummy, create_graph=True)

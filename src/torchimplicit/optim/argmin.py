@@ -41,11 +41,11 @@ def argmin(
     hyperparameters follows from one linear solve (J. Lorraine, P. Vicol, D. Duvenaud, arXiv:1911.02590, theorem 1).
 
     The condition that is solved and differentiated is that of a stationary point. `LBFGS` and `NewtonCG` go down from
-    `z0` to one; `Newton` goes to whatever is near. Afterwards the Hessian's smallest eigenvalue is estimated from up to
-    16 products: a sample where the energy falls to a side (a saddle, a maximum) gets `Status.SADDLE`. For up to 16
-    unknowns that is exact; beyond, a saddle may be missed. That the minimum is a global one is never claimed. A sample
-    has converged when the Newton step from it is no longer than `atol + rtol * |z|`, unknown by unknown (see `Solver`):
-    however unknowns and energy are scaled.
+    `z0` to one; `Newton` goes to whatever is near. Afterwards the Hessian's smallest eigenvalue is looked at: a
+    sample where the energy falls to a side (a saddle, a maximum) gets `Status.SADDLE`. For up to 256 unknowns that is
+    exact; beyond it is estimated from 16 products, and a saddle may be missed. That the minimum is a global one is
+    never claimed. A sample has converged when the Newton step from it is no longer than `atol + rtol * |z|`, unknown by
+    unknown (see `Solver`): however unknowns and energy are scaled.
 
     With `constraints` the state is $(z, \lambda)$ and the condition the gradient of the Lagrangian $E + \lambda^\top
     c$ by both (the KKT conditions), solved by `Newton` from $\lambda = 0$ and differentiated through the same system
@@ -67,7 +67,7 @@ def argmin(
             to which the gradient is the residual: `Picard(damping=...)` is gradient descent of that step.
         adjoint: None takes `Implicit(LU())` up to 256 unknowns per sample, which is exact in whatever units these are,
             and `Implicit()` beyond; see `fixed_point`.
-        check_minimum: False accepts any stationary point, and saves the products with the Hessian.
+        check_minimum: False accepts any stationary point, and saves the eigenvalues, or products.
         batch_dims: see `fixed_point`.
         warm_start: see `fixed_point`; with constraints, the multipliers are taken over, too.
         trace: see `fixed_point`.

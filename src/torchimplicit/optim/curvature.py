@@ -9,19 +9,19 @@ from torchimplicit.core import transforms
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.status import Status
 from torchimplicit.linear import Jacobian, eigenvalue_range, probe
-from torchimplicit.solve import DENSE, Result
+from torchimplicit.solve import Result
 from torchimplicit.solve.units import units_of
 
-PRODUCTS = 16  # with the Hessian: exact for as many unknowns, a sample of its directions beyond
+PRODUCTS = 16  # with the Hessian, where there are too many unknowns to know it: a sample of its directions
 
 
 def check_minimum(residual: Residual, result: Result, constraints: int = 0) -> None:
     r"""Gives stationary points that are no minima their status, in the report.
 
-    The Hessian's smallest eigenvalue, by a Lanczos process, must not be clearly negative: not below $-\sqrt\epsilon$
-    times the largest, in units of the unknowns in which its rows are of one size (up to 256 unknowns). With
-    constraints, on the tangents of their set alone: the last unknowns are the multipliers, the
-    Hessian is that of the Lagrangian.
+    The Hessian's smallest eigenvalue must not be clearly negative: not below $-\sqrt\epsilon$ times the largest, in
+    units of the unknowns in which its rows are of one size. Up to 256 unknowns the loop knows the Hessian; beyond, a
+    Lanczos process looks at it, in the given units. With constraints, on the tangents of their set alone: the last
+    unknowns are the multipliers, the Hessian is that of the Lagrangian.
 
     Args:
         residual: the gradient.
@@ -35,36 +35,47 @@ def check_minimum(residual: Residual, result: Result, constraints: int = 0) -> N
     if transforms.active() or width <= 0 or not bool(arrived.any()):
         return
     with torch.no_grad():
-        hessian, start = Jacobian(residual.look, result.z), probe(result.z[:, :width])
-        units = _units(hessian, result.z, constraints)
-        tangents = _tangents(hessian, result.z, constraints) if constraints else None
-
-        def product(v: Tensor) -> Tensor:
-            image = units * hessian.rmatvec(torch.nn.functional.pad(units * v, (0, constraints)))[:, :width]
-            return image if tangents is None else tangents(image)
-
-        start = start if tangents is None else tangents(start)
-        lowest, highest, _ = eigenvalue_range(product, start, min(PRODUCTS, max(width - constraints, 1)))
+        if result.jacobian is not None:
+            lowest, highest = _extremes(result.jacobian.nan_to_num(0, 0, 0), width)
+        else:
+            lowest, highest = _estimates(Jacobian(residual.look, result.z), result.z, width)
     falls = lowest < -(residual.eps**0.5) * torch.maximum(lowest.abs(), highest.abs())
     report.status = torch.where(arrived & falls, int(Status.SADDLE), report.status)
     report.nfev = residual.nfev
 
 
-def _units(hessian: Jacobian, z: Tensor, constraints: int) -> Tensor:
-    """Units of the unknowns in which no row of the Hessian stands out, whatever units they have, `(B, n)`."""
-    if constraints or z.shape[1] > DENSE:  # tangents are what they are in the given units; too many to look at each
-        return torch.ones_like(z[:, : z.shape[1] - constraints])
-    return units_of(hessian.dense(z))
+def _extremes(hessian: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The outermost eigenvalues `(B,)` of matrices `(B, n, n)` in fitting units, or of their first part on tangents."""
+    constraints, matrix = hessian.shape[1] - width, hessian[:, :width, :width]
+    if constraints:  # tangents are what they are in the given units
+        basis = _normals(hessian[:, width:, :width])
+        matrix = matrix - torch.bmm(basis, torch.bmm(basis.mT, matrix))
+        matrix = matrix - torch.bmm(torch.bmm(matrix, basis), basis.mT)
+    else:
+        units = units_of(matrix)
+        matrix = matrix * units.unsqueeze(1) * units.unsqueeze(2)
+    values = torch.linalg.eigvalsh(matrix)
+    return values[:, 0], values[:, -1]
 
 
-def _tangents(hessian: Jacobian, z: Tensor, constraints: int):
-    """The projection onto the directions along which no constraint changes to first order."""
-    rows = torch.eye(constraints, dtype=z.dtype, device=z.device)
-    rows = torch.nn.functional.pad(rows, (z.shape[1] - constraints, 0))
-    jacobian = torch.vmap(lambda row: hessian.rmatvec(row.expand_as(z)), out_dims=1)(rows)[:, :, :-constraints]
-    basis = torch.linalg.qr(jacobian.nan_to_num().mT)[0]  # (B, n, p)
+def _normals(jacobian: Tensor) -> Tensor:
+    """An orthonormal basis `(B, n, p)` of the directions along which constraints change, by their `(B, p, n)`."""
+    return torch.linalg.qr(jacobian.nan_to_num().mT)[0]
 
-    def project(v: Tensor) -> Tensor:
-        return v - torch.bmm(basis, torch.bmm(basis.mT, v.unsqueeze(2))).squeeze(2)
 
-    return project
+def _estimates(hessian: Jacobian, z: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The same, estimated by a Lanczos process."""
+    start, constraints, basis = probe(z[:, :width]), z.shape[1] - width, None
+    if constraints:
+        rows = torch.eye(constraints, dtype=z.dtype, device=z.device)
+        rows = torch.nn.functional.pad(rows, (width, 0))
+        basis = _normals(torch.vmap(lambda row: hessian.rmatvec(row.expand_as(z)), out_dims=1)(rows)[:, :, :width])
+
+    def tangent(v: Tensor) -> Tensor:
+        return v if basis is None else v - torch.bmm(basis, torch.bmm(basis.mT, v.unsqueeze(2))).squeeze(2)
+
+    def product(v: Tensor) -> Tensor:
+        return tangent(hessian.rmatvec(torch.nn.functional.pad(v, (0, constraints)))[:, :width])
+
+    lowest, highest, _ = eigenvalue_range(product, tangent(start), min(PRODUCTS, max(width - constraints, 1)))
+    return lowest, highest

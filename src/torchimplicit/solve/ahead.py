@@ -12,7 +12,6 @@ terms, $\min_k \sum_l |J_{kl} z_l| / |J_{kj}|$, and a rounding of the largest va
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -35,195 +34,151 @@ class Ahead(NamedTuple):
     Attributes:
         excess: the largest of the step's components, in units of what is allowed; infinite where there is no step,
             `(B,)`.
-        settled: whether the step is no longer than rounding makes it, `(B,)` bool; None where nobody had to know.
-        blind: unknowns that the residual does not depend on, `(B, n)` bool; None where there are none.
+        settled: whether the step is no longer than rounding makes it, `(B,)` bool; false where that was not asked for.
+        blind: unknowns that the residual does not depend on, `(B, n)` bool; None where no Jacobian is singular.
         singular: whether the residual does not change along some direction, `(B,)` bool; None where none is.
-        finite: whether the energy, if there is one, is finite, `(B,)` bool; None where all are.
+        finite: whether the energy, if there is one, is finite, `(B,)` bool.
+        jacobian: of an energy's gradient, `(B, n, n)`; None where there are too many unknowns to build it.
     """
 
     excess: Tensor
-    settled: Tensor | None = None
+    settled: Tensor
+    blind: Tensor | None
+    singular: Tensor | None
+    finite: Tensor
+    jacobian: Tensor | None
+
+
+class Step(NamedTuple):
+    """A Newton step, the unknowns' sizes, and how wrong rounding may make the step, `(B, n)` each; see `Ahead`."""
+
+    step: Tensor
+    size: Tensor
+    noise: Tensor | None
+    jacobian: Tensor | None = None
     blind: Tensor | None = None
     singular: Tensor | None = None
-    finite: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Outlook:
-    """What a look ahead begins with.
+def look_ahead(
+    problem: Residual, z: Tensor, largest: Tensor, fallen: Tensor, rtol: float, atol: float, noisy: bool = True
+) -> Ahead:
+    """The Newton step from `z`, judged.
 
-    Attributes:
+    Args:
         problem: the residual.
-        at: the iterates, `(B, n)`.
+        z: the iterates, `(B, n)`; a Newton step from these very ones takes the Jacobian over.
         largest: the largest size that each unknown has had, `(B, n)`.
         fallen: samples whose residual has fallen by more than a rounding of what it was, `(B,)` bool: where the
             unknowns still move then, it is the function that has become flat.
         rtol: relative tolerance.
         atol: absolute tolerance.
+        noisy: whether to find out which steps are `settled`.
     """
-
-    problem: Residual
-    at: Tensor
-    largest: Tensor
-    fallen: Tensor
-    rtol: float
-    atol: float
-
-    @property
-    def z(self) -> Tensor:
-        """The iterates, without their graph."""
-        return self.at.detach()
-
-    @property
-    def size(self) -> Tensor:
-        """The unknowns' sizes, `(B, n)`: with a rounding of the largest that each has had."""
-        return torch.add(self.z.abs(), self.largest, alpha=self.problem.eps)
-
-    def excess(self, step: Tensor, size: Tensor) -> Tensor:
-        """The largest of a step's components, `(B,)`, in units of what is allowed for these sizes."""
-        tolerance = self.atol + self.rtol * size
-        excess = (step.abs() / tolerance.clamp_min(torch.finfo(step.dtype).tiny)).amax(1)
-        flat = self.fallen & ((step.abs() / size).amax(1) > self.problem.eps**0.5)
-        return torch.where(flat | excess.isnan(), torch.inf, excess)
-
-
-def look_ahead(outlook: Outlook, asks: Tensor, thorough: bool) -> Ahead:
-    """The Newton step from an iterate, judged.
-
-    Args:
-        outlook: the iterate.
-        asks: the samples to judge, `(B,)` bool.
-        thorough: whether to tell what rounding makes of the step.
-    """
-    problem, z = outlook.problem, outlook.z
     with torch.no_grad():
+        at, z = z, z.detach()
         operator = _Transformed(problem.look, z) if transforms.active() else Jacobian(problem.look, z)
-        problem.jacobian = outlook.at, operator
-        residual = operator.value.detach()
+        problem.jacobian = at, operator
+        residual, eps = operator.value.detach(), problem.eps
         energy = problem.energy if isinstance(problem, Slope) else None
-        if z.shape[1] > DENSE:
-            step, size, noise = _rough(problem, operator, residual, outlook.size)
-            return _judged(outlook, energy, step, size, noise)
-        matrix = operator.dense(z)
-        if not thorough:
-            ahead = _at_a_glance(outlook, asks, matrix, residual, energy)
-            if ahead is not None:
-                return ahead
-        return _exact(outlook, matrix, residual, energy)
+        size = torch.add(z.abs(), largest, alpha=eps)
+        look = _exact if z.shape[1] <= DENSE else _rough
+        step, size, noise, jacobian, blind, singular = look(problem, operator, residual, z, size, noisy)
+        step, tolerance = step.abs(), atol + rtol * size
+        excess = (step / tolerance.clamp_min(torch.finfo(z.dtype).tiny)).nan_to_num(torch.inf).amax(1)
+        part = (step / size).nan_to_num(0.0).amax(1)
+        excess = torch.where(fallen & (part > eps**0.5), torch.inf, excess)
+        finite, settled = torch.ones_like(fallen) if energy is None else energy.isfinite(), torch.zeros_like(fallen)
+        if noise is not None:
+            settled = step <= torch.maximum(tolerance, torch.minimum(noise, eps**0.5 * size))
+            settled = settled.all(1) & excess.isfinite() & finite
+        return Ahead(excess, settled, blind, singular, finite, None if energy is None else jacobian)
 
 
-def _at_a_glance(
-    outlook: Outlook, asks: Tensor, matrix: Tensor, residual: Tensor, energy: Tensor | None
-) -> Ahead | None:
-    """The judgement where nothing is special: Jacobians that are regular, energies that are finite."""
-    weight = matrix.abs()
-    step, solved = _plain_step(matrix, weight, residual)
-    solved = solved if energy is None else solved & (energy.abs() < torch.inf)
-    if bool((asks & ~solved).any()):
-        return None
-    return Ahead(outlook.excess(step, outlook.size + _zero(outlook, weight)[0]))
-
-
-def _plain_step(matrix: Tensor, weight: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-    """The solution of `J d = -r`, `(B, n)`, in equilibrated unknowns and equations, and whether it is one, `(B,)`."""
-    columns = weight.amax(1, keepdim=True)
-    rows = (weight / columns).amax(2, keepdim=True)
-    scaled, right = matrix / columns / rows, residual.unsqueeze(2) / rows
-    step = torch.linalg.solve_ex(scaled, right)[0]
-    left = torch.linalg.vector_norm(torch.baddbmm(right, scaled, step, alpha=-1), dim=(1, 2))
-    solved = left <= UNEXPLAINED * torch.linalg.vector_norm(right, dim=(1, 2))
-    return -(step.squeeze(2) / columns.squeeze(1)), solved
-
-
-def _zero(outlook: Outlook, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """What counts as zero of every unknown, and the size of each equation's terms, `(B, n)` each."""
-    terms = torch.bmm(weight, outlook.z.abs().unsqueeze(2)).squeeze(2)
+def _exact(
+    problem: Residual, operator: Jacobian | _Transformed, residual: Tensor, z: Tensor, size: Tensor, noisy: bool
+) -> Step:
+    """The step by the Jacobian, which is built."""
+    matrix = operator.dense(z)
+    weight, eps = matrix.abs(), problem.eps
+    terms = torch.bmm(weight, z.abs().unsqueeze(2)).squeeze(2)
     influence = (weight / terms.unsqueeze(2)).nan_to_num(0.0, torch.inf).amax(1)
-    return outlook.problem.eps**0.5 / influence, terms
-
-
-def _judged(
-    outlook: Outlook,
-    energy: Tensor | None,
-    step: Tensor,
-    size: Tensor,
-    noise: Tensor,
-    blind: Tensor | None = None,
-    singular: Tensor | None = None,
-) -> Ahead:
-    """The judgement of a step for unknowns of a size where rounding makes steps of `noise`, `(B, n)` each."""
-    excess, eps = outlook.excess(step, size), outlook.problem.eps
-    tolerance = outlook.atol + outlook.rtol * size
-    settled = step.abs() <= torch.maximum(tolerance, torch.minimum(noise, eps**0.5 * size))
-    settled = settled.all(1) & excess.isfinite()
-    finite = None if energy is None else energy.isfinite()
-    return Ahead(excess, settled if finite is None else settled & finite, blind, singular, finite)
-
-
-def _exact(outlook: Outlook, matrix: Tensor, residual: Tensor, energy: Tensor | None) -> Ahead:
-    """The judgement where Jacobians may be singular, and of what rounding makes of the step."""
-    problem, weight = outlook.problem, matrix.abs()
-    zero, terms = _zero(outlook, weight)
-    noise = terms
-    # That of a gradient: an energy is a sum of squares, or as if it were one.
-    slopes = torch.zeros_like(terms)
-    if energy is not None:
-        slopes = (2 * energy.abs().unsqueeze(1) * matrix.diagonal(dim1=1, dim2=2).abs()).sqrt()
-        noise = slopes if getattr(problem, "terms", None) is not None else slopes + terms
-    step, inverse, singular = newton_step(matrix, residual, NOISE * problem.eps * slopes)
-    noise = NOISE * problem.eps * torch.bmm(inverse.abs(), noise.unsqueeze(2)).squeeze(2)
-    return _judged(outlook, energy, step, outlook.size + zero, noise, (weight == 0).all(1), singular)
+    size = size + eps**0.5 / influence
+    step, inverse, bad = newton_step(matrix, weight, residual)
+    singular = bool(bad.any())
+    if not (singular or noisy):
+        return Step(step, size, None, matrix)
+    noise, slopes = terms, torch.zeros_like(terms)
+    if isinstance(problem, Slope):  # that of a gradient: an energy is a sum of squares, or as if it were one
+        slopes = (2 * problem.energy.abs().unsqueeze(1) * weight.diagonal(dim1=1, dim2=2)).sqrt()
+        noise = slopes if problem.terms is not None else slopes + terms
+    if singular:
+        some = torch.nonzero(bad).flatten()
+        shortest, pseudo = shortest_step(matrix[some], residual[some], NOISE * eps * slopes[some])
+        step, inverse = step.index_copy(0, some, shortest), inverse.index_copy(0, some, pseudo)
+    noise = NOISE * eps * torch.bmm(inverse.abs(), noise.unsqueeze(2)).squeeze(2)
+    return Step(step, size, noise, matrix, *(((weight == 0).all(1), bad) if singular else ()))
 
 
 def _rough(
-    problem: Residual, operator: Jacobian | _Transformed, residual: Tensor, size: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Step, size and noise for many unknowns: roughly, one number `(B, 1)` for all of a sample's."""
+    problem: Residual, operator: Jacobian | _Transformed, residual: Tensor, z: Tensor, size: Tensor, noisy: bool
+) -> Step:
+    """The same for many unknowns: roughly, and with one size for all of a sample's."""
     if isinstance(problem, Slope):
         result = CG(rtol=ROUGH, max_steps=PRODUCTS).prepare(_Symmetric(operator)).solve(residual)
     else:
         result = GMRES(rtol=ROUGH, max_steps=PRODUCTS).prepare(operator).solve(residual)
-    root = size.shape[1] ** 0.5
+    root = z.shape[1] ** 0.5
     solved = result.report.status == 0
     step = torch.where(solved, norm(result.x) / root, torch.nan).unsqueeze(1)
     size = norm(size).unsqueeze(1) / root
-    return step, size, NOISE * problem.eps * size
+    return Step(step, size, NOISE * problem.eps * size if noisy else None)
 
 
-def newton_step(matrix: Tensor, residual: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The solution of `J d = -r`, the inverse of `J`, and whether that is singular, for matrices of any scaling.
+def newton_step(matrix: Tensor, weight: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The solution of `J d = -r`, the inverse of `J`, and where that is singular, for matrices of any scaling.
 
-    Where `J` is singular they are the shortest solution in equilibrated unknowns and the pseudo-inverse, if the
-    residual has an answer: no slope along a flat direction but by rounding. Else the solution is NaN.
+    Args:
+        matrix: `J`, `(B, n, n)`.
+        weight: its entries' sizes.
+        residual: `r`, `(B, n)`.
+    """
+    tiny = torch.finfo(matrix.dtype).tiny
+    columns = weight.amax(1, keepdim=True).clamp_min(tiny)
+    rows = (weight / columns).amax(2, keepdim=True).clamp_min(tiny)
+    scaled, right = matrix / columns / rows, residual.unsqueeze(2) / rows
+    inverse, failure = torch.linalg.inv_ex(scaled)
+    step = torch.bmm(inverse, right)
+    left = torch.linalg.vector_norm(right - torch.bmm(scaled, step), dim=(1, 2))
+    solved = (left <= UNEXPLAINED * torch.linalg.vector_norm(right, dim=(1, 2))) & (left < torch.inf)
+    return -(step / columns.mT).squeeze(2), inverse / columns.mT / rows.mT, (failure != 0) | ~solved
+
+
+def shortest_step(matrix: Tensor, residual: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for singular matrices: the shortest solution in equilibrated unknowns, and the pseudo-inverse.
+
+    Where the residual has no answer, a slope along a flat direction that is no rounding, the solution is NaN.
 
     Args:
         matrix: `J`, `(B, n, n)`.
         residual: `r`, `(B, n)`.
         noise: how wrong it may be, `(B, n)`.
     """
-    finite = matrix.isfinite().all(2).all(1) & residual.isfinite().all(1)
     columns = _units(matrix.abs().amax(1)).unsqueeze(1)
-    scaled = torch.where(finite[:, None, None], matrix / columns, 0.0)
+    scaled = matrix / columns
     rows = _units(scaled.abs().amax(2)).unsqueeze(2)
-    scaled, right = scaled / rows, (residual.unsqueeze(2) / rows).nan_to_num(0.0, 0.0, 0.0)
-    inverse, failure = torch.linalg.inv_ex(scaled)
+    scaled, right = scaled / rows, residual.unsqueeze(2) / rows
+    finite = (scaled.isfinite() & right.isfinite()).all(2).all(1)
+    scaled, right = (torch.where(finite[:, None, None], part, 0.0) for part in (scaled, right))
+    eps = torch.finfo(matrix.dtype).eps
+    inverse = torch.linalg.pinv(scaled, rtol=matrix.shape[1] * NOISE * eps)
     step = torch.bmm(inverse, right)
+    step = step + torch.bmm(inverse, right - torch.bmm(scaled, step))  # what rounding has left
     left = norm((right - torch.bmm(scaled, step)).squeeze(2))
-    allowed = UNEXPLAINED * norm(right.squeeze(2))
-    bad = (failure != 0) | ~(left <= allowed)
-    if bool(bad.any()):
-        some = torch.nonzero(bad).flatten()
-        shortest = torch.linalg.pinv(scaled[some], rtol=matrix.shape[1] * NOISE * torch.finfo(matrix.dtype).eps)
-        inverse = inverse.index_copy(0, some, shortest)
-        short = torch.bmm(shortest, right[some])
-        short = short + torch.bmm(shortest, right[some] - torch.bmm(scaled[some], short))  # what rounding has left
-        step = step.index_copy(0, some, short)
-        left = norm((right - torch.bmm(scaled, step)).squeeze(2))
-        slight = torch.finfo(matrix.dtype).eps ** 0.5 * norm(right.squeeze(2)) + norm(noise / rows.squeeze(2))
-        allowed = torch.where(bad, slight, allowed)
+    allowed = eps**0.5 * norm(right.squeeze(2)) + norm(noise / rows.squeeze(2))
     answered = finite & (left <= allowed)
     step = torch.where(answered.unsqueeze(1), -(step / columns.mT).squeeze(2), torch.nan)
-    return step, inverse / columns.mT / rows.mT, bad
+    return step, inverse / columns.mT / rows.mT
 
 
 def _units(size: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.status import Report, Status
 from torchimplicit.core.tree import norm
-from torchimplicit.solve.ahead import Ahead, Outlook, look_ahead
+from torchimplicit.solve.ahead import Ahead, look_ahead
 from torchimplicit.solve.samples import FLOOR, PATIENCE_AT_FLOOR, SLACK, Samples
 
 SOONEST, SPARSEST = 2.0, 1000.0  # by which factor steps must have become shorter before a claim is made again
@@ -27,20 +27,25 @@ MOVING = 1e-3  # and so much of itself it moved by in the last step
 
 
 class Look(NamedTuple):
-    """What a step has led to: the iterate, with its graph, and its residual, `(B, n)`; the rest is `(B,)`.
+    """What a step has led to.
 
-    The residual's norm, the largest move of an unknown as part of the largest value it has had, and whether this is the
-    iterate to keep, has a smaller residual or a lower energy than any before, is finite, and may be a solution.
+    Attributes:
+        z: the iterate, with its graph, `(B, n)`.
+        residual: there, `(B, n)`.
+        size: its norm, `(B,)`.
+        energy: of a method that goes down, `(B,)`; None for others.
+        moves: of every unknown, as parts of the largest value that it has had, `(B, n)`.
+        move: the largest of these; infinite at the start, `(B,)`.
+        low: what rounding alone may leave of the residual, `(B,)`.
     """
 
     z: Tensor
     residual: Tensor
     size: Tensor
+    energy: Tensor | None
+    moves: Tensor
     move: Tensor
-    better: Tensor
-    smaller: Tensor
-    sound: Tensor
-    claims: Tensor
+    low: Tensor
 
 
 class Claims(Samples):
@@ -56,7 +61,15 @@ class Claims(Samples):
 
     rows: ClassVar[tuple[str, ...]] = (
         *Samples.rows,
-        *("largest", "highest", "peak", "start", "usual", "target", "lowest", "lower", "away"),
+        "largest",
+        "highest",
+        "start",
+        "usual",
+        "target",
+        "lowest",
+        "below",
+        "moves",
+        "away",
     )
     put_back: ClassVar[tuple[str, ...]] = (*Samples.put_back, "largest", "highest", "away")
 
@@ -65,24 +78,27 @@ class Claims(Samples):
         self.tolerances = SLACK * options.rtol, SLACK * (options.atol or 0.0)
         self.last, self.settled = options.max_steps, settled
         self.start = self.usual = self.largest = self.highest = state.z.detach()
-        self.lowest = self.lower = self.bar  # energy
-        # Tensors, for operations with numbers cost twice as much.
-        self.first_target, self.low = self.part.new_tensor(max(options.rtol, eps) ** 0.5), FLOOR * eps * self.part
-        self.target = self.first_target.expand_as(self.best)
-        self.away = torch.zeros_like(self.running)  # whether some unknown still grew at the last move
+        self.lowest = self.below = torch.full_like(self.best, torch.inf)  # energy, and what counts as lower
+        self.first_target = max(options.rtol, eps) ** 0.5
+        self.target, self.refused = torch.full_like(self.best, self.first_target), False
+        self.moves = torch.zeros_like(self.start)  # of the last step that moved a sample
+        self.away = torch.zeros_like(self.running)  # whether some unknown still grew by it
 
     def judge(self, step: int, state: Any, problem: Residual, stuck: Tensor | None = None) -> bool:
         """See `Samples.judge`."""
         if step in self.history:
             return self.any_running
         look = self._look(step, state)
-        if bool((self.running & (look.claims | ~look.better | ~look.smaller)).any()):
-            self._look_closer_at(step, problem, look, stuck)
-        else:
+        if step < self.last and (step or not self.settled) and self._goes_on(look):
             self.best = look.size if self.all_running else torch.where(self.running, look.size, self.best)
             self.latest, self.all_latest = self.running, self.all_running
             if self.any_stalled:
                 self.stalled, self.any_stalled = torch.zeros_like(self.stalled), False
+            if look.energy is not None:
+                self._lower(look.energy if self.all_running else torch.where(self.running, look.energy, self.lowest))
+            self.moves = look.moves
+        else:
+            self._look_closer_at(step, problem, look, stuck)
         # The least residual, not the last best one: at a minimum, rounding may lead round a circle of places.
         bar = torch.minimum(self.bar, self.best * self.part)
         self.bar = bar if self.all_running else torch.where(self.running, bar, -torch.inf)
@@ -93,66 +109,88 @@ class Claims(Samples):
 
     def _look(self, step: int, state: Any) -> Look:
         """How an iterate compares with those before."""
-        z, residual, energy = state.z.detach(), state.residual.detach(), getattr(state, "energy", None)
+        z, residual, previous = state.z, state.residual, self.previous
+        if torch.is_grad_enabled():
+            z, residual, previous = z.detach(), residual.detach(), previous.detach()
         size = self.history[step] = norm(residual)
         if step == 0:
-            self.limit, self.highest, self.peak = self.divergence * size, residual.abs(), size
-            self.largest = self.usual = self.moves = z.abs().clamp_min(torch.finfo(z.dtype).tiny)
-            move = torch.full_like(size, torch.inf)
+            self.limit, self.highest = self.divergence * size, residual.abs()
+            self.largest = self.usual = z.abs().clamp_min(torch.finfo(z.dtype).tiny)
+            moves, move = self.moves, torch.full_like(size, torch.inf)
         else:
             self.largest = torch.maximum(self.largest, z.abs())
-            self.highest, self.peak = torch.maximum(self.highest, residual.abs()), torch.maximum(self.peak, size)
+            self.highest = torch.maximum(self.highest, residual.abs())
             self.usual = self.largest if step == 1 else self.usual
-            self.moves = (z - self.previous.detach()).abs() / self.largest
-            move = self.moves.amax(1)
-        self.target = torch.where(move > self.first_target, self.first_target, self.target)
-        sound = (size + norm(z) if energy is None else size + norm(z) + energy).abs() < torch.inf
-        low = self.peak * self.low
-        claims = (move <= self.target) | ((size <= low) & (self.best > low))
+            moves = (z - previous).abs() / self.largest
+            move = moves.amax(1)
+        if self.refused:
+            self.target = torch.where(move > self.first_target, self.first_target, self.target)
+        low = FLOOR * self.eps * norm(self.highest)
+        return Look(state.z, residual, size, getattr(state, "energy", None), moves, move, low)
+
+    def _goes_on(self, look: Look) -> bool:
+        """Whether every running sample moves far and gets better: then there is nothing else to do."""
+        energy = look.energy
+        falls = look.size < self.bar if energy is None else (energy < self.below) & (energy > -torch.inf)
+        fine = falls & (look.move > self.target) & (look.size > look.low)
+        return bool((fine if self.all_running else fine | ~self.running).all())
+
+    def _lower(self, lowest: Tensor) -> None:
+        self.lowest = lowest
+        self.below = torch.sub(lowest, lowest.abs(), alpha=FLOOR * self.eps)
+
+    def _compare(self, step: int, look: Look) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Which iterates are to be kept, are better than any before, are finite, and may be solutions, `(B,)` each."""
+        size, energy, move = look.size, look.energy, look.move
+        sound = size + norm(look.z.detach())
+        sound = (sound if energy is None else sound + energy).isfinite()
+        claims = (move <= self.target) | ((size <= look.low) & (self.best > look.low)) | (size == 0)
         better = smaller = (size < self.bar) & sound
         if energy is not None:  # a method that goes down gets better by every step that it takes
             better = (move > 0) & sound
-            smaller = smaller | ((energy < self.lower) & sound)
-            self.lowest = torch.where(smaller, torch.minimum(energy, self.lowest), self.lowest)
-            self.lower = torch.sub(self.lowest, self.lowest.abs(), alpha=FLOOR * self.eps)
-            claims = claims & better
+            smaller = smaller | ((energy < self.below) & sound)
+            self._lower(torch.where(smaller, torch.minimum(energy, self.lowest), self.lowest))
+            claims = claims & (better | (size == 0))
         if step >= self.last or (step == 0 and self.settled):
             claims = torch.ones_like(claims)
-        return Look(state.z, residual, size, move, better, smaller, sound, claims & sound)
+        return better, smaller, sound, claims & sound
 
     def _look_closer_at(self, step: int, problem: Residual, look: Look, stuck: Tensor | None) -> None:
-        failing = self.running & ~look.smaller
+        better, smaller, sound, asks = self._compare(step, look)
+        self.moves = torch.where((look.move > 0).unsqueeze(1), look.moves, self.moves)
+        failing = self.running & ~smaller
+        fails, gives_up = bool(failing.any()), torch.zeros_like(failing)
         status = torch.full_like(self.status, int(Status.MAX_STEPS))
-        gives_up = torch.zeros_like(failing)
-        fails = bool(failing.any())
         if fails:
             self.stalled, self.any_stalled = torch.where(failing, self.stalled + 1, 0), True
-            lost = self.running & ~look.better & self.latest
+            lost = self.running & ~better & self.latest
             if bool(lost.any()):
                 self._keep(lost, self.previous)
             gives_up = failing & self._is_stuck(look, stuck)
             status = torch.where(gives_up, int(Status.STAGNATED), status)
             status = torch.where(failing & (look.size > self.limit), int(Status.DIVERGED), status)
-            status = torch.where(failing & ~look.sound, int(Status.NON_FINITE), status)
+            status = torch.where(failing & ~sound, int(Status.NON_FINITE), status)
         elif self.any_stalled:
             self.stalled, self.any_stalled = torch.zeros_like(self.stalled), False
+        if fails or step >= self.last:
+            away = (~(look.z.detach().abs() < self.largest) & (self.moves > MOVING)).any(1)
+            self.away = torch.where(self.running, away, self.away)
         arrived = torch.zeros_like(failing)
-        asks = self.running & look.sound & (look.claims | gives_up)
+        asks = self.running & (asks | (gives_up & sound))
         if bool(asks.any()):
-            ahead = self._ask(problem, look, asks, fails and bool(gives_up.any()))
-            arrived = asks & (ahead.excess <= 1)
-            arrived = arrived if ahead.settled is None else arrived | (asks & gives_up & ahead.settled)
+            ahead = self._ask(problem, look, fails and bool(gives_up.any()))
+            arrived = asks & ((ahead.excess <= 1) | (gives_up & ahead.settled))
             status = torch.where(arrived, int(Status.CONVERGED), status)
-            if ahead.finite is not None:
-                status = torch.where(asks & ~ahead.finite, int(Status.NON_FINITE), status)
+            self._note(ahead.jacobian, arrived)
+            status = torch.where(asks & ~ahead.finite, int(Status.NON_FINITE), status)
             shorter = look.move / ahead.excess.clamp(SOONEST, SPARSEST)
-            self.target = torch.where(asks & (look.move > 0), shorter.clamp_min(FLOOR * self.eps), self.target)
-        self.latest, self.all_latest = (look.better & self.running) | arrived, False
+            self.target, self.refused = (
+                torch.where(asks & (look.move > 0), shorter.clamp_min(FLOOR * self.eps), self.target),
+                True,
+            )
+        self.latest, self.all_latest = (better & self.running) | arrived, False
         self.best = torch.where(self.latest, look.size, self.best)
         stops = self.running & (status != int(Status.MAX_STEPS))
-        if fails or step >= self.last:
-            away = ((look.z.detach().abs() >= self.largest) & (self.moves > MOVING)).any(1)
-            self.away = torch.where(self.running, (away & (look.move > 0)) | ~look.sound, self.away)
         if bool(stops.any()):
             self._stop(step, look.z, stops, status)
 
@@ -162,23 +200,43 @@ class Claims(Samples):
             return (stuck & (look.move == 0)) | (self.stalled >= PATIENCE_DOWNHILL)
         return self.stalled >= torch.where(look.move <= FLOOR * self.eps, PATIENCE_AT_FLOOR, self.patience)
 
-    def _ask(self, problem: Residual, look: Look, asks: Tensor, thorough: bool) -> Ahead:
+    def _ask(self, problem: Residual, look: Look, noisy: bool) -> Ahead:
         """The Newton step from here; none where an unknown has run to where it has no influence any more."""
         fallen = (look.residual.abs() <= self.eps * self.highest).all(1)
         z = look.z.detach()
-        ahead = look_ahead(Outlook(problem, look.z, self.largest, fallen, *self.tolerances), asks, thorough)
-        if ahead.singular is None or ahead.blind is None or ahead.settled is None:
+        ahead = look_ahead(problem, look.z, self.largest, fallen, *self.tolerances, noisy)
+        if ahead.singular is None or ahead.blind is None:
             return ahead
         lost = ahead.blind & (z != self.start)
         lost = lost | (ahead.singular.unsqueeze(1) & (self.eps * self.largest > self.usual))
         lost = (lost & (z.abs() >= self.largest)).any(1)
         return ahead._replace(excess=torch.where(lost, torch.inf, ahead.excess), settled=ahead.settled & ~lost)
 
+    def _note(self, jacobian: Tensor | None, arrived: Tensor) -> None:
+        """Keeps the Jacobians of samples that have arrived."""
+        if jacobian is not None:
+            others = 0.0 if self.jacobian is None else self.jacobian
+            self.jacobian = torch.where(arrived[:, None, None], jacobian, others)
+
+    def take(self, rows: Tensor) -> Claims:
+        """See `Samples.take`."""
+        some = super().take(rows)
+        some.jacobian = None
+        return some  # type: ignore[return-value]
+
+    def put(self, rows: Tensor, some: Samples, answer: Tensor) -> None:
+        """See `Samples.put`."""
+        super().put(rows, some, answer)
+        if some.jacobian is not None:
+            whole = some.jacobian.new_zeros(len(self.best), *some.jacobian.shape[1:])
+            whole = whole if self.jacobian is None else self.jacobian
+            self.jacobian = whole.index_copy(0, rows, some.jacobian)
+
     def report(self, step: int, nfev: int, trace: bool) -> Report:
         """See `Samples.report`; says of samples that run off that they do."""
         report = super().report(step, nfev, trace)
         grown = (self.largest > GROWN * self.usual).any(1)
-        falls = (self.best < norm(self.highest)) | (self.lowest < torch.finfo(self.lowest.dtype).max)
+        falls = (self.best < norm(self.highest)) | self.lowest.isfinite()
         away = (report.status != int(Status.CONVERGED)) & grown & self.away & falls
         if bool(away.any()):
             listed = ", ".join(map(str, torch.nonzero(away).flatten().tolist()[:5]))

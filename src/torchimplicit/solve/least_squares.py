@@ -16,15 +16,31 @@ from torchimplicit.solve.ahead import DENSE
 from torchimplicit.solve.linesearch import ROUNDINGS, Place, dot
 from torchimplicit.solve.minimiser import Minimiser
 
-SMALL = 2**13  # numbers in all rows of a batch up to which products with the transpose, the quicker ones, are taken
 SHRINK = 0.2  # of the damping at most, where a step has been predicted well (a third in the source: more steps)
+RECORD = 16  # rows of a Jacobian whose products cost less than to record what the products with its columns share
+
+
+class Linear(NamedTuple):
+    """The terms whose squares the energy is half the sum of, `(B, m)`, and their Jacobians, `(B, m, n)`."""
+
+    terms: Tensor
+    matrix: Tensor
+
+    def where(self, which: Tensor, other: Linear) -> Linear:
+        """This one for some samples `(B,)`, another for the rest."""
+        terms = torch.where(which[:, None], self.terms, other.terms)
+        return Linear(terms, torch.where(which[:, None, None], self.matrix, other.matrix))
+
+    def lengths(self) -> Tensor:
+        """Those of the Jacobians' columns, `(B, n)`."""
+        return torch.linalg.vector_norm(self.matrix, dim=1)
 
 
 class LevenbergState(NamedTuple):
     """A place, who still moves, the damping and what it grows by when a step fails, `(B,)` each, and units `(B, n)`.
 
     The units are those that damping is in: the largest lengths that the columns of the Jacobian have had. Where that is
-    built, it is there with the terms' values, `(B, m, n)` and `(B, m)`.
+    built it is kept until a step is taken.
     """
 
     z: Tensor
@@ -34,8 +50,7 @@ class LevenbergState(NamedTuple):
     damping: Tensor
     growth: Tensor
     units: Tensor
-    value: Tensor
-    matrix: Tensor
+    linear: Linear | tuple[()] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +60,7 @@ class LevenbergMarquardt(Minimiser):
     The damping $\mu$ follows how well the linear model has predicted the fall of $|r|^2 / 2$: small where it did
     (Gauss-Newton, quadratic convergence where the residuals vanish at the minimum), large where it did not (short steps
     of steepest descent). $D$ holds the largest lengths that the columns of $J$ have had, so the iterates do not depend
-    on the units of the unknowns. A step that does not lower the energy is not taken. It costs two evaluations and the
+    on the units of the unknowns. A step that does not lower the energy is not taken. It costs an evaluation and the
     Jacobian, whose QR factorisation does not square its condition number. Not for residuals that stay large and bend
     strongly: there it converges linearly, and `NewtonCG`, which takes the whole Hessian, is faster.
 
@@ -86,15 +101,13 @@ class LevenbergMarquardt(Minimiser):
                 "least_squares(residuals, z0, ...), or LBFGS()"
             )
         damping = torch.full_like(place.energy, self.damping)
-        growth = torch.full_like(damping, 2)
-        jacobian = Jacobian(problem.terms, z)  # type: ignore[attr-defined]
-        problem.nfev += 1
         if self._factors(z):
-            model = jacobian.value.detach(), columns(jacobian, z)
-            return LevenbergState(*place, active, damping, growth, torch.zeros_like(z), *model)
-        product = Normal(jacobian).matvec(place.residual)
+            place, linear = _linearise(problem, z)
+            return LevenbergState(*place, active, damping, torch.full_like(damping, 2), linear.lengths(), linear)
+        product = Normal(Jacobian(problem.terms, z)).matvec(place.residual)  # type: ignore[attr-defined]
+        problem.nfev += 1
         size = norm(product) / norm(place.residual).clamp_min(torch.finfo(z.dtype).tiny)
-        return LevenbergState(*place, active, damping * size, growth, torch.ones_like(z), z[:, :0], z[:, :0, None])
+        return LevenbergState(*place, active, damping * size, torch.full_like(size, 2), torch.ones_like(z))
 
     def _factors(self, z: Tensor) -> bool:
         return self.linear_solver is None and z.shape[1] <= DENSE
@@ -102,35 +115,19 @@ class LevenbergMarquardt(Minimiser):
     def step(self, problem: Residual, state: LevenbergState) -> LevenbergState:
         """One damped Gauss-Newton step, taken where the energy falls."""
         place, damping, units = Place(*state[:3]), state.damping, state.units
-        value, matrix = state.value, state.matrix
-        noise = place.energy
-        if self._factors(place.z):
-            # A residual is a difference of terms, to whose rounding the energy is known.
-            terms = torch.bmm(matrix.abs(), place.z.abs().unsqueeze(2)).squeeze(2)
-            noise = noise + place.energy.sqrt() * norm(terms)
-            units = torch.maximum(units, torch.linalg.vector_norm(matrix, dim=1))
-            step = _damped(matrix, value, damping, units)
-            z = place.z + step
-            jacobian = Jacobian(problem.terms, z)  # type: ignore[attr-defined]
-            value = jacobian.value.detach()
-            matrix = columns(jacobian, z)
-            gradient, energy = torch.bmm(value.unsqueeze(1), matrix).squeeze(1), 0.5 * dot(value, value)
+        step, noise = self._direct(problem, state)
+        z = place.z + step
+        if state.linear:
+            trial, linear = _linearise(problem, z)
         else:
-            jacobian = Jacobian(problem.terms, place.z)  # type: ignore[attr-defined]
-            solver = self.linear_solver or CG(rtol=1e-6)
-            step = solver.prepare(Normal(jacobian, damping)).solution(-place.residual)
-            z = place.z + step
-            gradient = problem(z)
-            energy = problem.energy  # type: ignore[attr-defined]
-        problem.nfev += 1
-        trial = Place(z, gradient, energy)
+            trial, linear = Place(z, problem(z), problem.energy), ()  # type: ignore[attr-defined]
 
-        scaled = units * step
-        predicted = 0.5 * (damping * dot(scaled, scaled) - dot(step, place.residual))
+        scaled, slope = units * step, dot(step, place.residual)
+        predicted = 0.5 * (damping * dot(scaled, scaled) - slope)
         ratio = (place.energy - trial.energy) / predicted
         # Near the minimum the energies' difference is rounding: there the slope along the step decides.
         level = (trial.energy - place.energy).abs() <= ROUNDINGS * problem.eps * noise
-        flatter = dot(gradient, step).abs() < dot(place.residual, step).abs()
+        flatter = dot(trial.residual, step).abs() < slope.abs()
         ratio = torch.where(level & flatter, 1.0, ratio)
         if not self.damping:
             ratio = torch.ones_like(ratio)
@@ -138,12 +135,33 @@ class LevenbergMarquardt(Minimiser):
         shrink = (1 - (2 * ratio - 1) ** 3).clamp_min(SHRINK)
         damping = torch.where(taken, damping * shrink, damping * state.growth)
         growth = torch.where(taken, 2.0, 2 * state.growth)
-        moved = trial.where(taken, place) if self.damping else trial
+        kept = taken if self.damping else torch.ones_like(taken)
         active = state.active & (z != place.z).any(1)
-        if self.damping:
-            value = torch.where(taken.unsqueeze(1), value, state.value)
-            matrix = torch.where(taken[:, None, None], matrix, state.matrix)
-        return LevenbergState(*moved, active, damping, growth, units, value, matrix)
+        if state.linear and linear:
+            linear = linear.where(kept, state.linear)
+            units = torch.maximum(units, linear.lengths())
+        return LevenbergState(*trial.where(kept, place), active, damping, growth, units, linear)
+
+    def _direct(self, problem: Residual, state: LevenbergState) -> tuple[Tensor, Tensor]:
+        """The damped step, `(B, n)`, and the size to whose rounding the energy is known, `(B,)`."""
+        if state.linear:
+            terms, matrix = state.linear
+            # A residual is a difference of terms.
+            size = norm(torch.bmm(matrix.abs(), state.z.abs().unsqueeze(2)).squeeze(2))
+            return _damped(matrix, terms, state.damping, state.units), state.energy + state.energy.sqrt() * size
+        jacobian = Jacobian(problem.terms, state.z)  # type: ignore[attr-defined]
+        problem.nfev += 1
+        solver = self.linear_solver or CG(rtol=1e-6)
+        return solver.prepare(Normal(jacobian, state.damping)).solution(-state.residual), state.energy
+
+
+def _linearise(problem: Residual, z: Tensor) -> tuple[Place, Linear]:
+    """The place at `z`, and what the energy's terms look like there: one evaluation, and products."""
+    jacobian = Jacobian(problem.terms, z)  # type: ignore[attr-defined]
+    problem.nfev += 1
+    terms, matrix = jacobian.value.detach(), columns(jacobian, z)
+    gradient = torch.bmm(terms.unsqueeze(1), matrix).squeeze(1)
+    return Place(z, gradient, 0.5 * terms.square().sum(1)), Linear(terms, matrix)
 
 
 def _damped(matrix: Tensor, value: Tensor, damping: Tensor, units: Tensor) -> Tensor:
@@ -157,11 +175,11 @@ def _damped(matrix: Tensor, value: Tensor, damping: Tensor, units: Tensor) -> Te
 
 
 def columns(jacobian: Jacobian, like: Tensor) -> Tensor:
-    """The Jacobians `(B, m, n)`, from as many products as they have rows or columns, the fewer; if small, rows."""
+    """The Jacobians `(B, m, n)`, from as many products as they have rows or columns, the cheaper."""
     rows, width = jacobian.value.shape[1], like.shape[1]
-    if rows <= width or rows * jacobian.value.numel() <= SMALL:
+    if rows <= width + RECORD:
         return jacobian.dense(jacobian.value.detach())
-    jacobian.linearise(like)
+    jacobian.record(like)
     basis = torch.eye(width, dtype=like.dtype, device=like.device)
     return torch.vmap(lambda row: jacobian.matvec(row.expand_as(like)), out_dims=2)(basis)
 

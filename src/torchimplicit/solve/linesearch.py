@@ -70,7 +70,7 @@ class Place(NamedTuple):
 
 def dot(u: Tensor, v: Tensor) -> Tensor:
     """Inner product of every sample's vectors, `(B,)`."""
-    return torch.bmm(u.unsqueeze(1), v.unsqueeze(2)).flatten()
+    return (u * v).sum(1)  # products of matrices take up to five times as long
 
 
 def descend(

@@ -122,12 +122,14 @@ class Result:
         report: how it went.
         knowledge: see `Solver.knowledge`.
         saved: the iterates asked for, `(B, n)` each, by step.
+        jacobian: an energy's Hessians at converged iterates, `(B, n, n)`, zero at others; None where none was built.
     """
 
     z: Tensor
     report: Report
     knowledge: Any = None
     saved: dict[int, Tensor] = field(default_factory=dict)
+    jacobian: Tensor | None = None
 
 
 def iterate(
@@ -164,7 +166,8 @@ def iterate(
     state, step = _run(solver, problem, state, samples, 0)
     answer = samples.answer(state.z)
     saved = {chosen: samples.saved.get(chosen, answer) for chosen in save_steps}
-    return Result(answer, samples.report(step, problem.nfev, trace), solver.knowledge(state), saved)
+    report = samples.report(step, problem.nfev, trace)
+    return Result(answer, report, solver.knowledge(state), saved, samples.jacobian)
 
 
 def _run(solver: Solver, problem: Residual, state: Any, samples: Samples, step: int) -> tuple[Any, int]:

@@ -69,6 +69,7 @@ class Samples:
         self.all_running, self.any_running, self.all_latest, self.any_stalled = True, True, True, False
         self.few = False  # so few run that going on without the others pays
         self.kept: Tensor | None = None
+        self.jacobian: Tensor | None = None  # where samples have converged, if it took that to see it
         self.previous = z
         self.overwritten = options.check_every > 1  # by the time of the next look
         self.save_steps, self.saved = save_steps, {}
