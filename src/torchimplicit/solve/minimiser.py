@@ -40,17 +40,17 @@ class Minimiser(Solver):
             NotImplementedError: grad is enabled, for `Unrolled`.
         """
         name = type(self).__name__
-        if torch.is_grad_enabled():
-            raise NotImplementedError(
-                f"Unrolled cannot differentiate through the line searches of {name}; try adjoint=Implicit(), or "
-                "solver=Newton(linear_solver=LU())"
-            )
         if not isinstance(problem, Slope):
             raise TypeError(
                 f"solver={name}(): it minimises an energy, got a fixed point or a root; try argmin(energy, z0, ...), "
                 "or Anderson() and Newton() for those"
             )
         residual = problem(z)
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                f"Unrolled cannot differentiate through the line searches of {name}; try adjoint=Implicit(), or "
+                "solver=Newton(linear_solver=LU())"
+            )
         return Place(z, residual, problem.energy), torch.ones_like(residual[:, 0], dtype=torch.bool)
 
     def stuck(self, state: Any) -> Tensor:
