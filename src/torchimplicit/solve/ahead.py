@@ -37,6 +37,7 @@ class Ahead(NamedTuple):
             `(B,)`.
         settled: whether the step is no longer than rounding makes it, `(B,)` bool; None where nobody had to know.
         blind: unknowns that the residual does not depend on, `(B, n)` bool; None where there are none.
+        faint: unknowns whose whole size changes no residual by more than a rounding of what it has been, the same.
         singular: whether the residual does not change along some direction, `(B,)` bool; None where none is.
         finite: whether the energy, if there is one, is finite, `(B,)` bool; None where all are.
     """
@@ -44,6 +45,7 @@ class Ahead(NamedTuple):
     excess: Tensor
     settled: Tensor | None = None
     blind: Tensor | None = None
+    faint: Tensor | None = None
     singular: Tensor | None = None
     finite: Tensor | None = None
 
@@ -56,6 +58,7 @@ class Outlook:
         problem: the residual.
         at: the iterates, `(B, n)`.
         largest: the largest size that each unknown has had, `(B, n)`.
+        highest: the largest size that each residual has had, `(B, n)`.
         fallen: samples whose residual has fallen by more than a rounding of what it was, `(B,)` bool: where the
             unknowns still move then, it is the function that has become flat.
         rtol: relative tolerance.
@@ -65,6 +68,7 @@ class Outlook:
     problem: Residual
     at: Tensor
     largest: Tensor
+    highest: Tensor
     fallen: Tensor
     rtol: float
     atol: float
@@ -125,13 +129,16 @@ def _at_a_glance(
 
 
 def _plain_step(matrix: Tensor, weight: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-    """The solution of `J d = -r`, `(B, n)`, in equilibrated unknowns and equations, and whether it is one, `(B,)`."""
+    """The solution of `J d = -r`, `(B, n)`, in equilibrated unknowns and equations, and whether it is one, `(B,)`.
+
+    A residual of zero has none: it may have underflowed, where the unknowns have run off.
+    """
     columns = weight.amax(1, keepdim=True)
     rows = (weight / columns).amax(2, keepdim=True)
     scaled, right = matrix / columns / rows, residual.unsqueeze(2) / rows
     step = torch.linalg.solve_ex(scaled, right)[0]
     left = torch.linalg.vector_norm(torch.baddbmm(right, scaled, step, alpha=-1), dim=(1, 2))
-    solved = left <= UNEXPLAINED * torch.linalg.vector_norm(right, dim=(1, 2))
+    solved = left < UNEXPLAINED * torch.linalg.vector_norm(right, dim=(1, 2))
     return -(step.squeeze(2) / columns.squeeze(1)), solved
 
 
@@ -148,16 +155,19 @@ def _judged(
     step: Tensor,
     size: Tensor,
     noise: Tensor,
-    blind: Tensor | None = None,
-    singular: Tensor | None = None,
+    *which: Tensor,
 ) -> Ahead:
-    """The judgement of a step for unknowns of a size where rounding makes steps of `noise`, `(B, n)` each."""
+    """The judgement of a step for unknowns of a size where rounding makes steps of `noise`, `(B, n)` each.
+
+    `which` are who is blind, faint and singular.
+    """
     excess, eps = outlook.excess(step, size), outlook.problem.eps
     tolerance = outlook.atol + outlook.rtol * size
     settled = step.abs() <= torch.maximum(tolerance, torch.minimum(noise, eps**0.5 * size))
     settled = settled.all(1) & excess.isfinite()
     finite = None if energy is None else energy.isfinite()
-    return Ahead(excess, settled if finite is None else settled & finite, blind, singular, finite)
+    blind, faint, singular = which or (None, None, None)
+    return Ahead(excess, settled if finite is None else settled & finite, blind, faint, singular, finite)
 
 
 def _exact(outlook: Outlook, matrix: Tensor, residual: Tensor, energy: Tensor | None) -> Ahead:
@@ -172,7 +182,8 @@ def _exact(outlook: Outlook, matrix: Tensor, residual: Tensor, energy: Tensor | 
         noise = slopes if getattr(problem, "terms", None) is not None else slopes + terms
     step, inverse, singular = newton_step(matrix, residual, NOISE * problem.eps * slopes)
     noise = NOISE * problem.eps * torch.bmm(inverse.abs(), noise.unsqueeze(2)).squeeze(2)
-    return _judged(outlook, energy, step, outlook.size + zero, noise, (weight == 0).all(1), singular)
+    faint = (weight * outlook.size.unsqueeze(1) <= problem.eps * outlook.highest.unsqueeze(2)).all(1)
+    return _judged(outlook, energy, step, outlook.size + zero, noise, (weight == 0).all(1), faint, singular)
 
 
 def _rough(
