@@ -97,8 +97,7 @@ def layer(f, z0, *args, solver, adjoint, on_failure, batched_args=None, save_ste
 def fixed_point(dice, known):
     form, problem = condition(dice)
     solver = options.equation_solver(dice, form, float(problem.units[0]))
-    chosen = {"solver": solver, "adjoint": options.adjoint(dice, form, solver)}
-    chosen |= options.rest(dice, form, problem.own)
+    chosen = options.around(dice, form, solver, problem.own)
     door = layer if form.batch_dims and dice.chance(0.2) else ti.fixed_point
     call = Call(
         door,

@@ -4,7 +4,7 @@ import torch
 
 import torchimplicit as ti
 from tests.fuzz import forms, nearness, options
-from tests.fuzz.points import Call, Condition, play
+from tests.fuzz.points import Call, Condition, play, slope
 from tests.fuzz.roots import units
 
 one = torch.float64
@@ -106,16 +106,11 @@ def argmin(dice, known):
     def energy(z, probe, x, w):
         return size * (base(z / t.to(z.dtype), x, w) + offset) + (probe * z).sum(1)
 
-    def residual(z, *args):
-        with torch.enable_grad():
-            z = z if z.requires_grad else z.detach().requires_grad_()
-            return torch.autograd.grad(energy(z, *args).sum(), z, create_graph=True)[0]
-
     title = f"{drawn}, units {[f'{v:.1g}' for v in t.tolist()]}, energy {size:.1g} + {offset:.2g}, {batch} x {width}"
     problem = Condition(
         title,
         energy,
-        residual,
+        slope(energy),
         [torch.zeros_like(x), x, w],
         start,
         t,
@@ -124,9 +119,7 @@ def argmin(dice, known):
         nowhere=kind is _falling and check,
         extra={"minimum": check, "flat": kind is _valley},
     )
-    chosen_solver = solver(dice, form, float(t.min()))
-    chosen = {"adjoint": options.adjoint(dice, form, chosen_solver), "check_minimum": check}
-    chosen |= {"solver": chosen_solver} | options.rest(dice, form, problem.own)
+    chosen = options.around(dice, form, solver(dice, form, float(t.min())), problem.own) | {"check_minimum": check}
     cotangent = options.cotangent(dice, form, problem.start.shape)
     call = Call(ti.argmin, problem, form, chosen, dice.chance(0.3), "number", cotangent, dice.chance(0.1))
     return call.title, lambda: play(call, nearness.minima)

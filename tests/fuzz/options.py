@@ -89,9 +89,11 @@ def equation_solver(dice, form, size=1.0, kinds=MAPS | EQUATIONS):
     return ti.SteadyState(**common)
 
 
-def rest(dice, form, own):
-    """What does not matter for the answer."""
+def around(dice, form, solver, own):
+    """The options with a solver: an adjoint that goes with it, and what does not matter for the answer."""
     options = {
+        "solver": solver,
+        "adjoint": adjoint(dice, form, solver),
         "batch_dims": form.batch_dims,
         "trace": dice.chance(0.15),
         "on_failure": dice.weighted({"ignore": 3, "warn": 1, "raise": 1}),

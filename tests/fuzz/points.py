@@ -113,6 +113,17 @@ class Cell(nn.Module):
         return self.call.evaluate(state, *args, *self.weights)
 
 
+def slope(energy):
+    """The derivative of an energy `(z, *args) -> (B,)` by the state, itself differentiable."""
+
+    def residual(z, *args):
+        with torch.enable_grad():
+            z = z if z.requires_grad else z.detach().requires_grad_()
+            return torch.autograd.grad(energy(z, *args).sum(), z, create_graph=True)[0]
+
+    return residual
+
+
 def play(call, judge):
     """Solves, differentiates and judges one call.
 

@@ -115,8 +115,7 @@ def root(dice, known):
     )
     kinds = options.MAPS | options.EQUATIONS if plain else options.EQUATIONS
     solver = options.equation_solver(dice, form, float(t.min()), kinds)
-    chosen = {"solver": solver, "adjoint": options.adjoint(dice, form, solver)}
-    chosen |= options.rest(dice, form, problem.own)
+    chosen = options.around(dice, form, solver, problem.own)
     cotangent = options.cotangent(dice, form, problem.start.shape)
     call = Call(ti.root, problem, form, chosen, dice.chance(0.3), "state", cotangent, dice.chance(0.1))
     return call.title, lambda: play(call, nearness.roots)

@@ -72,19 +72,20 @@ def main(arguments=None):
     began = time.monotonic()
     if chosen.workers > 1 and len(jobs) > 1:
         with multiprocessing.get_context("fork").Pool(chosen.workers, _begin) as pool:
-            played = list(pool.imap(_work, jobs, chunksize=8))
+            played = told(pool.imap(_work, jobs, chunksize=8), chosen)
     else:
         _begin()
-        played = list(map(_work, jobs))
-    report(played, chosen)
+        played = told(map(_work, jobs), chosen)
+    table(played)
     print(f"{len(played)} cases in {time.monotonic() - began:.0f} s")
     raise SystemExit(any(case.faults for case in played))
 
 
-def report(played, chosen):
-    """The faults, with the commands that repeat them, and the table."""
-    shown = Counter()
-    for case in played:
+def told(cases, chosen):
+    """The cases as a list; prints faults as they come, with the commands that repeat them."""
+    played, shown = [], Counter()
+    for case in cases:
+        played.append(case)
         if case.faults or chosen.cases == 1:
             shown[case.family] += 1
             if shown[case.family] > chosen.show:
@@ -93,7 +94,12 @@ def report(played, chosen):
             print(f"{case.family}: python -m tests.fuzz --family {case.family} --seed {case.seed} --cases 1{known}")
             print(f"    {case.title}")
             for fault in case.faults[:4]:
-                print(f"    {fault.kind}: {fault.words}")
+                print(f"    {fault.kind}: {fault.words}", flush=True)
+    return played
+
+
+def table(played):
+    """What became of the cases, family by family."""
     kinds = ("silent", "exception")
     print(f"{'':16}" + "".join(f"{word:>11}" for word in ("cases", *WORDS, *kinds, "s a case")))
     for family in dict.fromkeys(case.family for case in played):

@@ -4,7 +4,7 @@ import torch
 
 import torchimplicit as ti
 from tests.fuzz import forms, minima, nearness, options
-from tests.fuzz.points import Call, Condition, play
+from tests.fuzz.points import Call, Condition, play, slope
 from tests.fuzz.roots import units
 
 one = torch.float64
@@ -76,25 +76,18 @@ def least_squares(dice, known):
     def energy(z, *args):
         return 0.5 * terms(z, *args).square().sum(1)
 
-    def residual(z, *args):
-        with torch.enable_grad():
-            z = z if z.requires_grad else z.detach().requires_grad_()
-            return torch.autograd.grad(energy(z, *args).sum(), z, create_graph=True)[0]
-
     title = f"{drawn}, ridge {ridge:.1g}, units {[f'{v:.1g}' for v in t.tolist()]}, {size:.1g}, {batch} x {width}"
     problem = Condition(
         title,
         terms,
-        residual,
+        slope(energy),
         [torch.zeros_like(x), x, w],
         start,
         t,
         (size / t) ** 2,
         extra={"minimum": True, "sign": -t / (size * ridge)},
     )
-    chosen_solver = solver(dice, form, float(t.min()))
-    chosen = {"solver": chosen_solver, "adjoint": options.adjoint(dice, form, chosen_solver)}
-    chosen |= options.rest(dice, form, problem.own)
+    chosen = options.around(dice, form, solver(dice, form, float(t.min())), problem.own)
     cotangent = options.cotangent(dice, form, problem.start.shape)
     call = Call(ti.least_squares, problem, form, chosen, dice.chance(0.3), "rows", cotangent, dice.chance(0.1))
     return call.title, lambda: play(call, nearness.minima)

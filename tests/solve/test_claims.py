@@ -165,6 +165,18 @@ def test_an_energy_without_a_minimum_has_none(energy, solver, dtype):
     assert solution.value.isfinite().all()
 
 
+@pytest.mark.parametrize("start", [0.1, -0.7193, 1.0])
+def test_a_slope_that_underflows_where_the_curvature_does_not_is_no_minimum(start):
+    units = 1e-4  # squares of exp(z / units) overflow: the slope ends as zero, beside a curvature of 1e-19
+    solution = ti.argmin(
+        lambda z: 1e-6 * (1 / (1 + (z / units).exp())).sum(1),
+        torch.tensor([[start * units]]),
+        solver=ti.LBFGS(max_steps=200),
+        on_failure="ignore",
+    )
+    assert not solution.report.converged
+
+
 def test_separable_data_have_a_fit_only_if_it_is_regularised():
     x = double([1.0, 2], [2, 1], [-1, -2], [-2, -1])
     y = double(1, 1, 0, 0)

@@ -36,7 +36,8 @@ class Ahead(NamedTuple):
             `(B,)`.
         settled: whether the step is no longer than rounding makes it, `(B,)` bool; false where that was not asked for.
         blind: unknowns that the residual does not depend on, `(B, n)` bool; None where no Jacobian is singular.
-        singular: whether the residual does not change along some direction, `(B,)` bool; None where none is.
+        faint: unknowns whose whole size changes no residual by more than a rounding of what it has been, the same.
+        singular: whether the residual is zero or does not change along some direction, `(B,)` bool; None where none is.
         finite: whether the energy, if there is one, is finite, `(B,)` bool.
         jacobian: of an energy's gradient, `(B, n, n)`; None where there are too many unknowns to build it.
     """
@@ -44,6 +45,7 @@ class Ahead(NamedTuple):
     excess: Tensor
     settled: Tensor
     blind: Tensor | None
+    faint: Tensor | None
     singular: Tensor | None
     finite: Tensor
     jacobian: Tensor | None
@@ -57,11 +59,19 @@ class Step(NamedTuple):
     noise: Tensor | None
     jacobian: Tensor | None = None
     blind: Tensor | None = None
+    faint: Tensor | None = None
     singular: Tensor | None = None
 
 
 def look_ahead(
-    problem: Residual, z: Tensor, largest: Tensor, fallen: Tensor, rtol: float, atol: float, noisy: bool = True
+    problem: Residual,
+    z: Tensor,
+    largest: Tensor,
+    highest: Tensor,
+    fallen: Tensor,
+    rtol: float,
+    atol: float,
+    noisy: bool = True,
 ) -> Ahead:
     """The Newton step from `z`, judged.
 
@@ -69,6 +79,7 @@ def look_ahead(
         problem: the residual.
         z: the iterates, `(B, n)`; a Newton step from these very ones takes the Jacobian over.
         largest: the largest size that each unknown has had, `(B, n)`.
+        highest: the largest size that each residual has had, `(B, n)`.
         fallen: samples whose residual has fallen by more than a rounding of what it was, `(B,)` bool: where the
             unknowns still move then, it is the function that has become flat.
         rtol: relative tolerance.
@@ -83,7 +94,7 @@ def look_ahead(
         energy = problem.energy if isinstance(problem, Slope) else None
         size = torch.add(z.abs(), largest, alpha=eps)
         look = _exact if z.shape[1] <= DENSE else _rough
-        step, size, noise, jacobian, blind, singular = look(problem, operator, residual, z, size, noisy)
+        step, size, noise, jacobian, *lost = look(problem, operator, residual, z, size, highest, noisy)
         step, tolerance = step.abs(), atol + rtol * size
         excess = (step / tolerance.clamp_min(torch.finfo(z.dtype).tiny)).nan_to_num(torch.inf).amax(1)
         part = (step / size).nan_to_num(0.0).amax(1)
@@ -92,18 +103,24 @@ def look_ahead(
         if noise is not None:
             settled = step <= torch.maximum(tolerance, torch.minimum(noise, eps**0.5 * size))
             settled = settled.all(1) & excess.isfinite() & finite
-        return Ahead(excess, settled, blind, singular, finite, None if energy is None else jacobian)
+        return Ahead(excess, settled, *lost, finite, None if energy is None else jacobian)
 
 
 def _exact(
-    problem: Residual, operator: Jacobian | _Transformed, residual: Tensor, z: Tensor, size: Tensor, noisy: bool
+    problem: Residual,
+    operator: Jacobian | _Transformed,
+    residual: Tensor,
+    z: Tensor,
+    size: Tensor,
+    highest: Tensor,
+    noisy: bool,
 ) -> Step:
     """The step by the Jacobian, which is built."""
     matrix = operator.dense(z)
     weight, eps = matrix.abs(), problem.eps
     terms = torch.bmm(weight, z.abs().unsqueeze(2)).squeeze(2)
     influence = (weight / terms.unsqueeze(2)).nan_to_num(0.0, torch.inf).amax(1)
-    size = size + eps**0.5 / influence
+    known, size = size.unsqueeze(1), size + eps**0.5 / influence
     step, inverse, bad = newton_step(matrix, weight, residual)
     singular = bool(bad.any())
     if not (singular or noisy):
@@ -117,11 +134,20 @@ def _exact(
         shortest, pseudo = shortest_step(matrix[some], residual[some], NOISE * eps * slopes[some])
         step, inverse = step.index_copy(0, some, shortest), inverse.index_copy(0, some, pseudo)
     noise = NOISE * eps * torch.bmm(inverse.abs(), noise.unsqueeze(2)).squeeze(2)
-    return Step(step, size, noise, matrix, *(((weight == 0).all(1), bad) if singular else ()))
+    if not singular:
+        return Step(step, size, noise, matrix)
+    faint = weight * known <= eps * highest.unsqueeze(2)
+    return Step(step, size, noise, matrix, (weight == 0).all(1), faint.all(1), bad)
 
 
 def _rough(
-    problem: Residual, operator: Jacobian | _Transformed, residual: Tensor, z: Tensor, size: Tensor, noisy: bool
+    problem: Residual,
+    operator: Jacobian | _Transformed,
+    residual: Tensor,
+    z: Tensor,
+    size: Tensor,
+    highest: Tensor,
+    noisy: bool,
 ) -> Step:
     """The same for many unknowns: roughly, and with one size for all of a sample's."""
     if isinstance(problem, Slope):
@@ -138,6 +164,8 @@ def _rough(
 def newton_step(matrix: Tensor, weight: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The solution of `J d = -r`, the inverse of `J`, and where that is singular, for matrices of any scaling.
 
+    A residual of zero has no solution here: it may have underflowed, where the unknowns have run off.
+
     Args:
         matrix: `J`, `(B, n, n)`.
         weight: its entries' sizes.
@@ -150,7 +178,7 @@ def newton_step(matrix: Tensor, weight: Tensor, residual: Tensor) -> tuple[Tenso
     inverse, failure = torch.linalg.inv_ex(scaled)
     step = torch.bmm(inverse, right)
     left = torch.linalg.vector_norm(right - torch.bmm(scaled, step), dim=(1, 2))
-    solved = (left <= UNEXPLAINED * torch.linalg.vector_norm(right, dim=(1, 2))) & (left < torch.inf)
+    solved = left < UNEXPLAINED * torch.linalg.vector_norm(right, dim=(1, 2))
     return -(step / columns.mT).squeeze(2), inverse / columns.mT / rows.mT, (failure != 0) | ~solved
 
 

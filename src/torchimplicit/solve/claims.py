@@ -24,6 +24,7 @@ SOONEST, SPARSEST = 2.0, 1000.0  # by which factor steps must have become shorte
 GROWN = 10.0  # so many times its start an unknown is when it counts as running off,
 PATIENCE_DOWNHILL = 30  # steps of a method that goes down by which neither energy nor slope has fallen
 MOVING = 1e-3  # and so much of itself it moved by in the last step
+FARTHER = 2.0  # so many times its start an unknown has run off where it has no influence any more
 
 
 class Look(NamedTuple):
@@ -205,10 +206,11 @@ class Claims(Samples):
         """The Newton step from here; none where an unknown has run to where it has no influence any more."""
         fallen = (look.residual.abs() <= self.eps * self.highest).all(1)
         z = look.z.detach()
-        ahead = look_ahead(problem, look.z, self.largest, fallen, *self.tolerances, noisy)
-        if ahead.singular is None or ahead.blind is None:
+        ahead = look_ahead(problem, look.z, self.largest, self.highest, fallen, *self.tolerances, noisy)
+        if ahead.singular is None or ahead.blind is None or ahead.faint is None:
             return ahead
         lost = ahead.blind & (z != self.start)
+        lost = lost | (ahead.faint & (self.largest > FARTHER * self.start.abs()))
         lost = lost | (ahead.singular.unsqueeze(1) & (self.eps * self.largest > self.usual))
         lost = (lost & (z.abs() >= self.largest)).any(1)
         return ahead._replace(excess=torch.where(lost, torch.inf, ahead.excess), settled=ahead.settled & ~lost)
