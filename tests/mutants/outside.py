@@ -43,13 +43,13 @@ MUTANTS = [
         "diagnose/certificate.py", "coupled samples are certified",
         "& ~self.coupled",
         "",
-        "tests/adjoint/test_coupled.py::test_diagnosis_names_coupling_and_no_tolerance",
+        "tests/diagnose/test_certificate.py::test_a_sample_is_certified_where_nothing_speaks_against_it",
     ),
     Mutant(
         "diagnose/certificate.py", "errors beyond the tolerance are certified",
         "self.regular & (self.adjoint_error <= self.tolerance)",
         "self.regular",
-        "tests/diagnose/test_certificate.py",
+        "tests/diagnose/test_certificate.py::test_a_sample_is_certified_where_nothing_speaks_against_it",
     ),
     Mutant(
         "diagnose/conditioning.py", "a solve that failed tells the smallest singular value",
