@@ -94,12 +94,6 @@ MUTANTS = [
         "tests/train/test_trust.py::test_trust_is_for_modules_not_for_their_neighbours",
     ),
     Mutant(
-        "train/trust.py", "configurations may be of any size",
-        "if count > LARGEST:",
-        "if False:",
-        "tests/train/test_trust.py",
-    ),
-    Mutant(
         "train/checkpoint.py", "checkpoints are unpickled",
         'weights_only=True)\n    except',
         'weights_only=False)\n    except',
