@@ -76,7 +76,7 @@ MUTANTS = [
         "solve/claims.py", "who has run off may have arrived",
         "lost = (lost & (z.abs() >= self.largest)).any(1)",
         "lost = torch.zeros_like(ahead.singular)",
-        "tests/solve/test_claims.py::test_flat_directions_are_no_hindrance_but_slopes_along_them_are",
+        "tests/solve/test_ahead.py::test_an_unknown_that_has_run_to_where_it_has_no_influence_is_at_no_root",
     ),
     Mutant(
         "solve/claims.py", "whatever has grown is said to run off",

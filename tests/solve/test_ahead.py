@@ -104,3 +104,12 @@ def test_who_has_grown_but_grows_no_more_does_not_run_off():
     assert not found.report.converged
     assert abs(float(found.value) - 1) < 1e-4
     assert found.report.advice == ""
+
+
+def test_an_unknown_that_has_run_to_where_it_has_no_influence_is_at_no_root():
+    def g(z):
+        return torch.where(z > 5, 0 * z, torch.exp(-z))
+
+    found = ti.root(g, double(1.0)[None], solver=ti.Newton(), on_failure="ignore")
+    assert g(found.value).item() == 0
+    assert not found.report.converged
