@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import math
@@ -206,8 +207,27 @@ def test_what_does_not_converge_is_said_and_nothing_is_raised(cell, options, wor
     json.dumps(certificate.as_dict(), allow_nan=False)
 
 
+def test_a_sample_is_certified_where_nothing_speaks_against_it(make_layer, x):
+    certificate = diagnose.certify(make_layer(), x)
+    assert certificate.certified.tolist() == [True] * 5
+    first, tolerance = torch.arange(5) == 0, certificate.tolerance
+    errors = torch.where(first, 1.01 * tolerance, 0.99 * tolerance)
+    status = torch.where(first, int(ti.Status.STAGNATED), int(ti.Status.CONVERGED))
+    for fault in (
+        {"coupled": first},
+        {"regular": ~first},
+        {"adjoint_error": errors},
+        {"report": dataclasses.replace(certificate.report, status=status)},
+    ):
+        other = dataclasses.replace(certificate, **fault)
+        assert other.certified.tolist() == [False, True, True, True, True], fault
+        assert not other.ok
+    assert not dataclasses.replace(certificate, gradient_error=1.01 * tolerance).ok
+
+
 def test_where_no_fixed_point_is_found_no_error_is_known():
-    certificate = diagnose.certify(ti.nn.DEQ(lambda z, x: z + 1 + x.square(), on_failure="ignore"), wide(3, 2))
+    layer = ti.nn.DEQ(lambda z, x: z - 0.3 * (torch.cosh(z - 0.3) + x.square()), on_failure="ignore")
+    certificate = diagnose.certify(layer, wide(3, 2))
     assert certificate.point_error.tolist() == [torch.inf] * 3
     assert certificate.gradient_error == torch.inf
 

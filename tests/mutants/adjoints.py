@@ -36,7 +36,7 @@ MUTANTS = [
         "adjoint/system.py", "the true residual is never looked at",
         "doubtful = finite & ~(residual <= limit)",
         "doubtful = finite & (residual != residual)",
-        "tests/adjoint/test_coupled.py",
+        "tests/adjoint/test_coupled.py::test_never_converged_with_a_gradient_that_is_off",
     ),
     Mutant(
         "adjoint/system.py", "whatever stagnates is put down to the others",
@@ -48,13 +48,13 @@ MUTANTS = [
         "adjoint/system.py", "coupling is called stagnation",
         "doubtful & foreign, int(Status.COUPLED)",
         "doubtful & foreign, int(Status.STAGNATED)",
-        "tests/adjoint/test_coupled.py",
+        "tests/adjoint/test_coupled.py::test_never_converged_with_a_gradient_that_is_off",
     ),
     Mutant(
         "adjoint/system.py", "a direct solver is always right",
         "doubtful = doubtful & ~self._is_rounding(gap)",
         "doubtful = doubtful & False",
-        "tests/adjoint/test_coupled.py",
+        "tests/adjoint/test_coupled.py::test_never_converged_with_a_gradient_that_is_off",
     ),
     Mutant(
         "adjoint/system.py", "a badly scaled system counts as unsolved",
@@ -66,13 +66,13 @@ MUTANTS = [
         "adjoint/system.py", "a product that is not finite has stagnated",
         "report.status = torch.where(finite, report.status, int(Status.NON_FINITE))",
         "pass",
-        "tests/adjoint/test_coupled.py tests/adjoint/test_quarantine.py",
+        "tests/adjoint/test_quarantine.py::test_a_jacobian_that_is_not_finite_reaches_no_shared_gradient",
     ),
     Mutant(
         "adjoint/system.py", "solutions that are not finite go on",
         "x = torch.where((report.status == Status.NON_FINITE).unsqueeze(1), 0, x)",
         "pass",
-        "tests/adjoint/test_system.py",
+        "tests/adjoint/test_system.py::test_inside_transforms_a_singular_sample_adds_nothing_either",
     ),
     Mutant(
         "adjoint/system.py", "the report of a backward solve goes nowhere",
@@ -156,7 +156,7 @@ MUTANTS = [
         "adjoint/gate.py", "a gradient that is not finite is not reported",
         "report.status = torch.where(self.lost, int(Status.NON_FINITE), report.status)",
         "pass",
-        "tests/adjoint/test_unrolled.py",
+        "tests/adjoint/test_unrolled.py::test_what_is_not_finite_reaches_no_shared_gradient",
     ),
     Mutant(
         "adjoint/gate.py", "the gate has no quarantine",
@@ -174,6 +174,6 @@ MUTANTS = [
         "adjoint/unrolled.py", "a start at the solution has no gradient",
         "near = waiting & (first <= norm(aside))",
         "near = waiting & False",
-        "tests/adjoint/test_unrolled.py",
+        "tests/adjoint/test_unrolled.py::test_a_start_at_or_near_the_solution_loses_no_gradient",
     ),
 ]  # fmt: skip

@@ -60,8 +60,12 @@ MUTANTS = [
     ),
     Mutant(
         "core/failures.py", "every failure is warned of",
-        'failed and str(self.failures).strip("0") == "1"',
-        "failed",
+        "if not failed or not (count.failures == 1 or", "if not failed or False and not (count.failures == 1 or",
+        "tests/core/test_failures.py",
+    ),
+    Mutant(
+        "core/failures.py", "the first backward failure is not told",
+        "(count.failures == 1 or total", "(total",
         "tests/core/test_failures.py",
     ),
     Mutant(
@@ -134,7 +138,7 @@ MUTANTS = [
         "core/stand_in.py", "a solve within a solve begins anew",
         'hasattr(type(module), "begin_solve") and MARK not in held',
         'hasattr(type(module), "begin_solve")',
-        "tests/core/test_stand_in.py -k begins_nothing",
+        "tests/core/test_stand_in.py::test_a_solve_within_a_solve_begins_nothing",
     ),
     Mutant(
         "core/explicit.py", "a solve of a captured module within a solve begins anew",

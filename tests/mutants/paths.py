@@ -120,7 +120,7 @@ MUTANTS = [
         "ode/loop.py", "a path goes on beyond its event",
         "who.y = torch.where(halt.fires.unsqueeze(1), halt.y, y)",
         "pass",
-        "tests/ode/test_event.py",
+        "tests/ode/test_event.py::test_values_are_the_same_without_gradients_and_in_inference",
     ),
     Mutant(
         "ode/loop.py", "rejected steps are taken",
@@ -150,7 +150,7 @@ MUTANTS = [
         "ode/stage_newton.py", "stages need not be solved",
         "return w, failed | ~done, worst",
         "return w, torch.zeros_like(failed), worst",
-        "tests/ode/test_stage_newton.py",
+        "tests/ode/test_stage_newton.py::test_a_stage_without_a_solution_has_failed_and_the_others_have_theirs",
     ),
     Mutant(
         "ode/reversible.py", "states that have parted have not drifted",
@@ -161,7 +161,7 @@ MUTANTS = [
     Mutant(
         "ode/stage_newton.py", "steps of stages that failed are taken",
         "torch.where(failed, self.y, end), torch.where(failed, large, error)", "end, error",
-        "tests/ode/test_stage_newton.py",
+        "tests/ode/test_stage_newton.py::test_the_step_of_a_stage_that_failed_is_rejected_and_its_state_kept",
     ),
     Mutant(
         "ode/gate.py", "the backward pass has no quarantine",

@@ -29,7 +29,7 @@ MUTANTS = [
         "optim/quadprog/active_set.py", "residuals of a guess do not matter",
         "settled = saddle.sound & (residual < _RESIDUAL)",
         "settled = saddle.sound",
-        "tests/optim/test_qp.py tests/optim/test_verdicts.py",
+        "tests/optim/test_qp.py::test_unbounded_programs_come_with_a_ray",
     ),
     Mutant(
         "optim/quadprog/active_set.py", "any bounds may be the met ones",
@@ -101,7 +101,7 @@ MUTANTS = [
         "optim/projection/simplex.py", "an entry too many is in the support",
         "supported = entries * (ranks + 1) > entries",
         "supported = entries * (ranks + 1) >= entries",
-        "tests/optim/test_projection.py",
+        "tests/optim/test_projection.py::test_a_point_that_cannot_move_has_no_derivative_by_what_is_projected",
     ),
     Mutant(
         "optim/curvature.py", "saddles are minima",

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import torchimplicit as ti
-from torchimplicit.solve.ahead import newton_step
+from torchimplicit.solve.ahead import newton_step, shortest_step
 
 EXPONENTS = st.lists(st.integers(-8, 8), min_size=3, max_size=3)
 
@@ -19,8 +19,15 @@ def rand(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def steps(matrices, residuals):
+    """Newton's steps, the shortest ones where Jacobians are singular; and where they are."""
+    found, _, singular = newton_step(matrices, matrices.abs(), residuals)
+    shortest, _ = shortest_step(matrices, residuals, torch.zeros_like(residuals))
+    return torch.where(singular.unsqueeze(1), shortest, found), singular
+
+
 def step(matrix, residual):
-    found, _, singular = newton_step(matrix[None], residual[None], torch.zeros_like(residual[None]))
+    found, singular = steps(matrix[None], residual[None])
     return found[0], bool(singular)
 
 
@@ -49,9 +56,9 @@ def test_a_singular_jacobian_has_the_shortest_step_where_the_residual_has_an_ans
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_what_is_not_finite_has_no_step_and_leaves_the_others_theirs(bad):
     matrix, residual = rand(2, 3, 3), rand(2, 3, seed=1)
-    expected = newton_step(matrix, residual, torch.zeros_like(residual))[0]
+    expected = steps(matrix, residual)[0]
     matrix[1, 0, 0] = bad
-    found = newton_step(matrix, residual, torch.zeros_like(residual))[0]
+    found = steps(matrix, residual)[0]
     assert torch.equal(found[0], expected[0])
     assert found[1].isnan().all()
 
@@ -97,3 +104,12 @@ def test_who_has_grown_but_grows_no_more_does_not_run_off():
     assert not found.report.converged
     assert abs(float(found.value) - 1) < 1e-4
     assert found.report.advice == ""
+
+
+def test_an_unknown_that_has_run_to_where_it_has_no_influence_is_at_no_root():
+    def g(z):
+        return torch.where(z > 5, 0 * z, torch.exp(-z))
+
+    found = ti.root(g, double(1.0)[None], solver=ti.Newton(), on_failure="ignore")
+    assert g(found.value).item() == 0
+    assert not found.report.converged
