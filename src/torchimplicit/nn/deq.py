@@ -32,8 +32,8 @@ class DEQ(ImplicitLayer):
 
     Args:
         cell: `cell(z, x, ...) -> z`, a module, or a plain function of its arguments alone.
-        solver: how to find the fixed point. The limits of the defaults, here and in `adjoint`, are for cells at the edge
-            of contracting, where training drives most; a cell that contracts well never comes near them.
+        solver: how to find the fixed point. The limits of the defaults, here and in `adjoint`, are for cells at the
+            edge of contracting, where training drives most; a cell that contracts well never comes near them.
         adjoint: how to differentiate it.
         init: `init(x, ...) -> z0`, a function or module, where the state is not like `x`; None starts at zeros.
         warm_start: start from the last solution when its shapes fit, and with what `Broyden` learnt on the way there:
