@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchimplicit as ti
 
@@ -59,6 +60,22 @@ def test_gradients_agree_with_unrolling_and_report_both_solves():
         z = layer.cell(z, x)
     expected = torch.autograd.grad(z.sin().sum(), [x, *layer.parameters()])
     assert same([x.grad, *(p.grad for p in layer.parameters())], expected, 1e-10)
+
+
+def test_the_limits_of_the_defaults_cost_a_cell_that_contracts_nothing():
+    counts = []
+    for options in ({}, {"solver": ti.Anderson(), "adjoint": ti.Implicit()}):
+        layer, seen = ti.nn.DEQ(Cell(), **options), []
+
+        class Count(TorchDispatchMode):
+            def __torch_dispatch__(self, operation, types, args=(), kwargs=None, seen=seen):
+                seen.append(operation)
+                return operation(*args, **(kwargs or {}))
+
+        with Count():
+            layer(inputs()).sum().backward()
+        counts.append((len(seen), layer.report.nfev, layer.report.backward.nfev))
+    assert counts[0] == counts[1]
 
 
 def test_eval_changes_nothing():
