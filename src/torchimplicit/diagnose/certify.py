@@ -12,10 +12,10 @@ from torchimplicit.core import Status
 from torchimplicit.core.independence import mixes
 from torchimplicit.core.tree import norm
 from torchimplicit.diagnose.certificate import Certificate
-from torchimplicit.diagnose.conditioning import Difference, conditioning, spectral_norm
+from torchimplicit.diagnose.conditioning import Conditioning, Difference, conditioning, spectral_norm
 from torchimplicit.diagnose.probe import relative_error, require_layer, untouched
 from torchimplicit.diagnose.trial import Answer, Trial
-from torchimplicit.linear import GMRES, LU
+from torchimplicit.linear import GMRES, LU, Jacobian
 from torchimplicit.nn import DEQ
 from torchimplicit.solve import Anderson, ForwardBackward, Newton, Solver
 
@@ -117,14 +117,7 @@ def _certificate(trial: Trial, starts: int, tolerance: float, dense: int) -> Cer
     known, solved = _trusted(own, reference, eps)
 
     here, there = trial.jacobian(own.value), trial.jacobian(reference.value)
-    measured = conditioning(here, own.z, dense)
-    h = spectral_norm(Difference(there, here), own.z, dense) / measured.smallest
-    sound = measured.smallest > 10 * eps * width**0.5 * (1 + measured.norm)  # 1 and J have been rounded before I - J
-    inverse = torch.where(sound & (h < 1), 1 / (measured.smallest * (1 - h)), torch.inf)
-    everywhere: float | None = getattr(layer, "contraction", _unknown)()
-    proven = False
-    if everywhere is not None and everywhere < 1:  # the norm of J is at most that, at every state
-        proven, inverse = True, inverse.clamp(max=1 / (1 - everywhere))
+    measured, regular, inverse, everywhere = _inverse(trial, own.z, here, there, dense)
     product, residual = here.rmatvec(own.u), norm(here.value.detach())
     left, turned = norm(trial.g - product), norm(there.rmatvec(own.u) - product)
     rounding = eps * (norm(trial.g) + measured.largest * norm(own.u))
@@ -148,7 +141,7 @@ def _certificate(trial: Trial, starts: int, tolerance: float, dense: int) -> Cer
         gradient_error=gradient_error,
         gradient_bound=gradient_bound,
         conditioning=measured,
-        regular=(own.report.status == Status.CONVERGED) & (proven | (sound & (h < 0.5))),
+        regular=(own.report.status == Status.CONVERGED) & regular,
         starts=starts,
         arrived=arrived,
         elsewhere=elsewhere,
@@ -158,6 +151,32 @@ def _certificate(trial: Trial, starts: int, tolerance: float, dense: int) -> Cer
         everywhere=everywhere,
         coupled=mixes(here.rmatvec, own.z),
     )
+
+
+def _inverse(
+    trial: Trial, z: Tensor, here: Jacobian, there: Jacobian, dense: int
+) -> tuple[Conditioning, Tensor, Tensor, float | None]:
+    """How `I - J` is conditioned, whether it is regular, a bound of its inverse, and what is known of `J`.
+
+    Args:
+        trial: the layer and its input.
+        z: the layer's own answer, `(B, n)`.
+        here: the Jacobian there.
+        there: that at the reference's.
+        dense: see `certify`.
+
+    Returns:
+        The conditioning; whether `(B,)`; the bound from `here` to `there`, `(B,)`; the layer's own bound of `J`.
+    """
+    measured = conditioning(here, z, dense)
+    h = spectral_norm(Difference(there, here), z, dense) / measured.smallest
+    rounding = 10 * trial.layout.eps * trial.layout.width**0.5  # 1 and J have been rounded before I - J
+    sound = measured.smallest > rounding * (1 + measured.norm)
+    inverse = torch.where(sound & (h < 1), 1 / (measured.smallest * (1 - h)), torch.inf)
+    everywhere: float | None = getattr(trial.layer, "contraction", _unknown)()
+    if everywhere is not None and everywhere < 1:  # the norm of J is at most that, at every state
+        return measured, torch.ones_like(sound), inverse.clamp(max=1 / (1 - everywhere)), everywhere
+    return measured, sound & (h < 0.5), inverse, everywhere
 
 
 def _solver(layer: DEQ) -> Solver:

@@ -9,10 +9,11 @@ from torchimplicit.solve.lbfgs import LBFGS
 from torchimplicit.solve.least_squares import LevenbergMarquardt
 from torchimplicit.solve.loop import Result, Solver, iterate
 from torchimplicit.solve.minimiser import Minimiser
+from torchimplicit.solve.monotone import Monotone, monotonicity
 from torchimplicit.solve.newton import Newton
 from torchimplicit.solve.newton_cg import NewtonCG
 from torchimplicit.solve.picard import Picard
-from torchimplicit.solve.splitting import ForwardBackward, Monotone, PeacemanRachford, PreparedMap, monotonicity
+from torchimplicit.solve.splitting import ForwardBackward, PeacemanRachford, PreparedMap
 
 __all__ = [
     "DENSE",

@@ -27,45 +27,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from torchimplicit.solve.loop import Solver
-
-
-@runtime_checkable
-class Monotone(Protocol):
-    r"""What a module must offer to be split: the two halves of $f(z, x) = \mathrm{prox}(W z + U x + b)$.
-
-    $I - W$ must be strongly monotone. Parametrise it: $W = (1 - m) I - A^\top A + B - B^\top$ makes it so for all $A$,
-    $B$, and is general. `torchimplicit.testing.MonotoneCell` is an example in thirty lines.
-
-    `PeacemanRachford` asks for one thing more: either `weight`, the matrix $W$ `(n, n)` with
-    `affine(z) = z @ weight.T + ...` for states `(..., n)`; or a method `resolvent(v, step, *args)`, the $z$ with
-    $v = z + \alpha\,(z - W z - U x - b)$, from the structure that the module knows. Where it also has `inverse(step)`,
-    that tensor is computed once a solve and handed on: `resolvent(v, step, *args, inverse=...)`. See
-    `torchimplicit.nn.MonotoneConv`.
-
-    With `step=None` a splitting chooses its step at the beginning of every solve, from `weight` or from a method
-    `bounds()`, which returns $m$ and an upper bound of the norm $L$ of $I - W$. A method `parts()` beside it may return
-    upper bounds of the norms of its symmetric and its skew part, for a better step.
-    """
-
-    def affine(self, z: Tensor, *args: Any) -> Tensor:
-        """`W z + U x + b`, of the state's shape."""
-        ...
-
-    def prox(self, z: Tensor, step: float) -> Tensor:
-        r"""The proximal operator of $\alpha\varphi$, with `step` $= \alpha$; at `step=1` the activation.
-
-        ReLU, and other projections such as `clamp`, are the same at every step. A soft threshold grows with it:
-        `softshrink(z, step * threshold)`. In general it solves $z = p + \alpha\,(\sigma^{-1}(p) - p)$ for $p$; for tanh
-        that has no closed form but at `step=1`.
-        """
-        ...
+from torchimplicit.solve.monotone import bounds, check_cell
 
 
 class PreparedMap(nn.Module):
@@ -91,21 +60,21 @@ class _Splitting(PreparedMap):
 
     def __init__(self, cell: nn.Module, step: float | None):
         super().__init__()
-        _check(self, cell, step)
+        check_cell(self, cell, step)
         self.cell, self.automatic = cell, step is None
-        self.step = self._best(*_bounds(cell)) if step is None else step
+        self.step = self._best(*bounds(cell)) if step is None else step
 
     def begin_solve(self) -> None:
         """Chooses the step anew, where that is left to the splitting: the weights may have changed."""
         if self.automatic:
-            self.step = self._best(*_bounds(self.cell))
+            self.step = self._best(*bounds(self.cell))
 
     def contraction(self) -> float:
         """A bound of the map's Lipschitz constant: two states come closer by it at least. Costs what `bounds` does.
 
         Only for `ForwardBackward` with a long step it may be one or more, and then bounds nothing.
         """
-        m, length = _bounds(self.cell)
+        m, length = bounds(self.cell)
         return self._factor(self._best(m, length) if self.automatic else self.step, m, length)
 
     def extra_repr(self) -> str:
@@ -279,48 +248,3 @@ class _Inverse(nn.Module):
             return cell.inverse(split.step)
         eye = torch.eye(len(cell.weight), dtype=cell.weight.dtype, device=cell.weight.device)
         return torch.linalg.inv((1 + split.step) * eye - split.step * cell.weight)
-
-
-def monotonicity(weight: Tensor) -> tuple[Tensor, Tensor]:
-    r"""How monotone $I - W$ is, for choosing a splitting's step; costs an eigenvalue problem.
-
-    Args:
-        weight: $W$, `(n, n)`.
-
-    Returns:
-        $m$, the smallest eigenvalue of its symmetric part, positive where it is strongly monotone; and its norm $L$.
-    """
-    with torch.no_grad():
-        operator = torch.eye(len(weight), dtype=weight.dtype, device=weight.device) - weight
-        return torch.linalg.eigvalsh((operator + operator.mT) / 2)[0], torch.linalg.matrix_norm(operator, 2)
-
-
-@torch.no_grad()
-def _bounds(cell: Any) -> tuple[float, float]:
-    r"""$m$ and $\ell$; see the head of this file."""
-    m, size = (float(bound) for bound in (cell.bounds() if hasattr(cell, "bounds") else monotonicity(cell.weight)))
-    if m <= 0:
-        raise ValueError(
-            f"the cell, a {type(cell).__name__}, is not strongly monotone: I - W is so by m={m:.3g}, expected m > 0. "
-            "Parametrise its weight; see torchimplicit.nn.MonotoneLinear"
-        )
-    if hasattr(cell, "parts"):
-        symmetric, skew = (float(bound) for bound in cell.parts())
-        size = min(size, math.sqrt(m * symmetric) + skew)
-    return m, size
-
-
-def _check(split: nn.Module, cell: nn.Module, step: float | None) -> None:
-    if not (isinstance(cell, nn.Module) and isinstance(cell, Monotone)):
-        raise TypeError(
-            f"{type(split).__name__}(cell=...): got a {type(cell).__name__}, expected a module with the methods "
-            "affine(z, *args) and prox(z, step); see Monotone"
-        )
-    if step is None:
-        if not (hasattr(cell, "bounds") or isinstance(getattr(cell, "weight", None), Tensor)):
-            raise TypeError(
-                f"{type(split).__name__}(step=None): the cell, a {type(cell).__name__}, has neither `bounds` nor "
-                "`weight` to choose a step from; try a number"
-            )
-    elif not (isinstance(step, float | int) and 0 < step < math.inf):
-        raise ValueError(f"{type(split).__name__}(step={step!r}): expected a finite number > 0, or None to choose one")
