@@ -81,7 +81,7 @@ class Claims(Samples):
         self.start = self.usual = self.largest = self.highest = state.z.detach()
         self.lowest = self.below = torch.full_like(self.best, torch.inf)  # energy, and what counts as lower
         self.first_target = max(options.rtol, eps) ** 0.5
-        self.soon = 2 * max(options.rtol, FLOOR * eps)
+        self.soon = 2 * max(options.rtol, FLOOR * eps)  # what the next step of a descent must be foreseen to be
         self.target, self.refused = torch.full_like(self.best, self.first_target), False
         self.moves = torch.zeros_like(self.start)  # of the last step that moved a sample
         self.away = torch.zeros_like(self.running)  # whether some unknown still grew by it
@@ -152,6 +152,7 @@ class Claims(Samples):
             better = (move > 0) & sound
             smaller = smaller | ((energy < self.below) & sound)
             self._lower(torch.where(smaller, torch.minimum(energy, self.lowest), self.lowest))
+            # Steps that shrink go on shrinking: the next is foreseen from the last two.
             claims = claims & (better & (move.square() <= self.soon * self.moves.amax(1)) | (size == 0))
         if step >= self.last or (step == 0 and self.settled):
             claims = torch.ones_like(claims)
