@@ -211,7 +211,8 @@ class Claims(Samples):
         if ahead.singular is None or ahead.blind is None or ahead.faint is None:
             return ahead
         lost = ahead.blind & (z != self.start)
-        lost = lost | (ahead.faint & (self.largest > FARTHER * self.start.abs()))
+        underflown = ahead.faint & (look.residual == 0).all(1, keepdim=True)
+        lost = lost | (underflown & (self.largest > FARTHER * self.start.abs()))
         lost = lost | (ahead.singular.unsqueeze(1) & (self.eps * self.largest > self.usual))
         lost = (lost & (z.abs() >= self.largest)).any(1)
         return ahead._replace(excess=torch.where(lost, torch.inf, ahead.excess), settled=ahead.settled & ~lost)
