@@ -134,7 +134,11 @@ def test_samples_that_the_forward_pass_keeps_out_are_none_of_the_backward_pass()
     assert solution.backward.status[:2].tolist() == [0, ti.Status.NON_FINITE]
 
 
-@pytest.mark.parametrize("options", [{"dense": True}, {"event": ti.Event(lambda t, y, w, x: y[:, 0] - 0.9)}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"dense": True}, {"event": ti.Event(lambda t, y, w, x: y[:, 0] - 0.9)}],
+    ids=lambda options: str(*options),
+)
 def test_what_cannot_be_kept_apart_is_said(options):
     w, y0 = double(0.3)[0].requires_grad_(), double([1.0], [0.0])
     solution = ti.odeint(infinite_slope, y0, TIMES, w, double([1.0], [1.0]), **options)

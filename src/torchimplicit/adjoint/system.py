@@ -98,8 +98,12 @@ class System:
         report, scale, residual = self.report, self.scale.squeeze(1), norm(gap)
         promised = self.solver.tolerance(self.b)
         claimed = report.residual * self.b.shape[1] ** 0.5
-        floor = ROUNDINGS * max(torch.finfo(self.b.dtype).eps, self.call.problem.eps)
-        limit = PLAY * torch.fmax(promised, claimed) + floor * (norm(self.x) + norm(self.b))
+        keeps = (report.status == Status.CONVERGED) & (promised > 0)  # else it promises no more than it claims
+        promised = torch.where(keeps, promised, torch.fmax(promised, claimed))
+        eps = max(torch.finfo(self.b.dtype).eps, self.call.problem.eps)
+        # A solution much longer than its right-hand side has a residual of roundings that makes gradients wrong.
+        rounding = torch.minimum(eps * (norm(self.x) + norm(self.b)), torch.fmax(promised, eps * norm(self.b)))
+        limit = PLAY * promised + ROUNDINGS * rounding
         report.status = torch.where(finite, report.status, int(Status.NON_FINITE))
         doubtful = finite & ~(residual <= limit)
         if isinstance(self.solver, LU) and bool((doubtful & (report.status == Status.CONVERGED)).any()):
@@ -116,12 +120,15 @@ class System:
         """Whether what a residual still asks for is as little of every unknown as the method leaves, `(B,)` bool.
 
         So it is where a system is badly scaled: its residual is large in the units of some row, its solution is right.
-        A direct solver has what that takes at hand; the others stop at a residual, which they then do not have.
+        A direct solver has what that takes at hand; the others stop at a residual, which they then do not have. And the
+        residual of every row must be little beside its right-hand side: products of a solution that is right to
+        rounding may cancel, and gradients by whatever enters as the unknowns do are such products.
         """
         more, report = self.again(gap)
         part = self.solver.tolerance(self.b) / norm(self.b).clamp_min(torch.finfo(gap.dtype).tiny)
         eps = torch.finfo(gap.dtype).eps
         little = more.abs() <= part.unsqueeze(1) * (self.x.abs() + eps * self.x.abs().amax(1, keepdim=True))
+        little = little & ((gap.abs() <= eps**0.5 * self.b.abs()) | (self.b == 0))
         return little.all(1) & (report.status == Status.CONVERGED) & part.isfinite()
 
 
