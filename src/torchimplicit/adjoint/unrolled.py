@@ -36,7 +36,8 @@ class Unrolled(Adjoint):
     of $B^{-\top} g$ for the incoming gradient $g$, the residual $g - B^\top u$ is that of `solution.backward`, for one
     vector-Jacobian product at the solution. Steps that jump there, as `Broyden` on linear maps, have put $u$ in place
     away from the solution, where the function depends on its tensors in another way: so a factor of $z$ that is zero
-    is differentiated by, too, whose gradient must be $u z^*$. The reference that `Implicit` is checked against, and a
+    is differentiated by, too, whose gradient must be $u z^*$. That asks for more than there must be where a map reaches
+    its fixed point part by part, as that of `nn.as_equilibrium`: a gradient is reported that is right. The reference that `Implicit` is checked against, and a
     choice for a handful of steps or where the start `z0` needs a gradient. Not for deep solves (memory) nor under
     `torch.vmap`; under other transforms nothing is measured, nor with `save_steps`.
 

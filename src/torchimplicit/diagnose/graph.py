@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class Node:
         kind: "operation"; "saved", memory kept for the backward pass; or "leaf", a tensor whose gradient accumulates.
         label: the operation's name, or the tensor's shape.
         bytes: size of the saved memory; 0 for the other kinds.
-        depth: longest way from the output, in operations; for saved memory that of the last operation that uses it.
+        depth: longest way from the output, in operations; for saved memory that of the deepest one that uses it.
     """
 
     kind: Literal["operation", "saved", "leaf"]
@@ -180,6 +180,8 @@ def _assembled(order: list[Any], depth: dict[Any, int]) -> GradientGraph:
             if address not in kept:
                 kept[address] = len(nodes)
                 nodes.append(Node("saved", f"{_shape(tensor)} {in_bytes(size)}", size, depth[node]))
+            elif depth[node] > nodes[kept[address]].depth:  # memory stands before all that use it
+                nodes[kept[address]] = replace(nodes[kept[address]], depth=depth[node])
             edges.append((kept[address], place[node]))
     return GradientGraph(tuple(nodes), tuple(dict.fromkeys(edges)))
 

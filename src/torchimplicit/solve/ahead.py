@@ -94,7 +94,7 @@ def look_ahead(
         energy = problem.energy if isinstance(problem, Slope) else None
         size = torch.add(z.abs(), largest, alpha=eps)
         look = _exact if z.shape[1] <= DENSE else _rough
-        step, size, noise, jacobian, *lost = look(problem, operator, residual, z, size, highest, noisy)
+        step, size, noise, jacobian, blind, faint, singular = look(problem, operator, residual, z, size, highest, noisy)
         step, tolerance = step.abs(), atol + rtol * size
         excess = (step / tolerance.clamp_min(torch.finfo(z.dtype).tiny)).nan_to_num(torch.inf).amax(1)
         part = (step / size).nan_to_num(0.0).amax(1)
@@ -103,7 +103,7 @@ def look_ahead(
         if noise is not None:
             settled = step <= torch.maximum(tolerance, torch.minimum(noise, eps**0.5 * size))
             settled = settled.all(1) & excess.isfinite() & finite
-        return Ahead(excess, settled, *lost, finite, None if energy is None else jacobian)
+        return Ahead(excess, settled, blind, faint, singular, finite, None if energy is None else jacobian)
 
 
 def _exact(
