@@ -37,9 +37,11 @@ class Unrolled(Adjoint):
     vector-Jacobian product at the solution. Steps that jump there, as `Broyden` on linear maps, have put $u$ in place
     away from the solution, where the function depends on its tensors in another way: so a factor of $z$ that is zero
     is differentiated by, too, whose gradient must be $u z^*$. That asks for more than there must be where a map reaches
-    its fixed point part by part, as that of `nn.as_equilibrium`: a gradient is reported that is right. The reference that `Implicit` is checked against, and a
-    choice for a handful of steps or where the start `z0` needs a gradient. Not for deep solves (memory) nor under
-    `torch.vmap`; under other transforms nothing is measured, nor with `save_steps`.
+    its fixed point part by part, as that of `nn.as_equilibrium`: a gradient is reported that is right.
+
+    The reference that `Implicit` is checked against, and a choice for a handful of steps or where the start `z0` needs
+    a gradient. Not for deep solves (memory) nor under `torch.vmap`; under other transforms nothing is measured, nor
+    with `save_steps`.
 
     Args:
         checkpoint: recompute the function in the backward pass instead of keeping its activations: one state per step
