@@ -39,7 +39,7 @@ def test_a_batch_in_rosenbrocks_valley(solver):
     solution = minimum(starts(64), solver=replace(solver, **TIGHT), trace=True)
     torch.testing.assert_close(solution.value, torch.ones(64, 2, dtype=torch.float64), rtol=1e-9, atol=1e-9)
     assert int(solution.steps.max()) <= 60
-    assert solution.nfev <= 170, "those of the steps and of the looks, for the whole batch whenever one sample has come"
+    assert solution.nfev <= 175, "those of the steps and of the looks, for the whole batch whenever one sample has come"
     assert len(set(solution.steps.tolist())) > 5, "every sample stops on its own"
     trace = solution.trace
     assert (trace[1:] > 2 * trace[:-1]).any(), "the gradient grows on the way, and that is no failure"
