@@ -100,9 +100,11 @@ class System:
         claimed = report.residual * self.b.shape[1] ** 0.5
         keeps = (report.status == Status.CONVERGED) & (promised > 0)  # else it promises no more than it claims
         promised = torch.where(keeps, promised, torch.fmax(promised, claimed))
-        eps = max(torch.finfo(self.b.dtype).eps, self.call.problem.eps)
-        # A solution much longer than its right-hand side has a residual of roundings that makes gradients wrong.
-        rounding = torch.minimum(eps * (norm(self.x) + norm(self.b)), torch.fmax(promised, eps * norm(self.b)))
+        own, right = torch.finfo(self.b.dtype).eps, norm(self.b)
+        eps = max(own, self.call.problem.eps)
+        # Of a solution much longer than its right-hand side roundings may make a gradient wrong: half the digits must
+        # be right, or what the function has of them.
+        rounding = torch.minimum(eps * (norm(self.x) + right), torch.fmax(promised, max(own**0.5, eps) * right))
         limit = PLAY * promised + ROUNDINGS * rounding
         report.status = torch.where(finite, report.status, int(Status.NON_FINITE))
         doubtful = finite & ~(residual <= limit)
