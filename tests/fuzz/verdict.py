@@ -94,6 +94,7 @@ def fixed_points(call, rows, solution):
     rounding = form.eps * terms(condition, rows, args) + denormal(call)
     z, r, floor = form.groups(rows), form.groups(residual), rms(form.groups(rounding))
     tolerance = absolute(call) + call.solver.rtol * rms(z)
+    tolerance = tolerance + torch.finfo(form.dtype).tiny  # below, numbers are denormal
     slight = 1e-6 * tolerance  # what is so small may underflow
     play = 10 if condition.coupled else PLAY  # what the others do afterwards, the backward pass tells, to its accuracy
     for b in torch.nonzero(healthy(call)).flatten().tolist():

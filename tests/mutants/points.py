@@ -74,7 +74,7 @@ MUTANTS = [
     ),
     Mutant(
         "solve/claims.py", "who has run off may have arrived",
-        "lost = (lost & (z.abs() >= self.largest)).any(1)",
+        "lost = (lost & (FARTHER * z.abs() >= self.largest)).any(1)",
         "lost = torch.zeros_like(ahead.singular)",
         "tests/solve/test_ahead.py::test_an_unknown_that_has_run_to_where_it_has_no_influence_is_at_no_root",
     ),

@@ -177,6 +177,19 @@ def test_a_slope_that_underflows_where_the_curvature_does_not_is_no_minimum(star
     assert not solution.report.converged
 
 
+def test_a_search_that_has_come_back_a_little_from_where_all_is_flat_has_found_no_minimum():
+    units = 1e5
+    starts = torch.tensor([[0.358, -0.246, 2.303], [0.36, -0.314, -1.079], [-1.079, 1.44, -0.111]])
+    starts = torch.cat([starts, torch.randn(500, 3, generator=torch.Generator().manual_seed(0))])
+    solution = ti.argmin(
+        lambda z: 0.005 * (1 / (1 + (z / units).exp())).sum(1),
+        units * starts,
+        solver=ti.LBFGS(rtol=7e-4, atol=0.0, memory=2),
+        on_failure="ignore",
+    )
+    assert not (solution.status == ti.Status.CONVERGED).any()
+
+
 def test_separable_data_have_a_fit_only_if_it_is_regularised():
     x = double([1.0, 2], [2, 1], [-1, -2], [-2, -1])
     y = double(1, 1, 0, 0)

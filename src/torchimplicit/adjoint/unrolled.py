@@ -20,7 +20,7 @@ from torchimplicit.core.options import require
 from torchimplicit.core.outcome import UNROLLED
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.status import Report, Status
-from torchimplicit.core.tree import norm
+from torchimplicit.core.tree import norm, scaled_norm
 from torchimplicit.linear import Jacobian
 
 ASIDE = 0.1  # how far from a solution, relative to it, steps begin whose own start was nearer still
@@ -160,12 +160,15 @@ class Unrolled(Adjoint):
         offset: Tensor,
     ) -> Report:
         """How well the steps have solved the adjoint equation, by `-u`, and another one beside it."""
-        u, factor = offset
-        away = norm(factor - u * z) / norm(u * torch.maximum(z.abs(), start.abs()))
+        # Squares of small or large gradients may be zero or infinite.
+        scale = torch.linalg.vector_norm(grad, torch.inf, dim=1, keepdim=True).clamp_min(torch.finfo(grad.dtype).tiny)
+        grad, (u, factor) = grad / scale, offset / scale
+        away = scaled_norm(factor - u * z) / scaled_norm(u * torch.maximum(z.abs(), start.abs()))
         gap = torch.maximum(norm(grad + product(u)), norm(grad) * away.nan_to_num(0.0, torch.inf))
         status = torch.where(gap <= self.rtol * norm(grad), int(Status.CONVERGED), int(Status.MAX_STEPS))
         status = torch.where(gap < torch.inf, status, int(Status.NON_FINITE))
-        return UnrolledReport(status, forward.steps, gap / grad.shape[1] ** 0.5, 1, linear=True)
+        size = gap * scale.squeeze(1) / grad.shape[1] ** 0.5
+        return UnrolledReport(status, forward.steps, size, 1, linear=True)
 
     def attach(self, call: Call, z: Tensor, tensors: list[Tensor]) -> Tensor:
         """An iterate has its gradient already."""

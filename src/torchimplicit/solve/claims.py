@@ -214,7 +214,7 @@ class Claims(Samples):
         underflown = ahead.faint & (look.residual == 0).all(1, keepdim=True)
         lost = lost | (underflown & (self.largest > FARTHER * self.start.abs()))
         lost = lost | (ahead.singular.unsqueeze(1) & (self.eps * self.largest > self.usual))
-        lost = (lost & (z.abs() >= self.largest)).any(1)
+        lost = (lost & (FARTHER * z.abs() >= self.largest)).any(1)  # a search may have come back a little
         return ahead._replace(excess=torch.where(lost, torch.inf, ahead.excess), settled=ahead.settled & ~lost)
 
     def _note(self, jacobian: Tensor | None, arrived: Tensor) -> None:
