@@ -113,3 +113,12 @@ def test_what_rounding_hides_is_not_claimed(solver, smallest):
         x, report = solver.prepare(operator).solve(b)
         if report.converged:
             assert true_residual(operator, x, b).item() <= 2.5 * promised, f"seed {seed}"
+
+
+def test_richardsons_opening_leaves_what_it_expands_at_once():
+    matrix = torch.diag_embed(torch.linspace(2.5, 3.5, 8, dtype=torch.float64)).expand(3, 8, 8)
+    b = torch.ones(3, 8, dtype=torch.float64)
+    products = [
+        ti.GMRES(rtol=1e-10, opening=opening).prepare(Matrix(matrix)).solve(b).report.nfev for opening in (False, True)
+    ]
+    assert products[1] <= products[0] + 1
