@@ -272,3 +272,12 @@ def test_captured_tensors_are_named():
             ti.argmin(lambda z: (z - center).square().sum(1), ZEROS, solver=solver, adjoint=adjoint)
     with pytest.raises(ti.CaptureError):
         torch.func.grad(lambda c: ti.argmin(lambda z: (z - c).square().sum(1), ZEROS).value.sum())(center.detach())
+
+
+def test_a_minimum_at_the_bottom_of_a_long_valley_is_no_saddle():
+    slant = 1 - 1e-10  # no units of the unknowns make this one round: its curvatures are 2 and 1e-10
+    hessian = torch.tensor([[1.0, slant], [slant, 1.0]], dtype=torch.float64)
+    solution = ti.argmin(
+        lambda z: 0.5 * ((z @ hessian) * z).sum(1), torch.ones(1, 2, dtype=torch.float64), solver=ti.Newton(atol=1e-6)
+    )
+    assert solution.status.tolist() == [ti.Status.CONVERGED]
