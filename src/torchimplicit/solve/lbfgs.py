@@ -19,14 +19,26 @@ from torchimplicit.solve.units import due, hessian_of, units_of
 
 
 class Pair(NamedTuple):
-    """A step and the change of the gradient along it, `(B, n)` each, and the inverse of their product, `(B,)`.
+    """A step and the change of the gradient along it, `(B, n)` each, and both times the inverse of their product.
 
-    Where that is zero, the pair says nothing: a sample may have fewer pairs than the others.
+    Where that is taken for zero, the pair says nothing: a sample may have fewer pairs than the others.
     """
 
     step: Tensor
     change: Tensor
-    weight: Tensor
+    step_over: Tensor
+    change_over: Tensor
+
+    @staticmethod
+    def of(step: Tensor, change: Tensor, weight: Tensor) -> Pair:
+        """With the inverse of their product, `(B, 1)`."""
+        return Pair(step, change, weight * step, weight * change)
+
+    def without(self, which: Tensor) -> Pair:
+        """Saying nothing of some samples, `(B, 1)` bool."""
+        return self._replace(
+            step_over=torch.where(which, 0, self.step_over), change_over=torch.where(which, 0, self.change_over)
+        )
 
 
 class Pairs:
@@ -45,11 +57,11 @@ class Pairs:
 
     def forget(self, which: Tensor) -> Pairs:
         """Without the pairs of some samples, `(B,)` bool."""
-        return Pairs(tuple(pair._replace(weight=torch.where(which, 0, pair.weight)) for pair in self.pairs))
+        return Pairs(tuple(pair.without(which.unsqueeze(1)) for pair in self.pairs))
 
     def known(self, like: Tensor) -> Tensor:
         """Which samples have a pair, `(B,)` bool."""
-        return torch.stack([torch.zeros_like(like), *(pair.weight != 0 for pair in self.pairs)]).any(0)
+        return torch.stack([torch.zeros_like(like), *((pair.step_over != 0).any(1) for pair in self.pairs)]).any(0)
 
     def inverse(self, vector: Tensor, scale: Tensor) -> Tensor:
         """What the pairs know of the inverse Hessian, times a vector, `(B, n)`: the recursion in two loops.
@@ -59,12 +71,13 @@ class Pairs:
             scale: the diagonal of the inverse Hessian before all pairs, `(B, n)`.
         """
         weights = []
-        for step, change, weight in reversed(self.pairs):
-            weights.append(weight * dot(step, vector))
-            vector = torch.addcmul(vector, weights[-1].unsqueeze(1), change, value=-1)
+        for pair in reversed(self.pairs):
+            weights.append((pair.step_over * vector).sum(1, keepdim=True))
+            vector = torch.addcmul(vector, weights[-1], pair.change, value=-1)
         vector = scale * vector
-        for (step, change, weight), first in zip(self.pairs, reversed(weights), strict=True):
-            vector = torch.addcmul(vector, (first - weight * dot(change, vector)).unsqueeze(1), step)
+        for pair, first in zip(self.pairs, reversed(weights), strict=True):
+            second = (pair.change_over * vector).sum(1, keepdim=True)
+            vector = torch.addcmul(vector, first - second, pair.step)
         return vector
 
     def take(self, rows: Tensor) -> Pairs:
@@ -145,14 +158,13 @@ class LBFGS(Minimiser):
         """One step along the quasi-Newton direction."""
         place, active, pairs = Place(*state[:3]), state.active, state.pairs
         direction = -pairs.inverse(place.residual, state.scale)
-        upwards = ~(dot(place.residual, direction) < 0)
-        direction = torch.where(upwards.unsqueeze(1), -state.scale * place.residual, direction)
         moved, holds, noise = descend(problem, place, direction, active, self.trials, state.noise)  # type: ignore[arg-type]
 
         step, change = moved.z - place.z, moved.residual - place.residual
         product = dot(step, change)
         ratio = product / dot(change, state.scale * change)
-        bends = ratio > torch.finfo(ratio.dtype).eps
+        info = torch.finfo(ratio.dtype)
+        bends = (ratio > info.eps) & (product > info.tiny)
         scale = state.scale * torch.where(bends, ratio, 1).unsqueeze(1)
         lost, age = active & ~holds, state.age + 1
         if due(age):
@@ -161,5 +173,5 @@ class LBFGS(Minimiser):
             active = active & (holds | pairs.known(lost) | (step != 0).any(1))
             pairs = pairs.forget(lost)
             scale = torch.where(lost.unsqueeze(1), self._first_scale(problem, moved), scale)
-        pair = Pair(step, change, torch.where(bends, 1 / product, 0))
+        pair = Pair.of(step, change, torch.where(bends, 1 / product, 0).unsqueeze(1))
         return LBFGSState(*moved, active, pairs.push(pair, self.memory), scale, noise, age)

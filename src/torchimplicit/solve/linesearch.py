@@ -98,33 +98,29 @@ def descend(
     """
     steepness = dot(start.residual, direction)
     searching = searching & (steepness < 0) & (steepness > -math.inf)
-    found, holds = start, ~searching
-    length = torch.ones_like(steepness)
-    low, high = torch.zeros_like(length), torch.full_like(length, math.inf)
-    steepest = slope_low = steepness
-    slope_high = torch.full_like(length, math.inf)
-    play = torch.add(noise, start.energy.abs(), alpha=ROUNDINGS * problem.eps)
+    found, going, length, steepest = start, searching, torch.ones_like(steepness), steepness
+    low, high, slope_low, slope_high = 0.0, math.inf, steepness, math.inf  # tensors once there is a second trial
+    level = start.energy + torch.add(noise, start.energy.abs(), alpha=ROUNDINGS * problem.eps)
+    flat = (2 * SUFFICIENT - 1) * steepness
     for _ in range(trials):
-        if bool(holds.all()):
-            break
-        z = start.z + length.unsqueeze(1) * direction
+        z = torch.addcmul(start.z, length.unsqueeze(1), direction)
         gradient = problem(z)
         trial, slope = Place(z, gradient, problem.energy), dot(gradient, direction)
-        falls = trial.energy <= start.energy + SUFFICIENT * length * steepness
-        falls |= (trial.energy <= start.energy + play) & (slope <= (2 * SUFFICIENT - 1) * steepness)
-        falls &= slope.isfinite() & ~holds
-        found = trial.where(falls, found)
-        rises = ~falls & ~holds
-        holds = holds | (falls & (slope >= STEEP * steepest))
+        falls = trial.energy <= torch.addcmul(start.energy, length, steepness, value=SUFFICIENT)
+        falls = (falls | ((trial.energy <= level) & (slope <= flat))) & (slope.abs() < math.inf) & going
+        found, rises = trial.where(falls, found), going ^ falls
+        going = rises | (falls & (slope < STEEP * steepest))
+        if not bool(going.any()):
+            break
         steepest = torch.where(falls, torch.minimum(slope, steepest), steepest)
         low, slope_low = torch.where(falls, length, low), torch.where(falls, slope, slope_low)
         high, slope_high = torch.where(rises, length, high), torch.where(rises, slope, slope_high)
         tried, length = length, _between(low, high, slope_low, slope_high)
     else:  # out of trials: between bounds so near to each other the energy would be a straight line, but for noise
         wrong = ROUNDINGS * (trial.energy - start.energy - tried * (steepness + slope) / 2).abs()
-        wrong = torch.where(~holds & (high < math.inf) & wrong.isfinite(), wrong, 0)
+        wrong = torch.where(going & (high < math.inf) & wrong.isfinite(), wrong, 0)
         noise = torch.maximum(noise, wrong)
-    return found, holds & searching, noise
+    return found, searching ^ going, noise
 
 
 def _between(low: Tensor, high: Tensor, slope_low: Tensor, slope_high: Tensor) -> Tensor:
