@@ -74,7 +74,7 @@ MUTANTS = [
     ),
     Mutant(
         "solve/claims.py", "who has run off may have arrived",
-        "lost = (lost & (FARTHER * z.abs() >= self.largest)).any(1)",
+        "lost = (lost & (FARTHER * z.abs() >= largest)).any(1)",
         "lost = torch.zeros_like(ahead.singular)",
         "tests/solve/test_ahead.py::test_an_unknown_that_has_run_to_where_it_has_no_influence_is_at_no_root",
     ),
@@ -97,9 +97,9 @@ MUTANTS = [
         "tests/solve/test_claims.py::test_energies_that_are_no_numbers_are_not_finite",
     ),
     Mutant(
-        "solve/claims.py", "a function that has become flat has a root there",
-        "(look.residual.abs() <= self.eps * self.highest).all(1)",
-        "(look.residual.abs() < 0).all(1)",
+        "solve/ahead.py", "a function that has become flat has a root there",
+        "(claim.residual.abs() <= eps * claim.highest).all(1)",
+        "(claim.residual.abs() < 0).all(1)",
         "tests/solve/test_claims.py::test_an_energy_without_a_minimum_has_none",
     ),
     Mutant(

@@ -12,6 +12,7 @@ terms, $\min_k \sum_l |J_{kl} z_l| / |J_{kj}|$, and a rounding of the largest va
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,38 @@ DENSE = 256  # unknowns per sample up to which the Jacobian is built and factore
 NOISE = 10.0  # roundings of its terms by which a residual may be wrong
 ROUGH, PRODUCTS = 0.1, 100  # beyond: the relative residual to which the step is solved for, within so many products
 UNEXPLAINED = 1e-3  # part of a residual that a solve may leave; by more a Jacobian counts as singular
+
+
+class Claim(NamedTuple):
+    """Iterates that may be solutions, each as it was when that was claimed.
+
+    Attributes:
+        step: of which they are, `(B,)`.
+        z: the iterates, `(B, n)`.
+        residual: there, `(B, n)`.
+        size: its norm, `(B,)`.
+        move: the largest part of itself by which an unknown has come there, `(B,)`.
+        largest: the largest size that each unknown has had, `(B, n)`.
+        highest: the largest size that each residual has had, `(B, n)`.
+    """
+
+    step: Tensor
+    z: Tensor
+    residual: Tensor
+    size: Tensor
+    move: Tensor
+    largest: Tensor
+    highest: Tensor
+
+    def where(self, which: Tensor, other: Claim) -> Claim:
+        """This one for some samples `(B,)`, another for the rest."""
+        column = which.unsqueeze(1)
+        pairs = zip(self, other, strict=True)
+        return Claim(*(torch.where(column if one.dim() == 2 else which, one, two) for one, two in pairs))
+
+    def take(self, rows: Tensor) -> Claim:
+        """That of some samples."""
+        return Claim(*(part[rows] for part in self))
 
 
 class Ahead(NamedTuple):
@@ -63,40 +96,50 @@ class Step(NamedTuple):
     singular: Tensor | None = None
 
 
-def look_ahead(
-    problem: Residual,
-    z: Tensor,
-    largest: Tensor,
-    highest: Tensor,
-    fallen: Tensor,
-    rtol: float,
-    atol: float,
-    noisy: bool = True,
-) -> Ahead:
-    """The Newton step from `z`, judged.
+@dataclass(frozen=True)
+class View:
+    """What a Newton step is made of.
+
+    Attributes:
+        problem: the residual.
+        operator: its Jacobian at the iterates.
+        residual: its value there, `(B, n)`.
+        z: the iterates, `(B, n)`.
+        size: sizes of the unknowns, `(B, n)`.
+        highest: the largest size that each residual has had, `(B, n)`.
+        noisy: whether to find out how wrong rounding makes the step.
+    """
+
+    problem: Residual
+    operator: Jacobian | _Transformed
+    residual: Tensor
+    z: Tensor
+    size: Tensor
+    highest: Tensor
+    noisy: bool
+
+
+def look_ahead(problem: Residual, claim: Claim, rtol: float, atol: float, noisy: bool = True) -> Ahead:
+    """The Newton steps from iterates, judged.
 
     Args:
         problem: the residual.
-        z: the iterates, `(B, n)`; a Newton step from these very ones takes the Jacobian over.
-        largest: the largest size that each unknown has had, `(B, n)`.
-        highest: the largest size that each residual has had, `(B, n)`.
-        fallen: samples whose residual has fallen by more than a rounding of what it was, `(B,)` bool: where the
-            unknowns still move then, it is the function that has become flat.
+        claim: the iterates; a step of the solve from these very ones may take the Jacobian over.
         rtol: relative tolerance.
         atol: absolute tolerance.
         noisy: whether to find out which steps are `settled`.
     """
     with torch.no_grad():
-        at, z = z, z.detach()
-        operator = _Transformed(problem.look, z) if transforms.active() else Jacobian(problem.look, z)
-        problem.jacobian = at, operator
-        residual, eps = operator.value.detach(), problem.eps
+        z, eps = claim.z.detach(), problem.eps
+        operator = _linearised(problem, claim.z)
         energy = problem.energy if isinstance(problem, Slope) else None
-        size = torch.add(z.abs(), largest, alpha=eps)
-        look = _exact if z.shape[1] <= DENSE else _rough
-        step, size, noise, jacobian, blind, faint, singular = look(problem, operator, residual, z, size, highest, noisy)
+        size = torch.add(z.abs(), claim.largest, alpha=eps)
+        view = View(problem, operator, operator.value.detach(), z, size, claim.highest, noisy)
+        step, size, noise, jacobian, blind, faint, singular = (_exact if z.shape[1] <= DENSE else _rough)(view)
         step, tolerance = step.abs(), atol + rtol * size
         excess = (step / tolerance.clamp_min(torch.finfo(z.dtype).tiny)).nan_to_num(torch.inf).amax(1)
+        # Where a residual has fallen by all but rounding and unknowns still move, the function has become flat.
+        fallen = (claim.residual.abs() <= eps * claim.highest).all(1)
         part = (step / size).nan_to_num(0.0).amax(1)
         excess = torch.where(fallen & (part > eps**0.5), torch.inf, excess)
         finite, settled = torch.ones_like(fallen) if energy is None else energy.isfinite(), torch.zeros_like(fallen)
@@ -106,24 +149,23 @@ def look_ahead(
         return Ahead(excess, settled, blind, faint, singular, finite, None if energy is None else jacobian)
 
 
-def _exact(
-    problem: Residual,
-    operator: Jacobian | _Transformed,
-    residual: Tensor,
-    z: Tensor,
-    size: Tensor,
-    highest: Tensor,
-    noisy: bool,
-) -> Step:
+def _linearised(problem: Residual, z: Tensor) -> Jacobian | _Transformed:
+    """The Jacobian at iterates, left for a step from these very ones."""
+    operator = _Transformed(problem.look, z.detach()) if transforms.active() else Jacobian(problem.look, z.detach())
+    problem.jacobian = z, operator
+    return operator
+
+
+def _exact(view: View) -> Step:
     """The step by the Jacobian, which is built."""
-    matrix = operator.dense(z)
-    weight, eps = matrix.abs(), problem.eps
+    problem, z, matrix, eps = view.problem, view.z, view.operator.dense(view.z), view.problem.eps
+    weight = matrix.abs()
     terms = torch.bmm(weight, z.abs().unsqueeze(2)).squeeze(2)
     influence = (weight / terms.unsqueeze(2)).nan_to_num(0.0, torch.inf).amax(1)
-    known, size = size.unsqueeze(1), size + eps**0.5 / influence
-    step, inverse, bad = newton_step(matrix, weight, residual)
+    size = view.size + eps**0.5 / influence
+    step, inverse, bad = newton_step(matrix, weight, view.residual)
     singular = bool(bad.any())
-    if not (singular or noisy):
+    if not (singular or view.noisy):
         return Step(step, size, None, matrix)
     noise, slopes = terms, torch.zeros_like(terms)
     if isinstance(problem, Slope):  # that of a gradient: an energy is a sum of squares, or as if it were one
@@ -131,34 +173,26 @@ def _exact(
         noise = slopes if problem.terms is not None else slopes + terms
     if singular:
         some = torch.nonzero(bad).flatten()
-        shortest, pseudo = shortest_step(matrix[some], residual[some], NOISE * eps * slopes[some])
+        shortest, pseudo = shortest_step(matrix[some], view.residual[some], NOISE * eps * slopes[some])
         step, inverse = step.index_copy(0, some, shortest), inverse.index_copy(0, some, pseudo)
     noise = NOISE * eps * torch.bmm(inverse.abs(), noise.unsqueeze(2)).squeeze(2)
     if not singular:
         return Step(step, size, noise, matrix)
-    faint = weight * known <= eps * highest.unsqueeze(2)
+    faint = weight * view.size.unsqueeze(1) <= eps * view.highest.unsqueeze(2)
     return Step(step, size, noise, matrix, (weight == 0).all(1), faint.all(1), bad)
 
 
-def _rough(
-    problem: Residual,
-    operator: Jacobian | _Transformed,
-    residual: Tensor,
-    z: Tensor,
-    size: Tensor,
-    highest: Tensor,
-    noisy: bool,
-) -> Step:
+def _rough(view: View) -> Step:
     """The same for many unknowns: roughly, and with one size for all of a sample's."""
-    if isinstance(problem, Slope):
-        result = CG(rtol=ROUGH, max_steps=PRODUCTS).prepare(_Symmetric(operator)).solve(residual)
+    if isinstance(view.problem, Slope):
+        result = CG(rtol=ROUGH, max_steps=PRODUCTS).prepare(_Symmetric(view.operator)).solve(view.residual)
     else:
-        result = GMRES(rtol=ROUGH, max_steps=PRODUCTS).prepare(operator).solve(residual)
-    root = z.shape[1] ** 0.5
+        result = GMRES(rtol=ROUGH, max_steps=PRODUCTS).prepare(view.operator).solve(view.residual)
+    root = view.z.shape[1] ** 0.5
     solved = result.report.status == 0
     step = torch.where(solved, norm(result.x) / root, torch.nan).unsqueeze(1)
-    size = norm(size).unsqueeze(1) / root
-    return Step(step, size, NOISE * problem.eps * size if noisy else None)
+    size = norm(view.size).unsqueeze(1) / root
+    return Step(step, size, NOISE * view.problem.eps * size if view.noisy else None)
 
 
 def newton_step(matrix: Tensor, weight: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:

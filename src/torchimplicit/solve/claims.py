@@ -17,7 +17,7 @@ from torch import Tensor
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.status import Report, Status
 from torchimplicit.core.tree import norm
-from torchimplicit.solve.ahead import Ahead, look_ahead
+from torchimplicit.solve.ahead import Ahead, Claim, look_ahead
 from torchimplicit.solve.samples import FLOOR, PATIENCE_AT_FLOOR, SLACK, Samples
 
 SOONEST, SPARSEST = 2.0, 1000.0  # by which factor steps must have become shorter before a claim is made again
@@ -181,7 +181,8 @@ class Claims(Samples):
         arrived = torch.zeros_like(failing)
         asks = self.running & (asks | (gives_up & sound))
         if bool(asks.any()):
-            ahead = self._ask(problem, look, fails and bool(gives_up.any()))
+            claim = Claim(self.status, look.z, look.residual, look.size, look.move, self.largest, self.highest)
+            ahead = self._ask(problem, claim, fails and bool(gives_up.any()))
             arrived = asks & ((ahead.excess <= 1) | (gives_up & ahead.settled))
             status = torch.where(arrived, int(Status.CONVERGED), status)
             self._note(ahead.jacobian, arrived)
@@ -203,18 +204,17 @@ class Claims(Samples):
             return (stuck & (look.move == 0)) | (self.stalled >= PATIENCE_DOWNHILL)
         return self.stalled >= torch.where(look.move <= FLOOR * self.eps, PATIENCE_AT_FLOOR, self.patience)
 
-    def _ask(self, problem: Residual, look: Look, noisy: bool) -> Ahead:
-        """The Newton step from here; none where an unknown has run to where it has no influence any more."""
-        fallen = (look.residual.abs() <= self.eps * self.highest).all(1)
-        z = look.z.detach()
-        ahead = look_ahead(problem, look.z, self.largest, self.highest, fallen, *self.tolerances, noisy)
+    def _ask(self, problem: Residual, claim: Claim, noisy: bool) -> Ahead:
+        """The Newton step from there; none where an unknown has run to where it has no influence any more."""
+        z, largest = claim.z.detach(), claim.largest
+        ahead = look_ahead(problem, claim, *self.tolerances, noisy)
         if ahead.singular is None or ahead.blind is None or ahead.faint is None:
             return ahead
         lost = ahead.blind & (z != self.start)
-        underflown = ahead.faint & (look.residual == 0).all(1, keepdim=True)
-        lost = lost | (underflown & (self.largest > FARTHER * self.start.abs()))
-        lost = lost | (ahead.singular.unsqueeze(1) & (self.eps * self.largest > self.usual))
-        lost = (lost & (FARTHER * z.abs() >= self.largest)).any(1)  # a search may have come back a little
+        underflown = ahead.faint & (claim.residual == 0).all(1, keepdim=True)
+        lost = lost | (underflown & (largest > FARTHER * self.start.abs()))
+        lost = lost | (ahead.singular.unsqueeze(1) & (self.eps * largest > self.usual))
+        lost = (lost & (FARTHER * z.abs() >= largest)).any(1)  # a search may have come back a little
         return ahead._replace(excess=torch.where(lost, torch.inf, ahead.excess), settled=ahead.settled & ~lost)
 
     def _note(self, jacobian: Tensor | None, arrived: Tensor) -> None:
