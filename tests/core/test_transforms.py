@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from torchimplicit.core.transforms import random_state_kept
+from torchimplicit.core.transforms import active, for_rows, random_state_kept
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -17,3 +17,13 @@ def test_random_numbers_drawn_inside_leave_no_trace(fails):
     except RuntimeError:
         assert fails
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_a_function_of_rows_is_mapped_as_torch_does(dim):
+    rows, matrix = torch.randn(3, 4, dtype=torch.float64), torch.randn(2, 4, dtype=torch.float64)
+    for function in (lambda row: row * matrix, lambda row: (matrix @ row).expand(5, 2)):
+        assert torch.equal(for_rows(function, rows, dim), torch.vmap(function, out_dims=dim)(rows))
+    with pytest.raises(RuntimeError):
+        for_rows(lambda row: row * float(row.sum()), rows, dim)
+    assert not active()

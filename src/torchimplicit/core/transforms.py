@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.vmap import lazy_load_decompositions
 from torch.autograd.graph import _engine_run_backward
 from torch.utils import _pytree as pytree
 
@@ -60,6 +61,20 @@ def vjp_of_graph(value: Tensor, by: Tensor, v: Tensor, create_graph: bool = Fals
     """
     found = _engine_run_backward((value,), (v,), True, create_graph, (by,), True, accumulate_grad=False)[0]
     return torch.zeros_like(by) if found is None else found
+
+
+def for_rows(function: Callable[[Tensor], Tensor], rows: Tensor, dim: int) -> Tensor:
+    """`torch.vmap` of a function of one tensor, over its first dimension, the results side by side in dimension `dim`.
+
+    That function's looks at what it is given take more than a small Jacobian's products.
+    """
+    lazy_load_decompositions()
+    level = _functorch._vmap_increment_nesting(len(rows), "error")
+    try:
+        value = function(_functorch._add_batch_dim(rows, 0, level))
+        return _functorch._remove_batch_dim(value, level, len(rows), dim)
+    finally:
+        _functorch._vmap_decrement_nesting()
 
 
 def without_inference_mode(function: Callable[..., Any], *inputs: Any) -> Any:

@@ -134,7 +134,7 @@ class Jacobian(LinearOperator):
     def _rows(self, like: Tensor) -> Tensor:
         basis = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
         try:
-            return torch.vmap(lambda row: self.rmatvec(row.expand(like.shape)), out_dims=1)(basis)
+            return transforms.for_rows(lambda row: self.rmatvec(row.expand(like.shape)), basis, 1)
         except RuntimeError:  # sparse and compiled functions do not vectorise
             return torch.stack([self.rmatvec(row.expand(like.shape)) for row in basis], dim=1)
 

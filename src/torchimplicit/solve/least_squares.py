@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.core import transforms
 from torchimplicit.core.options import require
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.tree import norm
@@ -181,7 +182,7 @@ def columns(jacobian: Jacobian, like: Tensor) -> Tensor:
         return jacobian.dense(jacobian.value.detach())
     jacobian.record(like)
     basis = torch.eye(width, dtype=like.dtype, device=like.device)
-    return torch.vmap(lambda row: jacobian.matvec(row.expand_as(like)), out_dims=2)(basis)
+    return transforms.for_rows(lambda row: jacobian.matvec(row.expand_as(like)), basis, 2)
 
 
 class Normal(LinearOperator):
