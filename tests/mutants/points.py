@@ -103,6 +103,18 @@ MUTANTS = [
         "tests/solve/test_claims.py::test_an_energy_without_a_minimum_has_none",
     ),
     Mutant(
+        "solve/docket.py", "who is refused claims nothing of what came since",
+        "(later.move <= target)",
+        "(later.move < 0)",
+        "tests/solve/test_docket.py",
+    ),
+    Mutant(
+        "solve/docket.py", "what is granted is where a sample has gone on to",
+        "self.claims = self.claims.where(self.waiting, claim)",
+        "self.claims = claim",
+        "tests/solve/test_docket.py",
+    ),
+    Mutant(
         "solve/ahead.py", "a singular Jacobian is as good as any",
         "UNEXPLAINED = 1e-3",
         "UNEXPLAINED = 1e9",

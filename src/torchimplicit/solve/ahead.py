@@ -22,43 +22,12 @@ from torchimplicit.core import transforms
 from torchimplicit.core.problem import Residual, Slope
 from torchimplicit.core.tree import norm
 from torchimplicit.linear import CG, GMRES, Jacobian, LinearOperator
+from torchimplicit.solve.look import Claim
 
 DENSE = 256  # unknowns per sample up to which the Jacobian is built and factored
 NOISE = 10.0  # roundings of its terms by which a residual may be wrong
 ROUGH, PRODUCTS = 0.1, 100  # beyond: the relative residual to which the step is solved for, within so many products
 UNEXPLAINED = 1e-3  # part of a residual that a solve may leave; by more a Jacobian counts as singular
-
-
-class Claim(NamedTuple):
-    """Iterates that may be solutions, each as it was when that was claimed.
-
-    Attributes:
-        step: of which they are, `(B,)`.
-        z: the iterates, `(B, n)`.
-        residual: there, `(B, n)`.
-        size: its norm, `(B,)`.
-        move: the largest part of itself by which an unknown has come there, `(B,)`.
-        largest: the largest size that each unknown has had, `(B, n)`.
-        highest: the largest size that each residual has had, `(B, n)`.
-    """
-
-    step: Tensor
-    z: Tensor
-    residual: Tensor
-    size: Tensor
-    move: Tensor
-    largest: Tensor
-    highest: Tensor
-
-    def where(self, which: Tensor, other: Claim) -> Claim:
-        """This one for some samples `(B,)`, another for the rest."""
-        column = which.unsqueeze(1)
-        pairs = zip(self, other, strict=True)
-        return Claim(*(torch.where(column if one.dim() == 2 else which, one, two) for one, two in pairs))
-
-    def take(self, rows: Tensor) -> Claim:
-        """That of some samples."""
-        return Claim(*(part[rows] for part in self))
 
 
 class Ahead(NamedTuple):
@@ -268,4 +237,4 @@ class _Transformed(LinearOperator):
 
     def dense(self, like: Tensor) -> Tensor:
         basis = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
-        return torch.vmap(lambda row: self.rmatvec(row.expand(like.shape)), out_dims=1)(basis)
+        return transforms.for_rows(lambda row: self.rmatvec(row.expand(like.shape)), basis, 1)

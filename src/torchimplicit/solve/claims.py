@@ -4,12 +4,14 @@ A residual that is not in the units of the state says nothing by its size. So ev
 unknowns' largest values so far, which costs nothing; and where that is short, or where a sample would give up, the
 Newton step from the iterate decides (`ahead`). A claim that is refused is not repeated before the steps have become
 shorter by as much as was missing, a thousandfold at most.
+
+Claims may wait to be looked at together (`docket`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +19,9 @@ from torch import Tensor
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.status import Report, Status
 from torchimplicit.core.tree import norm
-from torchimplicit.solve.ahead import Ahead, Claim, look_ahead
+from torchimplicit.solve.ahead import Ahead, look_ahead
+from torchimplicit.solve.docket import Docket
+from torchimplicit.solve.look import Claim, Look
 from torchimplicit.solve.samples import FLOOR, PATIENCE_AT_FLOOR, SLACK, Samples
 
 SOONEST, SPARSEST = 2.0, 1000.0  # by which factor steps must have become shorter before a claim is made again
@@ -25,28 +29,6 @@ GROWN = 10.0  # so many times its start an unknown is when it counts as running 
 PATIENCE_DOWNHILL = 30  # steps of a method that goes down by which neither energy nor slope has fallen
 MOVING = 1e-3  # and so much of itself it moved by in the last step
 FARTHER = 2.0  # so many times its start an unknown has run off where it has no influence any more
-
-
-class Look(NamedTuple):
-    """What a step has led to.
-
-    Attributes:
-        z: the iterate, with its graph, `(B, n)`.
-        residual: there, `(B, n)`.
-        size: its norm, `(B,)`.
-        energy: of a method that goes down, `(B,)`; None for others.
-        moves: of every unknown, as parts of the largest value that it has had, `(B, n)`.
-        move: the largest of these; infinite at the start, `(B,)`.
-        low: what rounding alone may leave of the residual, `(B,)`.
-    """
-
-    z: Tensor
-    residual: Tensor
-    size: Tensor
-    energy: Tensor | None
-    moves: Tensor
-    move: Tensor
-    low: Tensor
 
 
 class Claims(Samples):
@@ -81,17 +63,26 @@ class Claims(Samples):
         self.start = self.usual = self.largest = self.highest = state.z.detach()
         self.lowest = self.below = torch.full_like(self.best, torch.inf)  # energy, and what counts as lower
         self.first_target = max(options.rtol, eps) ** 0.5
-        self.soon = 2 * max(options.rtol, FLOOR * eps)  # what the next step of a descent must be foreseen to be
+        self.soon = max(options.rtol, FLOOR * eps)  # what the next step of a descent must be foreseen to be
         self.target, self.refused = torch.full_like(self.best, self.first_target), False
         self.moves = torch.zeros_like(self.start)  # of the last step that moved a sample
         self.away = torch.zeros_like(self.running)  # whether some unknown still grew by it
+        # Nobody goes on in vain where rounding is all that there is to gain, or where steps are asked for.
+        waits = options.rtol > eps**0.5 and not (self.overwritten or save_steps)
+        self.docket = Docket(options.waits if waits else 0, self.away)
 
     def judge(self, step: int, state: Any, problem: Residual, stuck: Tensor | None = None) -> bool:
         """See `Samples.judge`."""
         if step in self.history:
             return self.any_running
         look = self._look(step, state)
-        if step < self.last and (step or not self.settled) and self._goes_on(look):
+        steady, docket = self._get_on(look), self.docket
+        if docket.claims is not None and (step >= self.last or bool((docket.waiting & ~steady).any())):
+            self._hear(problem)
+        if self.refused:
+            self.target = torch.where(look.move > self.first_target, self.first_target, self.target)
+        may = self._foreseen(look)
+        if step < self.last and (step or not self.settled) and self._goes_on(look, steady, may):
             self.best = look.size if self.all_running else torch.where(self.running, look.size, self.best)
             self.latest, self.all_latest = self.running, self.all_running
             if self.any_stalled:
@@ -99,8 +90,11 @@ class Claims(Samples):
             if look.energy is not None:
                 self._lower(look.energy if self.all_running else torch.where(self.running, look.energy, self.lowest))
             self.moves = look.moves
+            if docket.claims is not None:
+                docket.follow(self._claim(step, look), may)
+            self._hear_what_is_due(step, problem)
         else:
-            self._look_closer_at(step, problem, look, stuck)
+            self._look_closer_at(step, problem, look, may, stuck)
         # The least residual, not the last best one: at a minimum, rounding may lead round a circle of places.
         bar = torch.minimum(self.bar, self.best * self.part)
         self.bar = bar if self.all_running else torch.where(self.running, bar, -torch.inf)
@@ -125,23 +119,36 @@ class Claims(Samples):
             self.usual = self.largest if step == 1 else self.usual
             moves = (z - previous).abs() / self.largest
             move = moves.amax(1)
-        if self.refused:
-            self.target = torch.where(move > self.first_target, self.first_target, self.target)
         low = FLOOR * self.eps * norm(self.highest)
         return Look(state.z, residual, size, getattr(state, "energy", None), moves, move, low)
 
-    def _goes_on(self, look: Look) -> bool:
-        """Whether every running sample moves far and gets better: then there is nothing else to do."""
+    def _get_on(self, look: Look) -> Tensor:
+        """Which samples get better; those whose claims wait must go on moving little, too."""
         energy = look.energy
         falls = look.size < self.bar if energy is None else (energy < self.below) & (energy > -torch.inf)
-        fine = falls & (look.move > self.target) & (look.size > look.low)
+        falls = falls & (look.size > look.low)
+        if self.docket.claims is None:
+            return falls
+        return falls & (~self.docket.waiting | (look.move <= self.first_target))
+
+    def _foreseen(self, look: Look) -> Tensor:
+        """Where the next step will be short: those of a descent that shrink go on shrinking as the last two did."""
+        if look.energy is None:
+            return self.docket.nobody
+        return look.move.square() <= self.soon * self.moves.amax(1)
+
+    def _goes_on(self, look: Look, steady: Tensor, may: Tensor) -> bool:
+        """Whether there is nothing else to do: every running sample gets better, and moves far or has claimed."""
+        far = look.move > self.target
+        far = far if look.energy is None else far | ~may
+        fine = steady & (far if self.docket.claims is None else far | self.docket.waiting)
         return bool((fine if self.all_running else fine | ~self.running).all())
 
     def _lower(self, lowest: Tensor) -> None:
         self.lowest = lowest
         self.below = torch.sub(lowest, lowest.abs(), alpha=FLOOR * self.eps)
 
-    def _compare(self, step: int, look: Look) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _compare(self, step: int, look: Look, may: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Which iterates are to be kept, are better than any before, are finite, and may be solutions, `(B,)` each."""
         size, energy, move = look.size, look.energy, look.move
         sound = size + norm(look.z.detach())
@@ -152,14 +159,13 @@ class Claims(Samples):
             better = (move > 0) & sound
             smaller = smaller | ((energy < self.below) & sound)
             self._lower(torch.where(smaller, torch.minimum(energy, self.lowest), self.lowest))
-            # Steps that shrink go on shrinking: the next is foreseen from the last two.
-            claims = claims & (better & (move.square() <= self.soon * self.moves.amax(1)) | (size == 0))
+            claims = claims & (better & may | (size == 0))
         if step >= self.last or (step == 0 and self.settled):
             claims = torch.ones_like(claims)
         return better, smaller, sound, claims & sound
 
-    def _look_closer_at(self, step: int, problem: Residual, look: Look, stuck: Tensor | None) -> None:
-        better, smaller, sound, asks = self._compare(step, look)
+    def _look_closer_at(self, step: int, problem: Residual, look: Look, may: Tensor, stuck: Tensor | None) -> None:
+        better, smaller, sound, asks = self._compare(step, look, may)
         self.moves = torch.where((look.move > 0).unsqueeze(1), look.moves, self.moves)
         failing = self.running & ~smaller
         fails, gives_up = bool(failing.any()), torch.zeros_like(failing)
@@ -178,25 +184,64 @@ class Claims(Samples):
         if fails or step >= self.last:
             away = (~(look.z.detach().abs() < self.largest) & (self.moves > MOVING)).any(1)
             self.away = torch.where(self.running, away, self.away)
-        arrived = torch.zeros_like(failing)
-        asks = self.running & (asks | (gives_up & sound))
-        if bool(asks.any()):
-            claim = Claim(self.status, look.z, look.residual, look.size, look.move, self.largest, self.highest)
-            ahead = self._ask(problem, claim, fails and bool(gives_up.any()))
-            arrived = asks & ((ahead.excess <= 1) | (gives_up & ahead.settled))
-            status = torch.where(arrived, int(Status.CONVERGED), status)
-            self._note(ahead.jacobian, arrived)
-            status = torch.where(asks & ~ahead.finite, int(Status.NON_FINITE), status)
-            shorter = look.move / ahead.excess.clamp(SOONEST, SPARSEST)
-            self.target, self.refused = (
-                torch.where(asks & (look.move > 0), shorter.clamp_min(FLOOR * self.eps), self.target),
-                True,
-            )
-        self.latest, self.all_latest = (better & self.running) | arrived, False
+        self.latest, self.all_latest = better & self.running, False
         self.best = torch.where(self.latest, look.size, self.best)
+        asks = self.running & ((asks & ~self.docket.waiting) | (gives_up & sound))
+        claim = self._claim(step, look)
+        self.docket.follow(claim, may)
+        if bool(asks.any()):
+            self.docket.add(claim, step, asks)
+        self._hear_what_is_due(step, problem, gives_up if fails and bool(gives_up.any()) else None)
         stops = self.running & (status != int(Status.MAX_STEPS))
         if bool(stops.any()):
             self._stop(step, look.z, stops, status)
+
+    def _claim(self, step: int, look: Look) -> Claim:
+        at = torch.full_like(self.status, step)
+        return Claim(at, look.z, look.residual, look.size, look.move, self.largest, self.highest)
+
+    def _hear_what_is_due(self, step: int, problem: Residual, gives_up: Tensor | None = None) -> None:
+        docket = self.docket
+        if docket.claims is None:
+            return
+        if step >= self.last or gives_up is not None or docket.is_due(step, self.running):
+            self._hear(problem, gives_up)
+
+    def _hear(self, problem: Residual, gives_up: Tensor | None = None) -> None:
+        """Looks at what has been claimed: grants it, or refuses it for now.
+
+        Args:
+            problem: the residual.
+            gives_up: samples that will not get better, which rounding excuses, `(B,)` bool.
+        """
+        claims, asks = self.docket.claims, self.docket.waiting
+        assert claims is not None
+        while True:
+            stops = self._decide(problem, claims, asks, gives_up)
+            if not self.docket.trail:
+                break
+            claims, asks = self.docket.again(claims, asks & ~stops, self.target)
+            if not bool(asks.any()):
+                break
+        self.docket.clear()
+
+    def _decide(self, problem: Residual, claim: Claim, asks: Tensor, gives_up: Tensor | None) -> Tensor:
+        """Stops samples whose claims are right, or whose energies are no numbers; returns which."""
+        ahead = self._ask(problem, claim, gives_up is not None)
+        excused = self.docket.nobody if gives_up is None else gives_up & ahead.settled
+        arrived = asks & ((ahead.excess <= 1) | excused)
+        self._note(ahead.jacobian, arrived)
+        shorter = claim.move / ahead.excess.clamp(SOONEST, SPARSEST)
+        shorter = shorter.clamp_min(FLOOR * self.eps)
+        self.target, self.refused = torch.where(asks & (claim.move > 0), shorter, self.target), True
+        status = torch.where(arrived, int(Status.CONVERGED), int(Status.MAX_STEPS))
+        status = torch.where(asks & ~ahead.finite, int(Status.NON_FINITE), status)
+        stops = status != int(Status.MAX_STEPS)
+        if bool(stops.any()):
+            self.latest = self.latest | arrived
+            self.best = torch.where(stops & self.latest, claim.size, self.best)
+            self._stop(claim.step, claim.z, stops, status)
+        return stops
 
     def _is_stuck(self, look: Look, stuck: Tensor | None) -> Tensor:
         """Which samples will not get better."""
@@ -227,6 +272,7 @@ class Claims(Samples):
         """See `Samples.take`."""
         some = super().take(rows)
         some.jacobian = None
+        some.docket = self.docket.take(rows)
         return some  # type: ignore[return-value]
 
     def put(self, rows: Tensor, some: Samples, answer: Tensor) -> None:

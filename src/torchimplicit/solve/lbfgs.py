@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -126,6 +126,9 @@ class LBFGS(Minimiser):
         atol: see `Solver`.
         max_steps: see `Solver`.
     """
+
+    # Steps cost little beside looks, and those after a claim are full ones: no search is in vain.
+    waits: ClassVar[int] = 2
 
     memory: int = 10
     trials: int = 20

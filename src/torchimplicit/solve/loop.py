@@ -60,10 +60,12 @@ class Solver:
     Attributes:
         patience: looks without a better residual before a sample counts as stagnated; the method's own, no option.
         divergence: growth of the residual over its first value that counts as divergence; the same.
+        waits: steps that a look at a root or minimum may wait for those at others; the same.
     """
 
     patience: ClassVar[int] = PATIENCE
     divergence: ClassVar[float] = DIVERGENCE
+    waits: ClassVar[int] = 0
 
     rtol: float = 1e-4
     atol: float | None = None

@@ -159,7 +159,7 @@ class Samples:
             self.limit = self.divergence * torch.maximum(size, tolerance)
         return size, tolerance, scale
 
-    def _stop(self, step: int, z: Tensor, stops: Tensor, status: Tensor | int) -> None:
+    def _stop(self, step: int | Tensor, z: Tensor, stops: Tensor, status: Tensor | int) -> None:
         """Samples stop: at this iterate where it is their latest, at the one that was set aside otherwise."""
         self._keep(stops & self.latest, z)
         self.status = torch.where(stops, status, self.status)
