@@ -271,9 +271,9 @@ class Claims(Samples):
     def take(self, rows: Tensor) -> Claims:
         """See `Samples.take`."""
         some = super().take(rows)
-        some.jacobian = None
-        some.docket = self.docket.take(rows)
-        return some  # type: ignore[return-value]
+        assert isinstance(some, Claims)
+        some.jacobian, some.docket = None, self.docket.take(rows)
+        return some
 
     def put(self, rows: Tensor, some: Samples, answer: Tensor) -> None:
         """See `Samples.put`."""
