@@ -90,7 +90,7 @@ MUTANTS = [
         "ode/quarantine.py", "nobody is told of a leak",
         'warn_of_leak()\n    again',
         'pass\n    again',
-        "tests/ode/test_quarantine.py tests/ode/test_bad_input.py tests/ode/test_odeint.py",
+        "tests/ode/test_quarantine.py::test_a_sick_sample_that_cannot_be_kept_apart_is_said",
     ),
     Mutant(
         "ode/event.py", "events are found to three digits",

@@ -115,6 +115,27 @@ def test_a_condition_that_is_not_finite_stays_out_too(adjoint):
     assert torch.allclose(*found, rtol=1e-12)
 
 
+OPTIONS = [{"adjoint": each} for each in (*ADJOINTS, ti.Backsolve(), ti.Reversible())] + [{"solver": ti.Kvaerno5()}]
+OPTIONS += [{"dense": True}, {"event": ti.Event(lambda t, y, w, x: y[:, 0] - 0.3)}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_sick_sample_that_cannot_be_kept_apart_is_said(options):
+    """The batch is the second dimension of `x`, where no sample's row is found: NaN gets into the shared gradient."""
+
+    def field(t, y, w, x):
+        return w * torch.tanh(y + x.T)
+
+    w, x = double(1.3)[0].requires_grad_(), double([1.0, math.nan, 0.3], [0.4, 0.1, -0.2])
+    with pytest.warns(ti.ConvergenceWarning, match="could not be kept apart"):
+        solution = ti.odeint(field, torch.zeros(3, 2).double(), TIMES, w, x, on_failure="ignore", **options)
+    assert solution.status.tolist() == [0, int(ti.Status.NON_FINITE), 0]
+    with pytest.warns(ti.ConvergenceWarning, match="could not be kept apart"):  # and no finite number is given for it
+        (found,) = torch.autograd.grad(solution.value[:, ROWS].sum(), w)
+    assert found.isnan()
+    assert solution.backward is None or (solution.backward.status[ROWS] != ti.Status.NON_FINITE).all()
+
+
 BLOW_UP, LATER = double([0.1, 0.2], [0.5, 2.0], [0.3, 0.3]), double(0.0, 0.2, 0.4, 0.8)
 
 

@@ -169,7 +169,7 @@ def _search(attempt: Callable[[Tensor], Any], sick: Tensor) -> Tensor:
         attempt: gives None where not all of the samples that are not given to it are healthy.
         sick: samples that are known to be sick.
     """
-    todo, sick = [torch.nonzero(~sick).flatten()], sick.clone()
+    todo, sick = [*torch.nonzero(~sick).flatten().tensor_split(2)], sick.clone()
     for _ in range(MOST_ATTEMPTS):
         if not todo:
             return sick

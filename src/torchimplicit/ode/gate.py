@@ -84,18 +84,19 @@ class PathGate:
         if grad is None:
             said(found)
         elif not all_finite(found):
-            first = torch.zeros_like(grad[0, :, 0], dtype=torch.bool) if lost is None else lost
-            lost, apart = find_apart(lambda sick: self._without(sick, grad, found), first)
+            # Those that the forward pass keeps out are known: were they looked for, nobody would be left without them.
+            held = torch.zeros_like(grad[0, :, 0], dtype=torch.bool) if self.held is None else self.held
+            known = held if lost is None else held | lost
+            lost, apart = find_apart(lambda sick: self._without(sick, grad, found), known)
             if apart is None:
                 warn_of_leak()
                 return found
-            found = apart
+            found, lost = apart, lost & ~held
         self._report(lost)
         return found
 
     def _without(self, sick: Tensor, grad: Tensor, found: Gradients) -> Gradients | None:
         """The gradients by a walk in which healthy samples stand in for the sick; None where not all are finite."""
-        sick = sick if self.held is None else sick | self.held
         if bool(sick.all()):
             return [None if each is None else torch.zeros_like(each) for each in found]
         differentiable = torch.is_grad_enabled()
