@@ -62,8 +62,9 @@ def statuses(call, rows, solution):
     converged = status == ti.Status.CONVERGED
     wrong = torch.nonzero(converged & ~well).flatten().tolist()
     faults += [silent("converged, and holds numbers that are not finite", b) for b in wrong]
-    # A loose tolerance is met some steps away, an absolute one at once.
-    if call.condition.nowhere and call.solver.rtol < 1e-3 and absolute(call) < 0.1 * call.condition.units.min():
+    # A loose tolerance is met some steps away (ten roundings of half precision are one), an absolute one at once.
+    loose = max(call.solver.rtol, 10 * call.form.eps)
+    if call.condition.nowhere and loose < 1e-3 and absolute(call) < 0.1 * call.condition.units.min():
         words = f"converged, where there is no solution; value {rows.flatten()[:4].tolist()}"
         faults += [silent(words, b) for b in torch.nonzero(converged).flatten().tolist()]
     return faults

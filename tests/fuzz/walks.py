@@ -20,12 +20,12 @@ def field(t, y, x, A):
 
 
 def after(t, y0, x, A):
-    """The state after the time `t`, `(B, 1)` or a number: `y' = y A + x`."""
-    n = y0.shape[1]
+    """The state after the time `t`, `(B, 1)` or a number: `y' = y A + x`, in units in which the exponential is exact."""
+    n, unit = y0.shape[1], torch.maximum(y0.detach().abs().amax(), x.detach().abs().amax())
     system = torch.nn.functional.pad(A.expand(len(y0), n, n), (0, 1, 0, 1))
-    system = system + torch.nn.functional.pad(x[:, None, :], (0, 1, n, 0))
-    rows = torch.nn.functional.pad(y0, (0, 1), value=1.0)[:, None, :]
-    return (rows @ torch.matrix_exp(system * torch.as_tensor(t).reshape(-1, 1, 1)))[:, 0, :n]
+    system = system + torch.nn.functional.pad(x[:, None, :] / unit, (0, 1, n, 0))
+    rows = torch.nn.functional.pad(y0 / unit, (0, 1), value=1.0)[:, None, :]
+    return unit * (rows @ torch.matrix_exp(system * torch.as_tensor(t).reshape(-1, 1, 1)))[:, 0, :n]
 
 
 def crossing(level, span, y0, x, A):
