@@ -177,9 +177,9 @@ def solve_problem(
         adjoint = Implicit(LU()) if problem.layout.width <= DENSE else Implicit()
     check_options(solver, adjoint, on_failure)
     _check_save_steps(save_steps)
-    knowledge = None
+    left: dict[str, Any] = {}
     if warm_start is not None:
-        z0, knowledge = _where_left(problem, warm_start)
+        z0, left = _where_left(problem, warm_start)
     z0, tensors = transforms.normal((z0, problem.explicit.take_tensors()))
     start = problem.layout.flatten(z0)
     if not problem.layout.batch:
@@ -191,8 +191,7 @@ def solve_problem(
             residual(start.detach())
 
     def run(residual: Residual, z: Tensor) -> Result:
-        options = {"trace": trace, "save_steps": save_steps, "settled": warm_start is not None}
-        result = iterate(solver, residual, z, knowledge=knowledge, **options)
+        result = iterate(solver, residual, z, trace, save_steps, **left)
         if review is not None:
             review(residual, result)
         return result
@@ -212,13 +211,13 @@ def solve_problem(
             saved = [torch.where(sick[:, None], z.detach(), new) for z, new in zip(saved, healthy, strict=True)]
         else:
             saved = _differentiable(call, adjoint, saved, tensors, sick)
-    solution = _presented(problem, value, report, saved, result.knowledge, present)
+    solution = _presented(problem, value, report, saved, result, present)
     react(report, on_failure, solution)
     return solution
 
 
-def _where_left(problem: Problem, warm_start: Any) -> tuple[Any, Any]:
-    """The state that an earlier solution ended in, and what its solver had learnt.
+def _where_left(problem: Problem, warm_start: Any) -> tuple[Any, dict[str, Any]]:
+    """The state that an earlier solution ended in, and what the loop shall know of how it got there.
 
     Raises:
         TypeError: it is no solution.
@@ -228,7 +227,8 @@ def _where_left(problem: Problem, warm_start: Any) -> tuple[Any, Any]:
         got = type(warm_start).__name__
         raise TypeError(f"warm_start: got a {got}, expected a Solution; to start elsewhere pass z0")
     problem.layout.check(warm_start.value, subject="warm_start has")
-    return pytree.tree_map(torch.detach, warm_start.value), warm_start.state
+    left = {"knowledge": warm_start.state, "settled": True, "ran": warm_start.ran}
+    return pytree.tree_map(torch.detach, warm_start.value), left
 
 
 def _sick(value: Tensor, report: Report) -> Tensor | None:
@@ -244,12 +244,13 @@ def _presented(
     value: Tensor,
     report: Report,
     saved: Sequence[Tensor],
-    knowledge: Any,
+    result: Result | None,
     present: Callable[[Solution], Solution] | None,
 ) -> Solution:
     """Flat values `(B, n)` as the caller sees them, who may write into them: the adjoint keeps its own."""
     value, *saved = (own(problem.layout.unflatten(rows)) for rows in (value, *saved))
-    solution = Solution(value, report, tuple(saved), knowledge)
+    learnt = (None, None) if result is None else (result.knowledge, result.ran)
+    solution = Solution(value, report, tuple(saved), *learnt)
     return solution if present is None else present(solution)
 
 

@@ -20,7 +20,7 @@ def field(t, y, x, A):
 
 
 def after(t, y0, x, A):
-    """The state after the time `t`, `(B, 1)` or a number: `y' = y A + x`, in units in which the exponential is exact."""
+    """The state after the time `t`, `(B, 1)` or a number: `y' = y A + x`, in units of the state."""
     n, unit = y0.shape[1], torch.maximum(y0.detach().abs().amax(), x.detach().abs().amax())
     system = torch.nn.functional.pad(A.expand(len(y0), n, n), (0, 1, 0, 1))
     system = system + torch.nn.functional.pad(x[:, None, :] / unit, (0, 1, n, 0))

@@ -177,6 +177,56 @@ def test_a_slope_that_underflows_where_the_curvature_does_not_is_no_minimum(star
     assert not solution.report.converged
 
 
+@pytest.mark.parametrize("solver", [*DOWN, ti.LBFGS(rtol=1e-9)], ids=str)
+@pytest.mark.parametrize("unit", [1.0, 20.0, 1e-8])
+def test_a_slope_that_wiggles_and_never_falls_is_no_minimum_however_far_away(solver, unit):
+    """At 1e14 units a Newton step of ten is short; the slope is still that of the start, or the half of it."""
+    z0 = unit * double([-0.3], [1.5], [-0.1], [0.3])
+    found = ti.argmin(
+        lambda z: 3e7 * (z / unit + 0.1 * torch.sin(z / unit)).sum(1), z0, solver=solver, on_failure="ignore"
+    )
+    assert (found.status != ti.Status.CONVERGED).all()
+
+
+def test_steep_functions_whose_residual_has_not_fallen_yet_still_arrive():
+    start, at = double([0.9999], [0.0], [-5.0]), 1.0
+    found = ti.root(lambda z: torch.asinh(1e7 * (z - at)), start, solver=ti.Newton(max_steps=200, halvings=20))
+    assert torch.allclose(found.value, torch.full_like(start, at), rtol=1e-4)
+
+
+FLAT = {
+    "logistic": lambda z: torch.nn.functional.softplus(-z).sum(1),
+    "exponential": lambda z: torch.exp(-z).sum(1),
+    "hill": lambda z: 1 / (1 + z.exp()).sum(1),
+    "wiggle": lambda z: (z + 0.1 * torch.sin(z)).sum(1),
+}
+
+
+@pytest.mark.parametrize("solver", [ti.LBFGS(), ti.NewtonCG(max_steps=60), ti.Newton()], ids=str)
+@pytest.mark.parametrize("energy", FLAT.values(), ids=FLAT)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_where_a_failed_solve_has_ended_a_warm_start_finds_no_minimum(energy, solver, dtype):
+    """What has run off is not told by where it is: all is flat there. The earlier solution knows where it came from."""
+    options = {"solver": solver, "on_failure": "ignore"}
+    found = ti.argmin(energy, torch.tensor([[0.3, -1.0], [1.0, 2.0]], dtype=dtype), **options)
+    for _ in range(2):
+        assert (found.status != ti.Status.CONVERGED).all()
+        found = ti.argmin(energy, found.value, warm_start=found, **options)
+
+
+def test_a_failed_solve_is_gone_on_with():
+    """Samples that had converged are solutions at once, the others after the steps that they still need."""
+    a = double([1.0], [1e6])
+    options = {"solver": ti.LBFGS(max_steps=4), "on_failure": "ignore"}
+    first = ti.argmin(lambda z, a: (z**4 / 4 - a * z).sum(1), torch.ones_like(a), a, **options)
+    assert first.status.tolist() == [0, ti.Status.MAX_STEPS]
+    second = ti.argmin(lambda z, a: (z**4 / 4 - a * z).sum(1), torch.ones_like(a), a, warm_start=first)
+    assert second.status.tolist() == [0, 0]
+    assert second.steps[0] == 0
+    assert second.ran is None
+    assert torch.allclose(second.value, a ** (1 / 3), rtol=1e-4)
+
+
 def test_a_search_that_has_come_back_a_little_from_where_all_is_flat_has_found_no_minimum():
     units = 1e5
     starts = torch.tensor([[0.358, -0.246, 2.303], [0.36, -0.314, -1.079], [-1.079, 1.44, -0.111]])

@@ -91,12 +91,14 @@ class Solution:
         report: the `Report`; its fields are also here as `status`, `steps`, `residual`, `nfev`, `trace`, `backward`.
         trajectory: the iterates after the steps `save_steps`, each like `value`, in that order.
         state: what the solver learnt beyond the solution (`Broyden`: its pairs), for a warm start; None for most.
+        ran: how far samples that failed have run, so that a warm start does not take them for solutions; else None.
     """
 
     value: Any
     report: Report
     trajectory: tuple = ()
     state: Any = field(default=None, repr=False)
+    ran: Any = field(default=None, repr=False)
 
     @property
     def status(self) -> Tensor:

@@ -31,7 +31,7 @@ class ConstrainedSolution(Solution):
         """From the solution of the Lagrangian's state, the pair of value and multipliers."""
         value, multipliers = solution.value
         trajectory = tuple(value for value, _ in solution.trajectory)
-        return cls(value, solution.report, trajectory, solution.state, multipliers=multipliers)
+        return cls(value, solution.report, trajectory, solution.state, solution.ran, multipliers=multipliers)
 
 
 def lagrangian(energy: Callable, constraints: Callable, state: tuple, *args: Any) -> Tensor:

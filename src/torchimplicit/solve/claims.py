@@ -22,13 +22,13 @@ from torchimplicit.core.tree import norm
 from torchimplicit.solve.ahead import Ahead, look_ahead
 from torchimplicit.solve.docket import Docket
 from torchimplicit.solve.look import Claim, Look
+from torchimplicit.solve.runaway import Ran, advice, has_run_off
 from torchimplicit.solve.samples import FLOOR, PATIENCE_AT_FLOOR, SLACK, Samples
 
 SOONEST, SPARSEST = 2.0, 1000.0  # by which factor steps must have become shorter before a claim is made again
 GROWN = 10.0  # so many times its start an unknown is when it counts as running off,
 PATIENCE_DOWNHILL = 30  # steps of a method that goes down by which neither energy nor slope has fallen
 MOVING = 1e-3  # and so much of itself it moved by in the last step
-FARTHER = 2.0  # so many times its start an unknown has run off where it has no influence any more
 
 
 class Claims(Samples):
@@ -40,6 +40,7 @@ class Claims(Samples):
         eps: see `Samples`.
         save_steps: see `Samples`.
         settled: whether the start may be a solution already, and is looked at as one.
+        ran: how far an earlier solve that ended there had run; None where there was none, or it had not failed.
     """
 
     rows: ClassVar[tuple[str, ...]] = (
@@ -56,8 +57,17 @@ class Claims(Samples):
     )
     put_back: ClassVar[tuple[str, ...]] = (*Samples.put_back, "largest", "highest", "away")
 
-    def __init__(self, options: Any, state: Any, eps: float, save_steps: Sequence[int] = (), settled: bool = False):
+    def __init__(
+        self,
+        options: Any,
+        state: Any,
+        eps: float,
+        save_steps: Sequence[int] = (),
+        settled: bool = False,
+        ran: Ran | None = None,
+    ):
         super().__init__(options, state, eps, save_steps)
+        self.earlier = ran if ran is not None and ran.start.shape == state.z.shape else None
         self.tolerances = SLACK * options.rtol, SLACK * (options.atol or 0.0)
         self.last, self.settled = options.max_steps, settled
         self.start = self.usual = self.largest = self.highest = state.z.detach()
@@ -112,15 +122,31 @@ class Claims(Samples):
         if step == 0:
             self.limit, self.highest = self.divergence * size, residual.abs()
             self.largest = self.usual = z.abs().clamp_min(torch.finfo(z.dtype).tiny)
+            self._go_on()
             moves, move = self.moves, torch.full_like(size, torch.inf)
         else:
             self.largest = torch.maximum(self.largest, z.abs())
             self.highest = torch.maximum(self.highest, residual.abs())
-            self.usual = self.largest if step == 1 else self.usual
+            self.usual = self.largest if step == 1 and self.earlier is None else self.usual
             moves = (z - previous).abs() / self.largest
             move = moves.amax(1)
         low = FLOOR * self.eps * norm(self.highest)
         return Look(state.z, residual, size, getattr(state, "energy", None), moves, move, low)
+
+    def _go_on(self) -> None:
+        """Takes over how far samples have run in an earlier solve."""
+        if self.earlier is None:
+            return
+        failed = self.earlier.failed.unsqueeze(1)
+        start, usual, largest, highest = (part.to(self.start) for part in self.earlier[1:])
+        self.start, self.usual = torch.where(failed, start, self.start), torch.where(failed, usual, self.usual)
+        self.largest = torch.where(failed, torch.maximum(largest, self.largest), self.largest)
+        self.highest = torch.where(failed, torch.maximum(highest, self.highest), self.highest)
+
+    def ran(self) -> Ran | None:
+        """How far the samples have run that failed; None where none has."""
+        failed = self.status != int(Status.CONVERGED)
+        return Ran(failed, self.start, self.usual, self.largest, self.highest) if bool(failed.any()) else None
 
     def _get_on(self, look: Look) -> Tensor:
         """Which samples get better; those whose claims wait must go on moving little, too."""
@@ -251,15 +277,8 @@ class Claims(Samples):
 
     def _ask(self, problem: Residual, claim: Claim, noisy: bool) -> Ahead:
         """The Newton step from there; none where an unknown has run to where it has no influence any more."""
-        z, largest = claim.z.detach(), claim.largest
         ahead = look_ahead(problem, claim, *self.tolerances, noisy)
-        if ahead.singular is None or ahead.blind is None or ahead.faint is None:
-            return ahead
-        lost = ahead.blind & (z != self.start)
-        underflown = ahead.faint & (claim.residual == 0).all(1, keepdim=True)
-        lost = lost | (underflown & (largest > FARTHER * self.start.abs()))
-        lost = lost | (ahead.singular.unsqueeze(1) & (self.eps * largest > self.usual))
-        lost = (lost & (FARTHER * z.abs() >= largest)).any(1)  # a search may have come back a little
+        lost = has_run_off(claim, ahead, self.start, self.usual, self.tolerances[0], self.eps)
         return ahead._replace(excess=torch.where(lost, torch.inf, ahead.excess), settled=ahead.settled & ~lost)
 
     def _note(self, jacobian: Tensor | None, arrived: Tensor) -> None:
@@ -290,11 +309,5 @@ class Claims(Samples):
         falls = (self.best < norm(self.highest)) | self.lowest.isfinite()
         away = (report.status != int(Status.CONVERGED)) & grown & self.away & falls
         if bool(away.any()):
-            listed = ", ".join(map(str, torch.nonzero(away).flatten().tolist()[:5]))
-            size = float(self.largest[away].max())
-            report.advice = (
-                f"The unknowns of sample {listed} still grow (up to {size:.1e}) while the residual or the energy "
-                "falls: there may be no root or minimum but at infinity, as with exp(-z), or with separable data that "
-                "nothing regularises; else try more max_steps, or a start nearby."
-            )
+            report.advice = advice(away, self.largest)
         return report

@@ -125,6 +125,7 @@ class Result:
         knowledge: see `Solver.knowledge`.
         saved: the iterates asked for, `(B, n)` each, by step.
         jacobian: an energy's Hessians at converged iterates, `(B, n, n)`, zero at others; None where none was built.
+        ran: how far samples that failed have run, which a solve that goes on from them must know; None for none.
     """
 
     z: Tensor
@@ -132,6 +133,7 @@ class Result:
     knowledge: Any = None
     saved: dict[int, Tensor] = field(default_factory=dict)
     jacobian: Tensor | None = None
+    ran: Any = None
 
 
 def iterate(
@@ -142,6 +144,7 @@ def iterate(
     save_steps: Sequence[int] = (),
     knowledge: Any = None,
     settled: bool = False,
+    ran: Any = None,
 ) -> Result:
     """Runs a solver from `z` until every sample has stopped or the steps are used up.
 
@@ -156,6 +159,7 @@ def iterate(
         save_steps: steps whose iterates to keep; beyond the last step they are the result's.
         knowledge: of an earlier solve with the same solver.
         settled: whether the start may be a solution already: then it is looked at as one.
+        ran: what the earlier solve that ended there said of how far it had run.
 
     Returns:
         The iterate that met the tolerance, or the best one seen, of every sample, and how it went.
@@ -164,12 +168,12 @@ def iterate(
     if problem.comparable:
         samples = Samples(solver, state, problem.eps, save_steps)
     else:
-        samples = Claims(solver, state, problem.eps, save_steps, settled)
+        samples = Claims(solver, state, problem.eps, save_steps, settled, ran)
     state, step = _run(solver, problem, state, samples, 0)
     answer = samples.answer(state.z)
     saved = {chosen: samples.saved.get(chosen, answer) for chosen in save_steps}
     report = samples.report(step, problem.nfev, trace)
-    return Result(answer, report, solver.knowledge(state), saved, samples.jacobian)
+    return Result(answer, report, solver.knowledge(state), saved, samples.jacobian, samples.ran())
 
 
 def _run(solver: Solver, problem: Residual, state: Any, samples: Samples, step: int) -> tuple[Any, int]:

@@ -218,6 +218,10 @@ class Samples:
             if step not in self.history:
                 self.history[step] = absent.index_copy(0, rows, size)
 
+    def ran(self) -> Any:
+        """What whoever goes on from failed samples must know of them; of fixed points, nothing."""
+        return None
+
     def report(self, step: int, nfev: int, trace: bool) -> Report:
         """The report, once the loop has ended."""
         steps = torch.where(self.running, step, self.steps)
