@@ -206,11 +206,7 @@ def solve_problem(
         value, again = quarantine(call, adjoint, value, start, tensors, sick)
     saved = [result.saved[step] for step in save_steps]
     if saved and differentiable:
-        if sick is not None and again is not None and isinstance(adjoint, Unrolled):  # whose iterates have graphs
-            healthy = [again.saved[step] for step in save_steps]
-            saved = [torch.where(sick[:, None], z.detach(), new) for z, new in zip(saved, healthy, strict=True)]
-        else:
-            saved = _differentiable(call, adjoint, saved, tensors, sick)
+        saved = _differentiable(call, adjoint, saved, tensors, sick, again and [again.saved[k] for k in save_steps])
     solution = _presented(problem, value, report, saved, result, present)
     react(report, on_failure, solution)
     return solution
@@ -272,13 +268,20 @@ def _solved_nothing(
 
 
 def _differentiable(
-    call: Call, adjoint: Adjoint, iterates: list[Tensor], tensors: list[Tensor], sick: Tensor | None
+    call: Call,
+    adjoint: Adjoint,
+    iterates: list[Tensor],
+    tensors: list[Tensor],
+    sick: Tensor | None,
+    again: list[Tensor] | None,
 ) -> list[Tensor]:
-    """Iterates `(B, n)` with gradients; sick samples are kept out of them."""
+    """Iterates `(B, n)` with gradients; sick samples are kept out of them, whose stand-ins' iterates `again` holds."""
     if transforms.active() and not isinstance(adjoint, Unrolled):
         raise NotImplementedError("save_steps does not work under torch.func transforms but with adjoint=Unrolled()")
     if sick is None:
         return [adjoint.attach(call, z, tensors) for z in iterates]
+    if again is not None and isinstance(adjoint, Unrolled):  # whose iterates have graphs
+        return [torch.where(sick[:, None], z.detach(), new) for z, new in zip(iterates, again, strict=True)]
     return [
         without(call, z.detach(), tensors, sick, lambda rows, healthy, z=z: adjoint.attach(call, z[rows], healthy))
         for z in iterates

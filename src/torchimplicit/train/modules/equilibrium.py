@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -158,12 +158,11 @@ class EquilibriumModule(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss, and the penalty where it is due."""
         due = bool(self.jacobian_penalty) and self.global_step % self.penalty_every == 0
-        with self._watched() if due else _nothing() as seen:
+        with self._watched() if due else nullcontext([]) as seen:
             loss = self.evaluate("train", batch)
         self._count_solves("train")
         self._losses.append(loss.detach())
-        penalty: Callable[[], Tensor] | None = getattr(self.network, "penalty", None)  # pyright: ignore
-        if penalty is not None:
+        if (penalty := getattr(self.network, "penalty", None)) is not None:
             loss = loss + penalty()
         for layer, inputs, value in seen:
             cell = layer.cell.forward if self.compile_cells else layer  # compiled functions have no second derivatives
@@ -298,8 +297,3 @@ class EquilibriumModule(LightningModule):
                 "a looser rtol, another solver; torchimplicit report shows where it stands.",
                 category=ConvergenceWarning,
             )
-
-
-@contextmanager
-def _nothing() -> Iterator[list]:
-    yield []
