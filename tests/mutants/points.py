@@ -73,9 +73,9 @@ MUTANTS = [
         "tests/solve/test_claims.py::test_a_badly_scaled_root_is_not_claimed_before_it_is_one",
     ),
     Mutant(
-        "solve/claims.py", "who has run off may have arrived",
-        "lost = (lost & (FARTHER * z.abs() >= largest)).any(1)",
-        "lost = torch.zeros_like(ahead.singular)",
+        "solve/runaway.py", "who has run off may have arrived",
+        "return (lost & (FARTHER * z.abs() >= largest)).any(1)",
+        "return torch.zeros_like(ahead.finite)",
         "tests/solve/test_ahead.py::test_an_unknown_that_has_run_to_where_it_has_no_influence_is_at_no_root",
     ),
     Mutant(

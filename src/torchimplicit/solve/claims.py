@@ -30,6 +30,8 @@ GROWN = 10.0  # so many times its start an unknown is when it counts as running 
 PATIENCE_DOWNHILL = 30  # steps of a method that goes down by which neither energy nor slope has fallen
 MOVING = 1e-3  # and so much of itself it moved by in the last step
 
+OWN = ("largest", "highest", "start", "usual", "target", "lowest", "below", "moves", "away")  # that have a row a sample
+
 
 class Claims(Samples):
     """Judges iterates whose residuals are in other units than the state.
@@ -43,18 +45,7 @@ class Claims(Samples):
         ran: how far an earlier solve that ended there had run; None where there was none, or it had not failed.
     """
 
-    rows: ClassVar[tuple[str, ...]] = (
-        *Samples.rows,
-        "largest",
-        "highest",
-        "start",
-        "usual",
-        "target",
-        "lowest",
-        "below",
-        "moves",
-        "away",
-    )
+    rows: ClassVar[tuple[str, ...]] = (*Samples.rows, *OWN)
     put_back: ClassVar[tuple[str, ...]] = (*Samples.put_back, "largest", "highest", "away")
 
     def __init__(
@@ -122,7 +113,9 @@ class Claims(Samples):
         if step == 0:
             self.limit, self.highest = self.divergence * size, residual.abs()
             self.largest = self.usual = z.abs().clamp_min(torch.finfo(z.dtype).tiny)
-            self._go_on()
+            if self.earlier is not None:
+                now = self.start, self.usual, self.largest, self.highest
+                self.start, self.usual, self.largest, self.highest = self.earlier.goes_on(*now)
             moves, move = self.moves, torch.full_like(size, torch.inf)
         else:
             self.largest = torch.maximum(self.largest, z.abs())
@@ -132,16 +125,6 @@ class Claims(Samples):
             move = moves.amax(1)
         low = FLOOR * self.eps * norm(self.highest)
         return Look(state.z, residual, size, getattr(state, "energy", None), moves, move, low)
-
-    def _go_on(self) -> None:
-        """Takes over how far samples have run in an earlier solve."""
-        if self.earlier is None:
-            return
-        failed = self.earlier.failed.unsqueeze(1)
-        start, usual, largest, highest = (part.to(self.start) for part in self.earlier[1:])
-        self.start, self.usual = torch.where(failed, start, self.start), torch.where(failed, usual, self.usual)
-        self.largest = torch.where(failed, torch.maximum(largest, self.largest), self.largest)
-        self.highest = torch.where(failed, torch.maximum(highest, self.highest), self.highest)
 
     def ran(self) -> Ran | None:
         """How far the samples have run that failed; None where none has."""

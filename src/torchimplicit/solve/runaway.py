@@ -26,6 +26,13 @@ class Ran(NamedTuple):
     largest: Tensor
     highest: Tensor
 
+    def goes_on(self, start: Tensor, usual: Tensor, largest: Tensor, highest: Tensor) -> tuple[Tensor, ...]:
+        """The same four for the next solve, from what they are at its start."""
+        first, size, most, worst = (part.to(start) for part in self[1:])
+        went_on = (first, size, torch.maximum(most, largest), torch.maximum(worst, highest))
+        failed, fresh = self.failed.unsqueeze(1), (start, usual, largest, highest)
+        return tuple(torch.where(failed, one, other) for one, other in zip(went_on, fresh, strict=True))
+
 
 def has_run_off(claim: Claim, ahead: Ahead, start: Tensor, usual: Tensor, rtol: float, eps: float) -> Tensor:
     """Which claims are of places where unknowns have run to, and no solutions, `(B,)` bool.
@@ -54,7 +61,7 @@ def advice(away: Tensor, largest: Tensor) -> str:
     """What to say of samples `(B,)` that still run off, with the largest values of their unknowns, `(B, n)`."""
     listed = ", ".join(map(str, torch.nonzero(away).flatten().tolist()[:5]))
     return (
-        f"The unknowns of sample {listed} still grow (up to {float(largest[away].max()):.1e}) while the residual or the "
-        "energy falls: there may be no root or minimum but at infinity, as with exp(-z), or with separable data that "
-        "nothing regularises; else try more max_steps, or a start nearby."
+        f"The unknowns of sample {listed} still grow (up to {float(largest[away].max()):.1e}) while the residual or "
+        "the energy falls: there may be no root or minimum but at infinity, as with exp(-z), or with separable data "
+        "that nothing regularises; else try more max_steps, or a start nearby."
     )
