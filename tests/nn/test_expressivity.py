@@ -108,7 +108,7 @@ def test_the_jacobian_is_nilpotent():
         {"solver": ti.Newton(linear_solver=ti.LU(), rtol=1e-12, atol=0)},
         {"adjoint": ti.Implicit(ti.GMRES(rtol=1e-13))},
         {"adjoint": ti.Implicit(ti.LU())},
-        {"adjoint": ti.Unrolled(rtol=1)},  # whose report asks for more than a map of layers one behind the other has
+        {"adjoint": ti.Unrolled()},
     ],
     ids=lambda options: repr(*options.values()).partition("(rtol")[0],
 )

@@ -90,20 +90,23 @@ class Call:
 
     def forward(self, z: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """Runs the solver from `z` and records how it went. Returns the solution, `(B, n)`, never `z` itself."""
-        versions = [transforms.version(tensor) for tensor in tensors]
+        versions = self.versions(tensors)
         with self.problem.bind(list(tensors), audit=self.audit, keep_buffers=True) as residual:
             result = self.run(residual, z)
             self.check_samples(residual, result)
         self.record.report, self.record.result = result.report, result
         if self.keep_inverse and result.knowledge is not None:
             self.record.inverse, self.record.problem = result.knowledge.inverse(), self.problem
-        # Buffers that the function writes to (running statistics): backward must see them as they are now.
-        self.record.mutated = tuple(
-            i
-            for i, (tensor, version) in enumerate(zip(tensors, versions, strict=True))
-            if transforms.version(tensor) != version
-        )
+        self.record.mutated = self.written(tensors, versions)
         return z.clone() if result.z is z else result.z
+
+    def versions(self, tensors: Sequence[Tensor]) -> list[int]:
+        """How often each of the tensors has been written to."""
+        return [transforms.version(tensor) for tensor in tensors]
+
+    def written(self, tensors: Sequence[Tensor], before: list[int]) -> tuple[int, ...]:
+        """Which tensors have been written to since: running statistics, which backward must see as they are now."""
+        return tuple(i for i, (new, old) in enumerate(zip(self.versions(tensors), before, strict=True)) if new != old)
 
     def check_samples(self, residual: Residual, result: Any) -> None:
         """Refuses a state `(B,)` whose entries depend on each other: one sample's features, taken for samples.

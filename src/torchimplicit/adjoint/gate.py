@@ -22,6 +22,7 @@ from torchimplicit.core import transforms
 from torchimplicit.core.status import Report, Status
 
 Steps = Callable[[Call, Tensor, list[Tensor]], Tensor]
+Judge = Callable[[Tensor, Tensor, "list[Tensor | None] | None"], Report]
 
 
 @dataclass
@@ -33,34 +34,39 @@ class Gate:
         steps: makes them, `(call, z, tensors) -> (B, n)`, differentiable by the tensors.
         z: where they start, `(B, n)`.
         tensors: the explicit tensors, with their graphs.
-        judge: `(grad, u) -> Report` of the backward pass, from the incoming gradient and that of the offset; None
-            makes no report but of samples that are not finite.
         grad: the incoming gradient of the backward pass under way.
         lost: which samples' were not finite, `(B,)` bool; None for none.
+        judge: `(grad, total, found) -> Report` of a backward pass, from the incoming gradient, the sum of what has come
+            to the watched residuals, and the gradients of the tensors that require grad, None where these are not
+            finite. It must hold nothing of the steps' graph, which holds the gate. Without one there is no report but
+            of samples that are not finite.
+        arrived: what has come to the watched residuals in this pass, `(B, n)` each.
     """
 
     call: Call
     steps: Steps
     z: Tensor
     tensors: list[Tensor]
-    judge: Callable[[Tensor, Tensor], Report] | None = None
     grad: Tensor | None = field(default=None, repr=False)
     lost: Tensor | None = field(default=None, repr=False)
+    judge: Judge | None = field(default=None, repr=False)
+    arrived: list[Tensor] = field(default_factory=list, repr=False)
 
-    def enter(self, tensors: Sequence[Tensor], offset: Tensor | None = None) -> tuple[list[Tensor], Tensor | None]:
-        """The tensors and an offset, watched: those of the tensors that require grad."""
-        inside = list(tensors)
-        wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
-        if not wanted:
-            return inside, offset
-        leaving = partial(self._outgoing, wanted)
-        offset, *watched = Enter.apply(leaving, offset, *(tensors[i] for i in wanted))  # type: ignore[misc]
-        for i, tensor in zip(wanted, watched, strict=True):
-            inside[i] = tensor
-        return inside, offset
+    def enter(self) -> list[Tensor]:
+        """The tensors; the gradients of those that require grad are looked at."""
+        return watched(self.tensors, self._outgoing)
+
+    def watch(self, residual: Tensor) -> None:
+        """Notes what comes to a residual of the steps, `(B, n)`: no operation, in place of an offset added to it."""
+        if residual.requires_grad:
+            residual.register_hook(self._arrive)
+
+    def _arrive(self, grad: Tensor) -> None:
+        self.arrived.append(grad.detach() if grad.requires_grad else grad)
 
     def leave(self, lender: Tensor, value: Tensor | None = None) -> Tensor:
         """What the steps gave, `(B, n)`, or another value with its gradient."""
+        self.arrived.clear()
         if value is not None:
             return _Leave.apply(self, value, lender)  # type: ignore[return-value]
         if lender.requires_grad:
@@ -69,6 +75,7 @@ class Gate:
 
     def incoming(self, grad: Tensor) -> Tensor:
         """Takes the incoming gradient; zero for samples of which it is not finite."""
+        self.arrived.clear()  # steps that differentiate, and passes that went elsewhere, have left theirs
         if is_mapped(grad):
             return grad
         self.grad, self.lost = grad, None
@@ -77,28 +84,32 @@ class Gate:
             self.grad = torch.where(self.lost.unsqueeze(1), 0, grad)
         return self.grad
 
-    def _outgoing(self, wanted: list[int], outgoing: list[Tensor | None]) -> list[Tensor | None]:
+    def _outgoing(self, found: list[Tensor | None]) -> list[Tensor | None]:
         """Reports, and keeps samples that spoil the tensors' gradients out of them."""
         grad, self.grad = self.grad, None
-        u, *found = outgoing
         if grad is None:  # a backward pass that did not come through `leave`: that of second derivatives
-            return [None, *said(found)]
+            return said(found)
         fine = all_finite(found)
         if self.judge is not None or self.lost is not None or not fine:
-            self.call.finish_backward(self._report(grad.detach(), u))
+            with torch.no_grad():  # a report holds no graph
+                report = self._report(grad.detach(), found if fine else None)
+            self.call.finish_backward(report)
         if torch.is_grad_enabled():  # a later pass may come through the graph of this one, and by another way
             self.judge = None
         if fine:
-            return [None, *found]
+            return found
+        wanted = [i for i, tensor in enumerate(self.tensors) if tensor.requires_grad]
         some = iter(found)
         everything = [next(some) if i in wanted else None for i in range(len(self.tensors))]
         everything = pull_apart(self.call, self.z, self.tensors, grad, partial(self._pull, wanted), everything)
-        return [None, *(everything[i] for i in wanted)]
+        return [everything[i] for i in wanted]
 
-    def _report(self, grad: Tensor, u: Tensor | None) -> Report:
-        """How the backward pass went, for an incoming gradient `(B, n)` and that of the offset, `(2, B, n)`."""
+    def _report(self, grad: Tensor, found: list[Tensor | None] | None) -> Report:
+        """How the backward pass went, for an incoming gradient `(B, n)` and what it gave the tensors."""
         if self.judge is not None:
-            report = self.judge(grad, grad.new_zeros(2, *grad.shape) if u is None else u.detach())
+            total = torch.stack(self.arrived).sum(0) if self.arrived else torch.zeros_like(grad)
+            self.arrived.clear()
+            report = self.judge(grad, total, found)
         else:
             status = torch.zeros_like(grad[:, 0], dtype=torch.int64)
             unknown = torch.full_like(grad[:, 0], torch.nan)
@@ -137,11 +148,11 @@ class Enter(Function):
     """The same tensors, whose gradients, all of them at once, pass through a function on their way out."""
 
     @staticmethod
-    def forward(ctx: Any, outgoing: Outgoing, *inside: Tensor | None) -> tuple[Tensor | None, ...]:
+    def forward(ctx: Any, outgoing: Outgoing, *inside: Tensor) -> tuple[Tensor, ...]:
         """No copies."""
         ctx.outgoing = outgoing
         ctx.set_materialize_grads(False)
-        return tuple(None if tensor is None else tensor.view_as(tensor) for tensor in inside)
+        return tuple(tensor.view_as(tensor) for tensor in inside)
 
     @staticmethod
     def backward(ctx: Any, *found: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -54,5 +54,4 @@ class Phantom(Adjoint):
         z = z.detach()
         steps = partial(Call.moved, steps=self.steps, damping=self.damping)
         gate = Gate(call, steps, z, tensors)
-        inside, _ = gate.enter(tensors)
-        return gate.leave(steps(call, z, inside), z)
+        return gate.leave(steps(call, z, gate.enter()), z)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -15,12 +15,12 @@ from torch.utils.checkpoint import checkpoint
 from torchimplicit.adjoint.call import Adjoint, Call
 from torchimplicit.adjoint.gate import Gate
 from torchimplicit.core import transforms
-from torchimplicit.core.independence import jolted
+from torchimplicit.core.independence import jolted, noise
 from torchimplicit.core.options import require
 from torchimplicit.core.outcome import UNROLLED
-from torchimplicit.core.problem import Residual
+from torchimplicit.core.problem import Problem, Residual
 from torchimplicit.core.status import Report, Status
-from torchimplicit.core.tree import norm, scaled_norm
+from torchimplicit.core.tree import norm
 from torchimplicit.linear import Jacobian
 
 ASIDE = 0.1  # how far from a solution, relative to it, steps begin whose own start was nearer still
@@ -71,48 +71,42 @@ class Unrolled(Adjoint):
         if transforms.active():
             return self._gradient(call, z0, tensors, begins=True)
         gate = Gate(call, self._gradient, z0, tensors)
-        inside, offset = gate.enter(tensors, z0.new_zeros(2, *z0.shape))
-        value, seen, result = self._run(call, z0, inside, offset)
-        call.record.report, call.record.result = result.report, result
-        product = self._linearised(call, value.detach(), tensors, inside, seen)
-        lender = self._from_aside(call, z0, inside, offset, value, seen, result)
-        if not result.saved:  # whose gradients come in beside the solution's
-            gate.judge = partial(self._judge, product, result.report, value.detach(), seen.start)
-        return gate.leave(lender)
+        inside = gate.enter()
+        versions = call.versions(tensors)
+        steps = self._run(call, z0, inside, gate.watch)
+        call.record.report, call.record.result = steps.result.report, steps.result
+        call.record.mutated = call.written(tensors, versions)
+        if call.audit:
+            call.problem.check_captures(steps.residual, [*inside, steps.z])
+        if not steps.result.saved:  # whose gradients come in beside the solution's
+            gate.judge = partial(self._judge, call, steps.value.detach(), tensors, steps.result.report)
+        return gate.leave(self._from_aside(call, z0, inside, steps, gate.watch))
 
     def _gradient(self, call: Call, z0: Tensor, tensors: list[Tensor], begins: bool = False) -> Tensor:
         """The solution `(B, n)` by differentiable steps; `begins` notes how they went."""
-        value, seen, result = self._run(call, z0, tensors)
+        steps = self._run(call, z0, tensors)
         if begins:
-            call.record.report, call.record.result = result.report, result
-        return self._from_aside(call, z0, tensors, None, value, seen, result)
+            call.record.report, call.record.result = steps.result.report, steps.result
+        return self._from_aside(call, z0, tensors, steps)
 
-    def _run(
-        self, call: Call, z0: Tensor, tensors: list[Tensor], offset: Tensor | None = None
-    ) -> tuple[Tensor, _Seen, Any]:
-        """The solver's steps: where they end, what was seen of them, and the loop's result."""
+    def _run(self, call: Call, z0: Tensor, tensors: list[Tensor], watch: Watch | None = None) -> _Steps:
+        """The solver's steps, every residual of which is watched."""
         with call.problem.bind(tensors) as residual:
             if self.checkpoint:
                 residual.aside = lambda z: _evaluate(call, z, *tensors)
                 residual.evaluate = lambda z, _: checkpoint(_evaluate, call, z, *tensors, use_reentrant=False)
-            watched, seen = _watched(residual, offset)
+            watched, evaluations = _watched(residual, watch)
             result = call.run(watched, z0)
             call.check_samples(residual, result)
-        return (z0.clone() if result.z is z0 else result.z), seen, result
+        value = z0.clone() if result.z is z0 else result.z
+        return _Steps(value, result, norm(evaluations[0][1].detach()), *evaluations[-1])
 
     def _from_aside(
-        self,
-        call: Call,
-        z0: Tensor,
-        tensors: list[Tensor],
-        offset: Tensor | None,
-        value: Tensor,
-        seen: _Seen,
-        result: Any,
+        self, call: Call, z0: Tensor, tensors: list[Tensor], steps: _Steps, watch: Watch | None = None
     ) -> Tensor:
         """The value, with the gradient of a solve from a little aside where its own start was nearer to it."""
-        held, first = value.detach(), seen.first
-        waiting = result.report.status == Status.CONVERGED
+        value, first, held = steps.value, steps.first, steps.value.detach()
+        waiting = steps.result.report.status == Status.CONVERGED
         if not bool((first <= _farthest_aside(held)).any()):
             return value
         for aside in (ASIDE * (jolted(held) - held), ASIDE * jolted(torch.zeros_like(held))):
@@ -124,55 +118,53 @@ class Unrolled(Adjoint):
             if not bool(near.any()):
                 continue
             start = z0 + torch.where(near.unsqueeze(1), held + aside - z0.detach(), 0)
-            again, _, other = self._run(call, start, tensors, offset)
-            back = norm(again.detach() - held) <= ASIDE * norm(aside)
-            taken = near & back & (other.report.status == Status.CONVERGED) & (other.report.steps > 0)
-            value = torch.where(taken.unsqueeze(1), _lent(held, again), value)
-            seen.start = torch.where(taken.unsqueeze(1), start.detach(), seen.start)
+            again = self._run(call, start, tensors, watch)
+            back = norm(again.value.detach() - held) <= ASIDE * norm(aside)
+            report = again.result.report
+            taken = near & back & (report.status == Status.CONVERGED) & (report.steps > 0)
+            value = torch.where(taken.unsqueeze(1), _lent(held, again.value), value)
             waiting = waiting & ~taken
         return value
 
-    def _linearised(
-        self, call: Call, z: Tensor, tensors: list[Tensor], inside: list[Tensor], seen: _Seen
-    ) -> Callable[[Tensor], Tensor]:
-        """The vector-Jacobian product of the residual at the solution `(B, n)`; refuses captured tensors.
-
-        From the last evaluation, which the value does not depend on, so that no backward pass takes its graph apart;
-        from one more where it was somewhere else.
-        """
-        at, residual = seen.z, seen.residual
-        if self.checkpoint or not (at.requires_grad and residual.requires_grad and torch.equal(at.detach(), z)):
-            inside = [tensor.detach() for tensor in tensors]
-            with torch.no_grad(), call.problem.bind(inside) as function:
-                jacobian = Jacobian(function, z)
-            at, residual = jacobian.z, jacobian.value
-        if call.audit:
-            call.problem.check_captures(residual, [*inside, at])
-        return partial(transforms.vjp_of_graph, residual, at)
-
     def _judge(
         self,
-        product: Callable[[Tensor], Tensor],
-        forward: Report,
+        call: Call,
         z: Tensor,
-        start: Tensor,
+        tensors: list[Tensor],
+        forward: Report,
         grad: Tensor,
-        offset: Tensor,
+        total: Tensor,
+        found: list[Tensor | None] | None,
     ) -> Report:
-        """How well the steps have solved the adjoint equation, by `-u`, and another one beside it."""
+        """How well the steps have solved the adjoint equation, by `-u`, and what they made of it for the tensors."""
+        pull, own = _linearised(call, z, tensors), _own(call, tensors, len(z))
         # Squares of small or large gradients may be zero or infinite.
         scale = torch.linalg.vector_norm(grad, torch.inf, dim=1, keepdim=True).clamp_min(torch.finfo(grad.dtype).tiny)
-        grad, (u, factor) = grad / scale, offset / scale
-        away = scaled_norm(factor - u * z) / scaled_norm(u * torch.maximum(z.abs(), start.abs()))
-        gap = torch.maximum(norm(grad + product(u)), norm(grad) * away.nan_to_num(0.0, torch.inf))
-        status = torch.where(gap <= self.rtol * norm(grad), int(Status.CONVERGED), int(Status.MAX_STEPS))
-        status = torch.where(gap < torch.inf, status, int(Status.NON_FINITE))
-        size = gap * scale.squeeze(1) / grad.shape[1] ** 0.5
-        return UnrolledReport(status, forward.steps, size, 1, linear=True)
+        product, *expected = pull(total)
+        size, gap = norm(grad / scale), norm((grad + product) / scale)
+
+        def said(like: Sequence[Tensor | None] | None) -> Report:
+            away = None if found is None or like is None else _away(found, expected, like, own)
+            off = gap if away is None else torch.maximum(gap, size * away)
+            status = torch.where(off <= self.rtol * size, int(Status.CONVERGED), int(Status.MAX_STEPS))
+            status = torch.where(off < torch.inf, status, int(Status.NON_FINITE))
+            residual = off * scale.squeeze(1) / grad.shape[1] ** 0.5
+            return UnrolledReport(status, forward.steps, residual, 1, linear=True)
+
+        report = said(found)
+        if report.converged or not found:
+            return report
+        # Small where samples or unknowns cancel, or where the solution does not depend on a tensor: what it is held
+        # against must be neither.
+        aside = _linearised(call, z + ASIDE * z * noise(z), tensors)
+        return said(aside(total * noise(total).sign())[1:])
 
     def attach(self, call: Call, z: Tensor, tensors: list[Tensor]) -> Tensor:
         """An iterate has its gradient already."""
         return z
+
+
+Watch = Callable[[Tensor], None]
 
 
 class UnrolledReport(Report):
@@ -192,36 +184,95 @@ def _evaluate(call: Call, z: Tensor, *tensors: Tensor) -> Any:
         return residual.evaluate(z, None)
 
 
-@dataclass(slots=True)
-class _Seen:
-    """What was seen of the evaluations of some steps: the norm of the first, `(B,)`, where it was, and the last."""
+@dataclass(frozen=True)
+class _Steps:
+    """Some steps of the solver.
 
+    Attributes:
+        value: where they end, `(B, n)`.
+        result: the loop's.
+        first: norm of the residual at the start, `(B,)`.
+        z: where the last evaluation with a graph was, `(B, n)`.
+        residual: what it gave, `(B, n)`.
+    """
+
+    value: Tensor
+    result: Any
     first: Tensor
-    start: Tensor
     z: Tensor
     residual: Tensor
 
 
-def _watched(residual: Residual, offset: Tensor | None) -> tuple[Residual, _Seen]:
-    """The residual with an offset of zero and a factor of the state `(2, B, n)`, and what will be seen of its values.
-
-    Minus the gradient of the offset is what stands for the solution of the adjoint equation, that of the factor for its
-    product with the state.
-    """
-    seen: _Seen = _Seen.__new__(_Seen)
-    shift, factor = (None, None) if offset is None else offset.unbind()
+def _watched(residual: Residual, watch: Watch | None) -> tuple[Residual, list[tuple[Tensor, Tensor]]]:
+    """The residual, whose values are watched, and its first and last evaluation with a graph: where, and what."""
+    evaluations: list[tuple[Tensor, Tensor]] = []
 
     def evaluate(z: Tensor, out: Tensor | None) -> Any:
         found = residual(z, out)
-        if not hasattr(seen, "first"):
-            seen.first, seen.start = norm(found.detach()), z.detach()
-        seen.z, seen.residual = z, found
-        found = found if shift is None or factor is None else torch.addcmul(found + shift, factor, z)
+        if torch.is_grad_enabled():
+            evaluations[1:] = [(z, found)]
+        if watch is not None:
+            watch(found)
         return (found, residual.energy) if hasattr(residual, "energy") else found  # type: ignore[attr-defined]
 
     watched = copy(residual)
     watched.evaluate = evaluate
-    return watched, seen
+    return watched, evaluations
+
+
+def _linearised(call: Call, z: Tensor, tensors: list[Tensor]) -> Callable[[Tensor], list[Tensor]]:
+    """The vector-Jacobian products of the residual at the solution, by the state and the tensors that require grad."""
+    leaves = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in call.unshared(tensors)]
+    with torch.no_grad(), call.problem.bind(leaves) as residual:
+        jacobian = Jacobian(residual, z)
+    by = [jacobian.z, *(leaf for leaf in leaves if leaf.requires_grad)]
+
+    def pull(v: Tensor) -> list[Tensor]:
+        found: Sequence[Tensor | None] = [None] * len(by)
+        if jacobian.value.requires_grad:
+            found = torch.autograd.grad(jacobian.value, by, v, retain_graph=True, allow_unused=True)
+        return [torch.zeros_like(leaf) if each is None else each for each, leaf in zip(found, by, strict=True)]
+
+    return pull
+
+
+def _own(call: Call, tensors: list[Tensor], batch: int) -> list[bool]:
+    """Whether the rows of a tensor are the samples' own, as far as its shape tells, of those that require grad."""
+    assert isinstance(call.problem, Problem)
+    given = [i >= call.problem.explicit.shared for i in range(len(tensors))]
+    return [
+        mine and tensor.dim() > 0 and len(tensor) == batch
+        for mine, tensor in zip(given, tensors, strict=True)
+        if tensor.requires_grad
+    ]
+
+
+def _away(
+    found: Sequence[Tensor | None], expected: Sequence[Tensor], like: Sequence[Tensor | None], own: Sequence[bool]
+) -> Tensor | None:
+    """The largest error of any gradient, relative to itself or others like it: `(B,)`, a number, or None of none.
+
+    Args:
+        found: the gradients.
+        expected: what they should be.
+        like: others of their sizes.
+        own: whether a tensor's rows are the samples' own, sample by sample.
+    """
+    away = None
+    for got, right, other, rows in zip(found, expected, like, own, strict=True):
+        if got is not None and other is not None:
+            size = (
+                torch.maximum(_largest(got, rows), _largest(other, rows)) if other is not got else _largest(got, rows)
+            )
+            part = _largest(got - right, rows) / size.clamp_min(torch.finfo(size.dtype).tiny)
+            away = part if away is None else torch.maximum(away, part)
+    return away
+
+
+def _largest(tensor: Tensor, rows: bool) -> Tensor:
+    """The largest entry, of every row `(B,)` or of all."""
+    tensor = tensor if tensor.layout == torch.strided else tensor.to_dense()
+    return torch.linalg.vector_norm(tensor.reshape(len(tensor), -1) if rows else tensor, torch.inf, 1 if rows else None)
 
 
 def _lent(value: Tensor, lender: Tensor) -> Tensor:
