@@ -1,7 +1,12 @@
 """Backpropagation through the steps: what stopped samples must not do to the others."""
 
+import gc
+import weakref
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import torchimplicit as ti
 
@@ -101,6 +106,93 @@ def test_steps_that_jump_to_a_solution_do_not_pass_for_its_gradient_by_the_weigh
     if isinstance(solver, ti.Broyden):
         assert abs(float((grad - right).norm() / right.norm()) - 0.158) < 1e-3
         assert solution.backward.status.tolist() == [ti.Status.MAX_STEPS]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    solver=st.sampled_from([ti.Picard, ti.Anderson, ti.Broyden]),
+    rtol=st.sampled_from([1e-1, 1e-2, 1e-4, 1e-8]),
+    linear=st.booleans(),
+    batch=st.integers(1, 3),
+    width=st.integers(1, 4),
+    far=st.sampled_from([0.0, 1.0, 1e3]),
+    seed=st.integers(0, 2**31),
+)
+def test_a_gradient_by_the_weights_that_has_converged_is_right(solver, rtol, linear, batch, width, far, seed):
+    draw = torch.Generator().manual_seed(seed)
+    weight = torch.linalg.qr(torch.randn(width, width, generator=draw, dtype=torch.float64))[0]
+    weight = (0.5 * weight).requires_grad_()
+    x, start, cotangent = (torch.randn(batch, width, generator=draw, dtype=torch.float64) for _ in range(3))
+
+    def f(z, weight, x):
+        return z @ weight + x if linear else torch.tanh(z @ weight + x)
+
+    options = {"solver": solver(rtol=rtol), "adjoint": ti.Unrolled(), "on_failure": "ignore"}
+    solution = ti.fixed_point(f, far * start, weight, x, **options)
+    (got,) = torch.autograd.grad((solution.value * cotangent).sum(), weight)
+    if not solution.backward.converged:
+        return
+    z = solution.value.detach()
+    slopes = torch.ones_like(z) if linear else 1 - f(z, weight, x).detach() ** 2  # of f by its argument
+    expected, size = torch.zeros_like(got), 0.0
+    for b in range(batch):
+        jacobian = weight.detach() * slopes[b]  # of z @ W, transposed
+        u = slopes[b] * torch.linalg.solve(torch.eye(width, dtype=z.dtype) - jacobian, cotangent[b])
+        expected, size = expected + torch.outer(z[b], u), size + float(z[b].norm() * cotangent[b].norm())
+    assert float((got - expected).norm()) <= 0.1 * size
+
+
+def test_a_start_whose_rounding_is_larger_than_the_gradient_is_said():
+    def solve(far, adjoint):
+        weight = torch.tensor([[0.3]], requires_grad=True)  # float32
+        x, start = torch.full((2, 1), 1e-18), torch.tensor([[far], [-far]])
+        solution = ti.fixed_point(
+            lambda z, w, x: z @ w + x, start, weight, x, solver=ti.Newton(linear_solver=ti.LU(), atol=0.0),
+            adjoint=adjoint, on_failure="ignore",
+        )  # fmt: skip
+        (grad,) = torch.autograd.grad(solution.value.sum(), weight)
+        return abs(float(grad) / (2e-18 / 0.7**2) - 1), solution.backward
+
+    off, report = solve(1.0, ti.Unrolled())
+    assert off <= 0.1 or not report.converged
+    for off, report in (solve(1e-18, ti.Unrolled()), solve(1.0, ti.Implicit())):
+        assert off < 1e-2
+        assert report.converged
+
+
+def test_gradients_that_cancel_are_no_error():
+    weight = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    x, start = torch.tensor([[1.0], [-1.0]], dtype=torch.float64), torch.tensor([[0.3], [0.7]], dtype=torch.float64)
+    solution = ti.fixed_point(
+        lambda z, w, x: w * torch.tanh(z) + x, start, weight, x, solver=ti.Picard(rtol=1e-5), adjoint=ti.Unrolled()
+    )
+    (grad,) = torch.autograd.grad(solution.value.sum(), weight)
+    assert 0 < abs(float(grad)) < 1e-3, "the samples' are opposite, but for what the steps have left"
+    assert solution.backward.converged
+
+
+@pytest.mark.parametrize("adjoint", [ti.Unrolled(), ti.Unrolled(True), ti.Phantom(3)], ids=str)
+@pytest.mark.parametrize("passes", ["none", "one", "two", "differentiated", "by the start"])
+def test_nothing_is_kept_alive(adjoint, passes):
+    def solve():
+        weight = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+        start = torch.ones(2, 1, dtype=torch.float64, requires_grad=True)
+        value = ti.fixed_point(
+            lambda z, w: torch.tanh(w * z + 1), start, weight, adjoint=adjoint, on_failure="ignore"
+        ).value.sum()
+        if passes in ("one", "two"):
+            torch.autograd.grad(value, weight, retain_graph=passes == "two")
+        if passes == "two":
+            torch.autograd.grad(value, weight)
+        if passes == "differentiated":
+            torch.autograd.grad(value, weight, create_graph=True)
+        if passes == "by the start":
+            torch.autograd.grad(value, start, allow_unused=True)
+        return weakref.ref(weight)
+
+    alive = solve()
+    gc.collect()
+    assert alive() is None
 
 
 def test_too_few_steps_are_reported_and_the_remedy_helps():

@@ -171,8 +171,20 @@ MUTANTS = [
     ),
     Mutant(
         "adjoint/unrolled.py", "any derivative of steps is the solution's",
-        "gap <= self.rtol * norm(grad)",
-        "gap < torch.inf",
+        "off <= self.rtol * size",
+        "off < torch.inf",
+        "tests/adjoint/test_unrolled.py",
+    ),
+    Mutant(
+        "adjoint/unrolled.py", "what the steps made of the adjoint equation is not looked at",
+        "off = gap if away is None else torch.maximum(gap, size * away)",
+        "off = gap",
+        "tests/adjoint/test_unrolled.py::test_steps_that_jump_to_a_solution_do_not_pass_for_its_gradient_by_the_weights",
+    ),
+    Mutant(
+        "adjoint/unrolled.py", "gradients that cancel are held against themselves",
+        "if report.converged or not found:",
+        "if True:",
         "tests/adjoint/test_unrolled.py",
     ),
     Mutant(

@@ -32,22 +32,22 @@ class Unrolled(Adjoint):
 
     The derivative of the computation rather than of the solution. It lags behind the value by some steps, and a sample
     that starts at its solution takes none: such samples are therefore solved once more, from a little aside, for the
-    sake of their gradient. How far the gradient is the solution's is measured: with $u$ what the steps put in the place
-    of $B^{-\top} g$ for the incoming gradient $g$, the residual $g - B^\top u$ is that of `solution.backward`, for one
-    vector-Jacobian product at the solution. Steps that jump there, as `Broyden` on linear maps, have put $u$ in place
-    away from the solution, where the function depends on its tensors in another way: so a factor of $z$ that is zero
-    is differentiated by, too, whose gradient must be $u z^*$. That asks for more than there must be where a map reaches
-    its fixed point part by part, as that of `nn.as_equilibrium`: a gradient is reported that is right.
+    sake of their gradient. How far the gradient is the solution's is measured, for one evaluation there and its
+    products: with $u$ what the steps put in the place of $B^{-\top} g$ for the incoming gradient $g$, the residual
+    $g - B^\top u$ is that of `solution.backward`. Steps that jump, as `Broyden` on linear maps, have put $u$ in place
+    away from the solution, where the function depends on its tensors in another way: so the gradients themselves are
+    held against $-(\partial r / \partial a)^\top u$ at the solution. Of a tensor that the samples share there is one
+    gradient, and what is wrong with it is said of all of them.
 
     The reference that `Implicit` is checked against, and a choice for a handful of steps or where the start `z0` needs
     a gradient. Not for deep solves (memory) nor under `torch.vmap`; under other transforms nothing is measured, nor
-    with `save_steps`.
+    with `save_steps`. Gradients that some sample makes infinite or NaN are not compared, but their $u$ is.
 
     Args:
         checkpoint: recompute the function in the backward pass instead of keeping its activations: one state per step
             instead, for one evaluation more.
-        rtol: a sample's gradient has converged when $|g - B^\top u| \le$ `rtol` $|g|$, and so near is what should
-            be $u z^*$; beyond it counts as having taken too few steps.
+        rtol: a sample's gradient has converged when $|g - B^\top u| \le$ `rtol` $|g|$, and so near, by their largest
+            entries, are the gradients to what they should be; beyond it counts as having taken too few steps.
     """
 
     checkpoint: bool = False
@@ -136,7 +136,7 @@ class Unrolled(Adjoint):
         total: Tensor,
         found: list[Tensor | None] | None,
     ) -> Report:
-        """How well the steps have solved the adjoint equation, by `-u`, and what they made of it for the tensors."""
+        """How well the steps have solved the adjoint equation, by minus `u`, and what that gave the tensors."""
         pull, own = _linearised(call, z, tensors), _own(call, tensors, len(z))
         # Squares of small or large gradients may be zero or infinite.
         scale = torch.linalg.vector_norm(grad, torch.inf, dim=1, keepdim=True).clamp_min(torch.finfo(grad.dtype).tiny)
