@@ -61,8 +61,9 @@ class Gate:
         if residual.requires_grad:
             residual.register_hook(self._arrive)
 
-    def _arrive(self, grad: Tensor) -> None:
-        self.arrived.append(grad.detach() if grad.requires_grad else grad)
+    def _arrive(self, grad: Tensor | None) -> None:
+        if grad is not None and not is_mapped(grad):
+            self.arrived.append(grad.detach() if grad.requires_grad else grad)
 
     def leave(self, lender: Tensor, value: Tensor | None = None) -> Tensor:
         """What the steps gave, `(B, n)`, or another value with its gradient."""

@@ -155,8 +155,9 @@ class Unrolled(Adjoint):
         if report.converged or not found:
             return report
         # Small where samples or unknowns cancel, or where the solution does not depend on a tensor: what it is held
-        # against must be neither.
-        aside = _linearised(call, z + ASIDE * z * noise(z), tensors)
+        # against must be neither. Every unknown moves by its own size, a state of zeros as `_from_aside` moves it.
+        moved = z + ASIDE * torch.where((z != 0).any(1, keepdim=True), z, 1) * noise(z)
+        aside = _linearised(call, moved, tensors)
         return said(aside(total * noise(total).sign())[1:])
 
     def attach(self, call: Call, z: Tensor, tensors: list[Tensor]) -> Tensor:
