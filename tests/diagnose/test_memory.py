@@ -61,7 +61,7 @@ def test_table_and_plot_show_the_ratio(make_layer, x):
     target = io.BytesIO()
     (axes,) = result.plot(target).axes
     assert target.getvalue().startswith(b"\x89PNG")
-    assert "72 times" in [text.get_text() for text in axes.texts]
+    assert "70 times" in [text.get_text() for text in axes.texts]
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     assert list(axes.lines[0].get_ydata()) == list(result.unrolled)
     (axes,) = diagnose.memory(make_layer(), x, steps=(1,)).plot().axes

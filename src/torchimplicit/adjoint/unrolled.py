@@ -23,6 +23,7 @@ from torchimplicit.core.status import Report, Status
 from torchimplicit.core.tree import norm
 from torchimplicit.linear import Jacobian
 
+MOST = 1e6  # an error is said to be, relative to what it should be
 ASIDE = 0.1  # how far from a solution, relative to it, steps begin whose own start was nearer still
 
 
@@ -267,7 +268,7 @@ def _away(
             )
             part = _largest(got - right, rows) / size.clamp_min(torch.finfo(size.dtype).tiny)
             away = part if away is None else torch.maximum(away, part)
-    return away
+    return None if away is None else away.clamp_max(MOST)  # beside no cotangent, an infinite one would be no number
 
 
 def _largest(tensor: Tensor, rows: bool) -> Tensor:
