@@ -11,7 +11,7 @@ import math
 import torch
 
 import torchimplicit as ti
-from tests.fuzz.verdict import PLAY, ROUNDINGS, absolute, dense, exact, healthy, rms, silent
+from tests.fuzz.verdict import PLAY, ROUNDINGS, dense, exact, healthy, rms, silent
 
 LINEAR = 10.0
 NAMES = ("probe", "x", "W", "c")
@@ -113,9 +113,8 @@ def _shared(call, z, args, u, grads, solution, keep):
         if float(size.amax()) > 0.01 * torch.finfo(form.dtype).max:
             continue  # it may overflow
         bound = ROUNDINGS * form.eps * (size.amax() + steep) + torch.finfo(form.dtype).tiny
-        if unrolled:  # measured by the state alone: where the function has saturated, its slope was another before
-            near = absolute(call) * condition.size.amax() * u.abs().amax()
-            bound = bound + LINEAR * call.options["adjoint"].rtol * (size.amax() + steep) + PLAY * near
+        if unrolled:
+            bound = bound + LINEAR * call.options["adjoint"].rtol * (size.amax() + steep)
         if not ((got - expected).abs() <= bound).all():
             worst, whole = float((got - expected).abs().max()), float(expected.abs().max())
             faults.append(silent(f"the gradient of {NAMES[place]} is off by {worst:.3g} of {whole:.3g}"))

@@ -23,7 +23,7 @@ from torchimplicit.core.status import Report, Status
 from torchimplicit.core.tree import norm
 from torchimplicit.linear import Jacobian
 
-MOST = 1e6  # an error is said to be, relative to what it should be
+MOST = 1e4  # an error is said to be, relative to what it should be; a number in half precision, too
 ASIDE = 0.1  # how far from a solution, relative to it, steps begin whose own start was nearer still
 
 
@@ -156,9 +156,8 @@ class Unrolled(Adjoint):
         if report.converged or not found:
             return report
         # Small where samples or unknowns cancel, or where the solution does not depend on a tensor: what it is held
-        # against must be neither. Every unknown moves by its own size, a state of zeros as `_from_aside` moves it.
-        moved = z + ASIDE * torch.where((z != 0).any(1, keepdim=True), z, 1) * noise(z)
-        aside = _linearised(call, moved, tensors)
+        # against must be neither.
+        aside = _linearised(call, z + ASIDE * z * noise(z), tensors)
         return said(aside(total * noise(total).sign())[1:])
 
     def attach(self, call: Call, z: Tensor, tensors: list[Tensor]) -> Tensor:
