@@ -26,7 +26,7 @@ from torchimplicit.ode.gate import PathGate
 from torchimplicit.ode.methods import AdaptiveSolver, PathSolver, Tsit5
 from torchimplicit.ode.quarantine import Inputs, find_sick, quarantine, quarantine_followed
 from torchimplicit.ode.report import PathReport, PathSolution
-from torchimplicit.ode.times import check_times, runs_backward
+from torchimplicit.ode.times import check_times
 
 
 @front_door
@@ -106,8 +106,7 @@ def odeint(
         return transforms.without_inference_mode(partial(odeint, f, **options), y0, ts, *args)
     batch_dims = 1 if steps == "per-sample" else 0
     layout = Layout(y0, batch_dims)
-    ts = check_times(ts, layout)
-    backward = runs_backward(ts, layout.batch)
+    ts, backward = check_times(ts, layout)
     solver.check(layout)
     check_reachable(solver, layout, y0)
     dynamics = Dynamics(f, y0, args, batch_dims, batched_args, backward)
@@ -202,10 +201,10 @@ def check_reachable(solver: PathSolver, layout: Layout, y0: Any) -> None:
     Raises:
         ValueError: they are, where the walk starts.
     """
-    if not isinstance(solver, AdaptiveSolver) or float(torch.as_tensor(solver.rtol).min()) >= layout.eps:
+    if not isinstance(solver, AdaptiveSolver) or _smallest(solver.rtol) >= layout.eps:
         return
     size = 1.0 if transforms.active() or not layout.batch else float(layout.flatten(y0).detach().abs().max())
-    if float(torch.as_tensor(solver.atol).min()) < layout.eps * size:
+    if _smallest(solver.atol) < layout.eps * size:
         coarsest = max(layout.dtypes, key=lambda dtype: torch.finfo(dtype).eps)
         name = type(solver).__name__
         raise ValueError(
@@ -213,3 +212,7 @@ def check_reachable(solver: PathSolver, layout: Layout, y0: Any) -> None:
             f"{coarsest}, which is {layout.eps:.1e} of its size; try {name}(rtol={max(1e-5, 2 * layout.eps):.1g}), or "
             "y0 of a finer dtype, y0.double() or y0.float()"
         )
+
+
+def _smallest(tolerance: float | Tensor) -> float:
+    return float(tolerance.min()) if isinstance(tolerance, Tensor) else tolerance

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torchimplicit.core import transforms
 from torchimplicit.core.tree import Layout
 
 
-def check_times(ts: Any, layout: Layout) -> Tensor:
-    """Output times as a matrix `(T, B)`, or `(T, 1)` where all samples share them, as the user counts them.
+def check_times(ts: Any, layout: Layout) -> tuple[Tensor, Tensor | None]:
+    """Output times, and which samples run backward in them.
 
     Args:
         ts: `(T,)`, or `(T, B)` for times of every sample's own; strictly increasing or strictly decreasing.
         layout: of the state.
+
+    Returns:
+        The times as a matrix `(T, B)`, or `(T, 1)` where all samples share them, as the user counts them; and who runs
+        backward, `(B,)` bool, None where none does.
 
     Raises:
         TypeError: not a floating tensor.
@@ -34,21 +40,32 @@ def check_times(ts: Any, layout: Layout) -> Tensor:
     if len(ts) < 2:
         raise ValueError(f"ts: got {len(ts)} times, expected the start and at least one time more")
     ts = ts.reshape(len(ts), -1).to(torch.promote_types(ts.dtype, layout.dtype))
+    if not ts.numel():  # of an empty batch
+        return ts, None
+    known = transforms.unwrapped(ts.detach())
+    # One read by the host: what is not finite shows in a sum, what does not run one way in the sum of the signs.
+    rises = known.diff(dim=0).sign().sum(0)
+    total, low, high = torch.stack((known.sum(), *rises.aminmax())).tolist()
+    if not math.isfinite(total):
+        _check_finite(known)
+    if low != high or abs(low) != len(ts) - 1:
+        _check_monotone(known)
+    return ts, (known[-1] < known[0]).expand(layout.batch) if low < 0 else None
+
+
+def _check_finite(ts: Tensor) -> None:
     if not bool(ts.isfinite().all()):
         raise ValueError("ts: got NaN or infinity, expected finite times; for a limit in time see SteadyState()")
-    gaps = ts.detach().diff(dim=0)
-    if not bool(((gaps > 0).all(0) | (gaps < 0).all(0)).all()):
-        bad = int(torch.nonzero(~((gaps > 0).all(0) | (gaps < 0).all(0)))[0])
-        column = ts[:, bad].detach()
-        at = int(torch.nonzero(column.diff() * torch.sign(column[-1] - column[0]) <= 0)[0])
-        raise ValueError(
-            f"ts: got {float(column[at]):g} followed by {float(column[at + 1]):g} at position {at}, expected times "
-            "that strictly increase or strictly decrease; try ts.unique()"
-        )
-    return ts
 
 
-def runs_backward(ts: Tensor, batch: int) -> Tensor | None:
-    """Which samples run backward in time, `(B,)` bool; None where none does."""
-    backward = ts[-1].detach() < ts[0].detach()
-    return backward.expand(batch) if bool(backward.any()) else None
+def _check_monotone(ts: Tensor) -> None:
+    gaps = ts.diff(dim=0)
+    monotone = (gaps > 0).all(0) | (gaps < 0).all(0)
+    if bool(monotone.all()):  # the samples go both ways, or there are more times than the dtype counts
+        return
+    column = ts[:, int(torch.nonzero(~monotone)[0])]
+    at = int(torch.nonzero(column.diff() * torch.sign(column[-1] - column[0]) <= 0)[0])
+    raise ValueError(
+        f"ts: got {float(column[at]):g} followed by {float(column[at + 1]):g} at position {at}, expected times "
+        "that strictly increase or strictly decrease; try ts.unique()"
+    )
