@@ -44,7 +44,8 @@ class Stages:
     def __init__(self, tableau: Tableau, like: Tensor):
         self.flat, self.known = like.shape, weights(tableau, like.dtype, like.device)
         self.table = torch.empty(tableau.stages, like.numel(), dtype=like.dtype, device=like.device)
-        self.columns = [self.table[:i].t() for i in range(tableau.stages + 1)]
+        table = self.table.t()
+        self.columns = [table[:, :i] for i in range(1, tableau.stages + 1)]  # of the stages so far
         self.shape = torch.Size()
         self.rows: list[Tensor] = []
 
@@ -52,7 +53,7 @@ class Stages:
         """A step from states `(B, n)`, whose slopes and stages have this shape."""
         self.y = y.reshape(-1)
         if shape != self.shape or not self.rows:
-            self.shape, self.rows = shape, [row.view(shape) for row in self.table.unbind()]
+            self.shape, self.rows = shape, list(self.table.view(len(self.table), *shape).unbind())
 
     def put(self, i: int, slope: Tensor, h: Tensor) -> None:
         """Sets the increment of stage `i` from its slope and the step sizes, which broadcast against it."""
@@ -60,7 +61,7 @@ class Stages:
 
     def state(self, i: int) -> Tensor:
         """Where stage `i` evaluates."""
-        return torch.addmv(self.y, self.columns[i], self.known.a[i]).view(self.shape)
+        return torch.addmv(self.y, self.columns[i - 1], self.known.a[i]).view(self.shape)
 
     def end(self) -> Tensor:
         """The state at the end of the step."""
@@ -113,7 +114,7 @@ class GraphStages(Stages):
         if self.find_last is not None:
             self.find_last, find = None, self.find_last
             find()
-        return torch.stack([row.reshape(self.flat)[samples] for row in self.rows])
+        return torch.stack(self.rows).view(len(self.rows), *self.flat)[:, samples]
 
 
 class Increments:
@@ -123,12 +124,12 @@ class Increments:
         rows: one for each stage, `(B, n)`.
     """
 
-    def __init__(self, rows: Sequence[Tensor]):
+    def __init__(self, rows: list[Tensor] | tuple[Tensor, ...]):
         self.rows = rows
 
     def of(self, samples: Tensor) -> Tensor:
         """The increments of some samples, `(s, M, n)`."""
-        return torch.stack([row[samples] for row in self.rows])
+        return torch.stack(self.rows)[:, samples]
 
 
 class Inside:
@@ -168,16 +169,16 @@ class Inside:
 
     def polynomial(self, part: Tensor, samples: Tensor) -> Tensor:
         """As `at`, which is this but for rounding, smooth in `part` at the end too: for derivatives by time."""
-        y, end = self.y[samples], self.end[samples]
-        part = part.unsqueeze(1).to(y.dtype)
+        y, part = self.y[samples], part.unsqueeze(1).to(self.y.dtype)
         if self.tableau.interpolant is None:
-            return self._cubic(part, samples, y, end)
+            return self._cubic(part, samples, y, self.end[samples])
         rows = weights(self.tableau, y.dtype, y.device).interpolant
         assert rows is not None
         powers = [part]  # products, for the second derivative of a power with a tensor of exponents is NaN at zero
         for _ in range(1, rows.shape[1]):
             powers.append(powers[-1] * part)
-        return y + torch.einsum("smn,sd,md->mn", self.stages.of(samples), rows, torch.cat(powers, 1))
+        parts = torch.cat(powers, 1) @ rows.t()
+        return torch.baddbmm(y.unsqueeze(2), self.stages.of(samples).permute(1, 2, 0), parts.unsqueeze(2)).squeeze(2)
 
     def series(self, part: Tensor, samples: Tensor, order: int) -> Tensor:
         """States and their first derivatives by time up to this order, side by side, `(M, (1 + order) n)`."""
