@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,9 @@ from torchimplicit.ode.call import PathCall
 from torchimplicit.ode.chunks import pull_chunks
 from torchimplicit.ode.compiled import CompileError
 from torchimplicit.ode.drift import Drifts
+from torchimplicit.ode.dynamics import Field
 from torchimplicit.ode.gradients import Gradients, summed
+from torchimplicit.ode.methods import PathSolver
 from torchimplicit.ode.record import Path, Phase, Step
 from torchimplicit.ode.replay import make_step
 
@@ -65,52 +67,84 @@ def _sweep_phase(
 ) -> tuple[Tensor, Gradients]:
     """The gradient of the states before a phase, from that after it, and the gradients of its inputs."""
     leaves = [each.detach().requires_grad_(need) for each, need in zip(inputs, needs, strict=True)]
-    wanted = [leaf for leaf in leaves if leaf.requires_grad]
-    ts, wants_times = leaves[0], needs[0]
-    totals: Gradients = [None] * len(wanted)
+    wanted, found = [leaf for leaf in leaves if leaf.requires_grad], None
+    solver = call.solver.take(phase.rows)
     with call.dynamics.bind(leaves[1:], rows=phase.rows) as field:
-        compiled = bool(call.compile) and not wants_times and path.given is None
-        with torch.no_grad():
-            again = call.solver.take(phase.rows).stepper(flow)
-
-        def advance(step: Step, y: Tensor) -> Tensor:
-            with torch.no_grad():
-                done = again(field, step.start, step.stop - step.start, y, None)
-                return done.y if step.all_move else torch.where((step.stop > step.start).unsqueeze(1), done.y, y)
-
-        with torch.enable_grad():
-            stepper = call.solver.take(phase.rows).stepper(flow)
-        with torch.no_grad():
-            undo = call.solver.undoer(flow) if call.solver.has_inverse else None
-
-        def retreat(step: Step, y: Tensor) -> Tensor:
-            assert undo is not None
-            assert drifts is not None
-            with torch.no_grad():
-                before = drifts.mended(phase, undo(field, step.start, step.stop - step.start, y))
-                return before if step.all_move else torch.where((step.stop > step.start).unsqueeze(1), before, y)
-
-        y = phase.states[0]
-        if compiled:
+        if call.compile and not needs[0] and path.given is None:
             try:
-                flow, totals = pull_chunks(call.solver, field, phase.backwards(advance), flow, ts, wanted, grad)
+                states = _retraced(solver, field, phase, flow, drifts)
+                found = pull_chunks(call.solver, field, states, flow, leaves[0], wanted, grad)
             except CompileError:
                 if call.compile != "auto":
                     raise
-                compiled = False
-        for step, y in () if compiled else phase.backwards(advance) if undo is None else phase.undone(retreat):
-            with torch.enable_grad():
-                leaf = y.detach().requires_grad_()
-                end, values = make_step(stepper, field, step, leaf, ts, path, wants_times)
-            ends, flows = [end], [flow]
-            if step.outputs is not None and values is not None:
-                ends, flows = [end, values], [flow, grad[step.outputs.places, step.outputs.samples]]
-            flow, *found = torch.autograd.grad(ends, [leaf, *wanted], flows, allow_unused=True)
-            totals = summed(totals, found)
-    if drifts is not None:
-        drifts.compare(phase, y, field.nfev)
+        if found is None:
+            states = _retraced(solver, field, phase, flow, drifts)
+            found = _pull_steps(solver, field, states, flow, leaves[0], wanted, grad, path)
+    flow, totals = found
     rest = iter(totals)
     return flow, [next(rest) if need else None for need in needs]
+
+
+def _pull_steps(
+    solver: PathSolver,
+    field: Field,
+    states: Iterator[tuple[Step, Tensor]],
+    flow: Tensor,
+    ts: Tensor,
+    wanted: Sequence[Tensor],
+    grad: Tensor,
+    path: Path,
+) -> tuple[Tensor, Gradients]:
+    """As `pull_chunks`, one step at a time."""
+    totals: Gradients = [None] * len(wanted)
+    with torch.enable_grad():
+        stepper = solver.stepper(flow)
+    for step, y in states:
+        with torch.enable_grad():
+            leaf = y.detach().requires_grad_()
+            end, values = make_step(stepper, field, step, leaf, ts, path, ts.requires_grad)
+        ends, flows = [end], [flow]
+        if step.outputs is not None and values is not None:
+            ends, flows = [end, values], [flow, grad[step.outputs.places, step.outputs.samples]]
+        flow, *found = torch.autograd.grad(ends, [leaf, *wanted], flows, allow_unused=True)
+        totals = summed(totals, found)
+    return flow, totals
+
+
+def _retraced(
+    solver: PathSolver, field: Field, phase: Phase, like: Tensor, drifts: Drifts | None
+) -> Iterator[tuple[Step, Tensor]]:
+    """The steps of a phase, last first, each with the state before it.
+
+    That was kept, or is walked to again; where a step has an inverse, it is what undoing the step gives.
+    """
+    again = undo = None
+
+    def advance(step: Step, y: Tensor) -> Tensor:
+        nonlocal again
+        with torch.no_grad():
+            again = solver.stepper(like) if again is None else again
+            return _moved(step, y, again(field, step.start, step.stop - step.start, y, None).y)
+
+    def retreat(step: Step, y: Tensor) -> Tensor:
+        nonlocal undo
+        assert drifts is not None
+        with torch.no_grad():
+            undo = solver.undoer(like) if undo is None else undo
+            return _moved(step, y, drifts.mended(phase, undo(field, step.start, step.stop - step.start, y)))
+
+    if drifts is None:
+        yield from phase.backwards(advance)
+        return
+    y = phase.states[0]
+    for step, y in phase.undone(retreat):
+        yield step, y
+    drifts.compare(phase, y, field.nfev)
+
+
+def _moved(step: Step, y: Tensor, other: Tensor) -> Tensor:
+    """The other end of a step; a sample that it does not move stays."""
+    return other if step.all_move else torch.where((step.stop > step.start).unsqueeze(1), other, y)
 
 
 def _spread(some: Tensor | None, whole: Tensor, dim: int | None, rows: Tensor) -> Tensor | None:
