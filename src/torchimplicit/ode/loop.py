@@ -122,6 +122,7 @@ class Walk:
             self.smallest = max(self.adaptive.dt_min, rounding)
         self.all_running, self.any_running = True, len(who.t) > 0
         self.quick = 0  # attempts that are not in `tried` yet
+        self.outputs = torch.nn.functional.pad(who.ts.T, (0, 1), value=math.inf)  # a row per sample, and then none
         self._see_next()
 
     def begin(self) -> None:
@@ -140,9 +141,8 @@ class Walk:
         else:
             who.h = torch.clamp(limit, max=solver.dt0)
         who.history = History.start(who.y[:, 0]) if solver.control.remembers else None
-        sick = ~who.slope.isfinite().all(1)
-        if bool(sick.any()):
-            self._stop(sick, Status.NON_FINITE)
+        if not math.isfinite(float(who.slope.sum())):
+            self._stop(~who.slope.isfinite().all(1), Status.NON_FINITE)
 
     def run(self) -> int:
         """Walks; returns how many steps were tried."""
@@ -226,7 +226,9 @@ class Walk:
             if self.lands:  # a step that was cut short says little of the next one
                 who.h = torch.where(crossing, torch.maximum(who.h, planned), who.h)
             stuck = reject & (who.h < self.smallest)
-        moves, rejects, crosses, sticks = torch.stack((accept, reject, crossing, stuck)).any(1).tolist()
+        arriving = crossing & (stop >= self.end)
+        facts = torch.stack((accept, reject, crossing, stuck, arriving))
+        moves, rejects, crosses, sticks, arrives = facts.any(1).tolist()
         if moves:
             self._move(done, stop, h, accept, rejects or not self.all_running, crosses)
         if who.history is not None:
@@ -235,7 +237,8 @@ class Walk:
             who.rejected = who.rejected + reject
         if crosses:
             who.ratio = torch.where(crossing, ratio, who.ratio)
-            self._stop(crossing & (who.t >= self.end), Status.CONVERGED)
+        if arrives:
+            self._stop(arriving, Status.CONVERGED)
         if sticks:
             who.ratio = torch.where(stuck, ratio, who.ratio)
             finite = ratio.isfinite()
@@ -275,7 +278,7 @@ class Walk:
     def _passed(self, stop: Tensor) -> Outputs:
         """The outputs up to these times, `(B,)`, that were ahead."""
         who = self.who
-        passed = torch.searchsorted(who.ts.T.contiguous(), stop.unsqueeze(1), right=True).squeeze(1)
+        passed = torch.searchsorted(self.outputs, stop.unsqueeze(1), right=True).squeeze(1)
         passed = torch.where(stop > who.t, passed, who.next)
         counts = passed - who.next
         samples = torch.repeat_interleave(counts)
@@ -287,9 +290,7 @@ class Walk:
 
     def _see_next(self) -> None:
         """The next output time of every sample, `(B,)`; infinity once it has none."""
-        who = self.who
-        place = who.next.clamp_max(len(who.ts) - 1).unsqueeze(0)
-        self.ahead = torch.where(who.next < len(who.ts), who.ts.gather(0, place).squeeze(0), math.inf)
+        self.ahead = self.outputs.gather(1, self.who.next.unsqueeze(1)).squeeze(1)
 
     def _stop(self, which: Tensor, status: Status) -> None:
         who = self.who

@@ -177,8 +177,8 @@ class Inside:
         powers = [part]  # products, for the second derivative of a power with a tensor of exponents is NaN at zero
         for _ in range(1, rows.shape[1]):
             powers.append(powers[-1] * part)
-        parts = torch.cat(powers, 1) @ rows.t()
-        return torch.baddbmm(y.unsqueeze(2), self.stages.of(samples).permute(1, 2, 0), parts.unsqueeze(2)).squeeze(2)
+        parts = rows @ torch.cat(powers, 1).t()
+        return y + (self.stages.of(samples) * parts.unsqueeze(2)).sum(0)
 
     def series(self, part: Tensor, samples: Tensor, order: int) -> Tensor:
         """States and their first derivatives by time up to this order, side by side, `(M, (1 + order) n)`."""
