@@ -101,6 +101,22 @@ def coupled(
     return found
 
 
+def unmoved_by_others(function: Callable[[Tensor], Tensor], z: Tensor, values: Tensor) -> bool:
+    """Whether every second sample keeps its value, bit by bit, where the others are moved: one evaluation.
+
+    It is `alternate`'s experiment for functions whose values at a state are at hand. False does not say that samples
+    are coupled (that may be rounding, noise, or values that are not finite), but that `coupled` must look.
+
+    Args:
+        function: `(B, n) -> (B, n)`.
+        z: a state, `(B, n)`.
+        values: the function's there, `(B, n)`.
+    """
+    moved = z.clone()
+    moved[::2] = jolted(moved[::2], 0.1)
+    return torch.equal(function(moved)[1::2], values[1::2])
+
+
 def not_samples(batch: int, one: str, joint: str) -> str:
     """What to say of a state `(B,)` whose entries are no samples.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core import transforms
-from torchimplicit.core.independence import FEW, alternate, coupled, halves, not_samples
+from torchimplicit.core.independence import FEW, alternate, coupled, halves, not_samples, unmoved_by_others
 from torchimplicit.core.status import OnFailure, Report, Status, react
 from torchimplicit.ode.chunks import ChunkedWalk
 from torchimplicit.ode.compiled import CompileError, give_up
@@ -87,17 +87,17 @@ class PathCall:
         """Walks from `y0` `(B, n)` along the times `ts` `(T, B)`; returns the states there, `(T, B, n)`."""
         versions = [transforms.version(tensor) for tensor in tensors]
         with torch.no_grad():
-            values = self._walk_as_wanted(y0.detach(), ts.detach(), tensors, condition_tensors)
+            values, slope = self._walk_as_wanted(y0.detach(), ts.detach(), tensors, condition_tensors)
         self.record.mutated = tuple(
             i
             for i, (tensor, version) in enumerate(zip(tensors, versions, strict=True))
             if transforms.version(tensor) != version
         )
         if y0.shape[0] > 1:
-            self._check_samples(y0.detach(), ts[0].detach(), tensors)
+            self._check_samples(y0.detach(), ts[0].detach(), slope, tensors)
         return values
 
-    def _check_samples(self, y0: Tensor, t: Tensor, tensors: Sequence[Tensor]) -> None:
+    def _check_samples(self, y0: Tensor, t: Tensor, slope: Tensor | None, tensors: Sequence[Tensor]) -> None:
         """Fails samples whose slopes depend on each other's states: steps of their own are no solution then.
 
         Raises:
@@ -105,10 +105,15 @@ class PathCall:
         """
         report, scalars, eps = self.record.report, self.dynamics.scalars, self.dynamics.eps
         assert report is not None
-        y0, t = y0[:, : self.dynamics.width], t.clone()  # not the second state of a pair, nor a view of one time
+        if y0.shape[1] > self.dynamics.width:  # not the second state of a pair
+            y0, slope = y0[:, : self.dynamics.width], None
+        t, found = t.clone(), None  # not a view of one time
         with torch.no_grad(), self.dynamics.bind(self.unshared(tensors)) as field:
             slopes, every = partial(field, t), partial(halves, len(y0), y0.device)
-            found = coupled(slopes, y0, eps, every(FEW) if scalars > 1 else [alternate(y0)])
+            if scalars > 1:
+                found = coupled(slopes, y0, eps, every(FEW))
+            elif not unmoved_by_others(slopes, y0, slopes(y0) if slope is None else slope):
+                found = coupled(slopes, y0, eps, [alternate(y0)])
             if found is not None and scalars > 1:
                 raise ValueError(not_samples(scalars, "y0[None]", 'steps="joint"'))
             if found is not None:
@@ -117,7 +122,7 @@ class PathCall:
         if found is not None:
             report.status = torch.where(found, int(Status.COUPLED), report.status)
 
-    def _walk_as_wanted(self, *inputs: Any) -> Tensor:
+    def _walk_as_wanted(self, *inputs: Any) -> tuple[Tensor, Tensor | None]:
         if self.compile != "auto":
             return self._walk(*inputs)
         try:
@@ -126,27 +131,55 @@ class PathCall:
             give_up(self.dynamics.f)  # type: ignore[union-attr]
             return replace(self, compile=False)._walk(*inputs)
 
-    def _walk(self, y0: Tensor, ts: Tensor, tensors: Sequence[Tensor], condition_tensors: Sequence[Tensor]) -> Tensor:
+    def _walk(
+        self, y0: Tensor, ts: Tensor, tensors: Sequence[Tensor], condition_tensors: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The outputs `(T, B, n)` and the slope at the start, `(B, n)`, where the walk began by asking for that."""
         if self.compile:  # else a kernel would be compiled once for parameters and once for tensors
             tensors = [tensor.detach() for tensor in tensors]
         values = y0.new_empty((len(ts), *y0.shape))
         values[0] = y0
-        path = Path() if self.checkpoints else None
-        whole, rows, left, nfev = Traveller.start(ts, y0), None, self.solver.max_steps, 0
-        who, parents = whole, []
+        path, whole = Path() if self.checkpoints else None, Traveller.start(ts, y0)
+        slope, nfev = self._walk_phases(whole, values, path, tensors, condition_tensors)
+        if self.trigger is not None:
+            self._check_condition(condition_tensors, whole)
+        self.record.reached, self.record.fired = whole.t, whole.fired
+        self.record.report = report = PathReport(
+            whole.status, whole.tried, whole.ratio, nfev, "odeint",
+            accepted=whole.tried - whole.rejected, rejected=whole.rejected, reached=self.dynamics.user_time(whole.t),
+            fired=whole.fired,
+        )  # fmt: skip
+        held = None if report.converged and self.trigger is None else _hold(whole, values)
+        if path is not None:
+            path.held, self.record.path = held, path
+        return values, slope
+
+    def _walk_phases(
+        self,
+        who: Traveller,
+        values: Tensor,
+        path: Path | None,
+        tensors: Sequence[Tensor],
+        condition_tensors: Sequence[Tensor],
+    ) -> tuple[Tensor | None, int]:
+        """Walks until all have stopped, going on with those alone that do once they are few.
+
+        Returns the slope at the start, where that was asked for, and how many evaluations it took.
+        """
+        rows, parents, left, nfev, slope = None, [], self.solver.max_steps, 0, None
+        kind, audit = ChunkedWalk if self.compile else Walk, self.audit
         while True:
             phase = None if path is None else Phase(rows, self.checkpoints)
+            inputs = self.dynamics.take(tensors, rows)
             with (
-                self.dynamics.bind(
-                    self.dynamics.take(tensors, rows), audit=self.audit and rows is None, keep_buffers=True, rows=rows
-                ) as field,
+                self.dynamics.bind(inputs, audit=audit and rows is None, keep_buffers=True, rows=rows) as field,
                 self._watch(condition_tensors, rows) as watch,
             ):
-                kind = ChunkedWalk if self.compile else Walk
                 solver = self.solver.take(rows)
                 walk = kind(solver, field, who, values, phase, left, self.dynamics.can_narrow, rows, watch)
                 if rows is None:
                     walk.begin()
+                    slope = who.slope
                 left -= walk.run()
             nfev += field.nfev
             if path is not None and phase is not None and phase.steps:
@@ -160,18 +193,7 @@ class PathCall:
         for parent, some in reversed(parents):
             parent.put(some, who)
             who = parent
-        if self.trigger is not None:
-            self._check_condition(condition_tensors, whole)
-        held = _hold(whole, values)
-        if path is not None:
-            path.held, self.record.path = held, path
-        self.record.reached, self.record.fired = whole.t, whole.fired
-        self.record.report = PathReport(
-            whole.status, whole.tried, whole.ratio, nfev, "odeint",
-            accepted=whole.tried - whole.rejected, rejected=whole.rejected, reached=self.dynamics.user_time(whole.t),
-            fired=whole.fired,
-        )  # fmt: skip
-        return values
+        return slope, nfev
 
     @contextmanager
     def _watch(self, tensors: Sequence[Tensor], rows: Tensor | None) -> Iterator[Watch | None]:

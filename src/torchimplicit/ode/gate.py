@@ -64,11 +64,10 @@ class PathGate:
             if grad is None or is_mapped(grad):  # None: second derivatives that no first one depends on
                 return grad
             self.came, self.lost = True, None if alone else self.lost
-            if not bool(grad.detach().sum().isfinite()):
+            if not all_finite([grad]):
                 lost = ~grad.detach().isfinite().movedim(batch_dim, 0).reshape(grad.shape[batch_dim], -1).all(1)
-                if bool(lost.any()):
-                    self.lost = lost if self.lost is None else self.lost | lost
-                    grad = torch.where(lost.view(-1, *(1,) * (grad.dim() - 1 - batch_dim)), 0, grad)
+                self.lost = lost if self.lost is None else self.lost | lost
+                grad = torch.where(lost.view(-1, *(1,) * (grad.dim() - 1 - batch_dim)), 0, grad)
             self.grad = grad if alone else None
             return grad
 

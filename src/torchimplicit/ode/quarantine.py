@@ -54,6 +54,8 @@ def find_sick(call: PathCall, values: Tensor) -> Tensor | None:
         return None
     report, lost = call.record.report, call.record.lost
     assert report is not None
+    if report.converged and lost is None:
+        return None
     sick = report.status == Status.NON_FINITE
     sick = sick if lost is None else sick | lost
     return sick if bool(sick.any()) else None
