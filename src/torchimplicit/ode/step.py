@@ -174,11 +174,13 @@ class Inside:
             return self._cubic(part, samples, y, self.end[samples])
         rows = weights(self.tableau, y.dtype, y.device).interpolant
         assert rows is not None
-        powers = [part]  # products, for the second derivative of a power with a tensor of exponents is NaN at zero
-        for _ in range(1, rows.shape[1]):
-            powers.append(powers[-1] * part)
-        parts = rows @ torch.cat(powers, 1).t()
-        return y + (self.stages.of(samples) * parts.unsqueeze(2)).sum(0)
+        # By Horner: products, for powers with a tensor of exponents have no second derivative at zero; and of every
+        # sample alone, for a product of matrices may round one sample's by how many there are.
+        *lower, highest = rows.unbind(1)
+        parts = part * highest
+        for row in reversed(lower):
+            parts = (parts + row) * part
+        return torch.baddbmm(y.unsqueeze(2), self.stages.of(samples).permute(1, 2, 0), parts.unsqueeze(2)).squeeze(2)
 
     def series(self, part: Tensor, samples: Tensor, order: int) -> Tensor:
         """States and their first derivatives by time up to this order, side by side, `(M, (1 + order) n)`."""
