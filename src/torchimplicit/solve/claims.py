@@ -202,8 +202,7 @@ class Claims(Samples):
             self.docket.add(claim, step, asks)
         self._hear_what_is_due(step, problem, gives_up if fails and bool(gives_up.any()) else None)
         stops = self.running & (status != int(Status.MAX_STEPS))
-        if bool(stops.any()):
-            self._stop(step, look.z, stops, status)
+        self._stop(step, look.z, stops, status)
 
     def _claim(self, step: int, look: Look) -> Claim:
         at = torch.full_like(self.status, step)

@@ -67,6 +67,7 @@ class Samples:
         self.running = torch.ones_like(self.status, dtype=torch.bool)
         self.latest = self.running  # the latest iterate is the sample's best and not yet put aside
         self.all_running, self.any_running, self.all_latest, self.any_stalled = True, True, True, False
+        self.count = batch  # of those that run
         self.few = False  # so few run that going on without the others pays
         self.kept: Tensor | None = None
         self.jacobian: Tensor | None = None  # where samples have converged, if it took that to see it
@@ -106,8 +107,9 @@ class Samples:
                 self.stalled, self.any_stalled = torch.zeros_like(self.stalled), False
         else:
             self._look_closer(step, state, size, tolerance, scale, stuck)
-        bar = self.best * self.part
-        self.bar = bar if self.all_running else torch.where(self.running, bar, -math.inf)
+        if self.any_running:
+            bar = self.best * self.part
+            self.bar = bar if self.all_running else torch.where(self.running, bar, -math.inf)
         self.previous = z.clone() if self.overwritten else z
         if step in self.save_steps:
             self.saved[step] = z.clone() if self.all_running else self._current(z)
@@ -145,8 +147,7 @@ class Samples:
             self.stalled, self.any_stalled = torch.zeros_like(self.stalled), False
         self.latest, self.all_latest = improves & self.running, False
         self.best = torch.where(improves, size, self.best)
-        if bool(stops.any()):
-            self._stop(step, state.z, stops, status)
+        self._stop(step, state.z, stops, status)
 
     def _measured_again(self, step: int, state: Any, size: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Norms of residual and iterate and the tolerance, where the squares of their entries are lost in the dtype."""
@@ -160,14 +161,17 @@ class Samples:
         return size, tolerance, scale
 
     def _stop(self, step: int | Tensor, z: Tensor, stops: Tensor, status: Tensor | int) -> None:
-        """Samples stop: at this iterate where it is their latest, at the one that was set aside otherwise."""
+        """Running samples stop: at this iterate where it is their latest, at the one that was set aside otherwise."""
+        stopping = int(stops.sum())
+        if not stopping:
+            return
         self._keep(stops & self.latest, z)
         self.status = torch.where(stops, status, self.status)
         self.steps = torch.where(stops, step, self.steps)
         go_on = ~stops
         self.running, self.latest, self.all_running = self.running & go_on, self.latest & go_on, False
-        running = int(self.running.sum())
-        self.any_running, self.few = running > 0, z.numel() >= SMALL and 2 * running <= len(z)
+        self.count -= stopping
+        self.any_running, self.few = self.count > 0, z.numel() >= SMALL and 2 * self.count <= len(z)
 
     def _failure(self, residual: Tensor, scale: Tensor, stuck: Tensor | None) -> Tensor:
         """Why samples that do not improve stop, if they do."""
@@ -191,7 +195,7 @@ class Samples:
         """Every sample's converged or best iterate, `(B, n)`."""
         if self.kept is None:
             return z.clone() if z._is_view() else z  # not a view that keeps a solver's whole history alive
-        return torch.where(self.latest.unsqueeze(1), z, self.kept)
+        return torch.where(self.latest.unsqueeze(1), z, self.kept) if self.any_running else self.kept
 
     def take(self, rows: Tensor) -> Samples:
         """The running samples alone."""
@@ -199,7 +203,7 @@ class Samples:
         for name in self.rows:
             setattr(some, name, getattr(self, name)[rows])
         some.kept = None if self.kept is None else self.kept[rows]
-        some.all_running, some.few = True, False
+        some.all_running, some.few, some.count = True, False, len(rows)
         some.all_latest = bool(some.latest.all())
         some.saved, some.history = {}, {step: size[rows] for step, size in list(self.history.items())[-1:]}
         return some
@@ -212,7 +216,7 @@ class Samples:
         self.kept = self.kept.index_copy(0, rows, answer)
         for name in self.put_back:
             setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(some, name)))
-        self.latest, self.any_running = torch.zeros_like(self.running), some.any_running
+        self.latest, self.any_running, self.count = torch.zeros_like(self.running), some.any_running, some.count
         absent = torch.full_like(self.best, math.nan)
         for step, size in some.history.items():
             if step not in self.history:
@@ -224,7 +228,7 @@ class Samples:
 
     def report(self, step: int, nfev: int, trace: bool) -> Report:
         """The report, once the loop has ended."""
-        steps = torch.where(self.running, step, self.steps)
+        steps = torch.where(self.running, step, self.steps) if self.any_running else self.steps
         rows = None
         if trace:
             absent = torch.full_like(self.best, math.nan)
