@@ -61,19 +61,24 @@ class _Factored(Prepared):
         matrix = self.factors[0]
         system = matrix.mT if transpose else matrix
         gap = b - torch.bmm(system, x.unsqueeze(2)).squeeze(2)
-        residual = norm(gap)
-        # Backward stable solves leave rounding times |A| |x|; a (numerically) singular matrix leaves NaN or far more.
-        size = torch.linalg.matrix_norm(matrix) * norm(x) + norm(b)
-        eps = torch.finfo(b.dtype).eps
-        # Which that is, shows in units that no scaling of rows or columns changes.
-        weight = system.abs()
+        residual, size = norm(gap), norm(b)
+        # In units that no scaling of rows or columns changes; none of them is larger than one.
+        weight, eps = system.abs(), torch.finfo(b.dtype).eps
         rows = (weight / weight.amax(1, keepdim=True).clamp_min(torch.finfo(b.dtype).tiny)).amax(2)
-        small = norm(gap / rows) <= self.solver.tolerance(b / rows)
-        sound = (residual <= 100 * eps * b.shape[1] * size) & small
-        status = torch.where(sound, int(Status.CONVERGED), int(Status.STAGNATED))
-        finite = residual < torch.inf
-        status = torch.where(finite, status, int(Status.NON_FINITE))
-        residual = torch.where(finite, residual, norm(b)) / b.shape[1] ** 0.5
+        parted = norm(gap / rows)
+        status = torch.zeros_like(residual, dtype=torch.int64)
+        # So what is little in them beside the right-hand side is little by both tests: the usual case.
+        if not torch.equal(parted.clamp(max=min(eps**0.5, 100 * eps * b.shape[1]) * size), parted):
+            # Backward stable solves leave rounding times |A| |x|; a (numerically) singular matrix leaves NaN or far
+            # more. Which that is, shows in those units.
+            small = parted <= self.solver.tolerance(b / rows)
+            size = torch.linalg.matrix_norm(matrix) * norm(x) + size
+            sound = (residual <= 100 * eps * b.shape[1] * size) & small
+            status = torch.where(sound, int(Status.CONVERGED), int(Status.STAGNATED))
+            finite = residual < torch.inf
+            status = torch.where(finite, status, int(Status.NON_FINITE))
+            residual = torch.where(finite, residual, norm(b))
+        residual = residual / b.shape[1] ** 0.5
         return LinearResult(
             x, Report(status, torch.ones_like(status), residual, b.shape[1], "linear solve", linear=True)
         )
