@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchimplicit.core.independence import alternate, coupled, halves, jolted, leakage, mixes, noise
+from torchimplicit.core.independence import alternate, coupled, halves, jolted, leakage, mixes, noise, unmoved_by_others
 
 EPS = torch.finfo(torch.float64).eps
 CPU = torch.device("cpu")
@@ -91,3 +91,19 @@ def test_everything_is_moved_by_about_its_size_and_no_random_number_is_drawn(siz
     unit = size or 1.0
     assert (moves > 1e-3 * unit).all()
     assert (moves < 5 * unit).all()
+
+
+def test_what_moves_with_others_shows_in_one_evaluation():
+    generator = torch.Generator().manual_seed(1)
+    z = torch.randn(7, 3, dtype=torch.float64, generator=generator)
+
+    def alone(z):
+        return torch.tanh(z) * z.sum(1, keepdim=True)
+
+    def centred(z):
+        return z - z.mean(0)
+
+    assert unmoved_by_others(alone, z, alone(z))
+    assert not unmoved_by_others(centred, z, centred(z))
+    assert unmoved_by_others(alone, torch.zeros_like(z), alone(torch.zeros_like(z)))
+    assert not unmoved_by_others(centred, torch.zeros_like(z), centred(torch.zeros_like(z)))

@@ -44,7 +44,12 @@ MUTANTS = [
     ),
     Mutant(
         "linear/direct.py", "a singular matrix counts as solved",
-        "small = norm(gap / rows) <= self.solver.tolerance(b / rows)", "small = residual.isfinite()",
+        "small = parted <= self.solver.tolerance(b / rows)", "small = residual.isfinite()",
+        "tests/linear/test_solver.py",
+    ),
+    Mutant(
+        "linear/direct.py", "no residual is large enough to look at",
+        "if not torch.equal(parted.clamp(max=min(eps**0.5, 100 * eps * b.shape[1]) * size), parted):", "if False:",
         "tests/linear/test_solver.py",
     ),
     Mutant(

@@ -57,6 +57,12 @@ MUTANTS = [
         "tests/ode/test_quarantine.py::test_coupled_samples_are_refused_or_reported_and_the_remedies_help",
     ),
     Mutant(
+        "core/independence.py", "no sample moves another",
+        "return torch.equal(function(moved)[1::2], values[1::2])",
+        "return True",
+        "tests/ode/test_quarantine.py::test_coupled_samples_are_refused_or_reported_and_the_remedies_help",
+    ),
+    Mutant(
         "ode/call.py", "features pass for samples",
         "if found is not None and scalars > 1:",
         "if False:",

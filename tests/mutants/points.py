@@ -31,7 +31,7 @@ MUTANTS = [
     ),
     Mutant(
         "solve/samples.py", "the answer is the latest iterate",
-        "return torch.where(self.latest.unsqueeze(1), z, self.kept)", "return z",
+        "return torch.where(self.latest.unsqueeze(1), z, self.kept) if self.any_running else self.kept", "return z",
         "tests/solve/test_loop.py",
     ),
     Mutant(
