@@ -161,7 +161,8 @@ class Samples:
         return size, tolerance, scale
 
     def _stop(self, step: int | Tensor, z: Tensor, stops: Tensor, status: Tensor | int) -> None:
-        """Running samples stop: at this iterate where it is their latest, at the one that was set aside otherwise."""
+        """Samples stop: at this iterate where it is their latest, at the one that was set aside otherwise."""
+        stops = stops & self.running  # a claim may have waited until its sample failed
         stopping = int(stops.sum())
         if not stopping:
             return
