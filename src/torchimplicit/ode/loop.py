@@ -126,7 +126,13 @@ class Walk:
         self._see_next()
 
     def begin(self) -> None:
-        """The first slope and the first step size; a sample whose slope is not finite stops here."""
+        """The first slope and the first step size; a sample without a way to go, or without a slope, stops here."""
+        self._begin()
+        arrived = self.who.t >= self.end
+        if bool(arrived.any()):
+            self._stop(arrived, Status.CONVERGED)
+
+    def _begin(self) -> None:
         who, solver = self.who, self.adaptive
         field = self.solver.rate(self.field)
         if self.watch is not None or solver is not None:

@@ -54,7 +54,8 @@ def odeint(
             `(B, 1, ...)`, such that it broadcasts against the first leaf of `y`; with `steps="joint"` it is one number.
         y0: start: a floating or complex tensor `(B, ...)` or a nest of such.
         ts: times, the first one that of `y0`, strictly increasing or strictly decreasing: `(T,)`, or `(T, B)` for times
-            of every sample's own.
+            of every sample's own. Series of different lengths are padded with NaN, or with their last time again; the
+            outputs there hold the last state, and `solution.mask` says which they are.
         *args: further arguments of `f`, nested; tensors and modules among them are differentiated.
         solver: `Tsit5()`, `Dopri5()`, `RK4(dt=...)`, ... with its tolerances.
         adjoint: `Checkpointed()`, `Direct()`, ...
@@ -78,8 +79,8 @@ def odeint(
             on without where it cannot.
 
     Returns:
-        A `PathSolution`; `solution.value` is like `y0` with the times in front, `(T, B, ...)`; `solution.report` is a
-        `PathReport`.
+        A `PathSolution`; `solution.value` is like `y0` with the times in front, `(T, B, ...)`; `solution.mask` `(T, B)`
+        is False at padding; `solution.report` is a `PathReport`.
 
     Raises:
         ConvergenceError: some sample did not arrive (with `on_failure="raise"`); carries the solution.
@@ -132,8 +133,8 @@ def odeint(
             rows = (adjoint.solve if differentiable else adjoint.walk)(call, start, times, tensors)
     report = call.record.report
     assert report is not None
-    if differentiable and not layout.batch:
-        rows = unmoved(rows, [times, *tensors])  # gradients of zero, as of other layers
+    if differentiable and torch.equal(ts[0], ts[-1]):  # nobody moves: gradients of zero, as of other layers
+        rows = unmoved(rows, [times, *tensors])
     if (sick := find_sick(call, rows)) is not None:
         gate.held = sick
         if followed is None:
@@ -142,7 +143,8 @@ def odeint(
             followed = quarantine_followed(call, adjoint, followed, inputs, sick)
             rows = followed.rows
     gate.leave(rows, followed)
-    solution = PathSolution(own(stacked(layout, rows)), report, **_found(followed, dynamics, report, dense))
+    outputs = ts.detach().expand(-1, layout.batch)
+    solution = PathSolution(own(stacked(layout, rows)), report, ts=outputs, **_found(followed, dynamics, report, dense))
     react(report, on_failure, solution)
     return solution
 

@@ -20,6 +20,7 @@ from torchimplicit.ode.step import Inside, Stepped
 def tied(times: Tensor, ts: Tensor) -> Tensor:
     """Times `(B,)` with their gradients: those that are output times `(T, B)` are these, others move with the start."""
     same = times == ts
+    same &= same.cumsum(0) == 1  # the last time may stand there more than once
     moved = times + (ts[0] - ts[0].detach())
     return torch.where(same.any(0), torch.where(same, ts, 0.0).sum(0), moved)
 

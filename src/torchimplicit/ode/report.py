@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from torchimplicit.core.status import Remedy, Report, Solution, Status
@@ -97,14 +98,21 @@ class PathSolution(Solution):
     """A path at its output times, `(T, B, ...)`, and how it was walked.
 
     Attributes:
+        ts: the output times, `(T, B)`, a sample's last one in place of its padding.
         event_time: when each sample met its event, `(B,)`; NaN where it did not, see `fired`. None without an event.
         event_state: the states there, like `y0`, or the last ones where it did not. None without an event.
         path: the solution as a function of time, with `dense=True`.
     """
 
+    ts: Tensor = field(kw_only=True)
     event_time: Tensor | None = None
     event_state: Any = None
     path: DensePath | None = None
+
+    @property
+    def mask(self) -> Tensor:
+        """Which outputs are at times of their own, bool `(T, B)`; the others are padding and hold the last state."""
+        return torch.cat((torch.ones_like(self.ts[:1], dtype=torch.bool), self.ts[1:] != self.ts[:-1]))
 
     @property
     def fired(self) -> Tensor | None:

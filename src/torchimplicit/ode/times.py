@@ -1,4 +1,4 @@
-"""Output times: checked, one row per output, running forward."""
+"""Output times: checked, padding filled in, one row per output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def check_times(ts: Any, layout: Layout) -> tuple[Tensor, Tensor | None]:
     """Output times, and which samples run backward in them.
 
     Args:
-        ts: `(T,)`, or `(T, B)` for times of every sample's own; strictly increasing or strictly decreasing.
+        ts: `(T,)`, or `(T, B)` for times of every sample's own; strictly increasing or strictly decreasing up to a last
+            time, which may be repeated. NaN behind a sample's last time stands for its repetition.
         layout: of the state.
 
     Returns:
@@ -25,7 +26,7 @@ def check_times(ts: Any, layout: Layout) -> tuple[Tensor, Tensor | None]:
 
     Raises:
         TypeError: not a floating tensor.
-        ValueError: fewer than two times, not finite, not monotone, of another batch, or on another device.
+        ValueError: none, not finite, not monotone, of another batch, or on another device.
     """
     if not isinstance(ts, Tensor) or not ts.is_floating_point():
         got = f"a {ts.dtype} tensor" if isinstance(ts, Tensor) else f"a {type(ts).__name__}"
@@ -37,35 +38,52 @@ def check_times(ts: Any, layout: Layout) -> tuple[Tensor, Tensor | None]:
             f"ts: got shape {tuple(ts.shape)}, expected (T,) for times that all samples share, or (T, {layout.batch}) "
             "for times of every sample's own"
         )
-    if len(ts) < 2:
-        raise ValueError(f"ts: got {len(ts)} times, expected the start and at least one time more")
-    ts = ts.reshape(len(ts), -1).to(torch.promote_types(ts.dtype, layout.dtype))
+    if not len(ts):
+        raise ValueError("ts: got no times, expected at least the one of y0")
+    shared, ts = ts.dim() == 1, ts.reshape(len(ts), -1).to(torch.promote_types(ts.dtype, layout.dtype))
     if not ts.numel():  # of an empty batch
         return ts, None
     known = transforms.unwrapped(ts.detach())
     # One read by the host: what is not finite shows in a sum, what does not run one way in the sum of the signs.
     rises = known.diff(dim=0).sign().sum(0)
     total, low, high = torch.stack((known.sum(), *rises.aminmax())).tolist()
-    if not math.isfinite(total):
-        _check_finite(known)
+    if not math.isfinite(total) and not bool(known.isfinite().all()):
+        return check_times(_filled(ts, known, shared), layout)
     if low != high or abs(low) != len(ts) - 1:
-        _check_monotone(known)
+        _check_order(known)
     return ts, (known[-1] < known[0]).expand(layout.batch) if low < 0 else None
 
 
-def _check_finite(ts: Tensor) -> None:
-    if not bool(ts.isfinite().all()):
-        raise ValueError("ts: got NaN or infinity, expected finite times; for a limit in time see SteadyState()")
+def _filled(ts: Tensor, known: Tensor, shared: bool) -> Tensor:
+    """Times `(T, B)` with each sample's last one in place of the NaN behind it; `known` are their values.
+
+    Raises:
+        ValueError: something else is not finite, or `shared` times, everybody's, have padding.
+    """
+    missing = known.isnan()
+    counts = (~missing).sum(0)
+    behind = torch.arange(len(ts), device=ts.device).unsqueeze(1) >= counts
+    if shared or bool((missing != behind).any() | known.isinf().any() | (counts == 0).any()):
+        raise ValueError(
+            "ts: got NaN or infinity, expected finite times, or NaN as padding behind the last time of a sample, in "
+            "times (T, B) of every sample's own; for a limit in time see SteadyState()"
+        )
+    return torch.where(missing, ts.gather(0, counts.unsqueeze(0) - 1), ts)
 
 
-def _check_monotone(ts: Tensor) -> None:
-    gaps = ts.diff(dim=0)
-    monotone = (gaps > 0).all(0) | (gaps < 0).all(0)
-    if bool(monotone.all()):  # the samples go both ways, or there are more times than the dtype counts
+def _check_order(ts: Tensor) -> None:
+    """Refuses times `(T, B)` that are not strictly monotone up to the last.
+
+    Raises:
+        ValueError: they are not.
+    """
+    gaps, forward, ended = ts.diff(dim=0), ts[-1] > ts[0], ts[:-1] == ts[-1]
+    wrong = torch.where(ended, gaps != 0, torch.where(forward, gaps <= 0, gaps >= 0))
+    if not bool(wrong.any()):
         return
-    column = ts[:, int(torch.nonzero(~monotone)[0])]
-    at = int(torch.nonzero(column.diff() * torch.sign(column[-1] - column[0]) <= 0)[0])
+    sample = int(torch.nonzero(wrong.any(0))[0])
+    at, column = int(torch.nonzero(wrong[:, sample])[0]), ts[:, sample]
     raise ValueError(
-        f"ts: got {float(column[at]):g} followed by {float(column[at + 1]):g} at position {at}, expected times "
-        "that strictly increase or strictly decrease; try ts.unique()"
+        f"ts: got {float(column[at]):g} followed by {float(column[at + 1]):g} at position {at}, expected times that "
+        "strictly increase or strictly decrease, and only then repeat the last; try without the repeated ones"
     )
