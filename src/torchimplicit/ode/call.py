@@ -144,12 +144,12 @@ class PathCall:
         if self.trigger is not None:
             self._check_condition(condition_tensors, whole)
         self.record.reached, self.record.fired = whole.t, whole.fired
-        self.record.report = report = PathReport(
+        self.record.report = PathReport(
             whole.status, whole.tried, whole.ratio, nfev, "odeint",
             accepted=whole.tried - whole.rejected, rejected=whole.rejected, reached=self.dynamics.user_time(whole.t),
             fired=whole.fired,
         )  # fmt: skip
-        held = None if report.converged and self.trigger is None else _hold(whole, values)
+        held = _hold(whole, values)
         if path is not None:
             path.held, self.record.path = held, path
         return values, slope
