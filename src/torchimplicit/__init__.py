@@ -31,6 +31,7 @@ from torchimplicit.solve import (
     PeacemanRachford,
     Picard,
     PseudoTransient,
+    Relay,
 )
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ __all__ = [
     "Phantom",
     "Picard",
     "PseudoTransient",
+    "Relay",
     "Report",
     "Reversible",
     "Shine",

@@ -13,6 +13,7 @@ from torchimplicit.solve.monotone import Monotone, monotonicity
 from torchimplicit.solve.newton import Newton
 from torchimplicit.solve.newton_cg import NewtonCG
 from torchimplicit.solve.picard import Picard
+from torchimplicit.solve.relay import Relay
 from torchimplicit.solve.splitting import ForwardBackward, PeacemanRachford, PreparedMap
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Picard",
     "PreparedMap",
     "PseudoTransient",
+    "Relay",
     "Result",
     "Solver",
     "iterate",

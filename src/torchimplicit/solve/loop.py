@@ -233,7 +233,7 @@ def _narrow(problem: Residual, state: Any, samples: Samples) -> tuple[Tensor, Re
         problem.narrow = None  # a solver that does not say how
         return None
     rows = torch.nonzero(samples.running).flatten()
-    narrow, inner = problem.narrow(rows), pytree.tree_map(lambda part: _take(part, rows), state)
+    narrow, inner = problem.narrow(rows), pytree.tree_map(lambda part: taken(part, rows), state)
     # Proof that nothing couples the samples: their residual is what it was beside the others, but for rounding.
     # At every narrowing: what goes by the place in the batch (a dropout mask) is the same for the first few samples.
     problem.nfev += 1
@@ -274,7 +274,8 @@ def _run_narrowed(
     return step
 
 
-def _take(part: Any, rows: Tensor) -> Any:
+def taken(part: Any, rows: Tensor) -> Any:
+    """What a part of a solver's state is for some of the samples."""
     if isinstance(part, Tensor):
         return part[rows]
     return part.take(rows) if hasattr(part, "take") else part
