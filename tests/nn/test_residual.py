@@ -144,16 +144,17 @@ def test_the_tutorials_block_needs_the_limits_that_a_layer_has():
 
 
 def test_the_tolerances_that_a_warning_advises_help_the_tutorials_block():
-    """On sixteen channels, where the defaults leave a quarter of the samples unsolved: less than a third of those."""
-    assert "Anderson(rtol=1e-2, max_steps=200)" in ti.nn.DEQ.advice
+    """On sixteen channels, where the defaults leave some samples unsolved: less than a third of those."""
+    assert "Relay(rtol=1e-2)" in ti.nn.DEQ.advice
     assert "Implicit(GMRES(rtol=0.1, restart=20))" in ti.nn.DEQ.advice
-    loose = {"solver": ti.Anderson(rtol=1e-2, max_steps=200), "adjoint": ti.Implicit(ti.GMRES(rtol=0.1, restart=20))}
+    loose = {"solver": ti.Relay(rtol=1e-2), "adjoint": ti.Implicit(ti.GMRES(rtol=0.1, restart=20))}
     shares = []
     for options in ({}, loose):
         torch.manual_seed(1)
         cell = ti.nn.ResidualCell(16, 32, 8, floor=1e-5)
-        shares.append(min(plain_loop(ti.nn.DEQ(cell, on_failure="ignore", **options), 8, 6, 16)[:2]))
-    assert 1 - shares[1] < (1 - shares[0]) / 3, shares
+        shares.append(plain_loop(ti.nn.DEQ(cell, on_failure="ignore", **options), 8, 6, 16)[:2])
+    assert 1 - shares[1][0] < (1 - shares[0][0]) / 3, shares
+    assert shares[1][1] >= shares[0][1], shares
 
 
 def test_the_floor_makes_the_tutorials_cell_a_contraction():

@@ -18,7 +18,7 @@ from torchimplicit.equations import check_options, fixed_point
 from torchimplicit.linear import GMRES
 from torchimplicit.nn.batch_norm import warn_of_batch_norm
 from torchimplicit.nn.layer import ImplicitLayer
-from torchimplicit.solve import Anderson, Solver
+from torchimplicit.solve import Relay, Solver
 
 
 class DEQ(ImplicitLayer):
@@ -32,8 +32,9 @@ class DEQ(ImplicitLayer):
 
     Args:
         cell: `cell(z, x, ...) -> z`, a module, or a plain function of its arguments alone.
-        solver: how to find the fixed point. The limits of the defaults, here and in `adjoint`, are for cells at the
-            edge of contracting, where training drives most; a cell that contracts well never comes near them.
+        solver: how to find the fixed point. The default is `Anderson`, and `Broyden` for samples that 20 steps of it
+            have not solved. That, and the limits of the defaults here and in `adjoint`, is for cells at the edge of
+            contracting, where training drives most; a cell that contracts well never comes near them.
         adjoint: how to differentiate it.
         init: `init(x, ...) -> z0`, a function or module, where the state is not like `x`; None starts at zeros.
         warm_start: start from the last solution when its shapes fit, and with what `Broyden` learnt on the way there:
@@ -64,14 +65,14 @@ class DEQ(ImplicitLayer):
     advice = (
         "A cell stops contracting while it trains unless something keeps it: try nn.jacobian_penalty in the loss, "
         "nn.ContractiveLinear and ContractiveConv2d in the cell, or, while training, the tolerances "
-        "solver=Anderson(rtol=1e-2, max_steps=200), adjoint=Implicit(GMRES(rtol=0.1, restart=20)) (the guide's page, "
-        "docs/guide.md, under Stability)."
+        "solver=Relay(rtol=1e-2), adjoint=Implicit(GMRES(rtol=0.1, restart=20)) (the guide's page, docs/guide.md, "
+        "under Stability)."
     )
 
     def __init__(
         self,
         cell: Callable,
-        solver: Solver = Anderson(max_steps=200),
+        solver: Solver = Relay(),
         adjoint: Adjoint = Implicit(GMRES(restart=20, max_steps=200)),
         init: Callable | None = None,
         warm_start: bool = False,

@@ -60,7 +60,7 @@ class Relay(Solver):
 
     first: Solver = Anderson()
     then: Solver = Broyden(memory=50)
-    after: int = 30
+    after: int = 20
     max_steps: int = 200
 
     def __post_init__(self) -> None:
