@@ -14,6 +14,16 @@ MUTANTS = [
         "tests/solve/test_loop.py -k steps",
     ),
     Mutant(
+        "solve/relay.py", "the second method never has its turn",
+        "if turn.count == self.after:", "if False:",
+        "tests/solve/test_relay.py -k goes_on",
+    ),
+    Mutant(
+        "solve/relay.py", "the two methods keep limits of their own",
+        "method = replace(method,", "replace(method,",
+        "tests/solve/test_relay.py -k granted",
+    ),
+    Mutant(
         "solve/samples.py", "tolerances are ten times looser",
         "self.rtol = SLACK * options.rtol", "self.rtol = 10 * options.rtol",
         "tests/solve/test_loop.py",
