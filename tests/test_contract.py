@@ -22,8 +22,8 @@ SOLVERS = [
     ti.Newton(halvings=0),
     ti.PseudoTransient(),
     ti.PseudoTransient(dt=5.0, linear_solver=ti.GMRES(rtol=1e-8)),
-    ti.Relay(),
-    ti.Relay(first=ti.Picard(), after=2),
+    ti.Polyalgorithm(),
+    ti.Polyalgorithm(first=ti.Picard(), after=2),
 ]
 
 TIGHT_LINEAR = [ti.GMRES(rtol=1e-12), ti.GMRES(rtol=1e-12, restart=4, max_steps=400), ti.LU(), ti.BiCGStab(rtol=1e-12)]

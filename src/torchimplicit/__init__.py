@@ -30,8 +30,8 @@ from torchimplicit.solve import (
     NewtonCG,
     PeacemanRachford,
     Picard,
+    Polyalgorithm,
     PseudoTransient,
-    Relay,
 )
 
 if TYPE_CHECKING:
@@ -102,8 +102,8 @@ __all__ = [
     "PeacemanRachford",
     "Phantom",
     "Picard",
+    "Polyalgorithm",
     "PseudoTransient",
-    "Relay",
     "Report",
     "Reversible",
     "Shine",

@@ -61,7 +61,7 @@ def unrolls(solver):
 
 
 MAPS = {"picard": 2, "anderson": 4, "steady": 1}  # these take the residual for a step
-EQUATIONS = {"broyden": 3, "newton": 6, "transient": 2, "relay": 2}
+EQUATIONS = {"broyden": 3, "newton": 6, "transient": 2, "polyalgorithm": 2}
 
 
 def equation_solver(dice, form, size=1.0, kinds=MAPS | EQUATIONS):
@@ -84,9 +84,11 @@ def equation_solver(dice, form, size=1.0, kinds=MAPS | EQUATIONS):
     if kind == "newton":
         linear = dice.pick(None, ti.LU(), linear_solver(dice, form))
         return ti.Newton(linear_solver=linear, halvings=dice.pick(10, 10, 0, 3), forcing=dice.chance(0.7), **common)
-    if kind == "relay":
+    if kind == "polyalgorithm":
         then = dice.pick(ti.Broyden(memory=20), ti.Newton(), ti.Anderson(damping=0.7))
-        return ti.Relay(first=dice.pick(ti.Anderson(), ti.Picard()), then=then, after=dice.between(0, 20), **common)
+        return ti.Polyalgorithm(
+            first=dice.pick(ti.Anderson(), ti.Picard()), then=then, after=dice.between(0, 20), **common
+        )
     if kind == "transient":
         return ti.PseudoTransient(dt=dice.power(-2, 3), linear_solver=dice.pick(None, ti.LU(), ti.GMRES()), **common)
     return ti.SteadyState(**common)

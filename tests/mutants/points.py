@@ -14,14 +14,14 @@ MUTANTS = [
         "tests/solve/test_loop.py -k steps",
     ),
     Mutant(
-        "solve/relay.py", "the second method never has its turn",
+        "solve/polyalgorithm.py", "the second method never has its turn",
         "if turn.count == self.after:", "if False:",
-        "tests/solve/test_relay.py -k goes_on",
+        "tests/solve/test_polyalgorithm.py -k goes_on",
     ),
     Mutant(
-        "solve/relay.py", "the two methods keep limits of their own",
+        "solve/polyalgorithm.py", "the two methods keep limits of their own",
         "method = replace(method,", "replace(method,",
-        "tests/solve/test_relay.py -k granted",
+        "tests/solve/test_polyalgorithm.py -k granted",
     ),
     Mutant(
         "solve/samples.py", "tolerances are ten times looser",

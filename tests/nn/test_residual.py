@@ -145,9 +145,9 @@ def test_the_tutorials_block_needs_the_limits_that_a_layer_has():
 
 def test_the_tolerances_that_a_warning_advises_help_the_tutorials_block():
     """On sixteen channels, where the defaults leave some samples unsolved: less than a third of those."""
-    assert "Relay(rtol=1e-2)" in ti.nn.DEQ.advice
+    assert "Polyalgorithm(rtol=1e-2)" in ti.nn.DEQ.advice
     assert "Implicit(GMRES(rtol=0.1, restart=20))" in ti.nn.DEQ.advice
-    loose = {"solver": ti.Relay(rtol=1e-2), "adjoint": ti.Implicit(ti.GMRES(rtol=0.1, restart=20))}
+    loose = {"solver": ti.Polyalgorithm(rtol=1e-2), "adjoint": ti.Implicit(ti.GMRES(rtol=0.1, restart=20))}
     shares = []
     for options in ({}, loose):
         torch.manual_seed(1)

@@ -23,7 +23,7 @@ SOLVERS = [
     ti.Newton(linear_solver=ti.GMRES(rtol=1e-3), **OPTIONS),
     ti.PseudoTransient(dt=0.2, **OPTIONS),
     ti.PseudoTransient(dt=0.2, linear_solver=ti.GMRES(rtol=1e-3), **OPTIONS),
-    ti.Relay(after=10, **OPTIONS),
+    ti.Polyalgorithm(after=10, **OPTIONS),
 ]
 
 

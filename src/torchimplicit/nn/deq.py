@@ -18,7 +18,7 @@ from torchimplicit.equations import check_options, fixed_point
 from torchimplicit.linear import GMRES
 from torchimplicit.nn.batch_norm import warn_of_batch_norm
 from torchimplicit.nn.layer import ImplicitLayer
-from torchimplicit.solve import Relay, Solver
+from torchimplicit.solve import Polyalgorithm, Solver
 
 
 class DEQ(ImplicitLayer):
@@ -65,14 +65,14 @@ class DEQ(ImplicitLayer):
     advice = (
         "A cell stops contracting while it trains unless something keeps it: try nn.jacobian_penalty in the loss, "
         "nn.ContractiveLinear and ContractiveConv2d in the cell, or, while training, the tolerances "
-        "solver=Relay(rtol=1e-2), adjoint=Implicit(GMRES(rtol=0.1, restart=20)) (the guide's page, docs/guide.md, "
-        "under Stability)."
+        "solver=Polyalgorithm(rtol=1e-2), adjoint=Implicit(GMRES(rtol=0.1, restart=20)) (the guide's page, "
+        "docs/guide.md, under Stability)."
     )
 
     def __init__(
         self,
         cell: Callable,
-        solver: Solver = Relay(),
+        solver: Solver = Polyalgorithm(),
         adjoint: Adjoint = Implicit(GMRES(restart=20, max_steps=200)),
         init: Callable | None = None,
         warm_start: bool = False,

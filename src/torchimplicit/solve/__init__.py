@@ -13,7 +13,7 @@ from torchimplicit.solve.monotone import Monotone, monotonicity
 from torchimplicit.solve.newton import Newton
 from torchimplicit.solve.newton_cg import NewtonCG
 from torchimplicit.solve.picard import Picard
-from torchimplicit.solve.relay import Relay
+from torchimplicit.solve.polyalgorithm import Polyalgorithm
 from torchimplicit.solve.splitting import ForwardBackward, PeacemanRachford, PreparedMap
 
 __all__ = [
@@ -30,9 +30,9 @@ __all__ = [
     "NewtonCG",
     "PeacemanRachford",
     "Picard",
+    "Polyalgorithm",
     "PreparedMap",
     "PseudoTransient",
-    "Relay",
     "Result",
     "Solver",
     "iterate",

@@ -30,7 +30,7 @@ class Turn:
         return Turn(self.method, state, self.count)
 
 
-class RelayState(NamedTuple):
+class PolyalgorithmState(NamedTuple):
     """Iterate and residual `(B, n)`, and the rest of the running method's state."""
 
     z: Tensor
@@ -39,7 +39,7 @@ class RelayState(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Relay(Solver):
+class Polyalgorithm(Solver):
     """A light method for what it solves in `after` steps, and a strong one for what is left: a polyalgorithm.
 
     The second goes on where the first has come to. Samples that arrive before cost what the first method costs; the
@@ -70,18 +70,23 @@ class Relay(Solver):
         for name in ("first", "then"):
             part = getattr(self, name)
             if not isinstance(part, Solver):
-                raise TypeError(f"Relay({name}=...): got a {type(part).__name__}, expected a solver such as Broyden()")
+                raise TypeError(
+                    f"Polyalgorithm({name}=...): got a {type(part).__name__}, expected a solver such as Broyden()"
+                )
             own = {field.name: field.default for field in fields(type(part))}
             for option in (field.name for field in fields(Solver)):
                 require(
-                    part, option, getattr(part, option) == own[option], f"that of the relay; try Relay({option}=...)"
+                    part,
+                    option,
+                    getattr(part, option) == own[option],
+                    f"that of both; try Polyalgorithm({option}=...)",
                 )
 
-    def init(self, problem: Residual, z: Tensor) -> RelayState:
+    def init(self, problem: Residual, z: Tensor) -> PolyalgorithmState:
         """The first method's state at the start."""
         return self._handed(self.first, problem, z, 0)
 
-    def step(self, problem: Residual, state: RelayState) -> RelayState:
+    def step(self, problem: Residual, state: PolyalgorithmState) -> PolyalgorithmState:
         """One step of whoever's turn it is."""
         turn = state.turn
         if turn.count == self.after:
@@ -91,10 +96,10 @@ class Relay(Solver):
         if inner.z is not state.z:  # held where some samples have stopped, or taken out of a batch
             inner = inner._replace(z=state.z, residual=state.residual)
         inner = turn.method.step(problem, inner)
-        return RelayState(inner.z, inner.residual, Turn(turn.method, inner, turn.count + 1))
+        return PolyalgorithmState(inner.z, inner.residual, Turn(turn.method, inner, turn.count + 1))
 
-    def _handed(self, method: Solver, problem: Residual, z: Tensor, count: int) -> RelayState:
-        """A method's start, which is granted what the relay is."""
+    def _handed(self, method: Solver, problem: Residual, z: Tensor, count: int) -> PolyalgorithmState:
+        """A method's start, which is granted what both are together."""
         method = replace(method, **{field.name: getattr(self, field.name) for field in fields(Solver)})
         state = method.init(problem, z)
-        return RelayState(state.z, state.residual, Turn(method, state, count))
+        return PolyalgorithmState(state.z, state.residual, Turn(method, state, count))
