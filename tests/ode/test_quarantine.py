@@ -119,7 +119,7 @@ OPTIONS = [{"adjoint": each} for each in (*ADJOINTS, ti.Backsolve(), ti.Reversib
 OPTIONS += [{"dense": True}, {"event": ti.Event(lambda t, y, w, x: y[:, 0] - 0.3)}]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=range(len(OPTIONS)))
 def test_a_sick_sample_that_cannot_be_kept_apart_is_said(options):
     """The batch is the second dimension of `x`, where no sample's row is found: NaN gets into the shared gradient."""
 
