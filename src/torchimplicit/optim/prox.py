@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.front_door import front_door
+from torchimplicit.core.status import OnFailure
 from torchimplicit.optim.projection.balls import onto_ball, onto_box
 from torchimplicit.optim.projection.batch import Batch, Scalar
 from torchimplicit.optim.projection.cones import onto_semidefinite_cone
@@ -95,7 +96,8 @@ def l2(x: Tensor, step: Scalar = 1.0) -> Tensor:
         TypeError: `x` is not a real floating tensor.
     """
     batch = Batch("l2", x, fault=_FAULT)
-    return batch.finish(batch.x - onto_ball(batch.x, batch.scalar("step", step, at_least=0)))
+    near, *sure = onto_ball(batch.x, batch.scalar("step", step, at_least=0))
+    return batch.finish(batch.x - near, *sure)
 
 
 def linf(x: Tensor, step: Scalar = 1.0) -> Tensor:
@@ -113,7 +115,8 @@ def linf(x: Tensor, step: Scalar = 1.0) -> Tensor:
         TypeError: `x` is not a real floating tensor.
     """
     batch = Batch("linf", x, fault=_FAULT)
-    return batch.finish(batch.x - onto_l1_ball(batch.x, batch.scalar("step", step, at_least=0)))
+    near, *sure = onto_l1_ball(batch.x, batch.scalar("step", step, at_least=0))
+    return batch.finish(batch.x - near, *sure)
 
 
 def squared_l2(x: Tensor, step: Scalar = 1.0) -> Tensor:
@@ -196,7 +199,8 @@ def nuclear(X: Tensor, step: Scalar = 1.0) -> Tensor:
     rows, columns = batch.x.shape[-2:]
     across = torch.nn.functional.pad(batch.x, (rows, 0, 0, columns))
     eye = torch.eye(rows + columns, dtype=across.dtype, device=across.device)
-    return batch.finish(2 * onto_semidefinite_cone(across + across.mT - step * eye)[..., :rows, rows:])
+    near, *sure = onto_semidefinite_cone(across + across.mT - step * eye)
+    return batch.finish(2 * near[..., :rows, rows:], *sure)
 
 
 def indicator(project: Callable[..., Tensor], *parameters: Any) -> Prox:

@@ -74,7 +74,7 @@ def total_variation_2d(
     def sides(u: Tensor, images: Tensor, radius: Tensor, *basis: Tensor) -> tuple[Tensor, Tensor]:
         # Moreau: the proximal map of a norm is what the projection onto the dual ball leaves.
         radius = radius.unsqueeze(-1) / _PENALTY
-        z = u - (onto_ball(u, radius) if isotropic else onto_box(u, -radius, radius))
+        z = u - (onto_ball(u, radius)[0] if isotropic else onto_box(u, -radius, radius))
         return z, _smooth(images + _PENALTY * _transposed(2 * z - u), *basis)
 
     def split(u: Tensor, *args: Tensor) -> Tensor:

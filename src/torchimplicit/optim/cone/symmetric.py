@@ -5,18 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchimplicit.optim.projection import second_order_cone
-from torchimplicit.optim.projection.cones import onto_semidefinite_cone
+from torchimplicit.optim.projection.cones import onto_second_order_cone, onto_semidefinite_cone
 
 
 def project_second_order(v: Tensor) -> Tensor:
     r"""The nearest points with $|x| \le t$ for rows $(t, x)$ of `v`, `(..., n)`."""
-    return second_order_cone(v)
+    return onto_second_order_cone(v)[0]
 
 
 def project_semidefinite(v: Tensor, order: int) -> Tensor:
     """The nearest positive semidefinite matrices, for scaled triangles `(..., order (order + 1) / 2)`; see `Cones`."""
-    return to_triangle(onto_semidefinite_cone(to_matrix(v, order)))
+    return to_triangle(onto_semidefinite_cone(to_matrix(v, order))[0])
 
 
 def to_matrix(v: Tensor, order: int) -> Tensor:

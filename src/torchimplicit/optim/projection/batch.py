@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from torch.autograd import Function
 
 from torchimplicit.core import transforms
 from torchimplicit.core.front_door import front_door
+from torchimplicit.core.status import OnFailure
+from torchimplicit.optim.projection.verdict import tell
 
 Scalar = float | Tensor
 
@@ -19,54 +21,69 @@ class Batch:
     """The points to project, ready to be worked on, and the way back.
 
     Half precision is carried in float32. A sample that is not finite, or has a parameter that is not, is computed on
-    harmless numbers and comes out as NaN: it adds nothing to the gradients of what it shares with others.
+    harmless numbers and comes out as NaN: it adds nothing to the gradients of what it shares with others, and is told.
 
     Args:
         name: the projection, for messages.
         x: points `(..., *event)`, real and floating.
         event: dimensions of one point: 1 for vectors, 2 for matrices.
         fault: what is wrong with a sample that is refused, for messages.
+        masks: whether entries of `-inf` have an answer, "no", "some" (not where all entries are) or "all"; those that
+            have one stay in `x`.
+        on_failure: "raise", "warn" or "ignore" what `finish` finds.
 
     Raises:
         TypeError: `x` is not a real floating tensor.
         ValueError: it has too few dimensions, or points without entries.
     """
 
-    def __init__(self, name: str, x: Tensor, event: int = 1, fault: str = "the set is empty"):
+    def __init__(
+        self,
+        name: str,
+        x: Tensor,
+        event: int = 1,
+        fault: str = "the set is empty",
+        masks: Literal["no", "some", "all"] = "no",
+        on_failure: OnFailure = "raise",
+    ):
         if not isinstance(x, Tensor) or not x.dtype.is_floating_point:
             got = f"dtype {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"{name}: got a point of {got}, expected a real floating tensor; try x.double()")
         if x.dim() < event or 0 in x.shape[x.dim() - event :]:
             expected = "(..., n)" if event == 1 else "(..., m, n)"
             raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected {expected} with at least one entry a point")
-        self.name, self.event, self.dtype, self.fault = name, event, x.dtype, fault
+        self.name, self.event, self.dtype, self.fault, self.on_failure = name, event, x.dtype, fault, on_failure
         self.shape = x.shape[: x.dim() - event]
         x = x.float() if x.dtype.itemsize < 4 else x
-        self.sick = ~torch.isfinite(x.detach())
-        for _ in range(event):
-            self.sick = self.sick.any(-1)
-        self.x = torch.where(self._spread(self.sick, event), 0, x)
+        size = x.detach().abs() if masks == "no" else x.detach()
+        largest = size.amax(tuple(range(-event, 0)))
+        self.sick = ~((largest.abs() if masks == "some" else largest) < torch.inf)  # NaN is less than nothing
+        self.x = x.masked_fill(self.spread(self.sick), 0)
 
     def scalar(self, name: str, value: Scalar, at_least: float | None = None) -> Tensor:
         """A number per sample, or one for all, as `(..., 1)` or `(..., 1, 1)` beside the points.
 
         Raises:
-            ValueError: it does not fit the batch, or is too small.
+            ValueError: it does not fit the batch, is too small, or a number that is not finite.
         """
         if at_least is not None and not isinstance(value, Tensor) and value < at_least:
             raise ValueError(f"{self.name}: {self.fault}, {name}={value}; expected {name} >= {at_least}")
         tensor = self.entry(name, value, self.shape)
-        if at_least is not None and isinstance(value, Tensor):
-            self.refuse(tensor.detach() < at_least, f"{name} >= {at_least}", **{name: tensor})
-        return self._spread(self.healthy(tensor, 0, 1.0), self.event)
+        if isinstance(value, Tensor):
+            if at_least is not None:
+                self.refuse(tensor.detach() < at_least, f"{name} >= {at_least}", **{name: tensor})
+            tensor = self.healthy(tensor, 0, 1.0)
+        return self.spread(tensor)
 
     def vector(self, name: str, value: Scalar, infinite: bool = False, event: int = 1) -> Tensor:
         """A number per entry, or fewer that broadcast to the points' shape.
 
         Raises:
-            ValueError: it does not fit.
+            ValueError: it does not fit, or is a number that is not finite.
         """
-        tensor = self.entry(name, value, self.shape + self.x.shape[self.x.dim() - event :])
+        tensor = self.entry(name, value, self.shape + self.x.shape[self.x.dim() - event :], infinite)
+        if not isinstance(value, Tensor):
+            return tensor
         return self.healthy(tensor, event if tensor.dim() else 0, 1.0, infinite)
 
     def matrix(self, name: str, value: Tensor) -> Tensor:
@@ -80,10 +97,13 @@ class Batch:
             raise ValueError(f"{self.name}: got {name} of {got}, expected (p, {self.x.shape[-1]}), or one per sample")
         return self.healthy(self.entry(name, value, self.shape + value.shape[-2:]), 2, 0.0)
 
-    def entry(self, name: str, value: Scalar, shape: tuple[int, ...]) -> Tensor:
-        """The value in the working dtype, refused unless it broadcasts to `shape`."""
-        dtype, device = self.x.dtype, self.x.device
-        tensor = value.to(dtype) if isinstance(value, Tensor) else torch.as_tensor(value, dtype=dtype, device=device)
+    def entry(self, name: str, value: Scalar, shape: tuple[int, ...], infinite: bool = False) -> Tensor:
+        """The value in the working dtype, refused unless it broadcasts to `shape`; as a number, unless it is finite."""
+        if not isinstance(value, Tensor):
+            if value != value or (abs(value) == torch.inf and not infinite):
+                raise ValueError(f"{self.name}: got {name}={value}, expected a finite number")
+            return torch.as_tensor(value, dtype=self.x.dtype, device=self.x.device)
+        tensor = value.to(self.x.dtype)
         fits = len(tensor.shape) <= len(shape)
         fits = fits and all(a in (1, b) for a, b in zip(reversed(tensor.shape), reversed(shape), strict=False))
         if not fits:
@@ -117,22 +137,42 @@ class Batch:
             shown = "".join(f", {name}={float(value[first]):.6g}" for name, value in plain.items())
         raise ValueError(f"{self.name}: {self.fault} in {where}{shown}; expected {expected}")
 
-    def finish(self, y: Tensor) -> Tensor:
-        """The result in the caller's dtype, NaN for what was not finite."""
-        return torch.where(self._spread(self.sick, self.event), torch.nan, y).to(self.dtype)
+    def finish(self, y: Tensor, gap: Tensor | None = None, play: Tensor | float = 0.0) -> Tensor:
+        """The result in the caller's dtype, NaN for what was not finite; tells of that, and of conditions not met.
+
+        Args:
+            y: the points.
+            gap: by how much each misses its condition, `(...)` or `(..., 1)`; None where nothing can go wrong.
+            play: how much of that is rounding.
+        """
+        result = y.masked_fill(self.spread(self.sick), torch.nan).to(self.dtype)
+        sick = self.sick
+        if self.dtype != y.dtype:  # too large for half precision
+            sick = sick | ~(result.detach().abs().amax(tuple(range(-self.event, 0))) < torch.inf)
+        tell(self.name, sick, gap, play, self.on_failure)
+        return result
 
     def healthy(self, tensor: Tensor, event: int, harmless: float, infinite: bool = False) -> Tensor:
         """A parameter with something harmless in the samples where it is not finite, which are noted."""
         value = tensor.detach()
-        sick = value.isnan() if infinite else ~value.isfinite()
-        for _ in range(event):
-            sick = sick.any(-1)
+        sick = value.isnan() if infinite else ~(value.abs() < torch.inf)
+        if event:
+            sick = sick.flatten(-event).any(-1)
         self.sick = self.sick | sick
-        return torch.where(self._spread(sick, event), harmless, tensor)
+        return tensor.masked_fill(sick[(..., *[None] * event)], harmless)
 
-    @staticmethod
-    def _spread(tensor: Tensor, event: int) -> Tensor:
-        return tensor[(..., *[None] * event)]
+    def check_masks(self, lower: Tensor) -> None:
+        """Excludes samples that have an entry of `-inf` without a finite lower bound, to which it could go."""
+        self.exclude((self.x.detach() == -torch.inf) & (lower.detach() == -torch.inf))
+
+    def exclude(self, lost: Tensor) -> None:
+        """Adds the samples of such entries to those that are not finite."""
+        lost = lost.flatten(-self.event).any(-1)
+        self.sick, self.x = self.sick | lost, self.x.masked_fill(self.spread(lost), 0)
+
+    def spread(self, tensor: Tensor) -> Tensor:
+        """What there is one of a sample, beside the points."""
+        return tensor[(..., *[None] * self.event)]
 
 
 def safe_norm(x: Tensor, keep: Tensor) -> Tensor:
@@ -160,31 +200,33 @@ class Label(Function):
     """Which piece of a piecewise formula holds: `function(*tensors)` of plain tensors, of no derivative."""
 
     @staticmethod
-    def forward(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    def forward(function: Callable[..., Any], *tensors: Tensor) -> Any:
         """Calls the function; under `torch.vmap` with the whole batch at once."""
         return function(*tensors)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         """Nothing is kept."""
-        ctx.count = len(inputs)
-        ctx.mark_non_differentiable(output)
+        outputs = output if isinstance(output, tuple) else (output,)
+        ctx.inputs, ctx.outputs = len(inputs), len(outputs)
+        ctx.mark_non_differentiable(*outputs)
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> tuple[None, ...]:
         """There is no derivative."""
-        return (None,) * ctx.count
+        return (None,) * ctx.inputs
 
     @staticmethod
-    def jvp(ctx: Any, *_: Any) -> None:
+    def jvp(ctx: Any, *_: Any) -> Any:
         """There is no derivative."""
-        return
+        return (None,) * ctx.outputs if ctx.outputs > 1 else None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, function: Callable[..., Tensor], *tensors: Tensor) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: tuple, function: Callable[..., Any], *tensors: Tensor) -> tuple[Any, Any]:
         """The mapped dimension joins the batch."""
         front = (
             value.movedim(dim, 0) if dim is not None else value.expand(info.batch_size, *value.shape)
             for value, dim in zip(tensors, in_dims[1:], strict=True)
         )
-        return Label.apply(function, *front), 0  # type: ignore[return-value]
+        found: Any = Label.apply(function, *front)
+        return found, (0,) * len(found) if isinstance(found, tuple) else 0

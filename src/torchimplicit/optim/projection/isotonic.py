@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.front_door import front_door
+from torchimplicit.core.status import OnFailure
 from torchimplicit.optim.projection.batch import Batch, Label
 
 
 @front_door
-def isotonic(x: Tensor, weights: Tensor | None = None) -> Tensor:
+def isotonic(x: Tensor, weights: Tensor | None = None, *, on_failure: OnFailure = "raise") -> Tensor:
     r"""The nearest nondecreasing vector, $\min_y \sum_i w_i (y_i - x_i)^2$ with $y_1 \le \dots \le y_n$, exactly.
 
     The solution is the mean of $x$ over blocks. Two neighbouring blocks in the wrong order belong to one, so that a
@@ -27,11 +28,13 @@ def isotonic(x: Tensor, weights: Tensor | None = None) -> Tensor:
     Args:
         x: points `(..., n)`.
         weights: $w > 0$, `(n,)` or `(..., n)`; None weighs all alike.
+        on_failure: "raise", "warn" or "ignore" samples that are not finite or miss their condition.
 
     Returns:
         The projections, as `x`.
 
     Raises:
+        ConvergenceError: there are such samples (with `on_failure="raise"`).
         ValueError: a weight is not positive, or shapes do not fit.
         TypeError: `x` is not a real floating tensor.
 
@@ -41,13 +44,27 @@ def isotonic(x: Tensor, weights: Tensor | None = None) -> Tensor:
         >>> projection.isotonic(torch.tensor([[1.0, 3.0, 2.0, 4.0]]))
         tensor([[1.0000, 2.5000, 2.5000, 4.0000]])
     """
-    batch = Batch("isotonic", x, fault="a weight is not positive")
+    batch = Batch("isotonic", x, fault="a weight is not positive", on_failure=on_failure)
     mass = batch.vector("weights", torch.ones_like(batch.x) if weights is None else weights)
     bad = mass.detach() <= 0
     batch.refuse(bad.any(-1) if bad.dim() else bad, "weights > 0")
     x, mass = torch.broadcast_tensors(batch.x, mass)
+    mass = mass / mass.detach().amax(-1, keepdim=True)  # of no derivative: only their ratios matter
     block: Any = Label.apply(_blocks, x.detach(), mass.detach())
-    return batch.finish(_means(x, mass, block).gather(-1, block))
+    y = _means(x, mass, block).gather(-1, block)
+    return batch.finish(y, *_missed(x.detach(), y.detach(), mass.detach(), block))
+
+
+def _missed(x: Tensor, y: Tensor, mass: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+    """By how much the conditions of optimality are missed `(..., 1)`, and the rounding to be expected.
+
+    The sums of $w (x - y)$ up to every place are the multipliers: never negative, and zero where a block ends.
+    """
+    push = (mass * (x - y)).cumsum(-1)
+    ends = torch.nn.functional.pad(block.diff(dim=-1) != 0, (0, 1), value=True)
+    missed = torch.where(ends, push.abs(), -push).amax(-1, keepdim=True)
+    play = 4 * torch.finfo(x.dtype).eps * (x.shape[-1] + 8) * (mass * x).abs().sum(-1, keepdim=True)
+    return torch.where((y.diff(dim=-1) < 0).any(-1, keepdim=True), torch.inf, missed.clamp_min(0)), play
 
 
 def _blocks(x: Tensor, mass: Tensor) -> Tensor:

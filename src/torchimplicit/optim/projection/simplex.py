@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torchimplicit.core.status import OnFailure
 from torchimplicit.optim.projection.batch import Batch, Scalar
 
 
-def simplex(x: Tensor, radius: Scalar = 1.0) -> Tensor:
+def simplex(x: Tensor, radius: Scalar = 1.0, *, on_failure: OnFailure = "raise") -> Tensor:
     r"""The nearest point of the simplex $\{y \ge 0,\ \sum_i y_i = \rho\}$, exactly.
 
     $y = \max(x - \tau, 0)$, where $\tau$ follows from the sorted entries: with $s_k$ the sum of the $k$ largest, from
@@ -16,17 +17,20 @@ def simplex(x: Tensor, radius: Scalar = 1.0) -> Tensor:
     elsewhere; an entry that is zero without being pushed there counts as outside of the support. Costs $n \log n$.
 
     It is what `softmax` is not, sparse. Not where every entry needs a gradient, which those outside the support lack.
+    Entries of `-inf` are masked: zero, and without a gradient.
 
     Source: M. Held, P. Wolfe, H. Crowder, Mathematical Programming 6 (1974) 62.
 
     Args:
         x: points `(..., n)`.
         radius: $\rho \ge 0$, a number or one per sample, `(...)`.
+        on_failure: "raise", "warn" or "ignore" samples that are not finite or miss their condition.
 
     Returns:
         The projections, as `x`.
 
     Raises:
+        ConvergenceError: there are such samples (with `on_failure="raise"`).
         ValueError: a radius is negative, or shapes do not fit.
         TypeError: `x` is not a real floating tensor.
 
@@ -36,12 +40,12 @@ def simplex(x: Tensor, radius: Scalar = 1.0) -> Tensor:
         >>> projection.simplex(torch.tensor([[1.0, 0.5, -1.0]]))
         tensor([[0.7500, 0.2500, 0.0000]])
     """
-    batch = Batch("simplex", x)
+    batch = Batch("simplex", x, masks="some", on_failure=on_failure)
     radius = batch.scalar("radius", radius, at_least=0)
-    return batch.finish(onto_simplex(batch.x, radius))
+    return batch.finish(*onto_simplex(batch.x, radius))
 
 
-def l1_ball(x: Tensor, radius: Scalar = 1.0) -> Tensor:
+def l1_ball(x: Tensor, radius: Scalar = 1.0, *, on_failure: OnFailure = "raise") -> Tensor:
     r"""The nearest point of $\{\sum_i |y_i| \le \rho\}$, exactly.
 
     Points inside stay; others are the projection of their absolute values onto the simplex, with their signs. On the
@@ -52,36 +56,45 @@ def l1_ball(x: Tensor, radius: Scalar = 1.0) -> Tensor:
     Args:
         x: points `(..., n)`.
         radius: $\rho \ge 0$, a number or one per sample, `(...)`.
+        on_failure: "raise", "warn" or "ignore" samples that are not finite or miss their condition.
 
     Returns:
         The projections, as `x`.
 
     Raises:
+        ConvergenceError: there are such samples (with `on_failure="raise"`).
         ValueError: a radius is negative, or shapes do not fit.
         TypeError: `x` is not a real floating tensor.
     """
-    batch = Batch("l1_ball", x)
+    batch = Batch("l1_ball", x, on_failure=on_failure)
     radius = batch.scalar("radius", radius, at_least=0)
-    return batch.finish(onto_l1_ball(batch.x, radius))
+    return batch.finish(*onto_l1_ball(batch.x, radius))
 
 
-def onto_l1_ball(x: Tensor, radius: Tensor) -> Tensor:
-    """The projection of points `(..., n)` onto balls of radius `(..., 1)`, not negative."""
+def onto_l1_ball(x: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The projection of points `(..., n)` onto balls of radius `(..., 1)`, not negative; see `onto_simplex`."""
     size = x.abs()
     outside = size.detach().sum(-1, keepdim=True) >= radius.detach()
     # Inside, the simplex is farther out and not asked for; any radius does.
-    surface = x.detach().sign() * onto_simplex(size, torch.where(outside, radius, 1))
-    return torch.where(outside, surface, x)
+    surface, gap, play = onto_simplex(size, torch.where(outside, radius, 1))
+    return torch.where(outside, x.detach().sign() * surface, x), gap.masked_fill(~outside, 0), play
 
 
-def onto_simplex(x: Tensor, radius: Tensor) -> Tensor:
-    """The projection of points `(..., n)` onto simplices of radius `(..., 1)`, not negative."""
+def onto_simplex(x: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""The projection of points `(..., n)` onto simplices of radius `(..., 1)`, not negative; and how sure it is.
+
+    $\max(x - \tau, 0)$ is the projection for the $\tau$ with the right sum, and for no other: by how much the sum is
+    off, `(..., 1)`, is the whole error. It comes along, with the rounding to be expected of it.
+    """
     # A shift changes nothing but the rounding: the support is what is within `radius` of the largest entry.
     x = x - x.detach().amax(-1, keepdim=True)
-    entries, order = x.detach().sort(stable=True, dim=-1, descending=True)
+    plain, wanted = x.detach(), radius.detach()
+    entries, order = plain.sort(stable=True, dim=-1, descending=True)
     ranks = torch.arange(x.shape[-1], device=x.device)
-    supported = entries * (ranks + 1) > entries.cumsum(-1) - radius.detach()
+    supported = entries * (ranks + 1) > entries.cumsum(-1) - wanted
     size = supported.sum(-1, keepdim=True).clamp_min(1)  # of radius zero: one entry, whose derivative by x is zero
     support = torch.zeros_like(supported).scatter(-1, order, ranks < size)
-    threshold = (torch.where(support, x, 0).sum(-1, keepdim=True) - radius) / size
-    return torch.where(support, x - threshold, 0).clamp_min(0)
+    threshold = (x.masked_fill(~support, 0).sum(-1, keepdim=True) - radius) / size
+    gap = (plain - threshold.detach()).clamp_min(0).sum(-1, keepdim=True) - wanted
+    play = 2 * torch.finfo(x.dtype).eps * (size + 8) * wanted
+    return (x - threshold).masked_fill(~support, 0).clamp_min(0), gap.abs(), play

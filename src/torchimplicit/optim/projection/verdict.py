@@ -1,0 +1,65 @@
+"""What is said of points that a projection or a proximal map could not find."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core import transforms
+from torchimplicit.core.explicit import evaluating
+from torchimplicit.core.front_door import front_door
+from torchimplicit.core.status import OnFailure, Remedy, Report, Status, react
+
+_TABLE = {
+    Status.NON_FINITE: Remedy(
+        "NaN or infinity in the point or in what the set depends on (or a number too large for the dtype): look for "
+        "them in the inputs. An entry of -inf is a mask where its bound is finite, unless all entries are. Such a "
+        "sample is NaN and adds nothing to the gradients."
+    ),
+    Status.STAGNATED: Remedy(
+        "The point misses its condition by more than rounding: sizes too far apart for this dtype.", ("float64",)
+    ),
+}
+
+
+class PointReport(Report):
+    """How points were found; `residual` is by how much they miss their condition."""
+
+    failure = "could not be projected"
+    table = _TABLE
+
+    def describe(self, sample: int) -> str:
+        """How far one sample is off."""
+        return f"off by {float(self.residual[sample]):.2e}"
+
+
+@front_door
+def tell(name: str, sick: Tensor, gap: Tensor | None, play: Tensor | float, on_failure: OnFailure) -> None:
+    """Raises or warns of samples that are not finite, or miss their condition.
+
+    Not within the function of a solve, which looks at every iterate itself.
+
+    Args:
+        name: of the projection.
+        sick: which samples are not finite, `(...)`.
+        gap: by how much each misses its condition, `(...)` or `(..., 1)`; None where nothing can go wrong.
+        play: how much of that is rounding, likewise.
+        on_failure: "raise", "warn" or "ignore".
+
+    Raises:
+        ConvergenceError: there are such samples, with `on_failure="raise"`.
+    """
+    if on_failure == "ignore" or evaluating():
+        return
+    off = sick
+    if gap is not None:
+        gap = gap.reshape(sick.shape)
+        off = off | ~(gap <= (play.reshape(sick.shape) if isinstance(play, Tensor) else play))
+    if not bool(transforms.plain(off).any()):
+        return
+    # One tensor, so that what torch.vmap hides stands in one place: of samples that are well it is not positive.
+    gap = off.double() if gap is None else gap.double()
+    signed = transforms.plain(torch.where(sick, torch.nan, torch.where(off, gap, -gap))).flatten()
+    status = torch.where(signed > 0, int(Status.STAGNATED), int(Status.CONVERGED))
+    status = torch.where(signed.isfinite(), status, int(Status.NON_FINITE))
+    react(PointReport(status, torch.zeros_like(status), signed.abs(), 0, name), on_failure)
