@@ -37,6 +37,9 @@ class Convex(ImplicitLayer):
         parameters: all its `cvxpy.Parameter`s, in the order of the layer's inputs.
         variables: the `cvxpy.Variable`s whose values the layer returns.
         duals: the constraints whose multipliers it returns, too, with cvxpy's signs.
+        gp: whether the problem is a geometric program (posynomials, monomials: log-log convex by cvxpy's rules, DGP). It
+            is solved in logarithms, with exponential cones; the parameters must be positive, exponents excepted, and
+            the multipliers are those of the problem in logarithms.
         solver: "auto", as above; "cone" gives all programs to Clarabel; "qp" insists on `qp`.
         warm_start: start from the last solution where the batch is of the same size, for parameters that change little
             between calls. `qp` tries its active constraints first, the cone route Newton's method from it; Clarabel
@@ -52,7 +55,7 @@ class Convex(ImplicitLayer):
 
     Raises:
         ImportError: cvxpy or Clarabel is not installed (the extra `optim`).
-        ValueError: the problem is not convex by cvxpy's rules, not DPP, has integer, boolean or complex variables or
+        ValueError: the problem is not convex (geometric) by cvxpy's rules, not DPP, has integer, boolean or complex variables or
             cones that are not supported; parameters, variables or constraints do not belong to it.
 
     Examples:
@@ -74,6 +77,7 @@ class Convex(ImplicitLayer):
         variables: Sequence[Any],
         *,
         duals: Sequence[Any] = (),
+        gp: bool = False,
         solver: str = "auto",
         warm_start: bool = False,
         tol: float = 1e-8,
@@ -82,9 +86,10 @@ class Convex(ImplicitLayer):
     ):
         """Canonicalises the problem; solves nothing."""
         super().__init__()
-        self.solver, self.warm_start, self.tol, self.max_steps = solver, warm_start, tol, max_steps
+        self.gp, self.solver, self.warm_start, self.tol, self.max_steps = gp, solver, warm_start, tol, max_steps
         self.on_failure = on_failure
-        self.program = canonicalise(problem, parameters, variables, duals)
+        require(self, "gp", isinstance(gp, bool), "True or False")
+        self.program = canonicalise(problem, parameters, variables, duals, gp=gp)
         require(self, "solver", solver in ("auto", "qp", "cone"), "'auto', 'qp' or 'cone'")
         fits = solver != "qp" or self.program.cones.polyhedral
         require(self, "solver", fits, f"'auto' or 'cone', for the program has other cones: {self.program.cones}")

@@ -3,7 +3,15 @@
 from torchimplicit.optim import projection, prox
 from torchimplicit.optim.admm import ADMM, quadratic
 from torchimplicit.optim.argmin import argmin, least_squares
-from torchimplicit.optim.cone import Cones, ConeSolution, ConvexProgram, ConvexSolution, canonicalise, cone_program
+from torchimplicit.optim.cone import (
+    Cones,
+    ConeSolution,
+    ConvexProgram,
+    ConvexSolution,
+    GeometricProgram,
+    canonicalise,
+    cone_program,
+)
 from torchimplicit.optim.constrained import ConstrainedSolution
 from torchimplicit.optim.control import BoxDDP, ControlReport, ControlSolution, ilqr, lqr
 from torchimplicit.optim.descent import ProjectedGradient, ProximalGradient, curvature_bound
@@ -21,6 +29,7 @@ __all__ = [
     "ConvexProgram",
     "ConvexSolution",
     "Duals",
+    "GeometricProgram",
     "ProgramReport",
     "ProjectedGradient",
     "ProximalGradient",

@@ -35,6 +35,31 @@ def check_members(cvxpy: Any, problem: Any, parameters: Any, variables: Any, dua
 
 def check_class(problem: Any) -> None:
     """Refuses problems that are discrete, complex, or not convex by cvxpy's rules."""
+    _check_leaves(problem)
+    if not problem.is_dcp():
+        faults = [f"constraint {i}: {c}" for i, c in enumerate(problem.constraints) if not c.is_dcp()]
+        faults += [] if problem.objective.is_dcp() else [f"the objective: {problem.objective}"]
+        log = " It is a geometric program: try gp=True." if problem.is_dgp() else ""
+        raise ValueError(f"the problem is not convex by cvxpy's rules (DCP), because of {'; '.join(faults)}.{log}")
+
+
+def check_geometric(problem: Any) -> None:
+    """Refuses problems that are discrete, complex, or not geometric by cvxpy's rules, those for parameters included."""
+    _check_leaves(problem)
+    if problem.is_dgp(dpp=True):
+        return
+    faults = [f"constraint {i}: {c}" for i, c in enumerate(problem.constraints) if not c.is_dgp(dpp=True)]
+    faults += [] if problem.objective.is_dgp(dpp=True) else [f"the objective: {problem.objective}"]
+    unsure = [leaf.name() for leaf in (*problem.variables(), *problem.parameters()) if not leaf.attributes["pos"]]
+    hint = f" Not declared positive are {', '.join(unsure)}: try pos=True, but for exponents." if unsure else ""
+    hint += " It is convex: try gp=False." if problem.is_dcp(dpp=True) else ""
+    raise ValueError(
+        "the problem is not geometric by cvxpy's rules (DGP, and DPP for its parameters), because of "
+        f"{'; '.join(faults)}.{hint}"
+    )
+
+
+def _check_leaves(problem: Any) -> None:
     discrete = [v.name() for v in problem.variables() if v.attributes["boolean"] or v.attributes["integer"]]
     if discrete or problem.is_mixed_integer():
         raise ValueError(
@@ -44,11 +69,6 @@ def check_class(problem: Any) -> None:
     leaves = [leaf.name() for leaf in (*problem.variables(), *problem.parameters()) if leaf.is_complex()]
     if leaves:
         raise ValueError(f"complex variables or parameters: {', '.join(leaves)}; try their real and imaginary parts")
-    if not problem.is_dcp():
-        faults = [f"constraint {i}: {c}" for i, c in enumerate(problem.constraints) if not c.is_dcp()]
-        faults += [] if problem.objective.is_dcp() else [f"the objective: {problem.objective}"]
-        log = " It is a geometric program: try its logarithmic form." if problem.is_dgp() else ""
-        raise ValueError(f"the problem is not convex by cvxpy's rules (DCP), because of {'; '.join(faults)}.{log}")
 
 
 def not_dpp(problem: Any) -> str:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchimplicit.optim.cone.accepted import check_class, check_members, not_dpp
+from torchimplicit.optim.cone.accepted import check_class, check_geometric, check_members, not_dpp
 from torchimplicit.optim.cone.affine import Affine, selection
 from torchimplicit.optim.cone.cones import Cones
 from torchimplicit.optim.cone.convex import ConvexProgram
+from torchimplicit.optim.cone.geometric import GeometricProgram, in_logarithms
 from torchimplicit.optim.cone.parameters import ParameterRule
 
 _ATTRIBUTES = (
@@ -34,8 +35,13 @@ def import_cvxpy() -> Any:
 
 
 def canonicalise(
-    problem: Any, parameters: Sequence[Any], variables: Sequence[Any], duals: Sequence[Any] = ()
-) -> ConvexProgram:
+    problem: Any,
+    parameters: Sequence[Any],
+    variables: Sequence[Any],
+    duals: Sequence[Any] = (),
+    *,
+    gp: bool = False,
+) -> ConvexProgram | GeometricProgram:
     r"""Turns a cvxpy problem, which must follow its rules for parameters (DPP), into a cone program.
 
     By these rules the data of $\min \tfrac12 x^\top P x + q^\top x$, $A x + s = b$, $s \in K$ are affine functions of
@@ -48,18 +54,24 @@ def canonicalise(
         parameters: all its parameters, in the order in which their values will be given.
         variables: those of its variables whose values are wanted.
         duals: those of its constraints whose multipliers are wanted.
+        gp: whether it is a geometric program (DGP), which is solved in logarithms.
 
     Returns:
-        A `ConvexProgram`.
+        A `ConvexProgram`, or a `GeometricProgram` that has one inside.
 
     Raises:
         TypeError: something is not what cvxpy makes.
-        ValueError: the problem is not convex by cvxpy's rules, not DPP, has integer, boolean or complex variables or
+        ValueError: the problem is not convex (geometric) by cvxpy's rules, not DPP, has integer, boolean or complex variables or
             cones that are not supported; parameters, variables or constraints do not belong to it.
         ImportError: cvxpy or Clarabel is not installed.
     """
     cvxpy = import_cvxpy()
     check_members(cvxpy, problem, parameters, variables, duals)
+    if gp:
+        check_geometric(problem)
+        logs = in_logarithms(cvxpy, problem, parameters, variables, duals)
+        program: Any = canonicalise(logs.problem, logs.parameters, logs.variables, logs.duals)
+        return GeometricProgram(program, tuple(_rule(parameter) for parameter in parameters), tuple(logs.entries))
     check_class(problem)
     data, chain, inverse_data = _problem_data(cvxpy, problem)
     program = data["param_prob"]

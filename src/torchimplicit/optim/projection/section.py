@@ -149,39 +149,50 @@ def _pieces(x: Tensor, lower: Tensor, upper: Tensor, a: Tensor, b: Tensor, round
 
     The first two are `(..., n)`, the others `(..., 1)`.
     """
-    free, at_lower, shift = _search(x, lower, upper, a, b, rounding)
-    held = torch.where(at_lower, lower, upper).masked_fill(free | (a == 0), 0)
-    normal, rest = a.masked_fill(~free, 0), (a * held).sum(-1, keepdim=True) - b
-    for _ in range(2):  # a line's zero from far away, and what rounding has left of the way there
-        _, distance, size = _slide((x - shift * a).masked_fill(~free, 0), normal, rest)
-        shift = shift + distance / size
-    gap, play = _missed(x - shift * a, lower, upper, a, b, free, at_lower)
+    free, at_lower, near = _search(x, lower, upper, a, b, rounding)
+    held, normal, rest = _held(free, at_lower, lower, upper, a, b)
+    _, distance, size = _slide(x - near * a, normal, rest)
+    shift = near + distance / size  # a line's zero from far away: what rounding has left is for `_on_pieces`
+    gap, play = _missed(x - shift * a, lower, upper, a, b, free, held, normal, rest)
     if bool((gap <= play).all()):
         return free, at_lower, shift, gap, play
     # So far away from the box that rounding has mixed up the breakpoints: they are told apart from nearby.
     again = _search(x - shift * a, lower, upper, a, b, rounding)[:2]
-    retried = _missed(x - shift * a, lower, upper, a, b, *again)
+    retried = _missed(x - shift * a, lower, upper, a, b, again[0], *_held(*again, lower, upper, a, b))
     better = retried[0] < gap
-    old, new = (free, at_lower, gap, play), (*again, *retried)
-    free, at_lower, gap, play = (torch.where(better, one, other) for one, other in zip(new, old, strict=True))
+    pairs = zip((*again, *retried), (free, at_lower, gap, play), strict=True)
+    free, at_lower, gap, play = (torch.where(better, new, old) for new, old in pairs)
     return free, at_lower, shift, gap, play
 
 
+def _held(
+    free: Tensor, at_lower: Tensor, lower: Tensor, upper: Tensor, a: Tensor, b: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The entries on their bounds, the normal of the others, and what it must make up for."""
+    held = torch.where(at_lower, lower, upper).masked_fill(free | (a == 0), 0)
+    return held, a * free, (a * held).sum(-1, keepdim=True) - b
+
+
 def _missed(
-    x: Tensor, lower: Tensor, upper: Tensor, a: Tensor, b: Tensor, free: Tensor, at_lower: Tensor
+    x: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    a: Tensor,
+    b: Tensor,
+    free: Tensor,
+    held: Tensor,
+    normal: Tensor,
+    rest: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """By how much `a'y = b` and the pieces are missed by `y(tau)`, for the `tau` of the pieces; and its rounding."""
-    held = torch.where(at_lower, lower, upper).masked_fill(free | (a == 0), 0)
-    rest, normal = (a * held).sum(-1, keepdim=True) - b, a.masked_fill(~free, 0)
-    unit, distance, size = _slide(x.masked_fill(~free, 0), normal, rest)
+    unit, distance, size = _slide(x, normal, rest)
     most = torch.finfo(a.dtype).max
-    beyond = x - (distance / size).clamp(-most, most) * a
-    y = torch.where(free, x - distance * unit, beyond).clamp(lower, upper).masked_fill(a == 0, 0)
-    terms = a * y
-    off = (a * torch.where(free, x - distance * unit - y, held - y)).masked_fill(a == 0, 0)
-    gap = (terms.sum(-1, keepdim=True) - b).abs() + off.abs().sum(-1, keepdim=True)
-    eps = 4 * torch.finfo(a.dtype).eps * (free.sum(-1, keepdim=True) + 8)
-    return gap, eps * (terms.abs().sum(-1, keepdim=True) + b.abs())
+    claimed = torch.where(free, x - distance * unit, held)
+    y = torch.where(free, claimed, x - (distance / size).clamp(-most, most) * a).clamp(lower, upper)
+    terms = (a * y).masked_fill(a == 0, 0)
+    gap = (terms.sum(-1, keepdim=True) - b).abs() + (a * claimed - terms).abs().sum(-1, keepdim=True)
+    rounding = 4 * torch.finfo(a.dtype).eps * (free.sum(-1, keepdim=True) + 8)
+    return gap, rounding * (terms.abs().sum(-1, keepdim=True) + b.abs())
 
 
 def _search(
