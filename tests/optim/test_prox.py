@@ -36,19 +36,19 @@ MAPS = {
     "linf": (prox.linf, lambda x: x.abs().amax(-1), 1),
     "squared_l2": (prox.squared_l2, lambda x: x.square().sum(-1) / 2, 1),
     "group": (
-        lambda x, step=1.0: prox.group(x, step, GROUPS),
+        lambda x, step=1.0, **options: prox.group(x, step, GROUPS, **options),
         lambda x: x[..., [0, 3]].norm(dim=-1) + x[..., 1:3].norm(dim=-1) + x[..., 4:].norm(dim=-1),
         1,
     ),
     "nuclear": (prox.nuclear, lambda x: torch.linalg.matrix_norm(x, "nuc"), 2),
     "total_variation": (prox.total_variation, lambda x: x.diff(dim=-1).abs().sum(-1), 1),
     "total_variation_2d": (
-        lambda x, step=1.0: prox.total_variation_2d(x, step, **TIGHT),
+        lambda x, step=1.0, **options: prox.total_variation_2d(x, step, **TIGHT, **options),
         lambda x: gradient(x).abs().sum((-1, -2, -3)),
         2,
     ),
     "total_variation_2d, isotropic": (
-        lambda x, step=1.0: prox.total_variation_2d(x, step, isotropic=True, **TIGHT),
+        lambda x, step=1.0, **options: prox.total_variation_2d(x, step, isotropic=True, **TIGHT, **options),
         lambda x: gradient(x).norm(dim=-1).sum((-1, -2)),
         2,
     ),
@@ -205,7 +205,9 @@ def test_a_sample_that_is_not_finite_touches_no_other(name):
     y[rows].square().sum().backward()
     sick, own = x.detach().clone(), STEPS.clone().requires_grad_()
     sick.view(5, -1)[1, 2] = math.nan
-    z = function(sick.requires_grad_(), own)
+    with pytest.raises(ti.ConvergenceError, match=r"non_finite: sample 1"):
+        function(sick, own)
+    z = function(sick.requires_grad_(), own, on_failure="ignore")
     assert z[1].isnan().all()
     assert torch.allclose(z[rows], y[rows], atol=1e-9)
     z.square().sum().backward()
@@ -244,6 +246,29 @@ def test_weights_of_entries():
     x, weights = random(5, 3, 6), random(6, 6).abs()
     assert torch.allclose(prox.l1(x, 0.5, weights), x.sign() * (x.abs() - 0.5 * weights).clamp_min(0))
     assert torch.equal(prox.l1(x, 1.0, 0.5), prox.l1(x, 0.5))
+    assert torch.allclose(prox.squared_l2(x, 0.5, weights), x / (1 + 0.5 * weights))
+    assert torch.equal(prox.squared_l2(x, 1.0, 0.5), prox.squared_l2(x, 0.5))
+
+
+@pytest.mark.parametrize("function", [prox.l1, prox.squared_l2])
+def test_steps_of_entries(function):
+    # Of as many dimensions as the points: one per entry, shared between samples or not. Else one per sample.
+    x, steps, weights = random(5, 6, 6), random(7, 6, 6).abs(), random(8, 6).abs()
+    y = function(x, steps, weights)
+    for i, j in ((0, 1), (3, 2), (5, 5)):
+        alone = function(x[i, j : j + 1], float(steps[i, j]), float(weights[j]))
+        assert torch.allclose(y[i, j : j + 1], alone)
+    assert torch.equal(function(x, steps[:1]), function(x, steps[:1].expand(6, 6)))
+    assert torch.equal(function(x, steps[0]), function(x, steps[0][:, None].expand(6, 6)))
+    inputs = tuple(tensor.clone().requires_grad_() for tensor in (x, steps, weights))
+    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+def test_groups_of_very_different_sizes():
+    x = torch.tensor([[1e30, 1e30, 3e-10, 4e-10]])
+    y = prox.group(x, 2e-10, [0, 0, 1, 1])
+    assert torch.allclose(y[0, 2:] / 1e-10, torch.tensor([1.8, 2.4]), rtol=1e-5)
 
 
 # --- total variation --------------------------------------------------------------------------------------------------
@@ -367,6 +392,9 @@ def test_a_projection_is_the_proximal_map_of_its_indicator():
     ("call", "message"),
     [
         (lambda x: prox.l1(x, -1.0), r"l1: a step or weight is impossible, step=-1.0; expected step >= 0"),
+        (lambda x: prox.squared_l2(x, 1.0, -1.0), r"squared_l2: .* weights=-1.0; expected weights >= 0"),
+        (lambda x: prox.l1(x, torch.tensor([[1.0, 1, 1, -1], [1, 1, 1, 1]])), r"in sample 0; expected step >= 0"),
+        (lambda x: prox.l1(x, math.inf), r"l1: got step=inf, expected a finite number"),
         (
             lambda x: prox.l1(x, 1.0, torch.tensor([1.0, -1, 1, 1])),
             r"impossible in samples 0, 1; expected weights >= 0",

@@ -1,11 +1,12 @@
 r"""Proximal maps, $\mathrm{prox}_{\alpha f}(x) = \arg\min_y f(y) + |y - x|^2 / (2 \alpha)$, exact and batched.
 
 All have the form `prox(x, step)` with `step` $= \alpha \ge 0$, a number or one per sample, which is what a cell of
-`ForwardBackward` calls; a weight $\lambda$ of $f$ goes into the step, `prox(x, step * weight)`. Points are vectors in
+`ForwardBackward` calls; `l1` and `squared_l2`, whose functions are sums over entries, take one per entry, too. A weight $\lambda$ of $f$ goes into the step, `prox(x, step * weight)`. Points are vectors in
 the last dimension (`nuclear`: matrices, `total_variation_2d`: images), all dimensions before are the batch.
 All are differentiable in the point and in the step, to every order; at kinks as said with the projections, to which
 most are related by Moreau's identity: $x = \mathrm{prox}_f(x) + \mathrm{prox}_{f^*}(x)$, and where $f$ is a norm,
-$\mathrm{prox}_{\alpha f^*}$ is the projection onto the dual norm's ball of radius $\alpha$.
+$\mathrm{prox}_{\alpha f^*}$ is the projection onto the dual norm's ball of radius $\alpha$. What is said of `on_failure` there
+holds here; no entry of `-inf` has an answer.
 
 Source: N. Parikh, S. Boyd, Proximal Algorithms, Foundations and Trends in Optimization 1 (2014) 127, chapters 2 and 6.
 """
@@ -52,18 +53,20 @@ class Prox(Protocol):
         ...
 
 
-def l1(x: Tensor, step: Scalar = 1.0, weights: Scalar = 1.0) -> Tensor:
+def l1(x: Tensor, step: Scalar = 1.0, weights: Scalar = 1.0, *, on_failure: OnFailure = "raise") -> Tensor:
     r"""Of $\sum_i w_i |x_i|$: the soft threshold, every entry nearer to zero by $\alpha w_i$.
 
     Args:
         x: points `(..., n)`.
-        step: $\alpha \ge 0$, a number or one per sample, `(...)`.
+        step: $\alpha \ge 0$, a number, one per sample, `(...)`, or one per entry, of as many dimensions as `x`.
         weights: $w \ge 0$, a number or a tensor that broadcasts to `x`.
+        on_failure: "raise", "warn" or "ignore" samples that are not finite or miss their condition.
 
     Returns:
         The proximal points, as `x`.
 
     Raises:
+        ConvergenceError: there are such samples (with `on_failure="raise"`).
         ValueError: a step or weight is negative, or shapes do not fit.
         TypeError: `x` is not a real floating tensor.
 
@@ -73,71 +76,96 @@ def l1(x: Tensor, step: Scalar = 1.0, weights: Scalar = 1.0) -> Tensor:
         >>> prox.l1(torch.tensor([[3.0, -0.2, -2.0]]), 0.5)
         tensor([[ 2.5000,  0.0000, -1.5000]])
     """
-    batch = Batch("l1", x, fault=_FAULT)
-    step, weights = batch.scalar("step", step, at_least=0), batch.vector("weights", weights)
-    negative = weights.detach() < 0
-    batch.refuse(negative.any(-1) if negative.dim() else negative, "weights >= 0")
-    threshold = step * weights
+    batch = Batch("l1", x, fault=_FAULT, on_failure=on_failure)
+    threshold = _weighed(batch, step, weights)
     return batch.finish(batch.x - onto_box(batch.x, -threshold, threshold))
 
 
-def l2(x: Tensor, step: Scalar = 1.0) -> Tensor:
+def l2(x: Tensor, step: Scalar = 1.0, *, on_failure: OnFailure = "raise") -> Tensor:
     r"""Of $|x|_2$: the block soft threshold $x \max(0, 1 - \alpha / |x|)$, also called shrinkage.
 
     Args:
         x: points `(..., n)`.
         step: $\alpha \ge 0$, a number or one per sample, `(...)`.
+        on_failure: "raise", "warn" or "ignore" samples that are not finite or miss their condition.
 
     Returns:
         The proximal points, as `x`.
 
     Raises:
+        ConvergenceError: there are such samples (with `on_failure="raise"`).
         ValueError: a step is negative, or shapes do not fit.
         TypeError: `x` is not a real floating tensor.
     """
-    batch = Batch("l2", x, fault=_FAULT)
+    batch = Batch("l2", x, fault=_FAULT, on_failure=on_failure)
     near, *sure = onto_ball(batch.x, batch.scalar("step", step, at_least=0))
     return batch.finish(batch.x - near, *sure)
 
 
-def linf(x: Tensor, step: Scalar = 1.0) -> Tensor:
+def linf(x: Tensor, step: Scalar = 1.0, *, on_failure: OnFailure = "raise") -> Tensor:
     r"""Of $\max_i |x_i|$: the largest entries come down to one level, by $\alpha$ in all. Costs $n \log n$.
 
     Args:
         x: points `(..., n)`.
         step: $\alpha \ge 0$, a number or one per sample, `(...)`.
+        on_failure: "raise", "warn" or "ignore" samples that are not finite or miss their condition.
 
     Returns:
         The proximal points, as `x`.
 
     Raises:
+        ConvergenceError: there are such samples (with `on_failure="raise"`).
         ValueError: a step is negative, or shapes do not fit.
         TypeError: `x` is not a real floating tensor.
     """
-    batch = Batch("linf", x, fault=_FAULT)
+    batch = Batch("linf", x, fault=_FAULT, on_failure=on_failure)
     near, *sure = onto_l1_ball(batch.x, batch.scalar("step", step, at_least=0))
     return batch.finish(batch.x - near, *sure)
 
 
-def squared_l2(x: Tensor, step: Scalar = 1.0) -> Tensor:
-    r"""Of $|x|_2^2 / 2$: $x / (1 + \alpha)$.
+def squared_l2(
+    x: Tensor, step: Scalar = 1.0, weights: Scalar = 1.0, *, on_failure: OnFailure = "raise"
+) -> Tensor:
+    r"""Of $\sum_i w_i x_i^2 / 2$: $x_i / (1 + \alpha w_i)$.
 
     Args:
         x: points `(..., n)`.
-        step: $\alpha \ge 0$, a number or one per sample, `(...)`.
+        step: $\alpha \ge 0$, a number, one per sample, `(...)`, or one per entry, of as many dimensions as `x`.
+        weights: $w \ge 0$, a number or a tensor that broadcasts to `x`.
+        on_failure: "raise", "warn" or "ignore" samples that are not finite.
 
     Returns:
         The proximal points, as `x`.
 
     Raises:
-        ValueError: a step is negative, or shapes do not fit.
+        ConvergenceError: there are such samples (with `on_failure="raise"`).
+        ValueError: a step or weight is negative, or shapes do not fit.
         TypeError: `x` is not a real floating tensor.
+
+    Examples:
+        >>> import torch
+        >>> from torchimplicit.optim import prox
+        >>> prox.squared_l2(torch.tensor([[3.0, -3.0]]), 0.5, torch.tensor([1.0, 4.0]))
+        tensor([[ 2., -1.]])
     """
-    batch = Batch("squared_l2", x, fault=_FAULT)
-    return batch.finish(batch.x / (1 + batch.scalar("step", step, at_least=0)))
+    batch = Batch("squared_l2", x, fault=_FAULT, on_failure=on_failure)
+    return batch.finish(batch.x / (1 + _weighed(batch, step, weights)))
 
 
-def group(x: Tensor, step: Scalar, groups: Tensor | Sequence[int]) -> Tensor:
+def _weighed(batch: Batch, step: Scalar, weights: Scalar) -> Tensor:
+    """The steps times the weights of the entries."""
+    step = batch.step(step)
+    if not isinstance(weights, Tensor):
+        return step * batch.scalar("weights", weights, at_least=0)
+    found = batch.vector("weights", weights)
+    negative = found.detach() < 0
+    batch.refuse(negative.any(-1) if negative.dim() else negative, "weights >= 0")
+    return step * found
+
+
+def group(
+    x: Tensor, step: Scalar, groups: Tensor | Sequence[int], *, on_failure: OnFailure = "raise"
+) -> Tensor:
     r"""Of $\sum_g |x_g|_2$ over groups of entries: `l2` on every group, which keeps or drops it as a whole.
 
     For groups that do not overlap. For weights by group scale the entries, or call `l2` on each.
@@ -146,11 +174,13 @@ def group(x: Tensor, step: Scalar, groups: Tensor | Sequence[int]) -> Tensor:
         x: points `(..., n)`.
         step: $\alpha \ge 0$, a number or one per sample, `(...)`.
         groups: the number of every entry's group, integers `(n,)` from 0.
+        on_failure: "raise", "warn" or "ignore" samples that are not finite or miss their condition.
 
     Returns:
         The proximal points, as `x`.
 
     Raises:
+        ConvergenceError: there are such samples (with `on_failure="raise"`).
         ValueError: a step or a group is negative, or shapes do not fit.
         TypeError: `x` is not a real floating tensor, or the groups are not integers.
 
@@ -160,14 +190,16 @@ def group(x: Tensor, step: Scalar, groups: Tensor | Sequence[int]) -> Tensor:
         >>> prox.group(torch.tensor([[3.0, 4.0, 0.1]]), 1.0, [0, 0, 1])
         tensor([[2.4000, 3.2000, 0.0000]])
     """
-    batch = Batch("group", x, fault=_FAULT)
+    batch = Batch("group", x, fault=_FAULT, on_failure=on_failure)
     step = batch.scalar("step", step, at_least=0)
     labels = _labels(groups, batch.x)
     count, x = int(labels.max()) + 1, batch.x
     labels = labels.expand(x.shape)
-    scale = x.detach().abs().amax(-1, keepdim=True)  # squares of small and of large entries are not lost
+    nothing = torch.zeros_like(x[..., :1]).expand(*x.shape[:-1], count)
+    # Squares of small and of large entries are not lost, not even beside another group's.
+    scale = nothing.scatter_reduce(-1, labels, x.detach().abs(), "amax")
     scale = torch.where(scale > 0, scale, 1)
-    squares = torch.zeros_like(x[..., :1]).expand(*x.shape[:-1], count).scatter_add(-1, labels, (x / scale).square())
+    squares = nothing.scatter_add(-1, labels, (x / scale.gather(-1, labels)).square())
     outside = (squares.detach().sqrt() * scale >= step.detach()) & (squares.detach() > 0)
     length = scale * torch.where(outside, squares, 1).sqrt()
     shrink = torch.where(outside, 1 - step / length, 0)
@@ -175,7 +207,7 @@ def group(x: Tensor, step: Scalar, groups: Tensor | Sequence[int]) -> Tensor:
 
 
 @front_door
-def nuclear(X: Tensor, step: Scalar = 1.0) -> Tensor:
+def nuclear(X: Tensor, step: Scalar = 1.0, *, on_failure: OnFailure = "raise") -> Tensor:
     r"""Of the sum of a matrix's singular values: every one is lowered by $\alpha$, down to zero.
 
     With $[\begin{smallmatrix} -\alpha I & X \\ X^\top & -\alpha I \end{smallmatrix}]$, whose eigenvalues are
@@ -186,15 +218,17 @@ def nuclear(X: Tensor, step: Scalar = 1.0) -> Tensor:
     Args:
         X: matrices `(..., m, n)`.
         step: $\alpha \ge 0$, a number or one per sample, `(...)`.
+        on_failure: "raise", "warn" or "ignore" samples that are not finite or miss their condition.
 
     Returns:
         The proximal points, as `X`.
 
     Raises:
+        ConvergenceError: there are such samples (with `on_failure="raise"`).
         ValueError: a step is negative, or shapes do not fit.
         TypeError: `X` is not a real floating tensor.
     """
-    batch = Batch("nuclear", X, event=2, fault=_FAULT)
+    batch = Batch("nuclear", X, event=2, fault=_FAULT, on_failure=on_failure)
     step = batch.scalar("step", step, at_least=0)
     rows, columns = batch.x.shape[-2:]
     across = torch.nn.functional.pad(batch.x, (rows, 0, 0, columns))
@@ -224,12 +258,13 @@ def indicator(project: Callable[..., Tensor], *parameters: Any) -> Prox:
     return lambda x, step=1.0, /: project(x, *parameters)
 
 
-def conjugate(prox: Prox, event: int = 1) -> Prox:
+def conjugate(prox: Prox, event: int = 1, *, on_failure: OnFailure = "raise") -> Prox:
     r"""Of the convex conjugate $f^*$, by Moreau: $x - \alpha\,\mathrm{prox}_{f / \alpha}(x / \alpha)$.
 
     Args:
         prox: the proximal map of $f$.
         event: dimensions of one point: 1 for vectors, 2 for matrices and images.
+        on_failure: "raise", "warn" or "ignore" samples that are not finite.
 
     Returns:
         A proximal map; it takes steps $\alpha > 0$.
@@ -242,7 +277,7 @@ def conjugate(prox: Prox, event: int = 1) -> Prox:
     """
 
     def of_conjugate(x: Tensor, step: Scalar = 1.0, /) -> Tensor:
-        batch = Batch("conjugate", x, event, _FAULT)
+        batch = Batch("conjugate", x, event, _FAULT, on_failure=on_failure)
         size = batch.scalar("step", step)
         batch.refuse((size.detach() <= 0)[(..., *[0] * event)], "step > 0")
         inverse = 1 / size

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.front_door import front_door
-from torchimplicit.core.status import Report, Status, react
+from torchimplicit.core.status import OnFailure, Report, Status, react
 from torchimplicit.optim.projection.batch import Batch, Label, Scalar
 
 _PATIENCE = 20  # rounds without fewer wrong edges than ever, before a sample changes one edge a round
@@ -20,7 +20,7 @@ _ROUNDS = 10  # times the number of entries, and 1000 more: the most rounds that
 
 
 @front_door
-def total_variation(x: Tensor, step: Scalar = 1.0) -> Tensor:
+def total_variation(x: Tensor, step: Scalar = 1.0, *, on_failure: OnFailure = "raise") -> Tensor:
     r"""Of $\sum_i |x_{i+1} - x_i|$, exactly: a piecewise constant signal near $x$.
 
     Which neighbours jump, and in which direction, is found by a primal-dual active set method: where the signs of the
@@ -38,12 +38,14 @@ def total_variation(x: Tensor, step: Scalar = 1.0) -> Tensor:
     Args:
         x: points `(..., n)`.
         step: $\alpha \ge 0$, a number or one per sample, `(...)`.
+        on_failure: "raise", "warn" or "ignore" samples that are not finite.
 
     Returns:
         The proximal points, as `x`.
 
     Raises:
-        ConvergenceError: rounds ran out, which no input that was tried has done.
+        ConvergenceError: there are such samples (with `on_failure="raise"`); or rounds ran out, which no input that was
+            tried has done.
         ValueError: a step is negative, or shapes do not fit.
         TypeError: `x` is not a real floating tensor.
 
@@ -53,7 +55,7 @@ def total_variation(x: Tensor, step: Scalar = 1.0) -> Tensor:
         >>> prox.total_variation(torch.tensor([[0.0, 0.4, 3.0, 3.4]]), 0.5)
         tensor([[0.4500, 0.4500, 2.9500, 2.9500]])
     """
-    batch = Batch("total_variation", x, fault="a step is negative")
+    batch = Batch("total_variation", x, fault="a step is negative", on_failure=on_failure)
     step = batch.scalar("step", step, at_least=0)
     if batch.x.shape[-1] == 1:
         return batch.finish(batch.x)

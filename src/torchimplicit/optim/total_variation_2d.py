@@ -65,7 +65,7 @@ def total_variation_2d(
         tensor([[[0.5000, 3.5000],
                  [1.0000, 3.0000]]])
     """
-    batch = Batch("total_variation_2d", x, event=2, fault="a step is negative")
+    batch = Batch("total_variation_2d", x, event=2, fault="a step is negative", on_failure=on_failure)
     step = batch.scalar("step", step, at_least=0).expand(*batch.shape, 1, 1)
     # In float32 the tolerance would be within reach of rounding for large images.
     images, radius = batch.x.reshape(-1, *batch.x.shape[-2:]).double(), step.reshape(-1, 1, 1).double()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.status import OnFailure
-from torchimplicit.optim.projection.batch import Batch, Scalar, norm, safe_norm
+from torchimplicit.optim.projection.batch import Batch, Scalar, polar
 
 
 def l2_ball(x: Tensor, radius: Scalar = 1.0, *, on_failure: OnFailure = "raise") -> Tensor:
@@ -106,11 +106,9 @@ def onto_ball(x: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, float]:
 
     Outside it is the radius times a direction: by how much this one's length is off is the whole error.
     """
-    outside = norm(x) >= radius.detach()
-    direction = x / safe_norm(x, outside)  # before it is scaled: the quotient of radius and length may be nothing
-    length = torch.linalg.vector_norm(direction.detach(), dim=-1, keepdim=True)
-    gap = (length - 1).abs().masked_fill(~outside | (length == 0), 0)
-    surface = torch.where(outside, radius, 1) * direction
+    length, direction, gap = polar(x)
+    outside = length.detach() >= radius.detach()
+    surface = torch.where(outside, radius, 1) * direction  # the quotient of radius and length may be nothing
     return torch.where(outside, surface, x), gap, 4 * torch.finfo(x.dtype).eps * (x.shape[-1] + 8)
 
 

@@ -75,6 +75,18 @@ class Batch:
             tensor = self.healthy(tensor, 0, 1.0)
         return self.spread(tensor)
 
+    def step(self, step: Scalar) -> Tensor:
+        """A step >= 0 for all, for every sample, or, of as many dimensions as the points, for every entry.
+
+        Raises:
+            ValueError: it does not fit, or is negative.
+        """
+        if not isinstance(step, Tensor) or step.dim() < len(self.shape) + self.event:
+            return self.scalar("step", step, at_least=0)
+        found = self.vector("step", step)
+        self.refuse((found.detach() < 0).any(-1), "step >= 0")
+        return found
+
     def vector(self, name: str, value: Scalar, infinite: bool = False, event: int = 1) -> Tensor:
         """A number per entry, or fewer that broadcast to the points' shape.
 
@@ -145,12 +157,13 @@ class Batch:
             gap: by how much each misses its condition, `(...)` or `(..., 1)`; None where nothing can go wrong.
             play: how much of that is rounding.
         """
-        result = y.masked_fill(self.spread(self.sick), torch.nan).to(self.dtype)
         sick = self.sick
-        if self.dtype != y.dtype:  # too large for half precision
-            sick = sick | ~(result.detach().abs().amax(tuple(range(-self.event, 0))) < torch.inf)
-        tell(self.name, sick, gap, play, self.on_failure)
-        return result
+        if self.dtype != y.dtype:  # numbers may be too large for half precision
+            y = y.to(self.dtype)
+            sick = sick | ~(y.detach().abs().amax(tuple(range(-self.event, 0))) < torch.inf)
+        if tell(self.name, sick, gap, play, self.on_failure):
+            return y
+        return y.masked_fill(self.spread(sick), torch.nan)
 
     def healthy(self, tensor: Tensor, event: int, harmless: float, infinite: bool = False) -> Tensor:
         """A parameter with something harmless in the samples where it is not finite, which are noted."""
@@ -175,17 +188,19 @@ class Batch:
         return tensor[(..., *[None] * self.event)]
 
 
-def safe_norm(x: Tensor, keep: Tensor) -> Tensor:
-    """The length of vectors `(..., 1)`, one where `keep` `(..., 1)` is not set: never a derivative of 0 / 0.
+def polar(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Length `(..., 1)` and direction of vectors, and by how much the direction's length is not one.
 
-    Neither squares of small nor of large entries are lost.
+    Neither squares of small nor of large entries are lost. Of zero both have no derivative, never 0 / 0.
     """
-    x = torch.where(keep, x, 0)
     scale = x.detach().abs().amax(-1, keepdim=True)
-    usable = keep & (scale > 0)
+    usable = scale > 0
     scale = torch.where(usable, scale, 1)
-    squares = (x / scale).square().sum(-1, keepdim=True)
-    return torch.where(usable, scale * torch.where(usable, squares, 1).sqrt(), 1)
+    x = x / scale
+    root = torch.where(usable, x.square().sum(-1, keepdim=True), 1).sqrt()
+    x = x / root
+    missed = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True).sub(1).abs()
+    return (scale * root).masked_fill(~usable, 0), x, missed.masked_fill(~usable, 0)
 
 
 def norm(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from torchimplicit.core.front_door import front_door
 from torchimplicit.core.status import OnFailure
-from torchimplicit.optim.projection.batch import Batch, norm, safe_norm
+from torchimplicit.optim.projection.batch import Batch, polar
 from torchimplicit.optim.projection.spectral import PositivePart
 
 
@@ -45,16 +45,14 @@ def onto_second_order_cone(x: Tensor) -> tuple[Tensor, Tensor | None, float]:
     if x.shape[-1] == 1:
         return torch.where(x > 0, x, 0), None, 0.0
     t, v = x[..., :1], x[..., 1:]
-    height, length = t.detach(), norm(v)
-    inside, polar = length < height, length <= -height
-    between = ~(inside | polar)
-    t, length = t.masked_fill(polar, 0), safe_norm(v, between)
-    direction = v / length
+    length, direction, gap = polar(v)
+    height, plain = t.detach(), length.detach()
+    inside, below = plain < height, plain <= -height
+    t = t.masked_fill(below, 0)
     radius = length / 2 + t / 2  # their sum may be too large
     surface = torch.cat([radius, radius * direction], -1)
-    gap = (torch.linalg.vector_norm(direction.detach(), dim=-1, keepdim=True) - 1).abs().masked_fill(~between, 0)
     play = 4 * torch.finfo(x.dtype).eps * (x.shape[-1] + 8)
-    return torch.where(inside, x, surface.masked_fill(polar, 0)), gap, play
+    return torch.where(inside, x, surface.masked_fill(below, 0)), gap, play
 
 
 @front_door
@@ -89,7 +87,8 @@ def semidefinite_cone(X: Tensor, *, on_failure: OnFailure = "raise") -> Tensor:
     gone = X.diagonal(dim1=-2, dim2=-1) == -torch.inf
     gone = gone.unsqueeze(-1) | gone.unsqueeze(-2)
     batch.exclude(~gone & (X == -torch.inf))
-    return batch.finish(*onto_semidefinite_cone(batch.x.masked_fill(gone, 0)))
+    Y, *sure = onto_semidefinite_cone(batch.x.masked_fill(gone, 0))
+    return batch.finish(Y.masked_fill(gone, 0), *sure)
 
 
 def onto_semidefinite_cone(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -58,13 +58,14 @@ def isotonic(x: Tensor, weights: Tensor | None = None, *, on_failure: OnFailure 
 def _missed(x: Tensor, y: Tensor, mass: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
     """By how much the conditions of optimality are missed `(..., 1)`, and the rounding to be expected.
 
-    The sums of $w (x - y)$ up to every place are the multipliers: never negative, and zero where a block ends.
+    The sums of $w (x - y)$ up to every place are the multipliers: never negative, and zero where a block ends. That means
+    are in order is what the last round has seen.
     """
     push = (mass * (x - y)).cumsum(-1)
     ends = torch.nn.functional.pad(block.diff(dim=-1) != 0, (0, 1), value=True)
     missed = torch.where(ends, push.abs(), -push).amax(-1, keepdim=True)
     play = 4 * torch.finfo(x.dtype).eps * (x.shape[-1] + 8) * (mass * x).abs().sum(-1, keepdim=True)
-    return torch.where((y.diff(dim=-1) < 0).any(-1, keepdim=True), torch.inf, missed.clamp_min(0)), play
+    return missed, play
 
 
 def _blocks(x: Tensor, mass: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ from torchimplicit.core.status import OnFailure
 from torchimplicit.optim.projection.balls import bounds
 from torchimplicit.optim.projection.batch import Batch, Label, Scalar
 
+_LOOKS = 5  # at the breakpoints: one, but for far points and small offsets
+
 
 @front_door
 def box_section(
@@ -104,8 +106,8 @@ def _section(
     told = {offset: level, "min": low * largest, "max": high * largest}
     batch.refuse(missed[..., 0], expected, **{key: value[..., 0] for key, value in told.items()})
     pieces: Any = Label.apply(_pieces, point.detach(), *plain, rounding)
-    y = _on_pieces(point, least, most, unit, level / largest, *pieces[:3])
-    return batch.finish(y, *pieces[3:])
+    y = _on_pieces(point, least, most, unit, level / largest, *pieces[:4])
+    return batch.finish(y, *pieces[4:])
 
 
 def _range(lower: Tensor, upper: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,78 +121,79 @@ def _range(lower: Tensor, upper: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, 
 
 
 def _on_pieces(
-    x: Tensor, lower: Tensor, upper: Tensor, a: Tensor, b: Tensor, free: Tensor, at_lower: Tensor, shift: Tensor
-) -> Tensor:
-    """The projection where it is known which entries are free and at which bound the others are; see `_pieces`."""
-    still = a.detach() == 0  # the hyperplane does not see these
-    clipped = torch.where(x <= lower, lower, torch.where(x >= upper, upper, x))
-    held = torch.where(at_lower, lower, upper).masked_fill(free | still, 0)
-    # A shift along the normal changes nothing but the rounding: numbers are of the box's size then, not of the point's.
-    x, normal = (x - shift * a).masked_fill(~free, 0), a.masked_fill(~free, 0)
-    unit, distance, _ = _slide(x, normal, (a * held).sum(-1, keepdim=True) - b)
-    return torch.where(still, clipped, torch.where(free, x - distance * unit, held)).clamp(lower, upper)
-
-
-def _slide(x: Tensor, normal: Tensor, rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The way from `x` `(..., n)` to `normal'x + rest = 0`: a direction, how far, and the normal in directions.
-
-    The largest entry of the direction is one, so that squares of small ones are not lost.
-    """
-    size = normal.detach().abs().amax(-1, keepdim=True)
-    size = torch.where(size > 0, size, 1)
-    unit = normal / size
-    squares = unit.square().sum(-1, keepdim=True)
-    distance = ((normal * x).sum(-1, keepdim=True) + rest) / size / torch.where(squares.detach() > 0, squares, 1)
-    return unit, distance, size
-
-
-def _pieces(x: Tensor, lower: Tensor, upper: Tensor, a: Tensor, b: Tensor, rounding: Tensor) -> tuple[Tensor, ...]:
-    """Which entries are free, which are at their lower bound else, a `tau` near; how far all is off, and its rounding.
-
-    The first two are `(..., n)`, the others `(..., 1)`.
-    """
-    free, at_lower, near = _search(x, lower, upper, a, b, rounding)
-    held, normal, rest = _held(free, at_lower, lower, upper, a, b)
-    _, distance, size = _slide(x - near * a, normal, rest)
-    shift = near + distance / size  # a line's zero from far away: what rounding has left is for `_on_pieces`
-    gap, play = _missed(x - shift * a, lower, upper, a, b, free, held, normal, rest)
-    if bool((gap <= play).all()):
-        return free, at_lower, shift, gap, play
-    # So far away from the box that rounding has mixed up the breakpoints: they are told apart from nearby.
-    again = _search(x - shift * a, lower, upper, a, b, rounding)[:2]
-    retried = _missed(x - shift * a, lower, upper, a, b, again[0], *_held(*again, lower, upper, a, b))
-    better = retried[0] < gap
-    pairs = zip((*again, *retried), (free, at_lower, gap, play), strict=True)
-    free, at_lower, gap, play = (torch.where(better, new, old) for new, old in pairs)
-    return free, at_lower, shift, gap, play
-
-
-def _held(
-    free: Tensor, at_lower: Tensor, lower: Tensor, upper: Tensor, a: Tensor, b: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The entries on their bounds, the normal of the others, and what it must make up for."""
-    held = torch.where(at_lower, lower, upper).masked_fill(free | (a == 0), 0)
-    return held, a * free, (a * held).sum(-1, keepdim=True) - b
-
-
-def _missed(
     x: Tensor,
     lower: Tensor,
     upper: Tensor,
     a: Tensor,
     b: Tensor,
     free: Tensor,
-    held: Tensor,
-    normal: Tensor,
-    rest: Tensor,
+    at_lower: Tensor,
+    shift: Tensor,
+    again: Tensor,
+) -> Tensor:
+    """The projection where it is known which entries are free and at which bound the others are; see `_pieces`."""
+    still = a.detach() == 0  # the hyperplane does not see these
+    clipped = torch.where(x <= lower, lower, torch.where(x >= upper, upper, x))
+    held = torch.where(at_lower, lower, upper).masked_fill(free | still, 0)
+    # A shift along the normal changes nothing but the rounding: numbers are of the box's size then, not of the point's.
+    x, normal = (x - shift * a - again * a).masked_fill(~free, 0), a.masked_fill(~free, 0)
+    unit, size, squares = _measured(normal)
+    distance = ((normal * x).sum(-1, keepdim=True) + (a * held).sum(-1, keepdim=True) - b) / size / squares
+    return torch.where(still, clipped, torch.where(free, x - distance * unit, held)).clamp(lower, upper)
+
+
+def _measured(normal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A normal over its largest entry, so that squares of small ones are not lost; that entry; and the squares' sum."""
+    size = normal.detach().abs().amax(-1, keepdim=True)
+    moving = size > 0
+    size = torch.where(moving, size, 1)
+    unit = normal / size
+    return unit, size, torch.where(moving, unit.square().sum(-1, keepdim=True), 1)
+
+
+def _pieces(x: Tensor, lower: Tensor, upper: Tensor, a: Tensor, b: Tensor, rounding: Tensor) -> tuple[Tensor, ...]:
+    """Which entries are free, which at their lower bound else; a `tau` near, in two parts; what is missed, and rounding.
+
+    The first two are `(..., n)`, the others `(..., 1)`.
+    """
+    start, shifts = x, [torch.zeros_like(b), torch.zeros_like(b)]
+    for look in range(_LOOKS):
+        free, at_lower, near = _search(x, lower, upper, a, b, rounding)
+        line = _line(lower, upper, a, b, free, at_lower)
+        gap, play = _missed(x, lower, upper, a, b, free, *line)
+        off = ~(gap <= play)
+        if look == _LOOKS - 1 or not bool(off.any()):
+            break
+        # So far away that rounding has mixed up the breakpoints, or hides the point: once more, from nearby.
+        shift = (near + _zero(x - near * a, *line[1:])).masked_fill(~off, 0)
+        shifts = [shifts[0], shifts[1] + shift] if look else [shift, shifts[1]]  # their sum would lose the second
+        x = start - shifts[0] * a - shifts[1] * a
+    return free, at_lower, *shifts, gap, play
+
+
+def _line(
+    lower: Tensor, upper: Tensor, a: Tensor, b: Tensor, free: Tensor, at_lower: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What is held at its bounds, the free entries' normal, what that must make up for, and the square of its length."""
+    held = torch.where(at_lower, lower, upper).masked_fill(free | (a == 0), 0)
+    normal = a * free
+    _, size, squares = _measured(normal)
+    return held, normal / size, ((a * held).sum(-1, keepdim=True) - b) / size, squares * size
+
+
+def _zero(x: Tensor, unit: Tensor, rest: Tensor, squares: Tensor) -> Tensor:
+    """The `tau` at which the free entries are on the plane."""
+    return ((unit * x).sum(-1, keepdim=True) + rest) / squares
+
+
+def _missed(
+    x: Tensor, lower: Tensor, upper: Tensor, a: Tensor, b: Tensor, free: Tensor, held: Tensor, *line: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """By how much `a'y = b` and the pieces are missed by `y(tau)`, for the `tau` of the pieces; and its rounding."""
-    unit, distance, size = _slide(x, normal, rest)
-    most = torch.finfo(a.dtype).max
-    claimed = torch.where(free, x - distance * unit, held)
-    y = torch.where(free, claimed, x - (distance / size).clamp(-most, most) * a).clamp(lower, upper)
-    terms = (a * y).masked_fill(a == 0, 0)
-    gap = (terms.sum(-1, keepdim=True) - b).abs() + (a * claimed - terms).abs().sum(-1, keepdim=True)
+    """By how much `a'y(tau) = b` and the pieces are missed, for the `tau` of these; and the rounding to be expected."""
+    x = x - _zero(x, *line) * a
+    terms = (a * x.clamp(lower, upper)).masked_fill(a == 0, 0)
+    gap = (terms.sum(-1, keepdim=True) - b).abs()
+    gap = gap + (a * torch.where(free, x, held) - terms).abs().sum(-1, keepdim=True)
     rounding = 4 * torch.finfo(a.dtype).eps * (free.sum(-1, keepdim=True) + 8)
     return gap, rounding * (terms.abs().sum(-1, keepdim=True) + b.abs())
 
@@ -208,36 +211,39 @@ def _search(
     at_lower, at_upper = (x - lower) / divisor, (x - upper) / divisor
     # Where several lie at one place, ends come first: the fewest entries are then free in between. Those that do not
     # move count for nothing, wherever they are.
-    points = torch.cat([torch.maximum(at_lower, at_upper), torch.minimum(at_lower, at_upper)], -1)
-    points, order = points.clamp(-far, far).masked_fill(~torch.cat([moves, moves], -1), 0).sort(stable=True, dim=-1)
+    starts = torch.minimum(at_lower, at_upper).clamp(-far, far)
+    ends = torch.maximum(at_lower, at_upper).clamp_max(far)
+    ends = torch.maximum(ends, torch.nextafter(starts, ends.new_tensor(torch.inf)))  # a box of less than rounding has both
+    points, order = torch.cat([ends, starts], -1).masked_fill(~torch.cat([moves, moves], -1), 0).sort(stable=True, dim=-1)
     one = moves.to(torch.int64)
     counts = torch.cat([-one, one], -1).gather(-1, order).cumsum(-1)
-    tiny = torch.finfo(a.dtype).tiny
-    first, last = _above(points, torch.cat([b + rounding, b - rounding - tiny], -1), x, lower, upper, a)
-    place = torch.arange(points.shape[-1], device=points.device)
-    allowed = (place >= first - 1) & (place < last) & (counts > 0) & (place < points.shape[-1] - 1)
-    segment = torch.where(allowed, counts, points.shape[-1]).argmin(-1, keepdim=True).clamp_max(points.shape[-1] - 2)
+    last = _above(points, b - rounding - torch.finfo(a.dtype).tiny, x, lower, upper, a)
+    tau = points.gather(-1, (last - 1).clamp_min(0))
+    level = (a * torch.addcmul(x, tau, a, value=-1).clamp(lower, upper)).sum(-1, keepdim=True) <= b + rounding
+    first = _above(points, b + rounding, x, lower, upper, a) if bool(level.any()) else last
+    place, size = torch.arange(points.shape[-1], device=points.device), points.shape[-1]
+    # Where rounding leaves none of these with a free entry it is one beside them, rather behind: there it has gone below.
+    beside = 2 * (first - 1 - place).clamp_min(0) + (place + 1 - last).clamp_min(0)
+    cost = (counts + size * beside).masked_fill((counts <= 0) | (place == size - 1), 2 * size**2 + size)
+    segment = cost.argmin(-1, keepdim=True).clamp_max(size - 2)
     rank = torch.empty_like(order).scatter(-1, order, place.expand_as(order))
     ended, started = (rank <= segment).chunk(2, -1)
     left, right = points.gather(-1, segment), points.gather(-1, segment + 1)
     return moves & started & ~ended, started == (a > 0), torch.zeros_like(b).clamp(left, right)
 
 
-def _above(
-    points: Tensor, levels: Tensor, x: Tensor, lower: Tensor, upper: Tensor, a: Tensor
-) -> tuple[Tensor, Tensor]:
-    """At how many of the sorted breakpoints `(..., m)` `a'y` is above each of two levels `(..., 2)`: `(..., 1)` each.
+def _above(points: Tensor, level: Tensor, x: Tensor, lower: Tensor, upper: Tensor, a: Tensor) -> Tensor:
+    """At how many of the sorted breakpoints `(..., m)` `a'y` is above a level `(..., 1)`, which is its shape.
 
     By bisection, as it falls: every value that is compared is a sum of its own.
     """
-    rounds = points.shape[-1].bit_length()
+    size = points.shape[-1]
+    rounds = size.bit_length()
     padding = torch.full_like(points[..., :1], torch.finfo(points.dtype).max / 4)
-    points = torch.cat([points, padding.expand(*points.shape[:-1], 2**rounds - 1 - points.shape[-1])], -1)
-    x, lower, upper, a = (tensor.unsqueeze(-2) for tensor in (x, lower, upper, a))
-    count = torch.zeros_like(levels, dtype=torch.int64)
+    points = torch.cat([points, padding.expand(*points.shape[:-1], 2**rounds - 1 - size)], -1)
+    count = torch.zeros_like(level, dtype=torch.int64)
     for step in (2**k for k in reversed(range(rounds))):
-        tau = points.gather(-1, count + (step - 1)).unsqueeze(-1)
-        value = (a * (x - tau * a).clamp(lower, upper)).sum(-1)
-        count = count + step * (value > levels)
-    first, last = count.chunk(2, -1)
-    return first, last
+        tau = points.gather(-1, count + (step - 1))
+        value = (a * torch.addcmul(x, tau, a, value=-1).clamp(lower, upper)).sum(-1, keepdim=True)
+        count = count.add(value > level, alpha=step)
+    return count.clamp_max(size)

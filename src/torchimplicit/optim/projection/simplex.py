@@ -45,6 +45,43 @@ def simplex(x: Tensor, radius: Scalar = 1.0, *, on_failure: OnFailure = "raise")
     return batch.finish(*onto_simplex(batch.x, radius))
 
 
+def sparse_simplex(x: Tensor, count: int, radius: Scalar = 1.0, *, on_failure: OnFailure = "raise") -> Tensor:
+    r"""The nearest point of the simplex with at most $k$ entries that are not zero, exactly.
+
+    The set is not convex, yet the $k$ largest entries, projected onto their simplex, are nearest; of equal ones the
+    first that are found. Derivatives are those of `simplex` for these entries. Entries of `-inf` are masked.
+
+    Source: A. Kyrillidis, S. Becker, V. Cevher, C. Koch, Sparse projections onto the simplex, ICML 2013.
+
+    Args:
+        x: points `(..., n)`.
+        count: $k$, an integer >= 1.
+        radius: $\rho \ge 0$, a number or one per sample, `(...)`.
+        on_failure: "raise", "warn" or "ignore" samples that are not finite or miss their condition.
+
+    Returns:
+        The projections, as `x`.
+
+    Raises:
+        ConvergenceError: there are such samples (with `on_failure="raise"`).
+        ValueError: the count is no integer >= 1, a radius is negative, or shapes do not fit.
+        TypeError: `x` is not a real floating tensor.
+
+    Examples:
+        >>> import torch
+        >>> from torchimplicit.optim import projection
+        >>> projection.sparse_simplex(torch.tensor([[0.5, 0.4, 0.3]]), 2)
+        tensor([[0.5500, 0.4500, 0.0000]])
+    """
+    if type(count) is not int or count < 1:
+        raise ValueError(f"sparse_simplex: got count={count!r}, expected an integer >= 1")
+    batch = Batch("sparse_simplex", x, masks="some", on_failure=on_failure)
+    radius = batch.scalar("radius", radius, at_least=0)
+    largest = batch.x.detach().topk(min(count, x.shape[-1])).indices
+    others = torch.ones_like(batch.x, dtype=torch.bool).scatter(-1, largest, False)
+    return batch.finish(*onto_simplex(batch.x.masked_fill(others, -torch.inf), radius))
+
+
 def l1_ball(x: Tensor, radius: Scalar = 1.0, *, on_failure: OnFailure = "raise") -> Tensor:
     r"""The nearest point of $\{\sum_i |y_i| \le \rho\}$, exactly.
 

@@ -34,8 +34,8 @@ class PointReport(Report):
 
 
 @front_door
-def tell(name: str, sick: Tensor, gap: Tensor | None, play: Tensor | float, on_failure: OnFailure) -> None:
-    """Raises or warns of samples that are not finite, or miss their condition.
+def tell(name: str, sick: Tensor, gap: Tensor | None, play: Tensor | float, on_failure: OnFailure) -> bool:
+    """Raises or warns of samples that are not finite, or miss their condition; whether it is known that none is.
 
     Not within the function of a solve, which looks at every iterate itself.
 
@@ -46,20 +46,24 @@ def tell(name: str, sick: Tensor, gap: Tensor | None, play: Tensor | float, on_f
         play: how much of that is rounding, likewise.
         on_failure: "raise", "warn" or "ignore".
 
+    Returns:
+        Whether all samples are well. Where that is not looked at it is not known.
+
     Raises:
         ConvergenceError: there are such samples, with `on_failure="raise"`.
     """
     if on_failure == "ignore" or evaluating():
-        return
+        return False
     off = sick
     if gap is not None:
         gap = gap.reshape(sick.shape)
         off = off | ~(gap <= (play.reshape(sick.shape) if isinstance(play, Tensor) else play))
     if not bool(transforms.plain(off).any()):
-        return
+        return True
     # One tensor, so that what torch.vmap hides stands in one place: of samples that are well it is not positive.
     gap = off.double() if gap is None else gap.double()
     signed = transforms.plain(torch.where(sick, torch.nan, torch.where(off, gap, -gap))).flatten()
     status = torch.where(signed > 0, int(Status.STAGNATED), int(Status.CONVERGED))
     status = torch.where(signed.isfinite(), status, int(Status.NON_FINITE))
     react(PointReport(status, torch.zeros_like(status), signed.abs(), 0, name), on_failure)
+    return False
