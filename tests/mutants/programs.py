@@ -87,15 +87,27 @@ MUTANTS = [
     ),
     Mutant(
         "optim/projection/section.py", "a plane that misses the box has points in it",
-        "missed = (level.detach() < low - rounding) | (level.detach() > high + rounding)",
-        "missed = level.detach() != level.detach()",
+        "missed = (plain[3] < low - rounding) | (plain[3] > high + rounding)",
+        "missed = plain[3] != plain[3]",
         "tests/optim/test_projection.py::test_empty_sets_and_wrong_shapes_are_refused_by_name",
     ),
     Mutant(
         "optim/projection/batch.py", "what is not finite has a projection",
-        "torch.where(self._spread(self.sick, self.event), torch.nan, y)",
-        "y",
+        "return y.masked_fill(self.spread(sick), torch.nan)",
+        "return y",
         "tests/optim/test_projection.py::test_a_sample_that_is_not_finite_touches_no_other",
+    ),
+    Mutant(
+        "optim/projection/verdict.py", "a point that misses its condition is one that meets it",
+        "off = off | ~(gap <=",
+        "off = off & ~(gap <=",
+        "tests/optim/test_projection_conditions.py::test_a_point_that_misses_its_condition_is_told_and_float64_helps",
+    ),
+    Mutant(
+        "optim/projection/section.py", "a point that is far away is looked at once",
+        "_LOOKS = 5",
+        "_LOOKS = 1",
+        "tests/optim/test_projection_conditions.py::test_far_caps_and_small_totals_are_the_simplex",
     ),
     Mutant(
         "optim/projection/simplex.py", "an entry too many is in the support",

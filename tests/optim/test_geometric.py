@@ -1,4 +1,4 @@
-"""Geometric programs in logarithms: values and multipliers of cvxpy, gradients in closed form, and refusals that help."""
+"""Geometric programs in logarithms: values and multipliers of cvxpy, gradients in closed form, refusals that help."""
 
 import pickle
 
@@ -24,7 +24,13 @@ def largest_box():
     walls, floor, least = [cp.Parameter(pos=True, name=name) for name in ("walls", "floor", "least")]
     constraints = [2 * (h * w + h * d) <= walls, w * d <= floor, h / w >= least]
     problem = cp.Problem(cp.Maximize(h * w * d), constraints)
-    return problem, [walls, floor, least], sides, constraints, [100 * positive(3), 10 * positive(3, seed=1), positive(3)]
+    return (
+        problem,
+        [walls, floor, least],
+        sides,
+        constraints,
+        [100 * positive(3), 10 * positive(3, seed=1), positive(3)],
+    )
 
 
 def posynomial():
@@ -57,7 +63,9 @@ def test_variables_and_multipliers_are_those_of_cvxpy(model):
         problem.solve(gp=True, solver=cp.CLARABEL, **TIGHT)
         wanted = [*(x.value for x in variables), *(c.dual_value for c in duals)]
         for mine, theirs in zip(found, wanted, strict=True):
-            torch.testing.assert_close(mine[i], torch.as_tensor(theirs).double(), rtol=1e-5, atol=1e-5)  # its accuracy, not ours
+            torch.testing.assert_close(
+                mine[i], torch.as_tensor(theirs).double(), rtol=1e-5, atol=1e-5
+            )  # its accuracy, not ours
     assert layer.report.converged
     assert float(layer.report.residual.max()) < 1e-10
 

@@ -1,4 +1,4 @@
-"""Projections at any size: every point meets its condition to its own rounding, masks are exact, and failures are told."""
+"""Projections at any size: points meet their conditions to their own rounding, masks are exact, failures are told."""
 
 import math
 
@@ -34,7 +34,7 @@ def masked(x, seed, masks):
 
 
 def check_obtuse(x, y, support, play):
-    """What proves a projection: no point of the set lies in the direction of `x - y` beyond `y`; and that is `support`."""
+    """What proves a projection: no point of the set lies in the direction of `x - y` beyond `y`, by its `support`."""
     x, y = x.double(), y.double()
     apart = support(x - y) - ((x - y) * y).sum(-1)
     size = ((x - y).abs() * y.abs()).sum(-1) + support(x - y).abs()
@@ -107,7 +107,9 @@ def test_far_caps_and_small_totals_are_the_simplex(dtype, cap, total):
         torch.testing.assert_close(mine, theirs)
     for far in (cap, math.inf):
         section = projection.box_section(x, 0.0, far, torch.ones(12, dtype=dtype), total)
-        torch.testing.assert_close(section, wanted, rtol=64 * torch.finfo(dtype).eps, atol=64 * torch.finfo(dtype).eps * total)
+        torch.testing.assert_close(
+            section, wanted, rtol=64 * torch.finfo(dtype).eps, atol=64 * torch.finfo(dtype).eps * total
+        )
 
 
 @often
@@ -287,7 +289,9 @@ def test_a_point_that_misses_its_condition_is_told_and_float64_helps(name, monke
     # No input that was tried does it: here what is computed is off by a millionth.
     x, function = random(6, 2, 4).float(), getattr(projection, name)
     finish = Batch.finish
-    monkeypatch.setattr(Batch, "finish", lambda self, y, gap, play: finish(self, y, gap + 1e-6, 1e-3 if y.dtype == DOUBLE else 1e-8))
+    monkeypatch.setattr(
+        Batch, "finish", lambda self, y, gap, play: finish(self, y, gap + 1e-6, 1e-3 if y.dtype == DOUBLE else 1e-8)
+    )
     with pytest.raises(ti.ConvergenceError, match=r"stagnated: sample 0 \(off by 1.0.e-06\).*\n.*Try float64"):
         function(x, 0.5)
     function(x.double(), 0.5)

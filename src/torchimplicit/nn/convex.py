@@ -37,8 +37,8 @@ class Convex(ImplicitLayer):
         parameters: all its `cvxpy.Parameter`s, in the order of the layer's inputs.
         variables: the `cvxpy.Variable`s whose values the layer returns.
         duals: the constraints whose multipliers it returns, too, with cvxpy's signs.
-        gp: whether the problem is a geometric program (posynomials, monomials: log-log convex by cvxpy's rules, DGP). It
-            is solved in logarithms, with exponential cones; the parameters must be positive, exponents excepted, and
+        gp: whether the problem is a geometric program (posynomials, monomials: log-log convex by cvxpy's rules, DGP).
+            It is solved in logarithms, with exponential cones; the parameters must be positive, exponents excepted, and
             the multipliers are those of the problem in logarithms.
         solver: "auto", as above; "cone" gives all programs to Clarabel; "qp" insists on `qp`.
         warm_start: start from the last solution where the batch is of the same size, for parameters that change little
@@ -55,8 +55,8 @@ class Convex(ImplicitLayer):
 
     Raises:
         ImportError: cvxpy or Clarabel is not installed (the extra `optim`).
-        ValueError: the problem is not convex (geometric) by cvxpy's rules, not DPP, has integer, boolean or complex variables or
-            cones that are not supported; parameters, variables or constraints do not belong to it.
+        ValueError: the problem is not convex (geometric) by cvxpy's rules, not DPP, has integer, boolean or complex
+            variables or cones that are not supported; parameters, variables or constraints do not belong to it.
 
     Examples:
         >>> import cvxpy as cp, torch, torchimplicit as ti

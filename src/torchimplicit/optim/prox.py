@@ -1,12 +1,13 @@
 r"""Proximal maps, $\mathrm{prox}_{\alpha f}(x) = \arg\min_y f(y) + |y - x|^2 / (2 \alpha)$, exact and batched.
 
 All have the form `prox(x, step)` with `step` $= \alpha \ge 0$, a number or one per sample, which is what a cell of
-`ForwardBackward` calls; `l1` and `squared_l2`, whose functions are sums over entries, take one per entry, too. A weight $\lambda$ of $f$ goes into the step, `prox(x, step * weight)`. Points are vectors in
-the last dimension (`nuclear`: matrices, `total_variation_2d`: images), all dimensions before are the batch.
+`ForwardBackward` calls; `l1` and `squared_l2`, whose functions are sums over entries, take one per entry, too. A weight
+$\lambda$ of $f$ goes into the step, `prox(x, step * weight)`. Points are vectors in the last dimension (`nuclear`:
+matrices, `total_variation_2d`: images), all dimensions before are the batch.
 All are differentiable in the point and in the step, to every order; at kinks as said with the projections, to which
 most are related by Moreau's identity: $x = \mathrm{prox}_f(x) + \mathrm{prox}_{f^*}(x)$, and where $f$ is a norm,
-$\mathrm{prox}_{\alpha f^*}$ is the projection onto the dual norm's ball of radius $\alpha$. What is said of `on_failure` there
-holds here; no entry of `-inf` has an answer.
+$\mathrm{prox}_{\alpha f^*}$ is the projection onto the dual norm's ball of radius $\alpha$. What is said of
+`on_failure` there holds here; no entry of `-inf` has an answer.
 
 Source: N. Parikh, S. Boyd, Proximal Algorithms, Foundations and Trends in Optimization 1 (2014) 127, chapters 2 and 6.
 """
@@ -98,8 +99,8 @@ def l2(x: Tensor, step: Scalar = 1.0, *, on_failure: OnFailure = "raise") -> Ten
         TypeError: `x` is not a real floating tensor.
     """
     batch = Batch("l2", x, fault=_FAULT, on_failure=on_failure)
-    near, *sure = onto_ball(batch.x, batch.scalar("step", step, at_least=0))
-    return batch.finish(batch.x - near, *sure)
+    near, gap, play = onto_ball(batch.x, batch.scalar("step", step, at_least=0))
+    return batch.finish(batch.x - near, gap, play)
 
 
 def linf(x: Tensor, step: Scalar = 1.0, *, on_failure: OnFailure = "raise") -> Tensor:
@@ -123,9 +124,7 @@ def linf(x: Tensor, step: Scalar = 1.0, *, on_failure: OnFailure = "raise") -> T
     return batch.finish(batch.x - near, *sure)
 
 
-def squared_l2(
-    x: Tensor, step: Scalar = 1.0, weights: Scalar = 1.0, *, on_failure: OnFailure = "raise"
-) -> Tensor:
+def squared_l2(x: Tensor, step: Scalar = 1.0, weights: Scalar = 1.0, *, on_failure: OnFailure = "raise") -> Tensor:
     r"""Of $\sum_i w_i x_i^2 / 2$: $x_i / (1 + \alpha w_i)$.
 
     Args:
@@ -163,9 +162,7 @@ def _weighed(batch: Batch, step: Scalar, weights: Scalar) -> Tensor:
     return step * found
 
 
-def group(
-    x: Tensor, step: Scalar, groups: Tensor | Sequence[int], *, on_failure: OnFailure = "raise"
-) -> Tensor:
+def group(x: Tensor, step: Scalar, groups: Tensor | Sequence[int], *, on_failure: OnFailure = "raise") -> Tensor:
     r"""Of $\sum_g |x_g|_2$ over groups of entries: `l2` on every group, which keeps or drops it as a whole.
 
     For groups that do not overlap. For weights by group scale the entries, or call `l2` on each.

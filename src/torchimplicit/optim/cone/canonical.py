@@ -61,8 +61,8 @@ def canonicalise(
 
     Raises:
         TypeError: something is not what cvxpy makes.
-        ValueError: the problem is not convex (geometric) by cvxpy's rules, not DPP, has integer, boolean or complex variables or
-            cones that are not supported; parameters, variables or constraints do not belong to it.
+        ValueError: the problem is not convex (geometric) by cvxpy's rules, not DPP, has integer, boolean or complex
+            variables or cones that are not supported; parameters, variables or constraints do not belong to it.
         ImportError: cvxpy or Clarabel is not installed.
     """
     cvxpy = import_cvxpy()

@@ -10,9 +10,10 @@ Four things hold for all of them.
   is met with equality and pushes nothing counts as active, so that it is the one from outside of the set
   (`semidefinite_cone`, `box_section` and `isotonic` say more; `qp` and `nn.Convex` take the one from inside).
 - A set without a point raises `ValueError`, naming the samples.
-- The point is held against what it must satisfy, to the rounding of its own numbers. A sample that misses that, or is not
-  finite, is told of by `on_failure`: "raise" (`ConvergenceError`), "warn" or "ignore"; not within the function of a solve,
-  whose own report tells. One that is not finite comes out as NaN, touches no other, and adds nothing to any gradient.
+- The point is held against what it must satisfy, to the rounding of its own numbers. A sample that misses that, or is
+  not finite, is told of by `on_failure`: "raise" (`ConvergenceError`), "warn" or "ignore"; not within the function of a
+  solve, whose own report tells. One that is not finite comes out as NaN, touches no other, and adds nothing to any
+  gradient.
 - An entry of `-inf` is a mask wherever its answer is the limit however it goes there: zero on a simplex, without a
   gradient; its lower bound in a box, where that is finite. Elsewhere it is not finite.
 """

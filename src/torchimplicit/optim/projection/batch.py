@@ -52,7 +52,8 @@ class Batch:
         if x.dim() < event or 0 in x.shape[x.dim() - event :]:
             expected = "(..., n)" if event == 1 else "(..., m, n)"
             raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected {expected} with at least one entry a point")
-        self.name, self.event, self.dtype, self.fault, self.on_failure = name, event, x.dtype, fault, on_failure
+        self.name, self.event, self.dtype, self.fault = name, event, x.dtype, fault
+        self.on_failure: OnFailure = on_failure
         self.shape = x.shape[: x.dim() - event]
         x = x.float() if x.dtype.itemsize < 4 else x
         size = x.detach().abs() if masks == "no" else x.detach()

@@ -86,7 +86,7 @@ def semidefinite_cone(X: Tensor, *, on_failure: OnFailure = "raise") -> Tensor:
     X = batch.x.detach()
     gone = X.diagonal(dim1=-2, dim2=-1) == -torch.inf
     gone = gone.unsqueeze(-1) | gone.unsqueeze(-2)
-    batch.exclude(~gone & (X == -torch.inf))
+    batch.exclude(~gone & (-torch.inf == X))
     Y, *sure = onto_semidefinite_cone(batch.x.masked_fill(gone, 0))
     return batch.finish(Y.masked_fill(gone, 0), *sure)
 

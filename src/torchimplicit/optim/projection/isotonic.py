@@ -58,8 +58,8 @@ def isotonic(x: Tensor, weights: Tensor | None = None, *, on_failure: OnFailure 
 def _missed(x: Tensor, y: Tensor, mass: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
     """By how much the conditions of optimality are missed `(..., 1)`, and the rounding to be expected.
 
-    The sums of $w (x - y)$ up to every place are the multipliers: never negative, and zero where a block ends. That means
-    are in order is what the last round has seen.
+    The sums of $w (x - y)$ up to every place are the multipliers: never negative, and zero where a block ends. That
+    means are in order is what the last round has seen.
     """
     push = (mass * (x - y)).cumsum(-1)
     ends = torch.nn.functional.pad(block.diff(dim=-1) != 0, (0, 1), value=True)

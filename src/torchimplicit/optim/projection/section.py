@@ -61,9 +61,7 @@ def box_section(
 
 
 @front_door
-def capped_simplex(
-    x: Tensor, total: Scalar = 1.0, cap: Scalar = 1.0, *, on_failure: OnFailure = "raise"
-) -> Tensor:
+def capped_simplex(x: Tensor, total: Scalar = 1.0, cap: Scalar = 1.0, *, on_failure: OnFailure = "raise") -> Tensor:
     r"""The nearest point of $\{0 \le y \le c,\ \sum_i y_i = s\}$, exactly: a choice of $s$ entries, relaxed.
 
     See `box_section` for the method and for what holds on the boundary. Entries of `-inf` are masked: zero, and without
@@ -152,7 +150,7 @@ def _measured(normal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _pieces(x: Tensor, lower: Tensor, upper: Tensor, a: Tensor, b: Tensor, rounding: Tensor) -> tuple[Tensor, ...]:
-    """Which entries are free, which at their lower bound else; a `tau` near, in two parts; what is missed, and rounding.
+    """Which entries are free, which at their lower bound else; a `tau` near, in two parts; what is missed; rounding.
 
     The first two are `(..., n)`, the others `(..., 1)`.
     """
@@ -174,7 +172,7 @@ def _pieces(x: Tensor, lower: Tensor, upper: Tensor, a: Tensor, b: Tensor, round
 def _line(
     lower: Tensor, upper: Tensor, a: Tensor, b: Tensor, free: Tensor, at_lower: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What is held at its bounds, the free entries' normal, what that must make up for, and the square of its length."""
+    """What is held at its bounds, the free entries' normal, what that must make up for, and its length, squared."""
     held = torch.where(at_lower, lower, upper).masked_fill(free | (a == 0), 0)
     normal = a * free
     _, size, squares = _measured(normal)
@@ -201,35 +199,51 @@ def _missed(
 def _search(
     x: Tensor, lower: Tensor, upper: Tensor, a: Tensor, b: Tensor, rounding: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Which entries are free, which are at their lower bound else, `(..., n)`, and a `tau` `(..., 1)` of that piece.
-
-    Where `a'y` is level at `b`, all entries are on their bounds and stay there when `x` moves: one entry is called
-    free, which `b` then fixes. Were it more, they would trade with each other in the derivative.
-    """
+    """Which entries are free, which are at their lower bound else, `(..., n)`, and a `tau` `(..., 1)` of that piece."""
     moves = (a != 0) & (lower < upper)
     divisor, far = torch.where(moves, a, 1), torch.finfo(a.dtype).max / 4
     at_lower, at_upper = (x - lower) / divisor, (x - upper) / divisor
+    starts = torch.minimum(at_lower, at_upper).clamp(-far, far)
+    after = torch.nextafter(starts, starts.new_tensor(torch.inf))  # a box of less than rounding has two places, too
+    ends = torch.maximum(torch.maximum(at_lower, at_upper).clamp_max(far), after)
     # Where several lie at one place, ends come first: the fewest entries are then free in between. Those that do not
     # move count for nothing, wherever they are.
-    starts = torch.minimum(at_lower, at_upper).clamp(-far, far)
-    ends = torch.maximum(at_lower, at_upper).clamp_max(far)
-    ends = torch.maximum(ends, torch.nextafter(starts, ends.new_tensor(torch.inf)))  # a box of less than rounding has both
-    points, order = torch.cat([ends, starts], -1).masked_fill(~torch.cat([moves, moves], -1), 0).sort(stable=True, dim=-1)
+    points = torch.cat([ends, starts], -1).masked_fill(~torch.cat([moves, moves], -1), 0)
+    points, order = points.sort(stable=True, dim=-1)
     one = moves.to(torch.int64)
     counts = torch.cat([-one, one], -1).gather(-1, order).cumsum(-1)
-    last = _above(points, b - rounding - torch.finfo(a.dtype).tiny, x, lower, upper, a)
-    tau = points.gather(-1, (last - 1).clamp_min(0))
-    level = (a * torch.addcmul(x, tau, a, value=-1).clamp(lower, upper)).sum(-1, keepdim=True) <= b + rounding
-    first = _above(points, b + rounding, x, lower, upper, a) if bool(level.any()) else last
-    place, size = torch.arange(points.shape[-1], device=points.device), points.shape[-1]
-    # Where rounding leaves none of these with a free entry it is one beside them, rather behind: there it has gone below.
-    beside = 2 * (first - 1 - place).clamp_min(0) + (place + 1 - last).clamp_min(0)
-    cost = (counts + size * beside).masked_fill((counts <= 0) | (place == size - 1), 2 * size**2 + size)
-    segment = cost.argmin(-1, keepdim=True).clamp_max(size - 2)
+    place = torch.arange(points.shape[-1], device=points.device)
+    segment = _segment(points, counts, place, x, lower, upper, a, b, rounding)
     rank = torch.empty_like(order).scatter(-1, order, place.expand_as(order))
     ended, started = (rank <= segment).chunk(2, -1)
     left, right = points.gather(-1, segment), points.gather(-1, segment + 1)
     return moves & started & ~ended, started == (a > 0), torch.zeros_like(b).clamp(left, right)
+
+
+def _segment(
+    points: Tensor,
+    counts: Tensor,
+    place: Tensor,
+    x: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    a: Tensor,
+    b: Tensor,
+    rounding: Tensor,
+) -> Tensor:
+    """The breakpoint `(..., 1)` behind which the solution lies; of several, one with the fewest free entries.
+
+    Where `a'y` is level at `b`, all entries are on their bounds and stay there when `x` moves: one entry is called
+    free, which `b` then fixes. Were it more, they would trade with each other in the derivative.
+    """
+    last = _above(points, b - rounding - torch.finfo(a.dtype).tiny, x, lower, upper, a)
+    tau = points.gather(-1, (last - 1).clamp_min(0))
+    level = (a * torch.addcmul(x, tau, a, value=-1).clamp(lower, upper)).sum(-1, keepdim=True) <= b + rounding
+    first = _above(points, b + rounding, x, lower, upper, a) if bool(level.any()) else last
+    # Where rounding leaves none of these with a free entry, it is one beside them, rather behind: a'y fell below there.
+    beside, size = 2 * (first - 1 - place).clamp_min(0) + (place + 1 - last).clamp_min(0), points.shape[-1]
+    cost = (counts + size * beside).masked_fill((counts <= 0) | (place == size - 1), 2 * size**2 + size)
+    return cost.argmin(-1, keepdim=True).clamp_max(size - 2)
 
 
 def _above(points: Tensor, level: Tensor, x: Tensor, lower: Tensor, upper: Tensor, a: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 r"""Projections onto matrices of given row and column sums, by Newton's method on their multipliers.
 
-The projection is $Y = \max(X + u 1^\top + 1 v^\top, 0)$ for the $u$, $v$ with the right sums, and by how much these are off
-is the whole error. They minimise $|Y|^2 / 2 - r^\top u - c^\top v$, convex and piecewise quadratic, whose Hessian on the
-support is the signless Laplacian of a bipartite graph: $m + n$ unknowns in place of $m n$.
+The projection is $Y = \max(X + u 1^\top + 1 v^\top, 0)$ for the $u$, $v$ with the right sums, and by how much these are
+off is the whole error. They minimise $|Y|^2 / 2 - r^\top u - c^\top v$, convex and piecewise quadratic, whose Hessian on
+the support is the signless Laplacian of a bipartite graph: $m + n$ unknowns in place of $m n$.
 
-Source: X. Li, D. Sun, K.-C. Toh, On the efficient computation of a generalized Jacobian of the projector over the Birkhoff
-polytope, Mathematical Programming 179 (2020) 419, for the method and the derivative.
+Source: X. Li, D. Sun, K.-C. Toh, On the efficient computation of a generalized Jacobian of the projector over the
+Birkhoff polytope, Mathematical Programming 179 (2020) 419, for the method and the derivative.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from torchimplicit.core.front_door import front_door
 from torchimplicit.core.status import OnFailure
-from torchimplicit.optim.projection.batch import Batch, Label, Scalar
+from torchimplicit.optim.projection.batch import Batch, Label
 from torchimplicit.optim.projection.simplex import onto_simplex
 
 _STEPS = 200  # of Newton's method; with at most _HALVINGS of each
@@ -129,7 +129,7 @@ def _found(X: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
     X, rows, columns = X.double(), rows.double(), columns.double()
     unit = torch.maximum(rows.amax(-1), columns.amax(-1))
     unit = torch.where(unit > 0, unit, 1)
-    size = X.masked_fill(X == -torch.inf, 0).abs().amax((-1, -2)) / unit
+    size = X.masked_fill(-torch.inf == X, 0).abs().amax((-1, -2)) / unit
     near, empty = _newton(X / unit[..., None, None], rows / unit[..., None], columns / unit[..., None])
     rounding = 8 * torch.finfo(X.dtype).eps * (size + 1)[..., None, None]
     support = near > rounding
@@ -152,9 +152,9 @@ def _laplacian(support: Tensor) -> Tensor:
 
 def _newton(X: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """`X + u 1' + 1 v'` for the multipliers, and for which samples `(...)` it is proven that there are none."""
-    gone = (X == -torch.inf).all(-1, keepdim=True)
+    gone = (-torch.inf == X).all(-1, keepdim=True)
     top = X.masked_fill(gone, 0)
-    near = X + (onto_simplex(top, rows.unsqueeze(-1))[0] - top).masked_fill(X == -torch.inf, -torch.inf).amax(
+    near = X + (onto_simplex(top, rows.unsqueeze(-1))[0] - top).masked_fill(-torch.inf == X, -torch.inf).amax(
         -1, keepdim=True
     ).masked_fill(gone, 0)  # every row right
     eye = torch.eye(sum(X.shape[-2:]), dtype=X.dtype, device=X.device)
@@ -194,6 +194,6 @@ def _descended(near: Tensor, rows: Tensor, columns: Tensor, off: Tensor, way: Te
 def _proves_empty(X: Tensor, rows: Tensor, columns: Tensor, way: Tensor) -> Tensor:
     """Whether these multipliers weigh the sums more than any matrix could that is zero where `X` is `-inf`, `(...)`."""
     u, v = way[..., : rows.shape[-1]], way[..., rows.shape[-1] :]
-    most = (u.unsqueeze(-1) + v.unsqueeze(-2)).masked_fill(X == -torch.inf, -torch.inf).amax((-1, -2))
+    most = (u.unsqueeze(-1) + v.unsqueeze(-2)).masked_fill(-torch.inf == X, -torch.inf).amax((-1, -2))
     weight, total = (rows * u).sum(-1) + (columns * v).sum(-1), rows.sum(-1)
     return weight - total * most > 1e-9 * total * way.abs().amax(-1)
