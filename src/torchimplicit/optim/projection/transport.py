@@ -1,8 +1,8 @@
 r"""Projections onto matrices of given row and column sums, by Newton's method on their multipliers.
 
 The projection is $Y = \max(X + u 1^\top + 1 v^\top, 0)$ for the $u$, $v$ with the right sums, and by how much these are
-off is the whole error. They minimise $|Y|^2 / 2 - r^\top u - c^\top v$, convex and piecewise quadratic, whose Hessian is
-the signless Laplacian of a bipartite graph, the support: $m + n$ unknowns in place of $m n$.
+off is the whole error. They minimise $|Y|^2 / 2 - r^\top u - c^\top v$, convex and piecewise quadratic, whose Hessian
+is the signless Laplacian of a bipartite graph, the support: $m + n$ unknowns in place of $m n$.
 
 Source: X. Li, D. Sun, K.-C. Toh, On the efficient computation of a generalized Jacobian of the projector over the
 Birkhoff polytope, Mathematical Programming 179 (2020) 419, for the method and the derivative.
