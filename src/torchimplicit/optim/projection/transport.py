@@ -129,7 +129,7 @@ def _found(X: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
     X, rows, columns = X.double(), rows.double(), columns.double()
     unit = torch.maximum(rows.amax(-1), columns.amax(-1))
     unit = torch.where(unit > 0, unit, 1)
-    size = X.masked_fill(-torch.inf == X, 0).abs().amax((-1, -2)) / unit
+    size = X.masked_fill(X.isneginf(), 0).abs().amax((-1, -2)) / unit
     near, empty = _newton(X / unit[..., None, None], rows / unit[..., None], columns / unit[..., None])
     rounding = 8 * torch.finfo(X.dtype).eps * (size + 1)[..., None, None]
     support = near > rounding
@@ -152,11 +152,11 @@ def _laplacian(support: Tensor) -> Tensor:
 
 def _newton(X: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """`X + u 1' + 1 v'` for the multipliers, and for which samples `(...)` it is proven that there are none."""
-    gone = (-torch.inf == X).all(-1, keepdim=True)
+    masked = X.isneginf()
+    gone = masked.all(-1, keepdim=True)
     top = X.masked_fill(gone, 0)
-    near = X + (onto_simplex(top, rows.unsqueeze(-1))[0] - top).masked_fill(-torch.inf == X, -torch.inf).amax(
-        -1, keepdim=True
-    ).masked_fill(gone, 0)  # every row right
+    risen = (onto_simplex(top, rows.unsqueeze(-1))[0] - top).masked_fill(masked, -torch.inf).amax(-1, keepdim=True)
+    near = X + risen.masked_fill(gone, 0)  # every row has its sum
     eye = torch.eye(sum(X.shape[-2:]), dtype=X.dtype, device=X.device)
     enough = 4 * torch.finfo(X.dtype).eps * len(eye)
     empty = torch.zeros_like(rows[..., 0], dtype=torch.bool)
@@ -194,6 +194,6 @@ def _descended(near: Tensor, rows: Tensor, columns: Tensor, off: Tensor, way: Te
 def _proves_empty(X: Tensor, rows: Tensor, columns: Tensor, way: Tensor) -> Tensor:
     """Whether these multipliers weigh the sums more than any matrix could that is zero where `X` is `-inf`, `(...)`."""
     u, v = way[..., : rows.shape[-1]], way[..., rows.shape[-1] :]
-    most = (u.unsqueeze(-1) + v.unsqueeze(-2)).masked_fill(-torch.inf == X, -torch.inf).amax((-1, -2))
+    most = (u.unsqueeze(-1) + v.unsqueeze(-2)).masked_fill(X.isneginf(), -torch.inf).amax((-1, -2))
     weight, total = (rows * u).sum(-1) + (columns * v).sum(-1), rows.sum(-1)
     return weight - total * most > 1e-9 * total * way.abs().amax(-1)
