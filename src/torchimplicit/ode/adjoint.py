@@ -15,7 +15,7 @@ from torchimplicit.core import transforms
 from torchimplicit.core.options import require
 from torchimplicit.ode.call import PathCall
 from torchimplicit.ode.methods import PathSolver
-from torchimplicit.ode.replay import note_lost, whole
+from torchimplicit.ode.replay import note_lost, valued, whole
 from torchimplicit.ode.sweep import sweep
 
 
@@ -92,10 +92,10 @@ class Direct(PathAdjoint):
         known, starts, stops = CheckpointedWalk.apply(call, *fixed)  # type: ignore[misc]
         values = whole(call, starts, stops, y0, ts, tensors)
         if transforms.active():
-            return values
+            return valued(known, values)
         found = values.detach().isfinite().all(2).all(0)
         call.record.lose(~found)
-        return torch.where(found.unsqueeze(1), values, known)
+        return torch.where(found.unsqueeze(1), valued(known, values), known)
 
 
 class CheckpointedWalk(Function):

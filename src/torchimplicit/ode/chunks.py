@@ -15,6 +15,7 @@ from torchimplicit.ode.gradients import Gradients, summed
 from torchimplicit.ode.loop import Walk
 from torchimplicit.ode.methods import PathSolver
 from torchimplicit.ode.record import Step
+from torchimplicit.ode.span import Span
 from torchimplicit.ode.step import Increments, Inside, Stepped
 
 
@@ -48,7 +49,7 @@ class ChunkedWalk(Walk):
         slope = who.slope if who.slope is not None else torch.zeros_like(who.y)
         chunk = kernel.walk(
             bare.bound.f, bare.bound.args, who.t, who.h, who.y, slope, self.end, self.ahead, who.running,
-            who.t.new_full((), self.smallest),
+            who.least,
         )  # fmt: skip
         *facts, stuck = chunk.facts.tolist()
         self._follow(kernel, chunk, facts)
@@ -74,18 +75,18 @@ class ChunkedWalk(Walk):
                 continue
             outputs = None
             if crosses:
-                h = stop - who.t
-                inside = _inside(kernel, self.field, table, who.t, h, who.y, end)
-                outputs = self._outputs(stop, Stepped(end, None, None, inside), h)
+                span = Span.of(who.t, stop)
+                inside = _inside(kernel, self.field, table, span, who.y, end)
+                outputs = self._outputs(stop, Stepped(end, None, None, inside), span.h)
             if self.phase is not None:
                 self.phase.add(Step(who.t, stop, all_move, outputs), who.y)
             who.t, who.y = stop, end
 
 
-def _inside(kernel: Kernel, field: Field, table: Tensor | None, t: Tensor, h: Tensor, y: Tensor, end: Tensor) -> Inside:
+def _inside(kernel: Kernel, field: Field, table: Tensor | None, span: Span, y: Tensor, end: Tensor) -> Inside:
     """The path inside a step; without increments only its end."""
     stages = Increments(() if table is None else table.unbind())
-    return Inside(kernel.plan.tableau, stages, field, t, h.to(y.dtype).unsqueeze(1), y, end, None)
+    return Inside(kernel.plan.tableau, stages, field, span, span.h.to(y.dtype).unsqueeze(1), y, end, None)
 
 
 def pull_chunks(
@@ -148,12 +149,12 @@ def _pull_outputs(
         if increments is None:
             flows[1][i].index_add_(0, samples, arriving)
             continue
-        h = step.stop - step.start
+        span = Span.of(step.start, step.stop)
         leaves = [each.detach().requires_grad_() for each in (first if i == 0 else ends[i - 1], ends[i], increments[i])]
         y, end, table = leaves
         with torch.enable_grad():
-            inside = _inside(kernel, field, table, step.start, h, y, end)
-            values = inside.at((ts[places, samples] - step.start[samples]) / h[samples], samples)
+            inside = _inside(kernel, field, table, span, y, end)
+            values = inside.at((ts[places, samples] - step.start[samples]) / span.h[samples], samples)
         by_y, by_end, by_table = torch.autograd.grad(values, leaves, arriving, allow_unused=True)
         flows[1][i] += by_end
         if by_table is not None:

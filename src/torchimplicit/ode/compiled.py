@@ -97,15 +97,16 @@ class Plan:
         return f(t.to(y.dtype).reshape(self.time_shape), state, *args).reshape(y.shape)
 
     def step(
-        self, f: Callable, args: tuple, t: Tensor, h: Tensor, y: Tensor, slope: Tensor | None
+        self, f: Callable, args: tuple, t: Tensor, stop: Tensor, y: Tensor, slope: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
         """The state after a step, `(B, n)`, and its slopes, the last one of a method that has it at the end."""
+        h = stop - t
         slopes = [self.rate(f, args, t, y) if slope is None else slope]
         size = h.to(y.dtype).unsqueeze(1)
         end = y
         for c, row in zip(self.tableau.c[1:], self.tableau.a[1:], strict=True):
             end = y + size * _sum(row, slopes)
-            slopes.append(self.rate(f, args, t + c * h, end))
+            slopes.append(self.rate(f, args, stop if c == 1.0 else t + c * h, end))  # `t + h` may be beyond
         if not self.same:
             end = y + size * _sum(self.tableau.b, slopes)
         return end, slopes
@@ -124,15 +125,16 @@ def _make_walk(plan: Plan) -> Callable[..., Chunk]:
 
     def walk(
         f: Callable, args: tuple, t: Tensor, h: Tensor, y: Tensor, slope: Tensor, end: Tensor, ahead: Tensor,
-        alive: Tensor, smallest: Tensor,
+        alive: Tensor, least: Tensor,
     ) -> Chunk:  # fmt: skip
         stops, ends, increments, facts = [], [], [], []
         tried = rejected = torch.zeros_like(t, dtype=torch.int64)
         last, stuck = torch.zeros_like(y[:, 0]), torch.zeros_like(alive)
+        rounding = 4 * torch.finfo(t.dtype).eps
         for _ in range(CHUNK):
             stop = torch.minimum(t + h, end)
             size = stop - t
-            after, slopes = plan.step(f, args, t, size, y, slope if plan.same else None)
+            after, slopes = plan.step(f, args, t, stop, y, slope if plan.same else None)
             assert tableau.e is not None
             column = size.to(y.dtype).unsqueeze(1)
             scale = plan.atol + plan.rtol * torch.maximum(y.abs(), after.abs())
@@ -143,8 +145,8 @@ def _make_walk(plan: Plan) -> Callable[..., Chunk]:
             factor = (control.safety * ratio ** (-control.integral / plan.order)).clamp(
                 control.smallest, control.largest
             )
-            h = size * factor
-            low = reject & (h < smallest)
+            h = torch.minimum(h, end - t) * factor
+            low = reject & (h < least + rounding * t.abs())
             facts += [alive.any(), accept.any(), accept.all(), (accept & (stop >= ahead)).any()]
             tried, rejected, stuck = tried + alive, rejected + reject, stuck | low
             last = torch.where(accept | low, ratio, last)
@@ -171,7 +173,7 @@ def _make_again(plan: Plan) -> Callable[..., tuple[Tensor, Tensor | None]]:
         ends, increments, slope = [], [], None
         for t, stop in zip(starts.unbind(), stops.unbind(), strict=True):
             size = stop - t
-            after, slopes = plan.step(f, args, t, size, y, slope)
+            after, slopes = plan.step(f, args, t, stop, y, slope)
             moved = (size > 0).unsqueeze(1)
             y = torch.where(moved, after, y)
             if plan.same:

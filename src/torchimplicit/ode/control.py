@@ -111,16 +111,17 @@ class Tolerance:
             scale = torch.add(self.floor, scale, alpha=self.rtol)  # type: ignore[arg-type]
         return norm(error / scale)
 
-    def first_step(self, field: Field, t: Tensor, y: Tensor, slope: Tensor, limit: Tensor, order: int) -> Tensor:
-        """A first step size, `(B,)`, at most `limit`: E. Hairer, S. Norsett, G. Wanner, Solving ODEs I, II.4."""
+    def first_step(self, field: Field, t: Tensor, y: Tensor, slope: Tensor, end: Tensor, order: int) -> Tensor:
+        """A first step size, `(B,)`, to `end` at most: E. Hairer, S. Norsett, G. Wanner, Solving ODEs I, II.4."""
         scale = y.abs() * self.rtol + self.atol
         size, speed = norm(y / scale), norm(slope / scale)
-        tiny = torch.finfo(y.dtype).tiny
-        trial = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed.clamp_min(tiny)).to(t.dtype)
+        known = torch.finfo(y.dtype)
+        speed = speed.clamp(known.tiny, known.max**0.5)  # its square may overflow: no step at all
+        trial = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed).to(t.dtype)
+        limit = end - t
         trial = torch.minimum(trial, limit)
-        trial = torch.where(trial > 0, trial, torch.finfo(t.dtype).eps * limit)  # where the speed's square overflows
         moved = torch.addcmul(y, trial.to(y.dtype).unsqueeze(1), slope)
-        bend = norm((field(t + trial, moved) - slope) / scale) / trial.to(y.dtype)
+        bend = norm((field(torch.minimum(t + trial, end), moved) - slope) / scale) / trial.to(y.dtype)
         steepest = torch.maximum(speed, bend).to(t.dtype)
         wanted = torch.where(
             steepest <= 1e-15, (trial * 1e-3).clamp_min(1e-6), (0.01 / steepest.clamp_min(1e-15)) ** (1 / order)

@@ -16,7 +16,7 @@ from torchimplicit.ode.call import PathCall
 from torchimplicit.ode.dynamics import Dynamics
 from torchimplicit.ode.event import differentiated
 from torchimplicit.ode.methods import PathSolver
-from torchimplicit.ode.replay import note_lost
+from torchimplicit.ode.replay import note_lost, valued
 from torchimplicit.ode.trail import Mended, RecordedWalk, Trail
 
 
@@ -76,7 +76,7 @@ def follow(
             rows = trail.at(torch.cat((at, end.unsqueeze(0))), order=2, known=known)
             with call.trigger.bind(event_tensors) as condition:
                 t, y = differentiated(condition, reached, rows[-1], fired)
-            rows = rows[:-1, :, : y.shape[1]]
+            rows, y = rows[:-1, :, : y.shape[1]], valued(known[-1], y)
             y = torch.where(fired.unsqueeze(1), y, rows[-1])
             rows = torch.where((late & fired).unsqueeze(2), y, rows)
         lost = call.record.lost

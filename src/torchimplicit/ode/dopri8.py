@@ -11,6 +11,7 @@ from torch import Tensor
 from torchimplicit.ode.control import Tolerance
 from torchimplicit.ode.dynamics import Field
 from torchimplicit.ode.methods import AdaptiveSolver, Stepper
+from torchimplicit.ode.span import Span
 from torchimplicit.ode.step import Increments, Inside, Stages, Stepped, choose_stages, explicit_step
 from torchimplicit.ode.tableau import weights
 from torchimplicit.ode.tableau_dopri8 import DOPRI8, DOPRI8_INSIDE, THIRD
@@ -38,10 +39,10 @@ class Dopri8(AdaptiveSolver):
         tolerance = Tolerance(self.rtol, self.atol, like)
         third = like.new_tensor([THIRD.get(i, 0.0) for i in range(DOPRI8.stages)])
 
-        def step(field: Field, t: Tensor, h: Tensor, y: Tensor, slope: Tensor | None) -> Stepped:
+        def step(field: Field, span: Span, y: Tensor, slope: Tensor | None) -> Stepped:
             into = choose_stages(DOPRI8, like) if graph else stages
-            done = explicit_step(DOPRI8, field, t, h, y, slope, into)
-            inside = Inside8(into, field, t, h, y, done)
+            done = explicit_step(DOPRI8, field, span, y, slope, into)
+            inside = Inside8(into, field, span, y, done)
             if done.error is None:
                 return done._replace(inside=inside)
             cruder = done.y - y - torch.mv(into.columns[-1], third).view(y.shape)
@@ -59,15 +60,14 @@ class Inside8(Inside):
     Args:
         stages: the increments of the step.
         field: the vector field.
-        t: start of the step, `(B,)`.
-        h: its size, `(B,)`.
+        span: of the step.
         y: the state at its start, `(B, n)`.
         done: the step.
     """
 
-    def __init__(self, stages: Stages, field: Field, t: Tensor, h: Tensor, y: Tensor, done: Stepped):
-        size = h.to(y.dtype).unsqueeze(1)
-        super().__init__(DOPRI8_INSIDE, stages, field, t, size, y, done.y, done.slope)
+    def __init__(self, stages: Stages, field: Field, span: Span, y: Tensor, done: Stepped):
+        size = span.h.to(y.dtype).unsqueeze(1)
+        super().__init__(DOPRI8_INSIDE, stages, field, span, size, y, done.y, done.slope)
         self.complete = False
 
     def polynomial(self, part: Tensor, samples: Tensor) -> Tensor:
@@ -81,6 +81,6 @@ class Inside8(Inside):
         rows = self.stages.of(torch.arange(len(self.y), device=self.y.device))
         for i in range(DOPRI8.stages, DOPRI8_INSIDE.stages):
             state = self.y + torch.einsum("sbn,s->bn", rows, known.a[i])
-            slope = self.field(self.t + known.c[i].to(self.t.dtype) * self.h.squeeze(1).to(self.t.dtype), state)
+            slope = self.field(self.span.at(known.c[i].to(self.span.h.dtype)), state)
             rows = torch.cat((rows, (slope * self.h).unsqueeze(0)))
         return Increments(rows.unbind())

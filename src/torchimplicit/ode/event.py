@@ -13,12 +13,15 @@ from torch import Tensor
 from torchimplicit.core import transforms
 from torchimplicit.core.options import require
 from torchimplicit.ode.dynamics import Dynamics
+from torchimplicit.ode.span import Span
 
 if TYPE_CHECKING:
-    from torchimplicit.ode.loop import Traveller
     from torchimplicit.ode.step import Inside
+    from torchimplicit.ode.traveller import Traveller
 
 Condition = Callable[[Tensor, Tensor], Tensor]  # of times (B,) and flat states (B, n); a number per sample
+
+ROUNDINGS = 64  # of time and state, within which an event is where a walk starts
 
 
 @dataclass(frozen=True)
@@ -146,13 +149,28 @@ class Watch:
     def __init__(self, condition: Condition, direction: int):
         self.condition, self.direction = condition, direction
 
-    def begin(self, who: Traveller, slope: Tensor) -> None:
-        """On which side every sample starts: the one that it moves to where it starts at zero."""
-        value, root = self.condition(who.t, who.y), torch.finfo(who.t.dtype).eps ** 0.5
-        ahead = root * (who.ts[-1] - who.t)
+    def begin(self, who: Traveller, slope: Tensor, stop: Tensor) -> None:
+        """On which side every sample starts: the one that it moves to where it starts at zero.
+
+        Args:
+            who: where they stand.
+            slope: the slopes there, `(B, n)`.
+            stop: where the first step ends, `(B,)`; the probe is a small part of it.
+        """
+        value, eps = self.condition(who.t, who.y), torch.finfo(who.t.dtype).eps
+        h = stop - who.t
+        ahead = eps**0.25 * h
         change = self.condition(who.t + ahead, torch.addcmul(who.y, ahead.to(who.y.dtype).unsqueeze(1), slope)) - value
-        met = value.abs() <= 64 * root * change.abs()  # the event lies within rounding of the start
+        moved = change.abs() * ((who.t.abs() + h) / ahead)
+        met = value.abs() <= ROUNDINGS * eps * (moved + self._sway(who, value))
         who.side, who.fired = torch.where(met, change, value).sign(), torch.zeros_like(who.running)
+
+    def _sway(self, who: Traveller, value: Tensor) -> Tensor:
+        """How much the condition changes by where every unknown changes by about its size, `(B,)`."""
+        root = torch.finfo(who.y.dtype).eps ** 0.5
+        places = torch.arange(who.y.shape[1], dtype=who.y.dtype, device=who.y.device)
+        apart = 1 + root * (1 + (0.618034 * places).frac())  # by no common factor, for their changes might cancel
+        return (self.condition(who.t, who.y * apart) - value).abs() / root
 
     def sees(self, who: Traveller, stop: Tensor, y: Tensor) -> Tensor:
         """Which samples would meet their event in a step to this time and state, `(B,)`; moves nothing."""
@@ -168,23 +186,41 @@ class Watch:
         moved = accept & (self.ends != 0) & ~self.ends.isnan()
         who.side = torch.where(moved, self.ends.sign(), who.side)
 
-    def halt(self, who: Traveller, accept: Tensor, h: Tensor, inside: Inside) -> Halt | None:
+    def halt(self, who: Traveller, accept: Tensor, inside: Inside) -> Halt | None:
         """Where within an accepted step the events are; None where no sample meets its own."""
         fires = self.fires & accept
         if not bool(fires.any()):
             return None
         assert who.side is not None
         assert who.fired is not None
-        everybody = torch.arange(len(h), device=h.device)
+        everybody, span = torch.arange(len(accept), device=accept.device), inside.span
 
         def value(part: Tensor) -> Tensor:
-            return self.condition(who.t + part * h, inside.polynomial(part, everybody))
+            return self.condition(span.at(part), inside.polynomial(part, everybody))
 
-        low = value(torch.zeros_like(h))
+        low = value(torch.zeros_like(who.t))
         # At a start at zero, rounding may have given it the wrong sign: it counts as one on its side of the event.
         part = crossing(value, torch.where(low * who.side > 0, low, who.side * self.ends.abs()), self.ends, fires)
         who.fired = who.fired | fires
-        return Halt(fires, who.t + part * h, inside.polynomial(part, everybody))
+        y, slope = inside.series(part, everybody, 1).chunk(2, dim=1)
+        return Halt(fires, span.at(part), self._onto(span, span.at(part), y, slope))
+
+    def _onto(self, span: Span, t: Tensor, y: Tensor, slope: Tensor) -> Tensor:
+        """States `(B, n)` moved along their slopes onto the condition: by roundings of the path, larger than its own.
+
+        So a walk that starts from there starts at zero.
+        """
+        eps = torch.finfo(t.dtype).eps
+        probe, most = eps**0.25 * span.h, ROUNDINGS * eps * (t.abs() + span.h)
+        value = self.condition(t, y)
+        for _ in range(2):
+            rate = (self.condition(t, torch.addcmul(y, probe.to(y.dtype).unsqueeze(1), slope)) - value) / probe
+            move = -value / rate
+            moved = torch.addcmul(y, move.to(y.dtype).unsqueeze(1), slope)
+            there = self.condition(t, moved)
+            better = (move.abs() <= most) & (there.abs() < value.abs())
+            y, value = torch.where(better.unsqueeze(1), moved, y), torch.where(better, there, value)
+        return y
 
 
 def crossing(value: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, wanted: Tensor) -> Tensor:

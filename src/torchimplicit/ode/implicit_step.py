@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.ode.dynamics import Field
+from torchimplicit.ode.span import Span
 from torchimplicit.ode.stage_newton import Equation, Factors, Keeper, Rate, attached, jacobian
 from torchimplicit.ode.step import Increments, Inside, Stepped
 from torchimplicit.ode.tableau import Row, weights
@@ -17,8 +18,7 @@ from torchimplicit.ode.tableau_stiff import StiffTableau, predictor
 def implicit_step(
     tableau: StiffTableau,
     field: Field,
-    t: Tensor,
-    h: Tensor,
+    span: Span,
     y: Tensor,
     slope: Tensor | None,
     keeper: Keeper,
@@ -29,16 +29,15 @@ def implicit_step(
     Args:
         tableau: the method.
         field: the vector field; with its parts for an additive pair.
-        t: start, `(B,)`.
-        h: sizes, `(B,)`.
+        span: from when to when.
         y: states, `(B, n)`.
         slope: the slope there, if it is known.
         keeper: of the Jacobians.
         derivatives: how many orders of derivatives shall be exact; None for a step without a graph.
     """
     known = weights(tableau, y.dtype, y.device)
-    times = (t + known.c.to(t.dtype).unsqueeze(1) * h).unbind()
-    size = h.to(y.dtype).unsqueeze(1)
+    t, times = span.start, span.at(known.c.to(span.h.dtype).unsqueeze(1)).unbind()
+    size = span.h.to(y.dtype).unsqueeze(1)
     quick: Rate | None = None
     stiff: Rate = field
     if tableau.explicit:
@@ -47,7 +46,7 @@ def implicit_step(
     fast = [] if quick is None else [size * quick(t, y)]
     slow = [size * (slope if slope is not None and quick is None else stiff(t, y))]
     solver = keeper if derivatives is None else _Attached(keeper, derivatives)
-    solver.begin(stiff, t, h, y)
+    solver.begin(stiff, t, span.h, y)
     guesses, end = predictor(tableau), y
     for i in range(1, tableau.stages):
         base = _combine(y, tableau.a[i], slow)
@@ -66,7 +65,7 @@ def implicit_step(
     last = None
     if tableau.stiffly_accurate:  # a slope of zero where nothing moves: nobody looks at it
         last = rows[-1] / torch.where(size == 0, 1.0, size)
-    return Stepped(end, error, last, Inside(tableau, Increments(rows), field, t, size, y, end, last))
+    return Stepped(end, error, last, Inside(tableau, Increments(rows), field, span, size, y, end, last))
 
 
 def _combine(y: Tensor, row: Row, increments: Sequence[Tensor]) -> Tensor:

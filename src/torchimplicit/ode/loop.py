@@ -7,7 +7,6 @@ when that is not so is more done.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,67 +17,11 @@ from torchimplicit.ode.dynamics import Field
 from torchimplicit.ode.event import Watch
 from torchimplicit.ode.methods import AdaptiveSolver, FixedSolver, PathSolver
 from torchimplicit.ode.record import Outputs, Phase, Step
+from torchimplicit.ode.span import Span
 from torchimplicit.ode.step import Stepped
+from torchimplicit.ode.traveller import Traveller
 
 SMALL = 2**14  # numbers in a state up to which going on with fewer samples saves no time
-
-
-@dataclass
-class Traveller:
-    """Where every sample stands; the tensors are `(B,)` but for `y`, `slope` `(B, n)` and `ts` `(T, B)`.
-
-    Attributes:
-        ts: the output times, increasing.
-        t: time now.
-        y: state now.
-        h: size of the next step.
-        next: the place in `ts` of the next output time.
-        status: `Status` values.
-        running: whether it goes on.
-        tried: steps, rejected ones included.
-        rejected: rejected steps.
-        ratio: error of the last step over its tolerance.
-        slope: the slope at `(t, y)`, where that is known.
-        history: errors of the last steps, where the controller wants them.
-        side: the sign of an event's condition there.
-        fired: whether the event ended it.
-    """
-
-    ts: Tensor
-    t: Tensor
-    y: Tensor
-    h: Tensor
-    next: Tensor
-    status: Tensor
-    running: Tensor
-    tried: Tensor
-    rejected: Tensor
-    ratio: Tensor
-    slope: Tensor | None = None
-    history: History | None = None
-    side: Tensor | None = None
-    fired: Tensor | None = None
-
-    @classmethod
-    def start(cls, ts: Tensor, y: Tensor) -> Traveller:
-        """At the first time."""
-        count = torch.zeros(len(y), dtype=torch.int64, device=y.device)
-        t = ts[0].clone()
-        running = torch.ones_like(count, dtype=torch.bool)
-        return cls(ts, t, y, torch.zeros_like(t), count + 1, count, running, count, count, torch.zeros_like(y[:, 0]))
-
-    def take(self, rows: Tensor) -> Traveller:
-        """Some samples alone."""
-        some = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor) and name != "ts"}
-        history = None if self.history is None else History(*(each[rows] for each in self.history))
-        return Traveller(ts=self.ts[:, rows], history=history, **some)
-
-    def put(self, rows: Tensor, some: Traveller) -> None:
-        """Puts back what `take` gave, once it has ended."""
-        for name in ("t", "y", "h", "next", "status", "running", "tried", "rejected", "ratio"):
-            setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(some, name)))
-        if self.fired is not None and some.fired is not None:
-            self.fired = self.fired.index_copy(0, rows, some.fired)
 
 
 class Walk:
@@ -112,14 +55,11 @@ class Walk:
         self.solver, self.field, self.who, self.values, self.phase, self.rows = solver, field, who, values, phase, rows
         self.limit, self.narrow, self.attempts, self.few = limit, narrow, 0, False
         self.step = solver.stepper(who.y)
-        self.end = who.ts[-1]
+        self.end, self.eps = who.ts[-1], torch.finfo(who.t.dtype).eps
         self.lands = solver.lands
         self.adaptive = solver if isinstance(solver, AdaptiveSolver) else None
         if self.adaptive is not None:
             self.tolerance = Tolerance(self.adaptive.rtol, self.adaptive.atol, who.y)
-            farthest = float(who.ts[[0, -1]].abs().max()) if len(who.t) else 0.0
-            rounding = 4 * torch.finfo(who.t.dtype).eps * farthest
-            self.smallest = max(self.adaptive.dt_min, rounding)
         self.all_running, self.any_running = True, len(who.t) > 0
         self.quick = 0  # attempts that are not in `tried` yet
         self.outputs = torch.nn.functional.pad(who.ts.T, (0, 1), value=math.inf)  # a row per sample, and then none
@@ -133,22 +73,30 @@ class Walk:
             self._stop(arrived, Status.CONVERGED)
 
     def _begin(self) -> None:
-        who, solver = self.who, self.adaptive
-        field = self.solver.rate(self.field)
-        if self.watch is not None or solver is not None:
+        who, field = self.who, self.solver.rate(self.field)
+        if self.watch is not None or self.adaptive is not None:
             who.slope = field(who.t, who.y)
+        if self.adaptive is not None and who.slope is not None:
+            who.h = self._first_step(self.adaptive, field, who.slope)
         if self.watch is not None and who.slope is not None:
-            self.watch.begin(who, who.slope)
-        if solver is None or who.slope is None:
-            return
-        limit = self.end - who.t
-        if solver.dt0 is None:
-            who.h = self.tolerance.first_step(field, who.t, who.y, who.slope, limit, solver.order)
-        else:
-            who.h = torch.clamp(limit, max=solver.dt0)
-        who.history = History.start(who.y[:, 0]) if solver.control.remembers else None
-        if not math.isfinite(float(who.slope.sum())):
+            self.watch.begin(who, who.slope, self._stop_time())
+        if self.adaptive is None:
+            still = (self._free_stop() <= who.t) & (who.t < self.end)
+            if bool(still.any()):
+                self._stop(still, Status.STEP_TOO_SMALL)
+        elif who.slope is not None and not math.isfinite(float(who.slope.sum())):
             self._stop(~who.slope.isfinite().all(1), Status.NON_FINITE)
+
+    def _first_step(self, solver: AdaptiveSolver, field: Field, slope: Tensor) -> Tensor:
+        """The first step size of every sample, `(B,)`."""
+        who = self.who
+        if solver.dt0 is None:
+            first = self.tolerance.first_step(field, who.t, who.y, slope, self.end, solver.order)
+        else:
+            first = torch.full_like(who.t, solver.dt0)
+        who.least = (first * self.eps**2).clamp_min_(solver.dt_min)
+        who.history = History.start(who.y[:, 0]) if solver.control.remembers else None
+        return torch.minimum(torch.maximum(first, self._smallest()), self.end - who.t)
 
     def run(self) -> int:
         """Walks; returns how many steps were tried."""
@@ -166,16 +114,16 @@ class Walk:
         self.attempts += 1
         self.quick += 1
         stop = self._stop_time()
-        h = stop - who.t
-        done = self.step(self.field, who.t, h, who.y, who.slope)
-        ratio = self._ratio(done, h)
+        span = Span.of(who.t, stop)
+        done = self.step(self.field, span, who.y, who.slope)
+        ratio = self._ratio(done, span.h)
         quiet = (ratio <= 1) & (stop < self.ahead)
         if self.watch is not None:
             quiet &= ~self.watch.sees(who, stop, done.y)
         if bool(quiet.all()):
-            self._go_on(done, stop, h, ratio)
+            self._go_on(done, stop, span.h, ratio)
         else:
-            self._look_closer(done, stop, h, ratio)
+            self._look_closer(done, stop, span.h, ratio)
 
     def _ratio(self, done: Stepped, h: Tensor) -> Tensor:
         """The error of a step over its tolerance, `(B,)`."""
@@ -183,6 +131,10 @@ class Walk:
             return torch.where(done.y.isfinite().all(1), 0.0, math.inf)
         assert done.error is not None
         return self.tolerance.ratio(done.error, self.who.y, done.y)
+
+    def _smallest(self) -> Tensor:
+        """The smallest step that every sample may try where it is, `(B,)`."""
+        return torch.add(self.who.least, self.who.t.abs(), alpha=4 * self.eps)
 
     def _stop_time(self) -> Tensor:
         """Where the next step ends, `(B,)`."""
@@ -213,7 +165,8 @@ class Walk:
             self.watch.passes(who, who.running)
         who.t, who.y, who.slope = stop, done.y, done.slope
         if self.adaptive is not None:
-            who.h = h * self.adaptive.control.factor(ratio, who.history, self.solver.order)
+            # As planned: of size zero, should `t + h` be `t` by rounding, a step would stay so for ever.
+            who.h = who.h * self.adaptive.control.factor(ratio, who.history, self.solver.order)
             if who.history is not None:
                 who.history = who.history.then(ratio, who.running)
 
@@ -228,10 +181,12 @@ class Walk:
             stuck = reject
         else:
             factor, planned = self.adaptive.control.factor(ratio, who.history, self.solver.order), who.h
-            who.h = h * (torch.where(reject, factor.clamp_max(1.0), factor) if who.history is not None else factor)
+            who.h = torch.where(stop < self.ahead, planned, h) * (
+                torch.where(reject, factor.clamp_max(1.0), factor) if who.history is not None else factor
+            )
             if self.lands:  # a step that was cut short says little of the next one
                 who.h = torch.where(crossing, torch.maximum(who.h, planned), who.h)
-            stuck = reject & (who.h < self.smallest)
+            stuck = reject & (who.h < self._smallest())
         arriving = crossing & (stop >= self.end)
         facts = torch.stack((accept, reject, crossing, stuck, arriving))
         moves, rejects, crosses, sticks, arrives = facts.any(1).tolist()
@@ -259,7 +214,7 @@ class Walk:
             stop = torch.where(accept, stop, who.t)
             y = torch.where(moved, y, who.y)
             slope = slope if slope is None or who.slope is None else torch.where(moved, slope, who.slope)
-        halt = None if self.watch is None else self.watch.halt(who, accept, h, done.inside)
+        halt = None if self.watch is None else self.watch.halt(who, accept, done.inside)
         until = stop if halt is None else torch.where(halt.fires, halt.t, stop)
         outputs = self._outputs(until, done, h) if crosses else None
         if self.phase is not None:

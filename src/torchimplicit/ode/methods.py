@@ -15,11 +15,12 @@ from torchimplicit.core.tree import Layout
 from torchimplicit.ode import tableau as tableaus
 from torchimplicit.ode.control import PID
 from torchimplicit.ode.dynamics import Field
+from torchimplicit.ode.span import Span
 from torchimplicit.ode.step import Stepped, choose_stages, explicit_step
 from torchimplicit.ode.tableau import Tableau
 
-Stepper = Callable[[Field, Tensor, Tensor, Tensor, Tensor | None], Stepped]  # of (field, t, h, y, slope)
-Undoer = Callable[[Field, Tensor, Tensor, Tensor], Tensor]  # of (field, t, h, y)
+Stepper = Callable[[Field, Span, Tensor, Tensor | None], Stepped]  # of (field, span, y, slope)
+Undoer = Callable[[Field, Span, Tensor], Tensor]  # of (field, span, y)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +37,13 @@ class PathSolver:
         order: of the method.
         lands: whether its steps end at every output time, because it knows no path inside them.
         has_inverse: whether it can take steps back (`undoer`).
+        remembers: whether a step depends, within its tolerance, on what earlier ones left (the Jacobian).
     """
 
     order: ClassVar[int]
     lands: ClassVar[bool] = False
     has_inverse: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
 
     max_steps: int = 10_000
 
@@ -54,7 +57,7 @@ class PathSolver:
     def stepper(self, like: Tensor) -> Stepper:
         """A function that makes a step; where no graph is recorded it keeps buffers for states like this one.
 
-        It takes the field, the times `(B,)`, the step sizes `(B,)`, the states `(B, n)` and the slopes there, or None.
+        It takes the field, the `Span` of the step, the states `(B, n)` at its start and the slopes there, or None.
         """
         raise NotImplementedError
 
@@ -73,7 +76,7 @@ class PathSolver:
     def undoer(self, like: Tensor) -> Undoer:
         """A function that takes a step back, exactly but for rounding: the states before it from those after it.
 
-        It takes the field, the times before the step `(B,)`, the step sizes `(B,)` and the states after it `(B, n)`.
+        It takes the field, the `Span` of the step, forward, and the states after it `(B, n)`.
         """
         raise NotImplementedError
 
@@ -157,9 +160,9 @@ class _Explicit(PathSolver):
         stages = choose_stages(self.tableau, like)
         graph = torch.is_grad_enabled()
 
-        def step(field: Field, t: Tensor, h: Tensor, y: Tensor, slope: Tensor | None) -> Stepped:
+        def step(field: Field, span: Span, y: Tensor, slope: Tensor | None) -> Stepped:
             into = choose_stages(self.tableau, like) if graph else stages
-            return explicit_step(self.tableau, field, t, h, y, slope, into)
+            return explicit_step(self.tableau, field, span, y, slope, into)
 
         return step
 

@@ -116,7 +116,9 @@ def odeint(
     start, tensors = layout.flatten(y0), dynamics.explicit.take_tensors()
     differentiable = torch.is_grad_enabled()
     decided = decide(compile, f, solver, layout.batch * layout.width, event is None and not dense)
-    checkpoints = adjoint.checkpoints if differentiable else solver.max_steps if dense else 2 * (event is not None)
+    checkpoints = adjoint.checkpoints if differentiable else 2 * (event is not None)
+    if dense and (solver.remembers or not differentiable):
+        checkpoints = solver.max_steps
     call = PathCall(
         dynamics, _flat(solver, layout), on_failure, differentiable, PathRecord(), checkpoints, trigger, decided
     )

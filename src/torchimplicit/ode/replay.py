@@ -14,6 +14,7 @@ from torchimplicit.ode.call import PathCall
 from torchimplicit.ode.dynamics import Field
 from torchimplicit.ode.methods import Stepper
 from torchimplicit.ode.record import Path, Step
+from torchimplicit.ode.span import Span
 from torchimplicit.ode.step import Inside, Stepped
 
 
@@ -42,12 +43,13 @@ def make_step(
     start, stop = step.start, step.stop
     if wants_times:
         start, stop = tied(start, ts[: path.given]), tied(stop, ts[: path.given])
-    done = stepper(field, start, stop - start, y, None)
+    span = Span.of(start, stop)
+    done = stepper(field, span, y, None)
     end = done.y if step.all_move else torch.where((step.stop > step.start).unsqueeze(1), done.y, y)
     if step.outputs is None:
         return end, None
     places, samples = step.outputs.places, step.outputs.samples
-    part = (ts[places, samples] - start[samples]) / (stop - start)[samples]
+    part = (ts[places, samples] - start[samples]) / span.h[samples]
     return end, done.inside.at(part, samples) if path.given is None else _looked_at(done.inside, part, step, path)
 
 
@@ -67,25 +69,28 @@ def padded(states: Tensor, order: int) -> Tensor:
 
 
 class Remade(NamedTuple):
-    """A step made again: its recorded times, its start and size with their gradients, what it found, states around."""
+    """A step made again: its recorded times, its span with its gradient, what it found, states around."""
 
     before: Tensor
     after: Tensor
-    start: Tensor
-    h: Tensor
+    span: Span
     done: Stepped
     y: Tensor
     end: Tensor
+
+    def part(self, t: Tensor) -> Tensor:
+        """Which part of the step times are, `(B,)`."""
+        return (t - self.span.start) / torch.where(self.span.h == 0, 1.0, self.span.h)
 
 
 def remake(call: PathCall, field: Field, starts: Tensor, stops: Tensor, y: Tensor, ts: Tensor) -> Iterator[Remade]:
     """All steps again, in one graph; arguments as those of `whole`."""
     stepper = call.solver.stepper(y)
     for before, after in zip(starts.unbind(), stops.unbind(), strict=True):
-        start, stop = tied(before, ts), tied(after, ts)
-        done = stepper(field, start, stop - start, y, None)
+        span = Span.of(tied(before, ts), tied(after, ts))
+        done = stepper(field, span, y, None)
         end = torch.where((after > before).unsqueeze(1), done.y, y)
-        yield Remade(before, after, start, stop - start, done, y, end)
+        yield Remade(before, after, span, done, y, end)
         y = end
 
 
@@ -106,7 +111,7 @@ def whole(call: PathCall, starts: Tensor, stops: Tensor, y0: Tensor, ts: Tensor,
         for step in remake(call, field, starts, stops, y0, ts):
             within = (ts > step.before) & (ts <= step.after)
             for place in relevant(within, 1):
-                part = (ts[place] - step.start) / torch.where(step.h == 0, 1.0, step.h)
+                part = step.part(ts[place])
                 value, other = step.done.inside.at(part, everybody), values[place]
                 values[place] = torch.where(within[place].unsqueeze(1), value, step.y if other is None else other)
             y = step.end
@@ -129,6 +134,11 @@ def note_lost(call: PathCall, starts: Tensor, stops: Tensor, y0: Tensor, ts: Ten
         return
     fixed = [each.detach() for each in (y0, ts, *tensors)]
     call.record.lose(~whole(call, starts, stops, fixed[0], fixed[1], fixed[2:]).isfinite().all(2).all(0))
+
+
+def valued(value: Tensor, graph: Tensor) -> Tensor:
+    """A value with the graph of another, which is the same but for rounding and the errors of stages' equations."""
+    return value + (graph - graph.detach())
 
 
 def relevant(within: Tensor, first: int = 0) -> Sequence[int]:

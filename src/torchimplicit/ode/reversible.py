@@ -18,6 +18,7 @@ from torchimplicit.ode.call import PathCall
 from torchimplicit.ode.drift import LIMIT, looser
 from torchimplicit.ode.dynamics import Field
 from torchimplicit.ode.methods import PathSolver, Stepper, Undoer
+from torchimplicit.ode.span import Span
 from torchimplicit.ode.step import Inside, Stepped, choose_stages, explicit_step
 from torchimplicit.ode.tableau import Tableau
 from torchimplicit.ode.walk_back import for_pairs
@@ -96,12 +97,12 @@ class Coupled(PathSolver):
         """See `PathSolver.stepper`."""
         estimate, plain = _increments(self.tableau, like), _increments(without_last(self.tableau), like)
 
-        def step(field: Field, t: Tensor, h: Tensor, pair: Tensor, _: Tensor | None) -> Stepped:
+        def step(field: Field, span: Span, pair: Tensor, _: Tensor | None) -> Stepped:
             y, z = pair.chunk(2, dim=1)
-            there, error = (plain if torch.is_grad_enabled() else estimate)(field, t, h, z)
-            pull = torch.where(h == 0, 1.0, self.coupling).to(y.dtype).unsqueeze(1)  # who stands still, stays
+            there, error = (plain if torch.is_grad_enabled() else estimate)(field, span, z)
+            pull = torch.where(span.h == 0, 1.0, self.coupling).to(y.dtype).unsqueeze(1)  # who stands still, stays
             y = torch.lerp(z, y, pull) + there
-            z = z - plain(field, t + h, -h, y)[0]
+            z = z - plain(field, span.back(), y)[0]
             end = torch.cat((y, z), dim=1)
             return Stepped(end, None if error is None else torch.cat((error, error), dim=1), None, Ends(end))
 
@@ -111,10 +112,10 @@ class Coupled(PathSolver):
         """See `PathSolver.undoer`."""
         plain = _increments(without_last(self.tableau), like)
 
-        def undo(field: Field, t: Tensor, h: Tensor, pair: Tensor) -> Tensor:
+        def undo(field: Field, span: Span, pair: Tensor) -> Tensor:
             y, z = pair.chunk(2, dim=1)
-            z = z + plain(field, t + h, -h, y)[0]
-            y = z + (y - z - plain(field, t, h, z)[0]) / self.coupling
+            z = z + plain(field, span.back(), y)[0]
+            y = z + (y - z - plain(field, span, z)[0]) / self.coupling
             return torch.cat((y, z), dim=1)
 
         return undo
@@ -168,9 +169,9 @@ def _increments(tableau: Tableau, like: Tensor) -> Callable[..., tuple[Tensor, T
     half, graph = like.chunk(2, dim=1)[0], torch.is_grad_enabled()
     kept = choose_stages(tableau, half)
 
-    def increment(field: Field, t: Tensor, h: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+    def increment(field: Field, span: Span, y: Tensor) -> tuple[Tensor, Tensor | None]:
         stages = choose_stages(tableau, half) if graph else kept
-        done = explicit_step(tableau, field, t, h, y, None, stages)
+        done = explicit_step(tableau, field, span, y, None, stages)
         return done.y - y, done.error
 
     return increment

@@ -14,6 +14,7 @@ from torchimplicit.core.tree import norm
 from torchimplicit.ode.control import Tolerance
 from torchimplicit.ode.dynamics import Field
 from torchimplicit.ode.methods import AdaptiveSolver, Tsit5
+from torchimplicit.ode.span import Span
 from torchimplicit.ode.step import Stepped
 from torchimplicit.solve.loop import Solver
 
@@ -99,7 +100,7 @@ class SteadyState(Solver):
         return FlowState(z, residual, h)
 
     def _walk(self, problem: Residual, state: FlowState, h: Tensor) -> Stepped:
-        return self.solver.stepper(state.z)(_flow(problem), torch.zeros_like(h), h, state.z, -state.residual)
+        return self.solver.stepper(state.z)(_flow(problem), Span(torch.zeros_like(h), h, h), state.z, -state.residual)
 
     def _ratio(self, z: Tensor, done: Stepped, eps: float) -> Tensor:
         """The error of a step over what it may be, `(B,)`; `eps` is the rounding of slopes, which is no error."""

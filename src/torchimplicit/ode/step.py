@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchimplicit.core import transforms
 from torchimplicit.ode.dynamics import Field
+from torchimplicit.ode.span import Span
 from torchimplicit.ode.tableau import Tableau, weights
 
 
@@ -139,8 +140,8 @@ class Inside:
         tableau: whose interpolant it is.
         stages: the increments of the step.
         field: the vector field, should a slope be missing.
-        t: start of the step, `(B,)`.
-        h: its size, `(B, 1)`.
+        span: of the step.
+        h: its size in the state's dtype, `(B, 1)`.
         y: the state at its start, `(B, n)`.
         end: the state at its end, `(B, n)`.
         slope: the slope at its end; None where that is not known.
@@ -151,14 +152,14 @@ class Inside:
         tableau: Tableau,
         stages: Stages | Increments,
         field: Field,
-        t: Tensor,
+        span: Span,
         h: Tensor,
         y: Tensor,
         end: Tensor,
         slope: Tensor | None,
     ):
         self.tableau, self.stages, self.field = tableau, stages, field
-        self.t, self.h, self.y, self.end, self.slope = t, h, y, end, slope
+        self.span, self.h, self.y, self.end, self.slope = span, h, y, end, slope
 
     def at(self, part: Tensor, samples: Tensor) -> Tensor:
         """States `(M, n)` of these samples `(M,)` at these parts of the step, from 0 to 1, `(M,)`."""
@@ -208,29 +209,28 @@ class Inside:
     def _cubic(self, part: Tensor, samples: Tensor, y: Tensor, end: Tensor) -> Tensor:
         """Hermite's cubic through values and slopes of both ends."""
         if self.slope is None:
-            self.slope = self.field(self.t + self.h.squeeze(1), self.end)
+            self.slope = self.field(self.span.stop, self.end)
         first, last = self.stages.of(samples)[0], (self.slope * self.h)[samples]
         rest = 1 - part
         return rest * y + part * end + part * rest * (rest * (first - (end - y)) - part * (last - (end - y)))
 
 
 def explicit_step(
-    tableau: Tableau, field: Field, t: Tensor, h: Tensor, y: Tensor, slope: Tensor | None, stages: Stages
+    tableau: Tableau, field: Field, span: Span, y: Tensor, slope: Tensor | None, stages: Stages
 ) -> Stepped:
     """One step of an explicit method.
 
     Args:
         tableau: the method.
         field: the vector field.
-        t: start, `(B,)`.
-        h: sizes, `(B,)`.
+        span: from when to when.
         y: states, `(B, n)`.
         slope: the slope there, if it is known.
         stages: where to keep the increments.
     """
-    slope = field(t, y) if slope is None else slope
-    times = torch.addcmul(t, stages.known.c.to(t.dtype).unsqueeze(1), h)
-    size = h.to(y.dtype).unsqueeze(1)
+    slope = field(span.start, y) if slope is None else slope
+    times = span.at(stages.known.c.to(span.h.dtype).unsqueeze(1))
+    size = span.h.to(y.dtype).unsqueeze(1)
     if field.bare is None:
         rate, shape, scale, clock = field, y.shape, size, times.unbind()
     else:
@@ -251,7 +251,7 @@ def explicit_step(
             stages.put(i, last, scale)
     end = (end if same else stages.end()).reshape(y.shape)
     slope = last.reshape(y.shape) if same and last is not None else None
-    return Stepped(end, stages.error(), slope, Inside(tableau, stages, field, t, size, y, end, slope))
+    return Stepped(end, stages.error(), slope, Inside(tableau, stages, field, span, size, y, end, slope))
 
 
 def _put_last(stages: Stages, rate: Callable, t: Tensor, end: Tensor, h: Tensor) -> None:

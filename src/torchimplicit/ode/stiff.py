@@ -14,6 +14,7 @@ from torchimplicit.ode.control import Tolerance
 from torchimplicit.ode.dynamics import Field
 from torchimplicit.ode.implicit_step import implicit_step
 from torchimplicit.ode.methods import AdaptiveSolver, Stepper
+from torchimplicit.ode.span import Span
 from torchimplicit.ode.stage_newton import Keeper
 from torchimplicit.ode.step import Stepped
 from torchimplicit.ode.tableau_stiff import StiffTableau
@@ -48,6 +49,7 @@ class StiffSolver(AdaptiveSolver):
         max_steps: see `PathSolver`.
     """
 
+    remembers: ClassVar[bool] = True
     tableau: ClassVar[StiffTableau]
 
     stage_tol: float = 1e-3
@@ -67,8 +69,8 @@ class StiffSolver(AdaptiveSolver):
         keeper = Keeper(self.tableau.gamma, Tolerance(self.rtol, self.atol, like), self.stage_tol, self.newton_steps)
         derivatives = self.derivatives if torch.is_grad_enabled() else None
 
-        def step(field: Field, t: Tensor, h: Tensor, y: Tensor, slope: Tensor | None) -> Stepped:
-            return implicit_step(self.tableau, field, t, h, y, slope, keeper, derivatives)
+        def step(field: Field, span: Span, y: Tensor, slope: Tensor | None) -> Stepped:
+            return implicit_step(self.tableau, field, span, y, slope, keeper, derivatives)
 
         return step
 
@@ -118,12 +120,12 @@ class KenCarp4(StiffSolver):
         """See `PathSolver.stepper`."""
         step = super().stepper(like)
 
-        def checked(field: Field, t: Tensor, h: Tensor, y: Tensor, slope: Tensor | None) -> Stepped:
+        def checked(field: Field, span: Span, y: Tensor, slope: Tensor | None) -> Stepped:
             if field.parts is None:
                 raise TypeError(
                     "KenCarp4: got a field in one part, expected ti.Split(explicit, implicit); for a field that is "
                     "stiff as a whole try Kvaerno5()"
                 )
-            return step(field, t, h, y, slope)
+            return step(field, span, y, slope)
 
         return checked

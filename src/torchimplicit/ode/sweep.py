@@ -16,6 +16,7 @@ from torchimplicit.ode.gradients import Gradients, summed
 from torchimplicit.ode.methods import PathSolver
 from torchimplicit.ode.record import Path, Phase, Step
 from torchimplicit.ode.replay import make_step
+from torchimplicit.ode.span import Span
 
 
 def sweep(
@@ -124,14 +125,14 @@ def _retraced(
         nonlocal again
         with torch.no_grad():
             again = solver.stepper(like) if again is None else again
-            return _moved(step, y, again(field, step.start, step.stop - step.start, y, None).y)
+            return _moved(step, y, again(field, Span.of(step.start, step.stop), y, None).y)
 
     def retreat(step: Step, y: Tensor) -> Tensor:
         nonlocal undo
         assert drifts is not None
         with torch.no_grad():
             undo = solver.undoer(like) if undo is None else undo
-            return _moved(step, y, drifts.mended(phase, undo(field, step.start, step.stop - step.start, y)))
+            return _moved(step, y, drifts.mended(phase, undo(field, Span.of(step.start, step.stop), y)))
 
     if drifts is None:
         yield from phase.backwards(advance)

@@ -12,6 +12,7 @@ from torchimplicit.core import transforms
 from torchimplicit.core.tree import Layout
 from torchimplicit.ode.dynamics import Field
 from torchimplicit.ode.methods import FixedSolver, Stepper
+from torchimplicit.ode.span import Span
 from torchimplicit.ode.step import Inside, Stepped
 from torchimplicit.ode.tableau import Row, Tableau
 
@@ -53,36 +54,36 @@ class SymplecticSolver(FixedSolver):
         """See `PathSolver.stepper`."""
         checked = torch.is_grad_enabled()  # a path that is made again has been checked
 
-        def step(field: Field, t: Tensor, h: Tensor, y: Tensor, slope: Tensor | None) -> Stepped:
+        def step(field: Field, span: Span, y: Tensor, slope: Tensor | None) -> Stepped:
             nonlocal checked
-            slope = field(t, y) if slope is None else slope
+            slope = field(span.start, y) if slope is None else slope
             if not checked and not transforms.active():
                 checked = True
-                _check_separable(field, t, h, y)
-            return _chain(self.substeps, field, t, h, y, slope)
+                _check_separable(field, span.start, span.h, y)
+            return _chain(self.substeps, field, span, y, slope)
 
         return step
 
 
-def _chain(substeps: Row, field: Field, t: Tensor, h: Tensor, y: Tensor, slope: Tensor) -> Stepped:
+def _chain(substeps: Row, field: Field, span: Span, y: Tensor, slope: Tensor) -> Stepped:
     """Leapfrogs of these parts of the step, one after another: kick, drift, kick."""
-    size, width = h.to(y.dtype).unsqueeze(1), y.shape[1] // 2
+    size, width = span.h.to(y.dtype).unsqueeze(1), y.shape[1] // 2
     q, p = y.split(width, 1)
     force, rate = slope[:, width:], slope
-    time = t
+    done = 0.0
     for i, part in enumerate(substeps):
         stride = part * size
         p = p + 0.5 * stride * force
-        middle = field(time + 0.5 * part * h, torch.cat((q, p), 1))
+        middle = field(span.at(done + 0.5 * part), torch.cat((q, p), 1))
         q = q + stride * middle[:, :width]
-        time = t + h if i == len(substeps) - 1 else time + part * h
-        rate = field(time, torch.cat((q, p), 1))
+        done = 1.0 if i == len(substeps) - 1 else done + part
+        rate = field(span.at(done), torch.cat((q, p), 1))
         force = rate[:, width:]
         p = p + 0.5 * stride * force
     end = torch.cat((q, p), 1)
     # The slope handed on to the next step: of it that looks at the force alone, which the last kick does not change.
-    first = _First(field, t, size, y)
-    return Stepped(end, None, rate, Inside(_HERMITE, first, field, t, size, y, end, None))  # type: ignore[arg-type]
+    first = _First(field, span.start, size, y)
+    return Stepped(end, None, rate, Inside(_HERMITE, first, field, span, size, y, end, None))  # type: ignore[arg-type]
 
 
 class _First:

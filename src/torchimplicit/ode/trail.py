@@ -15,7 +15,7 @@ from torchimplicit.adjoint.products import pull, push
 from torchimplicit.core import transforms
 from torchimplicit.ode.call import PathCall
 from torchimplicit.ode.record import Outputs, Path, Phase
-from torchimplicit.ode.replay import make_step, padded, relevant, remake
+from torchimplicit.ode.replay import make_step, padded, relevant, remake, valued
 from torchimplicit.ode.sweep import sweep
 
 
@@ -59,7 +59,10 @@ class Trail:
         """
         if self.in_one and torch.is_grad_enabled():
             plain = 0 if known is None else len(known)
-            return look_whole(self.call, self.starts, self.stops, self.y0, self.ts, at, self.tensors, order, plain)
+            found = look_whole(self.call, self.starts, self.stops, self.y0, self.ts, at, self.tensors, order, plain)
+            with torch.no_grad():
+                value = self.detach().at(at.detach(), order, known)
+            return valued(value, found)
         return Look.apply(  # type: ignore[return-value]
             self.call, self.path, order, self.starts, self.stops, known, self.y0, self.ts, at, *self.tensors
         )
@@ -208,7 +211,7 @@ def look_whole(
             after_start = (at > step.before) | ((at <= ts[0]) & (step.before <= ts[0]))
             within = after_start & (at <= step.after) & (step.after > step.before)
             for place in relevant(within):
-                part = (at[place] - step.start) / torch.where(step.h == 0, 1.0, step.h)
+                part = step.part(at[place])
                 value = step.done.inside.series(part, everybody, 0 if place < plain else order)
                 value = padded(value, order) if place < plain else value
                 values[place] = torch.where(within[place].unsqueeze(1), value, values[place])
@@ -274,6 +277,8 @@ def _look(call: PathCall, path: Path, y0: Tensor, ts: Tensor, at: Tensor, tensor
                     now, y = near, phase.states[near]
                 while True:
                     step, now = phase.steps[now], now + 1
+                    if call.solver.remembers:  # of this step alone, whatever else is looked at
+                        stepper = call.solver.stepper(y)
                     end, found = make_step(stepper, field, step, y, own, path)
                     y = end
                     if step.outputs is not None and found is not None:

@@ -21,10 +21,11 @@ from torchimplicit.core.status import Status
 from torchimplicit.ode.control import Tolerance
 from torchimplicit.ode.dynamics import Field
 from torchimplicit.ode.gradients import Gradients, summed
-from torchimplicit.ode.loop import Traveller, Walk
+from torchimplicit.ode.loop import Walk
 from torchimplicit.ode.methods import AdaptiveSolver, PathSolver
 from torchimplicit.ode.record import Outputs
 from torchimplicit.ode.step import Stepped
+from torchimplicit.ode.traveller import Traveller
 
 
 def augmented(field: Field) -> Field:

@@ -1,0 +1,29 @@
+"""A stretch of time that a step leads through."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Span(NamedTuple):
+    """Where a step of every sample starts, where it stops, and its size, `(B,)` each."""
+
+    start: Tensor
+    stop: Tensor
+    h: Tensor
+
+    @classmethod
+    def of(cls, start: Tensor, stop: Tensor) -> Span:
+        """From one time to another."""
+        return cls(start, stop, stop - start)
+
+    def at(self, part: Tensor | float) -> Tensor:
+        """Times at parts of it, from 0 to 1, never beyond its ends: `start + part * h` may be, by a rounding."""
+        return torch.lerp(self.start, self.stop, part)
+
+    def back(self) -> Span:
+        """The same walked back."""
+        return Span(self.stop, self.start, -self.h)
