@@ -207,6 +207,29 @@ def test_backsolve_says_that_it_drifted():
     assert all(bool(each.isfinite().all()) for each in found)
 
 
+def turning(t, y, w):
+    return torch.stack((w * y[:, 1], -w * y[:, 0]), 1)
+
+
+def cubic(t, y, w):
+    return w * y**3 @ torch.tensor([[-0.1, 2.0], [-2.0, -0.1]], dtype=y.dtype)
+
+
+@pytest.mark.parametrize(
+    ("field", "start", "last"), [(cubic, 2.0, 1.0), (turning, 1.0, 2 * torch.pi), (turning, 1e6, 100.0)]
+)
+@pytest.mark.parametrize("adjoint", [ti.Backsolve(), ti.Reversible()], ids=str)
+@pytest.mark.parametrize("rtol", [1e-5, 1e-8])
+def test_an_unknown_that_is_zero_at_an_output_has_not_drifted(field, start, last, adjoint, rtol):
+    """What it comes to on the way is its size; the gradient is right, and the report says so."""
+    y0 = torch.tensor([[start, 0.0]], dtype=torch.float64)
+    ts, w = torch.tensor([0.0, last], dtype=torch.float64), torch.ones((), dtype=torch.float64, requires_grad=True)
+    solver = ti.Tsit5(rtol=rtol, atol=1e-2 * rtol * start)
+    found = [ti.odeint(field, y0, ts, w, solver=solver, adjoint=each).value for each in (adjoint, ti.Checkpointed())]
+    one, other = [torch.autograd.grad(value[-1].sum(), w)[0] for value in found]  # a failure would raise
+    assert torch.allclose(one, other, rtol=30 * rtol * last)
+
+
 def test_states_on_the_way_keep_backsolve_from_drifting():
     exact, _ = limit_cycle(ti.Checkpointed(), tolerance=1e-12)
     found, report = limit_cycle(Backsolve(checkpoints=64))

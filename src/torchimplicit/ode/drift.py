@@ -77,7 +77,8 @@ def looser(there: PathSolver, back: PathSolver, like: Tensor) -> tuple[Tensor, T
 class Drifts:
     """How far the steps that were undone lead from the states that they began at, by the rounding of the dtype.
 
-    A gradient is of no use beyond half of the dtype's digits; a drift of `LIMIT` is that.
+    A gradient is of no use beyond half of the dtype's digits; a drift of `LIMIT` is that, of what every unknown comes
+    to on the path: at its ends it may be zero.
 
     Args:
         like: the states of all samples, `(B, n)`.
@@ -85,7 +86,8 @@ class Drifts:
 
     def __init__(self, like: Tensor):
         self.largest, self.nfev = torch.zeros_like(like[:, 0]), 0
-        self.unit = math.sqrt(torch.finfo(like.dtype).eps) / LIMIT
+        self.root = math.sqrt(torch.finfo(like.dtype).eps)
+        self.size: Tensor | None = None  # of the unknowns of the phase, `(M, n)`, as far as it was walked back
 
     def mended(self, phase: Phase, found: Tensor) -> Tensor:
         """States found within a phase, `(M, n)`, with those that have left every bound put back to its start.
@@ -97,14 +99,18 @@ class Drifts:
         lost = ~(found.abs().amax(1) <= FAR * (1 + torch.maximum(start.abs(), phase.end.abs()).amax(1)))
         rows = slice(None) if phase.rows is None else phase.rows
         self.largest[rows] = torch.where(lost, math.inf, self.largest[rows])
-        return torch.where(lost.unsqueeze(1), start, found)
+        found = torch.where(lost.unsqueeze(1), start, found)
+        self.size = found.abs() if self.size is None else torch.maximum(self.size, found.abs())
+        return found
 
     def compare(self, phase: Phase, found: Tensor, nfev: int) -> None:
         """Holds the states found before a phase's first step against those that were there, `(M, n)`."""
         rows, start = slice(None) if phase.rows is None else phase.rows, phase.states[0]
-        drift = Tolerance(self.unit, self.unit, start).ratio(found - start, start, start).nan_to_num(math.inf, math.inf)
-        self.largest[rows] = torch.maximum(self.largest[rows], drift)
-        self.nfev += nfev
+        size = start.abs() if self.size is None else torch.maximum(self.size, start.abs())
+        size = torch.maximum(size, self.root * size.amax(1, keepdim=True)).clamp_min(torch.finfo(size.dtype).tiny)
+        drift = Tolerance(self.root / LIMIT, 0.0, start).ratio(found - start, size, size)
+        self.largest[rows] = torch.maximum(self.largest[rows], drift.nan_to_num(math.inf, math.inf))
+        self.nfev, self.size = self.nfev + nfev, None
 
     def report(self, call: PathCall, start: Tensor) -> DriftReport:
         """Of a walk back to the first times, `(B,)`, by the steps of the walk there."""

@@ -79,7 +79,8 @@ def _first(call: PathCall, values: Tensor) -> Tensor:
     if report is not None and not transforms.active():
         rtol, atol = looser(call.solver, call.solver, y[0])
         one, other = y.detach(), z.detach()
-        apart = ((one - other) / (atol + rtol * torch.maximum(one.abs(), other.abs()))).square().mean(2).sqrt()
+        size = torch.maximum(one.abs(), other.abs()).amax(0)  # of every unknown, which may be zero at an output
+        apart = ((one - other) / (atol + rtol * size)).square().mean(2).sqrt()
         parted = (report.status == Status.CONVERGED) & ~(apart.amax(0) <= LIMIT)
         report.status = torch.where(parted, int(Status.DRIFTED), report.status)
     return y.contiguous()

@@ -161,7 +161,7 @@ class WalkBack(Walk):
         who.t, who.next = -reached, place
         super().__init__(solver, augmented(field), who, marks.values, None, limit)
         self.lands = True
-        self.drift = torch.zeros_like(who.ratio)
+        self.drift, self.size = torch.zeros_like(who.ratio), self._size()
         self.gains = torch.zeros_like(marks.ts)
 
     def begin(self) -> None:
@@ -184,10 +184,12 @@ class WalkBack(Walk):
     def _go_on(self, done: Stepped, stop: Tensor, h: Tensor, ratio: Tensor) -> None:
         self._integrate(done, h, self.who.running)
         super()._go_on(done, stop, h, ratio)
+        self.size = torch.maximum(self.size, self._size())
 
     def _move(self, done: Stepped, stop: Tensor, h: Tensor, accept: Tensor, some_stay: bool, crosses: bool) -> None:
         self._integrate(done, h, accept)
         super()._move(done, stop, h, accept, some_stay, crosses)
+        self.size = torch.maximum(self.size, self._size())
         if crosses:
             self._land()
 
@@ -202,15 +204,23 @@ class WalkBack(Walk):
         self.landed = self._passed(stop)
         return self.landed
 
+    def _size(self) -> Tensor:
+        """The size of every unknown, `(B, n)`: its largest since the last mark is what a drift is held against.
+
+        One that is zero at the mark has no other size of its own.
+        """
+        return self.who.y.chunk(2, dim=1)[0].abs()
+
     def _land(self) -> None:
         """Sets the states that came to a mark back on the path, and adds the gradients there."""
         who, marks, samples, places = self.who, self.marks, self.landed.samples, self.landed.places
         here = torch.zeros_like(who.running).index_fill(0, samples, True)
         y, flow = who.y.chunk(2, dim=1)
         stored = marks.values[who.next - 1, self.everybody]
-        drift = self.drift_tolerance.ratio(stored - y, stored, stored).nan_to_num(math.inf, math.inf)
+        drift = self.drift_tolerance.ratio(stored - y, stored, self.size).nan_to_num(math.inf, math.inf)
         self.drift = torch.where(here, torch.maximum(self.drift, drift), self.drift)
         y = torch.where(here.unsqueeze(1), stored, y)
+        self.size = torch.where(here.unsqueeze(1), stored.abs(), self.size)
         flow = flow.index_put((samples,), marks.grads[places, samples], accumulate=True)
         who.y = torch.cat((y, flow), dim=1)
         if self.wants_times or who.slope is not None:
