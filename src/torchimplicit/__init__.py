@@ -37,6 +37,7 @@ from torchimplicit.solve import (
 if TYPE_CHECKING:
     from torchimplicit import nn, optim
     from torchimplicit.ode import (
+        ESDIRK54,
         PID,
         RK4,
         Backsolve,
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
         Heun,
         KenCarp4,
         Kvaerno3,
-        Kvaerno5,
         Leapfrog,
         Midpoint,
         Reversible,
@@ -66,6 +66,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CG",
+    "ESDIRK54",
     "FISTA",
     "GMRES",
     "LBFGS",
@@ -92,7 +93,6 @@ __all__ = [
     "ImplicitError",
     "KenCarp4",
     "Kvaerno3",
-    "Kvaerno5",
     "Leapfrog",
     "LevenbergMarquardt",
     "Midpoint",

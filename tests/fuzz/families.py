@@ -29,5 +29,4 @@ FAMILIES = {
 # `--known` draws them, too.
 KNOWN = {
     "A3": "programs: units; a row that is met may be missing from the derivative",
-    "E12": "paths: f is evaluated outside of the requested times, by Kvaerno5 and by roundings",
 }

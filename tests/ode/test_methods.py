@@ -66,7 +66,7 @@ def error(method, h, inside):
         (ti.Dopri8, 8, 0.25),
         (ti.Kvaerno3, 3, 0.1),
         (ti.KenCarp4, 4, 0.1),
-        (ti.Kvaerno5, 5, 0.2),
+        (ti.ESDIRK54, 5, 0.2),
     ],
 )
 def test_the_order_is_as_stated(method, order, h, inside):

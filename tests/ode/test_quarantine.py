@@ -115,7 +115,7 @@ def test_a_condition_that_is_not_finite_stays_out_too(adjoint):
     assert torch.allclose(*found, rtol=1e-12)
 
 
-OPTIONS = [{"adjoint": each} for each in (*ADJOINTS, ti.Backsolve(), ti.Reversible())] + [{"solver": ti.Kvaerno5()}]
+OPTIONS = [{"adjoint": each} for each in (*ADJOINTS, ti.Backsolve(), ti.Reversible())] + [{"solver": ti.ESDIRK54()}]
 OPTIONS += [{"dense": True}, {"event": ti.Event(lambda t, y, w, x: y[:, 0] - 0.3)}]
 
 
@@ -149,7 +149,7 @@ def test_a_blow_up_under_a_stiff_solver_leaves_second_derivatives_alone(adjoint,
         event = ti.Event(lambda t, y, w: y[:, 0] - 0.32) if what == "event" else None
         solution = ti.odeint(
             lambda t, y, w: w * y**2, BLOW_UP[rows], LATER, w,
-            solver=ti.Kvaerno5(), adjoint=adjoint, on_failure="ignore", event=event, dense=what == "dense",
+            solver=ti.ESDIRK54(), adjoint=adjoint, on_failure="ignore", event=event, dense=what == "dense",
         )  # fmt: skip
         if len(rows) == 3:
             assert solution.status.tolist() == [0, int(ti.Status.STEP_TOO_SMALL), 0]

@@ -3,7 +3,7 @@ r"""Partial differential equations by the method of lines: space on a grid, time
 The fields here are modules `field(t, u)` of a state `(B, C, X)` or `(B, C, X, Y)`, values at the points of a regular
 grid, with central differences of second order. What is unknown in them (a coefficient, a source) is a parameter or a
 module like any other and is fitted through the solver. Diffusion is stiff: the eigenvalues grow as $4 D / h^2$, so
-that an explicit method's steps shrink with the square of the spacing; `Kvaerno5` takes steps of the solution's own
+that an explicit method's steps shrink with the square of the spacing; `ESDIRK54` takes steps of the solution's own
 scale, at the price of a linear solve of the size of the grid. On more than a few hundred points take a looser grid,
 or an explicit method with many cheap steps.
 

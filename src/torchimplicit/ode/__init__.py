@@ -12,10 +12,11 @@ from torchimplicit.ode.report import PathReport, PathSolution
 from torchimplicit.ode.reversible import Reversible
 from torchimplicit.ode.split import Split
 from torchimplicit.ode.steady_state import SteadyState
-from torchimplicit.ode.stiff import KenCarp4, Kvaerno3, Kvaerno5
+from torchimplicit.ode.stiff import ESDIRK54, KenCarp4, Kvaerno3
 from torchimplicit.ode.symplectic import Leapfrog, Suzuki4
 
 __all__ = [
+    "ESDIRK54",
     "PID",
     "RK4",
     "Backsolve",
@@ -30,7 +31,6 @@ __all__ = [
     "Heun",
     "KenCarp4",
     "Kvaerno3",
-    "Kvaerno5",
     "Leapfrog",
     "Midpoint",
     "PathAdjoint",

@@ -61,7 +61,7 @@ def implicit_step(
     end = end if tableau.stiffly_accurate else _combine(y, tableau.b, rows)
     error = None
     if derivatives is None:
-        end, error = keeper.judge(end, _combine(torch.zeros_like(y), tableau.e or (), rows))
+        end, error = keeper.judge(end, _combine(torch.zeros_like(y), tableau.e or (), rows), tableau.damps)
     last = None
     if tableau.stiffly_accurate:  # a slope of zero where nothing moves: nobody looks at it
         last = rows[-1] / torch.where(size == 0, 1.0, size)

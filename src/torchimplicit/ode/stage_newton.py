@@ -176,8 +176,15 @@ class Keeper:
         self.failed = self.failed | failed
         return w
 
-    def judge(self, end: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
-        """The end of the step and its error, `(B, n)` each: too large an error for samples whose stages failed."""
+    def judge(self, end: Tensor, error: Tensor, damps: bool) -> tuple[Tensor, Tensor]:
+        """The end of the step and its error, `(B, n)` each: too large an error for samples whose stages failed.
+
+        Args:
+            end: found, `(B, n)`.
+            error: its estimate.
+            damps: see `StiffTableau`.
+        """
+        error = self.factors.solve(error) if damps else error
         if not bool(self.failed.any()):
             return end, error
         failed = self.failed.unsqueeze(1)
