@@ -20,7 +20,7 @@ from torchimplicit.ode.sweep import sweep
 
 
 class PathAdjoint:
-    """Base of the adjoints of paths: how outputs get their gradient. But for `Reversible` no value depends on it.
+    """Base of the adjoints of paths: how outputs get their gradient. But for `Reversible` not a bit of a value changes.
 
     Attributes:
         checkpoints: how many states the walk shall keep; 0 for none, and no record of it.

@@ -168,7 +168,8 @@ class DensePath:
     def _place(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """Times as solvers count them, `(K, B)`, none beyond what was reached; which of them were beyond."""
         ts, batch = self._trail.ts, self._dynamics.layout.batch
-        t = torch.as_tensor(t, device=ts.device)
+        # A number would be taken for one of single precision.
+        t = torch.as_tensor(t, dtype=ts.dtype if isinstance(t, float) else None, device=ts.device)
         if t.dim() > 2 or t.numel() == 0 or (t.dim() == 2 and t.shape[1] not in (1, batch)) or t.is_complex():
             raise ValueError(
                 f"path(t): got {t.dtype} times of shape {tuple(t.shape)}, expected a number, (M,) or (M, {batch})"

@@ -33,11 +33,12 @@ class Event:
     $dt^* = -(g_\theta\, d\theta + g_y\, dy) / (g_t + g_y\, \dot y)$ (R. Chen, B. Amos, M. Nickel, arXiv:2011.03902,
     section 3), exact for the steps taken, to second order.
 
-    A condition that is zero at the first time, to rounding, counts as one that has just been met: it does not fire
-    there, so that a ball can leave the ground. Signs are compared at the ends of steps: two crossings within one step
-    are not seen (try a smaller `dt` or a tighter `rtol`), nor is a condition that touches zero and turns back. Where
-    the path grazes the condition, $g_t + g_y \dot y = 0$, the time has no derivative: an error, but under `no_grad`. A
-    condition that has not fired and is NaN or infinite in the end fails its sample.
+    A condition that is zero at the first time, to the rounding of time and state, counts as one that has just been met:
+    it does not fire there, so that a ball can leave the ground from the `event_state` that it came to. Signs are
+    compared at the ends of steps: two crossings within one step are not seen (try a smaller `dt` or a tighter `rtol`),
+    nor is a condition that touches zero and turns back. Where the path grazes the condition,
+    $g_t + g_y \dot y = 0$, the time has no derivative: an error, but under `no_grad`. A condition that has not fired
+    and is NaN or infinite in the end fails its sample.
 
     Args:
         condition: `condition(t, y, *args) -> (B,)`, a real number per sample, of the arguments that `f` gets; one

@@ -273,7 +273,7 @@ def _look(call: PathCall, path: Path, y0: Tensor, ts: Tensor, at: Tensor, tensor
             stepper = call.solver.stepper(phase.states[0])
             for number in [i for i, step in enumerate(phase.steps) if step.outputs is not None]:
                 near = kept[bisect_right(kept, number) - 1]
-                if near > now or now > number:
+                if near >= now or now > number:
                     now, y = near, phase.states[near]
                 while True:
                     step, now = phase.steps[now], now + 1
