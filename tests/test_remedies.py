@@ -328,9 +328,9 @@ def turn(t, y):
     return torch.cos(10 * t) * y
 
 
-@case("paths", Status.MAX_STEPS, "a stiff solver, such as Kvaerno5()")
+@case("paths", Status.MAX_STEPS, "a stiff solver, such as ESDIRK54()")
 def _(follow):
-    solver = ti.Kvaerno5 if follow else ti.Tsit5
+    solver = ti.ESDIRK54 if follow else ti.Tsit5
     return path(stiff, solver(max_steps=200)).report
 
 
@@ -371,6 +371,12 @@ def _(follow):
         lambda t, y: torch.where(t < 0.5, -y, 1e3 - y), ti.Tsit5(rtol=1e-6, atol=1e-6),
         dtype=D if follow else torch.float32,
     ).report  # fmt: skip
+
+
+@case("paths", Status.STEP_TOO_SMALL, "times in float64")
+def _(follow):
+    y0, ts = torch.ones(1, 1), torch.tensor([1.7e9, 1.7e9 + 1024], dtype=D if follow else torch.float32)
+    return ti.odeint(lambda t, y: -0.1 * y, y0, ts, on_failure="ignore").report
 
 
 @case("paths", Status.STEP_TOO_SMALL, "a smaller dt_min")

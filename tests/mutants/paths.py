@@ -106,9 +106,45 @@ MUTANTS = [
     ),
     Mutant(
         "ode/event.py", "an event that has just been met fires again",
-        "met = value.abs() <= 64 * root * change.abs()",
+        "met = value.abs() <= ROUNDINGS * eps * (moved + self._sway(who, value))",
         "met = value.abs() < 0",
         "tests/ode/test_event.py::test_the_first_bounces_of_a_ball",
+    ),
+    Mutant(
+        "ode/event.py", "an event is where a rounding of the path puts it, and not on its surface",
+        "better = (move.abs() <= most) & (there.abs() < value.abs())",
+        "better = there.isnan()",
+        "tests/ode/test_bounces.py::test_a_chain_starts_on_its_surface_wherever_that_is",
+    ),
+    Mutant(
+        "ode/event.py", "the probe of an event is of the horizon's size",
+        "h = stop - who.t\n        ahead",
+        "h = who.ts[-1] - who.t\n        ahead",
+        "tests/ode/test_own_time.py::test_an_event_before_a_far_horizon",
+    ),
+    Mutant(
+        "ode/replay.py", "a value is what was made again for its gradient",
+        "return value + (graph - graph.detach())",
+        "return graph",
+        "tests/ode/test_bounces.py::test_no_value_depends_on_the_grad_mode_nor_on_the_adjoint",
+    ),
+    Mutant(
+        "ode/span.py", "a rounding leads beyond the last time",
+        "return torch.lerp(self.start, self.stop, part)",
+        "return self.start + part * self.h",
+        "tests/ode/test_span.py",
+    ),
+    Mutant(
+        "ode/loop.py", "the smallest step is that of the horizon",
+        "torch.add(self.who.least, self.who.t.abs(), alpha=4 * self.eps)",
+        "torch.add(self.who.least, self.end.abs(), alpha=4 * self.eps)",
+        "tests/ode/test_own_time.py::test_the_time_of_an_event_does_not_depend_on_the_horizon",
+    ),
+    Mutant(
+        "ode/walk_back.py", "an unknown that is zero at an output has no size",
+        "ratio(stored - y, stored, self.size)",
+        "ratio(stored - y, stored, stored)",
+        "tests/ode/test_adjoints.py::test_an_unknown_that_is_zero_at_an_output_has_not_drifted",
     ),
     Mutant(
         "ode/event.py", "the event's time has the derivative of one step",
@@ -126,7 +162,7 @@ MUTANTS = [
         "ode/loop.py", "a path goes on beyond its event",
         "who.y = torch.where(halt.fires.unsqueeze(1), halt.y, y)",
         "pass",
-        "tests/ode/test_event.py::test_values_are_the_same_without_gradients_and_in_inference",
+        "tests/ode/test_event.py::test_a_ball_meets_the_ground",
     ),
     Mutant(
         "ode/loop.py", "rejected steps are taken",

@@ -94,9 +94,11 @@ class Walk:
             first = self.tolerance.first_step(field, who.t, who.y, slope, self.end, solver.order)
         else:
             first = torch.full_like(who.t, solver.dt0)
+        limit = self.end - who.t
+        first = torch.maximum(first, self.eps**4 * limit)  # a field of 1e300 has no path worth following from zero
         who.least = (first * self.eps**2).clamp_min_(solver.dt_min)
         who.history = History.start(who.y[:, 0]) if solver.control.remembers else None
-        return torch.minimum(torch.maximum(first, self._smallest()), self.end - who.t)
+        return torch.minimum(torch.maximum(first, self._smallest()), limit)
 
     def run(self) -> int:
         """Walks; returns how many steps were tried."""

@@ -16,16 +16,18 @@ if TYPE_CHECKING:
 PATHS = {
     Status.MAX_STEPS: Remedy(
         "The steps were used up on the way: a stiff field under an explicit solver takes steps that stability limits.",
-        ("a stiff solver, such as Kvaerno5()", "more max_steps", "a looser rtol or atol"),
+        ("a stiff solver, such as ESDIRK54()", "more max_steps", "a looser rtol or atol"),
     ),
     Status.STEP_TOO_SMALL: Remedy(
         "The error stayed above its tolerance down to the smallest step: the solution may blow up there, the field may "
-        "jump there, the tolerance may lie below what this dtype can reach, or dt_min may be too large. Implicit steps "
-        "up to a blow-up that are not found again add nothing to the gradients.",
+        "jump there, the tolerance may lie below what this dtype can reach, the steps may be below the rounding of the "
+        "times (128 for seconds since 1970 in float32), or dt_min may be too large. Implicit steps up to a blow-up "
+        "that are not found again add nothing to the gradients.",
         (
             "a call for each side of a jump, each with the field of its side",
             "a looser rtol or atol",
             "float64",
+            "times in float64",
             "a smaller dt_min",
         ),
     ),
