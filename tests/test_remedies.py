@@ -368,7 +368,7 @@ def _(follow):
 @case("paths", Status.STEP_TOO_SMALL, "float64")
 def _(follow):
     return path(
-        lambda t, y: torch.where(t < 0.5, -y, 1e3 - y), ti.Tsit5(rtol=1e-6, atol=1e-6),
+        lambda t, y: torch.where(t < 0.5, -y, 1e4 - y), ti.Tsit5(rtol=1e-6, atol=1e-6),
         dtype=D if follow else torch.float32,
     ).report  # fmt: skip
 

@@ -203,7 +203,7 @@ def play(walk):
     solution = outcome.error.solution if isinstance(outcome.error, ti.ConvergenceError) else outcome.value
     if solution is None:
         return "broken" if faults else "refused", faults
-    low, high = float(walk.times.min()), float(walk.times.max())
+    low, high = walk.times.min().item(), walk.times.max().item()
     if walk.seen[0] < low or walk.seen[1] > high:
         faults.append(silent(f"f was evaluated at {walk.seen}, outside of [{low}, {high}]"))
     values = torch.stack([walk.form.unpack(_at(solution.value, k)) for k in range(len(walk.times))])
