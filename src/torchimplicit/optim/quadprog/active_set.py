@@ -12,11 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchimplicit.optim.quadprog.program import Program, largest, times
+from torchimplicit.optim.quadprog.program import Program, largest, times, times_transposed
 from torchimplicit.optim.quadprog.saddle import Saddle
+from torchimplicit.optim.quadprog.singular import Singular
+from torchimplicit.optim.quadprog.verdict import judge
 
 _SIGN = 1e-10  # multipliers and slacks of less than this part of the largest are zero
 _RESIDUAL = 1e-11
+_NOTHING = 1e-14  # of what a row could reach: what cancels to this is zero
 _DEPENDENT = 1e-10
 
 
@@ -38,15 +41,14 @@ class Point:
     side: Tensor
     settled: Tensor
     steps: Tensor
-    saddle: Saddle | None = None
+    saddle: Saddle | Singular | None = None
 
     def put(self, index: Tensor, other: Point) -> None:
         """Overwrites some of the programs."""
         for mine, its in zip(self._parts(), other._parts(), strict=True):
             mine[index] = its
         mine, its = self.saddle, other.saddle
-        # Where Q is not definite its factor depends on the working rows: made anew when it is asked for.
-        if mine is not None and its is not None and mine.weight is its.weight is None:
+        if isinstance(mine, Saddle) and isinstance(its, Saddle):
             mine.put(index, its)
         else:
             self.saddle = None
@@ -67,7 +69,7 @@ def settle(
     rounds: int,
     curvature: Tensor | None = None,
     gram: Tensor | None = None,
-    center: Tensor | None = None,
+    center: tuple[Tensor, Tensor] | None = None,
 ) -> Point:
     """Repairs a guess until every sign is right, or gives up after some rounds.
 
@@ -76,27 +78,26 @@ def settle(
         side: the guess, `(B, r)`; see `Point.side`. Equations are always met.
         steps: taken so far, `(B,)`.
         rounds: how many guesses to try.
-        curvature: Cholesky factor of `Q`, where it is definite.
+        curvature: Cholesky factor of `Q`, where it is definite and the rows are independent; None for any programs.
         gram: `R Q^{-1} R'`, if it is known.
-        center: where to stay near when the solution is not unique, `(B, n)`.
+        center: solution and multipliers to stay near where those are not unique, `(B, n)` and `(B, r)`.
     """
-    locked = (program.lower == program.upper) & (program.rows != 0).any(2)
+    locked = (program.lower == program.upper) & (program.length > 0)
     empty = (program.lower == program.upper) & ~locked
     side = torch.where(locked & (side == 0), 1, torch.where(empty, 0, side)).to(torch.int8)
     index, found = torch.arange(program.batch, device=side.device), None
     for _ in range(rounds):
-        point, sound, better = _try(program, side, steps, locked, curvature, gram, center)
+        point, better = _try(program, side, steps, locked, curvature, gram, center)
         if found is None:
             found = point
         else:
             found.put(index, point)
-        left = torch.nonzero(~point.settled).flatten()
+        left = torch.nonzero(~point.settled & (better != side).any(1)).flatten()
         if not len(left):
             break
-        side = better[left]
-        program, locked = program.take(left), locked[left]
-        curvature, gram, center = (None if x is None else x[left] for x in (curvature, gram, center))
-        side = _independent(program, side, sound[left])
+        side, program, locked = better[left], program.take(left), locked[left]
+        curvature, gram = (None if x is None else x[left] for x in (curvature, gram))
+        center = None if center is None else (center[0][left], center[1][left])
         index, steps = index[left], steps[left] + 1
     assert found is not None
     return found
@@ -109,36 +110,40 @@ def _try(
     locked: Tensor,
     curvature: Tensor | None,
     gram: Tensor | None,
-    center: Tensor | None,
-) -> tuple[Point, Tensor, Tensor]:
-    """The solution for a guess, whether it could be computed, and the next guess."""
-    saddle = Saddle.build(program.Q, program.rows, side, curvature, gram)
-    right, target = -program.q, saddle.gather(program.target(side))
-    if center is not None:
-        right, target = right - times(program.Q, center), target - times(saddle.working, center)
-    z, y, residual = saddle.solve(right, target)
-    z, y = z if center is None else center + z, saddle.scatter(y, side.shape[1])
+    center: tuple[Tensor, Tensor] | None,
+) -> tuple[Point, Tensor]:
+    """The solution for a guess, and the next guess."""
+    if curvature is None:
+        saddle = Singular.build(program.Q, program.rows, side)
+        z, y, right = _near(program, side, saddle, center)
+    else:
+        saddle = Saddle.build(program.Q, program.rows, side, curvature, gram)
+        z, y, residual = saddle.solve(-program.q, saddle.gather(program.target(side)))
+        y, right = saddle.scatter(y, side.shape[1]), saddle.sound & (residual < _RESIDUAL)
     reached = times(program.rows, z)
-    size = (1 + largest(reached)).unsqueeze(1) * _SIGN
-    pull = side * y
     # A bound that is met without a multiplier counts as not met: the convention for weakly active constraints.
-    slack = (side != 0) & ~locked & (pull <= _SIGN * largest(y).unsqueeze(1))
-    above, below = reached > program.upper + size, reached < program.lower - size
+    slack = (side != 0) & ~locked & (side * y * program.length <= _SIGN * largest(y * program.length).unsqueeze(1))
+    nothing = _NOTHING * program.length * largest(z).unsqueeze(1)
+    above = reached - program.upper > _SIGN * torch.maximum(reached.abs(), program.upper.abs()) + nothing
+    below = program.lower - reached > _SIGN * torch.maximum(reached.abs(), program.lower.abs()) + nothing
     better = torch.where(slack, 0, torch.where(above, 1, torch.where(below, -1, side))).to(torch.int8)
-    settled = saddle.sound & (residual < _RESIDUAL) & (better == side).all(1) & ~(above | below).any(1)
-    return Point(z, y, side, settled, steps, saddle), saddle.sound, better
+    settled = right & (better == side).all(1) & ~(above | below).any(1)
+    return Point(z, y, side, settled, steps, saddle), better
 
 
-def _independent(program: Program, side: Tensor, sound: Tensor) -> Tensor:
-    """Where the working rows depend on each other, a guess without those that depend on earlier and stronger ones."""
-    sick = torch.nonzero(~sound).flatten()
-    if not len(sick):
-        return side
-    part = program.take(sick)
-    kept = independent_rows(part.rows, side[sick] != 0, program.equalities)
-    side = side.clone()
-    side[sick] = torch.where(kept, side[sick], 0)
-    return side
+def _near(
+    program: Program, side: Tensor, saddle: Singular, center: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The solution for a guess that is nearest to a point, its multipliers, and whether all conditions are met."""
+    right, target = -program.q, program.target(side)
+    if center is None:
+        z, y, _ = saddle.solve(right, target)
+    else:
+        at, pull = center[0], torch.where(side != 0, center[1], 0.0)
+        right = right - times(program.Q, at) - times_transposed(program.rows, pull)
+        dz, dy, _ = saddle.solve(right, target - times(program.rows, at))
+        z, y = at + dz, pull + dy
+    return z, y, judge(program, z, y)[1]
 
 
 def independent_rows(rows: Tensor, among: Tensor, equalities: int = 0) -> Tensor:

@@ -1,114 +1,30 @@
-r"""Mehrotra's predictor-corrector method on the multipliers alone, every program at its own pace.
+r"""Mehrotra's predictor-corrector method (SIAM J. Optim. 2(4), 1992), every program at its own pace.
 
-Solution and equations are eliminated once: with $w = R z$ at the minimum for given multipliers $y$ of the
-inequalities, $w = w_0 - K y$. A step then solves $(K + D^{-1})\, \Delta y = \rho$, with $D$ the multipliers over
-the slacks, and never touches the unknowns (S. Mehrotra, SIAM J. Optim. 2(4), 1992; the reduction is classical for
-monotone complementarity problems). A row between two bounds is one row of $K$, with a slack to each.
+With $D$ the multipliers over the slacks, $f$ the slope of the Lagrangian and $\rho$ what rows are aimed at, a step solves
+
+$$ \begin{pmatrix} Q & R^\top \\ R & -D^{-1} \end{pmatrix}
+   \begin{pmatrix} \Delta z \\ \Delta y \end{pmatrix} = -\begin{pmatrix} f \\ \rho \end{pmatrix} $$
+
+by a `System`: `Dual` eliminates unknowns and equations once, and the slope stays zero; `Augmented` carries the unknowns
+along and needs no definite $Q$. A row between two bounds is one row, with a slack to each.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from torchimplicit.optim.quadprog.iterate import Factored, Iterate, Sides, System
+from torchimplicit.optim.quadprog.program import largest
+
+_APART = 1e12  # of unknowns over multipliers
 _FREE = 1e30  # D^{-1} of a row without bounds
 _HAIR = 1e-9  # D^{-1} of an equation
 _TO_THE_WALL = 0.995
 _NEAR = 1e-7  # weighs how far products are from the floor, as a part of it, against infeasibility
-
-
-class Reduction(Protocol):
-    """`K`, in a form that can solve `(K + D^{-1}) y = r`."""
-
-    def take(self, index: Tensor) -> Reduction:
-        """That of some of the programs."""
-        ...
-
-    def times(self, y: Tensor) -> Tensor:
-        """`K y`, `(B, m)`."""
-        ...
-
-    def factor(self, inverse: Tensor) -> Factored:
-        """Prepares `K + D^{-1}` for the diagonal `D^{-1}`, `(B, m)`."""
-        ...
-
-
-class Factored(Protocol):
-    """`K + D^{-1}`, factored."""
-
-    def solve(self, right: Tensor) -> Tensor:
-        """`(K + D^{-1})^{-1} r`, `(B, m)`."""
-        ...
-
-
-@dataclass
-class Sides:
-    """The bounds that rows have: the upper ones, followed by the lower ones if there are any.
-
-    Attributes:
-        two: whether there are lower ones; then `(B, 2 m)` below, otherwise `(B, m)`.
-        has: where there is a bound; None where there is everywhere.
-        fixed: rows whose two bounds are equal, `(B, m)`: those are equations. None without such.
-    """
-
-    two: bool
-    has: Tensor | None
-    fixed: Tensor | None
-
-    def spread(self, rows: Tensor) -> Tensor:
-        """A value of the rows as one of their bounds, that of the lower ones negated."""
-        return torch.cat((rows, -rows), 1) if self.two else rows
-
-    def joined(self, sides: Tensor) -> Tensor:
-        """The transpose of `spread`: upper minus lower."""
-        return torch.sub(*sides.chunk(2, 1)) if self.two else sides
-
-    def summed(self, sides: Tensor) -> Tensor:
-        """Upper plus lower."""
-        return torch.add(*sides.chunk(2, 1)) if self.two else sides
-
-    def only(self, sides: Tensor, otherwise: float) -> Tensor:
-        """The values where there is a bound."""
-        return sides if self.has is None else torch.where(self.has, sides, otherwise)
-
-    def mean(self, sides: Tensor) -> Tensor:
-        """The mean over the bounds that there are, `(B,)`."""
-        return sides.mean(1) if self.has is None else (sides * self.has).sum(1) / self.has.sum(1).clamp_min(1)
-
-    def take(self, index: Tensor) -> Sides:
-        """Those of some of the programs."""
-        return Sides(self.two, *(None if part is None else part[index] for part in (self.has, self.fixed)))
-
-
-@dataclass
-class Iterate:
-    """Where the method stands, for the programs still on their way.
-
-    Attributes:
-        slack: to every bound; 1 where there is none.
-        weight: the multiplier of every bound; 0 where there is none.
-        miss: how far the slack is from what it stands for; 0 where there is no bound.
-        met: which bounds the last step was heading for.
-        floor: what the products of slack and multiplier tend to, `(B, 1)`.
-        pull: multipliers of the rows that are equations, `(B, m)`; None without such.
-        off: how far these are from being met, `(B, m)`; None without such.
-    """
-
-    slack: Tensor
-    weight: Tensor
-    miss: Tensor
-    met: Tensor
-    floor: Tensor
-    pull: Tensor | None
-    off: Tensor | None
-
-    def take(self, index: Tensor) -> Iterate:
-        """That of some of the programs."""
-        parts = (self.slack, self.weight, self.miss, self.met, self.floor, self.pull, self.off)
-        return Iterate(*(None if part is None else part[index] for part in parts))  # type: ignore[arg-type]
+_PATIENCE = 15  # steps without getting nearer by a third
 
 
 @dataclass
@@ -120,79 +36,94 @@ class Interior:
         weight: those of the upper bounds, followed by those of the lower ones if there are any.
         side: the bound that every row seems to meet: 1 upper, -1 lower, 0 none, `(B, m)`.
         steps: `(B,)`.
+        z: unknowns, `(B, n)`; None where the system has eliminated them.
     """
 
     y: Tensor
     weight: Tensor
     side: Tensor
     steps: Tensor
+    z: Tensor | None
 
 
 def interior(
-    reduction: Reduction, w: Tensor, lower: Tensor, upper: Tensor, tol: float, max_steps: int, floor: float = 0.0
+    system: System, w: Tensor, lower: Tensor, upper: Tensor, tol: float, max_steps: int, floor: float | Tensor = 0.0
 ) -> Interior:
-    """Runs the method to a residual of `tol` in its own scale (that of the largest violation at `y = 0`).
+    """Runs the method to a residual of `tol` in its own scale, or to where it comes no nearer.
 
     Args:
-        reduction: `K`, with a unit diagonal.
-        w: `R z` at `y = 0`, `(B, m)`.
+        system: see there.
+        w: `R z` at `y = 0`, `(B, m)`, where the system eliminates the unknowns.
         lower: `(B, m)`, may be infinite.
         upper: `(B, m)`, may be infinite.
         tol: when to stop.
         max_steps: when to give up.
         floor: what every slack times its multiplier comes to: zero at the solution, more on the central path.
     """
-    violation = torch.maximum((w - upper).clamp_min(0), (lower - w).clamp_min(0)).amax(1, keepdim=True)
-    scale = torch.where(violation > 0, violation, 1.0)
-    method, now = _begin(reduction, w / scale, lower / scale, upper / scale, floor / scale.square())
+    method, now = _begin(system, w, lower, upper, floor)
     index = torch.arange(len(w), device=w.device)
-    found = Interior(
-        torch.zeros_like(w),
-        torch.zeros_like(now.weight),
-        torch.zeros_like(w, dtype=torch.int8),
-        torch.zeros_like(index),
-    )
+    best, since = torch.full_like(w[:, 0], torch.inf), torch.zeros_like(index)
+    found: Interior | None = None
     for step in range(max_steps + 1):
         products = now.slack * now.weight
         gap, left = method.residual(now, products)
-        stop = ~(left > tol) if step < max_steps else torch.ones_like(left, dtype=torch.bool)  # also where NaN appeared
+        nearer = left < 0.7 * best
+        best, since = torch.where(nearer, left, best), torch.where(nearer, step, since)
+        stop = ~(left > tol) | (step - since > _PATIENCE)  # also where NaN appeared
+        stop = stop if step < max_steps else torch.ones_like(stop)
+        found = _nothing(w, now) if found is None else found
         stopped = int(stop.sum())
         if stopped:
             at = torch.nonzero(stop).flatten()
-            rows, here, sides = index[at], now.take(at), method.sides.take(at)
-            found.y[rows], found.weight[rows], found.steps[rows] = _multipliers(here, sides), here.weight, step
-            found.side[rows] = _side(here, sides)
+            _put(found, index[at], now.take(at), method.sides.take(at), step)
             if stopped == len(index):
                 break
             going = torch.nonzero(~stop).flatten()
-            index, now, reduction = index[going], now.take(going), reduction.take(going)
+            index, now, system = index[going], now.take(going), system.take(going)
             method.sides, products, gap = method.sides.take(going), products[going], gap[going]
-        now = method.step(reduction, now, products, gap)
-    return Interior(found.y * scale, found.weight * scale, found.side, found.steps)
+            best, since = best[going], since[going]
+        now = method.step(system, now, products, gap)
+    assert found is not None
+    return found
 
 
-def _begin(reduction: Reduction, w: Tensor, lower: Tensor, upper: Tensor, floor: Tensor) -> tuple[_Method, Iterate]:
-    """One full affine step from slacks and multipliers of one, which are then lifted off the walls."""
-    two = bool(lower.isfinite().any())
-    fixed = lower == upper if two else None
-    fixed = None if fixed is None or not bool(fixed.any()) else fixed
-    sides = Sides(two, None, fixed)
-    bound = torch.cat((upper, -lower), 1) if two else upper
-    has = bound.isfinite()
-    has = has if fixed is None else has & ~torch.cat((fixed, fixed), 1)
-    sides.has = None if bool(has.all()) else has
-    bound, slack = sides.only(bound, 0.0), torch.ones_like(bound)
-    miss, weight = sides.only(bound - sides.spread(w) - slack, 0.0), has.to(w.dtype)
-    off = None if fixed is None else torch.where(fixed, w - upper, 0.0)
-    now = Iterate(slack, weight, miss, has, floor, None if fixed is None else torch.zeros_like(w), off)
+def _nothing(w: Tensor, now: Iterate) -> Interior:
+    steps = torch.zeros_like(w[:, 0], dtype=torch.int64)
+    z = None if now.z is None else torch.zeros_like(now.z)
+    return Interior(torch.zeros_like(w), torch.zeros_like(now.weight), w.new_zeros(w.shape, dtype=torch.int8), steps, z)
+
+
+def _put(found: Interior, rows: Tensor, now: Iterate, sides: Sides, step: int) -> None:
+    y = sides.joined(now.weight)
+    found.y[rows], found.weight[rows], found.steps[rows] = y if now.pull is None else y + now.pull, now.weight, step
+    side = sides.joined((now.met if sides.has is None else now.met & sides.has).to(torch.int8))
+    found.side[rows] = side if sides.fixed is None else torch.where(sides.fixed, 1, side)
+    if found.z is not None and now.z is not None:
+        found.z[rows] = now.z
+
+
+def _begin(
+    system: System, w: Tensor, lower: Tensor, upper: Tensor, floor: float | Tensor
+) -> tuple[_Method, Iterate]:
+    sides = Sides.of(lower, upper)
+    floor = torch.as_tensor(floor, dtype=w.dtype, device=w.device).expand(len(w), 1)
     method = _Method(sides, bool((floor > 0).any()))
-    _, _, more_slack, more_weight = method.direction(method.factor(reduction, now), now, -weight)
-    now.slack = sides.only(_lifted(sides.only(slack + more_slack, 1.0)), 1.0)
-    now.weight = sides.only(_lifted(sides.only(weight + more_weight, 0.0)), 0.0)
-    now.met = now.weight > now.slack
-    w = w - reduction.times(sides.joined(now.weight))
-    now.miss = sides.only(bound - sides.spread(w) - now.slack, 0.0)
-    now.off = None if fixed is None else torch.where(fixed, w - upper, 0.0)
+    start = system.start(sides)
+    if start is None:
+        return method, method.affine(system, w, floor)
+    z, y = start
+    reached, slope, size = system.at(z, y)
+    room = sides.only(sides.bound - sides.spread(reached), 0.0)
+    short = -room.amin(1, keepdim=True) if room.shape[1] else torch.zeros_like(size)
+    unit = torch.stack((short, largest(reached).unsqueeze(1))).amax(0)
+    unit = torch.where(unit > 0, unit, 1.0)
+    slack = sides.only(torch.maximum(room, unit), 1.0)
+    pull = torch.maximum(largest(y).unsqueeze(1), size)
+    pull = torch.where(pull > 0, pull, 1.0)
+    weight = sides.only(torch.maximum(sides.spread(y), pull * unit / slack), 0.0)
+    now = Iterate(slack, weight, room, weight > slack, floor, None, None, z)
+    now.pull = None if sides.fixed is None else torch.where(sides.fixed, y, 0.0)
+    method.measure(system, now)
     return method, now
 
 
@@ -208,57 +139,88 @@ class _Method:
     sides: Sides
     central: bool
 
+    def affine(self, system: System, w: Tensor, floor: Tensor) -> Iterate:
+        """One full affine step from slacks and multipliers of one, which are then lifted off the walls."""
+        sides = self.sides
+        slack = torch.ones_like(sides.bound)
+        has = slack > 0 if sides.has is None else sides.has
+        miss, off = sides.missed(w, slack)
+        weight = has.to(w.dtype)
+        now = Iterate(slack, weight, sides.only(miss, 0.0), has, floor, None, off)
+        now.pull = None if off is None else torch.zeros_like(w)
+        _, _, more_slack, more_weight = self.direction(self.factor(system, now), now, -weight)
+        now.slack = sides.only(_lifted(sides.only(slack + more_slack, 1.0)), 1.0)
+        now.weight = sides.only(_lifted(sides.only(weight + more_weight, 0.0)), 0.0)
+        now.met = now.weight > now.slack
+        now.miss, now.off = sides.missed(w - system.times(sides.joined(now.weight)), now.slack)
+        return now
+
     def residual(self, now: Iterate, products: Tensor) -> tuple[Tensor, Tensor]:
         """The mean of slack times weight, and the largest thing that is not as it should be, `(B,)`."""
         gap = apart = self.sides.mean(products)
+        miss, off = now.miss, now.off
+        if now.sizes is not None:
+            reach, force = now.sizes
+            miss, off = miss / (reach + self.sides.bound.abs()), None if off is None else off / reach
+            apart = torch.maximum((gap.unsqueeze(1) / (reach * force)).squeeze(1), largest(now.slope / force))  # type: ignore[operator]
         if self.central:
             apart = _NEAR * self.sides.only(products / now.floor - 1, 0.0).abs().amax(1)
-        left = torch.maximum(now.miss.abs().amax(1), apart)
-        return gap, left if now.off is None else torch.maximum(left, now.off.abs().amax(1))
+        left = torch.maximum(largest(miss), apart)
+        return gap, left if off is None else torch.maximum(left, largest(off))
 
-    def step(self, reduction: Reduction, now: Iterate, products: Tensor, gap: Tensor) -> Iterate:
+    def step(self, system: System, now: Iterate, products: Tensor, gap: Tensor) -> Iterate:
         """Predictor and corrector."""
-        factored = self.factor(reduction, now)
+        factored = self.factor(system, now)
         _, _, slack, weight = self.direction(factored, now, now.floor - products if self.central else -products)
         fall, met = self._fall(now, slack, weight)
         length = (1 / fall.clamp_min(1)).unsqueeze(1)
         ahead = self.sides.mean((now.slack + length * slack) * (now.weight + length * weight))
-        aim = ((ahead / gap) ** 3 * gap).unsqueeze(1)
+        aim = ((ahead / gap.clamp_min(torch.finfo(gap.dtype).tiny)) ** 3 * gap).unsqueeze(1)
         aim = torch.maximum(aim, now.floor) if self.central else aim
         aim = self.sides.only(aim - products - slack * weight, 0.0)
-        y, _, slack, weight = self.direction(factored, now, aim)
+        z, y, slack, weight = self.direction(factored, now, aim)
         length = (_TO_THE_WALL / self._fall(now, slack, weight)[0].clamp_min(_TO_THE_WALL)).unsqueeze(1)
-        pull, off = now.pull, now.off
-        if self.sides.fixed is not None:
-            assert pull is not None
-            assert off is not None
-            pull, off = pull + length * torch.where(self.sides.fixed, y, 0.0), off * (1 - length)
+        off = None if now.off is None else now.off * (1 - length)
+        pull = now.pull if self.sides.fixed is None else now.pull + length * torch.where(self.sides.fixed, y, 0.0)  # type: ignore[operator]
         slack, weight = now.slack + length * slack, now.weight + length * weight
-        return Iterate(slack, weight, now.miss * (1 - length), met, now.floor, pull, off)
+        then = Iterate(slack, weight, now.miss * (1 - length), met, now.floor, pull, off)
+        if z is not None:
+            then.z = now.z + length * z  # type: ignore[operator]
+            self.measure(system, then)
+        return then
 
-    def factor(self, reduction: Reduction, now: Iterate) -> tuple[Factored, Tensor, Tensor]:
-        """`K + D^{-1}`, factored; multipliers over slacks; `D^{-1}`."""
+    def measure(self, system: System, now: Iterate) -> None:
+        """Evaluates anew what is missed, where the unknowns are known."""
+        y = self.sides.joined(now.weight)
+        w, now.slope, size = system.at(now.z, y if now.pull is None else y + now.pull)  # type: ignore[arg-type]
+        now.miss, now.off = self.sides.missed(w, now.slack)
+        met = torch.where(now.slack < now.weight, self.sides.bound, 0.0)
+        reach = torch.maximum(largest(w), largest(met)).unsqueeze(1)
+        now.sizes = torch.where(reach > 0, reach, 1.0), torch.where(size > 0, size, 1.0)
+
+    def factor(self, system: System, now: Iterate) -> tuple[Factored, Tensor, Tensor]:
+        """The matrix, factored; multipliers over slacks; `D^{-1}`."""
         ratio = now.weight / now.slack
         inverse = 1 / self.sides.summed(ratio)
         if self.sides.has is not None:
             inverse = inverse.clamp(max=_FREE)
+        unit = 1.0 if now.sizes is None else (now.sizes[0] / now.sizes[1]).clamp(1 / _APART, _APART)
         if self.sides.fixed is not None:
-            inverse = torch.where(self.sides.fixed, _HAIR, inverse)
-        return reduction.factor(inverse), ratio, inverse
+            inverse = torch.where(self.sides.fixed, _HAIR * unit, inverse)
+        return system.factor(inverse, unit), ratio, inverse
 
     def direction(
         self, factored: tuple[Factored, Tensor, Tensor], now: Iterate, aim: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The step of `y`, what `R z` falls by, and the steps of slacks and weights, for a change of their products."""
+    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+        """The steps of unknowns, multipliers, slacks and weights, for a change of the products of the last two."""
         system, ratio, inverse = factored
         wanted = aim / now.slack - ratio * now.miss
         right = inverse * self.sides.joined(wanted)
         if self.sides.fixed is not None:
             right = torch.where(self.sides.fixed, now.off, right)  # type: ignore[arg-type]
-        y = system.solve(right)
-        drop = right - inverse * y  # K y
-        turn = self.sides.spread(drop)
-        return y, drop, self.sides.only(turn + now.miss, 0.0), wanted - ratio * turn
+        z, y = system.solve(right, now.slope)
+        turn = self.sides.spread(right - inverse * y)  # what R z falls by
+        return z, y, self.sides.only(turn + now.miss, 0.0), wanted - ratio * turn
 
     def _fall(self, now: Iterate, slack: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """The largest rate at which a slack or a weight falls, `(B,)`, and which slacks fall faster than their weights.
@@ -271,18 +233,6 @@ class _Method:
             now.weight if self.sides.has is None else now.weight.clamp_min(torch.finfo(weight.dtype).tiny)
         )
         return -torch.minimum(of_slack.amin(1), of_weight.amin(1)), of_slack < of_weight
-
-
-def _multipliers(now: Iterate, sides: Sides) -> Tensor:
-    """Of the rows, `(B, m)`."""
-    y = sides.joined(now.weight)
-    return y if now.pull is None else y + now.pull
-
-
-def _side(now: Iterate, sides: Sides) -> Tensor:
-    """The bound that every row seems to meet, int8 `(B, m)`."""
-    side = sides.joined((now.met if sides.has is None else now.met & sides.has).to(torch.int8))
-    return side if sides.fixed is None else torch.where(sides.fixed, 1, side)
 
 
 def _lifted(values: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ from dataclasses import replace
 import torch
 
 from torchimplicit.core import transforms
-from torchimplicit.optim.quadprog.feasibility import violation
+from torchimplicit.optim.quadprog.certificate import proves, weights
 from torchimplicit.optim.quadprog.program import Program
+from torchimplicit.optim.quadprog.solve import found
 
 _RANK = 1e-9
 
@@ -28,8 +29,8 @@ def nearest_feasible(program: Program) -> Program:
             "torch.autograd.grad, or give programs that are feasible"
         )
     plain = program.mapped(torch.detach)
-    t, infeasible = violation(plain, torch.zeros_like(plain.q))
-    index = torch.nonzero(infeasible).flatten()
+    t = weights(plain, found)  # the least violation is the shortest proof that there is one
+    index = torch.nonzero(proves(plain, t)).flatten()
     if not len(index):
         return program
     part, t = program.take(index), t[index]

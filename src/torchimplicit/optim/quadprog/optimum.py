@@ -20,11 +20,11 @@ from torchimplicit.core import transforms
 from torchimplicit.core.status import OnFailure, Report, Status, react
 from torchimplicit.optim.quadprog.program import Program, times, times_transposed
 from torchimplicit.optim.quadprog.report import ProgramReport
-from torchimplicit.optim.quadprog.saddle import Saddle
+from torchimplicit.optim.quadprog.saddle import Saddle, factor, is_definite
+from torchimplicit.optim.quadprog.singular import Singular
 from torchimplicit.optim.quadprog.solve import Outcome
 
 _TRUSTED = 1e-6  # relative residual of a system whose solution counts as a derivative
-_RANK = 1e-9
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Record:
 class Kept:
     """The factor that the forward solve leaves for the backward one."""
 
-    saddle: Saddle | None = None
+    saddle: Saddle | Singular | None = None
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,14 @@ class Call:
     record: Record = field(default_factory=Record)
     kept: Kept = field(default_factory=Kept)
 
-    def saddle(self, Q: Tensor, rows: Tensor, side: Tensor) -> Saddle:
+    def saddle(self, Q: Tensor, rows: Tensor, side: Tensor) -> Saddle | Singular:
         """The factored systems, from the forward solve if it left them."""
         kept = self.kept.saddle
-        return kept if kept is not None and len(kept.Q) == len(Q) else Saddle.build(Q, rows, side)
+        if kept is not None and len(kept.Q) == len(Q):
+            return kept
+        curvature, sound = factor(Q)
+        definite = bool(is_definite(Q, curvature, sound).all())
+        return Saddle.build(Q, rows, side, curvature) if definite else Singular.build(Q, rows, side)
 
     def mapped(self) -> Call:
         """The same call for the larger batch that `torch.vmap` makes, whose factor is another."""
@@ -155,7 +159,8 @@ class SaddleSolve(Function):
         doubtful = ~(residual <= _TRUSTED)
         if bool(doubtful.any()):
             index = torch.nonzero(doubtful).flatten()
-            z[index], y[index], residual[index] = _least_norm(Q[index], rows[index], side[index], r[index], t[index])
+            again = Singular.build(Q[index], rows[index], side[index])
+            z[index], y[index], residual[index] = again.solve(r[index], t[index], shortest=True)
         _tell(call, residual)
         known = residual.isfinite().unsqueeze(1)  # a gradient that is no number goes no further
         return torch.where(known, z, 0.0), torch.where(known, y, 0.0)
@@ -209,18 +214,6 @@ def _by_symmetric(v: Tensor, z: Tensor) -> Tensor:
 def _by_rows(v: Tensor, w: Tensor, z: Tensor, y: Tensor) -> Tensor:
     """The gradient by the rows, which enter as `R'y` and as `R z`."""
     return torch.stack((y, w), 2) @ torch.stack((-v, -z), 1)
-
-
-def _least_norm(Q: Tensor, rows: Tensor, side: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The shortest least-squares solution of singular systems, and its relative residual."""
-    n = Q.shape[1]
-    working = rows * (side != 0).unsqueeze(2)
-    corner = torch.diag_embed((side == 0).to(Q.dtype))
-    system = torch.cat((torch.cat((Q, working.mT), 2), torch.cat((working, corner), 2)), 1)
-    right = torch.cat((r, torch.where(side != 0, t, 0.0)), 1)
-    found = times(torch.linalg.pinv(system, rtol=_RANK, hermitian=True), right)
-    missed = (times(system, found) - right).abs().amax(1) / right.abs().amax(1).clamp_min(1e-300)
-    return found[:, :n], found[:, n:], missed
 
 
 def _tell(call: Call, residual: Tensor) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
-
-_ROUNDING = 1e-11
 
 
 def times(matrix: Tensor, vector: Tensor) -> Tensor:
@@ -69,48 +68,7 @@ class Program:
         """The bound that every row meets: the upper one at side 1, the lower one at -1, zero at 0. `(B, r)`."""
         return torch.where(side > 0, self.upper, torch.where(side < 0, self.lower, 0.0))
 
-    def residual(self, z: Tensor, y: Tensor) -> Tensor:
-        """The largest violation of a Karush-Kuhn-Tucker condition over the size of its terms, `(B,)`.
-
-        Args:
-            z: solution, `(B, n)`.
-            y: multipliers of the rows, positive at the upper and negative at the lower bound, `(B, r)`.
-        """
-        curved, pulled, reached = times(self.Q, z), times_transposed(self.rows, y), times(self.rows, z)
-        size = 1 + torch.maximum(torch.maximum(largest(curved), largest(pulled)), largest(self.q))
-        stationarity = largest(curved + self.q + pulled) / size
-        above, below = (reached - self.upper).clamp_min(0), (self.lower - reached).clamp_min(0)
-        feasibility = largest(above + below) / (1 + largest(reached))
-        slack = largest(
-            torch.minimum(self._gap(reached, y) / (1 + largest(reached)).unsqueeze(1), y.abs() / size.unsqueeze(1))
-        )
-        return torch.maximum(torch.maximum(stationarity, feasibility), slack)
-
-    def doubt(self, z: Tensor, y: Tensor) -> Tensor:
-        """As `residual`, every condition over the size of its own terms: badly scaled programs cannot hide in it.
-
-        Where that is tiny, a ten thousandth of the largest size stands in for it.
-        """
-        terms = times(self.Q.abs(), z.abs()) + self.q.abs() + times_transposed(self.rows.abs(), y.abs())
-        missed = times(self.Q, z) + self.q + times_transposed(self.rows, y)
-        reached, reach = times(self.rows, z), times(self.rows.abs(), z.abs())
-        apart = (reached - self.upper).clamp_min(0) + (self.lower - reached).clamp_min(0)
-        length = self.rows.abs().amax(2)
-        pull = (y * length).abs()
-        pull = pull / largest(pull).clamp_min(torch.finfo(y.dtype).tiny).unsqueeze(1)
-        slack = torch.minimum(_part(self._gap(reached, y), reach), pull)
-        doubt = torch.maximum(
-            largest(_part(missed, terms)), torch.maximum(largest(_part(apart, reach)), largest(slack))
-        )
-        residual = self.residual(z, y)
-        return torch.where(residual < _ROUNDING, residual, doubt)  # a solution of zero has no size of its own
-
-    def _gap(self, reached: Tensor, y: Tensor) -> Tensor:
-        """How far the rows are from the bounds that their multipliers belong to, `(B, r)`."""
-        return torch.where(y > 0, self.upper - reached, torch.where(y < 0, reached - self.lower, 0.0)).abs()
-
-
-def _part(missed: Tensor, size: Tensor) -> Tensor:
-    """What is missed over its size, `(B, k)`."""
-    size = size + 1e-4 * largest(size).unsqueeze(1)
-    return missed.abs() / size.clamp_min(torch.finfo(size.dtype).tiny)
+    @cached_property
+    def length(self) -> Tensor:
+        """The largest magnitude in every row, `(B, r)`."""
+        return torch.linalg.vector_norm(self.rows, torch.inf, dim=2)

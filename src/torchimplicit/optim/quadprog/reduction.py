@@ -1,21 +1,19 @@
-r"""Programs reduced to the multipliers of their inequalities: $w = w_0 - K y$, in the smaller of two forms.
+r"""Programs with a definite `Q`, reduced to the multipliers of their inequalities: $w = w_0 - K y$.
 
 Let $M$ map a force to the displacement that minimises $\tfrac12 z^\top Q z - v^\top z$ under the homogeneous equations
-$A z = 0$. Then $K = C M C^\top$ for the inequality rows $C$. `Dual` builds it, `(m, m)`; `Primal` solves with
-$K + D^{-1}$ by the matrix $Q + C^\top D C$, `(n, n)`, which is less where there are many more rows than unknowns.
+$A z = 0$. Then $K = C M C^\top$ for the inequality rows $C$.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from torchimplicit.optim.quadprog.program import Program, times, times_transposed
+from torchimplicit.optim.quadprog.iterate import Sides
+from torchimplicit.optim.quadprog.program import Program, times
 from torchimplicit.optim.quadprog.saddle import factor
-
-_MANY_ROWS = 1.3  # per unknown: where the primal form began to win in a prototype, from 50 unknowns on
 
 
 @dataclass
@@ -25,32 +23,28 @@ class Start:
     Attributes:
         w: `C z` there, scaled, `(B, m)`.
         scale: of the rows, `(B, m)`: the unscaled ones are `scale` times as large.
-        reduction: `Dual` or `Primal`.
+        reduction: `K`.
     """
 
     w: Tensor
     scale: Tensor
-    reduction: Dual | Primal
+    reduction: Dual
 
 
-def gram(program: Program, curvature: Tensor) -> Tensor | None:
-    """`R Q^{-1} R'` of all rows, `(B, r, r)`, given a Cholesky factor of `Q`; None where there are too many."""
-    if program.rows.shape[1] - program.equalities > _MANY_ROWS * program.q.shape[1]:
-        return None
+def gram(program: Program, curvature: Tensor) -> Tensor:
+    """`R Q^{-1} R'` of all rows, `(B, r, r)`, given a Cholesky factor of `Q`."""
     half = torch.linalg.solve_triangular(curvature, program.rows.mT, upper=False)
     return half.mT @ half
 
 
-def reduce(program: Program, curvature: Tensor, gram: Tensor | None) -> Start:
+def reduce(program: Program, curvature: Tensor, gram: Tensor) -> Start:
     """Eliminates the unknowns and the equations.
 
     Args:
         program: the programs.
         curvature: Cholesky factor of `Q`.
-        gram: see there; None takes the primal form.
+        gram: see there.
     """
-    if gram is None:
-        return _primal(program, curvature)
     p = program.equalities
     free = -torch.cholesky_solve(program.q.unsqueeze(2), curvature)
     w = torch.bmm(program.rows, free).squeeze(2)
@@ -69,21 +63,6 @@ def _without_equations(gram: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tens
     return torch.baddbmm(gram[:, p:, p:], projected.mT, projected, alpha=-1), w[:, p:] - torch.bmm(
         projected.mT, half[:, :, -1:]
     ).squeeze(2)
-
-
-def _primal(program: Program, curvature: Tensor) -> Start:
-    p = program.equalities
-    equations, rows = program.rows[:, :p], program.rows[:, p:]
-    z = -torch.cholesky_solve(program.q.unsqueeze(2), curvature)
-    half = torch.linalg.solve_triangular(curvature, program.rows.mT, upper=False)
-    diagonal = half[:, :, p:].square().sum(1)
-    if p:
-        lower = _regular_factor(half[:, :, :p].mT @ half[:, :, :p])
-        nu = torch.cholesky_solve(torch.bmm(equations, z) - program.lower[:, :p].unsqueeze(2), lower)
-        z = z - torch.cholesky_solve(torch.bmm(equations.mT, nu), curvature)
-    scale = _scale(diagonal)
-    w = torch.bmm(rows, z).squeeze(2)
-    return Start(w / scale, scale, Primal(program.Q, rows / scale.unsqueeze(2), equations))
 
 
 def _scale(diagonal: Tensor) -> Tensor:
@@ -113,20 +92,24 @@ class Dual:
     K: Tensor
 
     def take(self, index: Tensor) -> Dual:
-        """See `Reduction.take`."""
+        """See `System.take`."""
         return Dual(self.K[index])
 
     def to(self, dtype: torch.dtype) -> Dual:
         """In another precision."""
         return Dual(self.K.to(dtype))
 
+    def start(self, _: Sides) -> None:
+        """The unknowns are eliminated."""
+        return
+
     def times(self, y: Tensor) -> Tensor:
-        """See `Reduction.times`."""
+        """See `System.times`."""
         self.K.diagonal(dim1=1, dim2=2).fill_(1.0)
         return times(self.K, y)
 
-    def factor(self, inverse: Tensor) -> _Cholesky:
-        """See `Reduction.factor`."""
+    def factor(self, inverse: Tensor, _: Tensor | float = 1.0) -> _Cholesky:
+        """See `System.factor`."""
         self.K.diagonal(dim1=1, dim2=2).copy_(1 + inverse)  # in place: the factorisation copies it anyway
         return _Cholesky(torch.linalg.cholesky_ex(self.K)[0])
 
@@ -135,58 +118,5 @@ class Dual:
 class _Cholesky:
     lower: Tensor
 
-    def solve(self, right: Tensor) -> Tensor:
-        return torch.cholesky_solve(right.unsqueeze(2), self.lower).squeeze(2)
-
-
-@dataclass
-class Primal:
-    """`K` by what it is made of: `Q` `(B, n, n)`, inequality rows `(B, m, n)`, equations `(B, p, n)`."""
-
-    Q: Tensor
-    rows: Tensor
-    equations: Tensor
-
-    def take(self, index: Tensor) -> Primal:
-        """See `Reduction.take`."""
-        return Primal(*(getattr(self, part.name)[index] for part in fields(self)))
-
-    def to(self, dtype: torch.dtype) -> Primal:
-        """In another precision."""
-        return Primal(*(getattr(self, part.name).to(dtype) for part in fields(self)))
-
-    def times(self, y: Tensor) -> Tensor:
-        """See `Reduction.times`."""
-        return times(self.rows, self.factor(torch.full_like(y, torch.inf)).displacement(times_transposed(self.rows, y)))
-
-    def factor(self, inverse: Tensor) -> _Condensed:
-        """See `Reduction.factor`."""
-        weight = 1 / inverse
-        system = self.Q + (self.rows.mT * weight.unsqueeze(1)) @ self.rows
-        lower = torch.linalg.cholesky_ex(system)[0]
-        if not self.equations.shape[1]:
-            return _Condensed(self, weight, lower, None)
-        half = torch.linalg.solve_triangular(lower, self.equations.mT, upper=False)
-        return _Condensed(self, weight, lower, _regular_factor(half.mT @ half))
-
-
-@dataclass
-class _Condensed:
-    """`K + D^{-1}` by `H = Q + C'DC`: with `x = M_H C' D r`, `y = D (r - C x)`."""
-
-    primal: Primal
-    weight: Tensor
-    lower: Tensor
-    complement: Tensor | None
-
-    def solve(self, right: Tensor) -> Tensor:
-        forced = self.displacement(times_transposed(self.primal.rows, self.weight * right))
-        return self.weight * (right - times(self.primal.rows, forced))
-
-    def displacement(self, force: Tensor) -> Tensor:
-        """`M_H v`, under the homogeneous equations."""
-        free = torch.cholesky_solve(force.unsqueeze(2), self.lower)
-        if self.complement is not None:
-            nu = torch.cholesky_solve(torch.bmm(self.primal.equations, free), self.complement)
-            free = free - torch.cholesky_solve(torch.bmm(self.primal.equations.mT, nu), self.lower)
-        return free.squeeze(2)
+    def solve(self, right: Tensor, _: Tensor | None = None) -> tuple[None, Tensor]:
+        return None, torch.cholesky_solve(right.unsqueeze(2), self.lower).squeeze(2)

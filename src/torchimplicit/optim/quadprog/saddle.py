@@ -22,21 +22,19 @@ from torchimplicit.optim.quadprog.program import largest, times, times_transpose
 _REFINEMENTS = 4
 _ACCURATE = 1e-12
 _DEFINITE = 1e-12
-_SHIFT = 1e-9
 
 
 @dataclass
 class Saddle:
-    """Factored systems of a batch of programs, for their working rows.
+    """Factored systems of a batch of programs with a definite `Q`, for their working rows.
 
     Attributes:
         Q: `(B, n, n)`.
         working: the working rows, gathered and filled up with zeros, `(B, a, n)`.
         index: which rows these are, `(B, a)`; whatever where filled up.
         valid: where not filled up, `(B, a)`.
-        curvature: Cholesky factor of `Q`, of `Q + weight E'E + shift` where it is not definite, `(B, n, n)`.
+        curvature: Cholesky factor of `Q`, `(B, n, n)`.
         complement: Cholesky factor of `S`, `(B, a, a)`.
-        weight: `(B, 1)`, zero where `Q` is definite.
         sound: whether both factors exist, `(B,)`; where not they are the identity.
     """
 
@@ -46,7 +44,6 @@ class Saddle:
     valid: Tensor
     curvature: Tensor
     complement: Tensor
-    weight: Tensor | None
     sound: Tensor
 
     @staticmethod
@@ -62,13 +59,11 @@ class Saddle:
             curvature: Cholesky factor of `Q` if it is known.
             gram: `R Q^{-1} R'` if it is known, `(B, r, r)`.
         """
-        index, valid = _compact(side)
+        index, valid = compact(side)
         a, n = index.shape[1], Q.shape[1]
         working = rows.gather(1, index.unsqueeze(2).expand(-1, -1, n)) * valid.unsqueeze(2)
-        weight = None
         if curvature is None:
-            curvature, weight = _curvature(Q, working)
-            gram = None
+            curvature = factor(Q)[0]
         if gram is None:
             half = torch.linalg.solve_triangular(curvature, working.mT, upper=False)
             system = half.mT @ half
@@ -78,7 +73,7 @@ class Saddle:
             system = system * (valid.unsqueeze(2) & valid.unsqueeze(1))
         system.diagonal(dim1=1, dim2=2).add_((~valid).to(system.dtype))
         complement, sound = factor(system)
-        return Saddle(Q, working, index, valid, curvature, complement, weight, sound)
+        return Saddle(Q, working, index, valid, curvature, complement, sound)
 
     def put(self, at: Tensor, other: Saddle) -> None:
         """Overwrites some of the programs by systems that may have another number of working rows."""
@@ -110,36 +105,38 @@ class Saddle:
         Returns:
             `z` `(B, n)`, `y` `(B, a)` and the relative residual, `(B,)`.
         """
-        z, y = self._solve(r, t)
-        left_r, left_t, best = self._residual(z, y, r, t)
+        z, y, free = self._solve(r, t)
+        reached = largest(t) + free  # rows may hold at zero what would go far without them
+        left_r, left_t, best = self._residual(z, y, r, t, reached)
         for _ in range(_REFINEMENTS):
             rough = best > _ACCURATE
             if not bool(rough.any()):
                 break
-            dz, dy = self._solve(left_r, left_t)
-            left_r, left_t, residual = self._residual(z + dz, y + dy, r, t)
+            dz, dy, _ = self._solve(left_r, left_t)
+            left_r, left_t, residual = self._residual(z + dz, y + dy, r, t, reached)
             better = rough & (residual < best)  # where it got worse the system is singular
             z, y = torch.where(better.unsqueeze(1), z + dz, z), torch.where(better.unsqueeze(1), y + dy, y)
             best = torch.where(better, residual, best)
         return z, y, best
 
-    def _residual(self, z: Tensor, y: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _residual(
+        self, z: Tensor, y: Tensor, r: Tensor, t: Tensor, reached: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """What is left of the right-hand sides, and the largest part of it over the size of the terms, `(B,)`."""
         curved, pulled = times(self.Q, z), times_transposed(self.working, y)
         left_r, left_t = r - curved - pulled, t - times(self.working, z)
         size = largest(r) + largest(curved) + largest(pulled) + torch.finfo(r.dtype).tiny
-        reached = largest(t) + largest(z) + torch.finfo(r.dtype).tiny
+        reached = reached + largest(z) + torch.finfo(r.dtype).tiny
         return left_r, left_t, torch.maximum(largest(left_r) / size, largest(left_t) / reached)
 
-    def _solve(self, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        if self.weight is not None:
-            r = r + self.weight * times_transposed(self.working, t)
+    def _solve(self, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Solution, multipliers, and how far from zero the forces alone would lead, `(B,)`."""
         free = torch.cholesky_solve(r.unsqueeze(2), self.curvature)
         if not self.index.shape[1]:
-            return free.squeeze(2), t
+            return free.squeeze(2), t, largest(free.squeeze(2))
         y = torch.cholesky_solve(torch.bmm(self.working, free) - t.unsqueeze(2), self.complement)
         z = free - torch.cholesky_solve(torch.bmm(self.working.mT, y), self.curvature)
-        return z.squeeze(2), y.squeeze(2)
+        return z.squeeze(2), y.squeeze(2), largest(free.squeeze(2))
 
 
 def factor(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,25 +155,10 @@ def is_definite(Q: Tensor, lower: Tensor, sound: Tensor) -> Tensor:
     return sound & (pivots.amin(1).square() > _DEFINITE * Q.diagonal(dim1=1, dim2=2).amax(1))
 
 
-def _compact(side: Tensor) -> tuple[Tensor, Tensor]:
+def compact(side: Tensor) -> tuple[Tensor, Tensor]:
     """Indices of the entries that are not zero, `(B, a)`, filled up; and where not filled up."""
     on = side != 0
     count = on.sum(1)
     width = int(count.max()) if side.numel() else 0
     index = torch.argsort(on.to(torch.int8), dim=1, descending=True, stable=True)[:, :width]
     return index, torch.arange(width, device=side.device) < count.unsqueeze(1)
-
-
-def _curvature(Q: Tensor, working: Tensor) -> tuple[Tensor, Tensor | None]:
-    """A Cholesky factor of `Q`; where that is not definite of `Q + weight E'E + shift`: same solution, if unique."""
-    lower, sound = factor(Q)
-    weak = ~is_definite(Q, lower, sound)
-    if not bool(weak.any()):
-        return lower, None
-    scale = Q.abs().amax((1, 2))
-    scale = torch.where(scale > 0, scale, 1.0)
-    longest = working.square().sum(2).amax(1) if working.shape[1] else torch.ones_like(scale)
-    weight = (weak * scale / longest.clamp_min(torch.finfo(Q.dtype).tiny)).unsqueeze(1)
-    shifted = Q + weight.unsqueeze(2) * (working.mT @ working)
-    shifted.diagonal(dim1=1, dim2=2).add_((weak * _SHIFT * scale).unsqueeze(1))
-    return factor(shifted)[0], weight

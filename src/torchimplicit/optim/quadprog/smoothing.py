@@ -20,12 +20,13 @@ from torchimplicit.core.status import ConvergenceError, ConvergenceWarning, OnFa
 from torchimplicit.equations import root
 from torchimplicit.linear import LU
 from torchimplicit.optim.quadprog.active_set import independent_rows
-from torchimplicit.optim.quadprog.feasibility import violation
+from torchimplicit.optim.quadprog.certificate import contradiction
 from torchimplicit.optim.quadprog.interior import interior
 from torchimplicit.optim.quadprog.program import Program, times, times_transposed
 from torchimplicit.optim.quadprog.reduction import gram, reduce
 from torchimplicit.optim.quadprog.report import SmoothedReport
 from torchimplicit.optim.quadprog.saddle import Saddle, factor
+from torchimplicit.optim.quadprog.solve import found
 from torchimplicit.solve import Newton
 
 _PROXIMAL = 1e-6
@@ -79,8 +80,8 @@ def smooth(
     lost = status != Status.CONVERGED
     if bool(lost.any()):
         status = torch.where(lost, int(Status.MAX_STEPS), status)
-        plain = program.mapped(torch.detach)
-        status = torch.where(lost & violation(plain, start[:, :n])[1], int(Status.INFEASIBLE), status)
+        contradicts = (contradiction(program.mapped(torch.detach), start[:, :n], found) != 0).any(1)
+        status = torch.where(lost & contradicts, int(Status.INFEASIBLE), status)
     return z, y, SmoothedReport(solution.report, status, steps + solution.steps)
 
 

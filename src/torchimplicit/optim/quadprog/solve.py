@@ -8,23 +8,23 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.status import Status
-from torchimplicit.optim.quadprog.active_set import Point, independent_rows, settle
-from torchimplicit.optim.quadprog.feasibility import violation
+from torchimplicit.optim.quadprog.active_set import Point, settle
+from torchimplicit.optim.quadprog.augmented import Augmented
+from torchimplicit.optim.quadprog.certificate import contradiction, ray
+from torchimplicit.optim.quadprog.convexity import convexified
 from torchimplicit.optim.quadprog.interior import interior
-from torchimplicit.optim.quadprog.prepare import Units, convexified, without_redundant
-from torchimplicit.optim.quadprog.program import Program, largest, times, times_transposed
+from torchimplicit.optim.quadprog.program import Program
 from torchimplicit.optim.quadprog.reduction import gram, reduce
-from torchimplicit.optim.quadprog.saddle import Saddle, factor, is_definite
+from torchimplicit.optim.quadprog.repeats import Repeats
+from torchimplicit.optim.quadprog.saddle import factor, is_definite
+from torchimplicit.optim.quadprog.units import Units
+from torchimplicit.optim.quadprog.verdict import judge
 
-# Precision and tolerance of the interior point, rounds of repair. Single precision is enough for a guess of bounds.
-_STAGES = ((torch.float32, 1e-5, 4), (torch.float64, 1e-9, 4), (torch.float64, 1e-12, 12))
-_FIRST_OF_FEW = (torch.float64, 1e-6, 4)  # small matrices cost no less in single precision
-_FEW_ROWS = 32
+_MANY_ROWS = 1.3  # per unknown: more are not eliminated
+_FEW_ROWS = 32  # small matrices cost no less in single precision
+_ROUNDS = 4
 _WARM_ROUNDS = 6
-_GOOD = 1e-7  # residual of a solution that could not be made exact, for its rows depend on each other
-_PROXIMAL = 1e-4
-_PROXIMAL_STEPS = 50
-_STILL = 1e-9
+_STAGES = ((1e-9, 6), (1e-13, 12))  # tolerance of the interior point, rounds of repair
 
 
 @dataclass
@@ -32,9 +32,9 @@ class Outcome:
     """What was found.
 
     Attributes:
-        point: solutions; of programs without one zero, and no bound counts as met.
+        point: solutions; of programs without one the best that was found, and no bound counts as met.
         status: `Status` values, `(B,)`.
-        residual: see `Program.residual`, `(B,)`.
+        residual: see `judge`, `(B,)`.
         proof: multipliers that prove infeasibility, `(B, r)`, and directions along which the objective falls for ever,
             `(B, n)`; zero elsewhere. None if all are solved.
     """
@@ -54,45 +54,65 @@ def solve(program: Program, guess: Tensor | None, max_steps: int, rounding: floa
         max_steps: of the interior-point method.
         rounding: of the dtype that the program came in: `Q` may be indefinite by some of it.
     """
-    stated, program = program, without_redundant(program)
-    curvature, sound = factor(program.Q)
-    definite = is_definite(program.Q, curvature, sound)
-    ray = torch.zeros_like(program.q)
-    if bool(definite.all()):
-        point = _definite(program, curvature, guess, max_steps)
-    else:
-        point = _empty(program)
-        strict, weak = (torch.nonzero(which).flatten() for which in (definite, ~definite))
-        if len(strict):
-            some = None if guess is None else guess[strict]
-            point.put(strict, _definite(program.take(strict), curvature[strict], some, max_steps))
-        some = None if guess is None else guess[weak]
-        found, ray[weak] = _semidefinite(program.take(weak), some, max_steps, rounding)
-        point.put(weak, found)
-    if program is not stated:  # an equation that was left out must be met all the same
-        point.settled = point.settled & (stated.doubt(point.z, point.y) < _GOOD)
-    return _judge(stated, point, ray, rounding)
-
-
-def _judge(program: Program, point: Point, ray: Tensor, rounding: float) -> Outcome:
-    residual, solved = program.residual(point.z, point.y), point.settled
-    if not bool(solved.all()):
-        solved = solved | (program.doubt(point.z, point.y) < _GOOD)
-    status = torch.where(solved, int(Status.CONVERGED), int(Status.MAX_STEPS))
-    if bool(solved.all()):
+    point, residual, convex, program = search(program, guess, max_steps, rounding)
+    status = torch.where(point.settled, int(Status.CONVERGED), int(Status.MAX_STEPS))
+    if bool(point.settled.all()):
         return Outcome(point, status, residual)
-    left = torch.nonzero(~solved).flatten()
-    part = program.take(left)
-    contradiction = torch.zeros_like(point.y)
-    t, infeasible = violation(part, torch.zeros_like(part.q))
-    contradiction[left] = torch.where(infeasible.unsqueeze(1), t, 0.0)
-    unbounded, concave = (ray[left] != 0).any(1), ~convexified(part.Q, rounding)[0]
+    left = torch.nonzero(~point.settled).flatten()
+    part, proof = program.take(left), (torch.zeros_like(point.y), torch.zeros_like(point.z))
+    blamed, direction = contradiction(part, point.z[left], found), ray(part, found)
+    unbounded, infeasible, concave = (direction != 0).any(1), (blamed != 0).any(1), ~convex[left]
     verdict = status[left]
     for which, word in ((unbounded, Status.UNBOUNDED), (infeasible, Status.INFEASIBLE), (concave, Status.NONCONVEX)):
         verdict = torch.where(which, int(word), verdict)
     status[left] = verdict
-    ray = torch.where((status == Status.UNBOUNDED).unsqueeze(1), ray, 0.0)
-    return Outcome(point, status, residual, (contradiction, ray))
+    for mine, its, word in zip(proof, (blamed, direction), (Status.INFEASIBLE, Status.UNBOUNDED), strict=True):
+        mine[left] = torch.where((verdict == word).unsqueeze(1), its, 0.0)
+    return Outcome(point, status, residual, proof)
+
+
+def search(
+    program: Program, guess: Tensor | None, max_steps: int, rounding: float = 0.0
+) -> tuple[Point, Tensor, Tensor, Program]:
+    """Looks for solutions.
+
+    Returns:
+        What was found, settled where it is a solution; its residual; which programs are convex; and the programs, whose
+        `Q` is rid of what its dtype has rounded.
+    """
+    curvature, sound = factor(program.Q)
+    definite = is_definite(program.Q, curvature, sound)
+    convex = definite.clone()
+    if not bool(definite.all()):
+        weak = torch.nonzero(~definite).flatten()
+        convex[weak], Q = convexified(program.Q[weak], rounding)
+        program = replace(program, Q=program.Q.index_copy(0, weak, Q)) if rounding else program
+    inequalities = program.rows.shape[1] - program.equalities
+    quick = definite if inequalities <= _MANY_ROWS * program.q.shape[1] else torch.zeros_like(definite)
+    every = bool(quick.all())
+    point, residual = _empty(program), torch.full_like(program.q[:, 0], torch.inf)
+    at = torch.nonzero(quick).flatten()
+    if len(at):
+        part, some = (program, guess) if every else (program.take(at), None if guess is None else guess[at])
+        found = _definite(part, curvature if every else curvature[at], some, max_steps)
+        residual[at], solved = judge(part, found.z, found.y)
+        found.settled = found.settled & solved
+        if every:
+            point = found
+        else:
+            point.put(at, found)
+    at = torch.nonzero(~point.settled & convex).flatten()
+    if len(at):
+        some = None if guess is None else guess[at]
+        found, residual[at] = _general(program.take(at), some, max_steps)
+        found.steps = found.steps + point.steps[at]
+        point.put(at, found)
+    return point, residual, convex, program
+
+
+def found(program: Program) -> Point:
+    """The solutions of programs that have one."""
+    return search(program, None, 100)[0]
 
 
 def _empty(program: Program) -> Point:
@@ -102,7 +122,7 @@ def _empty(program: Program) -> Point:
 
 
 def _definite(program: Program, curvature: Tensor, guess: Tensor | None, max_steps: int) -> Point:
-    """Programs whose `Q` is definite."""
+    """Programs whose `Q` is definite and whose rows depend on each other in no way that matters."""
     steps = torch.zeros(program.batch, dtype=torch.int64, device=program.q.device)
     bounded = program.rows.shape[1] > program.equalities
     if guess is None and bounded:
@@ -112,121 +132,74 @@ def _definite(program: Program, curvature: Tensor, guess: Tensor | None, max_ste
     matrix = gram(program, curvature) if bounded else None
     found = settle(program, guess, steps, _WARM_ROUNDS, curvature, matrix)
     left = torch.nonzero(~found.settled).flatten()
-    if not len(left) or not bounded:
+    if not len(left) or matrix is None:
         return found
-    matrix = None if matrix is None else matrix[left]
-    inside = _from_inside(program.take(left), curvature[left], matrix, max_steps)
+    inside = _from_inside(program.take(left), curvature[left], matrix[left], max_steps)
     inside.steps = inside.steps + found.steps[left]
     found.put(left, inside)
     return found
 
 
-def _from_inside(program: Program, curvature: Tensor, matrix: Tensor | None, max_steps: int) -> Point:
-    """By interior points of more and more accuracy, each as the guess of the active-set method."""
-    found: Point | None = None
-    left = torch.arange(program.batch, device=program.q.device)
-    few = matrix is None or program.rows.shape[1] - program.equalities < _FEW_ROWS
-    for dtype, tol, rounds in (_FIRST_OF_FEW, *_STAGES[1:]) if few else _STAGES:
-        p, start = program.equalities, reduce(program, curvature, matrix)
-        bounds = (program.lower[:, p:] / start.scale, program.upper[:, p:] / start.scale)
-        begin, lower, upper = (x.to(dtype) for x in (start.w, *bounds))
-        inner = interior(start.reduction.to(dtype), begin, lower, upper, tol, max_steps)
-        side = torch.cat((torch.ones_like(program.lower[:, :p], dtype=torch.int8), inner.side), 1)
-        point = settle(program, side, inner.steps, rounds, curvature, matrix)
-        _fall_back(program, point, curvature, inner.y / start.scale, side)
-        if found is None:
-            found = point
-        else:
-            point.steps = point.steps + found.steps[left]
-            found.put(left, point)
-        # Where rows depend on each other no guess may settle: an interior point as good as that is the answer.
-        again = torch.nonzero(~point.settled & ~(program.doubt(point.z, point.y) < _STILL)).flatten()
-        if not len(again):
-            break
-        left, program, curvature = left[again], program.take(again), curvature[again]
-        matrix = None if matrix is None else matrix[again]
-    assert found is not None
-    return found
+def _from_inside(program: Program, curvature: Tensor, matrix: Tensor, max_steps: int) -> Point:
+    """By an interior point whose accuracy is enough for a guess: single precision, but for small programs."""
+    p, start = program.equalities, reduce(program, curvature, matrix)
+    few = program.rows.shape[1] - p < _FEW_ROWS
+    dtype, tol = (torch.float64, 1e-6) if few else (torch.float32, 1e-5)
+    bounds = (program.lower[:, p:] / start.scale, program.upper[:, p:] / start.scale)
+    begin, lower, upper = (x.to(dtype) for x in (start.w, *bounds))
+    inner = interior(start.reduction.to(dtype), begin, lower, upper, tol, max_steps)
+    side = torch.cat((torch.ones_like(program.lower[:, :p], dtype=torch.int8), inner.side), 1)
+    return settle(program, side, inner.steps, _ROUNDS, curvature, matrix)
 
 
-def _fall_back(program: Program, point: Point, curvature: Tensor, y: Tensor, side: Tensor) -> None:
-    """Takes the interior point where no set of bounds could be settled: rows that depend on each other."""
-    left = torch.nonzero(~point.settled).flatten()
-    if not len(left):
-        return
-    p, part = program.equalities, program.take(left)
-    y = y[left]
-    kept = independent_rows(part.rows, side[left] != 0, p)
-    force = part.q + times_transposed(part.rows[:, p:], y)
-    equations = Saddle.build(part.Q, part.rows[:, :p], kept[:, :p], curvature[left])
-    z, nu, _ = equations.solve(-force, equations.gather(part.upper[:, :p]))
-    nu = equations.scatter(nu, p)
-    y = torch.cat((nu, y), 1)
-    side = torch.where(kept, side[left], 0)
-    # Where more bounds meet in a corner than there are unknowns, any independent ones of them tell where it is.
-    corner = Saddle.build(part.Q, part.rows, side, curvature[left])
-    at, _, _ = corner.solve(-part.q, corner.gather(part.target(side)))
-    better = corner.sound & (part.doubt(at, y) < part.doubt(z, y))
-    other = Point(torch.where(better.unsqueeze(1), at, z), y, side, point.settled[left], point.steps[left])
-    finite = torch.nonzero(other.z.isfinite().all(1) & y.isfinite().all(1)).flatten()
-    point.put(left[finite], other.take(finite))
-
-
-def _semidefinite(program: Program, guess: Tensor | None, max_steps: int, rounding: float) -> tuple[Point, Tensor]:
-    """Programs whose `Q` is not definite, solved in units in which rows and solution are about one."""
+def _general(stated: Program, guess: Tensor | None, max_steps: int) -> tuple[Point, Tensor]:
+    """Any convex programs, without repeated rows, in units in which all is about one; and their residuals."""
+    result, residual = _empty(stated), torch.full_like(stated.q[:, 0], torch.inf)
+    program, repeats = Repeats.merged(stated)
     units = Units.of(program)
-    point, ray = _proximal(units.scaled(program), guess, max_steps, rounding)
-    point.z, point.y = point.z * units.z, point.y * units.y
-    return point, ray
-
-
-def _proximal(program: Program, guess: Tensor | None, max_steps: int, rounding: float) -> tuple[Point, Tensor]:
-    r"""Programs whose `Q` is not definite: the proximal point method, $z_{k+1} = \arg\min f(z) + \rho/2 \|z - z_k\|^2$.
-
-    A linear program needs a finite number of its steps (R. T. Rockafellar, SIAM J. Control Optim. 14(5), 1976). Its
-    steps tend to a ray along which an unbounded objective falls.
-    """
-    result, rays = _empty(program), torch.zeros_like(program.q)
-    index = torch.arange(program.batch, device=program.q.device)
-    size = program.Q.abs().amax((1, 2))
-    weight = _PROXIMAL * torch.where(size > 0, size, largest(program.q).clamp_min(1e-30))
-    center, (convex, Q) = torch.zeros_like(program.q), convexified(program.Q, rounding)
-    program = replace(program, Q=Q)
-    for _ in range(_PROXIMAL_STEPS):
-        strict = program.Q + torch.diag_embed(weight.unsqueeze(1).expand_as(program.q))
-        proximal = replace(program, Q=strict, q=program.q - weight.unsqueeze(1) * center)
-        curvature, definite = factor(strict)
-        convex = convex & definite
-        near = _definite(proximal, curvature, guess, max_steps)
-        point = settle(program, near.side, near.steps, 4, None, None, near.z)
-        ray = _ray(program, near.z - center)
-        solved = near.settled | (proximal.doubt(near.z, near.y) < _GOOD)
-        exact = point.settled & convex
-        lost = ~exact & (~convex | ~solved | (ray != 0).any(1))
-        # Without an exact answer the proximal point is one, once it no longer moves.
-        still = ~exact & ~lost & (program.doubt(near.z, near.y) < _STILL)
-        done = exact | lost | still
-        best, multipliers, side = (
-            torch.where(exact.unsqueeze(1), mine, its)
-            for mine, its in ((point.z, near.z), (point.y, near.y), (point.side, near.side))
-        )
-        steps = result.steps[index] + near.steps
-        result.put(index, Point(best, multipliers, side, exact | still, steps))
-        rays[index] = torch.where((convex & solved & ~exact).unsqueeze(1), ray, 0.0)
-        left = torch.nonzero(~done).flatten()
+    scaled, index = units.scaled(program), torch.arange(program.batch, device=program.q.device)
+    bounded = bool(stated.rows.shape[1])
+    warm = [(torch.inf, _WARM_ROUNDS)] if guess is not None or not bounded else []
+    for tol, rounds in (*warm, *(_STAGES if bounded else ())):
+        if tol == torch.inf:
+            side = torch.zeros_like(scaled.lower, dtype=torch.int8) if guess is None else guess
+            side = torch.where(scaled.target(side).isfinite(), side, 0)
+            point, center = settle(scaled, side, result.steps[index], rounds), None
+        else:
+            inner = interior(Augmented.of(scaled), scaled.lower, scaled.lower, scaled.upper, tol, max_steps)
+            center = torch.nan_to_num(inner.z), torch.nan_to_num(inner.y)
+            point = settle(scaled, inner.side, inner.steps + result.steps[index], rounds, center=center)
+        residual[index] = _better(stated, units, repeats, point, center)
+        result.put(index, point)
+        left = torch.nonzero(~point.settled).flatten()
         if not len(left):
             break
-        program, center, guess = program.take(left), near.z[left], near.side[left]
-        index, weight, convex = index[left], weight[left], convex[left]
-    return result, rays
+        index, stated, scaled, units = index[left], stated.take(left), scaled.take(left), units.take(left)
+        repeats = None if repeats is None else repeats.take(left)
+    return result, residual
 
 
-def _ray(program: Program, step: Tensor) -> Tensor:
-    """A step as a direction, where the objective falls along it for ever and no bound is ever met; else zero."""
-    d = step / largest(step).clamp_min(1e-30).unsqueeze(1)
-    curved, moved = largest(times(program.Q, d)), times(program.rows, d)
-    size = 1e-8 * program.rows.abs().sum(2)
-    blocked = ((moved > size) & program.upper.isfinite()) | ((moved < -size) & program.lower.isfinite())
-    flat = curved <= 1e-8 * program.Q.abs().amax((1, 2))
-    falls = (program.q * d).sum(1) < -1e-8 * largest(program.q)
-    return torch.where((flat & falls & ~blocked.any(1)).unsqueeze(1), d, 0.0)
+def _better(
+    program: Program, units: Units, repeats: Repeats | None, point: Point, center: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """Takes the interior point where that is nearer to a solution, of the stated program; the residuals."""
+    point.saddle = None
+    if repeats is not None:
+        point.side = repeats.apart(point.side, scaled=False)
+    point.z, point.y = _stated(point.z, point.y, units, repeats)
+    residual, point.settled = judge(program, point.z, point.y)
+    residual = torch.nan_to_num(residual, nan=torch.inf)
+    if center is None or bool(point.settled.all()):
+        return residual
+    z, y = _stated(*center, units, repeats)
+    inside, enough = judge(program, z, y)
+    closer = ~point.settled & ~(inside >= residual)
+    point.settled = point.settled | (closer & enough)
+    point.z, point.y = (torch.where(closer.unsqueeze(1), x, own) for x, own in ((z, point.z), (y, point.y)))
+    return torch.where(closer, inside, residual)
+
+
+def _stated(z: Tensor, y: Tensor, units: Units, repeats: Repeats | None) -> tuple[Tensor, Tensor]:
+    """Solution and multipliers of the stated program."""
+    y = y * units.y
+    return z * units.z, y if repeats is None else repeats.apart(y, scaled=True)

@@ -1,0 +1,88 @@
+r"""Proofs that programs have no solution, each of which is the solution of another program, found to rounding.
+
+With $\sigma(y) = u^\top y^+ - \ell^\top y^-$, all points $z$ within the bounds have $y^\top R z \le \sigma(y)$. So
+weights with $R^\top y = 0$ and $\sigma(y) < 0$ contradict themselves (J. Farkas). The shortest ones minimise
+$\tfrac12 \|y\|^2 + \sigma(y)$ on $R^\top y = 0$, and vanish where some point meets all bounds. Where the objective
+falls for ever, it does so along the projection of $-q$ onto the directions that nothing bends and no bound stops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimplicit.optim.quadprog.program import Program, largest, times, times_transposed
+from torchimplicit.optim.quadprog.units import Units
+from torchimplicit.optim.quadprog.verdict import feasible
+
+_PLAUSIBLE = 1e6  # no point lies further out, measured by the bounds that contradict
+_ROUNDING = 1e-11
+_RISE = 1e-9
+_NONE = 1e-8  # a projection of that length, of something of length one, is zero
+
+
+def contradiction(program: Program, z: Tensor, find: Callable[[Program], Any]) -> Tensor:
+    """Weights of the rows that prove that no point meets all bounds, `(B, r)`; zero where there is no proof.
+
+    Args:
+        program: the programs.
+        z: points; where one meets all bounds nothing is proved against it.
+        find: solves definite programs.
+    """
+    units = Units.of(program)
+    scaled = units.scaled(program)
+    y = weights(scaled, find)
+    proved = proves(scaled, y) & ~feasible(program, z)
+    return torch.where(proved.unsqueeze(1), y * units.rows, 0.0)
+
+
+def weights(program: Program, find: Callable[[Program], Any]) -> Tensor:
+    """The shortest weights that contradict, `(B, r)`."""
+    r, n = program.rows.shape[1:]
+    upper, lower = program.upper, program.lower
+    Q = torch.eye(2 * r, dtype=upper.dtype, device=upper.device).expand(program.batch, -1, -1)
+    q = torch.cat((upper, -lower), 1)
+    has = q.isfinite()
+    both = torch.cat((program.rows.mT, -program.rows.mT), 2)
+    low = torch.cat((torch.zeros_like(program.q), torch.zeros_like(q)), 1)
+    high = torch.cat((torch.zeros_like(program.q), torch.where(has, torch.inf, 0.0)), 1)
+    found = find(Program(Q, torch.where(has, q, 0.0), torch.cat((both, Q), 1), low, high, n))
+    above, below = torch.where(has, found.z.clamp_min(0), 0.0).chunk(2, 1)
+    return above - below
+
+
+def proves(program: Program, y: Tensor) -> Tensor:
+    r"""Whether weights contradict for all plausible points: $-\sigma(y) > |R^\top y|\, |z|$, `(B,)`."""
+    bound = torch.where(y > 0, program.upper, torch.where(y < 0, program.lower, 0.0))
+    terms = bound * y
+    short = -terms.sum(1)
+    reach = _PLAUSIBLE * largest(bound)
+    return (short > _ROUNDING * terms.abs().sum(1)) & (short > reach * times_transposed(program.rows, y).abs().sum(1))
+
+
+def ray(program: Program, find: Callable[[Program], Any]) -> Tensor:
+    """Directions along which the objective falls for ever and no bound is ever met, `(B, n)`; zero without such."""
+    units = Units.of(program)
+    scaled = units.scaled(program)
+    n, steep = program.q.shape[1], largest(scaled.q).unsqueeze(1)
+    down = torch.where(steep > 0, scaled.q / steep, 0.0)
+    eye = torch.eye(n, dtype=down.dtype, device=down.device).expand(program.batch, -1, -1)
+    zero, far = torch.zeros_like(down), torch.full_like(scaled.lower, torch.inf)
+    lower, upper = torch.where(scaled.lower.isfinite(), 0.0, -far), torch.where(scaled.upper.isfinite(), 0.0, far)
+    cone = Program(eye, down, torch.cat((scaled.Q, scaled.rows), 1), torch.cat((zero, lower), 1), torch.cat((zero, upper), 1), n)
+    d = find(cone).z
+    d = torch.where((largest(d) > _NONE).unsqueeze(1), d, 0.0)
+    return torch.where(falls(scaled, d).unsqueeze(1), d * units.z, 0.0)
+
+
+def falls(program: Program, d: Tensor) -> Tensor:
+    """Whether the objective falls along directions for ever, and no bound is met on the way, `(B,)`."""
+    size = d.abs()
+    moved, reach = times(program.rows, d), _ROUNDING * times(program.rows.abs(), size)
+    blocked = ((moved > reach) & program.upper.isfinite()) | ((moved < -reach) & program.lower.isfinite())
+    bent = times(program.Q, d).abs() > _ROUNDING * times(program.Q.abs(), size)
+    slope = (program.q * d).sum(1)
+    return (slope < -_RISE * (program.q * d).abs().sum(1)) & ~blocked.any(1) & ~bent.any(1)

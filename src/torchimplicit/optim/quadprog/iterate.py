@@ -1,0 +1,145 @@
+"""What the interior-point method knows of a batch of programs: their bounds, and where it stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class System(Protocol):
+    """The Karush-Kuhn-Tucker matrices of a batch of programs."""
+
+    def take(self, index: Tensor) -> Any:
+        """Those of some of the programs."""
+        ...
+
+    def factor(self, inverse: Tensor, unit: Tensor | float) -> Factored:
+        """Prepares for the diagonal `D^{-1}`, `(B, m)`; unknowns are `unit`, `(B, 1)`, times as large as multipliers."""
+        ...
+
+    def start(self, sides: Sides) -> tuple[Tensor, Tensor] | None:
+        """A first point, `(B, n)`, and multipliers, `(B, m)`; None where the unknowns are eliminated."""
+        ...
+
+    def at(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`R z`, the slope of the Lagrangian, and the size of its terms, `(B, 1)`."""
+        ...
+
+    def times(self, y: Tensor) -> Tensor:
+        """`K y`, where the unknowns are eliminated."""
+        ...
+
+
+class Factored(Protocol):
+    """A matrix, factored."""
+
+    def solve(self, right: Tensor, slope: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """The steps of unknowns and multipliers."""
+        ...
+
+
+@dataclass
+class Sides:
+    """The bounds that rows have: the upper ones, followed by the lower ones if there are any.
+
+    Attributes:
+        two: whether there are lower ones; then `(B, 2 m)` below, otherwise `(B, m)`.
+        bound: the bounds, those of the lower ones negated; zero where there is none.
+        has: where there is a bound; None where there is everywhere.
+        fixed: rows whose two bounds are equal, `(B, m)`: those are equations. None without such.
+        target: what these equations ask for, `(B, m)`; None without such.
+    """
+
+    two: bool
+    bound: Tensor
+    has: Tensor | None
+    fixed: Tensor | None
+    target: Tensor | None
+
+    @staticmethod
+    def of(lower: Tensor, upper: Tensor) -> Sides:
+        """Those of rows between bounds, `(B, m)`."""
+        two = bool(lower.isfinite().any())
+        fixed = lower == upper if two else None
+        fixed = None if fixed is None or not bool(fixed.any()) else fixed
+        bound = torch.cat((upper, -lower), 1) if two else upper
+        has = bound.isfinite()
+        has = has if fixed is None else has & ~torch.cat((fixed, fixed), 1)
+        target = None if fixed is None else torch.where(fixed, upper, 0.0)
+        sides = Sides(two, bound, None if bool(has.all()) else has, fixed, target)
+        sides.bound = sides.only(bound, 0.0)
+        return sides
+
+    def spread(self, rows: Tensor) -> Tensor:
+        """A value of the rows as one of their bounds, that of the lower ones negated."""
+        return torch.cat((rows, -rows), 1) if self.two else rows
+
+    def joined(self, sides: Tensor) -> Tensor:
+        """The transpose of `spread`: upper minus lower."""
+        return torch.sub(*sides.chunk(2, 1)) if self.two else sides
+
+    def summed(self, sides: Tensor) -> Tensor:
+        """Upper plus lower."""
+        return torch.add(*sides.chunk(2, 1)) if self.two else sides
+
+    def only(self, sides: Tensor, otherwise: float) -> Tensor:
+        """The values where there is a bound."""
+        return sides if self.has is None else torch.where(self.has, sides, otherwise)
+
+    def mean(self, sides: Tensor) -> Tensor:
+        """The mean over the bounds that there are, `(B,)`."""
+        return sides.mean(1) if self.has is None else (sides * self.has).sum(1) / self.has.sum(1).clamp_min(1)
+
+    def missed(self, w: Tensor, slack: Tensor) -> tuple[Tensor, Tensor | None]:
+        """How far slacks are from what they stand for, and equations from being met."""
+        off = None if self.fixed is None else torch.where(self.fixed, w - self.target, 0.0)  # type: ignore[operator]
+        return self.only(self.bound - self.spread(w) - slack, 0.0), off
+
+    def take(self, index: Tensor) -> Sides:
+        """Those of some of the programs."""
+        return _taken(self, index)
+
+
+@dataclass
+class Iterate:
+    """Where the method stands, for the programs still on their way.
+
+    Attributes:
+        slack: to every bound; 1 where there is none.
+        weight: the multiplier of every bound; 0 where there is none.
+        miss: how far the slack is from what it stands for; 0 where there is no bound.
+        met: which bounds the last step was heading for.
+        floor: what the products of slack and multiplier tend to, `(B, 1)`.
+        pull: multipliers of the rows that are equations, `(B, m)`; None without such.
+        off: how far these are from being met, `(B, m)`; None without such.
+        z: unknowns, `(B, n)`; None where they are eliminated, and so for the rest.
+        slope: of the Lagrangian, `(B, n)`.
+        sizes: what the rows reach and what the slope is made of, `(B, 1)` each.
+    """
+
+    slack: Tensor
+    weight: Tensor
+    miss: Tensor
+    met: Tensor
+    floor: Tensor
+    pull: Tensor | None
+    off: Tensor | None
+    z: Tensor | None = None
+    slope: Tensor | None = None
+    sizes: tuple[Tensor, Tensor] | None = None
+
+    def take(self, index: Tensor) -> Iterate:
+        """That of some of the programs."""
+        return _taken(self, index)
+
+
+def _taken(whole: Any, index: Tensor) -> Any:
+    def part(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(part, value))
+        return value[index] if isinstance(value, Tensor) else value
+
+    return type(whole)(*(part(getattr(whole, field.name)) for field in fields(whole)))

@@ -1,0 +1,188 @@
+r"""Saddle-point systems that may be singular: the same ones as `Saddle`'s, for any convex `Q` and any rows.
+
+Unknowns that a row with a single entry holds are taken out, and the rest is solved with a regularised factor and
+refined without the regularisation. Each refinement is a step of the proximal point method, so that a consistent system
+is solved whether or not its solution is unique; which one is found is the nearest to where it began.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchimplicit.optim.quadprog.program import largest, times, times_transposed
+from torchimplicit.optim.quadprog.saddle import compact
+
+_SHIFT = 1e-11
+_ROUNDS = 8
+_REFINEMENTS = 12
+_ACCURATE = 1e-15
+_SOLVED = 1e-6
+_RANK = 1e-9
+_LOOSE = 1e-3  # part of a random force that the shift alone holds back: where nothing else does
+
+
+@dataclass
+class Singular:
+    """Factored systems of a batch of programs, for their working rows.
+
+    Attributes:
+        Q: `(B, n, n)`.
+        rows: `(B, r, n)`.
+        on: the working rows, `(B, r)`.
+        holder: the row that holds an unknown, `(B, n)`; `r` where none does.
+        entry: of that row, `(B, n)`; one where there is none.
+        free: the unknowns that none holds, `(B, f)`, filled up, and where not filled up.
+        work: the working rows that hold none, `(B, a)`, and where not filled up.
+        scale: of the matrix, `(B, f + a)`.
+        matrix: scaled, without the shifts, `(B, f + a, f + a)`.
+        factors: of the matrix with them.
+    """
+
+    Q: Tensor
+    rows: Tensor
+    on: Tensor
+    holder: Tensor
+    entry: Tensor
+    free: tuple[Tensor, Tensor]
+    work: tuple[Tensor, Tensor]
+    scale: Tensor
+    matrix: Tensor
+    factors: tuple[Tensor, Tensor]
+
+    @staticmethod
+    def build(Q: Tensor, rows: Tensor, side: Tensor) -> Singular:
+        """Factors the systems of the rows whose side is not zero."""
+        on = side != 0
+        holder, entry = _holders(rows, on)
+        r, n = rows.shape[1:]
+        held = holder < r
+        holds = torch.zeros(len(Q), r + 1, dtype=torch.bool, device=Q.device).scatter(1, holder, held)[:, :r]
+        free, work = compact(~held), compact(on & ~holds)
+        E = _chosen(rows, *work)
+        top = _chosen(Q, *free).gather(2, free[0].unsqueeze(1).expand(-1, free[0].shape[1], -1))
+        top = top * free[1].unsqueeze(1)
+        E = E.gather(2, free[0].unsqueeze(1).expand(-1, E.shape[1], -1)) * free[1].unsqueeze(1)
+        f, a = top.shape[1], E.shape[1]
+        matrix = Q.new_zeros(len(Q), f + a, f + a)
+        matrix[:, :f, :f], matrix[:, f:, :f], matrix[:, :f, f:] = top, E, E.mT
+        scale = _balance(matrix)
+        matrix = matrix * scale.unsqueeze(2) * scale.unsqueeze(1)
+        shift = torch.cat((torch.where(free[1], _SHIFT, 1.0), torch.where(work[1], -_SHIFT, -1.0)), 1)
+        factors: tuple = torch.linalg.ldl_factor_ex(matrix + torch.diag_embed(shift))[:2]
+        return Singular(Q, rows, on, holder, entry, free, work, scale, matrix, factors)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Values of all rows `(B, r)` as those of the working ones, in place."""
+        return torch.where(self.on, values, 0.0)
+
+    def scatter(self, values: Tensor, _: int) -> Tensor:
+        """The inverse of `gather`."""
+        return values
+
+    @property
+    def sound(self) -> Tensor:
+        """Whether it can be solved with, `(B,)`."""
+        return torch.ones_like(self.on[:, 0]) if self.on.shape[1] else self.on.new_ones(len(self.on))
+
+    def solve(self, r: Tensor, t: Tensor, shortest: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Solves for right-hand sides `r` `(B, n)` and `t` `(B, r)`.
+
+        Args:
+            r: forces.
+            t: what the rows are to reach.
+            shortest: take the shortest least-squares solution where there is none.
+
+        Returns:
+            `z` `(B, n)`, `y` `(B, r)` and the relative residual, `(B,)`.
+        """
+        held, t = self.holder < self.on.shape[1], self.gather(t)
+        at = self._of_holder(t) / self.entry
+        known = torch.where(held, at, 0.0)
+        force, short = r - times(self.Q, known), t - times(self.rows, known)
+        f = self.free[0].shape[1]
+        right = torch.cat((force.gather(1, self.free[0]) * self.free[1], short.gather(1, self.work[0]) * self.work[1]), 1)
+        found, residual = self._refined(right)
+        found = self._shortest(found, residual, right) if shortest else found
+        z = known.scatter_add(1, self.free[0], found[:, :f] * self.free[1])
+        y = torch.zeros_like(t).scatter_add_(1, self.work[0], found[:, f:] * self.work[1])
+        curved, pulled = times(self.Q, z), times_transposed(self.rows, y)
+        left = torch.where(held, (r - curved - pulled) / self.entry, 0.0)
+        y = torch.cat((y, y[:, :1] if y.shape[1] else y.new_zeros(len(y), 1)), 1).scatter(1, self.holder, left)[:, :-1]
+        return z, y, residual
+
+    def loose(self) -> tuple[Tensor, Tensor]:
+        """Whether unknowns, and whether multipliers, are not determined, `(B,)` each: a random force moves them far."""
+        f, generator = self.free[0].shape[1], torch.Generator().manual_seed(0)
+        valid = torch.cat((self.free[1], self.work[1]), 1)
+        noise = torch.randn(self.matrix.shape[1], 2, generator=generator, dtype=torch.float64).to(self.Q)
+        noise = noise.expand(len(self.Q), -1, -1) * valid.unsqueeze(2)
+        noise[:, :f, 1], noise[:, f:, 0] = 0.0, 0.0
+        moved = torch.linalg.ldl_solve(*self.factors, noise).abs() * _SHIFT > _LOOSE
+        return moved[:, :f, 0].any(1), moved[:, f:, 1].any(1)
+
+    def _refined(self, right: Tensor) -> tuple[Tensor, Tensor]:
+        right = (right * self.scale).unsqueeze(2)
+        found = torch.linalg.ldl_solve(*self.factors, right)
+        left = right - self.matrix @ found
+        best = self._size(left, right)
+        for _ in range(_REFINEMENTS):
+            rough = best > _ACCURATE
+            if not bool(rough.any()):
+                break
+            more = found + torch.linalg.ldl_solve(*self.factors, left)
+            other = right - self.matrix @ more
+            size = self._size(other, right)
+            better = rough & (size < 0.7 * best)
+            if not bool(better.any()):
+                break
+            take = better[:, None, None]
+            found, left, best = torch.where(take, more, found), torch.where(take, other, left), torch.where(better, size, best)
+        return found.squeeze(2) * self.scale, best
+
+    def _shortest(self, found: Tensor, residual: Tensor, right: Tensor) -> Tensor:
+        lost = torch.nonzero(~(residual <= _SOLVED)).flatten()
+        if len(lost):
+            inverse = torch.linalg.pinv(self.matrix[lost], rtol=_RANK, hermitian=True)
+            found[lost] = times(inverse, right[lost] * self.scale[lost]) * self.scale[lost]
+        return found
+
+    def _size(self, left: Tensor, right: Tensor) -> Tensor:
+        if not left.shape[1]:
+            return left.new_zeros(len(left))
+        return left.abs().amax((1, 2)) / (right.abs().amax((1, 2)) + (right - left).abs().amax((1, 2))).clamp_min(1e-300)
+
+    def _of_holder(self, values: Tensor) -> Tensor:
+        """Values of the rows that hold the unknowns, `(B, n)`; zero for unknowns that none holds."""
+        return torch.cat((values, torch.zeros_like(values[:, :1]) if values.shape[1] else values.new_zeros(len(values), 1)), 1).gather(1, self.holder)
+
+
+def _holders(rows: Tensor, on: Tensor) -> tuple[Tensor, Tensor]:
+    """The first working row with a single entry for every unknown, and that entry."""
+    batch, r, n = rows.shape
+    pattern = (rows != 0).any(0)
+    single = pattern.sum(1) == 1
+    column = pattern.to(torch.int8).argmax(1) if r else on.new_zeros(0, dtype=torch.int64)
+    columns = column.expand(batch, -1)
+    entry = rows.gather(2, columns.unsqueeze(2)).squeeze(2)
+    number = torch.arange(r, device=rows.device).expand(batch, -1)
+    number = torch.where(on & single & (entry != 0), number, r)
+    holder = torch.full((batch, n), r, device=rows.device, dtype=torch.int64).scatter_reduce(1, columns, number, "amin")
+    entry = torch.cat((entry, torch.ones_like(rows[:, 0, :1]) if r else rows.new_ones(batch, 1)), 1)
+    return holder, torch.where(holder < r, entry.gather(1, holder), 1.0)
+
+
+def _chosen(matrix: Tensor, index: Tensor, valid: Tensor) -> Tensor:
+    """Rows of a matrix, zero where filled up."""
+    return matrix.gather(1, index.unsqueeze(2).expand(-1, -1, matrix.shape[2])) * valid.unsqueeze(2)
+
+
+def _balance(matrix: Tensor) -> Tensor:
+    """Units in which the largest entry of every row and column is about one."""
+    scale, size = matrix.new_ones(matrix.shape[:2]), matrix.abs()
+    for _ in range(_ROUNDS if matrix.shape[1] else 0):
+        most = (size * scale.unsqueeze(2) * scale.unsqueeze(1)).amax(1)
+        scale = scale / torch.where(most > 0, most, 1.0).sqrt()
+    return scale

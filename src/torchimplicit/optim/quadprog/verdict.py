@@ -1,0 +1,108 @@
+r"""The one verdict on a point and its multipliers: every condition of the stated program, by the size of its own terms.
+
+Convex programs are solved exactly where the Karush-Kuhn-Tucker conditions hold. Each of them is compared with what it
+is made of: a row with $\sum_j |R_{ij} z_j|$ and its bound, a component of the slope with
+$\sum_k |Q_{jk} z_k| + |q_j| + \sum_i |R_{ij} y_i|$. So neither units nor a single large number can hide a violation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchimplicit.optim.quadprog.program import Program, largest, times, times_transposed
+from torchimplicit.optim.quadprog.units import Units
+
+TOLERANCE = 1e-9
+_NOTHING = 1e-15  # of the largest that a row could reach: what cancels to this is zero
+_ZERO = 1e-13  # of the largest, in units in which all rows and columns are alike
+_CANCELS = 1e3
+
+
+def judge(program: Program, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """How far a point is from a solution, and whether it is one.
+
+    Args:
+        program: as stated.
+        z: solution, `(B, n)`.
+        y: multipliers of the rows, positive at the upper and negative at the lower bound, `(B, r)`.
+
+    Returns:
+        The largest violation of a condition over the size of its terms, `(B,)`, and whether that is below the
+        tolerance, bool `(B,)`.
+    """
+    residual = _at_least(program, z, y)
+    doubtful = torch.nonzero(~(residual <= TOLERANCE)).flatten()
+    if len(doubtful):
+        part = program.take(doubtful)
+        units = Units.of(part)
+        residual[doubtful] = _exactly(units.scaled(part), z[doubtful] / units.z, y[doubtful] / units.y)
+    return residual, residual <= TOLERANCE
+
+
+def feasible(program: Program, z: Tensor) -> Tensor:
+    """Whether points meet all bounds, by the sizes of the rows, `(B,)`."""
+    units = Units.of(program)
+    program, z = units.scaled(program), z / units.z
+    reached, size = _reach(program, z)
+    return largest(_part(_apart(program, reached), size)) <= TOLERANCE
+
+
+def _at_least(program: Program, z: Tensor, y: Tensor) -> Tensor:
+    """No less than the residual: with the largest term, or the sum of them, for the sum of their magnitudes. `(B,)`."""
+    curved, pulled, reached = times(program.Q, z), times_transposed(program.rows, y), times(program.rows, z)
+    terms = torch.maximum(torch.maximum(curved.abs(), pulled.abs()), program.q.abs())
+    slope = largest(_part(curved + program.q + pulled, terms))
+    if not program.rows.shape[1]:
+        return slope
+    nothing = _NOTHING * program.length * largest(z).unsqueeze(1)
+    apart, gap = _apart(program, reached), _gap(program, reached, y)
+    missed = torch.where(torch.maximum(apart, gap) <= nothing, 0.0, torch.maximum(apart, gap))
+    bound = torch.where(reached > program.upper, program.upper, torch.where(reached < program.lower, program.lower, 0))
+    return torch.maximum(slope, largest(_part(missed, torch.maximum(reached.abs(), bound.abs()))))
+
+
+def _exactly(program: Program, z: Tensor, y: Tensor) -> Tensor:
+    """The residual of programs in units in which rows and columns are alike, `(B,)`."""
+    curved, pulled = times(program.Q, z), times_transposed(program.rows, y)
+    net = torch.maximum(torch.maximum(curved.abs(), pulled.abs()), program.q.abs())
+    terms = times(program.Q.abs(), z.abs()) + program.q.abs() + times_transposed(program.rows.abs(), y.abs())
+    terms = _honest(net, terms)
+    reached, size = _reach(program, z)
+    apart, gap = _part(_apart(program, reached), size), _part(_gap(program, reached, y), size)
+    # A multiplier that moves no component of the slope by more than the tolerance may as well be zero.
+    pull = (program.rows.abs() * y.abs().unsqueeze(2) / terms.unsqueeze(1)).amax(2)
+    pull = torch.where(y == 0, 0.0, pull)
+    slope = _part(curved + program.q + pulled, terms)
+    return torch.stack((largest(slope), largest(apart), largest(torch.minimum(gap, pull)))).amax(0)
+
+
+def _reach(program: Program, z: Tensor) -> tuple[Tensor, Tensor]:
+    """`R z`, and what the terms of the rows come to, `(B, r)`."""
+    reached = times(program.rows, z)
+    bound = torch.where(reached > program.upper, program.upper, torch.where(reached < program.lower, program.lower, 0))
+    net = torch.maximum(reached.abs(), bound.abs())
+    return reached, _honest(net, times(program.rows.abs(), z.abs()) + bound.abs())
+
+
+def _honest(net: Tensor, terms: Tensor) -> Tensor:
+    """The size of terms, of which no more may cancel than a factor of the largest that is left; with a floor. `(B, k)`.
+
+    Points and multipliers that are huge along directions which nothing determines would hide any violation.
+    """
+    most = largest(net).unsqueeze(1)
+    return torch.minimum(terms, net + _CANCELS * most) + _ZERO / TOLERANCE * most
+
+
+def _apart(program: Program, reached: Tensor) -> Tensor:
+    return (reached - program.upper).clamp_min(0) + (program.lower - reached).clamp_min(0)
+
+
+def _gap(program: Program, reached: Tensor, y: Tensor) -> Tensor:
+    """How far the rows are from the bounds that their multipliers belong to, `(B, r)`."""
+    return torch.where(y > 0, program.upper - reached, torch.where(y < 0, reached - program.lower, 0.0)).abs()
+
+
+def _part(missed: Tensor, size: Tensor) -> Tensor:
+    """What is missed over its size, `(B, k)`."""
+    return torch.where(missed == 0, 0.0, missed.abs() / size)
