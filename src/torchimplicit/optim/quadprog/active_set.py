@@ -141,7 +141,8 @@ def _near(
     else:
         at, pull = center[0], torch.where(side != 0, center[1], 0.0)
         right = right - times(program.Q, at) - times_transposed(program.rows, pull)
-        dz, dy, _ = saddle.solve(right, target - times(program.rows, at))
+        terms = largest(torch.cat((program.q, target, at, pull), 1))
+        dz, dy, _ = saddle.solve(right, target - times(program.rows, at), terms=terms)
         z, y = at + dz, pull + dy
     return z, y, judge(program, z, y)[1]
 

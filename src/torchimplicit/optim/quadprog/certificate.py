@@ -32,6 +32,8 @@ def contradiction(program: Program, z: Tensor, find: Callable[[Program], Any]) -
         z: points; where one meets all bounds nothing is proved against it.
         find: solves definite programs.
     """
+    if not program.rows.shape[1]:
+        return torch.zeros_like(program.lower)
     units = Units.of(program)
     scaled = units.scaled(program)
     y = weights(scaled, find)

@@ -24,6 +24,7 @@ _FREE = 1e30  # D^{-1} of a row without bounds
 _HAIR = 1e-9  # D^{-1} of an equation
 _TO_THE_WALL = 0.995
 _NEAR = 1e-7  # weighs how far products are from the floor, as a part of it, against infeasibility
+_LAST = 1e-15  # of the sizes of rows and slopes: the mean product of slacks and multipliers
 _PATIENCE = 15  # steps without getting nearer by a third
 
 
@@ -69,7 +70,7 @@ def interior(
         gap, left = method.residual(now, products)
         nearer = left < 0.7 * best
         best, since = torch.where(nearer, left, best), torch.where(nearer, step, since)
-        stop = ~(left > tol) | (step - since > _PATIENCE)  # also where NaN appeared
+        stop = ~(left > tol) | (step - since > _PATIENCE) | method.ended(now, gap)  # also where NaN appeared
         stop = stop if step < max_steps else torch.ones_like(stop)
         found = _nothing(w, now) if found is None else found
         stopped = int(stop.sum())
@@ -96,7 +97,8 @@ def _nothing(w: Tensor, now: Iterate) -> Interior:
 def _put(found: Interior, rows: Tensor, now: Iterate, sides: Sides, step: int) -> None:
     y = sides.joined(now.weight)
     found.y[rows], found.weight[rows], found.steps[rows] = y if now.pull is None else y + now.pull, now.weight, step
-    side = sides.joined((now.met if sides.has is None else now.met & sides.has).to(torch.int8))
+    met = sides.summed((now.met if sides.has is None else now.met & sides.has).to(torch.int8)) > 0
+    side = torch.where(met, y.sign(), 0).to(torch.int8)
     found.side[rows] = side if sides.fixed is None else torch.where(sides.fixed, 1, side)
     if found.z is not None and now.z is not None:
         found.z[rows] = now.z
@@ -167,6 +169,12 @@ class _Method:
             apart = _NEAR * self.sides.only(products / now.floor - 1, 0.0).abs().amax(1)
         left = torch.maximum(largest(miss), apart)
         return gap, left if off is None else torch.maximum(left, largest(off))
+
+    def ended(self, now: Iterate, gap: Tensor) -> Tensor:
+        """Where there is nothing more to learn: further steps only lose digits, `(B,)`."""
+        if now.sizes is None or self.central:
+            return torch.zeros_like(gap, dtype=torch.bool)
+        return gap < _LAST * (now.sizes[0] * now.sizes[1]).squeeze(1)
 
     def step(self, system: System, now: Iterate, products: Tensor, gap: Tensor) -> Iterate:
         """Predictor and corrector."""

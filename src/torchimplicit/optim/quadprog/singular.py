@@ -15,7 +15,7 @@ from torch import Tensor
 from torchimplicit.optim.quadprog.program import largest, times, times_transposed
 from torchimplicit.optim.quadprog.saddle import compact
 
-_SHIFT = 1e-11
+_SHIFTS = (1e-6, 1e-9, 1e-12)
 _ROUNDS = 8
 _REFINEMENTS = 12
 _ACCURATE = 1e-15
@@ -70,8 +70,7 @@ class Singular:
         matrix[:, :f, :f], matrix[:, f:, :f], matrix[:, :f, f:] = top, E, E.mT
         scale = _balance(matrix)
         matrix = matrix * scale.unsqueeze(2) * scale.unsqueeze(1)
-        shift = torch.cat((torch.where(free[1], _SHIFT, 1.0), torch.where(work[1], -_SHIFT, -1.0)), 1)
-        factors: tuple = torch.linalg.ldl_factor_ex(matrix + torch.diag_embed(shift))[:2]
+        factors = _factored(matrix, free[1], work[1], _SHIFTS[0])
         return Singular(Q, rows, on, holder, entry, free, work, scale, matrix, factors)
 
     def gather(self, values: Tensor) -> Tensor:
@@ -87,13 +86,16 @@ class Singular:
         """Whether it can be solved with, `(B,)`."""
         return torch.ones_like(self.on[:, 0]) if self.on.shape[1] else self.on.new_ones(len(self.on))
 
-    def solve(self, r: Tensor, t: Tensor, shortest: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def solve(
+        self, r: Tensor, t: Tensor, shortest: bool = False, terms: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Solves for right-hand sides `r` `(B, n)` and `t` `(B, r)`.
 
         Args:
             r: forces.
             t: what the rows are to reach.
             shortest: take the shortest least-squares solution where there is none.
+            terms: the size of what `r` and `t` are the small difference of, `(B,)`.
 
         Returns:
             `z` `(B, n)`, `y` `(B, r)` and the relative residual, `(B,)`.
@@ -104,7 +106,7 @@ class Singular:
         force, short = r - times(self.Q, known), t - times(self.rows, known)
         f = self.free[0].shape[1]
         right = torch.cat((force.gather(1, self.free[0]) * self.free[1], short.gather(1, self.work[0]) * self.work[1]), 1)
-        found, residual = self._refined(right)
+        found, residual = self._refined(right, terms)
         found = self._shortest(found, residual, right) if shortest else found
         z = known.scatter_add(1, self.free[0], found[:, :f] * self.free[1])
         y = torch.zeros_like(t).scatter_add_(1, self.work[0], found[:, f:] * self.work[1])
@@ -120,27 +122,31 @@ class Singular:
         noise = torch.randn(self.matrix.shape[1], 2, generator=generator, dtype=torch.float64).to(self.Q)
         noise = noise.expand(len(self.Q), -1, -1) * valid.unsqueeze(2)
         noise[:, :f, 1], noise[:, f:, 0] = 0.0, 0.0
-        moved = torch.linalg.ldl_solve(*self.factors, noise).abs() * _SHIFT > _LOOSE
+        moved = torch.linalg.ldl_solve(*self.factors, noise).abs() * _SHIFTS[0] > _LOOSE
         return moved[:, :f, 0].any(1), moved[:, f:, 1].any(1)
 
-    def _refined(self, right: Tensor) -> tuple[Tensor, Tensor]:
+    def _refined(self, right: Tensor, terms: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Refines with smaller and smaller shifts: a large one keeps rounding out of what nothing determines."""
         right = (right * self.scale).unsqueeze(2)
-        found = torch.linalg.ldl_solve(*self.factors, right)
-        left = right - self.matrix @ found
-        best = self._size(left, right)
-        for _ in range(_REFINEMENTS):
-            rough = best > _ACCURATE
-            if not bool(rough.any()):
+        found, left = torch.zeros_like(right), right
+        size = right.abs().amax((1, 2)) if right.shape[1] else right.new_zeros(len(right))
+        size = (size if terms is None else size + terms).clamp_min(torch.finfo(right.dtype).tiny)
+        best = left.abs().amax((1, 2)) / size if right.shape[1] else torch.zeros_like(size)
+        for shift in _SHIFTS:
+            rough = torch.nonzero(best > _ACCURATE).flatten()
+            if not len(rough):
                 break
-            more = found + torch.linalg.ldl_solve(*self.factors, left)
-            other = right - self.matrix @ more
-            size = self._size(other, right)
-            better = rough & (size < 0.7 * best)
-            if not bool(better.any()):
-                break
-            take = better[:, None, None]
-            found, left, best = torch.where(take, more, found), torch.where(take, other, left), torch.where(better, size, best)
+            part, matrix = (left[rough], found[rough], best[rough]), self.matrix[rough]
+            factors = self._factors(shift, rough)
+            part = _refine(matrix, factors, right[rough], size[rough], *part)
+            left[rough], found[rough], best[rough] = part
         return found.squeeze(2) * self.scale, best
+
+    def _factors(self, shift: float, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the matrix with a shift, for some programs; the first is kept."""
+        if shift == _SHIFTS[0]:
+            return self.factors[0][index], self.factors[1][index]
+        return _factored(self.matrix[index], self.free[1][index], self.work[1][index], shift)
 
     def _shortest(self, found: Tensor, residual: Tensor, right: Tensor) -> Tensor:
         lost = torch.nonzero(~(residual <= _SOLVED)).flatten()
@@ -149,14 +155,31 @@ class Singular:
             found[lost] = times(inverse, right[lost] * self.scale[lost]) * self.scale[lost]
         return found
 
-    def _size(self, left: Tensor, right: Tensor) -> Tensor:
-        if not left.shape[1]:
-            return left.new_zeros(len(left))
-        return left.abs().amax((1, 2)) / (right.abs().amax((1, 2)) + (right - left).abs().amax((1, 2))).clamp_min(1e-300)
-
     def _of_holder(self, values: Tensor) -> Tensor:
         """Values of the rows that hold the unknowns, `(B, n)`; zero for unknowns that none holds."""
         return torch.cat((values, torch.zeros_like(values[:, :1]) if values.shape[1] else values.new_zeros(len(values), 1)), 1).gather(1, self.holder)
+
+
+def _factored(matrix: Tensor, free: Tensor, work: Tensor, shift: float) -> tuple[Tensor, Tensor]:
+    shifts = torch.cat((torch.where(free, shift, 1.0), torch.where(work, -shift, -1.0)), 1).to(matrix)
+    lower, pivots, _ = torch.linalg.ldl_factor_ex(matrix + torch.diag_embed(shifts))
+    return lower, pivots
+
+
+def _refine(
+    matrix: Tensor, factors: tuple, right: Tensor, size: Tensor, left: Tensor, found: Tensor, best: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Refines until rounding is all that is left, or nothing is gained."""
+    for _ in range(_REFINEMENTS):
+        more = found + torch.linalg.ldl_solve(*factors, left)
+        other = right - matrix @ more
+        residual = other.abs().amax((1, 2)) / size
+        better = residual < 0.7 * best
+        take = better[:, None, None]
+        found, left, best = torch.where(take, more, found), torch.where(take, other, left), torch.where(better, residual, best)
+        if not bool((better & (best > _ACCURATE)).any()):
+            break
+    return left, found, best
 
 
 def _holders(rows: Tensor, on: Tensor) -> tuple[Tensor, Tensor]:
