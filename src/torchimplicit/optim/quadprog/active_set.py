@@ -115,11 +115,11 @@ def _try(
     """The solution for a guess, and the next guess."""
     if curvature is None:
         saddle = Singular.build(program.Q, program.rows, side)
-        z, y, right = _near(program, side, saddle, center)
+        z, y = _near(program, side, saddle, center)
     else:
         saddle = Saddle.build(program.Q, program.rows, side, curvature, gram)
         z, y, residual = saddle.solve(-program.q, saddle.gather(program.target(side)))
-        y, right = saddle.scatter(y, side.shape[1]), saddle.sound & (residual < _RESIDUAL)
+        y = saddle.scatter(y, side.shape[1])
     reached = times(program.rows, z)
     # A bound that is met without a multiplier counts as not met: the convention for weakly active constraints.
     slack = (side != 0) & ~locked & (side * y * program.length <= _SIGN * largest(y * program.length).unsqueeze(1))
@@ -127,14 +127,18 @@ def _try(
     above = reached - program.upper > _SIGN * torch.maximum(reached.abs(), program.upper.abs()) + nothing
     below = program.lower - reached > _SIGN * torch.maximum(reached.abs(), program.lower.abs()) + nothing
     better = torch.where(slack, 0, torch.where(above, 1, torch.where(below, -1, side))).to(torch.int8)
-    settled = right & (better == side).all(1) & ~(above | below).any(1)
+    if curvature is None:  # multipliers of less than a rounding are left out, and the point is right without them
+        y, side = torch.where(slack, 0.0, y), torch.where(slack, 0, side).to(torch.int8)
+        settled = judge(program, z, y)[0] <= _RESIDUAL
+    else:
+        settled = saddle.sound & (residual < _RESIDUAL) & (better == side).all(1) & ~(above | below).any(1)  # type: ignore[union-attr]
     return Point(z, y, side, settled, steps, saddle), better
 
 
 def _near(
     program: Program, side: Tensor, saddle: Singular, center: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The solution for a guess that is nearest to a point, its multipliers, and whether all conditions are met."""
+) -> tuple[Tensor, Tensor]:
+    """The solution for a guess that is nearest to a point, and its multipliers."""
     right, target = -program.q, program.target(side)
     if center is None:
         z, y, _ = saddle.solve(right, target)
@@ -144,7 +148,7 @@ def _near(
         terms = largest(torch.cat((program.q, target, at, pull), 1))
         dz, dy, _ = saddle.solve(right, target - times(program.rows, at), terms=terms)
         z, y = at + dz, pull + dy
-    return z, y, judge(program, z, y)[1]
+    return z, y
 
 
 def independent_rows(rows: Tensor, among: Tensor, equalities: int = 0) -> Tensor:

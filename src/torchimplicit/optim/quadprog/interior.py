@@ -23,8 +23,10 @@ _APART = 1e12  # of unknowns over multipliers
 _FREE = 1e30  # D^{-1} of a row without bounds
 _HAIR = 1e-9  # D^{-1} of an equation
 _TO_THE_WALL = 0.995
+_CLOSE = 1e3  # a slack of as many times its multiplier may be zero as well as this
 _NEAR = 1e-7  # weighs how far products are from the floor, as a part of it, against infeasibility
-_LAST = 1e-15  # of the sizes of rows and slopes: the mean product of slacks and multipliers
+_LAST = 1e-20  # of the sizes of rows and slopes: the mean product of slacks and multipliers
+_WORSE = 1e4  # than the best: digits are being lost
 _PATIENCE = 15  # steps without getting nearer by a third
 
 
@@ -38,6 +40,7 @@ class Interior:
         side: the bound that every row seems to meet: 1 upper, -1 lower, 0 none, `(B, m)`.
         steps: `(B,)`.
         z: unknowns, `(B, n)`; None where the system has eliminated them.
+        near: as `side`, with bounds that are met whether or not they hold anything; None without `z`.
     """
 
     y: Tensor
@@ -45,6 +48,7 @@ class Interior:
     side: Tensor
     steps: Tensor
     z: Tensor | None
+    near: Tensor | None
 
 
 def interior(
@@ -70,7 +74,8 @@ def interior(
         gap, left = method.residual(now, products)
         nearer = left < 0.7 * best
         best, since = torch.where(nearer, left, best), torch.where(nearer, step, since)
-        stop = ~(left > tol) | (step - since > _PATIENCE) | method.ended(now, gap)  # also where NaN appeared
+        lost = (step - since > _PATIENCE) | (left > _WORSE * best)
+        stop = ~(left > tol) | lost | method.ended(now, gap)  # also where NaN appeared
         stop = stop if step < max_steps else torch.ones_like(stop)
         found = _nothing(w, now) if found is None else found
         stopped = int(stop.sum())
@@ -90,8 +95,9 @@ def interior(
 
 def _nothing(w: Tensor, now: Iterate) -> Interior:
     steps = torch.zeros_like(w[:, 0], dtype=torch.int64)
-    z = None if now.z is None else torch.zeros_like(now.z)
-    return Interior(torch.zeros_like(w), torch.zeros_like(now.weight), w.new_zeros(w.shape, dtype=torch.int8), steps, z)
+    side = w.new_zeros(w.shape, dtype=torch.int8)
+    z, near = (None, None) if now.z is None else (torch.zeros_like(now.z), side.clone())
+    return Interior(torch.zeros_like(w), torch.zeros_like(now.weight), side, steps, z, near)
 
 
 def _put(found: Interior, rows: Tensor, now: Iterate, sides: Sides, step: int) -> None:
@@ -100,8 +106,12 @@ def _put(found: Interior, rows: Tensor, now: Iterate, sides: Sides, step: int) -
     met = sides.summed((now.met if sides.has is None else now.met & sides.has).to(torch.int8)) > 0
     side = torch.where(met, y.sign(), 0).to(torch.int8)
     found.side[rows] = side if sides.fixed is None else torch.where(sides.fixed, 1, side)
-    if found.z is not None and now.z is not None:
+    if found.z is not None and found.near is not None and now.z is not None:
         found.z[rows] = now.z
+        reach, force = now.sizes  # type: ignore[misc]
+        near = sides.summed((sides.only(now.slack / reach, torch.inf) < _CLOSE * now.weight / force).to(torch.int8)) > 0
+        near = torch.where(near, y.sign(), 0).to(torch.int8)
+        found.near[rows] = near if sides.fixed is None else torch.where(sides.fixed, 1, near)
 
 
 def _begin(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ _MANY_ROWS = 1.3  # per unknown: more are not eliminated
 _FEW_ROWS = 32  # small matrices cost no less in single precision
 _ROUNDS = 4
 _WARM_ROUNDS = 6
-_STAGES = ((1e-9, 6), (1e-13, 12))  # tolerance of the interior point, rounds of repair
+_STAGES = ((1e-9, 6), (0.0, 12))  # tolerance of the interior point, rounds of repair
 
 
 @dataclass
@@ -169,6 +170,7 @@ def _general(stated: Program, guess: Tensor | None, max_steps: int) -> tuple[Poi
             inner = interior(Augmented.of(scaled), scaled.lower, scaled.lower, scaled.upper, tol, max_steps)
             center = torch.nan_to_num(inner.z), torch.nan_to_num(inner.y)
             point = settle(scaled, inner.side, inner.steps + result.steps[index], rounds, center=center)
+            _retry(scaled, point, inner.near, rounds, center)
         residual[index] = _better(stated, units, repeats, point, center)
         result.put(index, point)
         left = torch.nonzero(~point.settled).flatten()
@@ -177,6 +179,16 @@ def _general(stated: Program, guess: Tensor | None, max_steps: int) -> tuple[Poi
         index, stated, scaled, units = index[left], stated.take(left), scaled.take(left), units.take(left)
         repeats = None if repeats is None else repeats.take(left)
     return result, residual
+
+
+def _retry(program: Program, point: Point, side: Any, rounds: int, center: tuple[Tensor, Tensor]) -> None:
+    """Tries, where nothing has settled, all bounds that may be met: some of them hold nothing."""
+    left = torch.nonzero(~point.settled).flatten()
+    if len(left):
+        part, center = program.take(left), (center[0][left], center[1][left])
+        again = settle(part, side[left], point.steps[left], rounds, center=center)
+        at = torch.nonzero(again.settled).flatten()
+        point.put(left[at], again.take(at))
 
 
 def _better(
