@@ -43,6 +43,13 @@ class Point:
     steps: Tensor
     saddle: Saddle | Singular | None = None
 
+    @staticmethod
+    def nothing(program: Program) -> Point:
+        """Zero, for all programs."""
+        y = torch.zeros_like(program.lower)
+        steps = torch.zeros(program.batch, dtype=torch.int64, device=y.device)
+        return Point(torch.zeros_like(program.q), y, y.to(torch.int8), steps == 1, steps)
+
     def put(self, index: Tensor, other: Point) -> None:
         """Overwrites some of the programs."""
         for mine, its in zip(self._parts(), other._parts(), strict=True):

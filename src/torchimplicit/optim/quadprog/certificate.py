@@ -9,7 +9,6 @@ falls for ever, it does so along the projection of $-q$ onto the directions that
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ _RISE = 1e-9
 _NONE = 1e-8  # a projection of that length, of something of length one, is zero
 
 
-def contradiction(program: Program, z: Tensor, find: Callable[[Program], Any]) -> Tensor:
+def contradiction(program: Program, z: Tensor, find: Callable[[Program], Tensor]) -> Tensor:
     """Weights of the rows that prove that no point meets all bounds, `(B, r)`; zero where there is no proof.
 
     Args:
@@ -41,7 +40,7 @@ def contradiction(program: Program, z: Tensor, find: Callable[[Program], Any]) -
     return torch.where(proved.unsqueeze(1), y * units.rows, 0.0)
 
 
-def weights(program: Program, find: Callable[[Program], Any]) -> Tensor:
+def weights(program: Program, find: Callable[[Program], Tensor]) -> Tensor:
     """The shortest weights that contradict, `(B, r)`."""
     r, n = program.rows.shape[1:]
     upper, lower = program.upper, program.lower
@@ -52,7 +51,7 @@ def weights(program: Program, find: Callable[[Program], Any]) -> Tensor:
     low = torch.cat((torch.zeros_like(program.q), torch.zeros_like(q)), 1)
     high = torch.cat((torch.zeros_like(program.q), torch.where(has, torch.inf, 0.0)), 1)
     found = find(Program(Q, torch.where(has, q, 0.0), torch.cat((both, Q), 1), low, high, n))
-    above, below = torch.where(has, found.z.clamp_min(0), 0.0).chunk(2, 1)
+    above, below = torch.where(has, found.clamp_min(0), 0.0).chunk(2, 1)
     return above - below
 
 
@@ -65,7 +64,7 @@ def proves(program: Program, y: Tensor) -> Tensor:
     return (short > _ROUNDING * terms.abs().sum(1)) & (short > reach * times_transposed(program.rows, y).abs().sum(1))
 
 
-def ray(program: Program, find: Callable[[Program], Any]) -> Tensor:
+def ray(program: Program, find: Callable[[Program], Tensor]) -> Tensor:
     """Directions along which the objective falls for ever and no bound is ever met, `(B, n)`; zero without such."""
     units = Units.of(program)
     scaled = units.scaled(program)
@@ -75,7 +74,7 @@ def ray(program: Program, find: Callable[[Program], Any]) -> Tensor:
     zero, far = torch.zeros_like(down), torch.full_like(scaled.lower, torch.inf)
     lower, upper = torch.where(scaled.lower.isfinite(), 0.0, -far), torch.where(scaled.upper.isfinite(), 0.0, far)
     cone = Program(eye, down, torch.cat((scaled.Q, scaled.rows), 1), torch.cat((zero, lower), 1), torch.cat((zero, upper), 1), n)
-    d = find(cone).z
+    d = find(cone)
     d = torch.where((largest(d) > _NONE).unsqueeze(1), d, 0.0)
     return torch.where(falls(scaled, d).unsqueeze(1), d * units.z, 0.0)
 

@@ -9,7 +9,7 @@ import torch
 from torchimplicit.core import transforms
 from torchimplicit.optim.quadprog.certificate import proves, weights
 from torchimplicit.optim.quadprog.program import Program
-from torchimplicit.optim.quadprog.solve import found
+from torchimplicit.optim.quadprog.search import solutions
 
 _RANK = 1e-9
 
@@ -29,7 +29,7 @@ def nearest_feasible(program: Program) -> Program:
             "torch.autograd.grad, or give programs that are feasible"
         )
     plain = program.mapped(torch.detach)
-    t = weights(plain, found)  # the least violation is the shortest proof that there is one
+    t = weights(plain, solutions)  # the least violation is the shortest proof that there is one
     index = torch.nonzero(proves(plain, t)).flatten()
     if not len(index):
         return program

@@ -26,7 +26,7 @@ from torchimplicit.optim.quadprog.program import Program, times, times_transpose
 from torchimplicit.optim.quadprog.reduction import gram, reduce
 from torchimplicit.optim.quadprog.report import SmoothedReport
 from torchimplicit.optim.quadprog.saddle import Saddle, factor
-from torchimplicit.optim.quadprog.solve import found
+from torchimplicit.optim.quadprog.search import solutions
 from torchimplicit.solve import Newton
 
 _PROXIMAL = 1e-6
@@ -80,7 +80,7 @@ def smooth(
     lost = status != Status.CONVERGED
     if bool(lost.any()):
         status = torch.where(lost, int(Status.MAX_STEPS), status)
-        contradicts = (contradiction(program.mapped(torch.detach), start[:, :n], found) != 0).any(1)
+        contradicts = (contradiction(program.mapped(torch.detach), start[:, :n], solutions) != 0).any(1)
         status = torch.where(lost & contradicts, int(Status.INFEASIBLE), status)
     return z, y, SmoothedReport(solution.report, status, steps + solution.steps)
 

@@ -1,0 +1,53 @@
+"""Bounds so far out that they are hardly meant: left out at first, and looked at when all else has been done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from torchimplicit.optim.quadprog.program import Program, largest
+
+INFINITE = 1e20  # what is no nearer is no bound at all
+_GAP = 1e5
+_TIMES = 3
+
+
+def without_infinite(program: Program) -> Program:
+    """The programs without bounds of `INFINITE` and more."""
+    apart = program.lower != program.upper
+    upper = torch.where(apart & (program.upper >= INFINITE), torch.inf, program.upper)
+    lower = torch.where(apart & (program.lower <= -INFINITE), -torch.inf, program.lower)
+    return replace(program, upper=upper, lower=lower)
+
+
+def ever_further(program: Program) -> Iterator[Tensor | None]:
+    """How far out bounds are to be taken along, `(B, 1)`: up to a gap in their sizes, up to the next, and all: None."""
+    size = torch.where(program.length > 0, program.length, 1.0)
+    bounds = torch.cat((program.lower / size, program.upper / size), 1).abs()
+    known = bounds.isfinite() & (bounds > 0)
+    low, high = torch.where(known, bounds, torch.inf), torch.where(known, bounds, 0.0)
+    if bounds.shape[1] and bool((largest(high) > _GAP * low.amin(1)).any()):
+        fixed = (program.lower == program.upper).repeat(1, 2)
+        start = torch.where(known & fixed, bounds, 0.0).amax(1, keepdim=True)
+        start = torch.where(start > 0, start, low.amin(1, keepdim=True))
+        order = low.sort(1).values
+        gap = torch.cat((order[:, 1:], torch.full_like(order[:, :1], torch.inf)), 1) > _GAP * order
+        for _ in range(_TIMES):
+            reach = torch.where(gap & (order >= start), order, torch.inf).amin(1, keepdim=True)
+            if bool((reach >= largest(high).unsqueeze(1)).all()):
+                break
+            yield reach * size
+            start = torch.where(order > reach, order, torch.inf).amin(1, keepdim=True)
+    yield None
+
+
+def within(program: Program, reach: Tensor | None) -> Program:
+    """The programs without bounds further out than `reach`, `(B, r)`."""
+    if reach is None:
+        return program
+    upper = torch.where(program.upper.abs() > reach, torch.inf, program.upper)
+    lower = torch.where(program.lower.abs() > reach, -torch.inf, program.lower)
+    return replace(program, upper=upper, lower=lower)
