@@ -15,12 +15,13 @@ from torchimplicit.optim.cone import (
 from torchimplicit.optim.constrained import ConstrainedSolution
 from torchimplicit.optim.control import BoxDDP, ControlReport, ControlSolution, ilqr, lqr
 from torchimplicit.optim.descent import ProjectedGradient, ProximalGradient, curvature_bound
-from torchimplicit.optim.quadprog import Certificate, Duals, ProgramReport, QPSolution, qp
+from torchimplicit.optim.quadprog import Certificate, Determined, Duals, ProgramReport, QPSolution, qp
 
 __all__ = [
     "ADMM",
     "BoxDDP",
     "Certificate",
+    "Determined",
     "ConeSolution",
     "Cones",
     "ConstrainedSolution",

@@ -33,6 +33,7 @@ class Point:
         side: the bound that every row meets with a multiplier that is not zero: 1 upper, -1 lower, 0 none, `(B, r)`.
         settled: whether they were found exactly, `(B,)`.
         steps: `(B,)`.
+        loose: whether the bounds that are met leave the solution, and the multipliers, undetermined, `(B, 2)`.
         saddle: the factor, if all were found with one.
     """
 
@@ -41,6 +42,7 @@ class Point:
     side: Tensor
     settled: Tensor
     steps: Tensor
+    loose: Tensor
     saddle: Saddle | Singular | None = None
 
     @staticmethod
@@ -48,7 +50,7 @@ class Point:
         """Zero, for all programs."""
         y = torch.zeros_like(program.lower)
         steps = torch.zeros(program.batch, dtype=torch.int64, device=y.device)
-        return Point(torch.zeros_like(program.q), y, y.to(torch.int8), steps == 1, steps)
+        return Point(torch.zeros_like(program.q), y, y.to(torch.int8), steps == 1, steps, _tight(steps))
 
     def put(self, index: Tensor, other: Point) -> None:
         """Overwrites some of the programs."""
@@ -62,11 +64,14 @@ class Point:
 
     def take(self, index: Tensor) -> Point:
         """Some of the programs, without the factor."""
-        z, y, side, settled, steps = (part[index] for part in self._parts())
-        return Point(z, y, side, settled, steps)
+        return Point(*(part[index] for part in self._parts()))
 
     def _parts(self) -> tuple[Tensor, ...]:
-        return self.z, self.y, self.side, self.settled, self.steps
+        return self.z, self.y, self.side, self.settled, self.steps, self.loose
+
+
+def _tight(steps: Tensor) -> Tensor:
+    return torch.zeros(len(steps), 2, dtype=torch.bool, device=steps.device)
 
 
 def settle(
@@ -139,7 +144,7 @@ def _try(
         settled = judge(program, z, y)[0] <= _RESIDUAL
     else:
         settled = saddle.sound & (residual < _RESIDUAL) & (better == side).all(1) & ~(above | below).any(1)  # type: ignore[union-attr]
-    return Point(z, y, side, settled, steps, saddle), better
+    return Point(z, y, side, settled, steps, _tight(steps), saddle), better
 
 
 def _near(

@@ -73,7 +73,9 @@ def ray(program: Program, find: Callable[[Program], Tensor]) -> Tensor:
     eye = torch.eye(n, dtype=down.dtype, device=down.device).expand(program.batch, -1, -1)
     zero, far = torch.zeros_like(down), torch.full_like(scaled.lower, torch.inf)
     lower, upper = torch.where(scaled.lower.isfinite(), 0.0, -far), torch.where(scaled.upper.isfinite(), 0.0, far)
-    cone = Program(eye, down, torch.cat((scaled.Q, scaled.rows), 1), torch.cat((zero, lower), 1), torch.cat((zero, upper), 1), n)
+    cone = Program(
+        eye, down, torch.cat((scaled.Q, scaled.rows), 1), torch.cat((zero, lower), 1), torch.cat((zero, upper), 1), n
+    )
     d = find(cone)
     d = torch.where((largest(d) > _NONE).unsqueeze(1), d, 0.0)
     return torch.where(falls(scaled, d).unsqueeze(1), d * units.z, 0.0)

@@ -8,10 +8,11 @@ from torch import Tensor
 from torchimplicit.optim.quadprog.active_set import Point, settle
 from torchimplicit.optim.quadprog.augmented import Augmented
 from torchimplicit.optim.quadprog.interior import interior
-from torchimplicit.optim.quadprog.program import Program
+from torchimplicit.optim.quadprog.program import Program, largest
 from torchimplicit.optim.quadprog.repeats import Repeats
+from torchimplicit.optim.quadprog.singular import Singular
 from torchimplicit.optim.quadprog.units import Units
-from torchimplicit.optim.quadprog.verdict import judge
+from torchimplicit.optim.quadprog.verdict import TOLERANCE, judge, met
 
 _WARM_ROUNDS = 6
 _STAGES = ((1e-9, 6), (0.0, 12))  # tolerance of the interior point (none: as near as it comes), rounds of repair
@@ -31,8 +32,10 @@ def general(near: Program, stated: Program, guess: Tensor | None, max_steps: int
     """
     result, residual = Point.nothing(stated), torch.full_like(stated.q[:, 0], torch.inf)
     program, repeats = Repeats.merged(near)
+    whole, same = stated, repeats
     units = Units.of(program)
-    scaled, index = units.scaled(program), torch.arange(program.batch, device=program.q.device)
+    scaled, rows = units.scaled(program), stated.rows * units.rows.unsqueeze(2) * units.z.unsqueeze(1)
+    Q, index = scaled.Q, torch.arange(program.batch, device=program.q.device)
     bounded = bool(stated.rows.shape[1])
     warm = [(torch.inf, _WARM_ROUNDS)] if guess is not None or not bounded else []
     for tol, rounds in (*warm, *(_STAGES if bounded else ())):
@@ -52,6 +55,13 @@ def general(near: Program, stated: Program, guess: Tensor | None, max_steps: int
             break
         index, stated, scaled, units = index[left], stated.take(left), scaled.take(left), units.take(left)
         repeats = None if repeats is None else repeats.take(left)
+    at = torch.nonzero(result.settled).flatten()
+    if len(at):
+        holding = result.side[at] != 0
+        if same is not None:  # the others of a kind could hold as well
+            holds = met(whole.take(at), result.z[at])
+            holding = holding | (same.take(at).alike(holding) & holds)
+        result.loose[at] = torch.stack(Singular.build(Q[at], rows[at], holding).loose(), 1)
     return result, residual
 
 
@@ -81,6 +91,9 @@ def _better(
     inside, enough = judge(program, z, y)
     closer = ~point.settled & ~(inside >= residual)
     point.settled = point.settled | (closer & enough)
+    pull = y * program.length
+    holding = torch.where(pull.abs() > TOLERANCE * largest(pull).unsqueeze(1), y.sign(), 0).to(torch.int8)
+    point.side = torch.where(closer.unsqueeze(1), holding, point.side)
     point.z, point.y = (torch.where(closer.unsqueeze(1), x, own) for x, own in ((z, point.z), (y, point.y)))
     return torch.where(closer, inside, residual)
 

@@ -114,9 +114,7 @@ def _put(found: Interior, rows: Tensor, now: Iterate, sides: Sides, step: int) -
         found.near[rows] = near if sides.fixed is None else torch.where(sides.fixed, 1, near)
 
 
-def _begin(
-    system: System, w: Tensor, lower: Tensor, upper: Tensor, floor: float | Tensor
-) -> tuple[_Method, Iterate]:
+def _begin(system: System, w: Tensor, lower: Tensor, upper: Tensor, floor: float | Tensor) -> tuple[_Method, Iterate]:
     sides = Sides.of(lower, upper)
     floor = torch.as_tensor(floor, dtype=w.dtype, device=w.device).expand(len(w), 1)
     method = _Method(sides, bool((floor > 0).any()))

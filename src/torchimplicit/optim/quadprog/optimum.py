@@ -221,6 +221,10 @@ def _tell(call: Call, residual: Tensor) -> None:
     status = torch.where(residual <= _TRUSTED, int(Status.CONVERGED), int(Status.STAGNATED))
     status = torch.where(residual.isfinite(), status, int(Status.NON_FINITE))
     report = ProgramReport(status, torch.ones_like(status), residual, 1, "backward solve", linear=True)
+    outcome = call.record.outcome
+    if outcome is not None and len(outcome.point.loose) == len(status):
+        loose = outcome.point.loose[:, 1]
+        report.ambiguous = loose if bool(loose.any()) else None
     if call.record.report is not None:
         call.record.report.backward = report
     react(report, call.on_failure)

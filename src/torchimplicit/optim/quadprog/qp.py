@@ -18,7 +18,7 @@ from torchimplicit.optim.quadprog.form import Form, assemble, benign, broken, ch
 from torchimplicit.optim.quadprog.nearest import nearest_feasible, uncrossed
 from torchimplicit.optim.quadprog.optimum import Call, Optimum
 from torchimplicit.optim.quadprog.program import Program, times
-from torchimplicit.optim.quadprog.report import Certificate, ProgramReport, QPSolution
+from torchimplicit.optim.quadprog.report import Certificate, Determined, ProgramReport, QPSolution
 from torchimplicit.optim.quadprog.smoothing import smooth
 from torchimplicit.optim.quadprog.solve import Outcome, solve
 
@@ -156,12 +156,17 @@ def _solution(
     p, m, _ = form.sizes
     inequalities = slice(p, p + m)
     slack = form.out(program.upper[:, inequalities] - times(program.rows[:, inequalities], z))
-    certificate = None
+    certificate, loose = None, torch.zeros(len(z), 2, dtype=torch.bool, device=z.device)
+    if outcome is not None and len(outcome.point.loose) == len(z):
+        loose = outcome.point.loose
     if outcome is not None and outcome.proof is not None and not transforms.active():
         contradiction, ray = outcome.proof
         certificate = Certificate(form.duals(contradiction), form.out(ray))
     value, duals, slack = own((form.out(z), form.duals(y), slack))
-    return QPSolution(value, report, duals=duals, slack=slack, active=form.duals(side), certificate=certificate)
+    determined = Determined(*~loose.T)
+    return QPSolution(
+        value, report, duals=duals, slack=slack, active=form.duals(side), determined=determined, certificate=certificate
+    )
 
 
 def _smoothed(

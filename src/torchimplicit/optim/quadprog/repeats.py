@@ -21,11 +21,13 @@ class Repeats:
         above: the row whose bound is the upper one.
         below: the row whose bound is the lower one.
         factor: what a row must be multiplied by to be the first of its kind.
+        kind: the number of that first row.
     """
 
     above: Tensor
     below: Tensor
     factor: Tensor
+    kind: Tensor
 
     @staticmethod
     def merged(program: Program) -> tuple[Program, Repeats | None]:
@@ -45,8 +47,7 @@ class Repeats:
         lower = (-none).scatter_reduce(1, leader, low, "amax")
         number = torch.arange(r, device=order.device).expand(batch, -1)
         above, below = (
-            _owner(leader, mine == found.gather(1, leader), number)
-            for mine, found in ((high, upper), (low, lower))
+            _owner(leader, mine == found.gather(1, leader), number) for mine, found in ((high, upper), (low, lower))
         )
         crossed = lower - upper
         size = torch.maximum(lower.abs(), upper.abs())
@@ -59,7 +60,7 @@ class Repeats:
         lower = torch.where(apart, program.lower, torch.where(leading, lower, -torch.inf))
         above, below = (torch.where(apart, number, owner) for owner in (above, below))
         rows = program.rows * keep.unsqueeze(2)
-        return replace(program, rows=rows, lower=lower, upper=upper), Repeats(above, below, factor)
+        return replace(program, rows=rows, lower=lower, upper=upper), Repeats(above, below, factor, leader)
 
     def apart(self, values: Tensor, scaled: bool) -> Tensor:
         """Multipliers, or sides, of the merged rows as those of the rows that the bounds are of."""
@@ -70,7 +71,12 @@ class Repeats:
 
     def take(self, index: Tensor) -> Repeats:
         """Those of some of the programs."""
-        return Repeats(self.above[index], self.below[index], self.factor[index])
+        return Repeats(self.above[index], self.below[index], self.factor[index], self.kind[index])
+
+    def alike(self, on: Tensor) -> Tensor:
+        """Which rows are of the kind of one of these, bool `(B, r)`."""
+        some = torch.zeros_like(self.kind).scatter_reduce(1, self.kind, on.to(self.kind.dtype), "amax")
+        return some.gather(1, self.kind) > 0
 
 
 def _by_kind(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:

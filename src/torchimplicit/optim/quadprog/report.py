@@ -38,10 +38,21 @@ PROGRAMS = {
 
 
 class ProgramReport(Report):
-    """A `Report` of quadratic or cone programs. Its `residual` is that of the Karush-Kuhn-Tucker conditions."""
+    """A `Report` of quadratic or cone programs. Its `residual` is that of the Karush-Kuhn-Tucker conditions.
+
+    Attributes:
+        ambiguous: of a backward solve, whose derivatives by constraints and bounds are one of many, `(B,)`, as
+            the multipliers are not unique; None where all are.
+    """
 
     failure: ClassVar[str] = "have no solution that could be vouched for"
     table = PROGRAMS
+    ambiguous: Tensor | None = None
+
+    def __str__(self) -> str:
+        """One line, with how many derivatives are the shortest of many."""
+        text, count = super().__str__(), 0 if self.ambiguous is None else int(self.ambiguous.sum())
+        return f"{text}, {count} of them one of many, as multipliers are not unique" if count else text
 
 
 class SmoothedReport(ProgramReport):
@@ -82,6 +93,19 @@ class Duals(NamedTuple):
     bounds: Tensor
 
 
+class Determined(NamedTuple):
+    """What the bounds that are met with a multiplier determine, and nothing else.
+
+    Attributes:
+        value: whether the solution is the only one, `(B,)`. Where not, it has no derivative but by what leaves it alone.
+        duals: whether the multipliers are, `(B,)`. Where not, rows depend on each other; the solution's derivatives by
+            constraints and bounds are then one of many.
+    """
+
+    value: Tensor
+    duals: Tensor
+
+
 class Certificate(NamedTuple):
     """Why a program has no solution.
 
@@ -103,10 +127,12 @@ class QPSolution(Solution):
         slack: `h - G z`, `(B, m)`; negative where `closest_feasible` had to move a bound.
         active: the bound that every constraint meets with a multiplier that is not zero: 1 the upper one, -1 the lower
             one, 0 none; `inequality` and `equality` are 0 or 1.
+        determined: whether solution and multipliers are unique; the verdict on the solution itself is `status`.
         certificate: why programs have no solution; None when all have one.
     """
 
     duals: Duals = None  # type: ignore[assignment]
     slack: Tensor = None  # type: ignore[assignment]
     active: Duals = None  # type: ignore[assignment]
+    determined: Determined = None  # type: ignore[assignment]
     certificate: Certificate | None = None

@@ -22,6 +22,7 @@ from torchimplicit.optim.quadprog.program import largest, times, times_transpose
 _REFINEMENTS = 4
 _ACCURATE = 1e-12
 _DEFINITE = 1e-12
+_DEPENDENT = 1e-12  # part of a row that no other explains
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Saddle:
         valid: where not filled up, `(B, a)`.
         curvature: Cholesky factor of `Q`, `(B, n, n)`.
         complement: Cholesky factor of `S`, `(B, a, a)`.
-        sound: whether both factors exist, `(B,)`; where not they are the identity.
+        sound: whether the factors can be solved with, `(B,)`; those that do not exist are the identity.
     """
 
     Q: Tensor
@@ -73,6 +74,8 @@ class Saddle:
             system = system * (valid.unsqueeze(2) & valid.unsqueeze(1))
         system.diagonal(dim1=1, dim2=2).add_((~valid).to(system.dtype))
         complement, sound = factor(system)
+        pivots = complement.diagonal(dim1=1, dim2=2).square()
+        sound = sound & (pivots > _DEPENDENT * system.diagonal(dim1=1, dim2=2)).all(1)
         return Saddle(Q, working, index, valid, curvature, complement, sound)
 
     def put(self, at: Tensor, other: Saddle) -> None:
@@ -119,9 +122,7 @@ class Saddle:
             best = torch.where(better, residual, best)
         return z, y, best
 
-    def _residual(
-        self, z: Tensor, y: Tensor, r: Tensor, t: Tensor, reached: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _residual(self, z: Tensor, y: Tensor, r: Tensor, t: Tensor, reached: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What is left of the right-hand sides, and the largest part of it over the size of the terms, `(B,)`."""
         curved, pulled = times(self.Q, z), times_transposed(self.working, y)
         left_r, left_t = r - curved - pulled, t - times(self.working, z)

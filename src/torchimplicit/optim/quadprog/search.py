@@ -144,5 +144,3 @@ def _from_inside(program: Program, curvature: Tensor, matrix: Tensor, max_steps:
     inner = interior(start.reduction.to(dtype), begin, lower, upper, tol, max_steps)
     side = torch.cat((torch.ones_like(program.lower[:, :p], dtype=torch.int8), inner.side), 1)
     return settle(program, side, inner.steps, _ROUNDS, curvature, matrix)
-
-

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchimplicit.optim.quadprog.program import largest, times, times_transposed
+from torchimplicit.optim.quadprog.program import times, times_transposed
 from torchimplicit.optim.quadprog.saddle import compact
 
 _SHIFTS = (1e-6, 1e-9, 1e-12)
@@ -57,7 +57,7 @@ class Singular:
         """Factors the systems of the rows whose side is not zero."""
         on = side != 0
         holder, entry = _holders(rows, on)
-        r, n = rows.shape[1:]
+        r = rows.shape[1]
         held = holder < r
         holds = torch.zeros(len(Q), r + 1, dtype=torch.bool, device=Q.device).scatter(1, holder, held)[:, :r]
         free, work = compact(~held), compact(on & ~holds)
@@ -105,7 +105,9 @@ class Singular:
         known = torch.where(held, at, 0.0)
         force, short = r - times(self.Q, known), t - times(self.rows, known)
         f = self.free[0].shape[1]
-        right = torch.cat((force.gather(1, self.free[0]) * self.free[1], short.gather(1, self.work[0]) * self.work[1]), 1)
+        right = torch.cat(
+            (force.gather(1, self.free[0]) * self.free[1], short.gather(1, self.work[0]) * self.work[1]), 1
+        )
         found, residual = self._refined(right, terms)
         found = self._shortest(found, residual, right) if shortest else found
         z = known.scatter_add(1, self.free[0], found[:, :f] * self.free[1])
@@ -118,11 +120,11 @@ class Singular:
     def loose(self) -> tuple[Tensor, Tensor]:
         """Whether unknowns, and whether multipliers, are not determined, `(B,)` each: a random force moves them far."""
         f, generator = self.free[0].shape[1], torch.Generator().manual_seed(0)
-        valid = torch.cat((self.free[1], self.work[1]), 1)
         noise = torch.randn(self.matrix.shape[1], 2, generator=generator, dtype=torch.float64).to(self.Q)
-        noise = noise.expand(len(self.Q), -1, -1) * valid.unsqueeze(2)
+        noise = noise.expand(len(self.Q), -1, -1) * torch.cat((self.free[1], self.work[1]), 1).unsqueeze(2)
         noise[:, :f, 1], noise[:, f:, 0] = 0.0, 0.0
-        moved = torch.linalg.ldl_solve(*self.factors, noise).abs() * _SHIFTS[0] > _LOOSE
+        factors = _factored(self.matrix, self.free[1], self.work[1], _SHIFTS[-1])
+        moved = torch.linalg.ldl_solve(*factors, noise).abs() * _SHIFTS[-1] > _LOOSE
         return moved[:, :f, 0].any(1), moved[:, f:, 1].any(1)
 
     def _refined(self, right: Tensor, terms: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -157,7 +159,9 @@ class Singular:
 
     def _of_holder(self, values: Tensor) -> Tensor:
         """Values of the rows that hold the unknowns, `(B, n)`; zero for unknowns that none holds."""
-        return torch.cat((values, torch.zeros_like(values[:, :1]) if values.shape[1] else values.new_zeros(len(values), 1)), 1).gather(1, self.holder)
+        return torch.cat(
+            (values, torch.zeros_like(values[:, :1]) if values.shape[1] else values.new_zeros(len(values), 1)), 1
+        ).gather(1, self.holder)
 
 
 def _factored(matrix: Tensor, free: Tensor, work: Tensor, shift: float) -> tuple[Tensor, Tensor]:
@@ -176,7 +180,11 @@ def _refine(
         residual = other.abs().amax((1, 2)) / size
         better = residual < 0.7 * best
         take = better[:, None, None]
-        found, left, best = torch.where(take, more, found), torch.where(take, other, left), torch.where(better, residual, best)
+        found, left, best = (
+            torch.where(take, more, found),
+            torch.where(take, other, left),
+            torch.where(better, residual, best),
+        )
         if not bool((better & (best > _ACCURATE)).any()):
             break
     return left, found, best

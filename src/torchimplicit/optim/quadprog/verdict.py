@@ -48,6 +48,13 @@ def feasible(program: Program, z: Tensor) -> Tensor:
     return largest(_part(_apart(program, reached), size)) <= TOLERANCE
 
 
+def met(program: Program, z: Tensor) -> Tensor:
+    """Which rows meet one of their bounds, bool `(B, r)`."""
+    reached = times(program.rows, z)
+    size = times(program.rows.abs(), z.abs())
+    return torch.minimum((program.upper - reached).abs(), (reached - program.lower).abs()) <= TOLERANCE * size
+
+
 def _at_least(program: Program, z: Tensor, y: Tensor) -> Tensor:
     """No less than the residual: with the largest term, or the sum of them, for the sum of their magnitudes. `(B,)`."""
     curved, pulled, reached = times(program.Q, z), times_transposed(program.rows, y), times(program.rows, z)
