@@ -1,6 +1,7 @@
 """Which front doors are under fuzz, how often, and what is known to be wrong."""
 
 from tests.fuzz.constrained import constrained
+from tests.fuzz.degenerate import degenerate
 from tests.fuzz.fixed_points import fixed_point
 from tests.fuzz.minima import argmin
 from tests.fuzz.paths import odeint
@@ -21,12 +22,11 @@ FAMILIES = {
     "odeint": (odeint, 12),
     "walk": (walk, 8),
     "qp": (qp, 8),
+    "degenerate": (degenerate, 8),
     "lqr": (lqr, 5),
     "sets": (sets, 8),
 }
 
 # Faults that are known and not mended yet, by their id; a generator asks before it draws a case of that kind.
 # `--known` draws them, too.
-KNOWN = {
-    "A3": "programs: units; a row that is met may be missing from the derivative",
-}
+KNOWN: dict[str, str] = {}

@@ -63,7 +63,7 @@ def qp(dice, known):
     batch, n = dice.between(1, 4), dice.between(1, 6)
     rows = dice.between(1, 6)
     dtype = dice.weighted({one: 3, torch.float32: 1})
-    unit, cost, row = (dice.power(-6, 6) if dice.chance(0.3) and "A3" not in known else 1.0 for _ in range(3))
+    unit, cost, row = (dice.power(-6, 6) if dice.chance(0.3) else 1.0 for _ in range(3))
     root = dice.normal(batch, n, n)
     Q = cost / unit**2 * (root @ root.mT / n + 0.1 * torch.eye(n, dtype=one))
     q, G = cost / unit * dice.normal(batch, n) * 2, row / unit * dice.normal(batch, rows, n)
