@@ -148,7 +148,8 @@ def contradictory(dice):
     R = torch.cat((known.R, -scale * known.R[row : row + 1]))
     upper = torch.cat((known.u, scale * (-known.u[row : row + 1] - gap)))
     lower = torch.cat((known.l, torch.tensor([-INF], dtype=one)))
-    return replace(known, R=R, l=lower, u=upper, status=ti.Status.INFEASIBLE)
+    y = torch.cat((known.y, torch.zeros(1, dtype=one)))
+    return replace(known, R=R, l=lower, u=upper, y=y, status=ti.Status.INFEASIBLE)
 
 
 def endless(dice):

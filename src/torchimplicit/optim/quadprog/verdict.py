@@ -15,7 +15,7 @@ from torchimplicit.optim.quadprog.units import Units
 
 TOLERANCE = 1e-9
 _NOTHING = 1e-15  # of the largest that a row could reach: what cancels to this is zero
-_ZERO = 1e-13  # of the largest, in units in which all rows and columns are alike
+_ZERO = 1e-13  # of the largest, in units in which all is about one
 _CANCELS = 1e3
 
 
@@ -41,11 +41,11 @@ def judge(program: Program, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def feasible(program: Program, z: Tensor) -> Tensor:
-    """Whether points meet all bounds, by the sizes of the rows, `(B,)`."""
-    units = Units.of(program)
-    program, z = units.scaled(program), z / units.z
-    reached, size = _reach(program, z)
-    return largest(_part(_apart(program, reached), size)) <= TOLERANCE
+    """Whether points meet all bounds, by the size of what rows reach and of the bounds, `(B,)`."""
+    reached = times(program.rows, z)
+    return largest(_part(_apart(program, reached), torch.maximum(reached.abs(), _passed(program, reached).abs()))) <= (
+        TOLERANCE
+    )
 
 
 def met(program: Program, z: Tensor) -> Tensor:
@@ -65,31 +65,32 @@ def _at_least(program: Program, z: Tensor, y: Tensor) -> Tensor:
     nothing = _NOTHING * program.length * largest(z).unsqueeze(1)
     apart, gap = _apart(program, reached), _gap(program, reached, y)
     missed = torch.where(torch.maximum(apart, gap) <= nothing, 0.0, torch.maximum(apart, gap))
-    bound = torch.where(reached > program.upper, program.upper, torch.where(reached < program.lower, program.lower, 0))
-    return torch.maximum(slope, largest(_part(missed, torch.maximum(reached.abs(), bound.abs()))))
+    return torch.maximum(slope, largest(_part(missed, torch.maximum(reached.abs(), _passed(program, reached).abs()))))
 
 
 def _exactly(program: Program, z: Tensor, y: Tensor) -> Tensor:
     """The residual of programs in units in which rows and columns are alike, `(B,)`."""
-    curved, pulled = times(program.Q, z), times_transposed(program.rows, y)
-    net = torch.maximum(torch.maximum(curved.abs(), pulled.abs()), program.q.abs())
-    terms = times(program.Q.abs(), z.abs()) + program.q.abs() + times_transposed(program.rows.abs(), y.abs())
-    terms = _honest(net, terms)
-    reached, size = _reach(program, z)
-    apart, gap = _part(_apart(program, reached), size), _part(_gap(program, reached, y), size)
+    Q, R = program.Q.abs(), program.rows.abs()
+    curved, pulled, reached = times(program.Q, z), times_transposed(program.rows, y), times(program.rows, z)
+    bound = _passed(program, reached).abs()
+    force = torch.maximum(torch.maximum(curved.abs(), pulled.abs()), program.q.abs())
+    force = _honest(force, times(Q, z.abs()) + program.q.abs() + times_transposed(R, y.abs()))
+    reach = _honest(torch.maximum(reached.abs(), bound), times(R, z.abs()) + bound)
+    apart, gap = _part(_apart(program, reached), reach), _part(_gap(program, reached, y), reach)
     # A multiplier that moves no component of the slope by more than the tolerance may as well be zero.
-    pull = (program.rows.abs() * y.abs().unsqueeze(2) / terms.unsqueeze(1)).amax(2)
-    pull = torch.where(y == 0, 0.0, pull)
-    slope = _part(curved + program.q + pulled, terms)
+    pull = torch.where(y == 0, 0.0, _most(R, 1 / force.clamp_min(torch.finfo(force.dtype).tiny)) * y.abs())
+    slope = _part(curved + program.q + pulled, force)
     return torch.stack((largest(slope), largest(apart), largest(torch.minimum(gap, pull)))).amax(0)
 
 
-def _reach(program: Program, z: Tensor) -> tuple[Tensor, Tensor]:
-    """`R z`, and what the terms of the rows come to, `(B, r)`."""
-    reached = times(program.rows, z)
-    bound = torch.where(reached > program.upper, program.upper, torch.where(reached < program.lower, program.lower, 0))
-    net = torch.maximum(reached.abs(), bound.abs())
-    return reached, _honest(net, times(program.rows.abs(), z.abs()) + bound.abs())
+def _most(matrix: Tensor, sizes: Tensor) -> Tensor:
+    """The largest term of every row of a product of magnitudes, `(B, r)`."""
+    return (matrix * sizes.unsqueeze(1)).amax(2) if matrix.shape[2] else matrix.new_zeros(matrix.shape[:2])
+
+
+def _passed(program: Program, reached: Tensor) -> Tensor:
+    """The bounds that are violated; zero where none is. `(B, r)`."""
+    return torch.where(reached > program.upper, program.upper, torch.where(reached < program.lower, program.lower, 0.0))
 
 
 def _honest(net: Tensor, terms: Tensor) -> Tensor:
@@ -98,7 +99,7 @@ def _honest(net: Tensor, terms: Tensor) -> Tensor:
     Points and multipliers that are huge along directions which nothing determines would hide any violation.
     """
     most = largest(net).unsqueeze(1)
-    return torch.minimum(terms, net + _CANCELS * most) + _ZERO / TOLERANCE * most
+    return torch.minimum(terms, net + _CANCELS * most) + _ZERO / TOLERANCE * most.clamp_max(_CANCELS)
 
 
 def _apart(program: Program, reached: Tensor) -> Tensor:

@@ -1,0 +1,131 @@
+"""Programs that users have: repeated and dependent rows, no interior, no rank, any scale. Right, and called so."""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+
+from tests.fuzz.degenerate import KINDS, faults_of
+from tests.fuzz.dice import Dice
+from torchimplicit import Status, qp
+
+INF = torch.inf
+
+
+def t(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def name(solution):
+    return Status(solution.status.item()).name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_verdicts_are_right_and_so_is_what_converged(kind):
+    for seed in range(5):
+        known = KINDS[kind](Dice(f"{kind} {seed}"))
+        solution = known.solve()
+        assert not faults_of(known, solution), seed
+        assert solution.status.item() == known.status, seed
+
+
+def support_vectors(seed):
+    """The dual of a support vector machine in the plane, with points on a grid: `Q` has rank two."""
+    generator = torch.Generator().manual_seed(seed)
+    count = int(torch.randint(5, 51, (), generator=generator))
+    X = (20 * torch.rand(count, 2, generator=generator, dtype=torch.float64) - 10).round() / 10
+    label = torch.randint(0, 2, (count,), generator=generator).double() * 2 - 1
+    box = 10.0 ** int(torch.randint(-2, 3, (), generator=generator))
+    V = X * label[:, None]
+    return V @ V.T, -torch.ones_like(label), label, box
+
+
+def check_support_vectors(seed):
+    Q, q, label, box = support_vectors(seed)
+    solution = qp(Q, q, A=label[None], b=t(0.0), l=0 * q, u=box - 0 * q, on_failure="ignore")
+    assert solution.report.converged, seed
+    z = solution.value
+    slope = Q @ z + q + label * solution.duals.equality
+    gap = (slope.clamp_min(0) * z + (-slope).clamp_min(0) * (box - z)).sum()
+    assert gap <= 1e-9 * z.sum(), seed
+    assert abs(label @ z) <= 1e-9 * box * len(z), seed
+
+
+@pytest.mark.parametrize("first", range(0, 40, 10))
+def test_support_vector_duals(first):
+    for seed in range(first, first + 10):
+        check_support_vectors(seed)
+
+
+def test_the_support_vectors_of_five_points():
+    X = torch.tensor([[-0.5, -0.9], [-0.5, 0.9], [1, 0.1], [-0.6, -0.8], [0.4, 0.9]], dtype=torch.float64)
+    label = t(1.0, -1.0, -1.0, 1.0, 1.0)
+    low, high = torch.minimum(0 * label, 0.1 * label), torch.maximum(0 * label, 0.1 * label)
+    for ridge in (0.0, 1e-10):
+        Q = X @ X.T + ridge * torch.eye(5, dtype=torch.float64)
+        solution = qp(Q, -label, A=torch.ones(1, 5, dtype=torch.float64), b=t(0.0), l=low, u=high)
+        torch.testing.assert_close(solution.value, t(0.0, -0.1, -0.1, 0.1, 0.1), rtol=0, atol=1e-8)
+
+
+NO_BOUND = (INF, 1e6, 1e9, 1e12, 1e15, 1e19, 1e20, 1e50, 1e300)
+
+
+@pytest.mark.parametrize("bound", NO_BOUND)
+@pytest.mark.parametrize("Q", [[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
+def test_a_big_number_for_no_bound_changes_nothing(bound, Q):
+    given = {"G": -t(1.0, 2.0)[None], "h": -t(1.0), "l": t(0.0, 0.0), "u": t(bound, bound)}
+    solution = qp(torch.diag(t(*Q)), t(1.0, 1.0), **given)
+    expected = t(0.0, 0.5) if Q[1] == 0 else t(0.0, 0.5)
+    torch.testing.assert_close(solution.value, expected, rtol=1e-12, atol=1e-12)
+    both = qp(torch.diag(t(*Q)), t(1.0, 1.0), given["G"], given["h"], l=t(-1.0, -bound), u=t(bound, bound))
+    assert both.report.converged
+    apart = qp(torch.diag(t(*Q)), t(1.0, 1.0), t([1.0, 0.0], [-1.0, 0.0]), t(-1.0, -1.0), u=t(bound, bound), on_failure="ignore")
+    assert name(apart) == "INFEASIBLE"
+
+
+def test_a_big_bound_that_is_met_is_a_bound():
+    for bound in (1e6, 1e9, 1e12):
+        solution = qp(None, t(-1.0, 0.0), t(0.0, 1.0)[None], t(1.0), l=t(0.0, 0.0), u=t(bound, bound))
+        assert solution.value[0].item() == bound
+    assert name(qp(None, t(-1.0), u=t(1e25), on_failure="ignore")) == "UNBOUNDED"
+
+
+SCALES = (1e-12, 1e-9, 1e-6, 1e-3, 1.0, 1e3, 1e6, 1e9, 1e12)
+
+
+@pytest.mark.parametrize("kind", ["repeated rows", "no interior", "contradictory", "endless", "repeated rows, curved"])
+def test_units_of_costs_rows_and_unknowns_change_no_verdict(kind):
+    known = KINDS[kind](Dice(f"{kind} 3"))
+    ones, rows = torch.ones_like(known.z), torch.ones_like(known.l)
+    for size in SCALES:
+        for other in (known.scaled(size * ones, rows), known.scaled(ones, size * rows), known.scaled(size * ones, rows / size)):
+            assert other.solve().status.item() == known.status, size
+        dear = replace(known, Q=size * known.Q, q=size * known.q)
+        assert dear.solve().status.item() == known.status, size
+
+
+def test_bounds_that_contradict_do_so_at_any_size():
+    for size, Q in product(SCALES, (None, torch.eye(1, dtype=torch.float64))):
+        crossed = qp(Q, t(1.0), t([-1.0], [1.0]), t(-size, -size), on_failure="ignore")
+        assert name(crossed) == "INFEASIBLE"
+        # A point meets these bounds: nothing may prove that none does.
+        touching = qp(Q, t(1.0), t([-1.0], [1.0]), t(-size, size))
+        torch.testing.assert_close(touching.value, t(size), rtol=1e-9, atol=0)
+
+
+def test_a_flat_cost_of_any_size_is_unbounded():
+    root = t(0.3, -0.7, 1.1)
+    for size in SCALES:
+        solution = qp(root[:, None] * root, size * t(1.0, 1.0, 0.5), on_failure="ignore")
+        assert name(solution) == "UNBOUNDED"
+        ray = solution.certificate.ray
+        assert ray @ t(1.0, 1.0, 0.5) < 0
+        assert abs(root @ ray) <= 1e-12 * ray.abs().max()
+
+
+def test_what_converged_has_a_small_residual_of_its_own_terms():
+    for kind, seed in product(KINDS, range(3)):
+        known = KINDS[kind](Dice(f"{kind} {seed}"))
+        solution = known.solve()
+        assert (solution.residual.item() <= 1e-9) or solution.status.item() != Status.CONVERGED
