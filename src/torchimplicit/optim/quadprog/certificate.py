@@ -19,6 +19,7 @@ from torchimplicit.optim.quadprog.verdict import feasible
 
 _PLAUSIBLE = 1e6  # no point lies further out, measured by the bounds that contradict
 _ROUNDING = 1e-11
+_RANK = 1e-9
 _RISE = 1e-9
 _NONE = 1e-8  # a projection of that length, of something of length one, is zero
 
@@ -35,7 +36,7 @@ def contradiction(program: Program, z: Tensor, find: Callable[[Program], Tensor]
         return torch.zeros_like(program.lower)
     units = Units.of(program)
     scaled = units.scaled(program)
-    y = weights(scaled, find)
+    y = _exactly_balanced(scaled.rows, weights(scaled, find))
     proved = proves(scaled, y) & ~feasible(program, z)
     return torch.where(proved.unsqueeze(1), y * units.rows, 0.0)
 
@@ -53,6 +54,15 @@ def weights(program: Program, find: Callable[[Program], Tensor]) -> Tensor:
     found = find(Program(Q, torch.where(has, q, 0.0), torch.cat((both, Q), 1), low, high, n))
     above, below = torch.where(has, found.clamp_min(0), 0.0).chunk(2, 1)
     return above - below
+
+
+def _exactly_balanced(rows: Tensor, y: Tensor) -> Tensor:
+    r"""Weights with $R^\top y = 0$ to the last digit of their own, however small they are: the nearest ones."""
+    working = rows * (y != 0).unsqueeze(2)
+    back = torch.linalg.pinv(working.mT, rtol=_RANK)
+    for _ in range(2):
+        y = y - times(back, times_transposed(working, y))
+    return y
 
 
 def proves(program: Program, y: Tensor) -> Tensor:

@@ -74,8 +74,9 @@ def _exactly(program: Program, z: Tensor, y: Tensor) -> Tensor:
     curved, pulled, reached = times(program.Q, z), times_transposed(program.rows, y), times(program.rows, z)
     bound = _passed(program, reached).abs()
     force = torch.maximum(torch.maximum(curved.abs(), pulled.abs()), program.q.abs())
-    force = _honest(force, times(Q, z.abs()) + program.q.abs() + times_transposed(R, y.abs()))
-    reach = _honest(torch.maximum(reached.abs(), bound), times(R, z.abs()) + bound)
+    force = _honest(force, times(Q, z.abs()) + program.q.abs() + times_transposed(R, y.abs()), program.q)
+    known = torch.cat((program.lower, program.upper), 1)
+    reach = _honest(torch.maximum(reached.abs(), bound), times(R, z.abs()) + bound, known)
     apart, gap = _part(_apart(program, reached), reach), _part(_gap(program, reached, y), reach)
     # A multiplier that moves no component of the slope by more than the tolerance may as well be zero.
     pull = torch.where(y == 0, 0.0, _most(R, 1 / force.clamp_min(torch.finfo(force.dtype).tiny)) * y.abs())
@@ -93,13 +94,17 @@ def _passed(program: Program, reached: Tensor) -> Tensor:
     return torch.where(reached > program.upper, program.upper, torch.where(reached < program.lower, program.lower, 0.0))
 
 
-def _honest(net: Tensor, terms: Tensor) -> Tensor:
+def _honest(net: Tensor, terms: Tensor, known: Tensor) -> Tensor:
     """The size of terms, of which no more may cancel than a factor of the largest that is left; with a floor. `(B, k)`.
 
-    Points and multipliers that are huge along directions which nothing determines would hide any violation.
+    Points and multipliers that are huge along directions which nothing determines would hide any violation. Where all
+    is zero but for rounding, the smallest of the program's own numbers says how small that is.
     """
     most = largest(net).unsqueeze(1)
-    return torch.minimum(terms, net + _CANCELS * most) + _ZERO / TOLERANCE * most.clamp_max(_CANCELS)
+    known = torch.where(known.isfinite() & (known != 0), known.abs(), torch.inf)
+    least = known.amin(1, keepdim=True) if known.shape[1] else torch.full_like(most, torch.inf)
+    floor = torch.maximum(most.clamp_max(_CANCELS), torch.where(least.isfinite(), least, 1.0))
+    return torch.minimum(terms, net + _CANCELS * most) + _ZERO / TOLERANCE * floor
 
 
 def _apart(program: Program, reached: Tensor) -> Tensor:
