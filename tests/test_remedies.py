@@ -478,8 +478,10 @@ def _(follow):
 
 @case("programs", Status.MAX_STEPS, "more max_steps")
 def _(follow):
-    G, options = torch.randn(30, 5, dtype=D), {"max_steps": 100 if follow else 1}
-    return program(torch.eye(5, dtype=D), 5 * torch.randn(5, dtype=D), G, torch.ones(30, dtype=D), **options)
+    eye = torch.eye(4, dtype=D)  # an assignment: many bounds meet in every corner
+    A, b = torch.cat((eye.repeat_interleave(4, 1), eye.repeat(1, 4))), torch.ones(8, dtype=D)
+    costs = torch.rand(16, generator=torch.Generator().manual_seed(0), dtype=D)
+    return program(None, costs, A=A, b=b, l=torch.zeros(16, dtype=D), max_steps=100 if follow else 1)
 
 
 def edge(Q=None):

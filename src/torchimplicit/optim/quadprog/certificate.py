@@ -25,7 +25,9 @@ _NONE = 1e-8  # a projection of that length, of something of length one, is zero
 
 
 def contradiction(program: Program, z: Tensor, find: Callable[[Program], Tensor]) -> Tensor:
-    """Weights of the rows that prove that no point meets all bounds, `(B, r)`; zero where there is no proof.
+    r"""Weights of the rows that prove that no point meets all bounds, `(B, r)`; zero where there is no proof.
+
+    As long as the shortest ones would be: $\|y\|^2 = -\sigma(y)$.
 
     Args:
         program: the programs.
@@ -38,7 +40,9 @@ def contradiction(program: Program, z: Tensor, find: Callable[[Program], Tensor]
     scaled = units.scaled(program)
     y = _exactly_balanced(scaled.rows, weights(scaled, find))
     proved = proves(scaled, y) & ~feasible(program, z)
-    return torch.where(proved.unsqueeze(1), y * units.rows, 0.0)
+    y = y * units.rows
+    length = _support(program, y) / y.square().sum(1).clamp_min(torch.finfo(y.dtype).tiny)
+    return torch.where(proved.unsqueeze(1), -length.unsqueeze(1) * y, 0.0)
 
 
 def weights(program: Program, find: Callable[[Program], Tensor]) -> Tensor:
@@ -68,10 +72,14 @@ def _exactly_balanced(rows: Tensor, y: Tensor) -> Tensor:
 def proves(program: Program, y: Tensor) -> Tensor:
     r"""Whether weights contradict for all plausible points: $-\sigma(y) > |R^\top y|\, |z|$, `(B,)`."""
     bound = torch.where(y > 0, program.upper, torch.where(y < 0, program.lower, 0.0))
-    terms = bound * y
-    short = -terms.sum(1)
+    terms, short = bound * y, -_support(program, y)
     reach = _PLAUSIBLE * largest(bound)
     return (short > _ROUNDING * terms.abs().sum(1)) & (short > reach * times_transposed(program.rows, y).abs().sum(1))
+
+
+def _support(program: Program, y: Tensor) -> Tensor:
+    r"""$\sigma(y)$, `(B,)`."""
+    return (torch.where(y > 0, program.upper, torch.where(y < 0, program.lower, 0.0)) * y).sum(1)
 
 
 def ray(program: Program, find: Callable[[Program], Tensor]) -> Tensor:
