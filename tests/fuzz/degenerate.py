@@ -1,4 +1,4 @@
-"""`qp` on programs of no rank, no interior or no scale, made around a known solution: repeated, scaled and dependent rows.
+"""`qp` on programs of no rank, no interior or no scale, made around a known solution.
 
 With a point, its multipliers and the bounds they belong to, the cost that makes the point optimal is a formula. So is
 its derivative, by a pseudoinverse, where the bounds with a multiplier determine the point.

@@ -78,7 +78,8 @@ def test_a_big_number_for_no_bound_changes_nothing(bound, Q):
     torch.testing.assert_close(solution.value, t(0.0, 0.5), rtol=1e-12, atol=1e-12)
     both = qp(torch.diag(t(*Q)), t(1.0, 1.0), given["G"], given["h"], l=t(-1.0, -bound), u=t(bound, bound))
     assert both.report.converged
-    apart = qp(torch.diag(t(*Q)), t(1.0, 1.0), t([1.0, 0.0], [-1.0, 0.0]), t(-1.0, -1.0), u=t(bound, bound), on_failure="ignore")
+    crossed = t([1.0, 0.0], [-1.0, 0.0]), t(-1.0, -1.0)
+    apart = qp(torch.diag(t(*Q)), t(1.0, 1.0), *crossed, u=t(bound, bound), on_failure="ignore")
     assert name(apart) == "INFEASIBLE"
 
 
@@ -97,7 +98,8 @@ def test_units_of_costs_rows_and_unknowns_change_no_verdict(kind):
     known = KINDS[kind](Dice(f"{kind} 3"))
     ones, rows = torch.ones_like(known.z), torch.ones_like(known.l)
     for size in SCALES:
-        for other in (known.scaled(size * ones, rows), known.scaled(ones, size * rows), known.scaled(size * ones, rows / size)):
+        for unknowns, by in ((size * ones, rows), (ones, size * rows), (size * ones, rows / size)):
+            other = known.scaled(unknowns, by)
             assert other.solve().status.item() == known.status, size
         dear = replace(known, Q=size * known.Q, q=size * known.q)
         assert dear.solve().status.item() == known.status, size

@@ -64,7 +64,7 @@ class Point:
 
     def take(self, index: Tensor) -> Point:
         """Some of the programs, without the factor."""
-        return Point(*(part[index] for part in self._parts()))
+        return Point(*(part[index] for part in self._parts()))  # type: ignore[arg-type]
 
     def _parts(self) -> tuple[Tensor, ...]:
         return self.z, self.y, self.side, self.settled, self.steps, self.loose

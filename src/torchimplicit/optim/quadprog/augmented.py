@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from torchimplicit.optim.quadprog.iterate import Factored, Sides
 from torchimplicit.optim.quadprog.program import Program, largest, times, times_transposed
 from torchimplicit.optim.quadprog.saddle import factor
 
@@ -67,31 +66,26 @@ class Augmented:
         return Augmented(program, dense, folded, single, column, diagonal)
 
     def take(self, index: Tensor) -> Augmented:
-        """See `System.take`."""
+        """Those of some of the programs."""
         return replace(self, program=self.program.take(index))
 
-    def start(self, sides: Sides) -> tuple[Tensor, Tensor]:
-        """See `System.start`: near the bounds that are nearest to zero."""
+    def start(self) -> tuple[Tensor, Tensor]:
+        """A first point `(B, n)`, near the bounds that are nearest to zero, and multipliers `(B, r)`."""
         program = self.program
         target = torch.zeros_like(program.lower).clamp(program.lower, program.upper)
         bounded = program.lower.isfinite() | program.upper.isfinite()
         inverse = torch.where(program.lower == program.upper, _FIXED, torch.where(bounded, 1.0, _FREE))
-        z, y = self.factor(inverse, 1.0).solve(-target, program.q)
-        return z, y
+        return self.factor(inverse, 1.0).solve(-target, program.q)
 
     def at(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See `System.at`."""
+        """`R z`, the slope of the Lagrangian, and the size of its terms, `(B, 1)`."""
         program = self.program
         curved, pulled = times(program.Q, z), times_transposed(program.rows, y)
         size = torch.stack((largest(curved), largest(pulled), largest(program.q))).amax(0)
         return times(program.rows, z), curved + program.q + pulled, size.unsqueeze(1)
 
-    def times(self, y: Tensor) -> Tensor:
-        """Not for this form."""
-        raise NotImplementedError
-
-    def factor(self, inverse: Tensor, unit: Tensor | float) -> Factored:
-        """See `System.factor`."""
+    def factor(self, inverse: Tensor, unit: Tensor | float) -> _Eliminated:
+        """Prepares for the diagonal `D^{-1}`, `(B, r)`; unknowns are `unit`, `(B, 1)`, times multipliers."""
         program, inverse = self.program, inverse + _DELTA * unit
         weight = 1 / inverse
         entry = program.rows[:, self.single, self.column]
@@ -121,7 +115,7 @@ class _Eliminated:
     inner: _Normal | _Whole
 
     def solve(self, right: Tensor, slope: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See `Factored.solve`."""
+        """The steps of unknowns and multipliers."""
         system = self.system
         assert slope is not None
         single, folded, kept = system.single, system.folded, system.kept

@@ -38,7 +38,7 @@ def contradiction(program: Program, z: Tensor, find: Callable[[Program], Tensor]
         return torch.zeros_like(program.lower)
     units = Units.of(program)
     scaled = units.scaled(program)
-    y = _exactly_balanced(scaled.rows, weights(scaled, find))
+    y = _exactly_balanced(scaled, weights(scaled, find))
     proved = proves(scaled, y) & ~feasible(program, z)
     y = y * units.rows
     length = _support(program, y) / y.square().sum(1).clamp_min(torch.finfo(y.dtype).tiny)
@@ -60,12 +60,13 @@ def weights(program: Program, find: Callable[[Program], Tensor]) -> Tensor:
     return above - below
 
 
-def _exactly_balanced(rows: Tensor, y: Tensor) -> Tensor:
+def _exactly_balanced(program: Program, y: Tensor) -> Tensor:
     r"""Weights with $R^\top y = 0$ to the last digit of their own, however small they are: the nearest ones."""
-    working = rows * (y != 0).unsqueeze(2)
-    back = torch.linalg.pinv(working.mT, rtol=_RANK)
-    for _ in range(2):
-        y = y - times(back, times_transposed(working, y))
+    for _ in range(3):
+        y = torch.where(y.abs() > _ROUNDING * largest(y).unsqueeze(1), y, 0.0)
+        working = program.rows * (y != 0).unsqueeze(2)
+        y = y - times(torch.linalg.pinv(working.mT, rtol=_RANK), times_transposed(working, y))
+        y = torch.where(torch.where(y > 0, program.upper, program.lower).isfinite(), y, 0.0)
     return y
 
 

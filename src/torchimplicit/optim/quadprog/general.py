@@ -1,4 +1,4 @@
-"""Any convex programs: an interior point on the whole system, in the programs' own units, and a repaired guess."""
+"""Any convex programs: an interior point on the whole system, and the exact solution from its guess of the bounds."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from torch import Tensor
 from torchimplicit.optim.quadprog.active_set import Point, settle
 from torchimplicit.optim.quadprog.augmented import Augmented
 from torchimplicit.optim.quadprog.interior import interior
+from torchimplicit.optim.quadprog.prepare import Prepared
 from torchimplicit.optim.quadprog.program import Program, largest
-from torchimplicit.optim.quadprog.repeats import Repeats
 from torchimplicit.optim.quadprog.singular import Singular
-from torchimplicit.optim.quadprog.units import Units
 from torchimplicit.optim.quadprog.verdict import TOLERANCE, judge, met
 
 _WARM_ROUNDS = 6
 _STAGES = ((1e-9, 6), (0.0, 12))  # tolerance of the interior point (none: as near as it comes), rounds of repair
 
+Center = tuple[Tensor, Tensor]
+
 
 def general(near: Program, stated: Program, guess: Tensor | None, max_steps: int) -> tuple[Point, Tensor]:
-    """Solves programs whatever their rank, without repeated rows, in units in which all is about one.
+    """Solves programs whatever their rank.
 
     Args:
         near: the programs without bounds that are far out.
@@ -30,75 +31,78 @@ def general(near: Program, stated: Program, guess: Tensor | None, max_steps: int
     Returns:
         What was found, settled where it is a solution, and its residual, `(B,)`.
     """
+    whole = Prepared.of(near)
     result, residual = Point.nothing(stated), torch.full_like(stated.q[:, 0], torch.inf)
-    program, repeats = Repeats.merged(near)
-    whole, same = stated, repeats
-    units = Units.of(program)
-    scaled, rows = units.scaled(program), stated.rows * units.rows.unsqueeze(2) * units.z.unsqueeze(1)
-    Q, index = scaled.Q, torch.arange(program.batch, device=program.q.device)
+    index = left = torch.arange(stated.batch, device=stated.q.device)
     bounded = bool(stated.rows.shape[1])
-    warm = [(torch.inf, _WARM_ROUNDS)] if guess is not None or not bounded else []
-    for tol, rounds in (*warm, *(_STAGES if bounded else ())):
-        if tol == torch.inf:
-            side = torch.zeros_like(scaled.lower, dtype=torch.int8) if guess is None else guess
-            side = torch.where(scaled.target(side).isfinite(), side, 0)
-            point, center = settle(scaled, side, result.steps[index], rounds), None
+    stages = ([None] if guess is not None or not bounded else []) + (list(_STAGES) if bounded else [])
+    part, form = stated, whole
+    for stage in stages:
+        if len(left) < len(index):
+            index, part, form = index[left], part.take(left), form.take(left)
+        if stage is None:
+            point, center = _guessed(form, guess), None
         else:
-            inner = interior(Augmented.of(scaled), scaled.lower, scaled.lower, scaled.upper, tol, max_steps)
-            center = torch.nan_to_num(inner.z), torch.nan_to_num(inner.y)
-            point = settle(scaled, inner.side, inner.steps + result.steps[index], rounds, center=center)
-            _retry(scaled, point, inner.near, rounds, center)
-        residual[index] = _better(stated, units, repeats, point, center)
+            point, center = _from_inside(form.program, *stage, max_steps)
+        residual[index] = _judged(part, form, point, center)
+        point.steps = point.steps + result.steps[index]
         result.put(index, point)
         left = torch.nonzero(~point.settled).flatten()
         if not len(left):
             break
-        index, stated, scaled, units = index[left], stated.take(left), scaled.take(left), units.take(left)
-        repeats = None if repeats is None else repeats.take(left)
     at = torch.nonzero(result.settled).flatten()
     if len(at):
-        holding = result.side[at] != 0
-        if same is not None:  # the others of a kind could hold as well
-            holds = met(whole.take(at), result.z[at])
-            holding = holding | (same.take(at).alike(holding) & holds)
-        result.loose[at] = torch.stack(Singular.build(Q[at], rows[at], holding).loose(), 1)
+        result.loose[at] = _loose(stated.take(at), whole.take(at), result.take(at))
     return result, residual
 
 
-def _retry(program: Program, point: Point, side: Tensor | None, rounds: int, center: tuple[Tensor, Tensor]) -> None:
-    """Tries, where nothing has settled, all bounds that may be met: some of them hold nothing."""
+def _guessed(form: Prepared, guess: Tensor | None) -> Point:
+    """From a guess, or without any bound."""
+    nothing = Point.nothing(form.program)
+    side = nothing.side if guess is None else form.possible(guess)
+    return settle(form.program, side, nothing.steps, _WARM_ROUNDS)
+
+
+def _from_inside(program: Program, tol: float, rounds: int, max_steps: int) -> tuple[Point, Center]:
+    """By an interior point, from the bounds that it heads for, and then from all that may be met."""
+    inner = interior(Augmented.of(program), program.lower, program.lower, program.upper, tol, max_steps)
+    assert inner.z is not None
+    assert inner.near is not None
+    center = torch.nan_to_num(inner.z), torch.nan_to_num(inner.y)
+    point = settle(program, inner.side, inner.steps, rounds, center=center)
     left = torch.nonzero(~point.settled).flatten()
-    if len(left) and side is not None:
-        part, center = program.take(left), (center[0][left], center[1][left])
-        again = settle(part, side[left], point.steps[left], rounds, center=center)
+    if len(left):  # some bounds that are met hold nothing
+        some = center[0][left], center[1][left]
+        again = settle(program.take(left), inner.near[left], inner.steps[left], rounds, center=some)
         at = torch.nonzero(again.settled).flatten()
         point.put(left[at], again.take(at))
+    return point, center
 
 
-def _better(
-    program: Program, units: Units, repeats: Repeats | None, point: Point, center: tuple[Tensor, Tensor] | None
-) -> Tensor:
+def _judged(program: Program, form: Prepared, point: Point, center: Center | None) -> Tensor:
     """Takes the interior point where that is nearer to a solution, of the stated program; the residuals."""
-    point.saddle = None
-    if repeats is not None:
-        point.side = repeats.apart(point.side, scaled=False)
-    point.z, point.y = _stated(point.z, point.y, units, repeats)
+    point.saddle, point.side = None, form.sides(point.side)
+    point.z, point.y = form.stated(point.z, point.y)
     residual, point.settled = judge(program, point.z, point.y)
     residual = torch.nan_to_num(residual, nan=torch.inf)
     if center is None or bool(point.settled.all()):
         return residual
-    z, y = _stated(*center, units, repeats)
+    z, y = form.stated(*center)
     inside, enough = judge(program, z, y)
     closer = ~point.settled & ~(inside >= residual)
     point.settled = point.settled | (closer & enough)
     pull = y * program.length
     holding = torch.where(pull.abs() > TOLERANCE * largest(pull).unsqueeze(1), y.sign(), 0).to(torch.int8)
-    point.side = torch.where(closer.unsqueeze(1), holding, point.side)
-    point.z, point.y = (torch.where(closer.unsqueeze(1), x, own) for x, own in ((z, point.z), (y, point.y)))
+    row = closer.unsqueeze(1)
+    point.side = torch.where(row, holding, point.side)
+    point.z, point.y = torch.where(row, z, point.z), torch.where(row, y, point.y)
     return torch.where(closer, inside, residual)
 
 
-def _stated(z: Tensor, y: Tensor, units: Units, repeats: Repeats | None) -> tuple[Tensor, Tensor]:
-    """Solution and multipliers of the stated program."""
-    y = y * units.y
-    return z * units.z, y if repeats is None else repeats.apart(y, scaled=True)
+def _loose(program: Program, form: Prepared, point: Point) -> Tensor:
+    """Whether solutions, and multipliers, are not determined by the bounds that are met, `(B, 2)`."""
+    holding = point.side != 0
+    if form.repeats is not None:  # the others of a kind could hold as well
+        holding = holding | (form.alike(holding) & met(program, point.z))
+    rows = program.rows * form.units.rows.unsqueeze(2) * form.units.z.unsqueeze(1)
+    return torch.stack(Singular.build(form.program.Q, rows, holding).loose(), 1)

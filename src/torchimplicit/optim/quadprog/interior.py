@@ -1,23 +1,28 @@
 r"""Mehrotra's predictor-corrector method (SIAM J. Optim. 2(4), 1992), every program at its own pace.
 
-With $D$ the multipliers over the slacks, $f$ the slope of the Lagrangian and $\rho$ what rows are aimed at, a step solves
+With $D$ the multipliers over the slacks, $f$ the slope of the Lagrangian and $\rho$ what rows miss, a step solves
 
 $$ \begin{pmatrix} Q & R^\top \\ R & -D^{-1} \end{pmatrix}
    \begin{pmatrix} \Delta z \\ \Delta y \end{pmatrix} = -\begin{pmatrix} f \\ \rho \end{pmatrix} $$
 
-by a `System`: `Dual` eliminates unknowns and equations once, and the slope stays zero; `Augmented` carries the unknowns
+by a system: `Dual` eliminates unknowns and equations once, and the slope stays zero; `Augmented` carries the unknowns
 along and needs no definite $Q$. A row between two bounds is one row, with a slack to each.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchimplicit.optim.quadprog.iterate import Factored, Iterate, Sides, System
+from torchimplicit.optim.quadprog.augmented import Augmented
+from torchimplicit.optim.quadprog.iterate import Iterate, Sides
 from torchimplicit.optim.quadprog.program import largest
+from torchimplicit.optim.quadprog.reduction import Dual
+
+System = Dual | Augmented
 
 _APART = 1e12  # of unknowns over multipliers
 _FREE = 1e30  # D^{-1} of a row without bounds
@@ -57,7 +62,7 @@ def interior(
     """Runs the method to a residual of `tol` in its own scale, or to where it comes no nearer.
 
     Args:
-        system: see there.
+        system: the Karush-Kuhn-Tucker matrices, with the unknowns or without.
         w: `R z` at `y = 0`, `(B, m)`, where the system eliminates the unknowns.
         lower: `(B, m)`, may be infinite.
         upper: `(B, m)`, may be infinite.
@@ -118,11 +123,10 @@ def _begin(system: System, w: Tensor, lower: Tensor, upper: Tensor, floor: float
     sides = Sides.of(lower, upper)
     floor = torch.as_tensor(floor, dtype=w.dtype, device=w.device).expand(len(w), 1)
     method = _Method(sides, bool((floor > 0).any()))
-    start = system.start(sides)
-    if start is None:
+    if isinstance(system, Dual):
         return method, method.affine(system, w, floor)
-    z, y = start
-    reached, slope, size = system.at(z, y)
+    z, y = system.start()
+    reached, _, size = system.at(z, y)
     room = sides.only(sides.bound - sides.spread(reached), 0.0)
     short = -room.amin(1, keepdim=True) if room.shape[1] else torch.zeros_like(size)
     unit = torch.stack((short, largest(reached).unsqueeze(1))).amax(0)
@@ -149,7 +153,7 @@ class _Method:
     sides: Sides
     central: bool
 
-    def affine(self, system: System, w: Tensor, floor: Tensor) -> Iterate:
+    def affine(self, system: Dual, w: Tensor, floor: Tensor) -> Iterate:
         """One full affine step from slacks and multipliers of one, which are then lifted off the walls."""
         sides = self.sides
         slack = torch.ones_like(sides.bound)
@@ -202,10 +206,10 @@ class _Method:
         then = Iterate(slack, weight, now.miss * (1 - length), met, now.floor, pull, off)
         if z is not None:
             then.z = now.z + length * z  # type: ignore[operator]
-            self.measure(system, then)
+            self.measure(system, then)  # type: ignore[arg-type]
         return then
 
-    def measure(self, system: System, now: Iterate) -> None:
+    def measure(self, system: Augmented, now: Iterate) -> None:
         """Evaluates anew what is missed, where the unknowns are known."""
         y = self.sides.joined(now.weight)
         w, now.slope, size = system.at(now.z, y if now.pull is None else y + now.pull)  # type: ignore[arg-type]
@@ -214,7 +218,7 @@ class _Method:
         reach = torch.maximum(largest(w), largest(met)).unsqueeze(1)
         now.sizes = torch.where(reach > 0, reach, 1.0), torch.where(size > 0, size, 1.0)
 
-    def factor(self, system: System, now: Iterate) -> tuple[Factored, Tensor, Tensor]:
+    def factor(self, system: System, now: Iterate) -> tuple[Any, Tensor, Tensor]:
         """The matrix, factored; multipliers over slacks; `D^{-1}`."""
         ratio = now.weight / now.slack
         inverse = 1 / self.sides.summed(ratio)
@@ -226,7 +230,7 @@ class _Method:
         return system.factor(inverse, unit), ratio, inverse
 
     def direction(
-        self, factored: tuple[Factored, Tensor, Tensor], now: Iterate, aim: Tensor
+        self, factored: tuple[Any, Tensor, Tensor], now: Iterate, aim: Tensor
     ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
         """The steps of unknowns, multipliers, slacks and weights, for a change of the products of the last two."""
         system, ratio, inverse = factored

@@ -3,42 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
-
-
-class System(Protocol):
-    """The Karush-Kuhn-Tucker matrices of a batch of programs."""
-
-    def take(self, index: Tensor) -> Any:
-        """Those of some of the programs."""
-        ...
-
-    def factor(self, inverse: Tensor, unit: Tensor | float) -> Factored:
-        """Prepares for the diagonal `D^{-1}`, `(B, m)`; unknowns are `unit`, `(B, 1)`, times as large as multipliers."""
-        ...
-
-    def start(self, sides: Sides) -> tuple[Tensor, Tensor] | None:
-        """A first point, `(B, n)`, and multipliers, `(B, m)`; None where the unknowns are eliminated."""
-        ...
-
-    def at(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`R z`, the slope of the Lagrangian, and the size of its terms, `(B, 1)`."""
-        ...
-
-    def times(self, y: Tensor) -> Tensor:
-        """`K y`, where the unknowns are eliminated."""
-        ...
-
-
-class Factored(Protocol):
-    """A matrix, factored."""
-
-    def solve(self, right: Tensor, slope: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        """The steps of unknowns and multipliers."""
-        ...
 
 
 @dataclass

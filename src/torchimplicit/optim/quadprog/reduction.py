@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchimplicit.optim.quadprog.iterate import Sides
 from torchimplicit.optim.quadprog.program import Program, times
 from torchimplicit.optim.quadprog.saddle import factor
 
@@ -92,24 +91,20 @@ class Dual:
     K: Tensor
 
     def take(self, index: Tensor) -> Dual:
-        """See `System.take`."""
+        """That of some of the programs."""
         return Dual(self.K[index])
 
     def to(self, dtype: torch.dtype) -> Dual:
         """In another precision."""
         return Dual(self.K.to(dtype))
 
-    def start(self, _: Sides) -> None:
-        """The unknowns are eliminated."""
-        return
-
     def times(self, y: Tensor) -> Tensor:
-        """See `System.times`."""
+        """`K y`, `(B, m)`."""
         self.K.diagonal(dim1=1, dim2=2).fill_(1.0)
         return times(self.K, y)
 
     def factor(self, inverse: Tensor, _: Tensor | float = 1.0) -> _Cholesky:
-        """See `System.factor`."""
+        """Prepares `K + D^{-1}` for the diagonal `D^{-1}`, `(B, m)`."""
         self.K.diagonal(dim1=1, dim2=2).copy_(1 + inverse)  # in place: the factorisation copies it anyway
         return _Cholesky(torch.linalg.cholesky_ex(self.K)[0])
 

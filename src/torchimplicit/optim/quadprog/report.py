@@ -97,7 +97,7 @@ class Determined(NamedTuple):
     """What the bounds that are met with a multiplier determine, and nothing else.
 
     Attributes:
-        value: whether the solution is the only one, `(B,)`. Where not, it has no derivative but by what leaves it alone.
+        value: whether the solution is the only one, `(B,)`. Where not, only what all agree on has derivatives.
         duals: whether the multipliers are, `(B,)`. Where not, rows depend on each other; the solution's derivatives by
             constraints and bounds are then one of many.
     """

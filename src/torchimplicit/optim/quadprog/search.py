@@ -1,4 +1,4 @@
-"""Looks for the solutions of a batch of programs: by the shortest way where that leads there, by the sure one elsewhere."""
+"""Looks for the solutions of programs: by the shortest way where that leads there, by the sure one elsewhere."""
 
 from __future__ import annotations
 

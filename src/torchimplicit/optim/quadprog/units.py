@@ -1,4 +1,4 @@
-"""Units in which a program's rows, columns, bounds and costs are about one: powers of two, so that nothing is rounded."""
+"""Units in which rows, columns, bounds and costs are about one: powers of two, so that nothing is rounded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ROUNDS = 12
 class Units:
     r"""With $z = D \hat z$, rows times $E$ and the objective over $\gamma$, all is about one.
 
-    Rows and columns of the matrix of the Karush-Kuhn-Tucker conditions get equal largest entries (D. Ruiz, RAL-TR-2001-034).
+    Rows and columns of the Karush-Kuhn-Tucker matrix get equal largest entries (D. Ruiz, RAL-TR-2001-034).
 
     Attributes:
         z: $D$, `(B, n)`.
@@ -65,7 +65,7 @@ class Units:
 
 
 def _size(program: Program, Q: Tensor, z: Tensor, rows: Tensor) -> Tensor:
-    """A size of the solution: the largest bound, the nearer one of two, or else where the costs alone would lead, `(B, 1)`."""
+    """A size of the solution, `(B, 1)`: the largest bound, the nearer one of two, or where costs alone would lead."""
     near = torch.minimum(program.lower.abs(), program.upper.abs()) * rows
     found = largest(torch.where(near.isfinite(), near, 0.0))
     free = largest(program.q * z) / _positive((Q * z.unsqueeze(2) * z.unsqueeze(1)).amax((1, 2)))

@@ -1,0 +1,56 @@
+"""What programs need before they are solved whatever their rank: no row twice, and units of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchimplicit.optim.quadprog.program import Program
+from torchimplicit.optim.quadprog.repeats import Repeats
+from torchimplicit.optim.quadprog.units import Units
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Programs without repeated rows, in units in which all is about one.
+
+    Attributes:
+        program: the programs.
+        units: theirs.
+        repeats: the rows that were left out; None without such.
+    """
+
+    program: Program
+    units: Units
+    repeats: Repeats | None
+
+    @staticmethod
+    def of(stated: Program) -> Prepared:
+        """Prepares programs."""
+        program, repeats = Repeats.merged(stated)
+        units = Units.of(program)
+        return Prepared(units.scaled(program), units, repeats)
+
+    def take(self, index: Tensor) -> Prepared:
+        """Some of the programs."""
+        repeats = None if self.repeats is None else self.repeats.take(index)
+        return Prepared(self.program.take(index), self.units.take(index), repeats)
+
+    def possible(self, side: Tensor) -> Tensor:
+        """The sides of a guess at which there are bounds."""
+        return torch.where(self.program.target(side).isfinite(), side, 0)
+
+    def stated(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Solution and multipliers of the stated programs."""
+        y = y * self.units.y
+        return z * self.units.z, y if self.repeats is None else self.repeats.apart(y, scaled=True)
+
+    def sides(self, side: Tensor) -> Tensor:
+        """The sides of the stated rows."""
+        return side if self.repeats is None else self.repeats.apart(side, scaled=False)
+
+    def alike(self, on: Tensor) -> Tensor:
+        """Which of the stated rows are one of these or its repetition, bool `(B, r)`."""
+        return on if self.repeats is None else self.repeats.alike(on)
