@@ -4,21 +4,45 @@ from tests.mutants.mutant import Mutant
 
 MUTANTS = [
     Mutant(
-        "optim/quadprog/feasibility.py", "any violation proves infeasibility",
-        "return t, (largest(t) > _ZERO * size) & contradicts", "return t, largest(t) > _ZERO * size",
+        "optim/quadprog/certificate.py", "weights that do not balance prove infeasibility",
+        " & (short > reach * times_transposed(program.rows, y).abs().sum(1))", "",
+        "tests/optim/test_verdicts.py",
+    ),
+    Mutant(
+        "optim/quadprog/certificate.py", "points that meet all bounds are called infeasible",
+        "proved = proves(scaled, y) & ~feasible(program, z)", "proved = proves(scaled, y)",
         "tests/optim/test_verdicts.py",
     ),
     Mutant(
         "optim/quadprog/solve.py", "programs without a solution are solved",
         "status = torch.where(solved, int(Status.CONVERGED), int(Status.MAX_STEPS))",
         "status = torch.where(solved, int(Status.CONVERGED), int(Status.CONVERGED))",
-        "tests/optim/test_qp.py::test_costs_too_far_apart_are_not_called_solved",
+        "tests/test_remedies.py",
     ),
     Mutant(
-        "optim/quadprog/solve.py", "blocked directions count as rays",
-        "return torch.where((flat & falls & ~blocked.any(1)).unsqueeze(1), d, 0.0)",
-        "return torch.where((flat & falls).unsqueeze(1), d, 0.0)",
+        "optim/quadprog/certificate.py", "blocked directions count as rays",
+        "& ~blocked.any(1) & ~bent.any(1)", "& ~bent.any(1)",
         "tests/optim/test_verdicts.py",
+    ),
+    Mutant(
+        "optim/quadprog/verdict.py", "multipliers that cancel hide a slope",
+        "_CANCELS = 1e3", "_CANCELS = 1e30",
+        "tests/optim/quadprog/test_verdict.py",
+    ),
+    Mutant(
+        "optim/quadprog/verdict.py", "a multiplier needs no bound",
+        "largest(torch.minimum(gap, pull))", "0 * largest(torch.minimum(gap, pull))",
+        "tests/optim/quadprog/test_verdict.py",
+    ),
+    Mutant(
+        "optim/quadprog/far.py", "large bounds are dropped for good",
+        "    yield None", "    yield torch.full_like(size, 1e5)",
+        "tests/optim/quadprog/test_hard_programs.py",
+    ),
+    Mutant(
+        "optim/quadprog/singular.py", "all multipliers are unique",
+        "moved[:, f:, 1].any(1)", "~moved[:, f:, 1].any(1) & False",
+        "tests/optim/quadprog/test_determined.py",
     ),
     Mutant(
         "optim/control/lqr.py", "any plan is vouched for",
@@ -26,34 +50,15 @@ MUTANTS = [
         "tests/optim/test_verdicts.py",
     ),
     Mutant(
-        "optim/quadprog/active_set.py", "residuals of a guess do not matter",
-        "settled = saddle.sound & (residual < _RESIDUAL)",
-        "settled = saddle.sound",
-        "tests/optim/test_qp.py::test_unbounded_programs_come_with_a_ray",
-    ),
-    Mutant(
-        "optim/quadprog/active_set.py", "any bounds may be the met ones",
-        "& (better == side).all(1) & ~(above | below).any(1)",
-        "",
-        "tests/optim/test_qp.py",
-    ),
-    Mutant(
         "optim/quadprog/active_set.py", "weakly active bounds count as met",
-        "slack = (side != 0) & ~locked & (pull <= _SIGN * largest(y).unsqueeze(1))",
-        "slack = (side != 0) & ~locked & (pull < 0)",
+        "(side * y * program.length <= _SIGN * largest(y * program.length).unsqueeze(1))",
+        "(side * y < 0)",
         "tests/optim/test_qp.py::test_weakly_active_bounds_count_as_not_met",
     ),
     Mutant(
-        "optim/quadprog/solve.py", "an equation that was left out need not be met",
-        "point.settled & (stated.doubt(point.z, point.y) < _GOOD)",
-        "point.settled",
-        "tests/optim/test_qp.py::test_an_equation_that_no_point_can_meet_is_never_dropped",
-    ),
-    Mutant(
-        "optim/quadprog/solve.py", "a residual of one is good",
-        "_GOOD = 1e-7",
-        "_GOOD = 1.0",
-        "tests/optim/test_qp.py::test_costs_too_far_apart_are_not_called_solved",
+        "optim/quadprog/verdict.py", "a residual of one is good",
+        "TOLERANCE = 1e-9", "TOLERANCE = 1.0",
+        "tests/optim/quadprog/test_verdict.py",
     ),
     Mutant(
         "optim/quadprog/optimum.py", "a derivative that is not there is vouched for",

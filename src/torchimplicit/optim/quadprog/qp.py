@@ -46,12 +46,14 @@ def qp(
     $$ \min_z \tfrac12 z^\top Q z + q^\top z \quad\text{subject to}\quad G z \le h,\; A z = b,\; \ell \le C z \le u $$
 
     An interior-point method finds which bounds are met, an active-set method the solution to machine precision, in
-    float64 whatever the dtype of the arguments. The derivative is that of the Karush-Kuhn-Tucker conditions on the rows
+    float64 whatever the dtype of the arguments. `Q` may have any rank, rows may repeat and depend on each other, and
+    there need be no interior. Solved is what meets every condition to 1e-9 of the size of its own terms. The derivative is that of the Karush-Kuhn-Tucker conditions on the rows
     that are met (B. Amos, J. Z. Kolter, arXiv:1703.00443), at every order, in reverse and forward mode and under
     `torch.vmap`. Any argument may come without a batch dimension: it is shared, and its gradient is the sum.
 
     **Convention.** A bound that is met with a multiplier of zero (weakly active) counts as not met: the derivative is
-    the one-sided one away from it. Where rows repeat each other one of them carries the multiplier.
+    the one-sided one away from it. Where rows repeat each other one of them carries the multiplier; where they depend
+    on each other the solution's derivative by them is one of many, see `QPSolution.determined`.
 
     Not for large sparse programs (everything is dense: a few hundred unknowns), nor for integers; other cones are
     modelled with `nn.Convex`. A linear program's solution sits at a corner, where its derivative by `q` is zero: see
@@ -61,7 +63,7 @@ def qp(
         Q: symmetric positive semidefinite, `(B, n, n)` or `(n, n)`; None for a linear program.
         q: `(B, n)` or `(n,)`.
         G: `(B, m, n)` or `(m, n)`; with `h`.
-        h: `(B, m)` or `(m,)`; infinity where there is no bound.
+        h: `(B, m)` or `(m,)`; infinity where there is no bound, as is everything from 1e20 on.
         A: `(B, p, n)` or `(p, n)`, with `b`; may have redundant rows.
         b: `(B, p)` or `(p,)`.
         C: `(B, k, n)` or `(k, n)`; None, with `l` or `u` given, for bounds on `z` itself.
@@ -72,14 +74,14 @@ def qp(
             least squares; differentiably.
         smoothed: weight $\mu$ of a logarithmic barrier that is left in: every multiplier times its slack is $\mu$. The
             solution then depends smoothly on everything, a linear program's too (J. Mandi, T. Guns, arXiv:2010.13943).
-        max_steps: of the interior-point method; 10 are usual.
+        max_steps: of the interior-point method; 10 are usual, hard programs take 60.
         on_failure: "raise", "warn" or "ignore" programs without a solution, which keep what the method ended with and
             add nothing to any gradient; "nan" makes their values NaN, silently. Backward solves with a singular system
             obey it, too.
 
     Returns:
         A `QPSolution`: `value` `(B, n)`, `duals`, `slack`, `active`, `status`, `residual` (of the Karush-Kuhn-Tucker
-        conditions), `certificate`.
+        conditions, each over the size of its terms), `determined`, `certificate`.
 
     Raises:
         ConvergenceError: some program is infeasible, unbounded, not convex or not finite (with `on_failure="raise"`).

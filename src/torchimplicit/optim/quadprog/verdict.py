@@ -62,7 +62,8 @@ def _at_least(program: Program, z: Tensor, y: Tensor) -> Tensor:
     slope = largest(_part(curved + program.q + pulled, terms))
     if not program.rows.shape[1]:
         return slope
-    nothing = _NOTHING * program.length * largest(z).unsqueeze(1)
+    most = _CANCELS * largest(reached).unsqueeze(1)
+    nothing = _NOTHING * torch.minimum(program.length * largest(z).unsqueeze(1), most)
     apart, gap = _apart(program, reached), _gap(program, reached, y)
     missed = torch.where(torch.maximum(apart, gap) <= nothing, 0.0, torch.maximum(apart, gap))
     return torch.maximum(slope, largest(_part(missed, torch.maximum(reached.abs(), _passed(program, reached).abs()))))
