@@ -191,6 +191,7 @@ def faults_of(known, solution):
         return [] if status == ti.Status.MAX_STEPS else [f"{status.name}, it is {known.status.name}"]
     z = solution.value.detach()
     terms = known.q.abs() @ (known.z.abs() + z.abs()) + known.z.abs() @ known.Q.abs() @ known.z.abs()
+    terms = terms + 1e-9 * known.q.abs() @ known.units  # of a solution of zero
     cost = [0.5 * x @ known.Q @ x + known.q @ x for x in (z, known.z)]
     reach = known.R.abs() @ (z.abs() + known.z.abs() + 1e-3 * known.units)
     apart = (known.R @ z - known.u).clamp_min(0) + (known.l - known.R @ z).clamp_min(0)

@@ -47,9 +47,10 @@ def qp(
 
     An interior-point method finds which bounds are met, an active-set method the solution to machine precision, in
     float64 whatever the dtype of the arguments. `Q` may have any rank, rows may repeat and depend on each other, and
-    there need be no interior. Solved is what meets every condition to 1e-9 of the size of its own terms. The derivative is that of the Karush-Kuhn-Tucker conditions on the rows
-    that are met (B. Amos, J. Z. Kolter, arXiv:1703.00443), at every order, in reverse and forward mode and under
-    `torch.vmap`. Any argument may come without a batch dimension: it is shared, and its gradient is the sum.
+    there need be no interior. Solved is what meets every condition to 1e-9 of the size of its own terms. The derivative
+    is that of the Karush-Kuhn-Tucker conditions on the rows that are met (B. Amos, J. Z. Kolter, arXiv:1703.00443), at
+    every order, in reverse and forward mode and under `torch.vmap`. Any argument may come without a batch dimension: it
+    is shared, and its gradient is the sum.
 
     **Convention.** A bound that is met with a multiplier of zero (weakly active) counts as not met: the derivative is
     the one-sided one away from it. Where rows repeat each other one of them carries the multiplier; where they depend
