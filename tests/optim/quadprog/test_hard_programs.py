@@ -5,6 +5,8 @@ from itertools import product
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.fuzz.degenerate import KINDS, faults_of
 from tests.fuzz.dice import Dice
@@ -103,6 +105,44 @@ def test_units_of_costs_rows_and_unknowns_change_no_verdict(kind):
             assert other.solve().status.item() == known.status, size
         dear = replace(known, Q=size * known.Q, q=size * known.q)
         assert dear.solve().status.item() == known.status, size
+
+
+def test_mates_change_no_verdict():
+    """A program with a solution, a contradictory one, an endless one, one with big numbers, one with a row twice."""
+    G = t(
+        [[1.0, 1.0], [-1.0, 0.0]],
+        [[1.0, 0.0], [-1.0, 0.0]],
+        [[0.0, 1.0], [-1.0, -1.0]],
+        [[1.0, 0.0], [0.0, 1.0]],
+        [[1.0, 1.0], [2.0, 2.0]],
+    )
+    h = t([1.0, 0.0], [-1.0, -1.0], [1.0, 3.0], [1e15, 1e15], [1.0, 2.0])
+    Q = torch.diag_embed(t([0.0, 0.0], [1.0, 1.0], [0.0, 0.0], [1.0, 2.0], [1.0, 0.0]))
+    q = t([-1.0, -2.0], [1.0, 1.0], [-1.0, 0.0], [1.0, 1.0], [-1.0, -2.0])
+    low = t([0.0, 0.0], [-1.0, -1.0], [-INF, 0.0], [-5.0, -5.0], [0.0, 0.0])
+    together = qp(Q, q, G, h, l=low, on_failure="ignore")
+    words = ["CONVERGED", "INFEASIBLE", "UNBOUNDED", "CONVERGED", "CONVERGED"]
+    assert [Status(s).name for s in together.status.tolist()] == words
+    for i, word in enumerate(words):
+        alone = qp(Q[i], q[i], G[i], h[i], l=low[i], on_failure="ignore")
+        assert name(alone) == word
+        if word == "CONVERGED":
+            torch.testing.assert_close(alone.value, together.value[i], rtol=1e-9, atol=1e-12)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(["repeated rows", "repeated rows, curved", "no interior", "transport", "contradictory", "endless"]),
+    st.integers(0, 10**6),
+    st.integers(-9, 9),
+    st.integers(-9, 9),
+    st.integers(-9, 9),
+)
+def test_no_units_make_a_verdict_wrong(kind, seed, unknowns, rows, costs):
+    known = KINDS[kind](Dice(f"{kind} {seed}"))
+    known = known.scaled(10.0**unknowns * torch.ones_like(known.z), 10.0**rows * torch.ones_like(known.l))
+    known = replace(known, Q=10.0**costs * known.Q, q=10.0**costs * known.q)
+    assert not faults_of(known, known.solve())
 
 
 def test_bounds_that_contradict_do_so_at_any_size():

@@ -51,8 +51,8 @@ class Program:
         return len(self.q)
 
     def take(self, index: Tensor) -> Program:
-        """Some of the programs."""
-        return self.mapped(lambda part: part[index])
+        """Some of the programs, in their order."""
+        return self if len(index) == self.batch else self.mapped(lambda part: part[index])
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Program:
         """The programs with every tensor changed."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchimplicit.optim.quadprog.program import Program, largest
 
 _ROUNDS = 12
+_ALIKE = 0.5  # powers of two
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,14 @@ class Units:
         z, rows = torch.ones_like(program.q), torch.ones_like(program.lower)
         for _ in range(_ROUNDS):
             scaled = R * rows.unsqueeze(2) * z.unsqueeze(1)
-            column = (Q * z.unsqueeze(2) * z.unsqueeze(1)).amax(1)
+            column, row = (Q * z.unsqueeze(2) * z.unsqueeze(1)).amax(1), rows
             if R.shape[1]:
-                column = torch.maximum(column, scaled.amax(1))
-                rows = rows / _positive(scaled.amax(2)).sqrt()
-            z = z / _positive(column).sqrt()
+                column, row = torch.maximum(column, scaled.amax(1)), scaled.amax(2)
+            column, row = _positive(column), _positive(row)
+            off = (torch.cat((column, row), 1).log2().abs() > _ALIKE).any(1, keepdim=True)
+            if not bool(off.any()):
+                break
+            z, rows = torch.where(off, z / column.sqrt(), z), torch.where(off, rows / row.sqrt(), rows)
         size = _size(program, Q, z, rows)
         z, rows = _power(z * size), _power(rows / size)
         cost = torch.maximum(largest(program.q * z), (Q * z.unsqueeze(2) * z.unsqueeze(1)).amax((1, 2)))
