@@ -41,13 +41,13 @@ def general(near: Program, stated: Program, guess: Tensor | None, max_steps: int
         if len(left) < len(index):
             index, part, form = index[left], part.take(left), form.take(left)
         if stage is None:
-            point, center = _guessed(form, guess), None
+            point, center, done = _guessed(form, guess), None, torch.ones_like(index, dtype=torch.bool)
         else:
-            point, center = _from_inside(form.program, *stage, max_steps)
+            point, center, done = _from_inside(form.program, *stage, max_steps)
         residual[index] = _judged(part, form, point, center)
         point.steps = point.steps + result.steps[index]
         result.put(index, point)
-        left = torch.nonzero(~point.settled).flatten()
+        left = torch.nonzero(~point.settled & done).flatten()  # what got stuck would do so again
         if not len(left):
             break
     at = torch.nonzero(result.settled).flatten()
@@ -63,8 +63,8 @@ def _guessed(form: Prepared, guess: Tensor | None) -> Point:
     return settle(form.program, side, nothing.steps, _WARM_ROUNDS)
 
 
-def _from_inside(program: Program, tol: float, rounds: int, max_steps: int) -> tuple[Point, Center]:
-    """By an interior point, from the bounds that it heads for, and then from all that may be met."""
+def _from_inside(program: Program, tol: float, rounds: int, max_steps: int) -> tuple[Point, Center, Tensor]:
+    """By an interior point, from the bounds that it heads for, then from all that may be met; and where it arrived."""
     inner = interior(Augmented.of(program), program.lower, program.lower, program.upper, tol, max_steps)
     assert inner.z is not None
     assert inner.near is not None
@@ -76,7 +76,7 @@ def _from_inside(program: Program, tol: float, rounds: int, max_steps: int) -> t
         again = settle(program.take(left), inner.near[left], inner.steps[left], rounds, center=some)
         at = torch.nonzero(again.settled).flatten()
         point.put(left[at], again.take(at))
-    return point, center
+    return point, center, inner.done
 
 
 def _judged(program: Program, form: Prepared, point: Point, center: Center | None) -> Tensor:

@@ -46,6 +46,7 @@ class Interior:
         steps: `(B,)`.
         z: unknowns, `(B, n)`; None where the system has eliminated them.
         near: as `side`, with bounds that are met whether or not they hold anything; None without `z`.
+        done: whether the tolerance was reached, `(B,)`.
     """
 
     y: Tensor
@@ -54,6 +55,7 @@ class Interior:
     steps: Tensor
     z: Tensor | None
     near: Tensor | None
+    done: Tensor
 
 
 def interior(
@@ -87,6 +89,7 @@ def interior(
         if stopped:
             at = torch.nonzero(stop).flatten()
             _put(found, index[at], now.take(at), method.sides.take(at), step)
+            found.done[index[at]] = left[at] <= tol
             if stopped == len(index):
                 break
             going = torch.nonzero(~stop).flatten()
@@ -102,7 +105,7 @@ def _nothing(w: Tensor, now: Iterate) -> Interior:
     steps = torch.zeros_like(w[:, 0], dtype=torch.int64)
     side = w.new_zeros(w.shape, dtype=torch.int8)
     z, near = (None, None) if now.z is None else (torch.zeros_like(now.z), side.clone())
-    return Interior(torch.zeros_like(w), torch.zeros_like(now.weight), side, steps, z, near)
+    return Interior(torch.zeros_like(w), torch.zeros_like(now.weight), side, steps, z, near, steps > 0)
 
 
 def _put(found: Interior, rows: Tensor, now: Iterate, sides: Sides, step: int) -> None:

@@ -49,8 +49,12 @@ def solve(program: Program, guess: Tensor | None, max_steps: int, rounding: floa
         return Outcome(point, status, found.residual)
     left = torch.nonzero(~solved).flatten()
     part, proof = found.program.take(left), (torch.zeros_like(point.y), torch.zeros_like(point.z))
-    blamed, direction = contradiction(part, point.z[left], solutions), ray(part, solutions)
-    unbounded, infeasible, concave = (direction != 0).any(1), (blamed != 0).any(1), ~found.convex[left]
+    blamed, direction = contradiction(part, point.z[left], solutions), torch.zeros_like(part.q)
+    infeasible, concave = (blamed != 0).any(1), ~found.convex[left]
+    rest = torch.nonzero(~infeasible & ~concave).flatten()
+    if len(rest):
+        direction[rest] = ray(part.take(rest), solutions)
+    unbounded = (direction != 0).any(1)
     verdict = status[left]
     for which, word in ((unbounded, Status.UNBOUNDED), (infeasible, Status.INFEASIBLE), (concave, Status.NONCONVEX)):
         verdict = torch.where(which, int(word), verdict)
