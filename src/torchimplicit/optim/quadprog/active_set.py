@@ -143,7 +143,9 @@ def _try(
         y, side = torch.where(slack, 0.0, y), torch.where(slack, 0, side).to(torch.int8)
         settled = judge(program, z, y)[0] <= _RESIDUAL
     else:
-        settled = saddle.sound & (residual < _RESIDUAL) & (better == side).all(1) & ~(above | below).any(1)  # type: ignore[union-attr]
+        better = torch.where(saddle.sound.unsqueeze(1), better, side)  # dependent rows say nothing of the next guess
+        right = saddle.sound & (residual < _RESIDUAL)  # type: ignore[union-attr]
+        settled = right & (better == side).all(1) & ~(above | below).any(1)
     return Point(z, y, side, settled, steps, _tight(steps), saddle), better
 
 

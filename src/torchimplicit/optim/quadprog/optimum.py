@@ -156,7 +156,7 @@ class SaddleSolve(Function):
         saddle = call.saddle(Q, rows, side)
         z, y, residual = saddle.solve(r, saddle.gather(t))
         y = saddle.scatter(y, rows.shape[1])
-        doubtful = ~(residual <= _TRUSTED)
+        doubtful = ~(saddle.sound & (residual <= _TRUSTED))
         if bool(doubtful.any()):
             index = torch.nonzero(doubtful).flatten()
             again = Singular.build(Q[index], rows[index], side[index])

@@ -93,18 +93,16 @@ def _attempt(
     near: Program, stated: Program, curvature: Tensor, quick: Tensor, guess: Tensor | None, max_steps: int
 ) -> tuple[Point, Tensor]:
     """Solves programs by the way that eliminates most, and those that resist or do not go that way by `general`."""
-    if bool(quick.all()):
-        point = _definite(near, curvature, guess, max_steps)
-        residual, solved = judge(stated, point.z, point.y)
-        point.settled = point.settled & solved
-    else:
-        point, residual = Point.nothing(stated), torch.full_like(stated.q[:, 0], torch.inf)
-        at = torch.nonzero(quick).flatten()
-        if len(at):
-            some = None if guess is None else guess[at]
-            found = _definite(near.take(at), curvature[at], some, max_steps)
-            residual[at], solved = judge(stated.take(at), found.z, found.y)
-            found.settled = found.settled & solved
+    point, residual = Point.nothing(stated), torch.full_like(stated.q[:, 0], torch.inf)
+    at = torch.nonzero(quick).flatten()
+    if len(at):
+        every, some = len(at) == stated.batch, None if guess is None else guess[at]
+        found = _definite(near.take(at), curvature if every else curvature[at], some, max_steps)
+        residual[at], solved = judge(stated.take(at), found.z, found.y)
+        found.settled = found.settled & solved
+        if every:  # with its factor
+            point = found
+        else:
             point.put(at, found)
     left = torch.nonzero(~point.settled).flatten()
     if len(left):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from torchimplicit.optim.quadprog.program import times, times_transposed
 from torchimplicit.optim.quadprog.saddle import compact
@@ -83,8 +84,8 @@ class Singular:
 
     @property
     def sound(self) -> Tensor:
-        """Whether it can be solved with, `(B,)`."""
-        return torch.ones_like(self.on[:, 0]) if self.on.shape[1] else self.on.new_ones(len(self.on))
+        """Whether it can be solved with, `(B,)`: always."""
+        return torch.ones(len(self.Q), dtype=torch.bool, device=self.Q.device)
 
     def solve(
         self, r: Tensor, t: Tensor, shortest: bool = False, terms: Tensor | None = None
@@ -101,21 +102,18 @@ class Singular:
             `z` `(B, n)`, `y` `(B, r)` and the relative residual, `(B,)`.
         """
         held, t = self.holder < self.on.shape[1], self.gather(t)
-        at = self._of_holder(t) / self.entry
-        known = torch.where(held, at, 0.0)
+        known = torch.where(held, pad(t, (0, 1)).gather(1, self.holder) / self.entry, 0.0)
         force, short = r - times(self.Q, known), t - times(self.rows, known)
         f = self.free[0].shape[1]
-        right = torch.cat(
-            (force.gather(1, self.free[0]) * self.free[1], short.gather(1, self.work[0]) * self.work[1]), 1
-        )
+        right = [x.gather(1, at) * valid for x, (at, valid) in ((force, self.free), (short, self.work))]
+        right = torch.cat(right, 1)
         found, residual = self._refined(right, terms)
         found = self._shortest(found, residual, right) if shortest else found
         z = known.scatter_add(1, self.free[0], found[:, :f] * self.free[1])
         y = torch.zeros_like(t).scatter_add_(1, self.work[0], found[:, f:] * self.work[1])
         curved, pulled = times(self.Q, z), times_transposed(self.rows, y)
         left = torch.where(held, (r - curved - pulled) / self.entry, 0.0)
-        y = torch.cat((y, y[:, :1] if y.shape[1] else y.new_zeros(len(y), 1)), 1).scatter(1, self.holder, left)[:, :-1]
-        return z, y, residual
+        return z, pad(y, (0, 1)).scatter(1, self.holder, left)[:, :-1], residual
 
     def loose(self) -> tuple[Tensor, Tensor]:
         """Whether unknowns, and whether multipliers, are not determined, `(B,)` each: a random force moves them far."""
@@ -157,12 +155,6 @@ class Singular:
             found[lost] = times(inverse, right[lost] * self.scale[lost]) * self.scale[lost]
         return found
 
-    def _of_holder(self, values: Tensor) -> Tensor:
-        """Values of the rows that hold the unknowns, `(B, n)`; zero for unknowns that none holds."""
-        return torch.cat(
-            (values, torch.zeros_like(values[:, :1]) if values.shape[1] else values.new_zeros(len(values), 1)), 1
-        ).gather(1, self.holder)
-
 
 def _factored(matrix: Tensor, free: Tensor, work: Tensor, shift: float) -> tuple[Tensor, Tensor]:
     shifts = torch.cat((torch.where(free, shift, 1.0), torch.where(work, -shift, -1.0)), 1).to(matrix)
@@ -201,8 +193,7 @@ def _holders(rows: Tensor, on: Tensor) -> tuple[Tensor, Tensor]:
     number = torch.arange(r, device=rows.device).expand(batch, -1)
     number = torch.where(on & single & (entry != 0), number, r)
     holder = torch.full((batch, n), r, device=rows.device, dtype=torch.int64).scatter_reduce(1, columns, number, "amin")
-    entry = torch.cat((entry, torch.ones_like(rows[:, 0, :1]) if r else rows.new_ones(batch, 1)), 1)
-    return holder, torch.where(holder < r, entry.gather(1, holder), 1.0)
+    return holder, pad(entry, (0, 1), value=1.0).gather(1, holder)
 
 
 def _chosen(matrix: Tensor, index: Tensor, valid: Tensor) -> Tensor:
