@@ -107,6 +107,29 @@ def test_units_of_costs_rows_and_unknowns_change_no_verdict(kind):
         assert dear.solve().status.item() == known.status, size
 
 
+def test_a_battery_over_a_day():
+    """Charge, discharge and store, 24 hours each: an equation twice, and corners that miss each other by 1e-8."""
+    hours, one = 24, torch.float64
+    eye, prices = (
+        torch.eye(hours, dtype=one),
+        torch.rand(16, hours, generator=torch.Generator().manual_seed(0)).double(),
+    )
+    steps = torch.cat((-0.9 * eye, eye / 0.9, eye - torch.diag(torch.ones(hours - 1, dtype=one), -1)), 1)
+    last = torch.zeros(1, 3 * hours, dtype=one)
+    last[0, -1] = 1
+    A = torch.cat((steps, last, steps[:1] + steps[1:2]))
+    b = torch.zeros(hours + 2, dtype=one)
+    b[0] = b[-2] = b[-1] = 0.5
+    upper = torch.cat((torch.full((2 * hours,), 0.3 + 1.2e-8, dtype=one), torch.ones(hours, dtype=one)))
+    prices = prices.mul(10).round().div(10)
+    q = torch.cat((prices, -prices, 0 * prices), 1)
+    for curvature in (0.0, 1e-3):
+        Q = torch.diag(torch.cat((torch.full((2 * hours,), curvature, dtype=one), torch.zeros(hours, dtype=one))))
+        solution = qp(Q, q, A=A, b=b, l=0 * upper, u=upper)
+        assert solution.residual.max() < 1e-9
+        assert not solution.determined.duals.any()
+
+
 def test_mates_change_no_verdict():
     """A program with a solution, a contradictory one, an endless one, one with big numbers, one with a row twice."""
     G = t(

@@ -19,9 +19,10 @@ from torchimplicit.optim.quadprog.program import Program, largest, times, times_
 from torchimplicit.optim.quadprog.saddle import factor
 
 _RHO = 1e-11
-_DELTA = 1e-9
+_DELTA = 1e-10
 _FREE = 1e30
 _FIXED = 1e-9
+_FEW = 4  # times as many unknowns as rows, where normal equations are much less work
 _MANY = 2  # times as many rows as unknowns are folded into the matrix of these
 _PIVOT = 1e-14
 
@@ -47,8 +48,14 @@ class Augmented:
     diagonal: bool
 
     @staticmethod
-    def of(program: Program) -> Augmented:
-        """Looks at where the rows have their entries."""
+    def of(program: Program, accurate: bool) -> Augmented:
+        """Looks at where the rows have their entries.
+
+        Args:
+            program: the programs.
+            accurate: never by normal equations, which are cheap where few rows have several entries, but lose digits
+                where all unknowns of a row are on bounds.
+        """
         n, rows = program.q.shape[1], program.rows
         pattern = (rows != 0).any(0)
         few = pattern.sum(1) <= 1
@@ -58,7 +65,12 @@ class Augmented:
         if len(dense) > _MANY * n:
             folded, dense = dense[dense >= program.equalities], dense[dense < program.equalities]
         own = program.Q.diagonal(dim1=1, dim2=2)
-        diagonal = len(dense) <= n and not len(folded) and not bool((program.Q - torch.diag_embed(own)).any())
+        diagonal = (
+            not accurate
+            and _FEW * len(dense) <= n
+            and not len(folded)
+            and not bool((program.Q - torch.diag_embed(own)).any())
+        )
         if diagonal:
             bounded = (program.lower.isfinite() | program.upper.isfinite())[:, single] & (rows[:, single, column] != 0)
             held = torch.zeros_like(own).index_add_(1, column, bounded.to(own.dtype))

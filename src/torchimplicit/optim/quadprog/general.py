@@ -14,7 +14,7 @@ from torchimplicit.optim.quadprog.singular import Singular
 from torchimplicit.optim.quadprog.verdict import TOLERANCE, judge, met
 
 _WARM_ROUNDS = 6
-_STAGES = ((1e-9, 6), (0.0, 12))  # tolerance of the interior point (none: as near as it comes), rounds of repair
+_STAGES = ((1e-9, 6, False), (0.0, 12, True))  # tolerance, rounds of repair, and whether digits matter more than time
 
 Center = tuple[Tensor, Tensor]
 
@@ -63,9 +63,12 @@ def _guessed(form: Prepared, guess: Tensor | None) -> Point:
     return settle(form.program, side, nothing.steps, _WARM_ROUNDS)
 
 
-def _from_inside(program: Program, tol: float, rounds: int, max_steps: int) -> tuple[Point, Center, Tensor]:
-    """By an interior point, from the bounds that it heads for, then from all that may be met; and where it arrived."""
-    inner = interior(Augmented.of(program), program.lower, program.lower, program.upper, tol, max_steps)
+def _from_inside(
+    program: Program, tol: float, rounds: int, accurate: bool, max_steps: int
+) -> tuple[Point, Center, Tensor]:
+    """By an interior point, from the bounds that it heads for, then from all that may be met; and what may go on."""
+    system = Augmented.of(program, accurate)
+    inner = interior(system, program.lower, program.lower, program.upper, tol, max_steps)
     assert inner.z is not None
     assert inner.near is not None
     center = torch.nan_to_num(inner.z), torch.nan_to_num(inner.y)
@@ -76,7 +79,7 @@ def _from_inside(program: Program, tol: float, rounds: int, max_steps: int) -> t
         again = settle(program.take(left), inner.near[left], inner.steps[left], rounds, center=some)
         at = torch.nonzero(again.settled).flatten()
         point.put(left[at], again.take(at))
-    return point, center, inner.done
+    return point, center, inner.done | system.diagonal
 
 
 def _judged(program: Program, form: Prepared, point: Point, center: Center | None) -> Tensor:

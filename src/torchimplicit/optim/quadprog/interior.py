@@ -26,7 +26,7 @@ System = Dual | Augmented
 
 _APART = 1e12  # of unknowns over multipliers
 _FREE = 1e30  # D^{-1} of a row without bounds
-_HAIR = 1e-9  # D^{-1} of an equation
+_HAIR = 1e-9  # D^{-1} of an equation, where no system adds its own
 _TO_THE_WALL = 0.995
 _CLOSE = 1e3  # a slack of as many times its multiplier may be zero as well as this
 _NEAR = 1e-7  # weighs how far products are from the floor, as a part of it, against infeasibility
@@ -229,7 +229,7 @@ class _Method:
             inverse = inverse.clamp(max=_FREE)
         unit = 1.0 if now.sizes is None else (now.sizes[0] / now.sizes[1]).clamp(1 / _APART, _APART)
         if self.sides.fixed is not None:
-            inverse = torch.where(self.sides.fixed, _HAIR * unit, inverse)
+            inverse = torch.where(self.sides.fixed, _HAIR if now.z is None else 0.0, inverse)
         return system.factor(inverse, unit), ratio, inverse
 
     def direction(
