@@ -19,6 +19,7 @@ from torchimplicit.optim import BoxDDP, Cones, cone_program, ilqr, lqr, qp
 from torchimplicit.optim.cone.search import CONES
 from torchimplicit.optim.cone.sound import DERIVATIVES
 from torchimplicit.optim.control.solution import PLANS
+from torchimplicit.optim.projection.verdict import PROJECTIONS
 from torchimplicit.optim.quadprog.report import PROGRAMS
 
 FAMILIES = {
@@ -31,6 +32,7 @@ FAMILIES = {
     "cones": CONES,
     "derivatives of cones": DERIVATIVES,
     "plans": PLANS,
+    "projections": PROJECTIONS,
 }
 CASES: dict[tuple[str, Status, str], Callable[[bool], Report]] = {}
 D = torch.float64

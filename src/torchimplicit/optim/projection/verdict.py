@@ -10,14 +10,14 @@ from torchimplicit.core.explicit import evaluating
 from torchimplicit.core.front_door import front_door
 from torchimplicit.core.status import OnFailure, Remedy, Report, Status, react
 
-_TABLE = {
+PROJECTIONS = {
     Status.NON_FINITE: Remedy(
         "NaN or infinity in the point or in what the set depends on (or a number too large for the dtype): look for "
         "them in the inputs. An entry of -inf is a mask where its bound is finite, unless all entries are. Such a "
         "sample is NaN and adds nothing to the gradients."
     ),
     Status.STAGNATED: Remedy(
-        "The point misses its condition by more than rounding: sizes too far apart for this dtype.", ("float64",)
+        "The point misses its condition by more than rounding. No input is known that does it: please report this one."
     ),
 }
 
@@ -26,7 +26,7 @@ class PointReport(Report):
     """How points were found; `residual` is by how much they miss their condition."""
 
     failure = "could not be projected"
-    table = _TABLE
+    table = PROJECTIONS
 
     def describe(self, sample: int) -> str:
         """How far one sample is off."""
