@@ -87,7 +87,7 @@ def qp(dice, known):
         kept = solution.status == ti.Status.CONVERGED
         weights = solution.duals.inequality.detach().double()
         if dtype != one:  # weights are rounded: they are judged by their signs alone
-            return "" if bool((weights >= 0).all()) else "a multiplier is negative"
+            return "" if bool((weights[kept] >= 0).all()) else "a multiplier is negative"
         return contradiction(*(part[kept] for part in (solution.value.detach(), Q, q, G, h, weights)))
 
     def exact(solution, Q, q, G, h):
