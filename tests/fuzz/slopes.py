@@ -23,6 +23,8 @@ def gradients(call, rows, solution, grads, said):
         return []
     well = healthy(call) & (solution.status != ti.Status.NON_FINITE)
     if isinstance(call.options["adjoint"], ti.Phantom):  # whose steps may well diverge
+        if solution.backward is not None:  # which tells of gradients that are not finite, and left out
+            well = well & (solution.backward.status == ti.Status.CONVERGED)
         return _phantom(call, rows, grads, well)
     faults = []
     for place, (name, grad) in enumerate(zip(NAMES, grads, strict=False)):
