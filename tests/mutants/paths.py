@@ -99,7 +99,7 @@ MUTANTS = [
         "tests/ode/test_quarantine.py::test_a_sick_sample_that_cannot_be_kept_apart_is_said",
     ),
     Mutant(
-        "ode/event.py", "events are found to three digits",
+        "ode/crossing.py", "events are found to three digits",
         "eps = 2 * torch.finfo(low.dtype).eps",
         "eps = 1e-3",
         "tests/ode/test_event.py::test_a_ball_meets_the_ground",

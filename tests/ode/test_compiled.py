@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import torchimplicit as ti
-from torchimplicit.ode import RK4, Heun, chunks, compiled
+from torchimplicit.ode import RK4, Heun, chunks, compiled, when_to_compile
 from torchimplicit.ode.compiled import CompileError
 
 SOLVER = Heun(rtol=1e-3, atol=1e-4)
@@ -105,21 +105,21 @@ def test_a_field_that_cannot_be_compiled_is_named_and_auto_goes_on_without(monke
     y0, ts = torch.ones(2, 1), torch.tensor([0.0, 1.0])
     with pytest.raises(CompileError, match="Try compile=False"):
         ti.odeint(branch, y0, ts, solver=SOLVER, compile=True)
-    monkeypatch.setattr(compiled, "WORTH", 0.0)
+    monkeypatch.setattr(when_to_compile, "WORTH", 0.0)
     expected = ti.odeint(branch, y0, ts, solver=SOLVER).value
     assert torch.equal(ti.odeint(branch, y0, ts, solver=SOLVER, compile="auto").value, expected)
-    assert compiled.decide("auto", branch, SOLVER, 2, True) is False  # it does not try again
+    assert when_to_compile.decide("auto", branch, SOLVER, 2, True) is False  # it does not try again
 
 
 def test_auto_waits_until_it_pays(monkeypatch):
     def still(t, y):
         return 0 * y
 
-    assert compiled.decide("auto", still, SOLVER, 2, True) is False
-    monkeypatch.setattr(compiled, "WORTH", 1e-9)
+    assert when_to_compile.decide("auto", still, SOLVER, 2, True) is False
+    monkeypatch.setattr(when_to_compile, "WORTH", 1e-9)
     ti.odeint(still, torch.ones(1, 1), torch.tensor([0.0, 1.0]), solver=SOLVER, compile="auto")
-    assert compiled.decide("auto", still, SOLVER, 2, True) == "auto"
-    assert compiled.decide("auto", still, SOLVER, compiled.SMALL + 1, True) is False
+    assert when_to_compile.decide("auto", still, SOLVER, 2, True) == "auto"
+    assert when_to_compile.decide("auto", still, SOLVER, when_to_compile.SMALL + 1, True) is False
 
 
 @pytest.mark.parametrize(

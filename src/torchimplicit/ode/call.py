@@ -15,13 +15,14 @@ from torchimplicit.core import transforms
 from torchimplicit.core.independence import FEW, alternate, coupled, halves, not_samples, unmoved_by_others
 from torchimplicit.core.status import OnFailure, Report, Status, react
 from torchimplicit.ode.chunks import ChunkedWalk
-from torchimplicit.ode.compiled import CompileError, give_up
+from torchimplicit.ode.compiled import CompileError
 from torchimplicit.ode.dynamics import Dynamics, MappedDynamics
 from torchimplicit.ode.event import Trigger, Watch
 from torchimplicit.ode.loop import Traveller, Walk
 from torchimplicit.ode.methods import PathSolver
 from torchimplicit.ode.record import Outputs, Path, Phase
 from torchimplicit.ode.report import PathReport
+from torchimplicit.ode.when_to_compile import give_up
 
 
 @dataclass

@@ -7,9 +7,7 @@ The kernels of a function are kept, so that a second solve compiles nothing.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
 from types import CodeType, FunctionType
@@ -26,8 +24,6 @@ from torchimplicit.ode.tableau import Tableau
 
 CHUNK = 4  # steps a call; more of them take minutes to compile
 BACKEND = "inductor"
-WORTH = 20.0  # seconds spent forward without kernels, about what compiling takes: so it never doubles the time
-SMALL = 2**13  # numbers in a state up to which "auto" compiles; larger ones are not limited by the host
 
 
 class CompileError(RuntimeError):
@@ -111,6 +107,19 @@ class Plan:
             end = y + size * _sum(self.tableau.b, slopes)
         return end, slopes
 
+    def ratio(self, size: Tensor, y: Tensor, end: Tensor, slopes: list[Tensor]) -> Tensor:
+        """The error of a step of sizes `(B, 1)` over its tolerance, `(B,)`; infinite for NaN."""
+        assert self.tableau.e is not None
+        scale = self.atol + self.rtol * torch.maximum(y.abs(), end.abs())
+        ratio = (size * _sum(self.tableau.e, slopes) / scale).square().mean(1).sqrt()
+        return torch.where(ratio.isnan(), math.inf, ratio)
+
+    def factor(self, ratio: Tensor) -> Tensor:
+        """What to multiply the step size by, `(B,)`; see `PID.factor`."""
+        control = self.control
+        factor = control.safety * ratio ** (-control.integral / self.order)
+        return factor.clamp(control.smallest, control.largest)
+
 
 def _sum(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
     terms = [weight * slope for weight, slope in zip(weights, slopes, strict=True) if weight != 0.0]
@@ -121,8 +130,6 @@ def _sum(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
 
 
 def _make_walk(plan: Plan) -> Callable[..., Chunk]:
-    tableau, control = plan.tableau, plan.control
-
     def walk(
         f: Callable, args: tuple, t: Tensor, h: Tensor, y: Tensor, slope: Tensor, end: Tensor, ahead: Tensor,
         alive: Tensor, least: Tensor,
@@ -135,17 +142,11 @@ def _make_walk(plan: Plan) -> Callable[..., Chunk]:
             stop = torch.minimum(t + h, end)
             size = stop - t
             after, slopes = plan.step(f, args, t, stop, y, slope if plan.same else None)
-            assert tableau.e is not None
             column = size.to(y.dtype).unsqueeze(1)
-            scale = plan.atol + plan.rtol * torch.maximum(y.abs(), after.abs())
-            ratio = (column * _sum(tableau.e, slopes) / scale).square().mean(1).sqrt()
-            ratio = torch.where(ratio.isnan(), math.inf, ratio)
+            ratio = plan.ratio(column, y, after, slopes)
             accept = alive & (ratio <= 1)
             reject = alive & ~accept
-            factor = (control.safety * ratio ** (-control.integral / plan.order)).clamp(
-                control.smallest, control.largest
-            )
-            h = torch.minimum(h, end - t) * factor
+            h = torch.minimum(h, end - t) * plan.factor(ratio)
             low = reject & (h < least + rounding * t.abs())
             facts += [alive.any(), accept.any(), accept.all(), (accept & (stop >= ahead)).any()]
             tried, rejected, stuck = tried + alive, rejected + reject, stuck | low
@@ -233,7 +234,7 @@ def _compiled(function: Any) -> Callable:
 
 def _keep_guards(entries: Any) -> list[bool]:
     """All but those on the plan."""
-    return [not entry.name.startswith(("plan", "tableau", "control")) for entry in entries]
+    return [not entry.name.startswith("plan") for entry in entries]
 
 
 _kernels: WeakKeyDictionary[Any, dict[Hashable, Kernel]] = WeakKeyDictionary()
@@ -252,7 +253,7 @@ def find_kernel(solver: PathSolver, bare: Bare | None, joint: bool, dense: bool)
         tableau, solver.order, solver.rtol, solver.atol, solver.control, shape, bare.time_shape, joint, dense,
         tableau.first_same_as_last,
     )  # fmt: skip
-    return _kernels.setdefault(_identity(bare.f), {}).setdefault(plan, Kernel(plan))
+    return _kernels.setdefault(identity(bare.f), {}).setdefault(plan, Kernel(plan))
 
 
 def can_compile(solver: PathSolver) -> bool:
@@ -266,67 +267,9 @@ def can_compile(solver: PathSolver) -> bool:
     )
 
 
-def _identity(function: Any) -> Any:
+def identity(function: Any) -> Any:
     """What stays the same between solves: the module, or a function's code, which a new closure shares."""
     owner = getattr(function, "__self__", None)
     if owner is not None and not isinstance(function, torch.nn.Module):
         return owner
     return getattr(function, "__code__", function)
-
-
-_seconds: WeakKeyDictionary[Any, float] = WeakKeyDictionary()  # spent on solves without a kernel; infinite: never again
-
-
-def check_compile(compile: Any, solver: PathSolver, plain: bool) -> None:
-    """Refuses to compile what cannot be.
-
-    Args:
-        compile: what the user wants.
-        solver: the method.
-        plain: whether this is a solve of nothing but output times.
-
-    Raises:
-        ValueError: neither a bool nor "auto"; or True for an event, dense output or another kind of solver.
-    """
-    if compile not in (True, False, "auto"):
-        raise ValueError(f"compile: got {compile!r}, expected False, True or 'auto'")
-    if compile is not True:
-        return
-    if not plain:
-        raise ValueError(
-            "compile: got True with an event or dense output, expected output times alone; try compile=False"
-        )
-    if not can_compile(solver):
-        raise ValueError(
-            f"compile: got True with {solver}, expected an explicit adaptive solver whose rtol and atol are numbers "
-            "and whose controller looks at the last error alone; try Tsit5(), or compile=False"
-        )
-
-
-def decide(compile: bool | str, f: Any, solver: PathSolver, size: int, plain: bool) -> bool | str:
-    """Whether a solve shall be compiled; "auto" as `odeint` tells it.
-
-    Args:
-        compile: what the user wants.
-        f: the user's function.
-        solver: the method.
-        size: how many numbers the state has.
-        plain: whether this is a solve of nothing but output times.
-    """
-    if compile != "auto":
-        return compile
-    spent = _seconds.get(_identity(f), 0.0)
-    return "auto" if plain and can_compile(solver) and size <= SMALL and WORTH <= spent < math.inf else False
-
-
-@contextmanager
-def spending(f: Any) -> Iterator[None]:
-    """Notes the time that is spent on a function without a kernel."""
-    start = time.perf_counter()
-    yield
-    _seconds[_identity(f)] = _seconds.get(_identity(f), 0.0) + time.perf_counter() - start
-
-
-def give_up(f: Any) -> None:
-    """Notes that a function cannot be compiled: "auto" does not try again."""
-    _seconds[_identity(f)] = math.inf

@@ -18,7 +18,6 @@ from torchimplicit.core.status import OnFailure, react
 from torchimplicit.core.tree import Layout, own
 from torchimplicit.ode.adjoint import Checkpointed, PathAdjoint
 from torchimplicit.ode.call import PathCall, PathRecord
-from torchimplicit.ode.compiled import check_compile, decide, spending
 from torchimplicit.ode.dense import Followed, check_follows, follow, stacked
 from torchimplicit.ode.dynamics import Dynamics
 from torchimplicit.ode.event import Event, Trigger
@@ -27,6 +26,7 @@ from torchimplicit.ode.methods import AdaptiveSolver, PathSolver, Tsit5
 from torchimplicit.ode.quarantine import Inputs, find_sick, quarantine, quarantine_followed
 from torchimplicit.ode.report import PathReport, PathSolution
 from torchimplicit.ode.times import check_times
+from torchimplicit.ode.when_to_compile import check_compile, decide, spending
 
 
 @front_door
