@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from torchimplicit.adjoint import Adjoint, Call, Implicit, Record, Unrolled, quarantine, unmoved, without
+from torchimplicit.adjoint import Adjoint, Call, Implicit, Record, Unrolled, attached, find_sick, quarantine, unmoved
 from torchimplicit.core import transforms
 from torchimplicit.core.front_door import front_door
 from torchimplicit.core.problem import FixedPoint, Problem, Residual, Root
-from torchimplicit.core.status import OnFailure, Report, Solution, Status, react
+from torchimplicit.core.status import OnFailure, Report, Solution, react
 from torchimplicit.core.tree import Layout, own
 from torchimplicit.linear import LU
 from torchimplicit.solve import DENSE, Anderson, Newton, PreparedMap, Result, Solver, iterate
@@ -175,11 +175,8 @@ def solve_problem(
         return transforms.without_inference_mode(partial(again, **options, review=review, present=present), z0)
     if adjoint is None:
         adjoint = Implicit(LU()) if problem.layout.width <= DENSE else Implicit()
-    check_options(solver, adjoint, on_failure)
-    _check_save_steps(save_steps)
-    left: dict[str, Any] = {}
-    if warm_start is not None:
-        z0, left = _where_left(problem, warm_start)
+    check_options(solver, adjoint, on_failure, save_steps)
+    z0, left = (z0, {}) if warm_start is None else _where_left(problem, warm_start)
     z0, tensors = transforms.normal((z0, problem.explicit.take_tensors()))
     start = problem.layout.flatten(z0)
     if not problem.layout.batch:
@@ -201,12 +198,12 @@ def solve_problem(
     result = call.record.take_result()
     report = result.report
     report.name = type(problem).__name__
-    sick, again = _sick(value, report), None
+    sick, again = find_sick(value, report), None
     if sick is not None:
         value, again = quarantine(call, adjoint, value, start, tensors, sick)
     saved = [result.saved[step] for step in save_steps]
     if saved and differentiable:
-        saved = _differentiable(call, adjoint, saved, tensors, sick, again and [again.saved[k] for k in save_steps])
+        saved = attached(call, adjoint, saved, tensors, sick, again and [again.saved[k] for k in save_steps])
     solution = _presented(problem, value, report, saved, result, present)
     react(report, on_failure, solution)
     return solution
@@ -225,14 +222,6 @@ def _where_left(problem: Problem, warm_start: Any) -> tuple[Any, dict[str, Any]]
     problem.layout.check(warm_start.value, subject="warm_start has")
     left = {"knowledge": warm_start.state, "settled": True, "ran": warm_start.ran}
     return pytree.tree_map(torch.detach, warm_start.value), left
-
-
-def _sick(value: Tensor, report: Report) -> Tensor | None:
-    """Which samples must be kept out of gradients, `(B,)` bool; None where there are none, or no gradients."""
-    if not value.requires_grad or transforms.active() or report.converged:
-        return None
-    sick = report.status == Status.NON_FINITE
-    return sick if bool(sick.any()) else None
 
 
 def _presented(
@@ -267,38 +256,13 @@ def _solved_nothing(
     return _presented(problem, value, report, [value] * len(save_steps), None, present)
 
 
-def _differentiable(
-    call: Call,
-    adjoint: Adjoint,
-    iterates: list[Tensor],
-    tensors: list[Tensor],
-    sick: Tensor | None,
-    again: list[Tensor] | None,
-) -> list[Tensor]:
-    """Iterates `(B, n)` with gradients; sick samples are kept out of them, whose stand-ins' iterates `again` holds."""
-    if transforms.active() and not isinstance(adjoint, Unrolled):
-        raise NotImplementedError("save_steps does not work under torch.func transforms but with adjoint=Unrolled()")
-    if sick is None:
-        return [adjoint.attach(call, z, tensors) for z in iterates]
-    if again is not None and isinstance(adjoint, Unrolled):  # whose iterates have graphs
-        return [torch.where(sick[:, None], z.detach(), new) for z, new in zip(iterates, again, strict=True)]
-    return [
-        without(call, z.detach(), tensors, sick, lambda rows, healthy, z=z: adjoint.attach(call, z[rows], healthy))
-        for z in iterates
-    ]
-
-
-def _check_save_steps(save_steps: Any) -> None:
-    if not isinstance(save_steps, list | tuple) or not all(isinstance(step, int) and step >= 0 for step in save_steps):
-        raise ValueError(f"save_steps: got {save_steps!r}, expected a list of steps, integers >= 0")
-
-
-def check_options(solver: Any, adjoint: Any, on_failure: str) -> None:
-    """Refuses what is no solver, no adjoint and none of the three words.
+def check_options(solver: Any, adjoint: Any, on_failure: str, save_steps: Any = ()) -> None:
+    """Refuses what is no solver, no adjoint, none of the three words and no steps.
 
     Raises:
         TypeError: `solver` or `adjoint` is something else, the class in place of an instance for example.
-        ValueError: `on_failure` is none of "raise", "warn", "ignore"; or the adjoint needs another solver.
+        ValueError: `on_failure` is none of "raise", "warn", "ignore"; `save_steps` are no numbers of steps; or the
+            adjoint needs another solver.
     """
     wanted = (("solver", solver, Solver, "Anderson()"), ("adjoint", adjoint, Adjoint, "Implicit()"))
     for name, got, expected, usual in wanted:
@@ -317,3 +281,5 @@ def check_options(solver: Any, adjoint: Any, on_failure: str) -> None:
         )
     if on_failure not in ("raise", "warn", "ignore"):
         raise ValueError(f"on_failure: got {on_failure!r}, expected 'raise', 'warn' or 'ignore'")
+    if not isinstance(save_steps, list | tuple) or not all(isinstance(step, int) and step >= 0 for step in save_steps):
+        raise ValueError(f"save_steps: got {save_steps!r}, expected a list of steps, integers >= 0")

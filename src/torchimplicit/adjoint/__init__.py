@@ -2,8 +2,9 @@
 
 from torchimplicit.adjoint.call import Adjoint, Call, Record
 from torchimplicit.adjoint.implicit import Implicit, ImplicitSolve
+from torchimplicit.adjoint.iterates import attached
 from torchimplicit.adjoint.phantom import Phantom
-from torchimplicit.adjoint.quarantine import quarantine, unmoved, without
+from torchimplicit.adjoint.quarantine import find_sick, quarantine, unmoved
 from torchimplicit.adjoint.shine import Shine
 from torchimplicit.adjoint.unrolled import Unrolled
 
@@ -16,7 +17,8 @@ __all__ = [
     "Record",
     "Shine",
     "Unrolled",
+    "attached",
+    "find_sick",
     "quarantine",
     "unmoved",
-    "without",
 ]

@@ -23,9 +23,17 @@ from torchimplicit.adjoint.call import Adjoint, Call, Record
 from torchimplicit.core import transforms
 from torchimplicit.core.independence import jolted, noise
 from torchimplicit.core.problem import Problem
-from torchimplicit.core.status import ConvergenceWarning, Status, react
+from torchimplicit.core.status import ConvergenceWarning, Report, Status, react
 
 MOST_ATTEMPTS = 64  # to find the samples that spoil a gradient
+
+
+def find_sick(value: Tensor, report: Report) -> Tensor | None:
+    """Which samples must be kept out of gradients, `(B,)` bool; None where there are none, or no gradients."""
+    if not value.requires_grad or transforms.active() or report.converged:
+        return None
+    sick = report.status == Status.NON_FINITE
+    return sick if bool(sick.any()) else None
 
 
 def quarantine(

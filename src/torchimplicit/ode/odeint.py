@@ -125,30 +125,37 @@ def odeint(
     gate = PathGate(
         call, adjoint, Inputs(start, times, tensors, [] if trigger is None else trigger.explicit.take_tensors())
     )
-    inputs, followed = gate.enter() if differentiable else gate.inputs, None
-    start, times, tensors = inputs.y0, inputs.ts, inputs.tensors
-    if event is not None or dense:
-        followed = follow(call, adjoint, start, times, tensors, inputs.event_tensors)
-        rows = followed.rows
-    else:
-        with spending(f) if compile == "auto" and not decided else nullcontext():
-            rows = (adjoint.solve if differentiable else adjoint.walk)(call, start, times, tensors)
+    with spending(f) if compile == "auto" and not decided else nullcontext():
+        rows, followed = _walked(gate, differentiable, follows=event is not None or dense)
+    gate.leave(rows, followed)
     report = call.record.report
     assert report is not None
-    if differentiable and not bool(report.steps.any()):  # nobody moves: gradients of zero, as of other layers
-        rows = unmoved(rows, [times, *tensors])
-    if (sick := find_sick(call, rows)) is not None:
-        gate.held = sick
-        if followed is None:
-            rows = quarantine(call, adjoint, rows, inputs, sick)
-        else:
-            followed = quarantine_followed(call, adjoint, followed, inputs, sick)
-            rows = followed.rows
-    gate.leave(rows, followed)
     outputs = ts.detach().expand(-1, layout.batch)
     solution = PathSolution(own(stacked(layout, rows)), report, ts=outputs, **_found(followed, dynamics, report, dense))
     react(report, on_failure, solution)
     return solution
+
+
+def _walked(gate: PathGate, differentiable: bool, follows: bool) -> tuple[Tensor, Followed | None]:
+    """The outputs `(T, B, n)`, and what else there is to look at of a walk that is followed; the sick kept apart."""
+    call, adjoint = gate.call, gate.adjoint
+    inputs, followed = gate.enter() if differentiable else gate.inputs, None
+    start, times, tensors = inputs.y0, inputs.ts, inputs.tensors
+    if follows:
+        followed = follow(call, adjoint, start, times, tensors, inputs.event_tensors)
+        rows = followed.rows
+    else:
+        rows = (adjoint.solve if differentiable else adjoint.walk)(call, start, times, tensors)
+    assert call.record.report is not None
+    if differentiable and not bool(call.record.report.steps.any()):  # gradients of zero, as of other layers
+        rows = unmoved(rows, [times, *tensors])
+    if (sick := find_sick(call, rows)) is None:
+        return rows, followed
+    gate.held = sick
+    if followed is None:
+        return quarantine(call, adjoint, rows, inputs, sick), None
+    followed = quarantine_followed(call, adjoint, followed, inputs, sick)
+    return followed.rows, followed
 
 
 def _found(followed: Followed | None, dynamics: Dynamics, report: PathReport, dense: bool) -> dict[str, Any]:

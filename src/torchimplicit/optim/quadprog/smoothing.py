@@ -77,12 +77,16 @@ def smooth(
     ).all(1)
     met = (reached - program.lower)[:, :p].abs().sum(1) < 1e-6
     y, status = torch.cat((nu, above - below), 1), torch.where(inside & met, solution.status, int(Status.MAX_STEPS))
+    return z, y, SmoothedReport(solution.report, _told(program, start[:, :n], status), steps + solution.steps)
+
+
+def _told(program: Program, z: Tensor, status: Tensor) -> Tensor:
+    """The statuses `(B,)`, of programs without an answer whether they contradict themselves; `z` is where to begin."""
     lost = status != Status.CONVERGED
-    if bool(lost.any()):
-        status = torch.where(lost, int(Status.MAX_STEPS), status)
-        contradicts = (contradiction(program.mapped(torch.detach), start[:, :n], solutions) != 0).any(1)
-        status = torch.where(lost & contradicts, int(Status.INFEASIBLE), status)
-    return z, y, SmoothedReport(solution.report, status, steps + solution.steps)
+    if not bool(lost.any()):
+        return status
+    contradicts = (contradiction(program.mapped(torch.detach), z, solutions) != 0).any(1)
+    return torch.where(lost, torch.where(contradicts, int(Status.INFEASIBLE), int(Status.MAX_STEPS)), status)
 
 
 def _start(program: Program, weight: float, max_steps: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,32 @@
+"""Iterates on the way to a solution, with their gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchimplicit.adjoint.call import Adjoint, Call
+from torchimplicit.adjoint.quarantine import without
+from torchimplicit.adjoint.unrolled import Unrolled
+from torchimplicit.core import transforms
+
+
+def attached(
+    call: Call,
+    adjoint: Adjoint,
+    iterates: list[Tensor],
+    tensors: list[Tensor],
+    sick: Tensor | None,
+    again: list[Tensor] | None,
+) -> list[Tensor]:
+    """Iterates `(B, n)` with gradients; sick samples are kept out of them, whose stand-ins' iterates `again` holds."""
+    if transforms.active() and not isinstance(adjoint, Unrolled):
+        raise NotImplementedError("save_steps does not work under torch.func transforms but with adjoint=Unrolled()")
+    if sick is None:
+        return [adjoint.attach(call, z, tensors) for z in iterates]
+    if again is not None and isinstance(adjoint, Unrolled):  # whose iterates have graphs
+        return [torch.where(sick[:, None], z.detach(), new) for z, new in zip(iterates, again, strict=True)]
+    return [
+        without(call, z.detach(), tensors, sick, lambda rows, healthy, z=z: adjoint.attach(call, z[rows], healthy))
+        for z in iterates
+    ]
