@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz.degenerate import KINDS, faults_of
 from tests.fuzz.dice import Dice
+from tests.test_equations import CountOperations
 from torchimplicit import Status, qp
 
 INF = torch.inf
@@ -185,3 +186,14 @@ def test_a_flat_cost_of_any_size_is_unbounded():
         ray = solution.certificate.ray
         assert ray @ t(1.0, 1.0, 0.5) < 0
         assert abs(root @ ray) <= 1e-12 * ray.abs().max()
+
+
+@pytest.mark.parametrize(("n", "m"), [(10, 10), (10, 15), (10, 60), (50, 80)])
+def test_more_rows_than_unknowns_go_the_short_way(n, m):
+    # Of a definite Q: the whole system of unknowns and rows takes twice as many operations, six times as long at 50.
+    draw = torch.Generator().manual_seed(n + m)
+    G, q = (torch.randn(*shape, dtype=torch.float64, generator=draw) for shape in ((16, m, n), (16, n)))
+    with CountOperations() as counter:
+        solution = qp(torch.eye(n, dtype=torch.float64), q, G, torch.ones(16, m, dtype=torch.float64))
+    assert solution.report.converged
+    assert counter.count < 1800

@@ -17,7 +17,7 @@ from torchimplicit.optim.quadprog.reduction import gram, reduce
 from torchimplicit.optim.quadprog.saddle import factor, is_definite
 from torchimplicit.optim.quadprog.verdict import judge
 
-_MANY_ROWS = 1.3  # per unknown: more are not eliminated
+_MANY_ROWS = 8.0  # per unknown: with more, one small factor costs more than the whole system by its unknowns
 _FEW_ROWS = 32  # small matrices cost no less in single precision
 _ROUNDS = 4
 _WARM_ROUNDS = 6
@@ -56,7 +56,7 @@ def search(program: Program, guess: Tensor | None, max_steps: int, rounding: flo
         weak = torch.nonzero(~definite).flatten()
         convex[weak], Q = convexified(program.Q[weak], rounding)
         program = replace(program, Q=program.Q.index_copy(0, weak, Q)) if rounding else program
-    many = program.rows.shape[1] - program.equalities > _MANY_ROWS * program.q.shape[1]
+    many = program.rows.shape[1] - program.equalities > max(_FEW_ROWS, _MANY_ROWS * program.q.shape[1])
     quick = torch.zeros_like(definite) if many else definite
     found: Found | None = None
     left = torch.nonzero(convex).flatten()
