@@ -32,7 +32,7 @@ class DEQ(ImplicitLayer):
 
     Args:
         cell: `cell(z, x, ...) -> z`, a module, or a plain function of its arguments alone.
-        solver: how to find the fixed point. The default is `Anderson`, and `Broyden` for samples that 20 steps of it
+        solver: how to find the fixed point. The default is `Anderson`, and `Broyden` for samples that 60 steps of it
             have not solved. That, and the limits of the defaults here and in `adjoint`, is for cells at the edge of
             contracting, where training drives most; a cell that contracts well never comes near them.
         adjoint: how to differentiate it.

@@ -60,7 +60,7 @@ class Polyalgorithm(Solver):
 
     first: Solver = Anderson()
     then: Solver = Broyden(memory=50)
-    after: int = 20
+    after: int = 60
     max_steps: int = 200
 
     def __post_init__(self) -> None:
