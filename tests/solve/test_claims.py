@@ -214,6 +214,17 @@ def test_where_a_failed_solve_has_ended_a_warm_start_finds_no_minimum(energy, so
         found = ti.argmin(energy, found.value, warm_start=found, **options)
 
 
+def test_a_warm_start_from_before_a_solve_overflowed_is_judged_by_its_own_size():
+    a, far = double([0.1], [0.3]), double([3.0], [3.0])
+    options = {"solver": ti.Newton(halvings=0), "on_failure": "ignore"}
+    first = ti.root(lambda z, a: torch.atan(z) - a, far, a, **options)
+    assert (first.status != ti.Status.CONVERGED).all()
+    again = ti.root(lambda z, a: torch.atan(z) - a, far, a, warm_start=first, **options)
+    assert (again.status != ti.Status.CONVERGED).all()
+    damped = ti.root(lambda z, a: torch.atan(z) - a, far, a, warm_start=first, solver=ti.Newton())
+    assert torch.allclose(damped.value, a.tan(), rtol=1e-4)
+
+
 def test_a_failed_solve_is_gone_on_with():
     """Samples that had converged are solutions at once, the others after the steps that they still need."""
     a = double([1.0], [1e6])

@@ -27,11 +27,16 @@ class Ran(NamedTuple):
     highest: Tensor
 
     def goes_on(self, start: Tensor, usual: Tensor, largest: Tensor, highest: Tensor) -> tuple[Tensor, ...]:
-        """The same four for the next solve, from what they are at its start."""
+        """The same four for the next solve, from what they are at its start.
+
+        Of samples that have kept an iterate from before they ran, or one on their way to infinity, nothing is taken
+        over: beside sizes that nothing has any more, every step would be short.
+        """
         first, size, most, worst = (part.to(start) for part in self[1:])
+        out = self.failed & (FARTHER * start.abs() >= most).any(1)
         went_on = (first, size, torch.maximum(most, largest), torch.maximum(worst, highest))
-        failed, fresh = self.failed.unsqueeze(1), (start, usual, largest, highest)
-        return tuple(torch.where(failed, one, other) for one, other in zip(went_on, fresh, strict=True))
+        fresh = (start, usual, largest, highest)
+        return tuple(torch.where(out.unsqueeze(1), one, other) for one, other in zip(went_on, fresh, strict=True))
 
 
 def has_run_off(claim: Claim, ahead: Ahead, start: Tensor, usual: Tensor, rtol: float, eps: float) -> Tensor:
