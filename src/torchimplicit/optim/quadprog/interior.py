@@ -132,8 +132,8 @@ def _begin(system: System, w: Tensor, lower: Tensor, upper: Tensor, floor: float
     reached, _, size = system.at(z, y)
     room = sides.only(sides.bound - sides.spread(reached), 0.0)
     short = -room.amin(1, keepdim=True) if room.shape[1] else torch.zeros_like(size)
-    unit = torch.stack((short, largest(reached).unsqueeze(1))).amax(0)
-    unit = torch.where(unit > 0, unit, 1.0)
+    # In units in which all is about one, slacks from one on: from smaller ones the method creeps along the bounds.
+    unit = torch.stack((short, largest(reached).unsqueeze(1))).amax(0).clamp_min(1.0)
     slack = sides.only(torch.maximum(room, unit), 1.0)
     pull = torch.maximum(largest(y).unsqueeze(1), size)
     pull = torch.where(pull > 0, pull, 1.0)
