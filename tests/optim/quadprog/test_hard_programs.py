@@ -14,6 +14,7 @@ from tests.test_equations import CountOperations
 from torchimplicit import Status, qp
 
 INF = torch.inf
+EYE = torch.eye(2, dtype=torch.float64)
 
 
 def t(*values):
@@ -176,6 +177,31 @@ def test_bounds_that_contradict_do_so_at_any_size():
         # A point meets these bounds: nothing may prove that none does.
         touching = qp(Q, t(1.0), t([-1.0], [1.0]), t(-size, size))
         torch.testing.assert_close(touching.value, t(size), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("by", [1e-3, 1e-6, 3e-9, 9e-10, 1e-10, 1e-12])
+def test_bounds_that_contradict_by_less_than_the_verdict_forgives_are_met(by):
+    """By as much on one row and on three: beyond that none is, and the nearest bounds are found."""
+    alone = t([1.0, 0.0], [-1.0, 0.0]), t(1.0, -1.0 - by)
+    together = t([1.0, 1.0], [-1.0, 0.0], [0.0, -1.0]), t(1.0, -0.5 - by, -0.5)
+    for Q, (G, h), nearest in product((None, EYE), (alone, together), (False, True)):
+        given = {"l": t(0.0, 0.0), "closest_feasible": nearest, "on_failure": "ignore"}
+        solution = qp(Q, t(1.0, 2.0), G, h, **given)
+        assert name(solution) == ("CONVERGED" if nearest or by < 1e-9 else "INFEASIBLE")
+        if nearest:
+            assert -1.01 * by <= solution.slack.min() <= 0
+
+
+def test_sums_that_agree_in_single_precision_only_contradict_and_have_a_nearest_program():
+    """Plans between marginals that add up to one but for their rounding."""
+    for seed, k in product(range(5), (3, 5)):
+        generator = torch.Generator().manual_seed(seed)
+        marginals = torch.rand(2, k, generator=generator)
+        marginals = (marginals / marginals.sum(1, keepdim=True)).flatten()
+        sums = torch.cat((torch.eye(k).repeat_interleave(k, 1), torch.eye(k).repeat(1, k)))
+        given = {"A": sums, "b": marginals, "l": torch.zeros(k * k)}
+        solution = qp(None, torch.rand(k * k, generator=generator), **given, closest_feasible=True)
+        assert (sums @ solution.value - marginals).abs().max() < 1e-7, seed
 
 
 def test_a_flat_cost_of_any_size_is_unbounded():

@@ -38,7 +38,7 @@ def contradiction(program: Program, z: Tensor, find: Callable[[Program], Tensor]
         return torch.zeros_like(program.lower)
     units = Units.of(program)
     scaled = units.scaled(program)
-    y = _exactly_balanced(scaled, weights(scaled, find))
+    y = weights(scaled, find)
     proved = proves(scaled, y) & ~feasible(program, z)
     y = y * units.rows
     length = _support(program, y) / y.square().sum(1).clamp_min(torch.finfo(y.dtype).tiny)
@@ -46,7 +46,7 @@ def contradiction(program: Program, z: Tensor, find: Callable[[Program], Tensor]
 
 
 def weights(program: Program, find: Callable[[Program], Tensor]) -> Tensor:
-    """The shortest weights that contradict, `(B, r)`."""
+    """The shortest weights that contradict, `(B, r)`, exactly balanced: however little they contradict, they prove it."""
     r, n = program.rows.shape[1:]
     upper, lower = program.upper, program.lower
     Q = torch.eye(2 * r, dtype=upper.dtype, device=upper.device).expand(program.batch, -1, -1)
@@ -57,7 +57,7 @@ def weights(program: Program, find: Callable[[Program], Tensor]) -> Tensor:
     high = torch.cat((torch.zeros_like(program.q), torch.where(has, torch.inf, 0.0)), 1)
     found = find(Program(Q, torch.where(has, q, 0.0), torch.cat((both, Q), 1), low, high, n))
     above, below = torch.where(has, found.clamp_min(0), 0.0).chunk(2, 1)
-    return above - below
+    return _exactly_balanced(program, above - below)
 
 
 def _exactly_balanced(program: Program, y: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from torchimplicit.optim.quadprog.program import Program, times
+from torchimplicit.optim.quadprog.verdict import TOLERANCE
 
 _SAME = 1e-13
-_MET = 1e-14  # of their size: bounds that cross by no more than that are equal
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Repeats:
         )
         crossed = lower - upper
         size = torch.maximum(lower.abs(), upper.abs())
-        equal = (crossed > 0) & (crossed <= _MET * size)
+        equal = (crossed > 0) & (crossed <= TOLERANCE * size)  # both are met, by the verdict on either
         lower = torch.where(equal, upper, lower)
         apart = (lower > upper).gather(1, leader)  # a contradiction: left as it is
         leading = leader == number
