@@ -478,12 +478,17 @@ def _(follow):
     return program(tensor([1.0, 2.0], [2.0, 1.0]) + (2 * EYE if follow else 0), ONES)
 
 
-@case("programs", Status.MAX_STEPS, "more max_steps")
+@case("programs", Status.MAX_STEPS, "more max_steps where all were taken")
 def _(follow):
     eye = torch.eye(4, dtype=D)  # an assignment: many bounds meet in every corner
     A, b = torch.cat((eye.repeat_interleave(4, 1), eye.repeat(1, 4))), torch.ones(8, dtype=D)
     costs = torch.rand(16, generator=torch.Generator().manual_seed(0), dtype=D)
     return program(None, costs, A=A, b=b, l=torch.zeros(16, dtype=D), max_steps=100 if follow else 1)
+
+
+@case("programs", Status.MAX_STEPS, "bounds on z")
+def _(follow):
+    return program(torch.diag(tensor(1.0, 0.0)), tensor(1.0, 1e-9), l=-1e3 * ONES if follow else None)
 
 
 def edge(Q=None):

@@ -1,5 +1,6 @@
 """Whether solution and multipliers are unique, each by itself, and what becomes of derivatives where they are not."""
 
+import pytest
 import torch
 
 from torchimplicit import Status, qp
@@ -68,3 +69,12 @@ def test_gradients_of_programs_without_interior_are_those_of_the_equations_they_
         value = qp(Q, cost, **rows, l=-torch.ones(6, dtype=torch.float64)).value
         found.append((value.detach(), torch.autograd.grad(value.square().sum(), cost)[0]))
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("smoothed", [None, 0.1])
+def test_what_has_no_solution_determines_none_and_leaves_no_residual_of_zero(smoothed):
+    q, low = t([1.0, torch.nan], [1.0, 1.0], [1.0, 1.0]), t([0.0, 0.0], [0.0, 0.0], [2.0, 0.0])
+    solution = qp(EYE, q, l=low, u=ONES, smoothed=smoothed, on_failure="ignore")
+    assert [Status(s).name for s in solution.status.tolist()] == ["NON_FINITE", "CONVERGED", "INFEASIBLE"]
+    assert solution.determined.value.tolist() == solution.determined.duals.tolist() == [False, True, False]
+    assert solution.residual.isfinite().tolist() == [False, True, False]

@@ -160,8 +160,8 @@ def _solution(
     inequalities = slice(p, p + m)
     slack = form.out(program.upper[:, inequalities] - times(program.rows[:, inequalities], z))
     certificate, loose = None, torch.zeros(len(z), 2, dtype=torch.bool, device=z.device)
-    if outcome is not None and len(outcome.point.loose) == len(z):
-        loose = outcome.point.loose
+    if len(report.status) == len(z):  # not under torch.vmap
+        loose = (report.status != Status.CONVERGED).unsqueeze(1) | (loose if outcome is None else outcome.point.loose)
     if outcome is not None and outcome.proof is not None and not transforms.active():
         contradiction, ray = outcome.proof
         certificate = Certificate(form.duals(contradiction), form.out(ray))
@@ -177,8 +177,8 @@ def _smoothed(
 ) -> tuple[Tensor, Tensor, ProgramReport]:
     """Solution, multipliers and report of smoothed programs; zero where there is no solution."""
     z, y, report = smooth(program, weight, max_steps, on_failure)
-    for which, word in () if sick is None else zip(sick, (Status.NON_FINITE, Status.INFEASIBLE), strict=True):
-        report.status = torch.where(which, int(word), report.status)
+    if sick is not None:
+        _tell_sick(report, sick)
     solved = (report.status == Status.CONVERGED).unsqueeze(1)
     return torch.where(solved, z, 0.0), torch.where(solved, y, 0.0), report
 
@@ -204,9 +204,15 @@ def _run(program: Program, form: Form, guess: Tensor | None, max_steps: int, sic
         guess = guess.repeat(program.batch // len(guess), 1)
     rounding = torch.finfo(form.dtype).eps if form.dtype != torch.float64 else 0.0
     outcome = solve(program, guess, max_steps, rounding)
-    for which, word in zip(sick, (Status.NON_FINITE, Status.INFEASIBLE), strict=True):
-        outcome.status = torch.where(which, int(word), outcome.status)
+    _tell_sick(outcome, sick)
     return outcome
+
+
+def _tell_sick(found: Outcome | ProgramReport, sick: tuple[Tensor, Tensor]) -> None:
+    """Says of stand-ins what they stand for, and that nothing was solved."""
+    for which, word in zip(sick, (Status.NON_FINITE, Status.INFEASIBLE), strict=True):
+        found.status = torch.where(which, int(word), found.status)
+        found.residual = torch.where(which, torch.inf, found.residual)
 
 
 def _guess(earlier: QPSolution, form: Form, program: Program) -> Tensor:

@@ -22,8 +22,9 @@ PROGRAMS = {
         "Q has a negative eigenvalue.", ("Q = L @ L.mT + 1e-4 * I", "a multiple of the identity added to it")
     ),
     Status.MAX_STEPS: Remedy(
-        "Neither solved nor proved to be without a solution.",
-        ("more max_steps",),
+        "Neither solved nor proved to be without a solution: all steps were taken, or what decides is very far out or "
+        "very flat.",
+        ("more max_steps where all were taken", "bounds on z"),
     ),
     Status.NON_FINITE: Remedy(
         "NaN or infinity in Q, q, or a constraint (missing bounds are infinite, nothing else). Such a program adds "
@@ -94,7 +95,7 @@ class Duals(NamedTuple):
 
 
 class Determined(NamedTuple):
-    """What the bounds that are met with a multiplier determine, and nothing else.
+    """What the bounds that are met with a multiplier determine, and nothing else; nothing where there is no solution.
 
     Attributes:
         value: whether the solution is the only one, `(B,)`. Where not, only what all agree on has derivatives.
