@@ -46,7 +46,7 @@ def contradiction(program: Program, z: Tensor, find: Callable[[Program], Tensor]
 
 
 def weights(program: Program, find: Callable[[Program], Tensor]) -> Tensor:
-    """The shortest weights that contradict, `(B, r)`, exactly balanced: however little they contradict, they prove it."""
+    """The shortest weights that contradict, `(B, r)`, exactly balanced: so that they prove it, however short."""
     r, n = program.rows.shape[1:]
     upper, lower = program.upper, program.lower
     Q = torch.eye(2 * r, dtype=upper.dtype, device=upper.device).expand(program.batch, -1, -1)
