@@ -25,6 +25,7 @@ from torchimplicit.optim.quadprog.reduction import Dual
 System = Dual | Augmented
 
 _APART = 1e12  # of unknowns over multipliers
+_ZERO = 1e-12  # of the unit: no row reaches less, a solution of zero would be approached for ever
 _FREE = 1e30  # D^{-1} of a row without bounds
 _HAIR = 1e-9  # D^{-1} of an equation, where no system adds its own
 _TO_THE_WALL = 0.995
@@ -219,7 +220,7 @@ class _Method:
         now.miss, now.off = self.sides.missed(w, now.slack)
         met = torch.where(now.slack < now.weight, self.sides.bound, 0.0)
         reach = torch.maximum(largest(w), largest(met)).unsqueeze(1)
-        now.sizes = torch.where(reach > 0, reach, 1.0), torch.where(size > 0, size, 1.0)
+        now.sizes = reach.clamp_min(_ZERO), torch.where(size > 0, size, 1.0)
 
     def factor(self, system: System, now: Iterate) -> tuple[Any, Tensor, Tensor]:
         """The matrix, factored; multipliers over slacks; `D^{-1}`."""

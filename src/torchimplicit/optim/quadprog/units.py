@@ -69,10 +69,11 @@ class Units:
 
 
 def _size(program: Program, Q: Tensor, z: Tensor, rows: Tensor) -> Tensor:
-    """A size of the solution, `(B, 1)`: the largest bound, the nearer one of two, or where costs alone would lead."""
+    """A size of the solution, `(B, 1)`: the largest bound, the nearer one of two, or where a bent cost would lead."""
     near = torch.minimum(program.lower.abs(), program.upper.abs()) * rows
     found = largest(torch.where(near.isfinite(), near, 0.0))
-    free = largest(program.q * z) / _positive((Q * z.unsqueeze(2) * z.unsqueeze(1)).amax((1, 2)))
+    bent = (Q * z.unsqueeze(2) * z.unsqueeze(1)).amax((1, 2))
+    free = torch.where(bent > 0, largest(program.q * z) / bent, 0.0)
     return _positive(torch.where(found > 0, found, free)).unsqueeze(1)
 
 
