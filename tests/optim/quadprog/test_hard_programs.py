@@ -94,6 +94,14 @@ def test_a_big_bound_that_is_met_is_a_bound():
     assert name(qp(None, t(-1.0), u=t(1e25), on_failure="ignore")) == "UNBOUNDED"
 
 
+@pytest.mark.parametrize("bound", [1e6, 1e12, 1e19, 1e300])
+def test_no_big_number_hides_a_contradiction(bound):
+    for seed in (60000, 60001, 60005):
+        known = KINDS["contradictory"](Dice(f"contradictory {seed}"))
+        bounds = {"l": known.l.clamp_min(-bound), "u": known.u.clamp_max(bound)}
+        assert replace(known, **bounds).solve().status.item() == Status.INFEASIBLE, seed
+
+
 SCALES = (1e-12, 1e-6, 1.0, 1e6, 1e12)
 
 
@@ -107,6 +115,14 @@ def test_units_of_costs_rows_and_unknowns_change_no_verdict(kind):
             assert other.solve().status.item() == known.status, size
         dear = replace(known, Q=size * known.Q, q=size * known.q)
         assert dear.solve().status.item() == known.status, size
+
+
+@pytest.mark.parametrize("dear", [1.0, 1e6, 1e12])
+def test_a_solution_of_zero_is_zero_whatever_it_costs(dear):
+    """Where all bounds are zero nothing has a size."""
+    known = KINDS["transport"](Dice("transport 60002"))
+    assert not known.z.any()
+    assert not replace(known, q=dear * known.q).solve().value.any()
 
 
 def test_a_battery_over_a_day():

@@ -13,11 +13,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from torchimplicit.optim.quadprog.far import ever_further, within
 from torchimplicit.optim.quadprog.program import Program, largest, times, times_transposed
 from torchimplicit.optim.quadprog.units import Units
 from torchimplicit.optim.quadprog.verdict import feasible
 
 _PLAUSIBLE = 1e6  # no point lies further out, measured by the bounds that contradict
+_GAP = 1e3  # between sizes of bounds, the smaller of which are tried alone
 _ROUNDING = 1e-11
 _RANK = 1e-9
 _RISE = 1e-9
@@ -34,12 +36,23 @@ def contradiction(program: Program, z: Tensor, find: Callable[[Program], Tensor]
         z: points; where one meets all bounds nothing is proved against it.
         find: solves definite programs.
     """
-    if not program.rows.shape[1]:
-        return torch.zeros_like(program.lower)
+    blamed = torch.zeros_like(program.lower)
+    left = torch.nonzero(~feasible(program, z)).flatten() if program.rows.shape[1] else blamed.new_zeros(0).long()
+    for reach in ever_further(program, _GAP):  # bounds that contradict each other need no others for it
+        if not len(left):
+            break
+        part = program.take(left)
+        blamed[left] = _proof(part if reach is None else within(part, reach[left]), find)
+        left = left[(blamed[left] == 0).all(1)]
+    return blamed
+
+
+def _proof(program: Program, find: Callable[[Program], Tensor]) -> Tensor:
+    """As `contradiction`, of programs and nothing else."""
     units = Units.of(program)
     scaled = units.scaled(program)
     y = weights(scaled, find)
-    proved = proves(scaled, y) & ~feasible(program, z)
+    proved = proves(scaled, y)
     y = y * units.rows
     length = _support(program, y) / y.square().sum(1).clamp_min(torch.finfo(y.dtype).tiny)
     return torch.where(proved.unsqueeze(1), -length.unsqueeze(1) * y, 0.0)

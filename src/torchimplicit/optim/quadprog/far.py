@@ -23,20 +23,20 @@ def without_infinite(program: Program) -> Program:
     return replace(program, upper=upper, lower=lower)
 
 
-def ever_further(program: Program) -> Iterator[Tensor | None]:
+def ever_further(program: Program, gap: float = _GAP) -> Iterator[Tensor | None]:
     """How far out bounds are to be taken along, `(B, 1)`: up to a gap in their sizes, up to the next, and all: None."""
     size = torch.where(program.length > 0, program.length, 1.0)
     bounds = torch.cat((program.lower / size, program.upper / size), 1).abs()
     known = bounds.isfinite() & (bounds > 0)
     low, high = torch.where(known, bounds, torch.inf), torch.where(known, bounds, 0.0)
-    if bounds.shape[1] and bool((largest(high) > _GAP * low.amin(1)).any()):
+    if bounds.shape[1] and bool((largest(high) > gap * low.amin(1)).any()):
         fixed = (program.lower == program.upper).repeat(1, 2)
         start = torch.where(known & fixed, bounds, 0.0).amax(1, keepdim=True)
         start = torch.where(start > 0, start, low.amin(1, keepdim=True))
         order = low.sort(1).values
-        gap = torch.cat((order[:, 1:], torch.full_like(order[:, :1], torch.inf)), 1) > _GAP * order
+        apart = torch.cat((order[:, 1:], torch.full_like(order[:, :1], torch.inf)), 1) > gap * order
         for _ in range(_TIMES):
-            reach = torch.where(gap & (order >= start), order, torch.inf).amin(1, keepdim=True)
+            reach = torch.where(apart & (order >= start), order, torch.inf).amin(1, keepdim=True)
             if bool((reach >= largest(high).unsqueeze(1)).all()):
                 break
             yield reach * size
