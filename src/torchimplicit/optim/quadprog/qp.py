@@ -82,7 +82,7 @@ def qp(
 
     Returns:
         A `QPSolution`: `value` `(B, n)`, `duals`, `slack`, `active`, `status`, `residual` (of the Karush-Kuhn-Tucker
-        conditions, each over the size of its terms), `determined`, `certificate`.
+        conditions, each over the size of its terms; infinite where nothing was tried), `determined`, `certificate`.
 
     Raises:
         ConvergenceError: some program is infeasible, unbounded, not convex or not finite (with `on_failure="raise"`).
