@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchimplicit.core.options import require
 from torchimplicit.core.status import OnFailure, Report
 from torchimplicit.nn.layer import ImplicitLayer
-from torchimplicit.optim import QPSolution, qp
+from torchimplicit.optim import Clarabel, InteriorPoint, QPSolution, qp
 
 
 class QP(ImplicitLayer):
@@ -30,6 +30,7 @@ class QP(ImplicitLayer):
         upper: bound on every unknown from above; None for none.
         ridge: $\epsilon$, at least 1e-4 of what `L L'` is for quick and exact solves.
         learn_curvature: learn `L`; otherwise `Q` is `ridge` times the identity.
+        solver: of `qp`.
         on_failure: "raise", "warn", "ignore" or "nan" programs without a solution.
 
     Attributes:
@@ -54,12 +55,14 @@ class QP(ImplicitLayer):
         upper: float | None = None,
         ridge: float = 0.1,
         learn_curvature: bool = True,
+        solver: Literal["auto"] | InteriorPoint | Clarabel = "auto",
         on_failure: OnFailure | str = "warn",
     ):
         """Draws rows of unit length in the mean, and a curvature near the identity."""
         super().__init__()
         self.size, self.inequalities, self.equalities = size, inequalities, equalities
         self.lower, self.upper, self.ridge, self.on_failure = lower, upper, ridge, on_failure
+        self.solver = solver
         require(self, "size", isinstance(size, int) and size >= 1, "an integer >= 1")
         require(self, "inequalities", isinstance(inequalities, int) and inequalities >= 0, "an integer >= 0")
         require(self, "equalities", isinstance(equalities, int) and 0 <= equalities <= size, f"at most size={size}")
@@ -87,7 +90,7 @@ class QP(ImplicitLayer):
         """
         if q.dim() != 2 or q.shape[1] != self.size:
             raise ValueError(f"QP: got an input of shape {tuple(q.shape)}, expected (B, {self.size})")
-        solution = self.solve(qp, q=q, **self.program(), warm_start=warm_start)
+        solution = self.solve(qp, q=q, **self.program(), warm_start=warm_start, solver=self.solver)
         self.solution = solution
         return solution.value
 

@@ -15,12 +15,22 @@ from torchimplicit.optim.cone import (
 from torchimplicit.optim.constrained import ConstrainedSolution
 from torchimplicit.optim.control import BoxDDP, ControlReport, ControlSolution, ilqr, lqr
 from torchimplicit.optim.descent import ProjectedGradient, ProximalGradient, curvature_bound
-from torchimplicit.optim.quadprog import Certificate, Determined, Duals, ProgramReport, QPSolution, qp
+from torchimplicit.optim.quadprog import (
+    Certificate,
+    Clarabel,
+    Determined,
+    Duals,
+    InteriorPoint,
+    ProgramReport,
+    QPSolution,
+    qp,
+)
 
 __all__ = [
     "ADMM",
     "BoxDDP",
     "Certificate",
+    "Clarabel",
     "ConeSolution",
     "Cones",
     "ConstrainedSolution",
@@ -31,6 +41,7 @@ __all__ = [
     "Determined",
     "Duals",
     "GeometricProgram",
+    "InteriorPoint",
     "ProgramReport",
     "ProjectedGradient",
     "ProximalGradient",

@@ -9,18 +9,8 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.status import Status
+from torchimplicit.optim.clarabel import STATUS, import_clarabel
 from torchimplicit.optim.cone.cones import Cones
-
-_STATUS = {
-    "Solved": Status.CONVERGED,
-    "AlmostSolved": Status.STAGNATED,
-    "PrimalInfeasible": Status.INFEASIBLE,
-    "AlmostPrimalInfeasible": Status.INFEASIBLE,
-    "DualInfeasible": Status.UNBOUNDED,
-    "AlmostDualInfeasible": Status.UNBOUNDED,
-    "MaxIterations": Status.MAX_STEPS,
-    "MaxTime": Status.MAX_STEPS,
-}
 
 
 class Found(NamedTuple):
@@ -32,26 +22,15 @@ class Found(NamedTuple):
     steps: int
 
 
-def import_clarabel() -> Any:
-    """The solver, or an error that says how to install it."""
-    try:
-        import clarabel  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ImportError(
-            "cone programs are solved by Clarabel, which is not installed; try pip install torchimplicit[optim]"
-        ) from error
-    return clarabel
-
-
 def solve_one(P: Tensor | None, q: Tensor, A: Tensor, b: Tensor, cones: Cones, max_steps: int) -> Found:
     """Solves one program of finite float64 tensors on the CPU; see `cone_program`."""
-    clarabel = import_clarabel()
+    clarabel = import_clarabel("cone programs")
     settings = clarabel.DefaultSettings()
     settings.verbose, settings.max_iter, settings.max_threads = False, max_steps, 1
     quadratic = torch.zeros_like(q).diag() if P is None else P.triu()
     sparse = (_sparse(quadratic), q.tolist(), _sparse(A), b.tolist())
     solution = clarabel.DefaultSolver(*sparse, _named(clarabel, cones), settings).solve()
-    status = _STATUS.get(str(solution.status), Status.STAGNATED)
+    status = STATUS.get(str(solution.status), Status.STAGNATED)
     x, s, y = (torch.tensor(part, dtype=q.dtype) for part in (solution.x, solution.s, solution.z))
     return Found(x, s - y, status, int(solution.iterations))
 

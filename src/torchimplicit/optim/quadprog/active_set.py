@@ -15,6 +15,7 @@ from torch import Tensor
 from torchimplicit.optim.quadprog.program import Program, largest, times, times_transposed
 from torchimplicit.optim.quadprog.saddle import Saddle
 from torchimplicit.optim.quadprog.singular import Singular
+from torchimplicit.optim.quadprog.sparse.saddle import SparseSaddle, Systems
 from torchimplicit.optim.quadprog.verdict import judge
 
 _SIGN = 1e-10  # multipliers and slacks of less than this part of the largest are zero
@@ -43,7 +44,7 @@ class Point:
     settled: Tensor
     steps: Tensor
     loose: Tensor
-    saddle: Saddle | Singular | None = None
+    saddle: Saddle | Singular | SparseSaddle | Systems | None = None
 
     @staticmethod
     def nothing(program: Program) -> Point:
@@ -54,19 +55,22 @@ class Point:
 
     def put(self, index: Tensor, other: Point) -> None:
         """Overwrites some of the programs."""
-        for mine, its in zip(self._parts(), other._parts(), strict=True):
+        for mine, its in zip(self.parts(), other.parts(), strict=True):
             mine[index] = its
         mine, its = self.saddle, other.saddle
-        if isinstance(mine, Saddle) and isinstance(its, Saddle):
+        if len(index) == len(self.z):
+            self.saddle = its
+        elif isinstance(mine, Saddle) and isinstance(its, Saddle):
             mine.put(index, its)
         else:
             self.saddle = None
 
     def take(self, index: Tensor) -> Point:
         """Some of the programs, without the factor."""
-        return Point(*(part[index] for part in self._parts()))  # type: ignore[arg-type]
+        return Point(*(part[index] for part in self.parts()))  # type: ignore[arg-type]
 
-    def _parts(self) -> tuple[Tensor, ...]:
+    def parts(self) -> tuple[Tensor, ...]:
+        """All but the factor."""
         return self.z, self.y, self.side, self.settled, self.steps, self.loose
 
 
@@ -90,7 +94,8 @@ def settle(
         side: the guess, `(B, r)`; see `Point.side`. Equations are always met.
         steps: taken so far, `(B,)`.
         rounds: how many guesses to try.
-        curvature: Cholesky factor of `Q`, where it is definite and the rows are independent; None for any programs.
+        curvature: Cholesky factor of `Q`, where it is definite and the rows are independent; None for any programs,
+            and for a sparse one alone.
         gram: `R Q^{-1} R'`, if it is known.
         center: solution and multipliers to stay near where those are not unique, `(B, n)` and `(B, r)`.
     """
@@ -126,7 +131,7 @@ def _try(
 ) -> tuple[Point, Tensor]:
     """The solution for a guess, and the next guess."""
     if curvature is None:
-        saddle = Singular.build(program.Q, program.rows, side)
+        saddle = SparseSaddle(program, side[0]) if program.is_sparse else Singular.build(program.Q, program.rows, side)
         z, y = _near(program, side, saddle, center)
     else:
         saddle = Saddle.build(program.Q, program.rows, side, curvature, gram)
@@ -143,14 +148,15 @@ def _try(
         y, side = torch.where(slack, 0.0, y), torch.where(slack, 0, side).to(torch.int8)
         settled = judge(program, z, y)[0] <= _RESIDUAL
     else:
+        assert isinstance(saddle, Saddle)
         better = torch.where(saddle.sound.unsqueeze(1), better, side)  # dependent rows say nothing of the next guess
-        right = saddle.sound & (residual < _RESIDUAL)  # type: ignore[union-attr]
+        right = saddle.sound & (residual < _RESIDUAL)
         settled = right & (better == side).all(1) & ~(above | below).any(1)
     return Point(z, y, side, settled, steps, _tight(steps), saddle), better
 
 
 def _near(
-    program: Program, side: Tensor, saddle: Singular, center: tuple[Tensor, Tensor] | None
+    program: Program, side: Tensor, saddle: Singular | SparseSaddle, center: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
     """The solution for a guess that is nearest to a point, and its multipliers."""
     right, target = -program.q, program.target(side)

@@ -27,9 +27,7 @@ _NONE = 1e-8  # a projection of that length, of something of length one, is zero
 
 
 def contradiction(program: Program, z: Tensor, find: Callable[[Program], Tensor]) -> Tensor:
-    r"""Weights of the rows that prove that no point meets all bounds, `(B, r)`; zero where there is no proof.
-
-    As long as the shortest ones would be: $\|y\|^2 = -\sigma(y)$.
+    """Weights of the rows that prove that no point meets all bounds, `(B, r)`; zero where there is no proof.
 
     Args:
         program: the programs.
@@ -52,10 +50,13 @@ def _proof(program: Program, find: Callable[[Program], Tensor]) -> Tensor:
     units = Units.of(program)
     scaled = units.scaled(program)
     y = weights(scaled, find)
-    proved = proves(scaled, y)
-    y = y * units.rows
+    return torch.where(proves(scaled, y).unsqueeze(1), as_shortest(program, y * units.rows), 0.0)
+
+
+def as_shortest(program: Program, y: Tensor) -> Tensor:
+    r"""Weights as long as the shortest ones would be: $\|y\|^2 = -\sigma(y)$. `(B, r)`."""
     length = _support(program, y) / y.square().sum(1).clamp_min(torch.finfo(y.dtype).tiny)
-    return torch.where(proved.unsqueeze(1), -length.unsqueeze(1) * y, 0.0)
+    return -length.unsqueeze(1) * y
 
 
 def weights(program: Program, find: Callable[[Program], Tensor]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_NEGATIVE = 1e-9
+NEGATIVE = 1e-9
 
 
 def convexified(Q: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
@@ -19,7 +19,7 @@ def convexified(Q: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
     if not bool(size.any()):
         return size == 0, Q
     lowest = torch.linalg.eigvalsh(Q)[:, 0]
-    convex = lowest >= -max(_NEGATIVE, 4 * Q.shape[1] * rounding) * size
+    convex = lowest >= -max(NEGATIVE, 4 * Q.shape[1] * rounding) * size
     if not rounding:
         return convex, Q
     return convex, Q + torch.diag_embed((convex * -lowest.clamp(max=0)).unsqueeze(1).expand(-1, Q.shape[1]))

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from torchimplicit.optim.quadprog.program import Program
 from torchimplicit.optim.quadprog.report import Duals
+from torchimplicit.optim.quadprog.sparse.pattern import sparse_matrices
+from torchimplicit.optim.quadprog.sparse_matrix import SparseMatrix
 
 _SYMMETRIC = 1e4  # roundings
 
@@ -69,23 +71,27 @@ def assemble(
         return value.to(torch.float64).expand(batch, *shape)
 
     _check_shapes(given, n)
-    rows, lower, upper, sizes = [], [], [], []
+    blocks, lower, upper, sizes = [], [], [], []
     for matrix, low, high in (("A", "b", "b"), ("G", None, "h"), ("C", "l", "u")):
         bound = given[high] if given[high] is not None else None if low is None else given[low]
         count = 0 if bound is None else bound.shape[-1]
         sizes.append(count)
         if not count:
             continue
-        matrix_given = given[matrix] is not None
-        rows.append(expanded(matrix, count, n) if matrix_given else torch.eye(n, **wide).expand(batch, n, n))
+        blocks.append(matrix)
         none = torch.full((batch, count), torch.inf, **wide)
         lower.append(-none if low is None or given[low] is None else expanded(low, count))
         upper.append(none if given[high] is None else expanded(high, count))
     empty = torch.zeros(batch, 0, **wide)
-    Q = torch.zeros(batch, n, n, **wide) if Q is None else expanded("Q", n, n)
     joined = (torch.cat(x, 1) if x else empty for x in (lower, upper))
-    R = torch.cat(rows, 1) if rows else torch.zeros(batch, 0, n, **wide)
-    program = Program(Q, expanded("q", n), R, *joined, equalities=sizes[0])
+    if any(value.layout != torch.strided for value in tensors):
+        curvature, R = sparse_matrices(given, blocks, n)
+    else:
+        eye = torch.eye(n, **wide).expand(batch, n, n) if "C" in blocks and C is None else empty
+        rows = [eye if given[name] is None else expanded(name, *given[name].shape[-2:]) for name in blocks]
+        curvature = torch.zeros(batch, n, n, **wide) if Q is None else expanded("Q", n, n)
+        R = torch.cat(rows, 1) if rows else torch.zeros(batch, 0, n, **wide)
+    program = Program(curvature, expanded("q", n), R, *joined, equalities=sizes[0])  # type: ignore[arg-type]
     return program, Form(batched, dtype, (sizes[0], sizes[1], sizes[2]))
 
 
@@ -155,15 +161,16 @@ def _check_shapes(given: dict[str, Tensor | None], n: int) -> None:
             )
 
 
-def check_symmetric(Q: Tensor, dtype: torch.dtype) -> None:
+def check_symmetric(Q: Tensor | SparseMatrix, dtype: torch.dtype) -> None:
     """Refuses what rounding cannot explain.
 
     Raises:
         ValueError: names the programs.
     """
-    skew = (Q - Q.mT).abs().amax((1, 2)) > _SYMMETRIC * torch.finfo(dtype).eps * Q.abs().amax((1, 2))
-    if bool(skew.any()):
-        samples = torch.nonzero(skew).flatten().tolist()[:5]
+    skew = Q.skew() if isinstance(Q, SparseMatrix) else (Q - Q.mT).abs().amax((1, 2))
+    wrong = skew > _SYMMETRIC * torch.finfo(dtype).eps * Q.abs().amax((1, 2))
+    if bool(wrong.any()):
+        samples = torch.nonzero(wrong).flatten().tolist()[:5]
         raise ValueError(
             f"qp(Q=...): got a Q that is not symmetric for programs {samples}, expected Q = Q.mT; try (Q + Q.mT) / 2, "
             "which has the same objective"
@@ -174,7 +181,8 @@ def broken(program: Program) -> tuple[Tensor, Tensor]:
     """Which programs hold what is no number `(B,)`, and which have bounds that cross, `(B,)`."""
     lower, upper = program.lower, program.upper
     # A sum is finite if all its terms are, in one pass.
-    numbers = (program.Q.sum((1, 2)) + program.q.sum(1) + program.rows.sum((1, 2))).isfinite()
+    matrices = program.Q.sum((1, 2)) + program.rows.sum((1, 2))
+    numbers = (matrices + program.q.sum(1)).isfinite()
     numbers = numbers & ~(lower.isnan() | upper.isnan()).any(1)
     crossed = ((lower > upper) | (lower == torch.inf) | (upper == -torch.inf)).any(1)
     return ~numbers, numbers & crossed
@@ -182,11 +190,15 @@ def broken(program: Program) -> tuple[Tensor, Tensor]:
 
 def benign(program: Program, sick: Tensor) -> Program:
     """The programs with trivial ones in place of the sick: keeps NaN out of the gradients of shared tensors."""
-    one = torch.eye(program.q.shape[1], dtype=program.q.dtype, device=program.q.device)
     row, matrix = sick.unsqueeze(1), sick[:, None, None]
     infinity = torch.full_like(program.lower, torch.inf)
     infinity[:, : program.equalities] = 0.0
+    if program.is_sparse:  # the matrices are those of the others, too
+        Q, rows = (x.if_finite() for x in program.sparse)
+    else:
+        one = torch.eye(program.q.shape[1], dtype=program.q.dtype, device=program.q.device)
+        Q, rows = torch.where(matrix, one, program.Q), torch.where(matrix, 0.0, program.rows)
     return Program(
-        torch.where(matrix, one, program.Q), torch.where(row, 0.0, program.q), torch.where(matrix, 0.0, program.rows),
+        Q, torch.where(row, 0.0, program.q), rows,  # type: ignore[arg-type]
         torch.where(row, -infinity, program.lower), torch.where(row, infinity, program.upper), program.equalities,
     )  # fmt: skip

@@ -39,7 +39,7 @@ class Record:
 class Kept:
     """The factor that the forward solve leaves for the backward one."""
 
-    saddle: Saddle | Singular | None = None
+    saddle: Any = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,36 @@ class Call:
     record: Record = field(default_factory=Record)
     kept: Kept = field(default_factory=Kept)
 
+    def matrices(self, Q: Any, rows: Any) -> tuple[Any, Any]:
+        """The matrices that tensors stand for, or their tangents; None for None."""
+        return Q, rows
+
+    def keep(self, outcome: Outcome) -> None:
+        """Keeps how the forward solve went, and its factor where a derivative may ask for it."""
+        self.record.outcome = outcome
+        if self.keep_factor and bool((outcome.status == Status.CONVERGED).all()):
+            self.kept.saddle = outcome.point.saddle
+
+    def solve(self, Q: Tensor, rows: Tensor, side: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Solution, multipliers and relative residual of the system, see `SaddleSolve`."""
+        saddle = self.saddle(Q, rows, side)
+        z, y, residual = saddle.solve(r, saddle.gather(t))
+        y = saddle.scatter(y, rows.shape[1])
+        doubtful = ~(saddle.sound & (residual <= _TRUSTED))
+        if bool(doubtful.any()):
+            index = torch.nonzero(doubtful).flatten()
+            again = Singular.build(Q[index], rows[index], side[index])
+            z[index], y[index], residual[index] = again.solve(r[index], t[index], shortest=True)
+        return z, y, residual
+
+    def by_symmetric(self, v: Tensor, z: Tensor) -> Tensor:
+        """The gradient by a symmetric matrix that enters as `v'Qz`: symmetric, so that a step along it stays so."""
+        return torch.stack((v, z), 2) @ torch.stack((z, v), 1) * -0.5
+
+    def by_rows(self, v: Tensor, w: Tensor, z: Tensor, y: Tensor) -> Tensor:
+        """The gradient by the rows, which enter as `R'y` and as `R z`."""
+        return torch.stack((y, w), 2) @ torch.stack((-v, -z), 1)
+
     def saddle(self, Q: Tensor, rows: Tensor, side: Tensor) -> Saddle | Singular:
         """The factored systems, from the forward solve if it left them."""
         kept = self.kept.saddle
@@ -82,12 +112,11 @@ class Optimum(Function):
     @staticmethod
     def forward(call: Call, Q: Tensor, q: Tensor, rows: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, ...]:
         """Solves; nothing of it is recorded."""
-        outcome = call.run(Program(Q, q, rows, lower, upper, call.equalities))
+        curvature, constraints = call.matrices(Q, rows)
+        outcome = call.run(Program(curvature, q, constraints, lower, upper, call.equalities))
         point, solved = outcome.point, outcome.status == Status.CONVERGED
         side = torch.where(solved.unsqueeze(1), point.side, 0).to(torch.int8)
-        call.record.outcome = outcome
-        if call.keep_factor and bool(solved.all()):
-            call.kept.saddle = point.saddle
+        call.keep(outcome)
         return point.z, point.y, side, solved
 
     @staticmethod
@@ -114,9 +143,9 @@ class Optimum(Function):
         _, by_curvature, by_q, by_rows, by_lower, by_upper = ctx.needs_input_grad
         return (
             None,
-            _by_symmetric(v, z) if by_curvature else None,
+            ctx.call.by_symmetric(v, z) if by_curvature else None,
             -v if by_q else None,
-            _by_rows(v, w, z, y) if by_rows else None,
+            ctx.call.by_rows(v, w, z, y) if by_rows else None,
             torch.where(side < 0, w, 0.0) if by_lower else None,
             torch.where(side > 0, w, 0.0) if by_upper else None,
         )
@@ -128,10 +157,8 @@ class Optimum(Function):
         """The same system, with the tangents on the right."""
         Q, rows, z, y, side, solved = ctx.saved_tensors
         r, t = torch.zeros_like(z), torch.zeros_like(y)
-        r = r if dcurvature is None else r - times((dcurvature + dcurvature.mT) / 2, z)
         r = r if dq is None else r - dq
-        if drows is not None:
-            r, t = r - times_transposed(drows, y), t - times(drows, z)
+        r, t = _moved(ctx.call, r, t, z, y, dcurvature, drows)
         t = t if dlower is None else t + torch.where(side < 0, dlower, 0.0)
         t = t if dupper is None else t + torch.where(side > 0, dupper, 0.0)
         solved = solved.unsqueeze(1)
@@ -153,14 +180,7 @@ class SaddleSolve(Function):
     @staticmethod
     def forward(call: Call, Q: Tensor, rows: Tensor, side: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Solves with the factor that is there, or a new one."""
-        saddle = call.saddle(Q, rows, side)
-        z, y, residual = saddle.solve(r, saddle.gather(t))
-        y = saddle.scatter(y, rows.shape[1])
-        doubtful = ~(saddle.sound & (residual <= _TRUSTED))
-        if bool(doubtful.any()):
-            index = torch.nonzero(doubtful).flatten()
-            again = Singular.build(Q[index], rows[index], side[index])
-            z[index], y[index], residual[index] = again.solve(r[index], t[index], shortest=True)
+        z, y, residual = call.solve(Q, rows, side, r, t)
         _tell(call, residual)
         known = residual.isfinite().unsqueeze(1)  # a gradient that is no number goes no further
         return torch.where(known, z, 0.0), torch.where(known, y, 0.0)
@@ -180,8 +200,8 @@ class SaddleSolve(Function):
         by_curvature, by_rows = ctx.needs_input_grad[1:3]
         return (
             None,
-            _by_symmetric(v, z) if by_curvature else None,
-            _by_rows(v, w, z, y) if by_rows else None,
+            ctx.call.by_symmetric(v, z) if by_curvature else None,
+            ctx.call.by_rows(v, w, z, y) if by_rows else None,
             None,
             v,
             w,
@@ -193,9 +213,7 @@ class SaddleSolve(Function):
         Q, rows, side, z, y = ctx.saved_tensors
         r = torch.zeros_like(z) if dr is None else dr
         t = torch.zeros_like(y) if dt is None else dt
-        r = r if dcurvature is None else r - times((dcurvature + dcurvature.mT) / 2, z)
-        if drows is not None:
-            r, t = r - times_transposed(drows, y), t - times(drows, z)
+        r, t = _moved(ctx.call, r, t, z, y, dcurvature, drows)
         return SaddleSolve.apply(ctx.call, Q, rows, side, r, t)  # type: ignore[return-value]
 
     @staticmethod
@@ -206,14 +224,16 @@ class SaddleSolve(Function):
         return tuple(x.unflatten(0, (info.batch_size, -1)) for x in found), (0, 0)  # type: ignore[union-attr]
 
 
-def _by_symmetric(v: Tensor, z: Tensor) -> Tensor:
-    """The gradient by a symmetric matrix that enters as `v'Qz`: symmetric, so that a step along it stays so."""
-    return torch.stack((v, z), 2) @ torch.stack((z, v), 1) * -0.5
-
-
-def _by_rows(v: Tensor, w: Tensor, z: Tensor, y: Tensor) -> Tensor:
-    """The gradient by the rows, which enter as `R'y` and as `R z`."""
-    return torch.stack((y, w), 2) @ torch.stack((-v, -z), 1)
+def _moved(
+    call: Call, r: Tensor, t: Tensor, z: Tensor, y: Tensor, dcurvature: Any, drows: Any
+) -> tuple[Tensor, Tensor]:
+    """Right-hand sides, less what tangents of the matrices change on the left."""
+    curvature, rows = call.matrices(dcurvature, drows)
+    if curvature is not None:
+        r = r - (times(curvature, z) + times_transposed(curvature, z)) / 2
+    if rows is not None:
+        r, t = r - times_transposed(rows, y), t - times(rows, z)
+    return r, t
 
 
 def _tell(call: Call, residual: Tensor) -> None:

@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from torchimplicit.optim.quadprog.sparse_matrix import SparseMatrix
 
-def times(matrix: Tensor, vector: Tensor) -> Tensor:
+
+def times(matrix: Tensor | SparseMatrix, vector: Tensor) -> Tensor:
     """`M v`, sample by sample: `(B, r, n)` and `(B, n)` give `(B, r)`."""
+    if isinstance(matrix, SparseMatrix):
+        return matrix.times(vector)
     return torch.bmm(matrix, vector.unsqueeze(2)).squeeze(2)
 
 
-def times_transposed(matrix: Tensor, vector: Tensor) -> Tensor:
+def times_transposed(matrix: Tensor | SparseMatrix, vector: Tensor) -> Tensor:
     """`M' v`, sample by sample: `(B, r, n)` and `(B, r)` give `(B, n)`."""
+    if isinstance(matrix, SparseMatrix):
+        return matrix.times_transposed(vector)
     return torch.bmm(vector.unsqueeze(1), matrix).squeeze(1)
 
 
@@ -30,9 +37,9 @@ class Program:
     r"""$\min_z \tfrac12 z^\top Q z + q^\top z$ subject to $\ell \le R z \le u$, for every sample, in float64.
 
     Attributes:
-        Q: symmetric, `(B, n, n)`.
+        Q: symmetric, `(B, n, n)`; a `SparseMatrix` in sparse programs.
         q: `(B, n)`.
-        rows: `R`, `(B, r, n)`.
+        rows: `R`, `(B, r, n)`; a `SparseMatrix` in sparse programs.
         lower: `(B, r)`, minus infinity where there is none.
         upper: `(B, r)`, infinity where there is none.
         equalities: how many rows, the first ones, are equations; their bounds are equal.
@@ -64,6 +71,16 @@ class Program:
         """`Q`, `q`, rows, lower and upper bounds."""
         return self.Q, self.q, self.rows, self.lower, self.upper
 
+    @property
+    def sparse(self) -> tuple[SparseMatrix, SparseMatrix]:
+        """`Q` and rows of a sparse program, as what they are."""
+        return cast("tuple[SparseMatrix, SparseMatrix]", (self.Q, self.rows))
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the matrices are `SparseMatrix`, which all programs share."""
+        return isinstance(self.rows, SparseMatrix)
+
     def target(self, side: Tensor) -> Tensor:
         """The bound that every row meets: the upper one at side 1, the lower one at -1, zero at 0. `(B, r)`."""
         return torch.where(side > 0, self.upper, torch.where(side < 0, self.lower, 0.0))
@@ -71,4 +88,6 @@ class Program:
     @cached_property
     def length(self) -> Tensor:
         """The largest magnitude in every row, `(B, r)`."""
+        if isinstance(self.rows, SparseMatrix):
+            return self.rows.abs().amax(2)
         return torch.linalg.vector_norm(self.rows, torch.inf, dim=2)

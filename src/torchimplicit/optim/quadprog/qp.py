@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,10 @@ from torchimplicit.optim.quadprog.program import Program, times
 from torchimplicit.optim.quadprog.report import Certificate, Determined, ProgramReport, QPSolution
 from torchimplicit.optim.quadprog.smoothing import smooth
 from torchimplicit.optim.quadprog.solve import Outcome, solve
+from torchimplicit.optim.quadprog.solver import Clarabel, InteriorPoint, check_solver, may_ask
+from torchimplicit.optim.quadprog.sparse.call import SparseCall
+from torchimplicit.optim.quadprog.sparse.pattern import as_solved
+from torchimplicit.optim.quadprog.sparse.solve import by_clarabel, fall_back
 
 
 @front_door
@@ -38,6 +42,7 @@ def qp(
     warm_start: QPSolution | None = None,
     closest_feasible: bool = False,
     smoothed: float | None = None,
+    solver: Literal["auto"] | InteriorPoint | Clarabel = "auto",
     max_steps: int = 50,
     on_failure: OnFailure | str = "raise",
 ) -> QPSolution:
@@ -56,9 +61,11 @@ def qp(
     the one-sided one away from it. Where rows repeat each other one of them carries the multiplier; where they depend
     on each other the solution's derivative by them is one of many, see `QPSolution.determined`.
 
-    Not for large sparse programs (everything is dense: a few hundred unknowns), nor for integers; other cones are
-    modelled with `nn.Convex`. A linear program's solution sits at a corner, where its derivative by `q` is zero: see
-    `smoothed`.
+    `Q`, `G`, `A` and `C` may be sparse (COO or CSR), one matrix that all programs share: its gradient has the same
+    pattern. Larger ones are solved by Clarabel, on the CPU, one program at a time; `torch.func` does not reach them.
+
+    Not for integers; other cones are modelled with `nn.Convex`. A linear program's solution sits at a corner, where its
+    derivative by `q` is zero: see `smoothed`.
 
     Args:
         Q: symmetric positive semidefinite, `(B, n, n)` or `(n, n)`; None for a linear program.
@@ -75,7 +82,10 @@ def qp(
             least squares; differentiably.
         smoothed: weight $\mu$ of a logarithmic barrier that is left in: every multiplier times its slack is $\mu$. The
             solution then depends smoothly on everything, a linear program's too (J. Mandi, T. Guns, arXiv:2010.13943).
-        max_steps: of the interior-point method; 10 are usual, hard programs take 60.
+        solver: `InteriorPoint()`, `Clarabel()` or "auto": the former for dense programs and sparse ones of up to 200
+            unknowns, the latter for larger sparse ones, and for what the former leaves without an answer if it is
+            installed (extra `optim`). The report names Clarabel where it was asked; its `by_clarabel` says for which.
+        max_steps: of the interior-point method, whoever's; 10 are usual, hard programs take 60.
         on_failure: "raise", "warn" or "ignore" programs without a solution, which keep what the method ended with and
             add nothing to any gradient; "nan" makes their values NaN, silently. Backward solves with a singular system
             obey it, too.
@@ -86,6 +96,8 @@ def qp(
 
     Raises:
         ConvergenceError: some program is infeasible, unbounded, not convex or not finite (with `on_failure="raise"`).
+        ImportError: Clarabel is needed and not installed (`pip install torchimplicit[optim]`).
+        NotImplementedError: an option that larger sparse programs do not know.
         TypeError: an argument is no floating tensor.
         ValueError: shapes do not fit, or `Q` is not symmetric.
 
@@ -97,22 +109,23 @@ def qp(
         [[0.65, 0.35], [0.85, 0.15]]
     """
     if torch.is_inference_mode_enabled():
-        options = {"warm_start": warm_start, "closest_feasible": closest_feasible, "smoothed": smoothed}
-        again = partial(qp, **options, max_steps=max_steps, on_failure=on_failure)
+        options: dict[str, Any] = {"closest_feasible": closest_feasible, "smoothed": smoothed, "solver": solver}
+        again = partial(qp, **options, warm_start=warm_start, max_steps=max_steps, on_failure=on_failure)
         return transforms.without_inference_mode(again, Q, q, G, h, A, b, C, l, u)
-    _check_options(warm_start, closest_feasible, smoothed, max_steps, on_failure)
-    given, form = assemble(*transforms.normal((Q, q, G, h, A, b, C, l, u)))
+    _check_options(warm_start, closest_feasible, smoothed, solver, max_steps, on_failure)
+    tensors = transforms.normal((Q, q, G, h, A, b, C, l, u))
+    given, form = assemble(*as_solved(tensors, solver, closest_feasible=closest_feasible, smoothed=smoothed))
     if not given.batch:
         return _solved_nothing(given, form)
     guess = None if warm_start is None else _guess(warm_start, form, given)
+    react_to: Any = "ignore" if on_failure == "nan" else on_failure
     sick, stated = _quarantined(uncrossed(given) if closest_feasible else given, form)
     program = nearest_feasible(stated) if closest_feasible else stated
-    react_to: Any = "ignore" if on_failure == "nan" else on_failure
     if smoothed is not None:
         z, y, report = _smoothed(program, float(smoothed), max_steps, sick, react_to)
         side, outcome, solved = torch.zeros_like(y, dtype=torch.int8), None, report.status == Status.CONVERGED
     else:
-        run = partial(_run, form=form, guess=guess, max_steps=max_steps, sick=sick)
+        run = partial(_run, form=form, guess=guess, solver=solver, max_steps=max_steps, sick=sick)
         z, y, side, solved, report, outcome = _exact(program, run, react_to)
         z = _on_its_bounds(program, form, z, side) if C is None else z
     if on_failure == "nan":
@@ -124,7 +137,7 @@ def qp(
 
 def _solved_nothing(program: Program, form: Form) -> QPSolution:
     """The solution of no program at all, with gradients of zero."""
-    tensors = list(program.tensors)
+    tensors = _tensors(program)
     z, y = unmoved(program.q.detach(), tensors), unmoved(program.upper.detach(), tensors)
     none = torch.zeros(0, dtype=torch.int64, device=z.device)
     report = ProgramReport(none, none, z.new_zeros(0), 0, "quadratic program")
@@ -133,15 +146,22 @@ def _solved_nothing(program: Program, form: Form) -> QPSolution:
 
 def _exact(program: Program, run: Callable[[Program], Outcome], on_failure: Any) -> tuple:
     """Solution, multipliers, sides, solved, the report and the outcome of programs."""
-    differentiable = transforms.active() or any(x.requires_grad for x in program.tensors)
-    call = Call(run, program.equalities, on_failure, torch.is_grad_enabled() and differentiable)
-    found: Any = Optimum.apply(call, *program.tensors)
+    tensors = _tensors(program)
+    differentiable = transforms.active() or any(x.requires_grad for x in tensors)
+    options = run, program.equalities, on_failure, torch.is_grad_enabled() and differentiable
+    call = SparseCall(*options, patterns=program.sparse) if program.is_sparse else Call(*options)
+    found: Any = Optimum.apply(call, *tensors)
     outcome = call.record.outcome
     assert outcome is not None
-    steps = outcome.point.steps
-    report = ProgramReport(outcome.status, steps, outcome.residual, int(steps.sum()), "quadratic program")
+    report = ProgramReport.of(outcome.status, outcome.point.steps, outcome.residual, outcome.by_clarabel)
     call.record.report = report
     return *found, report, outcome
+
+
+def _tensors(program: Program) -> list[Tensor]:
+    """What derivatives are taken by: of sparse matrices the entries."""
+    Q, rows = (x.values for x in program.sparse) if program.is_sparse else (program.Q, program.rows)
+    return [Q, program.q, rows, program.lower, program.upper]
 
 
 def _on_its_bounds(program: Program, form: Form, z: Tensor, side: Tensor) -> Tensor:
@@ -194,7 +214,7 @@ def _quarantined(program: Program, form: Form) -> tuple[tuple[Tensor, Tensor] | 
     return sick, program
 
 
-def _run(program: Program, form: Form, guess: Tensor | None, max_steps: int, sick: Any) -> Outcome:
+def _run(program: Program, form: Form, guess: Tensor | None, solver: Any, max_steps: int, sick: Any) -> Outcome:
     """Solves plain programs."""
     if sick is None:
         sick = broken(program)
@@ -203,7 +223,12 @@ def _run(program: Program, form: Form, guess: Tensor | None, max_steps: int, sic
     if guess is not None and len(guess) != program.batch:  # under torch.vmap
         guess = guess.repeat(program.batch // len(guess), 1)
     rounding = torch.finfo(form.dtype).eps if form.dtype != torch.float64 else 0.0
-    outcome = solve(program, guess, max_steps, rounding)
+    if program.is_sparse or isinstance(solver, Clarabel):
+        outcome = by_clarabel(program, guess, max_steps, rounding)
+    else:
+        outcome = solve(program, guess, max_steps, rounding)
+        if may_ask(solver):
+            fall_back(program, outcome, max_steps, rounding)
     _tell_sick(outcome, sick)
     return outcome
 
@@ -227,7 +252,10 @@ def _guess(earlier: QPSolution, form: Form, program: Program) -> Tensor:
     return guess
 
 
-def _check_options(warm_start: Any, closest: Any, smoothed: Any, max_steps: Any, on_failure: Any) -> None:
+def _check_options(
+    warm_start: Any, closest: Any, smoothed: Any, solver: Any, max_steps: Any, on_failure: Any
+) -> None:  # fmt: skip
+    check_solver(solver)
     if on_failure not in ("raise", "warn", "ignore", "nan"):
         raise ValueError(f"qp(on_failure={on_failure!r}): expected 'raise', 'warn', 'ignore' or 'nan'")
     if not isinstance(closest, bool):
@@ -239,4 +267,9 @@ def _check_options(warm_start: Any, closest: Any, smoothed: Any, max_steps: Any,
     if smoothed is not None and warm_start is not None:
         raise ValueError(
             "qp(smoothed=..., warm_start=...): a smoothed solution meets no bound, so none can be tried first"
+        )
+    if smoothed is not None and isinstance(solver, Clarabel):
+        raise ValueError(
+            "qp(smoothed=..., solver=Clarabel()): got a solver that ends on the bounds, expected one that keeps away "
+            "from them; try solver=ti.optim.InteriorPoint()"
         )

@@ -44,16 +44,27 @@ class ProgramReport(Report):
     Attributes:
         ambiguous: of a backward solve, whose derivatives by constraints and bounds are one of many, `(B,)`, as
             the multipliers are not unique; None where all are.
+        by_clarabel: which programs were left to Clarabel in the end, bool `(B,)`; None for none.
     """
 
     failure: ClassVar[str] = "have no solution that could be vouched for"
     table = PROGRAMS
     ambiguous: Tensor | None = None
+    by_clarabel: Tensor | None = None
 
     def __str__(self) -> str:
         """One line, with how many derivatives are the shortest of many."""
         text, count = super().__str__(), 0 if self.ambiguous is None else int(self.ambiguous.sum())
         return f"{text}, {count} of them one of many, as multipliers are not unique" if count else text
+
+    @classmethod
+    def of(cls, status: Tensor, steps: Tensor, residual: Tensor, by_clarabel: Tensor | None) -> ProgramReport:
+        """Of quadratic programs, named after who solved them."""
+        asked = 0 if by_clarabel is None else int(by_clarabel.sum())
+        whom = "" if not asked else f" ({'' if asked == len(status) else f'{asked} of them '}by Clarabel)"
+        report = cls(status, steps, residual, int(steps.sum()), f"quadratic program{whom}")
+        report.by_clarabel = by_clarabel
+        return report
 
 
 class SmoothedReport(ProgramReport):

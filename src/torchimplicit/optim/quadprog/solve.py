@@ -25,12 +25,46 @@ class Outcome:
         residual: see `judge`, `(B,)`.
         proof: multipliers that prove infeasibility, `(B, r)`, and directions along which the objective falls for ever,
             `(B, n)`; zero elsewhere. None if all are solved.
+        by_clarabel: which programs were left to Clarabel in the end, `(B,)`; None for none.
     """
 
     point: Point
     status: Tensor
     residual: Tensor
     proof: tuple[Tensor, Tensor] | None = None
+    by_clarabel: Tensor | None = None
+
+    @staticmethod
+    def nothing(program: Program, status: Status = Status.MAX_STEPS) -> Outcome:
+        """Zero, for all programs."""
+        point = Point.nothing(program)
+        residual = torch.full_like(program.q[:, 0], torch.inf)
+        return Outcome(point, torch.full_like(point.steps, int(status)), residual)
+
+    def put(self, index: Tensor, other: Outcome) -> None:
+        """Overwrites some of the programs."""
+        self.point.put(index, other.point)
+        self.status[index], self.residual[index] = other.status, other.residual
+        if other.proof is not None:
+            zero = torch.zeros_like(self.point.y), torch.zeros_like(self.point.z)
+            self.proof = zero if self.proof is None else self.proof
+            for mine, its in zip(self.proof, other.proof, strict=True):
+                mine[index] = its
+
+    def take(self, index: Tensor) -> Outcome:
+        """Some of the programs."""
+        proof = None if self.proof is None else (self.proof[0][index], self.proof[1][index])
+        return Outcome(self.point.take(index), self.status[index], self.residual[index], proof)
+
+    def to(self, device: torch.device) -> None:
+        """Moves all there is, but factors."""
+        if self.status.device == device:
+            return
+        parts = (part.to(device) for part in self.point.parts())
+        self.point = Point(*parts, saddle=self.point.saddle)  # type: ignore[arg-type]
+        self.status, self.residual = self.status.to(device), self.residual.to(device)
+        self.proof = None if self.proof is None else (self.proof[0].to(device), self.proof[1].to(device))
+        self.by_clarabel = None if self.by_clarabel is None else self.by_clarabel.to(device)
 
 
 def solve(program: Program, guess: Tensor | None, max_steps: int, rounding: float = 0.0) -> Outcome:
