@@ -483,7 +483,8 @@ def _(follow):
     eye = torch.eye(4, dtype=D)  # an assignment: many bounds meet in every corner
     A, b = torch.cat((eye.repeat_interleave(4, 1), eye.repeat(1, 4))), torch.ones(8, dtype=D)
     costs = torch.rand(16, generator=torch.Generator().manual_seed(0), dtype=D)
-    return program(None, costs, A=A, b=b, l=torch.zeros(16, dtype=D), max_steps=100 if follow else 1)
+    options = {"solver": ti.optim.InteriorPoint(), "max_steps": 100 if follow else 1}
+    return program(None, costs, A=A, b=b, l=torch.zeros(16, dtype=D), **options)
 
 
 @case("programs", Status.MAX_STEPS, "bounds on z")

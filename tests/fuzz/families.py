@@ -9,6 +9,7 @@ from tests.fuzz.plans import lqr
 from tests.fuzz.programs import qp
 from tests.fuzz.roots import root
 from tests.fuzz.sets import sets
+from tests.fuzz.sparse import sparse
 from tests.fuzz.squares import least_squares
 from tests.fuzz.walks import walk
 
@@ -23,6 +24,7 @@ FAMILIES = {
     "walk": (walk, 8),
     "qp": (qp, 8),
     "degenerate": (degenerate, 8),
+    "sparse": (sparse, 4),
     "lqr": (lqr, 5),
     "sets": (sets, 8),
 }

@@ -4,6 +4,36 @@ from tests.mutants.mutant import Mutant
 
 MUTANTS = [
     Mutant(
+        "optim/quadprog/sparse/solve.py", "what was found is vouched for, whatever it is",
+        "if bool(best.point.settled):", "if best is not None:",
+        "tests/optim/quadprog/sparse/test_certificate.py",
+    ),
+    Mutant(
+        "optim/quadprog/sparse/solve.py", "concave sparse programs are convex",
+        "convex = is_convex(Q.values, Q.row, Q.column, Q.size[0], shift)", "convex = True",
+        "tests/optim/quadprog/sparse/test_solve.py::test_other_verdicts",
+    ),
+    Mutant(
+        "optim/quadprog/sparse/certificate.py", "what Clarabel claims proves itself",
+        "return torch.where(proves(program, found).unsqueeze(1), found, 0.0)", "return found",
+        "tests/optim/quadprog/sparse/test_certificate.py::test_a_claim_that_proves_nothing_is_not_believed",
+    ),
+    Mutant(
+        "optim/quadprog/sparse/certificate.py", "points that meet all bounds are called infeasible",
+        "missed = not bool(feasible(program, z))", "missed = True",
+        "tests/optim/quadprog/sparse/test_certificate.py",
+    ),
+    Mutant(
+        "optim/quadprog/sparse/factor.py", "corrections are not combined: dependent rows are solved half",
+        "for earlier, its in steps:", "for earlier, its in steps[:0]:",
+        "tests/optim/quadprog/sparse/test_factor.py",
+    ),
+    Mutant(
+        "optim/quadprog/sparse/saddle.py", "derivatives are in the solver's units",
+        "z[at], y[at] = dz * units.z, dy * units.y", "z[at], y[at] = dz, dy",
+        "tests/optim/quadprog/sparse/test_call.py",
+    ),
+    Mutant(
         "optim/quadprog/certificate.py", "weights that do not balance prove infeasibility",
         " & (short > reach * times_transposed(program.rows, y).abs().sum(1))", "",
         "tests/optim/test_verdicts.py",
