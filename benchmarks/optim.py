@@ -21,6 +21,7 @@ from measure import interleaved
 from optim_cases import NAMES, Exact, Programs, exact, kkt_residual, programs, relative
 from optim_peers import Contestant, Found, contestants
 from optim_projections import projections
+from optim_sparse import sparse
 from table import Table, at_least, at_most, write_page
 from torch import Tensor
 
@@ -147,11 +148,13 @@ def sections(quick: bool) -> dict[str, Callable[[], list[Table]]]:
         return {
             "speed": lambda: speed((10,), 4, 0),
             "warm": lambda: [warm((10,), 4, (1e-3,), 0)],
+            "sparse": lambda: [sparse(60, 0)],
             "projections": lambda: [projections(4, 6, 0)],
         }
     return {
         "speed": lambda: speed(SIZES, 128, 20),
         "warm": lambda: [warm(SIZES, 128, (1e-3, 1e-2, 5e-2), 5)],
+        "sparse": lambda: [sparse(10_000, 10)],
         "projections": lambda: [projections(1024, 50, 5)],
     }
 
