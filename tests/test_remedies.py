@@ -489,7 +489,8 @@ def _(follow):
 
 @case("programs", Status.MAX_STEPS, "bounds on z")
 def _(follow):
-    return program(torch.diag(tensor(1.0, 0.0)), tensor(1.0, 1e-9), l=-1e3 * ONES if follow else None)
+    options = {"solver": ti.optim.InteriorPoint(), "l": -1e3 * ONES if follow else None}
+    return program(torch.diag(tensor(1.0, 0.0)), tensor(1.0, 1e-9), **options)
 
 
 def edge(Q=None):

@@ -30,6 +30,14 @@ def test_what_is_held_back_less_than_by_the_shift_is_solved_to_rounding(small):
     assert system.loose() == (False, False)
 
 
+def test_small_eigenvalues_of_many_sizes_take_no_more_than_a_few_steps():
+    frame = torch.linalg.qr(draw(8, 8)).Q
+    sizes = torch.tensor([1e-8, 3e-8, 1e-7, 3e-7, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
+    Q = frame @ torch.diag(sizes) @ frame.T
+    matrix, system = factor((Q + Q.T) / 2, draw(2, 8, seed=1))
+    assert system.solve(matrix @ draw(10, seed=2))[1] < 1e-14
+
+
 def test_dependent_rows_are_solved_where_they_agree_and_told():
     rows = draw(2, 6)
     matrix, system = factor(torch.eye(6, dtype=torch.float64), torch.cat((rows, rows.sum(0, keepdim=True))))
