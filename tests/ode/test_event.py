@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 import torchimplicit as ti
 from torchimplicit.ode import Event
@@ -223,15 +224,46 @@ def test_a_grazed_condition_has_no_gradient():
     """A condition that stands still just where the step ends."""
     event = Event(lambda t, y: (t[:, 0] - 0.5) * (t[:, 0] - 0.5).abs())
 
-    def run():
-        return ti.odeint(
-            lambda t, y: -y, torch.ones(2, 1).double(), double(0.0, 1.0), solver=ti.RK4(dt=0.25), event=event
-        )
+    def run(start):
+        return ti.odeint(lambda t, y: -y, start, double(0.0, 1.0), solver=ti.RK4(dt=0.25), event=event)
 
+    start = torch.ones(2, 1, dtype=torch.float64)
+    assert torch.equal(run(start).event_time, double(0.5, 0.5))
+    start.requires_grad_()
     with torch.no_grad():
-        assert torch.equal(run().event_time, double(0.5, 0.5))
+        assert torch.equal(run(start).event_time, double(0.5, 0.5))
     with pytest.raises(ValueError, match=r"condition of sample 0 does not change along the path"):
-        run()
+        run(start)
+
+
+@pytest.mark.parametrize("solver", [ti.Tsit5(), ti.ESDIRK54()], ids=str)
+@pytest.mark.parametrize("adjoint", [ti.Checkpointed(), ti.Direct()], ids=str)
+def test_what_requires_no_grad_gives_none(solver, adjoint):
+    """Nor does it keep a graph, and its values are those with one; each input alone makes them differentiable."""
+
+    def run(y0, ts, g, threshold):
+        event = Event(threshold)
+        found = ti.odeint(fall, y0, ts, g, solver=solver, adjoint=adjoint, event=event, dense=True)
+        return found.event_time, found.event_state, found.value, found.path(0.3)
+
+    threshold = Threshold().requires_grad_(False)
+    inputs = [START, double(0.0, 0.3, 3.0), GRAVITY]
+    plain = run(*inputs, threshold)
+    assert not any(each.requires_grad or each.grad_fn for each in plain)
+    plain[0].numpy()
+    for i in range(4):
+        some = [each.clone().requires_grad_(i == place) for place, each in enumerate(inputs)]
+        found = run(*some, threshold.requires_grad_(i == 3))
+        assert all(each.requires_grad for each in found[:2])
+        assert all(torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in zip(plain, found, strict=True))
+
+
+def test_forward_mode_alone_has_derivatives():
+    with forward_ad.dual_level():
+        g = forward_ad.make_dual(GRAVITY, torch.ones_like(GRAVITY))
+        found = ti.odeint(fall, START[:1], double(0.0, 3.0), g, event=Event(height))
+        slope = forward_ad.unpack_dual(found.event_time).tangent
+    assert torch.allclose(slope, -((START[:1, 0] / (2 * GRAVITY**3)).sqrt()), rtol=1e-9)
 
 
 def test_values_are_the_same_without_gradients_and_in_inference():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._functorch.vmap import lazy_load_decompositions  # pyright: ignore[reportPrivateImportUsage]
+from torch.autograd import forward_ad
 from torch.autograd.graph import _engine_run_backward
 from torch.utils import _pytree as pytree
 
@@ -18,6 +19,13 @@ _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIs
 def active() -> bool:
     """Whether any transform surrounds the caller."""
     return torch._C._are_functorch_transforms_active()
+
+
+def differentiating(tensors: Iterable[Tensor]) -> bool:
+    """Whether somebody may ask for a derivative by one of these tensors."""
+    if not torch.is_grad_enabled():
+        return False
+    return active() or forward_ad._current_level >= 0 or any(tensor.requires_grad for tensor in tensors)
 
 
 def level(value: Any) -> int:

@@ -64,7 +64,7 @@ def follow(
     in_one = isinstance(adjoint, Direct)
     trail = Trail(call, call.record.take_path(), starts, stops, y0, ts, tuple(tensors), in_one)
     rows, t, y = known, reached, known[-1]
-    if torch.is_grad_enabled():
+    if transforms.differentiating((y0, ts, *tensors, *event_tensors)):
         note_lost(call, starts, stops, y0, ts, tensors)
         late = ts > reached
         at = torch.where(late, reached, ts)
