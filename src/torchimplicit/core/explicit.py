@@ -92,7 +92,7 @@ class Explicit:
         leaves, self.spec = pytree.tree_flatten(args)
         self.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        modules = [*_modules_behind(f), *(leaf for leaf in leaves if isinstance(leaf, nn.Module))]
+        modules = [*modules_behind(f), *(leaf for leaf in leaves if isinstance(leaf, nn.Module))]
         self.family = Family(modules, begins and not evaluating())
         self.referring = [i for i, leaf in enumerate(self.leaves) if self.family.is_in(leaf)]
         self.shared = len(self.family.slots)  # the first tensors belong to modules: they carry no batch dimension
@@ -129,10 +129,10 @@ class Explicit:
         cast.hand_back(keep_buffers)
 
 
-def _modules_behind(f: Any) -> list[nn.Module]:
+def modules_behind(f: Any) -> list[nn.Module]:
     """The modules that a function is, or is a method of; of a partial one also those behind what it is given."""
     if isinstance(f, partial):
-        return [module for part in (f.func, *f.args, *f.keywords.values()) for module in _modules_behind(part)]
+        return [module for part in (f.func, *f.args, *f.keywords.values()) for module in modules_behind(part)]
     owner = f if isinstance(f, nn.Module) else getattr(f, "__self__", None)
     return [owner] if isinstance(owner, nn.Module) else []
 

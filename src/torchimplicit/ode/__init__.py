@@ -8,7 +8,7 @@ from torchimplicit.ode.dopri8 import Dopri8
 from torchimplicit.ode.event import Event
 from torchimplicit.ode.methods import RK4, Bosh3, Dopri5, Euler, Heun, Midpoint, PathSolver, Tsit5
 from torchimplicit.ode.odeint import odeint
-from torchimplicit.ode.report import PathReport, PathSolution
+from torchimplicit.ode.report import Crossings, PathReport, PathSolution
 from torchimplicit.ode.reversible import Reversible
 from torchimplicit.ode.split import Split
 from torchimplicit.ode.steady_state import SteadyState
@@ -22,6 +22,7 @@ __all__ = [
     "Backsolve",
     "Bosh3",
     "Checkpointed",
+    "Crossings",
     "DensePath",
     "Direct",
     "Dopri5",

@@ -17,11 +17,12 @@ from torchimplicit.core.status import OnFailure, Report, Status, react
 from torchimplicit.ode.chunks import ChunkedWalk
 from torchimplicit.ode.compiled import CompileError
 from torchimplicit.ode.dynamics import Dynamics, MappedDynamics
-from torchimplicit.ode.event import Trigger, Watch
+from torchimplicit.ode.event import Trigger
 from torchimplicit.ode.loop import Traveller, Walk
 from torchimplicit.ode.methods import PathSolver
 from torchimplicit.ode.record import Outputs, Path, Phase
 from torchimplicit.ode.report import PathReport
+from torchimplicit.ode.watch import Log, Met, Watch
 from torchimplicit.ode.when_to_compile import give_up
 
 
@@ -34,7 +35,8 @@ class PathRecord:
         path: the walk as it can be made again; taken by whoever keeps it.
         mutated: which explicit tensors the field wrote to.
         reached: the time that each sample reached, as solvers count it, `(B,)`.
-        fired: which samples' event fired, `(B,)`; None without an event.
+        event: which event ended the walk of each sample, -1 for none, `(B,)`; None without events.
+        met: the crossings of every event.
         lost: which samples have a path but no gradient, `(B,)`, for their steps are not found again; None where that is
             none, or was not looked at.
     """
@@ -43,7 +45,8 @@ class PathRecord:
     path: Path | None = None
     mutated: tuple[int, ...] = ()
     reached: Tensor | None = None
-    fired: Tensor | None = None
+    event: Tensor | None = None
+    met: Sequence[Met] = ()
     lost: Tensor | None = None
 
     def lose(self, which: Tensor) -> None:
@@ -69,7 +72,7 @@ class PathCall:
         audit: refuse captured tensors.
         record: filled by `forward`, shared by the copies that transforms make.
         checkpoints: how many states to keep on the way; 0 keeps none, and no path.
-        trigger: the event's condition; None for no event.
+        trigger: the events' conditions; None for no event.
         compile: make steps by compiled kernels; "auto" does without where that fails.
     """
 
@@ -141,14 +144,16 @@ class PathCall:
         values = y0.new_empty((len(ts), *y0.shape))
         values[0] = y0
         path, whole = Path() if self.checkpoints else None, Traveller.start(ts, y0)
-        slope, nfev = self._walk_phases(whole, values, path, tensors, condition_tensors)
-        if self.trigger is not None:
-            self._check_condition(condition_tensors, whole)
-        self.record.reached, self.record.fired = whole.t, whole.fired
+        log = None if self.trigger is None else Log(len(self.trigger.events), whole.t)
+        slope, nfev = self._walk_phases(whole, values, path, tensors, condition_tensors, log)
+        self.record.reached = whole.t
+        if log is not None:
+            self._check_conditions(condition_tensors, whole)
+            self.record.event, self.record.met = whole.event, log.met(whole.y)
         self.record.report = PathReport(
             whole.status, whole.tried, whole.ratio, nfev, "odeint",
             accepted=whole.tried - whole.rejected, rejected=whole.rejected, reached=self.dynamics.user_time(whole.t),
-            fired=whole.fired,
+            event=whole.event,
         )  # fmt: skip
         held = _hold(whole, values)
         if path is not None:
@@ -162,6 +167,7 @@ class PathCall:
         path: Path | None,
         tensors: Sequence[Tensor],
         condition_tensors: Sequence[Tensor],
+        log: Log | None,
     ) -> tuple[Tensor | None, int]:
         """Walks until all have stopped, going on with those alone that do once they are few.
 
@@ -174,7 +180,7 @@ class PathCall:
             inputs = self.dynamics.take(tensors, rows)
             with (
                 self.dynamics.bind(inputs, audit=audit and rows is None, keep_buffers=True, rows=rows) as field,
-                self._watch(condition_tensors, rows) as watch,
+                self._watch(condition_tensors, rows, log) as watch,
             ):
                 solver = self.solver.take(rows)
                 walk = kind(solver, field, who, values, phase, left, self.dynamics.can_narrow, rows, watch)
@@ -197,21 +203,21 @@ class PathCall:
         return slope, nfev
 
     @contextmanager
-    def _watch(self, tensors: Sequence[Tensor], rows: Tensor | None) -> Iterator[Watch | None]:
-        """Looks out for the event of these samples, where there is one."""
-        if self.trigger is None:
+    def _watch(self, tensors: Sequence[Tensor], rows: Tensor | None, log: Log | None) -> Iterator[Watch | None]:
+        """Looks out for the events of these samples, where there are some."""
+        if self.trigger is None or log is None:
             yield None
             return
         some = self.trigger.take(tensors, rows)
-        with self.trigger.bind(some, audit=self.audit and rows is None, rows=rows) as condition:
-            yield Watch(condition, self.trigger.direction)
+        with self.trigger.bind(some, audit=self.audit and rows is None, rows=rows) as conditions:
+            yield Watch(self.trigger, conditions, log, rows)
 
-    def _check_condition(self, tensors: Sequence[Tensor], who: Traveller) -> None:
-        """Fails the samples of which nobody can say on which side of their event they have ended."""
+    def _check_conditions(self, tensors: Sequence[Tensor], who: Traveller) -> None:
+        """Fails the samples of which nobody can say on which side of their events they have ended."""
         assert self.trigger is not None
-        assert who.fired is not None
-        with self.trigger.bind(list(tensors)) as condition:
-            unknown = ~who.fired & ~condition(who.t, who.y).isfinite()
+        assert who.event is not None
+        with self.trigger.bind(list(tensors)) as conditions:
+            unknown = (who.event < 0) & ~conditions.of_all(who.t, who.y).isfinite().all(1)
         who.status = torch.where(unknown, int(Status.NON_FINITE), who.status)
 
     def unshared(self, tensors: Sequence[Tensor]) -> list[Tensor]:

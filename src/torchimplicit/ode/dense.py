@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +14,11 @@ from torchimplicit.core.tree import Layout
 from torchimplicit.ode.adjoint import Checkpointed, Direct, PathAdjoint
 from torchimplicit.ode.call import PathCall
 from torchimplicit.ode.dynamics import Dynamics
-from torchimplicit.ode.event import differentiated
+from torchimplicit.ode.meeting import Recorded, attached
 from torchimplicit.ode.methods import PathSolver
-from torchimplicit.ode.replay import note_lost, valued
+from torchimplicit.ode.replay import note_lost
 from torchimplicit.ode.trail import Mended, RecordedWalk, Trail
+from torchimplicit.ode.watch import Met
 
 
 class Followed(NamedTuple):
@@ -28,27 +29,36 @@ class Followed(NamedTuple):
         t: when each sample's walk ended, as solvers count it, `(B,)`.
         y: its state there, `(B, n)`.
         path: the path as a function of time.
+        met: the crossings of every event.
     """
 
     rows: Tensor
     t: Tensor
     y: Tensor
     path: DensePath
+    met: Sequence[Met] = ()
 
     def detach(self) -> Followed:
         """The same without a gradient."""
-        return Followed(self.rows.detach(), self.t.detach(), self.y.detach(), self.path.detach())
+        met = [Met(*(each.detach() for each in one)) for one in self.met]
+        return Followed(self.rows.detach(), self.t.detach(), self.y.detach(), self.path.detach(), met)
 
     def beside(self, other: Followed, which: Tensor) -> Followed:
         """This, detached, for some samples `(B,)`, another walk for the rest."""
-        rows, y = (torch.where(which.unsqueeze(1), *both) for both in ((self.rows, other.rows), (self.y, other.y)))
-        return Followed(rows, torch.where(which, self.t, other.t), y, self.path.beside(other.path, which, y))
+        sick = which.unsqueeze(1)
+        rows, y = (torch.where(sick, *both) for both in ((self.rows, other.rows), (self.y, other.y)))
+        met = []
+        for one, two in zip(self.met, other.met, strict=True):
+            count = max(len(one.t), len(two.t))
+            one, two = one.padded(count, self.y), two.padded(count, other.y)
+            met.append(Met(torch.where(which, one.t, two.t), torch.where(sick, one.y, two.y)))
+        return Followed(rows, torch.where(which, self.t, other.t), y, self.path.beside(other.path, which, y), met)
 
 
 def follow(
     call: PathCall, adjoint: PathAdjoint, y0: Tensor, ts: Tensor, tensors: list[Tensor], event_tensors: list[Tensor]
 ) -> Followed:
-    """Walks to events, or for dense output; differentiable as `PathAdjoint.solve`, and by the event's tensors.
+    """Walks to events, or for dense output; differentiable as `PathAdjoint.solve`, and by the events' tensors.
 
     Args:
         call: the call.
@@ -56,33 +66,23 @@ def follow(
         y0: start, `(B, n)`, with its graph.
         ts: output times, `(T, B)`, increasing, with their graph.
         tensors: the explicit tensors, with their graphs.
-        event_tensors: those of the event's condition.
+        event_tensors: those of the events' conditions.
     """
     assert isinstance(call.dynamics, Dynamics)
     detached = [each.detach() for each in (y0, ts, *tensors, *event_tensors)]
-    known, starts, stops, reached, fired = RecordedWalk.apply(call, len(tensors), *detached)  # type: ignore[misc]
+    known, starts, stops, reached, event, *found = RecordedWalk.apply(call, len(tensors), *detached)  # type: ignore[misc]
+    met = [Met(*each) for each in zip(found[::2], found[1::2], strict=True)]
     in_one = isinstance(adjoint, Direct)
     trail = Trail(call, call.record.take_path(), starts, stops, y0, ts, tuple(tensors), in_one)
     rows, t, y = known, reached, known[-1]
     if transforms.differentiating((y0, ts, *tensors, *event_tensors)):
         note_lost(call, starts, stops, y0, ts, tensors)
-        late = ts > reached
-        at = torch.where(late, reached, ts)
-        if call.trigger is None:
-            rows = trail.at(at, known=known)
-            y = rows[-1]
-        else:
-            end = torch.where(fired, reached, at[-1])
-            rows = trail.at(torch.cat((at, end.unsqueeze(0))), order=2, known=known)
-            with call.trigger.bind(event_tensors) as condition:
-                t, y = differentiated(condition, reached, rows[-1], fired)
-            rows, y = rows[:-1, :, : y.shape[1]], valued(known[-1], y)
-            y = torch.where(fired.unsqueeze(1), y, rows[-1])
-            rows = torch.where((late & fired).unsqueeze(2), y, rows)
+        rows, t, y, met = attached(trail, event_tensors, Recorded(known, reached, event, met))
         lost = call.record.lost
         if lost is not None:
             rows, y = (torch.where(lost.unsqueeze(1), *both) for both in ((known, rows), (known[-1], y)))
-    return Followed(rows, t, y, DensePath(trail, call.dynamics, reached, y))
+            met = [Met(one.t, torch.where(lost.unsqueeze(1), one.y.detach(), one.y)) for one in met]
+    return Followed(rows, t, y, DensePath(trail, call.dynamics, reached, y), met)
 
 
 def check_follows(solver: PathSolver, adjoint: PathAdjoint) -> None:
@@ -202,4 +202,7 @@ def stacked(layout: Layout, rows: Tensor) -> Any:
         if layout.channels_last == [False]:
             return rows.reshape(count, *layout.shapes[0])
         return layout.of_batch(count * layout.batch).unflatten(rows.flatten(0, 1)).unflatten(0, (count, layout.batch))
+    if not len(rows):
+        nothing = rows.new_zeros(layout.batch, layout.width)
+        return pytree.tree_map(lambda leaf: leaf.new_zeros(0, *leaf.shape), layout.unflatten(nothing))
     return pytree.tree_map(lambda *leaves: torch.stack(leaves), *(layout.unflatten(row) for row in rows.unbind()))

@@ -1,33 +1,26 @@
-"""Events: where a condition on the path changes its sign, and the walk of that sample ends."""
+"""Events: where a condition on the path changes its sign."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from torchimplicit.core import transforms
+from torchimplicit.core.explicit import Bound, check_captures, modules_behind
 from torchimplicit.core.options import require
-from torchimplicit.ode.crossing import crossing
 from torchimplicit.ode.dynamics import Dynamics
-from torchimplicit.ode.span import Span
-
-if TYPE_CHECKING:
-    from torchimplicit.ode.step import Inside
-    from torchimplicit.ode.traveller import Traveller
 
 Condition = Callable[[Tensor, Tensor], Tensor]  # of times (B,) and flat states (B, n); a number per sample
-
-ROUNDINGS = 64  # of time and state, within which an event is where a walk starts
 
 
 @dataclass(frozen=True)
 class Event:
-    r"""Ends the walk of a sample where $g(t, y, a)$, its `condition`, changes sign.
+    r"""Where $g(t, y, a)$, its `condition`, changes sign: ends the walk of that sample, or is noted on the way.
 
     The crossing is found on the interpolant of the step that it lies in, to rounding. Its time $t^*$ and state are
     differentiable by all that the path and the condition depend on, the condition's own parameters $\theta$ included:
@@ -47,6 +40,8 @@ class Event:
             of the condition where that is an `nn.Module`.
         direction: 1 for crossings from below zero to above, -1 from above to below, 0 for both; as the path is walked,
             whichever way time runs.
+        terminal: whether the walk of a sample ends there. Where it does not, every crossing is in
+            `solution.crossings`, with a gradient like that of an end, and the path is the one without the event.
 
     Examples:
         A ball dropped from a height of 5 hits the ground after sqrt(2 * 5 / g).
@@ -65,20 +60,46 @@ class Event:
 
     condition: Callable
     direction: int = 0
+    terminal: bool = True
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         require(self, "condition", callable(self.condition), "a callable condition(t, y, *args)")
         require(self, "direction", self.direction in (-1, 0, 1), "1 (upward), -1 (downward) or 0 (both)")
+        require(self, "terminal", isinstance(self.terminal, bool), "True or False")
+
+
+class Together(nn.Module):
+    """The conditions of several events as one function, whose tensors are explicit together.
+
+    Args:
+        conditions: `condition(t, y, *args)` each.
+    """
+
+    def __init__(self, conditions: Sequence[Callable]):
+        super().__init__()
+        self.conditions = tuple(conditions)
+        self.owners = nn.ModuleList(module for each in conditions for module in modules_behind(each))
+
+    def forward(self, t: Tensor, y: Any, *args: Any) -> tuple:
+        """What each of them returns."""
+        return tuple(condition(t, y, *args) for condition in self.conditions)
+
+
+class Conditions(NamedTuple):
+    """Bound conditions, of times `(B,)` and flat states `(B, n)`: of all events, `(B, E)`, and of each, `(B,)`."""
+
+    of_all: Condition
+    each: Sequence[Condition]
 
 
 class Trigger(Dynamics):
-    """An event's condition, its tensors explicit, of the flat state and of the time as solvers count it.
+    """The conditions of events, their tensors explicit, of the flat state and of the time as solvers count it.
 
     Args:
-        event: the event.
+        events: the events, at least one.
         y0: the initial state, nested.
-        args: further arguments of the condition.
+        args: further arguments of the conditions.
         batch_dims: see `Problem`.
         batched_args: see `Problem`.
         backward: see `Dynamics`.
@@ -86,191 +107,68 @@ class Trigger(Dynamics):
 
     form: ClassVar[str] = "condition(t, y, *args)"
 
-    def __init__(self, event: Event, y0: Any, args: tuple, batch_dims: int, batched_args: Any, backward: Tensor | None):
-        """Makes the condition explicit; evaluates nothing."""
-        super().__init__(event.condition, y0, args, batch_dims, batched_args, backward)
-        self.direction = event.direction
+    def __init__(
+        self, events: Sequence[Event], y0: Any, args: tuple, batch_dims: int, batched_args: Any, backward: Tensor | None
+    ):
+        """Makes the conditions explicit; evaluates nothing."""
+        self.events = tuple(events)
+        super().__init__(Together([event.condition for event in events]), y0, args, batch_dims, batched_args, backward)
+        self.directions = torch.tensor([event.direction for event in events], device=self.layout.device)
 
     def check(self, value: Any) -> None:
-        """One real number per sample."""
+        """One real number per sample from each."""
+        for i, one in enumerate(value):
+            self._check_one(f"the event's condition{'' if len(value) == 1 else f' (event[{i}])'}", one)
+
+    def _check_one(self, name: str, value: Any) -> None:
         shape = (self.layout.batch,) if self.batch_dims else ()
         if not isinstance(value, Tensor) or not value.is_floating_point():
             got = value.dtype if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise TypeError(
-                f"the event's condition returned {got}, expected a real floating tensor of shape {shape}, whose sign "
+                f"{name} returned {got}, expected a real floating tensor of shape {shape}, whose sign "
                 "changes at the event; try y[:, 0] - threshold in place of y[:, 0] > threshold"
             )
         if value.shape != shape:
             hint = "try flatten()" if self.batch_dims else 'the batch has one clock: try amin(), or steps="per-sample"'
             raise ValueError(
-                f"the event's condition returned shape {tuple(value.shape)}, expected {shape}, one number "
+                f"{name} returned shape {tuple(value.shape)}, expected {shape}, one number "
                 f"{'per sample' if self.batch_dims else 'in all'}; {hint}"
             )
+
+    def check_captures(self, value: Any, tensors: list[Tensor]) -> None:
+        """See `Problem.check_captures`: of each condition, which is then named."""
+        for event, one in zip(self.events, value, strict=True):
+            check_captures(event.condition, one, tensors)
 
     @contextmanager
     def bind(  # type: ignore[override]
         self, tensors: Any, audit: bool = False, keep_buffers: bool = False, rows: Tensor | None = None
-    ) -> Iterator[Condition]:
-        """The condition with these tensors in place; see `Dynamics.bind`."""
+    ) -> Iterator[Conditions]:
+        """The conditions with these tensors in place; see `Dynamics.bind`."""
         tensors = [tensor.detach() for tensor in tensors] if audit else list(tensors)
         layout = self.layout if rows is None else self.layout.of_batch(len(rows))
         first = True
 
-        def value_at(t: Tensor, y: Tensor) -> Tensor:
+        def value_at(function: Callable, t: Tensor, y: Tensor) -> Any:
             t = self.user_time(t, rows).to(self.time_dtype)
             return function(t.view(self.time_shape), layout.unflatten(y))
 
-        def condition(t: Tensor, y: Tensor) -> Tensor:
+        def of_all(t: Tensor, y: Tensor) -> Tensor:
             nonlocal first
             looked_at, first = not (first and rows is None), False
-            value = value_at(t, y) if looked_at else self.evaluate_first(lambda: value_at(t, y), y, audited)
-            return value.view(-1).to(t.dtype)
+            values = (
+                value_at(together, t, y)
+                if looked_at
+                else self.evaluate_first(lambda: value_at(together, t, y), y, audited)
+            )
+            return torch.stack([value.view(-1).to(t.dtype) for value in values], dim=1)
+
+        def of_one(function: Callable, t: Tensor, y: Tensor) -> Tensor:
+            return value_at(function, t, y).view(-1).to(t.dtype)
 
         audited = tensors if audit else None
         with self.explicit.bind(tensors, keep_buffers) as bound, self.autocast.off():
-            function = self.autocast.around(bound)
-            yield condition
-
-
-class Halt(NamedTuple):
-    """Samples whose event fired within a step: which, `(B,)`, and every sample's place in it, times and states."""
-
-    fires: Tensor
-    t: Tensor
-    y: Tensor
-
-
-class Watch:
-    """Looks out for the event of the samples of a walk, whose sides of it are kept in their `Traveller`.
-
-    Args:
-        condition: bound.
-        direction: see `Event`.
-    """
-
-    def __init__(self, condition: Condition, direction: int):
-        self.condition, self.direction = condition, direction
-
-    def begin(self, who: Traveller, slope: Tensor, stop: Tensor) -> None:
-        """On which side every sample starts: the one that it moves to where it starts at zero.
-
-        Args:
-            who: where they stand.
-            slope: the slopes there, `(B, n)`.
-            stop: where the first step ends, `(B,)`; the probe is a small part of it.
-        """
-        value, eps = self.condition(who.t, who.y), torch.finfo(who.t.dtype).eps
-        h = stop - who.t
-        ahead = eps**0.25 * h
-        change = self.condition(who.t + ahead, torch.addcmul(who.y, ahead.to(who.y.dtype).unsqueeze(1), slope)) - value
-        moved = change.abs() * ((who.t.abs() + h) / ahead)
-        met = value.abs() <= ROUNDINGS * eps * (moved + self._sway(who, value))
-        who.side, who.fired = torch.where(met, change, value).sign(), torch.zeros_like(who.running)
-
-    def _sway(self, who: Traveller, value: Tensor) -> Tensor:
-        """How much the condition changes by where every unknown changes by about its size, `(B,)`."""
-        root = torch.finfo(who.y.dtype).eps ** 0.5
-        places = torch.arange(who.y.shape[1], dtype=who.y.dtype, device=who.y.device)
-        apart = 1 + root * (1 + (0.618034 * places).frac())  # by no common factor, for their changes might cancel
-        return (self.condition(who.t, who.y * apart) - value).abs() / root
-
-    def sees(self, who: Traveller, stop: Tensor, y: Tensor) -> Tensor:
-        """Which samples would meet their event in a step to this time and state, `(B,)`; moves nothing."""
-        assert who.side is not None
-        self.ends = self.condition(stop, y)
-        crosses = (who.side * self.ends <= 0) & (who.side != 0) & who.running
-        self.fires = crosses if self.direction == 0 else crosses & (who.side == -self.direction)
-        return self.fires
-
-    def passes(self, who: Traveller, accept: Tensor) -> None:
-        """The samples that accept the step are on the side where it ends."""
-        assert who.side is not None
-        moved = accept & (self.ends != 0) & ~self.ends.isnan()
-        who.side = torch.where(moved, self.ends.sign(), who.side)
-
-    def halt(self, who: Traveller, accept: Tensor, inside: Inside) -> Halt | None:
-        """Where within an accepted step the events are; None where no sample meets its own."""
-        fires = self.fires & accept
-        if not bool(fires.any()):
-            return None
-        assert who.side is not None
-        assert who.fired is not None
-        everybody, span = torch.arange(len(accept), device=accept.device), inside.span
-
-        def value(part: Tensor) -> Tensor:
-            return self.condition(span.at(part), inside.polynomial(part, everybody))
-
-        low = value(torch.zeros_like(who.t))
-        # At a start at zero, rounding may have given it the wrong sign: it counts as one on its side of the event.
-        part = crossing(value, torch.where(low * who.side > 0, low, who.side * self.ends.abs()), self.ends, fires)
-        who.fired = who.fired | fires
-        y, slope = inside.series(part, everybody, 1).chunk(2, dim=1)
-        return Halt(fires, span.at(part), self._onto(span, span.at(part), y, slope))
-
-    def _onto(self, span: Span, t: Tensor, y: Tensor, slope: Tensor) -> Tensor:
-        """States `(B, n)` moved along their slopes onto the condition: by roundings of the path, larger than its own.
-
-        So a walk that starts from there starts at zero.
-        """
-        eps = torch.finfo(t.dtype).eps
-        probe, most = eps**0.25 * span.h, ROUNDINGS * eps * (t.abs() + span.h)
-        value = self.condition(t, y)
-        for _ in range(2):
-            rate = (self.condition(t, torch.addcmul(y, probe.to(y.dtype).unsqueeze(1), slope)) - value) / probe
-            move = -value / rate
-            moved = torch.addcmul(y, move.to(y.dtype).unsqueeze(1), slope)
-            there = self.condition(t, moved)
-            better = (move.abs() <= most) & (there.abs() < value.abs())
-            y, value = torch.where(better.unsqueeze(1), moved, y), torch.where(better, there, value)
-        return y
-
-
-def differentiated(condition: Condition, t: Tensor, series: Tensor, fired: Tensor) -> tuple[Tensor, Tensor]:
-    """Times `(B,)` and states `(B, n)` of events, differentiable by what condition and path depend on, twice.
-
-    Two steps of Newton's method for the root of the condition along the path. They change no value, for they start at
-    the root, but carry its derivatives, exact to second order.
-
-    Args:
-        condition: bound, to tensors with their graphs.
-        t: the times, detached, `(B,)`.
-        series: the path's states there and their first two derivatives by time, with their graphs, `(B, 3 n)`.
-        fired: which samples have an event, `(B,)`; the others get the state at their time.
-
-    Raises:
-        ValueError: the path grazes the condition, so that the time has no derivative.
-    """
-    y, slope, bend = series.chunk(3, dim=1)
-
-    def state(later: Tensor) -> Tensor:
-        later = later.to(y.dtype).unsqueeze(1)
-        return y + later * (slope + 0.5 * later * bend)
-
-    def value(later: Tensor) -> Tensor:
-        return condition(t + later, state(later))
-
-    later = torch.zeros_like(t)
-    for _ in range(2):
-        rate = torch.where(fired, _slope(value, later), 1.0)
-        if not transforms.active() and bool((rate == 0).any()):
-            sample = int(torch.nonzero(rate == 0)[0])
-            raise ValueError(
-                f"event: the condition of sample {sample} does not change along the path at its event, so that the "
-                "event's time has no derivative; expected a condition that crosses zero at a rate; try another one, or "
-                "torch.no_grad() around odeint"
-            )
-        step = torch.where(fired, value(later), 0.0) / rate
-        later = later - (step - step.detach())
-    return t + later, state(later)
-
-
-def _slope(value: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
-    """The derivative of every sample's number by its own argument, `(B,)`, itself differentiable."""
-
-    def total(at: Tensor) -> Tensor:
-        return value(at).sum()
-
-    if transforms.active():
-        return torch.func.grad(total)(at)
-    at = at if at.requires_grad else at.detach().requires_grad_()
-    return torch.autograd.grad(total(at), at, create_graph=True)[0]
+            together = self.autocast.around(bound)
+            assert isinstance(bound.f, Together)
+            alone = [self.autocast.around(Bound(condition, bound.args)) for condition in bound.f.conditions]
+            yield Conditions(of_all, [partial(of_one, function) for function in alone])

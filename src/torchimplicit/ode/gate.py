@@ -57,6 +57,9 @@ class PathGate:
         if followed is not None:
             self._watch(followed.t, 0)
             self._watch(followed.y, 0)
+            for each in followed.met:
+                self._watch(each.t, 1)
+                self._watch(each.y, 1)
             followed.path.watch = self._watch
 
     def _watch(self, value: Tensor, batch_dim: int, alone: bool = False) -> None:

@@ -14,12 +14,12 @@ from torch import Tensor
 from torchimplicit.core.status import Status
 from torchimplicit.ode.control import History, Tolerance
 from torchimplicit.ode.dynamics import Field
-from torchimplicit.ode.event import Watch
 from torchimplicit.ode.methods import AdaptiveSolver, FixedSolver, PathSolver
 from torchimplicit.ode.record import Outputs, Phase, Step
 from torchimplicit.ode.span import Span
 from torchimplicit.ode.step import Stepped
 from torchimplicit.ode.traveller import Traveller
+from torchimplicit.ode.watch import Watch
 
 SMALL = 2**14  # numbers in a state up to which going on with fewer samples saves no time
 
@@ -36,7 +36,7 @@ class Walk:
         limit: steps, rejected ones included, that may still be made.
         narrow: whether to stop once few samples go on.
         rows: which samples of the whole batch they are; None for all.
-        watch: looks out for an event; None for none.
+        watch: looks out for events; None for none.
     """
 
     def __init__(

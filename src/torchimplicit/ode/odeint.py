@@ -24,7 +24,7 @@ from torchimplicit.ode.event import Event, Trigger
 from torchimplicit.ode.gate import PathGate
 from torchimplicit.ode.methods import AdaptiveSolver, PathSolver, Tsit5
 from torchimplicit.ode.quarantine import Inputs, find_sick, quarantine, quarantine_followed
-from torchimplicit.ode.report import PathReport, PathSolution
+from torchimplicit.ode.report import Crossings, PathReport, PathSolution
 from torchimplicit.ode.times import check_times
 from torchimplicit.ode.when_to_compile import check_compile, decide, spending
 
@@ -40,7 +40,7 @@ def odeint(
     steps: Literal["per-sample", "joint"] = "per-sample",
     batched_args: Sequence[int] | None = None,
     on_failure: OnFailure = "raise",
-    event: Event | None = None,
+    event: Event | Sequence[Event] | None = None,
     dense: bool = False,
     compile: bool | Literal["auto"] = False,
 ) -> PathSolution:
@@ -68,7 +68,9 @@ def odeint(
         on_failure: "raise", "warn" or "ignore" samples that do not reach the last time, forward and backward. Their
             outputs beyond the time reached hold the last state.
         event: ends the walk of every sample where its condition changes sign: outputs at later times hold the event's
-            state, `solution.event_time` and `solution.event_state` tell of it. One that never fires is no failure.
+            state, `solution.event_time` and `solution.event_state` tell of it. One that never fires is no failure. Of
+            several, the first to fire ends the walk; `solution.event_index` says which, `solution.crossings` where
+            each was met, those that are not `terminal` included.
         dense: give `solution.path`, the path as a function of time.
         compile: True makes steps by `torch.compile`, several a call: up to ten times faster where the state is small or
             `f` cheap, slower than plain steps where `f` is a large network, and the first solve of an `f` takes half a
@@ -111,7 +113,8 @@ def odeint(
     solver.check(layout)
     check_reachable(solver, layout, y0)
     dynamics = Dynamics(f, y0, args, batch_dims, batched_args, backward)
-    trigger = None if event is None else Trigger(event, y0, args, batch_dims, batched_args, backward)
+    events = (event,) if isinstance(event, Event) else event
+    trigger = None if events is None else Trigger(events, y0, args, batch_dims, batched_args, backward)
     times = dynamics.user_time(ts.expand(-1, layout.batch))
     start, tensors = layout.flatten(y0), dynamics.explicit.take_tensors()
     differentiable = torch.is_grad_enabled()
@@ -159,11 +162,15 @@ def _walked(gate: PathGate, differentiable: bool, follows: bool) -> tuple[Tensor
 
 
 def _found(followed: Followed | None, dynamics: Dynamics, report: PathReport, dense: bool) -> dict[str, Any]:
-    """What a `PathSolution` tells of its event and its path."""
+    """What a `PathSolution` tells of its events and its path."""
     found: dict[str, Any] = {}
     if followed is not None and report.fired is not None:
         found["event_time"] = torch.where(report.fired, dynamics.user_time(followed.t), torch.nan)
         found["event_state"] = own(dynamics.layout.unflatten(followed.y))
+        found["crossings"] = tuple(
+            Crossings(dynamics.user_time(t), own(stacked(dynamics.layout, y)), ~t.detach().isnan())
+            for t, y in followed.met
+        )
     if followed is not None and dense:
         found["path"] = followed.path
     return found
@@ -192,7 +199,9 @@ def check_options(
         ValueError: another word, or a solver and an adjoint, events or dense output that do not go together.
     """
     wanted = [("solver", solver, PathSolver, "Tsit5()"), ("adjoint", adjoint, PathAdjoint, "Checkpointed()")]
-    wanted += [] if event is None else [("event", event, Event, "Event(condition)")]
+    several = isinstance(event, (list, tuple)) and len(event) > 0
+    wanted += [(f"event[{i}]", one, Event, "Event(condition)") for i, one in enumerate(event if several else ())]
+    wanted += [] if several or event is None else [("event", event, Event, "Event(condition), or a list of them")]
     for name, got, expected, usual in wanted:
         if not isinstance(got, expected):
             hint = f"{got.__name__}()" if isinstance(got, type) else usual

@@ -1,6 +1,6 @@
 """Keeping a sample whose path is not finite out of everybody's gradients: see `adjoint.quarantine`.
 
-Sick are samples whose field gave NaN or infinity, or the event's condition where they end; and those that only a
+Sick are samples whose field gave NaN or infinity, or an event's condition where they end; and those that only a
 gradient shows to be, whose steps are not found again.
 """
 
@@ -20,6 +20,7 @@ from torchimplicit.ode.adjoint import PathAdjoint
 from torchimplicit.ode.call import PathCall, PathRecord
 from torchimplicit.ode.dense import Followed, follow
 from torchimplicit.ode.dynamics import Dynamics
+from torchimplicit.ode.watch import Met
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Inputs:
         y0: the start, `(B, n)`.
         ts: output times, `(T, B)`.
         tensors: the explicit tensors.
-        event_tensors: those of the event's condition.
+        event_tensors: those of the events' conditions.
     """
 
     y0: Tensor
@@ -88,7 +89,8 @@ def quarantine_followed(
     held = followed.detach()
     if bool(sick.all()):
         rows, t, y = (unmoved(each, inputs.everything()) for each in (held.rows, held.t, held.y))
-        return Followed(rows, t, y, held.path.ending(y))
+        met = [Met(*(unmoved(each, inputs.everything()) for each in one)) for one in held.met]
+        return Followed(rows, t, y, held.path.ending(y), met)
     with transforms.random_state_kept(held.rows.device):
         again, healthy = stand_in(call, inputs, sick)
         found = follow(again, adjoint, healthy.y0, healthy.ts, healthy.tensors, healthy.event_tensors)
@@ -115,8 +117,8 @@ def stand_in(call: PathCall, inputs: Inputs, sick: Tensor) -> tuple[PathCall, In
         trigger = _of_rows(call.trigger, rows)
 
         def conditions(tensors: list[Tensor]) -> Tensor:
-            with trigger.bind(tensors) as condition:
-                return torch.stack([condition(t, y) for t, y in probes], dim=1).nan_to_num()
+            with trigger.bind(tensors) as conditions:
+                return torch.stack([conditions.of_all(t, y) for t, y in probes], dim=1).nan_to_num()
 
         event_tensors = replaced(conditions, event_tensors, trigger.explicit.shared, rows, sick)
     again = replace(call, dynamics=dynamics, trigger=trigger, audit=False, record=PathRecord())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,7 +67,7 @@ class PathReport(Report):
         accepted: accepted steps per sample, int64 `(B,)`.
         rejected: rejected steps per sample, int64 `(B,)`.
         reached: the time that each sample reached, `(B,)`.
-        fired: which samples' event fired, bool `(B,)`; None without an event.
+        event: which event, by its place, ended the walk of each sample, int64 `(B,)`; -1 for none, None without events.
     """
 
     failure: ClassVar[str] = "did not reach the last time"
@@ -76,7 +76,12 @@ class PathReport(Report):
     accepted: Tensor = field(kw_only=True)
     rejected: Tensor = field(kw_only=True)
     reached: Tensor = field(kw_only=True)
-    fired: Tensor | None = field(default=None, kw_only=True)
+    event: Tensor | None = field(default=None, kw_only=True)
+
+    @property
+    def fired(self) -> Tensor | None:
+        """Which samples' walks an event ended, bool `(B,)`; None without events."""
+        return None if self.event is None else self.event >= 0
 
     def describe(self, sample: int) -> str:
         """See `Report.describe`."""
@@ -95,20 +100,36 @@ class PathReport(Report):
         return text if self.backward is None else f"{text}; {self.backward}"
 
 
+class Crossings(NamedTuple):
+    """Where an event was met, its samples' crossings in the order that they were met in, as many rows as the most have.
+
+    Attributes:
+        time: when, `(K, B)`; NaN behind a sample's last one.
+        state: the states there, like `y0` with the crossings in front, `(K, B, ...)`; the sample's last state behind.
+        mask: which of them are crossings, bool `(K, B)`.
+    """
+
+    time: Tensor
+    state: Any
+    mask: Tensor
+
+
 @dataclass(frozen=True)
 class PathSolution(Solution):
     """A path at its output times, `(T, B, ...)`, and how it was walked.
 
     Attributes:
         ts: the output times, `(T, B)`, a sample's last one in place of its padding.
-        event_time: when each sample met its event, `(B,)`; NaN where it did not, see `fired`. None without an event.
-        event_state: the states there, like `y0`, or the last ones where it did not. None without an event.
+        event_time: when an event ended each sample's walk, `(B,)`; NaN where none did. None without events.
+        event_state: the states there, like `y0`, or the last ones where none did. None without events.
+        crossings: where each event was met, `Crossings` in the order of the events, those that ended a walk included.
         path: the solution as a function of time, with `dense=True`.
     """
 
     ts: Tensor = field(kw_only=True)
     event_time: Tensor | None = None
     event_state: Any = None
+    crossings: tuple[Crossings, ...] = ()
     path: DensePath | None = None
 
     @property
@@ -118,6 +139,12 @@ class PathSolution(Solution):
 
     @property
     def fired(self) -> Tensor | None:
-        """Which samples met their event, bool `(B,)`; None without an event."""
+        """Which samples' walks an event ended, bool `(B,)`; None without events."""
         assert isinstance(self.report, PathReport)
         return self.report.fired
+
+    @property
+    def event_index(self) -> Tensor | None:
+        """Which event, by its place among them, ended each walk, int64 `(B,)`; -1 for none, None without events."""
+        assert isinstance(self.report, PathReport)
+        return self.report.event

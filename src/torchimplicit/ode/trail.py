@@ -101,21 +101,23 @@ class Mended:
 
 
 class RecordedWalk(Function):
-    """Outputs `(T, B, n)`, the times around every step, `(S, B)` each, the times reached and which events fired."""
+    """Outputs `(T, B, n)`, times around every step, `(S, B)` each, times reached, which events ended it, crossings."""
 
     @staticmethod
     def forward(call: PathCall, count: int, y0: Tensor, ts: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Walks; the first `count` tensors are the dynamics', the others the event's."""
+        """Walks; the first `count` tensors are the dynamics', the others the events'."""
         values = call.forward(y0, ts, tensors[:count], tensors[count:])
         record = call.record
         assert record.path is not None
         assert record.reached is not None
-        fired = torch.zeros_like(record.reached, dtype=torch.bool) if record.fired is None else record.fired
-        return values, *record.path.times(ts), record.reached.clone(), fired.clone()
+        event = torch.full_like(record.reached, -1, dtype=torch.int64) if record.event is None else record.event
+        met = [each for one in record.met for each in one]
+        return values, *record.path.times(ts), record.reached.clone(), event.clone(), *met
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         """Nothing here is differentiable."""
+        ctx.outputs = len(output)
         ctx.mark_non_differentiable(*output)
 
     @staticmethod
@@ -126,7 +128,7 @@ class RecordedWalk(Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[None, ...]:
         """Never called for."""
-        return (None,) * 5
+        return (None,) * ctx.outputs
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple:

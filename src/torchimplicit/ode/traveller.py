@@ -28,8 +28,8 @@ class Traveller:
         ratio: error of the last step over its tolerance.
         slope: the slope at `(t, y)`, where that is known.
         history: errors of the last steps, where the controller wants them.
-        side: the sign of an event's condition there.
-        fired: whether the event ended it.
+        side: the signs of the events' conditions there, `(B, E)`.
+        event: which event ended it, -1 for none.
     """
 
     ts: Tensor
@@ -46,7 +46,7 @@ class Traveller:
     slope: Tensor | None = None
     history: History | None = None
     side: Tensor | None = None
-    fired: Tensor | None = None
+    event: Tensor | None = None
 
     @classmethod
     def start(cls, ts: Tensor, y: Tensor) -> Traveller:
@@ -67,5 +67,5 @@ class Traveller:
         """Puts back what `take` gave, once it has ended."""
         for name in ("t", "y", "h", "next", "status", "running", "tried", "rejected", "ratio"):
             setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(some, name)))
-        if self.fired is not None and some.fired is not None:
-            self.fired = self.fired.index_copy(0, rows, some.fired)
+        if self.event is not None and some.event is not None:
+            self.event = self.event.index_copy(0, rows, some.event)
