@@ -62,7 +62,7 @@ def test_zeros_of_an_oscillator(solver, adjoint):
     exact = zeros(y0, w, 3)
     assert torch.equal(crossings.mask, exact < 7)
     assert bool(crossings.time.isnan().equal(~crossings.mask))
-    mask, time, atol = crossings.mask, exact.detach(), 2e-2 if isinstance(solver, ti.Kvaerno3) else 2e-4
+    mask, time, atol = crossings.mask, exact.detach(), 2e-2 if isinstance(solver, ti.Kvaerno3) else 5e-4
     assert torch.allclose(crossings.time[mask], time[mask], atol=atol)
     assert bool((crossings.state[..., 0][mask].abs() < 1e-14).all())
     bound = (y0[:, 1] ** 2 + (w * y0[:, 0]) ** 2).sqrt()
@@ -78,7 +78,7 @@ def test_zeros_of_an_oscillator(solver, adjoint):
         for slope, right in zip(
             *(torch.autograd.grad(each, (y0, w), retain_graph=True) for each in (one, other)), strict=True
         ):
-            assert torch.allclose(slope, right, atol=2e-4)
+            assert torch.allclose(slope, right, rtol=10 * atol, atol=10 * atol)
 
 
 def drag(t, y, g, k):
@@ -230,7 +230,7 @@ def test_second_derivatives(adjoint):
 def test_transforms_go_through_crossings():
     def times(w):
         event = Event(place, terminal=False)
-        found = ti.odeint(swing, START, double(0.0, 4.0), w, solver=ti.RK4(dt=0.1), event=event)
+        found = ti.odeint(swing, START, double(0.0, 4.0), w, solver=ti.RK4(dt=0.25), event=event)
         return found.crossings[0].time.nansum()
 
     def exact(w):
@@ -238,7 +238,7 @@ def test_transforms_go_through_crossings():
         return torch.where(every < 4, every, 0.0).sum()
 
     for derivative in (torch.func.grad, torch.func.jacfwd, torch.func.hessian):
-        assert torch.allclose(derivative(times)(double(1.3)[0]), derivative(exact)(double(1.3)[0]), rtol=1e-4)
+        assert torch.allclose(derivative(times)(double(1.3)[0]), derivative(exact)(double(1.3)[0]), rtol=1e-2)
 
 
 def test_narrowing_does_not_matter():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +20,7 @@ from torchimplicit.ode.dynamics import Dynamics, MappedDynamics
 from torchimplicit.ode.event import Trigger
 from torchimplicit.ode.loop import Traveller, Walk
 from torchimplicit.ode.methods import PathSolver
+from torchimplicit.ode.observer import Observer
 from torchimplicit.ode.record import Outputs, Path, Phase
 from torchimplicit.ode.report import PathReport
 from torchimplicit.ode.watch import Log, Met, Watch
@@ -74,6 +75,7 @@ class PathCall:
         checkpoints: how many states to keep on the way; 0 keeps none, and no path.
         trigger: the events' conditions; None for no event.
         compile: make steps by compiled kernels; "auto" does without where that fails.
+        callback: the user's, told of every step of the forward walk; None for nobody.
     """
 
     dynamics: Dynamics | MappedDynamics
@@ -84,6 +86,7 @@ class PathCall:
     checkpoints: int
     trigger: Trigger | None = None
     compile: bool | str = False
+    callback: Callable | None = None
 
     def forward(
         self, y0: Tensor, ts: Tensor, tensors: Sequence[Tensor], condition_tensors: Sequence[Tensor] = ()
@@ -174,7 +177,9 @@ class PathCall:
         Returns the slope at the start, where that was asked for, and how many evaluations it took.
         """
         rows, parents, left, nfev, slope = None, [], self.solver.max_steps, 0, None
-        kind, audit = ChunkedWalk if self.compile else Walk, self.audit
+        kind, audit, observer = ChunkedWalk if self.compile else Walk, self.audit, None
+        if self.callback is not None and isinstance(self.dynamics, Dynamics):
+            observer = Observer(self.callback, self.dynamics, who)
         while True:
             phase = None if path is None else Phase(rows, self.checkpoints)
             inputs = self.dynamics.take(tensors, rows)
@@ -183,7 +188,7 @@ class PathCall:
                 self._watch(condition_tensors, rows, log) as watch,
             ):
                 solver = self.solver.take(rows)
-                walk = kind(solver, field, who, values, phase, left, self.dynamics.can_narrow, rows, watch)
+                walk = kind(solver, field, who, values, phase, left, self.dynamics.can_narrow, rows, watch, observer)
                 if rows is None:
                     walk.begin()
                     slope = who.slope

@@ -15,6 +15,7 @@ from torchimplicit.core.status import Status
 from torchimplicit.ode.control import History, Tolerance
 from torchimplicit.ode.dynamics import Field
 from torchimplicit.ode.methods import AdaptiveSolver, FixedSolver, PathSolver
+from torchimplicit.ode.observer import Observer
 from torchimplicit.ode.record import Outputs, Phase, Step
 from torchimplicit.ode.span import Span
 from torchimplicit.ode.step import Stepped
@@ -37,6 +38,7 @@ class Walk:
         narrow: whether to stop once few samples go on.
         rows: which samples of the whole batch they are; None for all.
         watch: looks out for events; None for none.
+        observer: is told of every step; None for nobody.
     """
 
     def __init__(
@@ -50,8 +52,9 @@ class Walk:
         narrow: bool = False,
         rows: Tensor | None = None,
         watch: Watch | None = None,
+        observer: Observer | None = None,
     ):
-        self.watch = watch
+        self.watch, self.observer = watch, observer
         self.solver, self.field, self.who, self.values, self.phase, self.rows = solver, field, who, values, phase, rows
         self.limit, self.narrow, self.attempts, self.few = limit, narrow, 0, False
         self.step = solver.stepper(who.y)
@@ -106,7 +109,10 @@ class Walk:
             if self.attempts == self.limit:
                 self._stop(self.who.running, Status.MAX_STEPS)
                 break
+            before = self.who.t
             self.attempt()
+            if self.observer is not None:
+                self.observer.see(self.who, before, self.rows)
         self._settle()
         return self.attempts
 

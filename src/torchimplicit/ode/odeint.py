@@ -43,6 +43,7 @@ def odeint(
     event: Event | Sequence[Event] | None = None,
     dense: bool = False,
     compile: bool | Literal["auto"] = False,
+    callback: Callable | None = None,
 ) -> PathSolution:
     r"""Solves $\dot y = f(t, y, a)$, $y(t_0) = y_0$, sample by sample, differentiably in $y_0$, the times and $a$.
 
@@ -79,6 +80,11 @@ def odeint(
             compiled once, and once more, at the same price, for a second batch size and for every new value of an
             attribute that it reads. "auto" begins to once 20 seconds were spent on an `f` and a small state, and goes
             on without where it cannot.
+        callback: `callback(t, y, moved)`, called after every step of the forward walk in which some sample has moved:
+            times `(B,)` and states like `y0`, copies without a gradient, and which samples moved, bool `(B,)`; `()` for
+            times with `steps="joint"`. For progress, logs and plots: what it returns, or writes into, changes nothing,
+            and it is not called in the backward pass. An exception ends the solve and comes out of it; to end a
+            sample's walk and keep its path, use an `event`.
 
     Returns:
         A `PathSolution`; `solution.value` is like `y0` with the times in front, `(T, B, ...)`; `solution.mask` `(T, B)`
@@ -101,11 +107,12 @@ def odeint(
         >>> torch.allclose(rate.grad, torch.tensor(-6 * 0.36788), rtol=1e-3)
         True
     """
-    check_options(solver, adjoint, steps, on_failure, event, dense)
-    check_compile(compile, solver, event is None and not dense)
+    check_options(solver, adjoint, steps, on_failure, event, dense, callback)
+    plain = event is None and not dense and callback is None
+    check_compile(compile, solver, plain)
     if torch.is_inference_mode_enabled():
         options = {"solver": solver, "adjoint": adjoint, "steps": steps, "batched_args": batched_args}
-        options |= {"on_failure": on_failure, "event": event, "dense": dense, "compile": compile}
+        options |= {"on_failure": on_failure, "event": event, "dense": dense, "compile": compile, "callback": callback}
         return transforms.without_inference_mode(partial(odeint, f, **options), y0, ts, *args)
     batch_dims = 1 if steps == "per-sample" else 0
     layout = Layout(y0, batch_dims)
@@ -118,12 +125,20 @@ def odeint(
     times = dynamics.user_time(ts.expand(-1, layout.batch))
     start, tensors = layout.flatten(y0), dynamics.explicit.take_tensors()
     differentiable = torch.is_grad_enabled()
-    decided = decide(compile, f, solver, layout.batch * layout.width, event is None and not dense)
+    decided = decide(compile, f, solver, layout.batch * layout.width, plain)
     checkpoints = adjoint.checkpoints if differentiable else 2 * (event is not None)
     if dense and (solver.remembers or not differentiable):
         checkpoints = solver.max_steps
     call = PathCall(
-        dynamics, _flat(solver, layout), on_failure, differentiable, PathRecord(), checkpoints, trigger, decided
+        dynamics,
+        _flat(solver, layout),
+        on_failure,
+        differentiable,
+        PathRecord(),
+        checkpoints,
+        trigger,
+        decided,
+        callback,
     )
     gate = PathGate(
         call, adjoint, Inputs(start, times, tensors, [] if trigger is None else trigger.explicit.take_tensors())
@@ -190,12 +205,12 @@ def _flat(solver: PathSolver, layout: Layout) -> PathSolver:
 
 
 def check_options(
-    solver: Any, adjoint: Any, steps: str, on_failure: str, event: Any = None, dense: bool = False
+    solver: Any, adjoint: Any, steps: str, on_failure: str, event: Any = None, dense: bool = False, callback: Any = None
 ) -> None:
     """Refuses what is no solver, no adjoint, no event and none of the words.
 
     Raises:
-        TypeError: `solver`, `adjoint` or `event` is something else, the class in place of an instance for example.
+        TypeError: `solver`, `adjoint`, `event` or `callback` is something else, a class in place of an instance say.
         ValueError: another word, or a solver and an adjoint, events or dense output that do not go together.
     """
     wanted = [("solver", solver, PathSolver, "Tsit5()"), ("adjoint", adjoint, PathAdjoint, "Checkpointed()")]
@@ -206,6 +221,8 @@ def check_options(
         if not isinstance(got, expected):
             hint = f"{got.__name__}()" if isinstance(got, type) else usual
             raise TypeError(f"{name}: got {got!r}, expected an instance of {expected.__name__}; try {hint}")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback: got {callback!r}, expected a callable callback(t, y, moved)")
     adjoint.check(solver)
     if event is not None or dense:
         check_follows(solver, adjoint)

@@ -121,7 +121,7 @@ def stand_in(call: PathCall, inputs: Inputs, sick: Tensor) -> tuple[PathCall, In
                 return torch.stack([conditions.of_all(t, y) for t, y in probes], dim=1).nan_to_num()
 
         event_tensors = replaced(conditions, event_tensors, trigger.explicit.shared, rows, sick)
-    again = replace(call, dynamics=dynamics, trigger=trigger, audit=False, record=PathRecord())
+    again = replace(call, dynamics=dynamics, trigger=trigger, audit=False, record=PathRecord(), callback=None)
     return again, Inputs(inputs.y0[rows], inputs.ts[:, rows], tensors, event_tensors)
 
 

@@ -36,7 +36,7 @@ def check_times(ts: Any, layout: Layout) -> tuple[Tensor, Tensor | None]:
     if ts.dim() not in (1, 2) or (ts.dim() == 2 and ts.shape[1] not in (1, layout.batch)):
         raise ValueError(
             f"ts: got shape {tuple(ts.shape)}, expected (T,) for times that all samples share, or (T, {layout.batch}) "
-            "for times of every sample's own"
+            "for times of every sample's own, the first one that of y0"
         )
     if not len(ts):
         raise ValueError("ts: got no times, expected at least the one of y0")
