@@ -110,3 +110,76 @@ def test_no_value_depends_on_the_grad_mode_nor_on_the_adjoint(method):
     with torch.no_grad():
         path = ti.odeint(field, start, ts, solver=solver, dense=True).path
         assert torch.allclose(path(asked)[1], path(0.7), rtol=1e-14, atol=1e-14)  # whatever else is asked for
+
+
+@pytest.mark.parametrize("adjoint", [ti.Checkpointed(), ti.Direct()], ids=str)
+@pytest.mark.parametrize("solver", [ti.Tsit5(), ti.ESDIRK54(), ti.RK4(dt=0.05)], ids=lambda each: type(each).__name__)
+def test_samples_that_have_arrived_stay_while_the_others_bounce(solver, adjoint):
+    """One bounces once, one not at all, one starts at the end: each as alone, without a step more."""
+    end = torch.tensor(1.5, dtype=D)
+    starts = torch.tensor([0.0, 0.0, 1.5], dtype=D)
+    event = ti.Event(lambda t, y, g: y[:, 0])
+
+    def weight(t, y, g):
+        return torch.stack((y[:, 1], -g + 0 * y[:, 1]), 1)
+
+    def run(state, starts, g):
+        inputs = [each.clone().requires_grad_() for each in (state, starts, g)]
+        state, start, steps, times = inputs[0], inputs[1], [], []
+        for _ in range(3):
+            ts = torch.stack((start, end.expand_as(start)))
+            found = ti.odeint(weight, state, ts, inputs[2], solver=solver, adjoint=adjoint, event=event)
+            state = torch.where(found.fired.unsqueeze(1), found.event_state * KEEP, found.event_state)
+            start = torch.where(found.fired, found.event_time, end)
+            steps.append(found.steps)
+            times.append(start)
+        total = state.sum() + torch.stack(times).sum()
+        return state, torch.stack(steps), torch.stack(times), torch.autograd.grad(total, inputs)
+
+    state, g = torch.tensor([[5.0, 0.0], [20.0, 0.0], [3.0, 1.0]], dtype=D), torch.tensor(9.81, dtype=D)
+    ends, steps, times, (by_state, by_start, by_g) = run(state, starts, g)
+    assert steps[1:, 1].tolist() == [0, 0]
+    assert steps[:, 2].tolist() == [0, 0, 0]
+    assert torch.equal(ends[2], state[2])
+    assert torch.equal(by_state[2], torch.ones(2, dtype=D))
+    total = 0.0
+    for i in range(3):
+        own, count, flights, slopes = run(state[i : i + 1], starts[i : i + 1], g)
+        assert torch.equal(count[:, 0], steps[:, i])
+        assert torch.allclose(own[0], ends[i], rtol=1e-12)
+        assert torch.allclose(flights[:, 0], times[:, i], rtol=1e-12)
+        assert torch.allclose(slopes[0][0], by_state[i], rtol=1e-9)
+        assert torch.allclose(slopes[1][0], by_start[i], rtol=1e-9)
+        total = total + slopes[2]
+    assert torch.allclose(total, by_g, rtol=1e-9)
+
+
+def test_a_chain_whose_samples_have_all_arrived_costs_no_step():
+    seen, ts = [], torch.tensor([2.0, 2.0], dtype=D)
+    start = torch.tensor([[5.0, 0.0], [3.0, 1.0]], dtype=D, requires_grad=True)
+
+    def counted(t, y):
+        seen.append(t)
+        return drag(t, y)
+
+    found = ti.odeint(counted, start, ts, event=ti.Event(lambda t, y: y[:, 0]), dense=True)
+    assert len(seen) <= 3  # the slope, and the probe for independence
+    assert torch.equal(found.value, start.expand(2, 2, 2))
+    assert torch.equal(found.path(2.0), start)
+    assert found.fired.tolist() == [False, False]
+    assert torch.equal(torch.autograd.grad(found.event_state.sum(), start)[0], torch.ones(2, 2, dtype=D))
+
+
+@pytest.mark.parametrize("ts", [[1.0], [1.0, 1.0]])
+def test_one_time_is_the_start(ts):
+    start, ts = torch.ones(2, 1, dtype=D, requires_grad=True), torch.tensor(ts, dtype=D, requires_grad=True)
+    for options in ({}, {"dense": True}, {"event": ti.Event(lambda t, y: y[:, 0] - 0.5)}, {"adjoint": ti.Backsolve()}):
+        found = ti.odeint(lambda t, y: -y, start, ts, **options)
+        assert torch.equal(found.value, start.expand(len(ts), 2, 1))
+        assert found.mask.tolist() == [[True] * 2, [False] * 2][: len(ts)]
+        assert found.report.converged
+        by_start, by_ts = torch.autograd.grad(found.value.sum(), (start, ts))
+        assert torch.equal(by_start, torch.full_like(start, len(ts)))
+        assert by_ts.sum() == 0  # of both together: a start at another time is the same state
+    with pytest.raises(ValueError, match=r"shape \(\), expected \(T,\).*the first one that of y0"):
+        ti.odeint(lambda t, y: -y, start, ts[0])

@@ -290,3 +290,22 @@ def test_a_blow_up_under_a_stiff_solver_stays_out_of_the_others_gradients(adjoin
         assert bool(value.isfinite().all())
         found.append(torch.autograd.grad(value[:, [0, -1]].sum(), w)[0])
     assert torch.allclose(*found, rtol=1e-6)
+
+
+@pytest.mark.parametrize("tol", [1e-4, 1e-7])
+def test_stages_solved_further_gain_nothing_on_kaps_problem(tol):
+    """Its stiffness, 1e8, is where stages that are not solved far enough would show; y = (exp(-2 t), exp(-t))."""
+    stiffness = 1e8
+
+    def kaps(t, y):
+        a, b = y.unbind(1)
+        return torch.stack((-(stiffness + 2) * a + stiffness * b * b, a - b - b * b), 1)
+
+    ts, start = torch.tensor([0.0, 1.0], dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64)
+    exact = torch.exp(-torch.tensor([2.0, 1.0], dtype=torch.float64))
+    errors = []
+    for stage_tol in (1e-3, 1e-6):
+        solver = ti.ESDIRK54(rtol=tol, atol=tol, stage_tol=stage_tol)
+        errors.append((ti.odeint(kaps, start, ts, solver=solver).value[-1, 0] - exact).abs())
+    assert bool((errors[0] < 0.1 * tol).all())
+    assert torch.allclose(*errors, rtol=0.05)

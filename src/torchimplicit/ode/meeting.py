@@ -47,11 +47,10 @@ def attached(trail: Trail, event_tensors: list[Tensor], known: Recorded) -> tupl
     rows, *series = found.split([len(late), *(len(each) for each in times)])
     rows = rows[..., : trail.y0.shape[1]]
     t, y, met = known.reached, rows[-1], _crossed(trail, event_tensors, known.met, times, series)
-    for i, (each, fires) in enumerate(zip(met, there, strict=True)):
-        if len(each.t):
-            here, place = known.event == i, (fires.sum(0) - 1).clamp_min(0).unsqueeze(0)
-            t = torch.where(here, each.t.gather(0, place)[0], t)
-            y = torch.where(here.unsqueeze(1), each.y.take_along_dim(place.unsqueeze(2), 0)[0], y)
+    for i, each in enumerate(met):
+        if len(each.t):  # the one crossing of an event that ends walks
+            here = known.event == i
+            t, y = torch.where(here, each.t[0], t), torch.where(here.unsqueeze(1), each.y[0], y)
     rows = torch.where((late & (known.event >= 0)).unsqueeze(2), y, rows)
     met = [
         Met(torch.where(fires, each.t, torch.nan), torch.where(fires.unsqueeze(2), each.y, y))
