@@ -40,9 +40,14 @@ def attached(trail: Trail, event_tensors: list[Tensor], known: Recorded) -> tupl
         event_tensors: those of the events' conditions, with their graphs.
         known: what it found.
     """
-    late, there = trail.ts > known.reached, [~each.t.isnan() for each in known.met]
+    late = trail.ts > known.reached
+    ahead = torch.where(late, known.reached, trail.ts)
+    if not known.met:
+        rows = trail.at(ahead, known=known.rows)
+        return rows, known.reached, rows[-1], []
+    there = [~each.t.isnan() for each in known.met]
     times = [torch.where(fires, each.t, known.reached) for fires, each in zip(there, known.met, strict=True)]
-    at = torch.cat((torch.where(late, known.reached, trail.ts), *times))
+    at = torch.cat((ahead, *times))
     found = trail.at(at, 2 if len(at) > len(late) else 0, known.rows)
     rows, *series = found.split([len(late), *(len(each) for each in times)])
     rows = rows[..., : trail.y0.shape[1]]
