@@ -317,8 +317,8 @@ def _(follow):
 # Paths
 
 
-def path(field, solver, start=1.0, end=1.0, dtype=D, begin=0.0, **options):
-    y0, ts = torch.full((1, 1), start, dtype=dtype), torch.tensor([begin, end], dtype=dtype)
+def path(field, solver, end=1.0, dtype=D, **options):
+    y0, ts = torch.ones(1, 1, dtype=dtype), torch.tensor([0.0, end], dtype=dtype)
     return ti.odeint(field, y0, ts, solver=solver, on_failure="ignore", **options)
 
 
@@ -351,14 +351,9 @@ def jumping(t, y):
     return torch.where(t < 0.5, -y, 1e9 - y)
 
 
-@case("paths", Status.STEP_TOO_SMALL, "a call for each side of a jump, each with the field of its side")
+@case("paths", Status.STEP_TOO_SMALL, "jumps=... with the times at which the field jumps")
 def _(follow):
-    solver = ti.Tsit5(rtol=1e-11, atol=1e-11)
-    if not follow:
-        return path(jumping, solver).report
-    first = path(lambda t, y: -y, solver, end=0.5)
-    assert first.report.converged
-    return path(lambda t, y: 1e9 - y, solver, start=float(first.value[-1]), begin=0.5).report
+    return path(jumping, ti.Tsit5(rtol=1e-11, atol=1e-11), jumps=tensor(0.5) if follow else None).report
 
 
 @case("paths", Status.STEP_TOO_SMALL, "a looser rtol or atol")

@@ -166,7 +166,7 @@ def back(
     own = None
     if isinstance(solver, AdaptiveSolver) and not adjoint.seminorm:
         own = _least(solver.rtol), _least(solver.atol)
-    with call.dynamics.bind(leaves) as field, torch.no_grad():
+    with call.bind(ts, leaves) as field, torch.no_grad():
         integral = Integral(field, wanted, size, solver.order, own) if wanted else None
         limit = solver.max_steps + len(marks.ts)
         walk = WalkBack(
@@ -178,6 +178,7 @@ def back(
             integral,
             needs[0],
             Tolerance(*looser(call.solver, solver, values[0]), values[0]),
+            call.dt_max,
         )
         walk.begin()
         walk.run()

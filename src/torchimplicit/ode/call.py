@@ -14,9 +14,10 @@ from torch import Tensor
 from torchimplicit.core import transforms
 from torchimplicit.core.independence import FEW, alternate, coupled, halves, not_samples, unmoved_by_others
 from torchimplicit.core.status import OnFailure, Report, Status, react
+from torchimplicit.ode.between import Between, Within
 from torchimplicit.ode.chunks import ChunkedWalk
 from torchimplicit.ode.compiled import CompileError
-from torchimplicit.ode.dynamics import Dynamics, MappedDynamics
+from torchimplicit.ode.dynamics import Dynamics, Field, MappedDynamics
 from torchimplicit.ode.event import Trigger
 from torchimplicit.ode.loop import Traveller, Walk
 from torchimplicit.ode.methods import PathSolver
@@ -40,6 +41,7 @@ class PathRecord:
         met: the crossings of every event.
         lost: which samples have a path but no gradient, `(B,)`, for their steps are not found again; None where that is
             none, or was not looked at.
+        stretch: which stretch between jumps the last walk back was of.
     """
 
     report: PathReport | None = None
@@ -49,11 +51,17 @@ class PathRecord:
     event: Tensor | None = None
     met: Sequence[Met] = ()
     lost: Tensor | None = None
+    stretch: int = 0
 
     def lose(self, which: Tensor) -> None:
         """Notes samples, `(B,)`, that have a path but no gradient."""
         if bool(which.any()):
             self.lost = which if self.lost is None else self.lost | which
+
+    def take_backward(self, report: Report) -> None:
+        """Notes how a walk back went."""
+        if self.report is not None:
+            self.report.backward = report
 
     def take_path(self) -> Path:
         """The path; can be taken once, so that its states are not kept alive here."""
@@ -76,6 +84,8 @@ class PathCall:
         trigger: the events' conditions; None for no event.
         compile: make steps by compiled kernels; "auto" does without where that fails.
         callback: the user's, told of every step of the forward walk; None for nobody.
+        dt_max: the largest step of every sample, `(B,)`; None for any.
+        between: whether the field may jump at the first and the last time, and is asked strictly between them.
     """
 
     dynamics: Dynamics | MappedDynamics
@@ -87,6 +97,8 @@ class PathCall:
     trigger: Trigger | None = None
     compile: bool | str = False
     callback: Callable | None = None
+    dt_max: Tensor | None = None
+    between: bool = False
 
     def forward(
         self, y0: Tensor, ts: Tensor, tensors: Sequence[Tensor], condition_tensors: Sequence[Tensor] = ()
@@ -101,10 +113,18 @@ class PathCall:
             if transforms.version(tensor) != version
         )
         if y0.shape[0] > 1:
-            self._check_samples(y0.detach(), ts[0].detach(), slope, tensors)
+            self._check_samples(y0.detach(), ts.detach(), slope, tensors)
         return values
 
-    def _check_samples(self, y0: Tensor, t: Tensor, slope: Tensor | None, tensors: Sequence[Tensor]) -> None:
+    @contextmanager
+    def bind(
+        self, ts: Tensor, tensors: Sequence[Tensor], rows: Tensor | None = None, last: int = -1, **options: bool
+    ) -> Iterator[Field]:
+        """The vector field on the way along these times `(T, B)`, up to the `last`; see `Dynamics.bind`."""
+        with self.dynamics.bind(list(tensors), rows=rows, **options) as field:
+            yield Between(field, Within(ts[0], ts[last], self.dynamics.time_dtype)) if self.between else field
+
+    def _check_samples(self, y0: Tensor, ts: Tensor, slope: Tensor | None, tensors: Sequence[Tensor]) -> None:
         """Fails samples whose slopes depend on each other's states: steps of their own are no solution then.
 
         Raises:
@@ -114,8 +134,8 @@ class PathCall:
         assert report is not None
         if y0.shape[1] > self.dynamics.width:  # not the second state of a pair
             y0, slope = y0[:, : self.dynamics.width], None
-        t, found = t.clone(), None  # not a view of one time
-        with torch.no_grad(), self.dynamics.bind(self.unshared(tensors)) as field:
+        t, found = ts[0].clone(), None  # not a view of one time
+        with torch.no_grad(), self.bind(ts, self.unshared(tensors)) as field:
             slopes, every = partial(field, t), partial(halves, len(y0), y0.device)
             if scalars > 1:
                 found = coupled(slopes, y0, eps, every(FEW))
@@ -184,11 +204,12 @@ class PathCall:
             phase = None if path is None else Phase(rows, self.checkpoints)
             inputs = self.dynamics.take(tensors, rows)
             with (
-                self.dynamics.bind(inputs, audit=audit and rows is None, keep_buffers=True, rows=rows) as field,
+                self.bind(who.ts, inputs, rows, audit=audit and rows is None, keep_buffers=True) as field,
                 self._watch(condition_tensors, rows, log) as watch,
             ):
-                solver = self.solver.take(rows)
-                walk = kind(solver, field, who, values, phase, left, self.dynamics.can_narrow, rows, watch, observer)
+                solver, narrow = self.solver.take(rows), self.dynamics.can_narrow
+                largest = self.dt_max if self.dt_max is None or rows is None else self.dt_max[rows]
+                walk = kind(solver, field, who, values, phase, left, narrow, rows, watch, observer, largest)
                 if rows is None:
                     walk.begin()
                     slope = who.slope
@@ -232,13 +253,13 @@ class PathCall:
     def mapped(self, count: int, dims: Sequence[int | None]) -> PathCall:
         """The same call with a mapped dimension of size `count` folded into the batch."""
         dynamics = MappedDynamics(self.dynamics, count, tuple(dims))
-        return replace(self, dynamics=dynamics, solver=self.solver.mapped(count))
+        dt_max = None if self.dt_max is None else self.dt_max.repeat(count)
+        return replace(self, dynamics=dynamics, solver=self.solver.mapped(count), dt_max=dt_max)
 
     def finish_backward(self, report: Report) -> None:
         """Records the report of a backward walk and reacts to its failures."""
         report.name = "backward walk"
-        if self.record.report is not None:
-            self.record.report.backward = report
+        self.record.take_backward(report)
         react(report, self.on_failure)
 
 

@@ -49,7 +49,7 @@ class ChunkedWalk(Walk):
         slope = who.slope if who.slope is not None else torch.zeros_like(who.y)
         chunk = kernel.walk(
             bare.bound.f, bare.bound.args, who.t, who.h, who.y, slope, self.end, self.ahead, who.running,
-            who.least,
+            who.least, self.largest,
         )  # fmt: skip
         *facts, stuck = chunk.facts.tolist()
         self._follow(kernel, chunk, facts)

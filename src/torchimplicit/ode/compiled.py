@@ -132,13 +132,14 @@ def _sum(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
 def _make_walk(plan: Plan) -> Callable[..., Chunk]:
     def walk(
         f: Callable, args: tuple, t: Tensor, h: Tensor, y: Tensor, slope: Tensor, end: Tensor, ahead: Tensor,
-        alive: Tensor, least: Tensor,
+        alive: Tensor, least: Tensor, largest: Tensor | None,
     ) -> Chunk:  # fmt: skip
         stops, ends, increments, facts = [], [], [], []
         tried = rejected = torch.zeros_like(t, dtype=torch.int64)
         last, stuck = torch.zeros_like(y[:, 0]), torch.zeros_like(alive)
         rounding = 4 * torch.finfo(t.dtype).eps
         for _ in range(CHUNK):
+            h = h if largest is None else torch.minimum(h, largest)
             stop = torch.minimum(t + h, end)
             size = stop - t
             after, slopes = plan.step(f, args, t, stop, y, slope if plan.same else None)

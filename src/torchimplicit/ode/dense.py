@@ -13,6 +13,7 @@ from torchimplicit.core import transforms
 from torchimplicit.core.tree import Layout
 from torchimplicit.ode.adjoint import Checkpointed, Direct, PathAdjoint
 from torchimplicit.ode.call import PathCall
+from torchimplicit.ode.chain import Chain
 from torchimplicit.ode.dynamics import Dynamics
 from torchimplicit.ode.meeting import Recorded, attached
 from torchimplicit.ode.methods import PathSolver
@@ -115,7 +116,7 @@ class DensePath:
         reached: the time that each sample reached, `(B,)`.
     """
 
-    def __init__(self, trail: Trail | Mended, dynamics: Dynamics, reached: Tensor, end: Tensor):
+    def __init__(self, trail: Trail | Chain | Mended, dynamics: Dynamics, reached: Tensor, end: Tensor):
         """Of a trail whose samples reached these times `(B,)`, and hold states `(B, n)` from then on."""
         self.watch: Callable[[Tensor, int], None] | None = None  # told of all that is given away
         self._trail, self._dynamics, self._until, self._end = trail, dynamics, reached, end
@@ -145,8 +146,18 @@ class DensePath:
 
     def detach(self) -> DensePath:
         """The same path without a gradient."""
-        assert isinstance(self._trail, Trail)
+        assert not isinstance(self._trail, Mended)
         return DensePath(self._trail.detach(), self._dynamics, self._until, self._end.detach())
+
+    @property
+    def trail(self) -> Trail:
+        """The recorded walk."""
+        assert isinstance(self._trail, Trail)
+        return self._trail
+
+    def along(self, chain: Chain, reached: Tensor, end: Tensor) -> DensePath:
+        """The path of a walk in stretches of which this is the last; see `DensePath`."""
+        return DensePath(chain, self._dynamics, reached, end)
 
     def ending(self, end: Tensor) -> DensePath:
         """The same path with these states `(B, n)` from its end on."""
@@ -154,8 +165,8 @@ class DensePath:
 
     def beside(self, other: DensePath, which: Tensor, end: Tensor) -> DensePath:
         """This path, detached, for some samples `(B,)`, another for the rest; with the states at the ends of both."""
-        assert isinstance(self._trail, Trail)
-        assert isinstance(other._trail, Trail)
+        assert not isinstance(self._trail, Mended)
+        assert not isinstance(other._trail, Mended)
         return DensePath(Mended(self._trail, other._trail, which), self._dynamics, self._until, end)
 
     def _nested(self, rows: Tensor, t: Tensor | float) -> Any:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -61,6 +61,10 @@ class DriftReport(BackwardReport):
         """As of a path, and the largest drift."""
         text = super().__str__()
         return f"{text}, drift up to {float(self.drift.max()):.3g} tolerances" if len(self.drift) else text
+
+    def then(self, later: Self) -> Self:
+        """See `PathReport.then`."""
+        return replace(super().then(later), drift=torch.maximum(self.drift, later.drift))
 
 
 def looser(there: PathSolver, back: PathSolver, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -197,6 +197,7 @@ class MappedDynamics:
         """Wraps dynamics; may itself be wrapped."""
         self.dynamics, self.count, self.dims = dynamics, count, dims
         self.scalars: int = dynamics.scalars
+        self.time_dtype: torch.dtype = dynamics.time_dtype
         self.width: int = dynamics.width
         self.eps: float = dynamics.eps
 

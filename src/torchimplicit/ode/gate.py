@@ -20,7 +20,9 @@ from torchimplicit.ode.call import PathCall
 from torchimplicit.ode.dense import Followed
 from torchimplicit.ode.drift import BackwardReport, DriftReport
 from torchimplicit.ode.gradients import Gradients
-from torchimplicit.ode.quarantine import Inputs, stand_in
+from torchimplicit.ode.inputs import Inputs
+from torchimplicit.ode.quarantine import stand_in
+from torchimplicit.ode.stretches import walked
 
 
 @dataclass
@@ -109,7 +111,7 @@ class PathGate:
         with torch.enable_grad():
             call = replace(self.call, on_failure="ignore", compile=False)
             again, healthy = stand_in(call, self.inputs.of(everything), sick)
-            rows = self.adjoint.solve(again, healthy.y0, healthy.ts, healthy.tensors)
+            rows = walked(again, self.adjoint, healthy)
             grad = torch.where(sick.unsqueeze(1), 0, grad)
             apart = torch.autograd.grad(rows, wanted, grad, allow_unused=True, create_graph=differentiable)
         return list(apart) if all_finite(apart) else None

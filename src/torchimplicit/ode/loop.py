@@ -39,6 +39,7 @@ class Walk:
         rows: which samples of the whole batch they are; None for all.
         watch: looks out for events; None for none.
         observer: is told of every step; None for nobody.
+        largest: the largest step of every sample, `(B,)`; None for any.
     """
 
     def __init__(
@@ -53,8 +54,9 @@ class Walk:
         rows: Tensor | None = None,
         watch: Watch | None = None,
         observer: Observer | None = None,
+        largest: Tensor | None = None,
     ):
-        self.watch, self.observer = watch, observer
+        self.watch, self.observer, self.largest = watch, observer, largest
         self.solver, self.field, self.who, self.values, self.phase, self.rows = solver, field, who, values, phase, rows
         self.limit, self.narrow, self.attempts, self.few = limit, narrow, 0, False
         self.step = solver.stepper(who.y)
@@ -155,6 +157,8 @@ class Walk:
         """Where the next step would end if outputs lay within steps, `(B,)`."""
         who, solver = self.who, self.solver
         if self.adaptive is not None:
+            if self.largest is not None:
+                who.h = torch.minimum(who.h, self.largest)
             return torch.minimum(who.t + who.h, self.end)
         assert isinstance(solver, FixedSolver)
         if solver.dt is None:

@@ -18,14 +18,17 @@ from torchimplicit.core.status import OnFailure, react
 from torchimplicit.core.tree import Layout, own
 from torchimplicit.ode.adjoint import Checkpointed, PathAdjoint
 from torchimplicit.ode.call import PathCall, PathRecord
-from torchimplicit.ode.dense import Followed, check_follows, follow, stacked
+from torchimplicit.ode.dense import Followed, check_follows, stacked
 from torchimplicit.ode.dynamics import Dynamics
 from torchimplicit.ode.event import Event, Trigger
 from torchimplicit.ode.gate import PathGate
+from torchimplicit.ode.inputs import Inputs
+from torchimplicit.ode.jumps import check_jumps
 from torchimplicit.ode.methods import AdaptiveSolver, PathSolver, Tsit5
-from torchimplicit.ode.quarantine import Inputs, find_sick, quarantine, quarantine_followed
+from torchimplicit.ode.quarantine import find_sick, quarantine, quarantine_followed
 from torchimplicit.ode.report import Crossings, PathReport, PathSolution
-from torchimplicit.ode.times import check_times
+from torchimplicit.ode.stretches import followed_to_end, walked
+from torchimplicit.ode.times import check_dt_max, check_times
 from torchimplicit.ode.when_to_compile import check_compile, decide, spending
 
 
@@ -44,6 +47,9 @@ def odeint(
     dense: bool = False,
     compile: bool | Literal["auto"] = False,
     callback: Callable | None = None,
+    dt_max: float | Tensor | None = None,
+    jumps: Tensor | None = None,
+    doses: Any = None,
 ) -> PathSolution:
     r"""Solves $\dot y = f(t, y, a)$, $y(t_0) = y_0$, sample by sample, differentiably in $y_0$, the times and $a$.
 
@@ -85,6 +91,18 @@ def odeint(
             times with `steps="joint"`. For progress, logs and plots: what it returns, or writes into, changes nothing,
             and it is not called in the backward pass. An exception ends the solve and comes out of it; to end a
             sample's walk and keep its path, use an `event`.
+        dt_max: the largest step, in the unit of the times: a number, or `(B,)` for every sample's own; None for any.
+            For what is shorter than steps that the tolerance allows: a pulse within one is seen by none of its stages,
+            and stepped over without a sign. Adaptive solvers.
+        jumps: times at which `f` jumps, or a dose is given: `(J,)`, or `(J, B)` for every sample's own; in any order,
+            NaN or infinite where a sample has fewer. Steps end there, and begin anew: `f` is asked on either side, a
+            few roundings off, and nothing is carried over but the state. Differentiable with every adjoint, by the step
+            that `f` makes there and by the dose. An output at a jump, and its derivatives, are those of the side
+            before. Jumps before the first time, at the last or after it, change nothing; one at the first has the
+            gradient of its dose alone, for there `f` has no side before. `max_steps`, `dt0` and `checkpoints` are
+            for each stretch between jumps.
+        doses: what is added to the state at the jumps: like `y0` with the jumps in front, `(J, B, ...)`, or what
+            broadcasts against that. One that carries an event's condition past zero is no crossing. None for nothing.
 
     Returns:
         A `PathSolution`; `solution.value` is like `y0` with the times in front, `(T, B, ...)`; `solution.mask` `(T, B)`
@@ -108,11 +126,12 @@ def odeint(
         True
     """
     check_options(solver, adjoint, steps, on_failure, event, dense, callback)
-    plain = event is None and not dense and callback is None
+    plain = event is None and not dense and callback is None and jumps is None
     check_compile(compile, solver, plain)
     if torch.is_inference_mode_enabled():
         options = {"solver": solver, "adjoint": adjoint, "steps": steps, "batched_args": batched_args}
         options |= {"on_failure": on_failure, "event": event, "dense": dense, "compile": compile, "callback": callback}
+        options |= {"dt_max": dt_max, "jumps": transforms.normal(jumps), "doses": transforms.normal(doses)}
         return transforms.without_inference_mode(partial(odeint, f, **options), y0, ts, *args)
     batch_dims = 1 if steps == "per-sample" else 0
     layout = Layout(y0, batch_dims)
@@ -124,25 +143,18 @@ def odeint(
     trigger = None if events is None else Trigger(events, y0, args, batch_dims, batched_args, backward)
     times = dynamics.user_time(ts.expand(-1, layout.batch))
     start, tensors = layout.flatten(y0), dynamics.explicit.take_tensors()
+    leaps = check_jumps(jumps, doses, dynamics, ts)
     differentiable = torch.is_grad_enabled()
     decided = decide(compile, f, solver, layout.batch * layout.width, plain)
     checkpoints = adjoint.checkpoints if differentiable else 2 * (event is not None)
     if dense and (solver.remembers or not differentiable):
         checkpoints = solver.max_steps
     call = PathCall(
-        dynamics,
-        _flat(solver, layout),
-        on_failure,
-        differentiable,
-        PathRecord(),
-        checkpoints,
-        trigger,
-        decided,
-        callback,
-    )
-    gate = PathGate(
-        call, adjoint, Inputs(start, times, tensors, [] if trigger is None else trigger.explicit.take_tensors())
-    )
+        dynamics, _flat(solver, layout), on_failure, differentiable, PathRecord(), checkpoints, trigger, decided,
+        callback, check_dt_max(dt_max, solver, layout, ts.dtype),
+    )  # fmt: skip
+    event_tensors = [] if trigger is None else trigger.explicit.take_tensors()
+    gate = PathGate(call, adjoint, Inputs(start, times, tensors, event_tensors, leaps))
     with spending(f) if compile == "auto" and not decided else nullcontext():
         rows, followed = _walked(gate, differentiable, follows=event is not None or dense)
     gate.leave(rows, followed)
@@ -158,15 +170,14 @@ def _walked(gate: PathGate, differentiable: bool, follows: bool) -> tuple[Tensor
     """The outputs `(T, B, n)`, and what else there is to look at of a walk that is followed; the sick kept apart."""
     call, adjoint = gate.call, gate.adjoint
     inputs, followed = gate.enter() if differentiable else gate.inputs, None
-    start, times, tensors = inputs.y0, inputs.ts, inputs.tensors
     if follows:
-        followed = follow(call, adjoint, start, times, tensors, inputs.event_tensors)
+        followed = followed_to_end(call, adjoint, inputs)
         rows = followed.rows
     else:
-        rows = (adjoint.solve if differentiable else adjoint.walk)(call, start, times, tensors)
+        rows = walked(call, adjoint, inputs)
     assert call.record.report is not None
     if differentiable and not bool(call.record.report.steps.any()):  # gradients of zero, as of other layers
-        rows = unmoved(rows, [times, *tensors])
+        rows = unmoved(rows, [inputs.ts, *inputs.tensors])
     if (sick := find_sick(call, rows)) is None:
         return rows, followed
     gate.held = sick

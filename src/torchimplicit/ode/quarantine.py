@@ -7,7 +7,7 @@ gradient shows to be, whose steps are not found again.
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,35 +18,11 @@ from torchimplicit.core.independence import jolted
 from torchimplicit.core.status import Status
 from torchimplicit.ode.adjoint import PathAdjoint
 from torchimplicit.ode.call import PathCall, PathRecord
-from torchimplicit.ode.dense import Followed, follow
+from torchimplicit.ode.dense import Followed
 from torchimplicit.ode.dynamics import Dynamics
+from torchimplicit.ode.inputs import Inputs
+from torchimplicit.ode.stretches import followed_to_end, walked
 from torchimplicit.ode.watch import Met
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a walk depends on.
-
-    Attributes:
-        y0: the start, `(B, n)`.
-        ts: output times, `(T, B)`.
-        tensors: the explicit tensors.
-        event_tensors: those of the events' conditions.
-    """
-
-    y0: Tensor
-    ts: Tensor
-    tensors: list[Tensor]
-    event_tensors: list[Tensor]
-
-    def everything(self) -> list[Tensor]:
-        """All of them in a row."""
-        return [self.y0, self.ts, *self.tensors, *self.event_tensors]
-
-    def of(self, everything: list[Tensor]) -> Inputs:
-        """The same with other tensors, in the order of `everything`."""
-        y0, ts, *rest = everything
-        return Inputs(y0, ts, rest[: len(self.tensors)], rest[len(self.tensors) :])
 
 
 def find_sick(call: PathCall, values: Tensor) -> Tensor | None:
@@ -74,10 +50,10 @@ def quarantine(call: PathCall, adjoint: PathAdjoint, values: Tensor, inputs: Inp
     """
     held = values.detach()
     if bool(sick.all()):
-        return unmoved(held, [inputs.y0, inputs.ts, *inputs.tensors])
+        return unmoved(held, inputs.everything())
     with transforms.random_state_kept(held.device):
         again, healthy = stand_in(call, inputs, sick)
-        found = adjoint.solve(again, healthy.y0, healthy.ts, healthy.tensors)
+        found = walked(again, adjoint, healthy)
     _check_leak(call, again)
     return torch.where(sick.unsqueeze(1), held, found)
 
@@ -93,7 +69,7 @@ def quarantine_followed(
         return Followed(rows, t, y, held.path.ending(y), met)
     with transforms.random_state_kept(held.rows.device):
         again, healthy = stand_in(call, inputs, sick)
-        found = follow(again, adjoint, healthy.y0, healthy.ts, healthy.tensors, healthy.event_tensors)
+        found = followed_to_end(again, adjoint, healthy)
     _check_leak(call, again)
     return held.beside(found, sick)
 
@@ -122,7 +98,8 @@ def stand_in(call: PathCall, inputs: Inputs, sick: Tensor) -> tuple[PathCall, In
 
         event_tensors = replaced(conditions, event_tensors, trigger.explicit.shared, rows, sick)
     again = replace(call, dynamics=dynamics, trigger=trigger, audit=False, record=PathRecord(), callback=None)
-    return again, Inputs(inputs.y0[rows], inputs.ts[:, rows], tensors, event_tensors)
+    jumps = None if inputs.jumps is None else inputs.jumps.take(rows)
+    return again, Inputs(inputs.y0[rows], inputs.ts[:, rows], tensors, event_tensors, jumps)
 
 
 def _of_rows(dynamics: object, rows: Tensor) -> Dynamics:

@@ -107,7 +107,7 @@ def whole(call: PathCall, starts: Tensor, stops: Tensor, y0: Tensor, ts: Tensor,
     """
     y, values = y0, [y0, *[None] * (len(ts) - 1)]
     everybody = torch.arange(len(y0), device=y0.device)
-    with call.dynamics.bind(call.unshared(tensors)) as field, torch.enable_grad():
+    with call.bind(ts, call.unshared(tensors)) as field, torch.enable_grad():
         for step in remake(call, field, starts, stops, y0, ts):
             within = (ts > step.before) & (ts <= step.after)
             for place in relevant(within, 1):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ PATHS = {
         "times (128 for seconds since 1970 in float32), or dt_min may be too large. Implicit steps up to a blow-up "
         "that are not found again add nothing to the gradients.",
         (
-            "a call for each side of a jump, each with the field of its side",
+            "jumps=... with the times at which the field jumps",
             "a looser rtol or atol",
             "float64",
             "times in float64",
@@ -98,6 +98,19 @@ class PathReport(Report):
         )
         text = text if self.fired is None else f"{text}, the event of {int(self.fired.sum())}/{batch} fired"
         return text if self.backward is None else f"{text}; {self.backward}"
+
+    def then(self, later: Self) -> Self:
+        """Of a walk and of its going on; `later` is of the same samples, those that failed standing still."""
+        failed = self.status != Status.CONVERGED
+        event = self.event
+        if event is not None and later.event is not None:
+            event = torch.where(event >= 0, event, later.event)
+        return replace(
+            later, status=torch.where(failed, self.status, later.status), steps=self.steps + later.steps,
+            residual=torch.maximum(self.residual, later.residual), nfev=self.nfev + later.nfev,
+            accepted=self.accepted + later.accepted, rejected=self.rejected + later.rejected,
+            reached=torch.where(failed, self.reached, later.reached), event=event,
+        )  # fmt: skip
 
 
 class Crossings(NamedTuple):

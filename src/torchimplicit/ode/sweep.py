@@ -70,7 +70,8 @@ def _sweep_phase(
     leaves = [each.detach().requires_grad_(need) for each, need in zip(inputs, needs, strict=True)]
     wanted, found = [leaf for leaf in leaves if leaf.requires_grad], None
     solver = call.solver.take(phase.rows)
-    with call.dynamics.bind(leaves[1:], rows=phase.rows) as field:
+    last = -1 if path.given is None else path.given - 1
+    with call.bind(leaves[0], leaves[1:], phase.rows, last) as field:
         if call.compile and not needs[0] and path.given is None:
             try:
                 states = _retraced(solver, field, phase, flow, drifts)

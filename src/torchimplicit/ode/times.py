@@ -1,4 +1,4 @@
-"""Output times: checked, padding filled in, one row per output."""
+"""Output times: checked, padding filled in, one row per output; and the largest step between them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchimplicit.core import transforms
 from torchimplicit.core.tree import Layout
+from torchimplicit.ode.methods import AdaptiveSolver, PathSolver
 
 
 def check_times(ts: Any, layout: Layout) -> tuple[Tensor, Tensor | None]:
@@ -87,3 +88,33 @@ def _check_order(ts: Tensor) -> None:
         f"ts: got {float(column[at]):g} followed by {float(column[at + 1]):g} at position {at}, expected times that "
         "strictly increase or strictly decrease, and only then repeat the last; try without the repeated ones"
     )
+
+
+def check_dt_max(dt_max: Any, solver: PathSolver, layout: Layout, dtype: torch.dtype) -> Tensor | None:
+    """The largest step of every sample, `(B,)` of the times' dtype; None for any.
+
+    Raises:
+        TypeError: neither a number nor a tensor of such.
+        ValueError: not positive, of another batch, smaller than the smallest step, or for steps that are given.
+    """
+    if dt_max is None:
+        return None
+    if not isinstance(solver, AdaptiveSolver):
+        name = type(solver).__name__
+        raise ValueError(
+            f"dt_max: got {dt_max!r} with {name}, expected an adaptive solver, for the steps of {name} are given; try "
+            f"{name}(dt=...) of that size"
+        )
+    if isinstance(dt_max, bool) or not isinstance(dt_max, float | int | Tensor):
+        raise TypeError(f"dt_max: got a {type(dt_max).__name__}, expected a number, or a tensor of one for each sample")
+    largest = transforms.unwrapped(torch.as_tensor(dt_max, dtype=dtype, device=layout.device).detach())
+    if transforms.level(largest) >= 0 or largest.shape not in ((), (1,), (layout.batch,)):
+        raise ValueError(
+            f"dt_max: got a tensor of shape {tuple(largest.shape)}, expected a number, or ({layout.batch},), the same "
+            "whatever torch.vmap maps; try dt_max.min()"
+        )
+    if not bool((largest > solver.dt_min).all()):
+        raise ValueError(
+            f"dt_max: got {dt_max!r}, expected steps above dt_min={solver.dt_min!r} of the solver; try None for any"
+        )
+    return largest.expand(layout.batch)

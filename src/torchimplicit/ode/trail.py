@@ -73,13 +73,13 @@ class Mended:
     """A trail of which some samples are held, without a gradient, while healthy ones walk in their place.
 
     Attributes:
-        held: the trail of all samples, detached.
+        held: the trail of all samples, or a chain of such, detached.
         healthy: that of the healthy ones and of those that stand in.
         sick: which samples are held, `(B,)`.
     """
 
-    held: Trail
-    healthy: Trail
+    held: Any
+    healthy: Any
     sick: Tensor
 
     @property
@@ -208,7 +208,7 @@ def look_whole(
     """As `Trail.at`, all steps in one graph that every transform can go through; `plain` as in `Path`."""
     everybody = torch.arange(len(y0), device=y0.device)
     values = [padded(y0, order)] * len(at)
-    with call.dynamics.bind(call.unshared(tensors)) as field, torch.enable_grad():
+    with call.bind(ts, call.unshared(tensors)) as field, torch.enable_grad():
         for step in remake(call, field, starts, stops, y0, ts):
             after_start = (at > step.before) | ((at <= ts[0]) & (step.before <= ts[0]))
             within = after_start & (at <= step.after) & (step.after > step.before)
@@ -271,7 +271,7 @@ def _look(call: PathCall, path: Path, y0: Tensor, ts: Tensor, at: Tensor, tensor
     for phase in path.phases:
         rows, now, y, kept = phase.rows, -1, y0, sorted(phase.states)
         own = times if rows is None else times[:, rows]
-        with call.dynamics.bind(call.dynamics.take(tensors, rows), rows=rows) as field:
+        with call.bind(own, call.dynamics.take(tensors, rows), rows, len(ts) - 1) as field:
             stepper = call.solver.stepper(phase.states[0])
             for number in [i for i, step in enumerate(phase.steps) if step.outputs is not None]:
                 near = kept[bisect_right(kept, number) - 1]

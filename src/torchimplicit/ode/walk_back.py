@@ -138,6 +138,7 @@ class WalkBack(Walk):
         integral: of the explicit tensors; None where none wants a gradient.
         wants_times: whether the times want a gradient.
         tolerance: for drifts of `y`.
+        largest: see `Walk`.
     """
 
     def __init__(
@@ -150,6 +151,7 @@ class WalkBack(Walk):
         integral: Integral | None,
         wants_times: bool,
         tolerance: Tolerance,
+        largest: Tensor | None,
     ):
         self.marks, self.integral, self.wants_times, self.drift_tolerance = marks, integral, wants_times, tolerance
         self.part: Gradients | None = None
@@ -159,7 +161,7 @@ class WalkBack(Walk):
         flow = torch.where(behind.unsqueeze(2), marks.grads, 0.0).sum(0)
         who = Traveller.start(marks.ts, torch.cat((marks.values[place - 1, self.everybody], flow), dim=1))
         who.t, who.next = -reached, place
-        super().__init__(solver, augmented(field), who, marks.values, None, limit)
+        super().__init__(solver, augmented(field), who, marks.values, None, limit, largest=largest)
         self.lands = True
         self.drift, self.size = torch.zeros_like(who.ratio), self._size()
         self.gains = torch.zeros_like(marks.ts)

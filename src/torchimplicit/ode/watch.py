@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -34,6 +35,16 @@ class Met(NamedTuple):
         more = count - len(self.t)
         blank = self.t.new_full((more, *self.t.shape[1:]), torch.nan)
         return Met(torch.cat((self.t, blank)), torch.cat((self.y, end.expand(more, *end.shape))))
+
+    @staticmethod
+    def joined(parts: Sequence[Met], end: Tensor) -> Met:
+        """The crossings of walks one after another; `end` are the samples' last states, `(B, n)`."""
+        t, y = (torch.cat(each) for each in zip(*parts, strict=True))
+        blank = t.detach().isnan()
+        count = int((~blank).sum(0).max())
+        order = torch.argsort(blank, dim=0, stable=True)[:count]
+        y = y.gather(0, order.unsqueeze(2).expand(-1, *y.shape[1:]))
+        return Met(t.gather(0, order), torch.where(blank.gather(0, order).unsqueeze(2), end, y))
 
 
 class Log:
