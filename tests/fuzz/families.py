@@ -11,6 +11,7 @@ from tests.fuzz.roots import root
 from tests.fuzz.sets import sets
 from tests.fuzz.sparse import sparse
 from tests.fuzz.squares import least_squares
+from tests.fuzz.switches import switch
 from tests.fuzz.walks import walk
 
 # family -> (generator, weight)
@@ -22,6 +23,7 @@ FAMILIES = {
     "least_squares": (least_squares, 8),
     "odeint": (odeint, 12),
     "walk": (walk, 8),
+    "switch": (switch, 6),
     "qp": (qp, 8),
     "degenerate": (degenerate, 8),
     "sparse": (sparse, 4),

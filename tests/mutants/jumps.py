@@ -1,0 +1,92 @@
+"""Wrong lines: jumps, doses, the largest step."""
+
+from tests.mutants.mutant import Mutant
+
+MUTANTS = [
+    Mutant(
+        "ode/between.py", "a field is asked at the very time of a jump",
+        "inside = torch.minimum(torch.maximum(t, self.low), self.high)", "inside = t",
+        "tests/ode/test_jumps.py::test_the_limits_of_a_field_are_seen_whichever_way_it_compares",
+    ),
+    Mutant(
+        "ode/between.py", "a time at the side of a jump has no derivative",
+        "return t + (inside - t).detach() if torch.is_grad_enabled() else inside", "return inside",
+        "tests/ode/test_jumps.py::test_the_derivative_by_the_time_is_seen_at_a_jump",
+    ),
+    Mutant(
+        "ode/loop.py", "steps have no largest",
+        "who.h = torch.minimum(who.h, self.largest)", "pass",
+        "tests/ode/test_dt_max.py::test_no_step_is_longer_and_every_sample_has_its_own",
+    ),
+    Mutant(
+        "ode/compiled.py", "compiled steps have no largest",
+        "h = h if largest is None else torch.minimum(h, largest)", "pass",
+        "tests/ode/test_dt_max.py::test_compiled_walks_keep_to_it",
+    ),
+    Mutant(
+        "ode/backsolve.py", "steps back have no largest",
+        "call.dt_max,", "None,",
+        "tests/ode/test_dt_max.py::test_every_adjoint_keeps_to_it",
+    ),
+    Mutant(
+        "ode/times.py", "given steps have a largest",
+        "if not isinstance(solver, AdaptiveSolver):", "if False:",
+        "tests/ode/test_dt_max.py::test_refused",
+    ),
+    Mutant(
+        "ode/route.py", "a dose from before the first time is given",
+        "dosed = None, (times >= first) & ahead", "dosed = None, ahead",
+        "tests/ode/test_jumps.py::test_what_lies_at_the_ends_or_outside",
+    ),
+    Mutant(
+        "ode/route.py", "the end of a stretch has the gradient of an output",
+        "& (t < end)", "& (t <= end)",
+        "tests/ode/test_jumps.py::test_an_output_at_a_jump_belongs_to_the_side_before",
+    ),
+    Mutant(
+        "ode/route.py", "two jumps at a time have a gradient each",
+        "if equal and differentiable:", "if False:",
+        "tests/ode/test_jumps.py::test_two_jumps_at_a_time_add_up_and_their_gradients_are_refused",
+    ),
+    Mutant(
+        "ode/route.py", "doses are in the order of the jumps as given",
+        "jumps.doses.gather(0, order.unsqueeze(2).expand_as(jumps.doses))", "jumps.doses",
+        "tests/ode/test_jumps.py::test_what_lies_at_the_ends_or_outside",
+    ),
+    Mutant(
+        "ode/stretches.py", "an output at a jump moves with it",
+        "if route.wants_times and route.lands[k]:", "if False:",
+        "tests/ode/test_jumps.py::test_an_output_at_a_jump_belongs_to_the_side_before",
+    ),
+    Mutant(
+        "ode/stretches.py", "a dose at the start has no gradient by its time",
+        "if k == 0 and route.starts and route.wants_times:", "if False:",
+        "tests/ode/test_jumps.py::test_a_dose_at_the_start_can_only_be_later",
+    ),
+    Mutant(
+        "ode/stretches.py", "a sample that failed goes on behind a jump",
+        "stands = self.stands | (record.reached < route.edges[k + 1].detach())", "stands = self.stands",
+        "tests/ode/test_jumps.py::test_a_sample_that_fails_stays_where_it_was",
+    ),
+    Mutant(
+        "ode/stretches.py", "a sample that met its event goes on behind a jump",
+        "stands = stands | (record.event >= 0)", "pass",
+        "tests/ode/test_jumps.py::test_an_event_at_the_time_of_a_jump_ends_the_walk_there",
+    ),
+    Mutant(
+        "ode/stretches.py", "a walk back tells of its last stretch alone",
+        "report = before.then(report)", "pass",
+        "tests/ode/test_jumps.py::test_a_walk_back_tells_of_all_stretches",
+    ),
+    Mutant(
+        "ode/report.py", "a failure on the way is forgotten",
+        "status=torch.where(failed, self.status, later.status)", "status=later.status",
+        "tests/ode/test_jumps.py::test_a_sample_that_fails_stays_where_it_was",
+    ),
+    Mutant(
+        "ode/chain.py", "a jump belongs to the side behind it",
+        "self.stops.T.contiguous(), at.detach().T.contiguous())",
+        "self.stops.T.contiguous(), at.detach().T.contiguous(), right=True)",
+        "tests/ode/test_jumps.py::test_dense_output_is_right_on_both_sides",
+    ),
+]  # fmt: skip
