@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from torchimplicit.ode.dynamics import Dynamics
 from torchimplicit.ode.inputs import Inputs
 from torchimplicit.ode.stretches import followed_to_end, walked
 from torchimplicit.ode.watch import Met
+
+D = TypeVar("D", bound=Dynamics)
 
 
 def find_sick(call: PathCall, values: Tensor) -> Tensor | None:
@@ -77,6 +80,7 @@ def quarantine_followed(
 def stand_in(call: PathCall, inputs: Inputs, sick: Tensor) -> tuple[PathCall, Inputs]:
     """The call and its inputs with a healthy sample in the place of every sick one."""
     rows, start, ts = stand_ins(sick), inputs.y0.detach(), inputs.ts.detach()
+    assert isinstance(call.dynamics, Dynamics)  # nothing is kept apart under torch.vmap
     dynamics, trigger = _of_rows(call.dynamics, rows), None
     # At the start and at other states: where a weight meets a zero of the start, replacing it changes nothing.
     start, ts = start[rows], ts[:, rows]
@@ -102,9 +106,8 @@ def stand_in(call: PathCall, inputs: Inputs, sick: Tensor) -> tuple[PathCall, In
     return again, Inputs(inputs.y0[rows], inputs.ts[:, rows], tensors, event_tensors, jumps)
 
 
-def _of_rows(dynamics: object, rows: Tensor) -> Dynamics:
+def _of_rows(dynamics: D, rows: Tensor) -> D:
     """Dynamics, or a trigger, at whose places other samples of it stand."""
-    assert isinstance(dynamics, Dynamics)
     dynamics = copy(dynamics)
     dynamics.sign = None if dynamics.sign is None else dynamics.sign[rows]
     return dynamics
