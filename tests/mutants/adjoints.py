@@ -24,7 +24,7 @@ MUTANTS = [
         "adjoint/call.py", "what the function wrote to is used again",
         "return [tensor.clone() if i in self.record.mutated else tensor for i, tensor in enumerate(tensors)]",
         "return list(tensors)",
-        "tests/nn/test_deq.py::test_buffers_that_the_cell_changes",
+        "tests/nn/equilibrium/test_deq.py::test_buffers_that_the_cell_changes",
     ),
     Mutant(
         "adjoint/shine.py", "an exploded factor is not told",

@@ -169,15 +169,15 @@ MUTANTS = [
         "tests/optim/test_lqr.py::test_a_sample_without_a_minimum_is_flagged_alone",
     ),
     Mutant(
-        "nn/mixing.py", "a descent that is not finite goes on",
+        "optim/maxsat.py", "a descent that is not finite goes on",
         "~rms.isfinite()",
         "rms.isnan() & False",
-        "tests/nn/test_satisfiability.py::test_weights_that_are_not_finite_are_told",
+        "tests/nn/programs/test_maxsat.py::test_weights_that_are_not_finite_are_told",
     ),
     Mutant(
-        "nn/mixing.py", "a flat bottom counts as solved",
-        "status = torch.where(flat, int(Status.STAGNATED), status)",
-        "status = torch.where(flat, int(Status.CONVERGED), status)",
-        "tests/nn/test_mixing.py",
+        "optim/maxsat.py", "a gradient that is not finite counts as solved",
+        "status = torch.where(finite, report.status, int(Status.NON_FINITE))",
+        "status = report.status",
+        "tests/optim/test_maxsat.py",
     ),
 ]  # fmt: skip

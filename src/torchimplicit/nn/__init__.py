@@ -1,33 +1,38 @@
 """Implicit layers to plug into models, and what keeps them stable."""
 
-from torchimplicit.nn.contractive import ContractiveConv1d, ContractiveConv2d, ContractiveConv3d, ContractiveLinear
-from torchimplicit.nn.control import MPC
-from torchimplicit.nn.convex import Convex
-from torchimplicit.nn.correction import fixed_point_correction
-from torchimplicit.nn.deq import DEQ
-from torchimplicit.nn.dropout import (
+from torchimplicit.nn.cells.residual_block import ResidualCell
+from torchimplicit.nn.cells.transformer import TransformerCell, TransformerInjection
+from torchimplicit.nn.cells.trellis import TrellisCell, TrellisInjection
+from torchimplicit.nn.equilibrium.correction import fixed_point_correction
+from torchimplicit.nn.equilibrium.deq import DEQ
+from torchimplicit.nn.equilibrium.expressivity import as_equilibrium, stack
+from torchimplicit.nn.equilibrium.jacobian_penalty import jacobian_penalty
+from torchimplicit.nn.equilibrium.monotone import MonotoneDEQ, MonotoneLinear
+from torchimplicit.nn.equilibrium.monotone_convolution import MonotoneConv
+from torchimplicit.nn.equilibrium.monotone_tiers import MonotoneTiers
+from torchimplicit.nn.equilibrium.multiscale import MDEQ, ConvolutionalStem, MultiscaleCell
+from torchimplicit.nn.equilibrium.multiscale_heads import ClassificationHead, SegmentationHead
+from torchimplicit.nn.parts.contractive import (
+    ContractiveConv1d,
+    ContractiveConv2d,
+    ContractiveConv3d,
+    ContractiveLinear,
+)
+from torchimplicit.nn.parts.dropout import (
     VariationalDropout,
     VariationalDropout1d,
     VariationalDropout2d,
     VariationalDropout3d,
 )
-from torchimplicit.nn.expressivity import as_equilibrium, stack
-from torchimplicit.nn.flow import CNF
-from torchimplicit.nn.heads import ClassificationHead, SegmentationHead
-from torchimplicit.nn.jacobian_penalty import jacobian_penalty
-from torchimplicit.nn.lines import Burgers, ReactionDiffusion
-from torchimplicit.nn.mechanics import HamiltonianNet, LagrangianNet
-from torchimplicit.nn.monotone import MonotoneDEQ, MonotoneLinear
-from torchimplicit.nn.monotone_convolution import MonotoneConv
-from torchimplicit.nn.monotone_tiers import MonotoneTiers
-from torchimplicit.nn.multiscale import MDEQ, ConvolutionalStem, MultiscaleCell
-from torchimplicit.nn.neural_ode import AugmentedNeuralODE, NeuralODE
-from torchimplicit.nn.path_penalty import JacobianFrobenius, KineticEnergy, PathPenalty, TaylorDerivative
-from torchimplicit.nn.qp import QP
-from torchimplicit.nn.residual import ResidualCell
-from torchimplicit.nn.satisfiability import MaxSAT
-from torchimplicit.nn.transformer import TransformerCell, TransformerInjection
-from torchimplicit.nn.trellis import TrellisCell, TrellisInjection
+from torchimplicit.nn.paths.cnf import CNF
+from torchimplicit.nn.paths.mechanics import HamiltonianNet, LagrangianNet
+from torchimplicit.nn.paths.neural_ode import AugmentedNeuralODE, NeuralODE
+from torchimplicit.nn.paths.pde import Burgers, ReactionDiffusion
+from torchimplicit.nn.paths.penalties import JacobianFrobenius, KineticEnergy, PathPenalty, TaylorDerivative
+from torchimplicit.nn.programs.convex import Convex
+from torchimplicit.nn.programs.maxsat import MaxSAT
+from torchimplicit.nn.programs.mpc import MPC
+from torchimplicit.nn.programs.qp import QP
 
 __all__ = [
     "CNF",

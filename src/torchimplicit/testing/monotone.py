@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from torchimplicit.nn.monotone import StronglyMonotone
+from torchimplicit.nn.equilibrium.monotone import StronglyMonotone
 
 
 class MonotoneCell(nn.Module):

@@ -53,7 +53,7 @@ class EquilibriumModule(LightningModule):
         learning_rate: of AdamW at its highest; it falls to zero along a cosine.
         weight_decay: of AdamW.
         warmup_steps: in which the rate rises from zero, linearly.
-        jacobian_penalty: weight of `torchimplicit.nn.jacobian_penalty`, summed over the layers, in the loss.
+        jacobian_penalty: weight of `nn.jacobian_penalty`, summed over the layers, in the loss.
         penalty_every: steps from one penalty to the next.
         curriculum: how the solves change in training.
         compile_cells: compile the layers' cells with `torch.compile`; see `compile_cell`.

@@ -12,7 +12,7 @@ from torchimplicit.adjoint import Adjoint, Implicit
 from torchimplicit.core.options import require
 from torchimplicit.core.status import OnFailure
 from torchimplicit.nn import MonotoneConv, MonotoneDEQ, MonotoneLinear, MonotoneTiers
-from torchimplicit.nn.monotone import Splitting
+from torchimplicit.nn.equilibrium.monotone import Splitting
 from torchimplicit.solve import Anderson, Solver
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchimplicit.core.options import require
 from torchimplicit.core.status import OnFailure
 from torchimplicit.nn import CNF, NeuralODE, PathPenalty
-from torchimplicit.nn.mechanics import HamiltonianNet
+from torchimplicit.nn.paths.mechanics import HamiltonianNet
 from torchimplicit.ode import Checkpointed, PathAdjoint, PathSolver, Tsit5
 
 

@@ -10,7 +10,7 @@ import torch
 import torchimplicit as ti
 from torchimplicit.diagnose import certify
 from torchimplicit.nn import MonotoneConv, MonotoneDEQ, MonotoneLinear, MonotoneTiers
-from torchimplicit.nn.monotone_convolution import convolve, symbol
+from torchimplicit.nn.equilibrium.monotone_convolution import convolve, symbol
 
 PLAIN = ti.Picard(rtol=1e-11, atol=1e-11, max_steps=20_000)
 CELLS = {

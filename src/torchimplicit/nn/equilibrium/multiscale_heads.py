@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchimplicit.core.options import require
-from torchimplicit.nn.multiscale import States
+from torchimplicit.nn.equilibrium.multiscale import States
 
 
 class ClassificationHead(nn.Module):

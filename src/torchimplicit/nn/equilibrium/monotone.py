@@ -22,8 +22,8 @@ from torchimplicit.adjoint import Adjoint, Implicit
 from torchimplicit.core.options import require
 from torchimplicit.core.status import OnFailure
 from torchimplicit.core.tree import own
-from torchimplicit.nn.contractive import norm_bound
-from torchimplicit.nn.deq import DEQ
+from torchimplicit.nn.equilibrium.deq import DEQ
+from torchimplicit.nn.parts.contractive import norm_bound
 from torchimplicit.solve import Anderson, ForwardBackward, PeacemanRachford, Solver
 
 Splitting = Literal["peaceman-rachford", "forward-backward"]

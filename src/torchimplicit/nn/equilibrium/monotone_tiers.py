@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from torchimplicit.core.options import require
-from torchimplicit.nn.contractive import ContractiveConv2d
-from torchimplicit.nn.monotone import require_strength
-from torchimplicit.nn.monotone_convolution import MonotoneConv, convolve
+from torchimplicit.nn.equilibrium.monotone import require_strength
+from torchimplicit.nn.equilibrium.monotone_convolution import MonotoneConv, convolve
+from torchimplicit.nn.parts.contractive import ContractiveConv2d
 
 
 class MonotoneTiers(nn.Module):

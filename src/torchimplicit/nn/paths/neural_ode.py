@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.core.status import OnFailure
-from torchimplicit.nn.batch_norm import warn_of_batch_norm
-from torchimplicit.nn.path_layer import PathLayer, Steps
-from torchimplicit.nn.path_penalty import Moment, PathPenalty, beside, check_penalties, draw_probe, noise_of
+from torchimplicit.nn.parts.coupling import warn_of_batch_norm
+from torchimplicit.nn.paths.layer import PathLayer, Steps, check_field, given, keep_times, only_tensor, without_time
+from torchimplicit.nn.paths.penalties import Moment, PathPenalty, beside, check_penalties, draw_probe, noise_of
 from torchimplicit.ode import Checkpointed, Euler, PathAdjoint, Tsit5
 from torchimplicit.ode.methods import PathSolver
 from torchimplicit.ode.odeint import check_options
@@ -184,11 +183,6 @@ class AugmentedNeuralODE(NeuralODE):
         return f"extra={self.extra}, dim={self.dim}, strip={self.strip}, {super().extra_repr()}"
 
 
-def without_time(field: Callable, t: Tensor, y: Any, *args: Any) -> Any:
-    """A field that does without the time, as one that is given it."""
-    return field(y, *args)
-
-
 def _with_penalties(
     field: Callable,
     autonomous: bool,
@@ -202,60 +196,3 @@ def _with_penalties(
     moment = Moment(given(field, autonomous, args), t, state[0], probe, plain=probe is None)
     rates = [penalty.rate(moment) for penalty in penalties]
     return moment.slope, torch.stack(rates, dim=1)
-
-
-def given(field: Callable, autonomous: bool, args: tuple) -> Callable[[Tensor, Any], Any]:
-    """A field as a function of time and state alone."""
-    return lambda t, y: field(y, *args) if autonomous else field(t, y, *args)
-
-
-def only_tensor(y: Any) -> Tensor:
-    """The state, where it must be one tensor.
-
-    Raises:
-        TypeError: it is a nest.
-    """
-    if not isinstance(y, Tensor):
-        raise TypeError(f"the state is a {type(y).__name__}, expected one tensor here; try torch.cat of its parts")
-    return y
-
-
-def check_field(owner: str, field: Any, autonomous: bool) -> None:
-    """Refuses what cannot be called as a field.
-
-    Raises:
-        TypeError: not callable, or not with the time and the state, or with the state alone.
-    """
-    form = "field(y, ...)" if autonomous else "field(t, y, ...)"
-    if not callable(field):
-        raise TypeError(f"{owner}(field=...): got a {type(field).__name__}, expected a module or function {form}")
-    try:
-        signature = inspect.signature(field.forward if isinstance(field, nn.Module) else field)
-    except (TypeError, ValueError):  # a builtin that does not say
-        return
-    try:
-        signature.bind_partial(*(None,) * (1 if autonomous else 2))
-    except TypeError:
-        got = type(field).__name__ if isinstance(field, nn.Module) else getattr(field, "__name__", repr(field))
-        hint = "" if autonomous else "; try autonomous=True for a field of the state alone"
-        raise TypeError(f"{owner}(field={got}): takes {signature}, expected {form}{hint}") from None
-
-
-def keep_times(module: nn.Module, ts: Any) -> None:
-    """Keeps times as a buffer of a module, or as its parameter.
-
-    Raises:
-        ValueError: they are no times.
-    """
-    times = ts if isinstance(ts, Tensor) else torch.as_tensor(ts, dtype=torch.get_default_dtype())
-    gaps = times.detach().diff(dim=0)
-    monotone = times.dim() == 1 and len(times) > 1 and bool((gaps > 0).all() or (gaps < 0).all())
-    if not (times.is_floating_point() and monotone and bool(times.detach().isfinite().all())):
-        raise ValueError(
-            f"{type(module).__name__}(ts={ts}): expected at least two finite times, shaped (T,), strictly increasing "
-            "or strictly decreasing; try (0.0, 1.0)"
-        )
-    if isinstance(times, nn.Parameter):
-        module.ts = times
-    else:
-        module.register_buffer("ts", times, persistent=False)

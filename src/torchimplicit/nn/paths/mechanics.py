@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchimplicit.nn.linearise import gradient, linearise
+from torchimplicit.nn.paths.vjp import gradient, linearise
 
 
 class _Mechanics(nn.Module):

@@ -3,7 +3,7 @@
 import torch
 
 from torchimplicit.core.status import Report, Status
-from torchimplicit.nn.mixing import Descent, respond
+from torchimplicit.optim.maxsat import Descent, respond
 
 D = torch.float64
 

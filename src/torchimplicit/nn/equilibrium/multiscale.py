@@ -12,8 +12,8 @@ from torch.nn.utils.parametrizations import weight_norm
 from torchimplicit.adjoint import Adjoint, Implicit
 from torchimplicit.core.options import require
 from torchimplicit.core.status import OnFailure
-from torchimplicit.nn.deq import DEQ
-from torchimplicit.nn.residual import ResidualCell
+from torchimplicit.nn.cells.residual_block import ResidualCell
+from torchimplicit.nn.equilibrium.deq import DEQ
 from torchimplicit.solve import Anderson, Solver
 
 States = tuple[Tensor, ...]  # (B, channels[i], H_i, W_i), every H_i half of the one before, rounded up

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from torchimplicit.core.options import require
-from torchimplicit.nn.dropout import VariationalDropout
+from torchimplicit.nn.parts.dropout import VariationalDropout
 
 State = tuple[Tensor, Tensor]  # what the convolution sees and what the forget gate keeps, both (B, T, width)
 

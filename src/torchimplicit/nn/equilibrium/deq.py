@@ -16,8 +16,8 @@ from torchimplicit.adjoint import Adjoint, Implicit, Unrolled
 from torchimplicit.core.status import OnFailure, Report, Solution
 from torchimplicit.equations import check_options, fixed_point
 from torchimplicit.linear import GMRES
-from torchimplicit.nn.batch_norm import warn_of_batch_norm
 from torchimplicit.nn.layer import ImplicitLayer
+from torchimplicit.nn.parts.coupling import warn_of_batch_norm
 from torchimplicit.solve import Polyalgorithm, Solver
 
 

@@ -24,8 +24,8 @@ from torch.utils import _pytree as pytree
 from torchimplicit.adjoint import Adjoint, Implicit
 from torchimplicit.core.status import OnFailure, Report
 from torchimplicit.linear import Neumann
-from torchimplicit.nn.batch_norm import couples
-from torchimplicit.nn.deq import DEQ
+from torchimplicit.nn.equilibrium.deq import DEQ
+from torchimplicit.nn.parts.coupling import couples
 from torchimplicit.solve import PeacemanRachford, Picard, Solver
 
 

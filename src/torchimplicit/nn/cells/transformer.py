@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchimplicit.core.options import require
-from torchimplicit.nn.attention import DistanceBias, attend, causal, rotated
-from torchimplicit.nn.dropout import VariationalDropout
+from torchimplicit.nn.cells.attention import DistanceBias, attend, causal, rotated
+from torchimplicit.nn.parts.dropout import VariationalDropout
 
 PARTS = 4  # of the injection: queries, keys, values, and the sum that the first norm sees
 

@@ -18,7 +18,7 @@ and $\partial L / \partial f = -w$, $\partial L / \partial C_{ij} = -w_i^\top v_
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from torch.autograd.function import once_differentiable
 
 from torchimplicit.core.options import require
 from torchimplicit.core.status import OnFailure, Report, Status, react
+from torchimplicit.linear import CG, LinearOperator
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,43 @@ def descend(coupling: Tensor, force: Tensor, start: Tensor, free: Tensor, descen
     return value, Report(status, steps, residual, sweep, name="MaxSAT")
 
 
+class SphereHessian(LinearOperator):
+    """The energy's Hessian on the spheres, `(B, n k)`, with half of its diagonal $|g_i|$ on either side divided out.
+
+    $D^{-1/2} H D^{-1/2}$ with $D = |g_i|$: a factor of every vector, which its projection does not see. Conjugate
+    gradients on it are those on $H$, preconditioned by $D$.
+
+    Args:
+        coupling: symmetric, `(n, n)`.
+        stiffness: $|g_i|$, `(n, B, 1)`.
+        value: unit vectors, `(n, B, k)`.
+        free: which of them may move, `(n, B)`.
+    """
+
+    def __init__(self, coupling: Tensor, stiffness: Tensor, value: Tensor, free: Tensor):
+        """Keeps what it is given; a vector that nothing pulls at is left in its units."""
+        self.coupling, self.stiffness, self.value, self.free = coupling, stiffness, value, free.unsqueeze(2)
+        self.root = torch.where(stiffness > 0, stiffness, 1.0).sqrt()
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """The product with moves `(B, n k)`, tangent to their spheres."""
+        x = self.unpack(v)
+        return self.pack(self.stiffness * x + (self.coupling @ x.flatten(1)).view_as(x))
+
+    def rmatvec(self, v: Tensor) -> Tensor:
+        """The same: it is symmetric."""
+        return self.matvec(v)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """A gradient `(n, B, k)` as a right-hand side `(B, n k)`."""
+        tangent = torch.where(self.free, x - (x * self.value).sum(2, keepdim=True) * self.value, 0.0)
+        return (tangent / self.root).movedim(1, 0).flatten(1)
+
+    def unpack(self, v: Tensor) -> Tensor:
+        """A solution `(B, n k)` as moves `(n, B, k)`."""
+        return v.view(len(v), *self.value.shape[::2]).movedim(0, 1) / self.root
+
+
 def respond(
     coupling: Tensor, force: Tensor, value: Tensor, free: Tensor, grad: Tensor, descent: Descent, forward: Report
 ) -> tuple[Tensor, Report]:
@@ -130,44 +168,16 @@ def respond(
 
     A sample that was not finite gets zero, and so does one whose gradient is not.
     """
-    held = free.unsqueeze(2) * value
-
-    def tangent(x: Tensor) -> Tensor:
-        return free.unsqueeze(2) * x - (x * held).sum(2, keepdim=True) * value
-
     stiffness = ((coupling @ value.flatten(1)).view_as(value) + force.unsqueeze(1)).norm(dim=2, keepdim=True)
-    healthy = (forward.status != Status.NON_FINITE) & grad.isfinite().all(0).all(1)
-    r = tangent(torch.where(healthy[:, None], grad, 0.0))
-    scale = r.abs().amax((0, 2)).clamp_min(torch.finfo(r.dtype).tiny)
-    r = r / scale[:, None]
-    size = _dot(r, r).sqrt()
-    w, goal = torch.zeros_like(r), descent.backward_rtol * size
-    status = torch.where(healthy, int(Status.MAX_STEPS), int(Status.NON_FINITE))
-    status = torch.where(healthy & (size == 0), int(Status.CONVERGED), status)
-    steps, residual = torch.zeros_like(status), size.clone()
-    y = r / stiffness
-    p, energy, step = y, _dot(r, y), 0
-    for step in range(1, descent.backward_max_steps + 1):
-        alive = status == Status.MAX_STEPS
-        if not bool(alive.any()):
-            break
-        hp = tangent(stiffness * p + (coupling @ p.flatten(1)).view_as(p))
-        curvature = _dot(p, hp)
-        # Flat or downhill: a saddle, or an equilibrium that was not reached. What has been found so far stays.
-        flat = alive & ~(curvature > torch.finfo(r.dtype).eps * _dot(p, stiffness * p))
-        status = torch.where(flat, int(Status.STAGNATED), status)
-        alive = alive & ~flat
-        length = torch.where(alive, energy / curvature, 0.0)[:, None]
-        w, r = w + length * p, r - length * hp
-        size = _dot(r, r).sqrt()
-        steps, residual = torch.where(alive, step, steps), torch.where(alive, size, residual)
-        status = torch.where(alive & (size <= goal), int(Status.CONVERGED), status)
-        y = r / stiffness
-        new = _dot(r, y)
-        p = y + torch.where(alive, new / energy, 0.0)[:, None] * p
-        energy = torch.where(alive, new, energy)
-    report = Report(status, steps, residual * scale, step, name="MaxSAT, backward", linear=True)
-    return w * scale[:, None], report
+    finite = (forward.status != Status.NON_FINITE) & grad.isfinite().all(0).all(1)
+    hessian = SphereHessian(coupling, stiffness, value, free)
+    b = hessian.pack(torch.where(finite[:, None], grad, 0.0))
+    scale = b.abs().amax(1, keepdim=True).clamp_min(torch.finfo(b.dtype).tiny)  # squares of tiny gradients underflow
+    solver = CG(rtol=descent.backward_rtol, max_steps=descent.backward_max_steps)
+    x, report = solver.prepare(hessian).solve(b / scale)
+    status = torch.where(finite, report.status, int(Status.NON_FINITE))
+    report = replace(report, status=status, residual=report.residual * scale.squeeze(1), name="MaxSAT, backward")
+    return hessian.unpack(torch.where((status == Status.NON_FINITE)[:, None], 0.0, x * scale)), report
 
 
 def _sweep(
@@ -189,8 +199,3 @@ def _sweep(
 def _top(block: Tensor) -> Tensor:
     """The largest eigenvalue; that of a matrix without a trace is never negative."""
     return torch.linalg.eigvalsh(torch.nan_to_num(block))[-1]
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products, sample by sample, `(B,)`."""
-    return (a * b).sum((0, 2))

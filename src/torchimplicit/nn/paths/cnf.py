@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.status import OnFailure
-from torchimplicit.nn.batch_norm import warn_of_batch_norm
-from torchimplicit.nn.neural_ode import check_field, given, keep_times, without_time
-from torchimplicit.nn.path_layer import PathLayer
-from torchimplicit.nn.path_penalty import Moment, Noise, PathPenalty, beside, check_penalties, draw_probe, noise_of
+from torchimplicit.nn.parts.coupling import warn_of_batch_norm
+from torchimplicit.nn.paths.layer import PathLayer, check_field, given, keep_times, without_time
+from torchimplicit.nn.paths.penalties import Moment, Noise, PathPenalty, beside, check_penalties, draw_probe, noise_of
 from torchimplicit.ode import Checkpointed, PathAdjoint, Tsit5
 from torchimplicit.ode.methods import PathSolver
 from torchimplicit.ode.odeint import check_options

@@ -8,7 +8,7 @@ import torch
 
 import torchimplicit as ti
 from torchimplicit.nn import DEQ, TransformerCell, TransformerInjection, jacobian_penalty
-from torchimplicit.nn.attention import DistanceBias, causal, rotated
+from torchimplicit.nn.cells.attention import DistanceBias, causal, rotated
 
 TIGHT = {"solver": ti.Anderson(rtol=1e-12, atol=1e-14, max_steps=200), "adjoint": ti.Implicit(ti.GMRES(rtol=1e-12))}
 KINDS = [{"positions": "relative", "length": 12}, {"positions": "rotary"}]

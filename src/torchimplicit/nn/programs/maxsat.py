@@ -12,7 +12,7 @@ from torchimplicit.core.front_door import front_door
 from torchimplicit.core.options import require
 from torchimplicit.core.status import OnFailure, Report, react
 from torchimplicit.nn.layer import ImplicitLayer
-from torchimplicit.nn.mixing import Descent, Equilibrium, Track
+from torchimplicit.optim.maxsat import Descent, Equilibrium, Track
 
 
 class MaxSAT(ImplicitLayer):
@@ -34,7 +34,7 @@ class MaxSAT(ImplicitLayer):
     none to differentiate but the pole. $\alpha$ is learned as its logarithm. At $\alpha \to 0$ it is the relaxation,
     slow to solve and hard to train; where $\alpha$ is far above the couplings' sums it is nearly linear in them.
 
-    Solver and derivative are in `nn.mixing`: descent by blocks, and one symmetric linear solve backward. First
+    Solver and derivative are in `optim.maxsat`: descent by blocks, and one symmetric linear solve backward. First
     derivatives only.
 
     In the spirit of SATNet (P.-W. Wang, P. L. Donti, B. Wilder, J. Z. Kolter, ICML 2019, arXiv 1905.12149, equations

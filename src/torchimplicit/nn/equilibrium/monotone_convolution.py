@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from torchimplicit.core.options import require
-from torchimplicit.nn.contractive import norm_bound
-from torchimplicit.nn.monotone import part_bounds, require_count, require_strength
+from torchimplicit.nn.equilibrium.monotone import part_bounds, require_count, require_strength
+from torchimplicit.nn.parts.contractive import norm_bound
 
 GRAM = 4  # iterations of the norm's bound: too large by at most channels ** (1 / 32), 13 % for 56
 

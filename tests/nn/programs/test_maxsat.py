@@ -97,7 +97,7 @@ def test_no_sweep_raises_the_energy():
 
 def vectors(layer, x, given):
     """All unit vectors `(B, n, k)` of the layer's equilibrium, the couplings and the forces."""
-    from torchimplicit.nn.mixing import Equilibrium
+    from torchimplicit.optim.maxsat import Equilibrium
 
     kept = []
     apply = Equilibrium.apply

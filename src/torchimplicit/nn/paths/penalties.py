@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from torchimplicit.core.options import require
 from torchimplicit.core.tree import Layout
-from torchimplicit.nn.linearise import linearise
+from torchimplicit.nn.paths.vjp import linearise
 from torchimplicit.ode.methods import AdaptiveSolver, PathSolver
 
 Noise = Literal["gaussian", "rademacher"]

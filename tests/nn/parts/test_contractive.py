@@ -7,7 +7,7 @@ import torch
 from torch.autograd import gradcheck
 
 import torchimplicit as ti
-from torchimplicit.nn.contractive import norm_bound
+from torchimplicit.nn.parts.contractive import norm_bound
 
 
 def operator_norm(module, *shape):

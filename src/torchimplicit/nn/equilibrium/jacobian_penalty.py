@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from torchimplicit.core import transforms
 from torchimplicit.core.front_door import front_door
 from torchimplicit.linear.operator import nodes_behind
-from torchimplicit.nn.deq import DEQ
+from torchimplicit.nn.equilibrium.deq import DEQ
 
 # What stands in a graph where something is not to be differentiated again: of functions that are marked so, of fused
 # kernels, and of compiled cells.

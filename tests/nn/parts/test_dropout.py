@@ -10,7 +10,7 @@ from torch import nn
 import torchimplicit as ti
 from torchimplicit import diagnose
 from torchimplicit.core.status import Status, failure_message
-from torchimplicit.nn.dropout import uniform
+from torchimplicit.nn.parts.dropout import uniform
 
 TIGHT = {"solver": ti.Anderson(rtol=1e-12, atol=1e-12, max_steps=200), "adjoint": ti.Implicit(ti.GMRES(rtol=1e-12))}
 

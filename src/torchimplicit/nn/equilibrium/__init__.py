@@ -1,0 +1,1 @@
+"""Layers whose output is a fixed point, and what keeps, builds and corrects one."""

@@ -1,0 +1,1 @@
+"""Layers that integrate a vector field, the fields of physics, and penalties along the way."""

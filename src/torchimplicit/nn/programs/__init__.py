@@ -1,0 +1,1 @@
+"""Layers whose output is the solution of an optimisation problem."""
