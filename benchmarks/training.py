@@ -24,9 +24,9 @@ from measure import interleaved
 from table import Table, write_page
 from training_shares import FORWARD, KINDS, shares
 
-from torchimplicit.train.cli import quiet
+from torchimplicit.train.command.cli import quiet
+from torchimplicit.train.command.trainer_cli import RecipeCLI
 from torchimplicit.train.modules import EquilibriumModule
-from torchimplicit.train.trainer_cli import RecipeCLI
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import torchimplicit
-from torchimplicit.train.cli import main
+from torchimplicit.train.command.cli import main
 
 
 def run(code: str) -> None:

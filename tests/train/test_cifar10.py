@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from torchimplicit.train.cli import main
-from torchimplicit.train.curves import read_curves
+from torchimplicit.train.command.cli import main
+from torchimplicit.train.command.curves import read_curves
 from torchimplicit.train.data import CIFAR10, DataError
 
 REAL = os.environ.get("TORCHIMPLICIT_DATA")

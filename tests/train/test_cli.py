@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchimplicit.train import catalogue
-from torchimplicit.train.cli import main
+from torchimplicit.train.command import catalogue
+from torchimplicit.train.command.cli import main
 
 SHORT = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
 FIT = ["fit", "--config", "digits", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "4", *SHORT]
@@ -17,7 +17,7 @@ WIDTH = ["--model.network.width", "8"]
 
 def test_help_is_quick():
     code = (
-        "import sys; from torchimplicit.train.cli import main; main(['--help']); main(['recipes']); "
+        "import sys; from torchimplicit.train.command.cli import main; main(['--help']); main(['recipes']); "
         "heavy = {'lightning', 'jsonargparse', 'sklearn', 'matplotlib', 'datasets'}; "
         "sys.exit(bool(heavy & {*sys.modules}))"
     )

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import torchimplicit as ti
-from torchimplicit.train.catalogue import UsageError, shipped
+from torchimplicit.train.command.catalogue import shipped
 from torchimplicit.train.data import CopyMemory
+from torchimplicit.train.errors import UsageError
 from torchimplicit.train.modules import Copying
 from torchimplicit.train.networks import CopyingLSTM, CopyingTCN, CopyingTransformer
-from torchimplicit.train.networks.copying import Waves
+from torchimplicit.train.networks.sequences.copying import Waves
 
 SMALL = {"blanks": 5, "symbols": 3, "batch_size": 8, "train_samples": 32, "eval_samples": 16}
 
@@ -197,7 +198,7 @@ def test_impossible_options_are_refused(build, message):
 
 
 def test_the_recipe_runs(capsys):
-    from torchimplicit.train.cli import main
+    from torchimplicit.train.command.cli import main
 
     assert "copy-memory" in shipped()
     words = ["fit", "--config", "copy-memory", "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]

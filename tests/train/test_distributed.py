@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from torchimplicit import GMRES, Anderson, Implicit
 from torchimplicit.nn import DEQ
-from torchimplicit.train.cli import main
+from torchimplicit.train.command.cli import main
 from torchimplicit.train.networks import BottleneckCell, TanhCell
 
 STEPS, BATCH = 10, 12

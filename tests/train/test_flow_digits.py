@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchimplicit.train.catalogue import UsageError
-from torchimplicit.train.cli import main
-from torchimplicit.train.curves import read_curves
+from torchimplicit.train.command.cli import main
+from torchimplicit.train.command.curves import read_curves
 from torchimplicit.train.data import DequantisedDigits, Digits
+from torchimplicit.train.errors import UsageError
 from torchimplicit.train.modules import Flow
 from torchimplicit.train.modules.flow import gaussian_nll, square_images
 from torchimplicit.train.networks import WhitenedFlow

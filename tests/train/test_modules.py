@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import torchimplicit as ti
-from torchimplicit.train.catalogue import UsageError
-from torchimplicit.train.cli import main
+from torchimplicit.train.command.cli import main
 from torchimplicit.train.data import Digits
+from torchimplicit.train.errors import UsageError
 from torchimplicit.train.modules import Classifier, Curriculum, EquilibriumModule
 from torchimplicit.train.networks import DigitsNetwork
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import torchimplicit as ti
-from torchimplicit.train.cli import main
-from torchimplicit.train.curves import read_curves
+from torchimplicit.train.command.cli import main
+from torchimplicit.train.command.curves import read_curves
 from torchimplicit.train.networks import MonotoneConvolutional, MonotoneDense, MonotoneMultitier, PlainConvolutional
 
 NETWORKS = {

@@ -9,10 +9,11 @@ import torch
 import yaml
 
 import torchimplicit as ti
-from torchimplicit.train.catalogue import UsageError, shipped
-from torchimplicit.train.cli import main
-from torchimplicit.train.curves import read_curves
+from torchimplicit.train.command.catalogue import shipped
+from torchimplicit.train.command.cli import main
+from torchimplicit.train.command.curves import read_curves
 from torchimplicit.train.data import DataError, Masked, Nuclei
+from torchimplicit.train.errors import UsageError
 from torchimplicit.train.modules import Segmenter
 from torchimplicit.train.modules.segmenter import soft_dice
 from torchimplicit.train.networks import MDEQClassifier, MDEQSegmenter, UNet, UNetSegmenter

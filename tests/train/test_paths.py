@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import torchimplicit as ti
-from torchimplicit.train.catalogue import UsageError
-from torchimplicit.train.cli import main
+from torchimplicit.train.command.cli import main
 from torchimplicit.train.data import Density, Pendulum
+from torchimplicit.train.errors import UsageError
 from torchimplicit.train.modules import Flow, Mechanics, Regressor
 from torchimplicit.train.modules.flow import gaussian_nll, kernel_density_nll
 from torchimplicit.train.networks import ConvolutionalODE, DenseFlow, DenseODE, HamiltonianField, PlainField

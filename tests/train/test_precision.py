@@ -12,8 +12,8 @@ from torch._dynamo.utils import counters
 
 import torchimplicit as ti
 from torchimplicit.core.status import ConvergenceWarning
-from torchimplicit.train.catalogue import UsageError
 from torchimplicit.train.data import Digits
+from torchimplicit.train.errors import UsageError
 from torchimplicit.train.modules import Classifier, EquilibriumModule
 from torchimplicit.train.modules.compiled import compile_cell
 from torchimplicit.train.networks import ConvolutionalDEQ, DigitsNetwork

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchimplicit.train import CheckpointError, runs
-from torchimplicit.train.cli import main
+from torchimplicit.train import CheckpointError
+from torchimplicit.train.command import runs
+from torchimplicit.train.command.cli import main
 from torchimplicit.train.modules import Classifier
 
 SHORT = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu", "--model.network.width", "8"]

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from torchimplicit.train.cli import main
+from torchimplicit.train.command.cli import main
 
 
 def test_the_mnist_recipe_with_steady_states(mnist_folder, capsys):

@@ -9,10 +9,11 @@ import pytest
 import torch
 import yaml
 
-from torchimplicit.train.catalogue import UsageError, shipped
-from torchimplicit.train.cli import main
-from torchimplicit.train.curves import read_curves
+from torchimplicit.train.command.catalogue import shipped
+from torchimplicit.train.command.cli import main
+from torchimplicit.train.command.curves import read_curves
 from torchimplicit.train.data import DataError, Sudoku
+from torchimplicit.train.errors import UsageError
 from torchimplicit.train.modules import Puzzle
 from torchimplicit.train.networks import BoardPerceptron, BoardProgram
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 import yaml
 
-from torchimplicit.train.catalogue import shipped
-from torchimplicit.train.cli import main
-from torchimplicit.train.curves import read_curves
+from torchimplicit.train.command.catalogue import shipped
+from torchimplicit.train.command.cli import main
+from torchimplicit.train.command.curves import read_curves
 from torchimplicit.train.data import ShownSudoku
 from torchimplicit.train.data.boards import Boards, equivalent
 from torchimplicit.train.modules import Completion

@@ -15,13 +15,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DistributedSampler
 
 import torchimplicit as ti
-from torchimplicit.train import catalogue, load
-from torchimplicit.train.catalogue import UsageError
+from torchimplicit.train import load
 from torchimplicit.train.checkpoint import CheckpointError
-from torchimplicit.train.cli import main
+from torchimplicit.train.command import catalogue
+from torchimplicit.train.command.cli import main
 from torchimplicit.train.data import BytePairs, Characters, DataError, Text
 from torchimplicit.train.data.text import Streams
 from torchimplicit.train.data.vocabulary import UnknownCharacterError
+from torchimplicit.train.errors import UsageError
 from torchimplicit.train.modules import LanguageModel
 from torchimplicit.train.networks import DEQTransformer, DEQTrellis, TransformerNetwork
 

@@ -11,8 +11,8 @@ import yaml
 from torch import nn
 
 from torchimplicit.train import CheckpointError, load
-from torchimplicit.train.catalogue import shipped
-from torchimplicit.train.cli import main
+from torchimplicit.train.command.catalogue import shipped
+from torchimplicit.train.command.cli import main
 from torchimplicit.train.modules import Classifier
 from torchimplicit.train.networks import DigitsNetwork
 from torchimplicit.train.trust import LARGEST, UntrustedError, build
@@ -58,7 +58,8 @@ def digits(**arguments):
 
 SYSTEM, IMPORT = spec("os.system", **TOUCH), spec("evil_module.Network")
 COMMAND_LINE = spec(
-    "torchimplicit.train.trainer_cli.RecipeCLI", args=["fit", "--config=digits", "--model.network=evil_module.Network"]
+    "torchimplicit.train.command.trainer_cli.RecipeCLI",
+    args=["fit", "--config=digits", "--model.network=evil_module.Network"],
 )
 CONFIGS = {
     "a command as the model": {"model": SYSTEM},
@@ -77,12 +78,14 @@ CONFIGS = {
     "as the data": {**digits(), "data": SYSTEM},
     "in the data": {**digits(), "data": spec("torchimplicit.train.data.Digits", batch_size=IMPORT)},
     "in dict_kwargs": {"model": {**classifier(), "dict_kwargs": {"network": IMPORT}}},
-    "through a module that ours imports": {"model": spec("torchimplicit.train.report.os.system", **TOUCH)},
+    "through a module that ours imports": {"model": spec("torchimplicit.train.command.report.os.system", **TOUCH)},
     "through a module that a data module imports": {"model": spec("torchimplicit.train.data.base.os.system", **TOUCH)},
     "through a module that torch imports": {"model": spec("torch.nn.modules.module.sys.modules.os.system", **TOUCH)},
     "a stranger's class that torch imports": {"model": spec("torch.nn.modules.module.OrderedDict")},
     "a function of ours": {"model": spec("torchimplicit.train.load", path="evil.ckpt")},
-    "a class of ours that runs commands": {"model": spec("torchimplicit.train.trainer_cli.RecipeCLI", args=["fit"])},
+    "a class of ours that runs commands": {
+        "model": spec("torchimplicit.train.command.trainer_cli.RecipeCLI", args=["fit"])
+    },
     "a class of ours that runs commands, where all is taken": {
         "model": classifier(network=spec("torch.nn.Linear", in_features=2, out_features=2, device=COMMAND_LINE))
     },
@@ -241,7 +244,7 @@ def test_what_would_take_for_ever_is_refused():
 
 @pytest.mark.parametrize("name", shipped())
 def test_a_recipe_is_built_as_its_command_builds_it(name):
-    from torchimplicit.train.trainer_cli import RecipeCLI
+    from torchimplicit.train.command.trainer_cli import RecipeCLI
 
     class Builder(RecipeCLI):
         def _run_subcommand(self, subcommand):

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchimplicit.train.checkpoint import CheckpointError, load
-    from torchimplicit.train.report import write_report
+    from torchimplicit.train.command.report import write_report
 
-_HOMES = {"CheckpointError": "checkpoint", "load": "checkpoint", "write_report": "report"}
+_HOMES = {"CheckpointError": "checkpoint", "load": "checkpoint", "write_report": "command.report"}
 
 __all__ = ["CheckpointError", "load", "write_report"]
 

@@ -1,12 +1,13 @@
 """Data of the recipes: what they train on, from files, from a hub, or from a package that brings it along."""
 
-from torchimplicit.train.data.base import DATA_VARIABLE, DataError, ImageData, Images, RecipeData, Splits
+from torchimplicit.train.data.base import DATA_VARIABLE, DataError, RecipeData, Splits
 from torchimplicit.train.data.boards import ShownSudoku
 from torchimplicit.train.data.cifar10 import CIFAR10
 from torchimplicit.train.data.copy_memory import CopyMemory
 from torchimplicit.train.data.densities import Density
 from torchimplicit.train.data.dequantised import DequantisedDigits
 from torchimplicit.train.data.digits import Digits
+from torchimplicit.train.data.images import ImageData, Images
 from torchimplicit.train.data.mnist import MNIST
 from torchimplicit.train.data.nuclei import Masked, Nuclei
 from torchimplicit.train.data.sudoku import Sudoku

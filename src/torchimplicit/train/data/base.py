@@ -95,68 +95,9 @@ class RecipeData(LightningDataModule):
         return trainer.fit_loop.epoch_loop.batch_progress.current.ready if trainer and trainer.training else 0
 
 
-class Images(Dataset):
-    """Images `(N, C, H, W)` as bytes and their labels `(N,)`; a batch is converted to floats when it is taken.
-
-    Args:
-        images: bytes.
-        labels: whole numbers.
-        mean: in units of the bytes; a number, or one a channel.
-        std: likewise.
-        shift: where > 0, every image is moved by up to so many pixels in each direction, at random.
-        flip: mirrors every other image, at random.
-    """
-
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        mean: float | tuple[float, ...],
-        std: float | tuple[float, ...],
-        shift: int = 0,
-        flip: bool = False,
-    ):
-        """Keeps the tensors."""
-        self.images, self.labels, self.shift, self.flip = images, labels.long(), shift, flip
-        self.mean, self.std = (torch.tensor(value).view(-1, 1, 1) for value in (mean, std))
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        images, labels = self.__getitems__([index])
-        return images[0], labels[0]
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """A whole batch at once: far quicker than image by image."""
-        chosen = torch.tensor(indices)
-        images = (self.images[chosen].float() - self.mean) / self.std
-        if self.shift:
-            images = _shifted(images, self.shift)
-        if self.flip:
-            mirrored = torch.rand(len(images), 1, 1, 1) < 0.5
-            images = torch.where(mirrored, images.flip(-1), images)
-        return images, self.labels[chosen]
-
-
-class ImageData(RecipeData):
-    """Base of the data modules of labelled images: a subclass adds `classes` and `load() -> Splits`."""
-
-    classes: int
-
-
 def permutation(count: int, seed: int) -> Tensor:
     """The numbers below `count` in an order that follows from the seed."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-
-
-def _shifted(images: Tensor, reach: int) -> Tensor:
-    """Every image moved by its own random offset; what comes in from outside repeats the border."""
-    height, width = images.shape[-2:]
-    padded = torch.nn.functional.pad(images, [reach] * 4, mode="replicate")
-    rows, columns = (torch.randint(2 * reach + 1, (len(images), 1)) + torch.arange(n) for n in (height, width))
-    which = torch.arange(len(images)).view(-1, 1, 1)
-    return padded.permute(0, 2, 3, 1)[which, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
 
 
 def _whole(batch: Any) -> Any:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch import Tensor
 
-from torchimplicit.train.data.base import DATA_VARIABLE, DataError, ImageData, Images, Splits, permutation
+from torchimplicit.train.data.base import DATA_VARIABLE, DataError, Splits
 from torchimplicit.train.data.files import read_arrays, read_bytes, read_picture, reading
+from torchimplicit.train.data.images import ImageData, Images, Part, from_hub
 
 BINARY = "cifar-10-batches-bin"
 JPEG = "cifar10_jpeg.npz"
@@ -55,7 +55,7 @@ class CIFAR10(ImageData):
     def prepare_data(self) -> None:
         """Downloads, in one process of the machine, where there is no folder to read."""
         if self.folder() is None:
-            _from_hub("test")
+            _hub("test")
 
     def load(self) -> Splits:
         """The splits.
@@ -64,19 +64,13 @@ class CIFAR10(ImageData):
             DataError: the files are absent or broken, or the hub is out of reach.
         """
         folder = self.folder()
-        (images, labels), test = (_from_hub("train"), _from_hub("test")) if folder is None else _from_folder(folder)
-        if not 0 < self.validation < len(labels):
-            raise DataError(f"CIFAR10(validation={self.validation}): expected more than 0 and less than {len(labels)}")
-        order = permutation(len(labels), self.seed)
-        val, train = order[: self.validation], order[self.validation :]
+        (images, labels), test = (_hub("train"), _hub("test")) if folder is None else _from_folder(folder)
+        train, val = self.held_out(len(labels))
         return Splits(
             Images(images[train], labels[train], MEAN, STD, shift=4 if self.augment else 0, flip=self.augment),
             Images(images[val], labels[val], MEAN, STD),
             Images(*test, MEAN, STD),
         )
-
-
-Part = tuple[Tensor, Tensor]  # images (N, 3, 32, 32), labels (N,)
 
 
 def _from_folder(folder: Path) -> tuple[Part, Part]:
@@ -140,19 +134,5 @@ def _require_labels(labels: np.ndarray) -> None:
         raise ValueError(f"labels from {labels.min()} to {labels.max()}, expected 0 to {CIFAR10.classes - 1}")
 
 
-def _from_hub(split: str) -> Part:
-    """A split from the Hugging Face hub, or from its cache on this disk."""
-    from datasets import load_dataset
-
-    try:
-        table = load_dataset("uoft-cs/cifar10", split=split).with_format("torch")  # type: ignore[union-attr]
-        columns = table[:]
-        images, labels = columns["img"], columns["label"]  # type: ignore[index]
-    except Exception as error:  # the client raises errors of many packages: all mean that there is no data
-        raise DataError(
-            f"CIFAR10: could not get uoft-cs/cifar10 from the Hugging Face hub ({type(error).__name__}: {error}). Try "
-            f"--data-dir (or the variable {DATA_VARIABLE}) with a folder that holds {BINARY}, or look at the "
-            "connection."
-        ) from error
-    images = images if isinstance(images, Tensor) else torch.stack(list(images))
-    return images.to(torch.uint8).reshape(-1, *SHAPE), labels
+def _hub(split: str) -> Part:
+    return from_hub("CIFAR10", "uoft-cs/cifar10", split, SHAPE, "img", BINARY)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from torchimplicit.train.data.base import ImageData, Images, Splits, permutation
+from torchimplicit.train.data.base import Splits, permutation
+from torchimplicit.train.data.images import ImageData, Images
 
 
 class Digits(ImageData):

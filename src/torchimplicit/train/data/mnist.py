@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from torchimplicit.train.data.base import DATA_VARIABLE, DataError, ImageData, Images, Splits, permutation
+from torchimplicit.train.data.base import DATA_VARIABLE, DataError, Splits
 from torchimplicit.train.data.files import reading
 from torchimplicit.train.data.idx import read_idx
+from torchimplicit.train.data.images import ImageData, Images, Part, from_hub
 
 
 class MNIST(ImageData):
@@ -37,7 +37,7 @@ class MNIST(ImageData):
     def prepare_data(self) -> None:
         """Downloads, in one process of the machine, where there is no folder to read."""
         if self.folder() is None:
-            _from_hub("test")
+            _hub("test")
 
     def load(self) -> Splits:
         """The splits.
@@ -46,12 +46,9 @@ class MNIST(ImageData):
             DataError: the files are absent or broken, or the hub is out of reach.
         """
         folder = self.folder()
-        read = _from_hub if folder is None else _from_folder(folder)
+        read = _hub if folder is None else _from_folder(folder)
         (images, labels), test = read("train"), read("test")
-        if not 0 < self.validation < len(labels):
-            raise DataError(f"MNIST(validation={self.validation}): expected more than 0 and less than {len(labels)}")
-        order = permutation(len(labels), self.seed)
-        val, train = order[: self.validation], order[self.validation :]
+        train, val = self.held_out(len(labels))
         parts = ((images[train], labels[train], self.shift), (images[val], labels[val], 0), (*test, 0))
         return Splits(*(Images(x, y, 33.3184, 78.5675, shift) for x, y, shift in parts))
 
@@ -59,7 +56,7 @@ class MNIST(ImageData):
 def _from_folder(folder: Path):
     """`read(split) -> images, labels` for the idx files in a folder, or in its folder `mnist`."""
 
-    def read(split: str) -> tuple[Tensor, Tensor]:
+    def read(split: str) -> Part:
         stem = {"train": "train", "test": "t10k"}[split]
         images = _read_idx(_find(folder, f"{stem}-images-idx3-ubyte"))
         labels = _read_idx(_find(folder, f"{stem}-labels-idx1-ubyte"))
@@ -98,17 +95,5 @@ def _read_idx(path: Path) -> Tensor:
         return read_idx(path)
 
 
-def _from_hub(split: str) -> tuple[Tensor, Tensor]:
-    """Images `(N, 1, 28, 28)` and labels `(N,)` from the Hugging Face hub, or from its cache on this disk."""
-    from datasets import load_dataset
-
-    try:
-        table = load_dataset("ylecun/mnist", split=split).with_format("torch")  # type: ignore[union-attr]
-        columns = table[:]
-    except Exception as error:  # the client raises errors of many packages: all mean that there is no data
-        raise DataError(
-            f"MNIST: could not get ylecun/mnist from the Hugging Face hub ({type(error).__name__}: {error}). Try "
-            f"--data-dir (or the variable {DATA_VARIABLE}) with a folder that holds the four idx files, or look "
-            "at the connection."
-        ) from error
-    return columns["image"].to(torch.uint8).reshape(-1, 1, 28, 28), columns["label"]  # type: ignore[index]
+def _hub(split: str) -> Part:
+    return from_hub("MNIST", "ylecun/mnist", split, (1, 28, 28), "image", "the four idx files")

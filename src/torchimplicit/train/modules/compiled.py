@@ -6,7 +6,7 @@ from torch import nn
 from torch._functorch import config
 
 from torchimplicit.nn import DEQ
-from torchimplicit.train.catalogue import UsageError
+from torchimplicit.train.errors import UsageError
 
 
 def compile_cell(layer: DEQ, backend: str = "inductor") -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from torchimplicit.core.options import require
-from torchimplicit.train.catalogue import UsageError
+from torchimplicit.train.errors import UsageError
 from torchimplicit.train.modules.equilibrium import EquilibriumModule, Stage
 
 Batch = tuple[Tensor, Tensor]

@@ -21,8 +21,8 @@ from torchimplicit.core.options import require
 from torchimplicit.core.status import ConvergenceWarning, Report
 from torchimplicit.nn import DEQ, jacobian_penalty
 from torchimplicit.nn.layer import ImplicitLayer
-from torchimplicit.train.catalogue import UsageError
 from torchimplicit.train.checkpoint import check, origin
+from torchimplicit.train.errors import UsageError
 from torchimplicit.train.modules.compiled import compile_cell
 from torchimplicit.train.modules.curriculum import Curriculum, Layers
 from torchimplicit.train.modules.meter import SolveMeter

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from torchimplicit.train.catalogue import UsageError
+from torchimplicit.train.errors import UsageError
 from torchimplicit.train.modules.equilibrium import EquilibriumModule, Stage
 
 if TYPE_CHECKING:

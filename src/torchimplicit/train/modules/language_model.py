@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torchmetrics.aggregation import MeanMetric
 
-from torchimplicit.train.catalogue import UsageError
 from torchimplicit.train.checkpoint import CheckpointError
+from torchimplicit.train.errors import UsageError
 from torchimplicit.train.modules.equilibrium import STAGES, EquilibriumModule, Stage
 
 Batch = tuple[Tensor, Tensor]

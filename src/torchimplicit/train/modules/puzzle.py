@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassExactMatch
 
-from torchimplicit.train.catalogue import UsageError
+from torchimplicit.train.errors import UsageError
 from torchimplicit.train.modules.equilibrium import EquilibriumModule, Stage
 
 if TYPE_CHECKING:

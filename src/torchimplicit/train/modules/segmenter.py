@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics.segmentation import DiceScore, MeanIoU
 
 from torchimplicit.core.options import require
-from torchimplicit.train.catalogue import UsageError
+from torchimplicit.train.errors import UsageError
 from torchimplicit.train.modules.equilibrium import EquilibriumModule, Stage
 
 if TYPE_CHECKING:

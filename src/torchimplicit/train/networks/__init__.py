@@ -1,20 +1,22 @@
 """Networks of the recipes: what comes before the equilibrium, its cell, and what comes after; and explicit rivals."""
 
-from torchimplicit.train.networks.convolutional import ConvolutionalDEQ, ResidualNetwork
-from torchimplicit.train.networks.copying import CopyingLSTM, CopyingTCN, CopyingTransformer
-from torchimplicit.train.networks.dense import BottleneckCell, DigitsNetwork, MNISTNetwork, RowBound, TanhCell
-from torchimplicit.train.networks.language import DEQTransformer, DEQTrellis, TransformerNetwork
-from torchimplicit.train.networks.monotone import (
+from torchimplicit.train.networks.boards.program import BoardPerceptron, BoardProgram
+from torchimplicit.train.networks.boards.relaxation import BoardRelaxation
+from torchimplicit.train.networks.images.dense import BottleneckCell, DigitsNetwork, MNISTNetwork, RowBound, TanhCell
+from torchimplicit.train.networks.images.monotone import (
     MonotoneConvolutional,
     MonotoneDense,
     MonotoneMultitier,
     PlainConvolutional,
 )
-from torchimplicit.train.networks.multiscale import MDEQClassifier, MDEQSegmenter, UNet, UNetSegmenter
-from torchimplicit.train.networks.paths import ConvolutionalODE, DenseFlow, DenseODE, HamiltonianField, PlainField
-from torchimplicit.train.networks.programs import BoardPerceptron, BoardProgram
-from torchimplicit.train.networks.sudoku import BoardRelaxation
-from torchimplicit.train.networks.whitened import WhitenedFlow
+from torchimplicit.train.networks.images.multiscale import MDEQClassifier, MDEQSegmenter, UNet, UNetSegmenter
+from torchimplicit.train.networks.images.neural_ode import ConvolutionalODE
+from torchimplicit.train.networks.images.residual import ConvolutionalDEQ, ResidualNetwork
+from torchimplicit.train.networks.sequences.copying import CopyingLSTM, CopyingTCN, CopyingTransformer
+from torchimplicit.train.networks.sequences.language import DEQTransformer, DEQTrellis, TransformerNetwork
+from torchimplicit.train.networks.vectors.dense import DenseODE
+from torchimplicit.train.networks.vectors.flow import DenseFlow, WhitenedFlow
+from torchimplicit.train.networks.vectors.mechanics import HamiltonianField, PlainField
 
 __all__ = [
     "BoardPerceptron",

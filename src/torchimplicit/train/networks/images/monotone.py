@@ -14,6 +14,7 @@ from torchimplicit.core.status import OnFailure
 from torchimplicit.nn import MonotoneConv, MonotoneDEQ, MonotoneLinear, MonotoneTiers
 from torchimplicit.nn.equilibrium.monotone import Splitting
 from torchimplicit.solve import Anderson, Solver
+from torchimplicit.train.networks.parts import head
 
 
 class MonotoneConvolutional(nn.Module):
@@ -61,7 +62,7 @@ class MonotoneConvolutional(nn.Module):
         cell = MonotoneConv(channels, image // stride, strength=strength, scale=scale)
         self.inject = injection(in_channels, channels, stride)
         self.equilibrium = MonotoneDEQ(cell, splitting, step, solver, adjoint, on_failure=on_failure)
-        self.head = _head(channels, pool, classes)
+        self.head = head(channels, pool, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, classes)` of images `(B, in_channels, image, image)`."""
@@ -194,7 +195,7 @@ class PlainConvolutional(nn.Module):
         self.inject = injection(in_channels, channels, stride)
         convolutions = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(layers))
         self.body = nn.Sequential(nn.ReLU(), *(module for c in convolutions for module in (c, nn.ReLU())))
-        self.head = _head(channels, pool, classes)
+        self.head = head(channels, pool, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, classes)` of images `(B, in_channels, image, image)`."""
@@ -205,10 +206,6 @@ def injection(in_channels: int, channels: int, stride: int) -> nn.Conv2d:
     """A strided convolution whose windows overlap by half."""
     kernel = max(2 * stride - 1, 3)
     return nn.Conv2d(in_channels, channels, kernel, stride, padding=kernel // 2)
-
-
-def _head(channels: int, pool: int, classes: int) -> nn.Sequential:
-    return nn.Sequential(nn.AdaptiveAvgPool2d(pool), nn.Flatten(), nn.Linear(channels * pool**2, classes))
 
 
 def _check(network: MonotoneConvolutional | MonotoneMultitier | PlainConvolutional) -> None:

@@ -14,7 +14,8 @@ import torch
 
 import torchimplicit
 from torchimplicit.core.status import ConvergenceWarning, ImplicitError
-from torchimplicit.train import catalogue
+from torchimplicit.train.command import catalogue
+from torchimplicit.train.errors import UsageError
 
 CHATTER = (
     "GPU available",
@@ -109,7 +110,7 @@ def _report(words: list[str]) -> None:
     )
     options = parser.parse_args(words[1:])
     with quiet():
-        from torchimplicit.train.report import write_report
+        from torchimplicit.train.command.report import write_report
 
         path = write_report(
             options.checkpoint,
@@ -126,7 +127,7 @@ def _demo(words: list[str]) -> None:
     parser.add_argument("--epochs", type=int, help="fewer or more than the recipe says")
     options = parser.parse_args(words[1:])
     with quiet():
-        from torchimplicit.train.demo import run
+        from torchimplicit.train.command.demo import run
 
         run(options.epochs)
 
@@ -135,16 +136,16 @@ def _train(words: list[str], own_process: bool) -> None:
     given = {word.partition("=")[0] for word in words[1:]}
     if not given & {"-c", "--config", "--model", "-h", "--help"}:
         names = ", ".join(catalogue.shipped())
-        raise catalogue.UsageError(f"{words[0]}: which recipe? Try torchimplicit {words[0]} --config NAME ({names}).")
+        raise UsageError(f"{words[0]}: which recipe? Try torchimplicit {words[0]} --config NAME ({names}).")
     with quiet():
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-        from torchimplicit.train.trainer_cli import RecipeCLI
+        from torchimplicit.train.command.trainer_cli import RecipeCLI
 
         try:
             RecipeCLI(None if own_process else words)
         except MisconfigurationException as error:
-            raise catalogue.UsageError(str(error)) from error
+            raise UsageError(str(error)) from error
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
@@ -12,6 +10,7 @@ from torchimplicit.adjoint import Adjoint, Implicit
 from torchimplicit.core.status import OnFailure
 from torchimplicit.nn import DEQ
 from torchimplicit.solve import Anderson, Solver
+from torchimplicit.train.networks.parts import dense
 
 
 class RowBound(nn.Module):
@@ -56,7 +55,7 @@ class BottleneckCell(nn.Module):
     def __init__(self, width: int, inner: int):
         """Three dense layers."""
         super().__init__()
-        self.layers = _dense(width, inner, inner, width)
+        self.layers = nn.Sequential(*dense(width, inner, inner, width), nn.Tanh())
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
         """`(B, width)` from two of these."""
@@ -114,15 +113,10 @@ class MNISTNetwork(nn.Module):
     ):
         """Draws the weights."""
         super().__init__()
-        self.encoder = nn.Sequential(nn.Flatten(), *_dense(784, 200, 20))
+        self.encoder = nn.Sequential(nn.Flatten(), *dense(784, 200, 20), nn.Tanh())
         self.equilibrium = DEQ(BottleneckCell(20, 10), solver, adjoint, on_failure=on_failure)
-        self.head = _dense(20, 15, 10) if squash else _dense(20, 15, 10)[:-1]
+        self.head = nn.Sequential(*dense(20, 15, 10), *([nn.Tanh()] if squash else []))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, 10)` of images `(B, 1, 28, 28)`."""
         return self.head(self.equilibrium(self.encoder(x)))
-
-
-def _dense(*widths: int) -> nn.Sequential:
-    """Dense layers, each followed by tanh."""
-    return nn.Sequential(*(module for pair in pairwise(widths) for module in (nn.Linear(*pair), nn.Tanh())))

@@ -11,6 +11,7 @@ from torchimplicit.core.options import require
 from torchimplicit.core.status import OnFailure
 from torchimplicit.nn import DEQ, ResidualCell
 from torchimplicit.solve import Anderson, Solver
+from torchimplicit.train.networks.parts import ResidualBlock, head, stem
 
 
 class ConvolutionalDEQ(nn.Module):
@@ -52,9 +53,9 @@ class ConvolutionalDEQ(nn.Module):
         self.classes, self.pool, self.strides = classes, pool, tuple(strides)
         _check(self)
         cell = ResidualCell(channels, inner, groups, floor=1e-5)  # the paper's: trained with a penalty
-        self.stem = _stem(in_channels, channels, groups, self.strides)
+        self.stem = stem(in_channels, channels, groups, self.strides)
         self.equilibrium = DEQ(cell, solver, adjoint, warm_start=warm_start, on_failure=on_failure)
-        self.head = _head(channels, pool, classes)
+        self.head = head(channels, pool, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, classes)` of images `(B, in_channels, H, W)`."""
@@ -93,28 +94,13 @@ class ResidualNetwork(nn.Module):
         _check(self)
         require(self, "channels", channels % groups == 0, f"a multiple of groups={groups}, for the group norms")
         require(self, "blocks", isinstance(blocks, int) and blocks >= 1, "an integer >= 1")
-        self.stem = _stem(in_channels, channels, groups, self.strides)
+        self.stem = stem(in_channels, channels, groups, self.strides)
         self.body = nn.Sequential(*(ResidualBlock(channels, groups) for _ in range(blocks)))
-        self.head = _head(channels, pool, classes)
+        self.head = head(channels, pool, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, classes)` of images `(B, in_channels, H, W)`."""
         return self.head(self.body(self.stem(x)))
-
-
-class ResidualBlock(nn.Module):
-    """Two convolutions with group norms, added to what came in."""
-
-    def __init__(self, channels: int, groups: int):
-        """Draws the weights."""
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm1, self.norm2 = nn.GroupNorm(groups, channels), nn.GroupNorm(groups, channels)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """`(B, channels, H, W)` from the same."""
-        return nn.functional.relu(z + self.norm2(self.conv2(nn.functional.relu(self.norm1(self.conv1(z))))))
 
 
 def _check(network: ConvolutionalDEQ | ResidualNetwork) -> None:
@@ -123,17 +109,3 @@ def _check(network: ConvolutionalDEQ | ResidualNetwork) -> None:
         network, "strides", bool(strides) and all(stride in (1, 2) for stride in strides), "a list of ones and twos"
     )
     require(network, "pool", isinstance(network.pool, int) and network.pool >= 1, "an integer >= 1")
-
-
-def _stem(in_channels: int, channels: int, groups: int, strides: Sequence[int]) -> nn.Sequential:
-    """A convolution and a group norm for every stride, with ReLU between."""
-    modules: list[nn.Module] = []
-    for stride in strides:
-        modules += [nn.ReLU()] if modules else []
-        modules += [nn.Conv2d(in_channels, channels, 3, stride, padding=1), nn.GroupNorm(groups, channels)]
-        in_channels = channels
-    return nn.Sequential(*modules)
-
-
-def _head(channels: int, pool: int, classes: int) -> nn.Sequential:
-    return nn.Sequential(nn.AdaptiveAvgPool2d(pool), nn.Flatten(), nn.Linear(channels * pool**2, classes))

@@ -12,7 +12,7 @@ from torchimplicit.core.options import require
 from torchimplicit.core.status import OnFailure
 from torchimplicit.nn import MDEQ, ClassificationHead, ConvolutionalStem, SegmentationHead
 from torchimplicit.solve import Anderson, Solver
-from torchimplicit.train.networks.convolutional import ResidualBlock
+from torchimplicit.train.networks.parts import ResidualBlock
 
 
 class MDEQClassifier(nn.Module):

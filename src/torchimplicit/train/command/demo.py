@@ -12,8 +12,8 @@ import torch
 
 from torchimplicit import diagnose
 from torchimplicit.train.checkpoint import load
-from torchimplicit.train.curves import plot_curves, read_curves
-from torchimplicit.train.trainer_cli import RecipeCLI
+from torchimplicit.train.command.curves import plot_curves, read_curves
+from torchimplicit.train.command.trainer_cli import RecipeCLI
 
 NEXT = """
 Next:

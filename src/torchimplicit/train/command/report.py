@@ -19,9 +19,9 @@ from torch.utils import _pytree as pytree
 from torchimplicit import diagnose
 from torchimplicit.core.status import ImplicitError
 from torchimplicit.nn import DEQ
-from torchimplicit.train import runs
 from torchimplicit.train.checkpoint import load
-from torchimplicit.train.curves import plot_curves, read_curves
+from torchimplicit.train.command import runs
+from torchimplicit.train.command.curves import plot_curves, read_curves
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -20,10 +20,11 @@ from torchimplicit.nn import PathPenalty
 from torchimplicit.ode import PathAdjoint, PathSolver
 from torchimplicit.solve import Solver
 from torchimplicit.train import checkpoint as checkpoints
-from torchimplicit.train import runs
 from torchimplicit.train.callbacks import ConfigFile, SaveOnceTrained
-from torchimplicit.train.catalogue import UsageError, resolve
+from torchimplicit.train.command import runs
+from torchimplicit.train.command.catalogue import resolve
 from torchimplicit.train.data.base import DATA_VARIABLE
+from torchimplicit.train.errors import UsageError
 
 # Options on dataclasses are chosen by class in a recipe: jsonargparse wants to be told that subclasses will do.
 set_parsing_settings(subclasses_enabled=[Solver, Adjoint, LinearSolver, PathSolver, PathAdjoint, PathPenalty])

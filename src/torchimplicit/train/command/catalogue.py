@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torchimplicit.core.status import ImplicitError
+from torchimplicit.train.errors import UsageError
 
-FOLDER = Path(__file__).parent / "recipes"
-
-
-class UsageError(ImplicitError, ValueError):
-    """The command was asked for something that it does not have."""
+FOLDER = Path(__file__).parent.parent / "recipes"
 
 
 def shipped() -> dict[str, Path]:

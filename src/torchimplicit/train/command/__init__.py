@@ -1,0 +1,1 @@
+"""The `torchimplicit` command: training, reports, predictions, the demonstration."""

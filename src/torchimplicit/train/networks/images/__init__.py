@@ -1,0 +1,1 @@
+"""Networks of images: to classes, or to one class a pixel."""

@@ -1,0 +1,1 @@
+"""Networks of sequences: text, and what has to be remembered."""

@@ -1,0 +1,1 @@
+"""Networks of vectors: where a path leads, densities, slopes."""
