@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 import torchimplicit as ti
-from torchimplicit.core.outcome import LINEAR, POINTS, UNROLLED, Status
+from torchimplicit.adjoint.unrolled import UNROLLED
+from torchimplicit.core.outcome import Status
 from torchimplicit.core.status import Report
+from torchimplicit.linear.report import LINEAR
 from torchimplicit.ode.report import PATHS, WALKS_BACK
 from torchimplicit.optim import BoxDDP, Cones, cone_program, ilqr, lqr, qp
 from torchimplicit.optim.cone.search import CONES
@@ -21,6 +23,7 @@ from torchimplicit.optim.cone.sound import DERIVATIVES
 from torchimplicit.optim.control.solution import PLANS
 from torchimplicit.optim.projection.verdict import PROJECTIONS
 from torchimplicit.optim.quadprog.report import PROGRAMS
+from torchimplicit.solve.report import POINTS
 
 FAMILIES = {
     "points": POINTS,
@@ -72,7 +75,7 @@ def test_every_table_of_a_report_is_walked():
     def below(kind):
         return {kind, *(each for child in kind.__subclasses__() for each in below(child))}
 
-    tables = [kind.table for kind in below(Report) if kind.table is not None]
+    tables = [kind.table for kind in below(Report) if kind.table]
     strangers = [table for table in tables if not any(table is known for known in FAMILIES.values())]
     assert not strangers, f"add these tables to FAMILIES: {strangers}"
 

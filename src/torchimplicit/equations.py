@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torchimplicit.solve import DENSE, Anderson, Newton, PreparedMap, Result, So
 
 
 @front_door
+@transforms.outside_inference_mode
 def fixed_point(
     f: Callable,
     z0: Any,
@@ -81,7 +82,8 @@ def fixed_point(
         solver, Solver
     ):  # a splitting's step is known once the problem has begun
         solver = f.tolerances(solver)
-    return solve_problem(problem, z0, solver, adjoint, warm_start, on_failure, trace, save_steps, review)
+    options = Options(solver, adjoint, warm_start, on_failure, trace, save_steps, review)
+    return solve_problem(problem, z0, options)
 
 
 def _ask(f: PreparedMap, z0: Any, args: tuple, batch_dims: int, residual: Residual, result: Result) -> None:
@@ -92,6 +94,7 @@ def _ask(f: PreparedMap, z0: Any, args: tuple, batch_dims: int, residual: Residu
 
 
 @front_door
+@transforms.outside_inference_mode
 def root(
     g: Callable,
     z0: Any,
@@ -140,26 +143,13 @@ def root(
         [1.414, 3.0]
     """
     problem = Root(g, z0, args, batch_dims, batched_args)
-    return solve_problem(problem, z0, solver, adjoint, warm_start, on_failure, trace, save_steps)
+    return solve_problem(problem, z0, Options(solver, adjoint, warm_start, on_failure, trace, save_steps))
 
 
-def solve_problem(
-    problem: Problem,
-    z0: Any,
-    solver: Solver,
-    adjoint: Adjoint | None,
-    warm_start: Solution | None,
-    on_failure: OnFailure,
-    trace: bool = False,
-    save_steps: Sequence[int] = (),
-    review: Callable[[Residual, Result], None] | None = None,
-    present: Callable[[Solution], Solution] | None = None,
-) -> Solution:
-    """Solves a problem and attaches the gradient: what all front doors have in common.
+class Options(NamedTuple):
+    """How to solve, and what to keep; what is not explained here is in `fixed_point`.
 
-    Args:
-        problem: the condition.
-        z0: see `fixed_point`, as for what follows.
+    Attributes:
         solver: see there.
         adjoint: see there; None takes what suits the number of unknowns.
         warm_start: see there.
@@ -169,43 +159,74 @@ def solve_problem(
         review: looks at where the loop has ended, and may change the report: `(residual, result) -> None`.
         present: the solution as the caller shall see it, also in an error.
     """
-    if torch.is_inference_mode_enabled():
-        again = partial(solve_problem, problem, solver=solver, adjoint=adjoint, on_failure=on_failure)
-        options = {"warm_start": warm_start, "trace": trace, "save_steps": save_steps}
-        return transforms.without_inference_mode(partial(again, **options, review=review, present=present), z0)
+
+    solver: Solver
+    adjoint: Adjoint | None
+    warm_start: Solution | None
+    on_failure: OnFailure
+    trace: bool = False
+    save_steps: Sequence[int] = ()
+    review: Callable[[Residual, Result], None] | None = None
+    present: Callable[[Solution], Solution] | None = None
+
+
+def solve_problem(problem: Problem, z0: Any, options: Options) -> Solution:
+    """Solves a problem and attaches the gradient: what all public functions of points have in common.
+
+    Args:
+        problem: the condition.
+        z0: see `fixed_point`.
+        options: how.
+    """
+    adjoint = options.adjoint
     if adjoint is None:
         adjoint = Implicit(LU()) if problem.layout.width <= DENSE else Implicit()
-    check_options(solver, adjoint, on_failure, save_steps)
-    z0, left = (z0, {}) if warm_start is None else _where_left(problem, warm_start)
+    check_options(options.solver, adjoint, options.on_failure, options.save_steps)
+    z0, left = (z0, {}) if options.warm_start is None else _where_left(problem, options.warm_start)
     z0, tensors = transforms.normal((z0, problem.explicit.take_tensors()))
     start = problem.layout.flatten(z0)
     if not problem.layout.batch:
-        return _solved_nothing(problem, start, tensors, trace, save_steps, present)
+        return _solved_nothing(problem, start, tensors, options)
     differentiable = torch.is_grad_enabled()
     if differentiable and transforms.active():
         # Inside a solve, transforms have been peeled off and a captured tensor can no longer be told: look beforehand.
         with problem.bind(tensors, audit=True) as residual:
             residual(start.detach())
+    wants_inverse = differentiable and adjoint.wants_inverse
+    call = Call(problem, _loop(options, left), options.on_failure, differentiable, Record(), wants_inverse)
+    value = adjoint.solve(call, start, tensors) if differentiable else call.forward(start, tensors)
+    return _finished(call, adjoint, value, start, tensors, options)
+
+
+def _loop(options: Options, left: dict[str, Any]) -> Callable[[Residual, Tensor], Result]:
+    """The solver in its loop, from a state, with what an earlier solution has `left`."""
 
     def run(residual: Residual, z: Tensor) -> Result:
-        result = iterate(solver, residual, z, trace, save_steps, **left)
-        if review is not None:
-            review(residual, result)
+        result = iterate(options.solver, residual, z, options.trace, options.save_steps, **left)
+        if options.review is not None:
+            options.review(residual, result)
         return result
 
-    call = Call(problem, run, on_failure, differentiable, Record(), differentiable and adjoint.wants_inverse)
-    value = adjoint.solve(call, start, tensors) if differentiable else call.forward(start, tensors)
+    return run
+
+
+def _finished(
+    call: Call, adjoint: Adjoint, value: Tensor, start: Tensor, tensors: list[Tensor], options: Options
+) -> Solution:
+    """The solution of a call that gave `value` `(B, n)`, samples that are not finite kept out of its gradients."""
+    assert isinstance(call.problem, Problem)
     result = call.record.take_result()
     report = result.report
-    report.name = type(problem).__name__
+    report.name = type(call.problem).__name__
     sick, again = find_sick(value, report), None
     if sick is not None:
         value, again = quarantine(call, adjoint, value, start, tensors, sick)
-    saved = [result.saved[step] for step in save_steps]
-    if saved and differentiable:
-        saved = attached(call, adjoint, saved, tensors, sick, again and [again.saved[k] for k in save_steps])
-    solution = _presented(problem, value, report, saved, result, present)
-    react(report, on_failure, solution)
+    saved = [result.saved[step] for step in options.save_steps]
+    if saved and call.audit:  # where gradients are wanted
+        kept = again and [again.saved[step] for step in options.save_steps]
+        saved = attached(call, adjoint, saved, tensors, sick, kept)
+    solution = _presented(call.problem, value, report, saved, result, options)
+    react(report, options.on_failure, solution)
     return solution
 
 
@@ -230,30 +251,23 @@ def _presented(
     report: Report,
     saved: Sequence[Tensor],
     result: Result | None,
-    present: Callable[[Solution], Solution] | None,
+    options: Options,
 ) -> Solution:
     """Flat values `(B, n)` as the caller sees them, who may write into them: the adjoint keeps its own."""
     value, *saved = (own(problem.layout.unflatten(rows)) for rows in (value, *saved))
     learnt = (None, None) if result is None else (result.knowledge, result.ran)
     solution = Solution(value, report, tuple(saved), *learnt)
-    return solution if present is None else present(solution)
+    return solution if options.present is None else options.present(solution)
 
 
-def _solved_nothing(
-    problem: Problem,
-    start: Tensor,
-    tensors: list[Tensor],
-    trace: bool,
-    save_steps: Sequence[int],
-    present: Callable[[Solution], Solution] | None,
-) -> Solution:
+def _solved_nothing(problem: Problem, start: Tensor, tensors: list[Tensor], options: Options) -> Solution:
     """The solution of an empty batch `(0, n)`, as other layers have it: gradients of zero, nothing evaluated."""
     value, none = unmoved(start.detach(), tensors), torch.zeros(0, dtype=torch.int64, device=start.device)
     report, backward = (
         Report(none, none, start.new_zeros(0), nfev=0, name=name) for name in (type(problem).__name__, "backward solve")
     )
-    report.trace, report.backward, backward.linear = start.new_zeros(1, 0) if trace else None, backward, True
-    return _presented(problem, value, report, [value] * len(save_steps), None, present)
+    report.trace, report.backward, backward.linear = start.new_zeros(1, 0) if options.trace else None, backward, True
+    return _presented(problem, value, report, [value] * len(options.save_steps), None, options)
 
 
 def check_options(solver: Any, adjoint: Any, on_failure: str, save_steps: Any = ()) -> None:

@@ -7,14 +7,16 @@ import torch
 
 import torchimplicit as ti
 from torchimplicit.core.status import Report, Solution, failure_message, react
+from torchimplicit.linear.report import LinearReport
+from torchimplicit.solve.report import SolveReport
 
 S = ti.Status
 
 
-def report(*statuses, **more):
+def report(*statuses, kind=SolveReport, **more):
     count = len(statuses)
     numbers = torch.arange(count, dtype=torch.float64)
-    return Report(torch.tensor([int(s) for s in statuses]), torch.arange(count), 10.0**-numbers, 7, **more)
+    return kind(torch.tensor([int(s) for s in statuses]), torch.arange(count), 10.0**-numbers, 7, **more)
 
 
 def test_a_report_has_converged_when_every_sample_has():
@@ -48,6 +50,12 @@ def test_failures_are_raised_warned_of_or_ignored_and_success_is_silent():
             react(good, word)
 
 
+def test_a_status_is_told_also_where_nothing_is_known_to_try():
+    assert failure_message(report(S.COUPLED, S.CONVERGED, kind=Report)).splitlines()[1:] == [
+        "  coupled: sample 0 (step 0, residual 1.00e+00)."
+    ]
+
+
 def test_the_message_names_the_samples_their_residual_and_what_to_try():
     message = failure_message(report(S.CONVERGED, *[S.MAX_STEPS] * 7, S.NON_FINITE, advice="Look twice."))
     assert message.startswith("solve: 8 of 9 samples did not converge.")
@@ -61,14 +69,14 @@ def test_the_message_names_the_samples_their_residual_and_what_to_try():
 def test_remedies_are_those_of_the_statuses_that_occurred_and_of_the_kind_of_solve():
     forward = report(S.CONVERGED, S.STAGNATED).remedies
     assert list(forward) == [S.STAGNATED]
-    linear = report(S.STAGNATED, linear=True).remedies
+    linear = report(S.STAGNATED, kind=LinearReport).remedies
     assert forward[S.STAGNATED] != linear[S.STAGNATED]
 
 
 def test_one_line_says_how_many_converged():
     good = report(S.CONVERGED, S.CONVERGED, S.DIVERGED)
     assert str(good) == "solve: 2/3 converged, steps up to 2, residual up to 1.00e+00, 7 evaluations"
-    good.backward = report(S.CONVERGED, linear=True, name="backward solve")
+    good.backward = report(S.CONVERGED, kind=LinearReport, name="backward solve")
     assert str(good).endswith("; backward solve: 1/1 converged, steps up to 0, residual up to 1.00e+00, 7 products")
 
 

@@ -20,6 +20,7 @@ from torchimplicit.adjoint.call import Call
 from torchimplicit.adjoint.quarantine import all_finite, pull_apart, warn_of_leak
 from torchimplicit.core import transforms
 from torchimplicit.core.status import Report, Status
+from torchimplicit.linear.report import LinearReport
 
 Steps = Callable[[Call, Tensor, list[Tensor]], Tensor]
 Judge = Callable[[Tensor, Tensor, "list[Tensor | None] | None"], Report]
@@ -114,7 +115,7 @@ class Gate:
         else:
             status = torch.zeros_like(grad[:, 0], dtype=torch.int64)
             unknown = torch.full_like(grad[:, 0], torch.nan)
-            report = Report(status, torch.zeros_like(status), unknown, 0, linear=True)
+            report = LinearReport(status, torch.zeros_like(status), unknown, 0)
         if self.lost is not None:
             report.status = torch.where(self.lost, int(Status.NON_FINITE), report.status)
         return report

@@ -11,9 +11,10 @@ from torch import Tensor
 from torchimplicit.adjoint.call import Adjoint, Call
 from torchimplicit.adjoint.implicit import ImplicitSolve
 from torchimplicit.core.options import require
-from torchimplicit.core.status import Report, Status
+from torchimplicit.core.status import Status
 from torchimplicit.core.tree import norm
 from torchimplicit.linear import LinearOperator, LinearResult, LinearSolver, Prepared
+from torchimplicit.linear.report import LinearReport
 from torchimplicit.linear.solver import Product
 
 
@@ -96,4 +97,4 @@ class _Refining(Prepared):
         status = torch.where(exploded, int(Status.DIVERGED), int(Status.CONVERGED))
         status = torch.where(norm(x).isfinite(), status, int(Status.NON_FINITE))
         steps = torch.full_like(status, self.solver.steps)
-        return LinearResult(x, Report(status, steps, residual, self.solver.steps, "linear solve", linear=True))
+        return LinearResult(x, LinearReport(status, steps, residual, self.solver.steps, "linear solve"))

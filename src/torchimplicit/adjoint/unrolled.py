@@ -17,14 +17,21 @@ from torchimplicit.adjoint.gate import Gate
 from torchimplicit.core import transforms
 from torchimplicit.core.independence import jolted, noise
 from torchimplicit.core.options import require
-from torchimplicit.core.outcome import UNROLLED
+from torchimplicit.core.outcome import Remedy
 from torchimplicit.core.problem import Problem, Residual
 from torchimplicit.core.status import Report, Status
 from torchimplicit.core.tree import norm
 from torchimplicit.linear import Jacobian
+from torchimplicit.linear.report import LINEAR
 
 MOST = 1e4  # an error is said to be, relative to what it should be; a number in half precision, too
 ASIDE = 0.1  # how far from a solution, relative to it, steps begin whose own start was nearer still
+UNROLLED = LINEAR | {
+    Status.MAX_STEPS: Remedy(
+        "The derivative of the steps has not come to that of the solution, which it lags behind.",
+        ("a solver with a smaller rtol and more max_steps", "Implicit()"),
+    ),
+}
 
 
 @dataclass(frozen=True)

@@ -42,31 +42,6 @@ class Remedy(NamedTuple):
         return f"{self.cause} Try {', '.join(others) + ', or ' if others else ''}{last}.".strip()
 
 
-POINTS = {
-    Status.MAX_STEPS: Remedy("", ("more max_steps", "a looser rtol or atol", "a more contractive map")),
-    Status.STAGNATED: Remedy(
-        "The residual no longer falls: the tolerance may lie below what this dtype can reach, the map may have no "
-        "fixed point, it may be random (plain dropout inside it), or its residual may grow for long before it falls (a "
-        "non-normal map).",
-        ("a looser rtol or atol", "float64", "nn.VariationalDropout", "Newton()"),
-    ),
-    Status.DIVERGED: Remedy(
-        "The map expands.", ("damping < 1", "Newton()", "spectral normalisation", "smaller weights")
-    ),
-    Status.NON_FINITE: Remedy(
-        "NaN or infinity appeared: look for them in the inputs, else for overflow or a singular Jacobian. Such a "
-        "sample is held at its last finite iterate and adds nothing to the gradients."
-    ),
-    Status.SADDLE: Remedy(
-        "The gradient vanishes, but the energy falls to a side: a saddle or a maximum, to which Newton() goes as well "
-        "as to a minimum, and LBFGS, NewtonCG, LevenbergMarquardt only from a start beside which nothing leads away.",
-        (
-            "another start",
-            "a solver that goes down (LBFGS, NewtonCG) in place of Newton()",
-            "check_minimum=False to accept any stationary point",
-        ),
-    ),
-}
 COUPLED = Remedy(
     "The samples are not independent: what one is given depends on the others (features in dimension 0, batch "
     "normalisation in training, any statistic over the batch).",
@@ -76,30 +51,3 @@ COUPLED = Remedy(
         "eval(), GroupNorm or LayerNorm in place of batch statistics",
     ),
 )
-LINEAR = {
-    Status.MAX_STEPS: Remedy(
-        "",
-        ("GMRES with more max_steps", "GMRES with a longer restart", "a looser rtol", "LU() for a small state"),
-    ),
-    Status.STAGNATED: Remedy(
-        "The system is singular or nearly so at this solution, the tolerance lies below what this dtype can reach, or "
-        "the method does not suit it.",
-        ("GMRES with a longer restart", "a looser rtol", "LU() for a small state"),
-    ),
-    Status.DIVERGED: Remedy(
-        "The Neumann series grows, for the map does not contract; or the inverse that Shine took over explodes, and it "
-        "took the Jacobian-free gradient instead.",
-        ("Implicit(GMRES())",),
-    ),
-    Status.NON_FINITE: Remedy(
-        "NaN or infinity appeared: the incoming gradient is not finite, or the Jacobian is singular or not finite at "
-        "the solution. Such a sample adds nothing to the gradients."
-    ),
-    Status.COUPLED: COUPLED,
-}
-UNROLLED = LINEAR | {
-    Status.MAX_STEPS: Remedy(
-        "The derivative of the steps has not come to that of the solution, which it lags behind.",
-        ("a solver with a smaller rtol and more max_steps", "Implicit()"),
-    ),
-}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchimplicit.core import transforms
 from torchimplicit.core.failures import Counted, Failures, failures_under, warn
-from torchimplicit.core.outcome import LINEAR, POINTS, Remedy, Status
+from torchimplicit.core.outcome import Remedy, Status
 
 OnFailure = Literal["raise", "warn", "ignore"]
 
@@ -34,7 +34,7 @@ class Report:
     """
 
     failure: ClassVar[str] = "did not converge"
-    table: ClassVar[dict[Status, Remedy] | None] = None
+    table: ClassVar[dict[Status, Remedy]] = {}
 
     status: Tensor
     steps: Tensor
@@ -63,8 +63,8 @@ class Report:
     @property
     def remedies(self) -> dict[Status, str]:
         """What to try, for every status other than `CONVERGED` that some sample ended with."""
-        table = self.table or (LINEAR if self.linear else POINTS)
-        return {status: str(remedy) for status, remedy in table.items() if bool((self.status == status).any())}
+        found = [status for status in Status if status and bool((self.status == status).any())]
+        return {status: str(self.table.get(status, "")) for status in found}  # named, also where nothing is known
 
     def describe(self, sample: int) -> str:
         """Where one sample stands, in words."""
@@ -193,6 +193,6 @@ def failure_message(report: Report, failures: Failures | None = None, show: int 
         samples = torch.nonzero(report.status == status).flatten().tolist()
         listed = ", ".join(f"sample {i} ({report.describe(i)})" for i in samples[:show])
         more = f" and {len(samples) - show} more" if len(samples) > show else ""
-        lines += [f"  {status.name.lower()}: {listed}{more}.", f"    {remedy}"]
+        lines += [f"  {status.name.lower()}: {listed}{more}.", *([f"    {remedy}"] if remedy else [])]
     advice = [report.advice, "" if failures is None else failures.advice]
     return "\n".join([*lines, *(f"  {text}" for text in advice if text)])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from torch.autograd import forward_ad
 from torch.autograd.graph import _engine_run_backward
 from torch.utils import _pytree as pytree
 
+P = ParamSpec("P")
+R = TypeVar("R")
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -83,6 +86,18 @@ def for_rows(function: Callable[[Tensor], Tensor], rows: Tensor, dim: int) -> Te
         return _functorch._remove_batch_dim(value, level, len(rows), dim)
     finally:
         _functorch._vmap_decrement_nesting()
+
+
+def outside_inference_mode(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that solves, whose every call is made outside of inference mode; see `without_inference_mode`."""
+
+    @wraps(function)
+    def outside(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not torch.is_inference_mode_enabled():
+            return function(*args, **kwargs)
+        return without_inference_mode(partial(function, **normal(kwargs)), *args)
+
+    return outside
 
 
 def without_inference_mode(function: Callable[..., Any], *inputs: Any) -> Any:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.options import require
-from torchimplicit.core.status import Report, Status
+from torchimplicit.core.status import Status
 from torchimplicit.core.tree import norm
 from torchimplicit.linear.operator import LinearOperator
+from torchimplicit.linear.report import LinearReport
 from torchimplicit.linear.solver import LinearResult, LinearSolver, Prepared
 
 
@@ -79,9 +80,7 @@ class _Factored(Prepared):
             status = torch.where(finite, status, int(Status.NON_FINITE))
             residual = torch.where(finite, residual, norm(b))
         residual = residual / b.shape[1] ** 0.5
-        return LinearResult(
-            x, Report(status, torch.ones_like(status), residual, b.shape[1], "linear solve", linear=True)
-        )
+        return LinearResult(x, LinearReport(status, torch.ones_like(status), residual, b.shape[1], "linear solve"))
 
     def _factor(self, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         assert isinstance(self.solver, LU)

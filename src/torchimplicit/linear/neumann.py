@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.options import require
-from torchimplicit.core.status import Report, Status
+from torchimplicit.core.status import Status
 from torchimplicit.core.tree import norm
+from torchimplicit.linear.report import LinearReport
 from torchimplicit.linear.solver import LinearResult, LinearSolver, Product
 
 
@@ -44,4 +45,4 @@ class Neumann(LinearSolver):
         status = torch.where(finite, status, int(Status.NON_FINITE))
         residual = torch.where(finite, last, first) / b.shape[1] ** 0.5
         steps = torch.full_like(status, self.terms)
-        return LinearResult(x, Report(status, steps, residual, self.terms, "linear solve", linear=True))
+        return LinearResult(x, LinearReport(status, steps, residual, self.terms, "linear solve"))

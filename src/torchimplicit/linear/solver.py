@@ -13,6 +13,7 @@ from torch import Tensor
 from torchimplicit.core.status import Report, Status
 from torchimplicit.core.tree import norm
 from torchimplicit.linear.operator import LinearOperator
+from torchimplicit.linear.report import LinearReport
 
 Product = Callable[[Tensor], Tensor]
 PLAY = 2.0  # a true residual of more than so many times its target refutes a claim of convergence
@@ -151,7 +152,7 @@ class Progress:
     def result(self, x: Tensor, products: int) -> LinearResult:
         """The result, once the iteration has ended."""
         steps = torch.where(self.running, self.before + self.step, self.steps)
-        report = Report(self.status, steps, self.residual / self.width**0.5, products, "linear solve", linear=True)
+        report = LinearReport(self.status, steps, self.residual / self.width**0.5, products, "linear solve")
         return LinearResult(x, report)
 
     def reopen(self, residual: Tensor) -> bool:

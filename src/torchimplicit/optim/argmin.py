@@ -8,17 +8,18 @@ from functools import partial
 from typing import Any
 
 from torchimplicit.adjoint import Adjoint
+from torchimplicit.core import transforms
 from torchimplicit.core.front_door import front_door
-from torchimplicit.core.problem import Residual
 from torchimplicit.core.stationary import LeastSquares, Stationary
 from torchimplicit.core.status import OnFailure, Solution
-from torchimplicit.equations import solve_problem
+from torchimplicit.equations import Options, solve_problem
 from torchimplicit.optim import curvature
 from torchimplicit.optim.constrained import ConstrainedSolution, first_multipliers, lagrangian
-from torchimplicit.solve import LBFGS, LevenbergMarquardt, Minimiser, Newton, Result, Solver
+from torchimplicit.solve import LBFGS, LevenbergMarquardt, Minimiser, Newton, Solver
 
 
 @front_door
+@transforms.outside_inference_mode
 def argmin(
     energy: Callable,
     z0: Any,
@@ -101,13 +102,11 @@ def argmin(
         [0.6, 0.8, 4.0]
     """
     _check_bool(check_minimum)
-    options: dict[str, Any] = {"trace": trace, "save_steps": save_steps}
     if constraints is None:
         problem = Stationary(energy, z0, args, batch_dims, batched_args)
-        options["review"] = curvature.check_minimum if check_minimum else None
-        return solve_problem(
-            problem, z0, LBFGS() if solver is None else solver, adjoint, warm_start, on_failure, **options
-        )
+        solver = LBFGS() if solver is None else solver
+        review = curvature.check_minimum if check_minimum else None
+        return solve_problem(problem, z0, Options(solver, adjoint, warm_start, on_failure, trace, save_steps, review))
     if isinstance(solver, Minimiser):
         raise ValueError(
             f"argmin(constraints=..., solver={type(solver).__name__}()): a constrained minimum is a saddle of the "
@@ -120,15 +119,14 @@ def argmin(
         warm_start = replace(warm_start, value=(warm_start.value, multipliers), state=None)
     state = (z0, multipliers)
     problem = Stationary(partial(lagrangian, energy, constraints), state, args, batch_dims, batched_args)
-    if check_minimum:
-        options["review"] = partial(curvature.check_minimum, constraints=count)
-    options["present"] = ConstrainedSolution.of
-    return solve_problem(
-        problem, state, Newton() if solver is None else solver, adjoint, warm_start, on_failure, **options
-    )
+    solver = Newton() if solver is None else solver
+    review = partial(curvature.check_minimum, constraints=count) if check_minimum else None
+    options = Options(solver, adjoint, warm_start, on_failure, trace, save_steps, review, ConstrainedSolution.of)
+    return solve_problem(problem, state, options)
 
 
 @front_door
+@transforms.outside_inference_mode
 def least_squares(
     residuals: Callable,
     z0: Any,
@@ -183,8 +181,9 @@ def least_squares(
     """
     _check_bool(check_minimum)
     problem = LeastSquares(residuals, z0, args, batch_dims, batched_args)
-    review: Callable[[Residual, Result], None] | None = curvature.check_minimum if check_minimum else None
-    return solve_problem(problem, z0, solver, adjoint, warm_start, on_failure, trace, save_steps, review)
+    review = curvature.check_minimum if check_minimum else None
+    options = Options(solver, adjoint, warm_start, on_failure, trace, save_steps, review)
+    return solve_problem(problem, z0, options)
 
 
 def _check_bool(check_minimum: Any) -> None:

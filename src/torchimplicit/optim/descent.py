@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -217,6 +216,7 @@ class ProjectedGradient(ProximalGradient):
 
 @torch.no_grad()
 @front_door
+@transforms.outside_inference_mode
 def curvature_bound(energy: Callable, z: Any, *args: Any, products: int = PRODUCTS, batch_dims: int = 1) -> Tensor:
     r"""How strongly an energy bends at a state: the largest modulus of an eigenvalue of its Hessian.
 
@@ -246,9 +246,6 @@ def curvature_bound(energy: Callable, z: Any, *args: Any, products: int = PRODUC
     """
     if not isinstance(products, int) or products < 1:
         raise ValueError(f"curvature_bound(products={products!r}): expected an integer >= 1")
-    if torch.is_inference_mode_enabled():
-        again = partial(curvature_bound, energy, products=products, batch_dims=batch_dims)
-        return transforms.without_inference_mode(again, z, *args)
     problem = Stationary(energy, z, args, batch_dims, begins=False)
     tensors = [tensor.detach() for tensor in problem.explicit.take_tensors()]
     with problem.bind(tensors) as residual:

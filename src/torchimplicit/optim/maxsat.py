@@ -29,6 +29,7 @@ from torch.autograd.function import once_differentiable
 from torchimplicit.core.options import require
 from torchimplicit.core.status import OnFailure, Report, Status, react
 from torchimplicit.linear import CG, LinearOperator
+from torchimplicit.solve.report import SolveReport
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def descend(coupling: Tensor, force: Tensor, start: Tensor, free: Tensor, descen
         if not len(running):
             break
     value[:, running] = z
-    return value, Report(status, steps, residual, sweep, name="MaxSAT")
+    return value, SolveReport(status, steps, residual, sweep, name="MaxSAT")
 
 
 class SphereHessian(LinearOperator):

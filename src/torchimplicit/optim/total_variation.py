@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.front_door import front_door
-from torchimplicit.core.status import OnFailure, Report, Status, react
+from torchimplicit.core.status import OnFailure, Status, react
 from torchimplicit.optim.projection.batch import Batch, Label, Scalar
+from torchimplicit.solve.report import SolveReport
 
 _PATIENCE = 20  # rounds without fewer wrong edges than ever, before a sample changes one edge a round
 _ROUNDS = 10  # times the number of entries, and 1000 more: the most rounds that are taken
@@ -100,7 +101,8 @@ def _changed(x: Tensor, step: Tensor, jumps: Tensor) -> Tensor:
 def _refuse(changed: Tensor, rounds: int) -> None:
     wrong = changed.sum(-1).flatten()
     status = torch.where(wrong > 0, Status.MAX_STEPS, Status.CONVERGED)
-    react(Report(status, torch.full_like(wrong, rounds), wrong.double(), rounds, "total_variation, edges"), "raise")
+    report = SolveReport(status, torch.full_like(wrong, rounds), wrong.double(), rounds, "total_variation, edges")
+    react(report, "raise")
 
 
 def _pieces(x: Tensor, step: Tensor, jumps: Tensor) -> Tensor:

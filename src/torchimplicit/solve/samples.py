@@ -18,6 +18,7 @@ from torch import Tensor
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.status import Report, Status
 from torchimplicit.core.tree import norm, scaled_norm
+from torchimplicit.solve.report import SolveReport
 
 PATIENCE = 20  # looks without a better residual before a sample counts as stagnated, unless the solver has another,
 PATIENCE_AT_FLOOR = 3  # or this few, when its residual is within FLOOR roundings of the state's size
@@ -236,4 +237,4 @@ class Samples:
             rows = torch.stack([self.history.get(k, absent) for k in range(step + 1)]) / self.size
             passed = torch.arange(step + 1, device=steps.device).unsqueeze(1) > steps
             rows = rows.masked_fill(passed, math.nan)
-        return Report(self.status, steps, self.best / self.size, nfev, trace=rows)
+        return SolveReport(self.status, steps, self.best / self.size, nfev, trace=rows)

@@ -41,6 +41,7 @@ class ConeSolution(Solution):
 
 
 @front_door
+@transforms.outside_inference_mode
 def cone_program(
     P: Tensor | None,
     q: Tensor,
@@ -105,9 +106,6 @@ def cone_program(
         >>> solution.value.detach()
         tensor([0.6000, 0.8000])
     """
-    if torch.is_inference_mode_enabled():
-        again = partial(cone_program, cones=cones, tol=tol, max_steps=max_steps, on_failure=on_failure)
-        return transforms.without_inference_mode(partial(again, warm_start=warm_start), P, q, A, b)
     check_options(tol, max_steps, on_failure)
     data = Data(P, q, A, b)
     check_shapes(data, cones)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from torchimplicit.optim.control.solution import ControlSolution
 
 
 @front_door
+@transforms.outside_inference_mode
 def ilqr(
     dynamics: Callable,
     cost: Callable,
@@ -94,12 +94,6 @@ def ilqr(
         (torch.Size([1, 20, 1]), torch.Size([1, 21, 2]))
         >>> plan.value[0, 0].backward()  # how the first control follows the state
     """
-    if torch.is_inference_mode_enabled():
-        rest = {"final_cost": final_cost, "args": args, "sequences": sequences, "controls": controls, "u0": u0}
-        again = partial(ilqr, dynamics, cost, warm_start=warm_start, solver=solver, on_failure=on_failure)
-        return transforms.without_inference_mode(
-            lambda x0, low, high, rest: again(x0, horizon, low, high, **rest), x0, lower, upper, rest
-        )
     functions = {"dynamics": dynamics, "cost": cost, "final_cost": final_cost}
     check_options(functions, horizon, solver, on_failure)
     _check_arguments(args, sequences, horizon)

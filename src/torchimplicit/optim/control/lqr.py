@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ ACCURATE = 1e-7  # residual of the controls' slope beyond which a plan is not vo
 
 
 @front_door
+@transforms.outside_inference_mode
 def lqr(
     A: Tensor,
     B: Tensor,
@@ -100,14 +100,7 @@ def lqr(
         >>> [round(u, 2) for u in plan.value[0, :3, 0].tolist()], round(plan.cost.item(), 2)
         ([-0.5, -0.5, -0.5], 9.17)
     """
-    given = (A, B, Q, R, x0, horizon, c, S, q, r, P, p, lower, upper, state_lower, state_upper)
-    if torch.is_inference_mode_enabled():
-        again = partial(_solve, on_failure=on_failure)
-        return transforms.without_inference_mode(lambda *given: again(Given(*given)), *given)
-    return _solve(Given(*given), on_failure)
-
-
-def _solve(given: Given, on_failure: OnFailure) -> ControlSolution:
+    given = Given(A, B, Q, R, x0, horizon, c, S, q, r, P, p, lower, upper, state_lower, state_upper)
     if on_failure not in ("raise", "warn", "ignore"):
         raise ValueError(f"on_failure: got {on_failure!r}, expected 'raise', 'warn' or 'ignore'")
     if any(transforms.is_mapped(transforms.unwrapped(tensor)) for tensor in given.tensors().values()):

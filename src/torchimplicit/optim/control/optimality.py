@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.problem import Residual, Root
-from torchimplicit.core.status import Report, Status
+from torchimplicit.core.status import Status
 from torchimplicit.core.tree import norm
 from torchimplicit.linear import LU, LinearSolver
 from torchimplicit.linear.operator import LinearOperator
+from torchimplicit.linear.report import LinearReport
 from torchimplicit.linear.solver import LinearResult, Prepared
 from torchimplicit.optim.control.box_ddp import free_of_bounds, residual_of
 from torchimplicit.optim.control.riccati import Policy, Stages, holding, sweep_back, walk
@@ -147,5 +148,5 @@ class _Swept(Prepared):
         residual = torch.where(finite, residual, size) / b.shape[1] ** 0.5
         products = 2 * REFINEMENTS
         return LinearResult(
-            y, Report(status, torch.full_like(status, REFINEMENTS), residual, products, "linear solve", linear=True)
+            y, LinearReport(status, torch.full_like(status, REFINEMENTS), residual, products, "linear solve")
         )
