@@ -1,10 +1,22 @@
-"""The contract over every solver, adjoint and linear solver. A new one is a row in these tables."""
+"""The contracts over every solver, adjoint and projection. A new one is a row in these tables."""
 
 import pytest
 import torch
 
 import torchimplicit as ti
-from torchimplicit.testing import CASES, check_adjoint, check_linear_solver, check_solver, check_transforms
+from torchimplicit.optim import projection
+from torchimplicit.testing import (
+    CASES,
+    check_adjoint,
+    check_linear_solver,
+    check_minimiser,
+    check_path_adjoint,
+    check_path_solver,
+    check_projection,
+    check_solver,
+    check_transforms,
+)
+from torchimplicit.testing.paths import GROWTH, OSCILLATOR, SPLIT
 
 SOLVERS = [
     ti.Picard(),
@@ -111,3 +123,51 @@ def test_linear_solver_for_symmetric_systems():
 
 def test_every_state_shape_is_in_the_table():
     assert {case.name for case in CASES} == {"tensor", "volume", "nested", "coupled", "complex"}
+
+
+EXPLICIT = [ti.Euler, ti.Midpoint, ti.Heun, ti.Bosh3, ti.RK4, ti.Dopri5, ti.Tsit5, ti.Dopri8]
+PATHS = [
+    *((method, GROWTH) for method in (*EXPLICIT, ti.Kvaerno3, ti.ESDIRK54)),
+    (ti.KenCarp4, SPLIT),
+    *((method, OSCILLATOR) for method in (ti.Leapfrog, ti.Suzuki4)),
+]
+
+
+@pytest.mark.parametrize(("method", "case"), PATHS, ids=lambda each: getattr(each, "__name__", ""))
+def test_path_solver(method, case):
+    check_path_solver(method(), case)
+
+
+@pytest.mark.parametrize("adjoint", [ti.Checkpointed(2), ti.Checkpointed(), ti.Direct(), ti.Reversible()], ids=str)
+def test_path_adjoint(adjoint):
+    check_path_adjoint(adjoint)
+
+
+def test_path_adjoint_that_is_no_exact_one():
+    check_path_adjoint(ti.Backsolve(), exact=False)
+
+
+@pytest.mark.parametrize("solver", [ti.LBFGS(), ti.NewtonCG(), ti.LevenbergMarquardt()], ids=str)
+def test_minimiser(solver):
+    check_minimiser(solver)
+
+
+NORMAL = torch.tensor([1.0, -2.0, 0.5, 1.0, 0.0, 3.0], dtype=torch.float64)
+PROJECTIONS = {
+    "affine": lambda x: projection.affine(x, NORMAL.view(2, 3).repeat(1, 2).to(x), torch.ones(2).to(x)),
+    "box": lambda x: projection.box(x, -1.0, 0.5),
+    "box_section": lambda x: projection.box_section(x, -1.0, 2.0, NORMAL.to(x), 1.0),
+    "capped_simplex": lambda x: projection.capped_simplex(x, 2.0, 0.7),
+    "halfspace": lambda x: projection.halfspace(x, NORMAL.to(x), 1.0),
+    "isotonic": projection.isotonic,
+    "l1_ball": projection.l1_ball,
+    "l2_ball": projection.l2_ball,
+    "linf_ball": projection.linf_ball,
+    "second_order_cone": projection.second_order_cone,
+    "simplex": projection.simplex,
+}
+
+
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_projection(name):
+    check_projection(PROJECTIONS[name])

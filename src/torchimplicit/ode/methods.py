@@ -150,8 +150,11 @@ def _within(value: Any, strict: bool) -> bool:
     return isinstance(value, float | int) and (value > 0 if strict else value >= 0) and value < math.inf
 
 
-class _Explicit(PathSolver):
-    """An explicit Runge-Kutta method."""
+class ExplicitRK(PathSolver):
+    """Base of the explicit Runge-Kutta methods, with `FixedSolver` or `AdaptiveSolver` beside it.
+
+    A subclass states its `tableau` and its `order`; `testing.check_path_solver` measures whether they agree.
+    """
 
     tableau: ClassVar[Tableau]
 
@@ -168,7 +171,7 @@ class _Explicit(PathSolver):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Euler(_Explicit, FixedSolver):
+class Euler(ExplicitRK, FixedSolver):
     """Euler's method, order 1. With `dt=None` and unit output times it is a residual network."""
 
     order: ClassVar[int] = 1
@@ -176,7 +179,7 @@ class Euler(_Explicit, FixedSolver):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Midpoint(_Explicit, FixedSolver):
+class Midpoint(ExplicitRK, FixedSolver):
     """The explicit midpoint rule, order 2: two evaluations a step."""
 
     order: ClassVar[int] = 2
@@ -184,7 +187,7 @@ class Midpoint(_Explicit, FixedSolver):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RK4(_Explicit, FixedSolver):
+class RK4(ExplicitRK, FixedSolver):
     """The classical method of order 4: four evaluations a step."""
 
     order: ClassVar[int] = 4
@@ -192,7 +195,7 @@ class RK4(_Explicit, FixedSolver):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heun(_Explicit, AdaptiveSolver):
+class Heun(ExplicitRK, AdaptiveSolver):
     """Heun's method with Euler's as its estimate, order 2(1): for tolerances of 1e-2 and looser."""
 
     order: ClassVar[int] = 2
@@ -200,7 +203,7 @@ class Heun(_Explicit, AdaptiveSolver):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bosh3(_Explicit, AdaptiveSolver):
+class Bosh3(ExplicitRK, AdaptiveSolver):
     """Bogacki and Shampine's method, order 3(2): three evaluations a step, for loose tolerances."""
 
     order: ClassVar[int] = 3
@@ -208,7 +211,7 @@ class Bosh3(_Explicit, AdaptiveSolver):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dopri5(_Explicit, AdaptiveSolver):
+class Dopri5(ExplicitRK, AdaptiveSolver):
     """Dormand and Prince's method, order 5(4): six evaluations a step; most results of the field were made with it."""
 
     order: ClassVar[int] = 5
@@ -216,7 +219,7 @@ class Dopri5(_Explicit, AdaptiveSolver):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tsit5(_Explicit, AdaptiveSolver):
+class Tsit5(ExplicitRK, AdaptiveSolver):
     """Tsitouras' method, order 5(4): six evaluations a step, the default.
 
     Not for stiff fields: there its steps are limited by stability and not by accuracy, and `max_steps` ends the solve.

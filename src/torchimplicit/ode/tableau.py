@@ -27,6 +27,9 @@ class Tableau:
         b: weights.
         e: weights of the error estimate; None for a method with fixed steps.
         interpolant: `P`, a row per stage; None for the cubic through both ends (Hermite).
+
+    Raises:
+        ValueError: the coefficients are no method's: says which row of them.
     """
 
     c: Row
@@ -34,6 +37,27 @@ class Tableau:
     b: Row
     e: Row | None = None
     interpolant: tuple[Row, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be right for any field, such as weights that do not add up to 1."""
+        stages, P = len(self.c), self.interpolant
+        _agree("as many rows of a as nodes c", len(self.a), stages)
+        for i, (row, node) in enumerate(zip(self.a, self.c, strict=True)):
+            _agree(f"in row {i} of a, one number for each stage before it", len(row), i)
+            _agree(f"row {i} of a, to add up to its node c[{i}]", sum(row) + self.diagonal(i), node)
+        _agree("as many weights b as nodes c", len(self.b), stages)
+        _agree("the weights b, to add up to 1", sum(self.b), 1.0)
+        if self.e is not None:
+            _agree("as many weights e of the error estimate as nodes c", len(self.e), stages)
+            _agree("the weights e of the error estimate, to add up to 0", sum(self.e), 0.0)
+        if P is not None:
+            _agree("as many rows of the interpolant as nodes c", len(P), stages)
+            for i, (row, weight) in enumerate(zip(P, self.b, strict=True)):
+                _agree(f"row {i} of the interpolant, to add up to b[{i}], where the step ends", sum(row), weight)
+
+    def diagonal(self, stage: int) -> float:
+        """What of its own slope a stage looks at: nothing, in an explicit method."""
+        return 0.0
 
     @property
     def stages(self) -> int:
@@ -45,6 +69,12 @@ class Tableau:
         """Whether the last slope is that at the end of the step, so that the next step need not evaluate it."""
         padded = self.a[-1] + (0.0,) * (len(self.b) - len(self.a[-1]))
         return self.c[-1] == 1.0 and padded == self.b and len(self.c) > 1
+
+
+def _agree(what: str, got: float, expected: float) -> None:
+    """Refuses a sum of coefficients, or a count of them, that is another; rounding of published decimals may be."""
+    if not abs(got - expected) <= 1e-12 * max(1.0, abs(expected)):
+        raise ValueError(f"Tableau: expected {what}: {expected}, got {got}")
 
 
 class Weights(NamedTuple):

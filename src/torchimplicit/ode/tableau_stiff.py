@@ -32,6 +32,16 @@ class StiffTableau(Tableau):
     explicit: tuple[Row, ...] = ()
     damps: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuses what cannot be right for any field; the explicit half of a pair has the same nodes."""
+        super().__post_init__()
+        if self.explicit:
+            Tableau(self.c, self.explicit, self.b)
+
+    def diagonal(self, stage: int) -> float:
+        """See `Tableau.diagonal`."""
+        return self.gamma if stage else 0.0
+
     @property
     def stiffly_accurate(self) -> bool:
         """Whether the last stage is the end of the step."""
