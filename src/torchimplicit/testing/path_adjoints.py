@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from torchimplicit.ode import RK4, Direct, PathAdjoint, Tsit5, odeint
+from torchimplicit.ode import RK4, Direct, PathAdjoint, PathSolution, Tsit5, odeint
 
 TOLERANCE = 1e-7
 
@@ -31,13 +32,13 @@ def check_path_adjoint(adjoint: PathAdjoint, exact: bool = True, second: bool = 
     """
     for copied in (copy.deepcopy(adjoint), pickle.loads(pickle.dumps(adjoint))):
         assert copied == adjoint, "an adjoint is a plain value"
-    inputs = _inputs()
+    inputs = y0, ts, W = _inputs()
     with torch.no_grad():
-        plain = _solve(adjoint, *inputs).value
-    solution = _solve(adjoint, *inputs)
+        plain = _solve(adjoint, y0, ts, W).value
+    solution = _solve(adjoint, y0, ts, W)
     assert torch.allclose(solution.value, plain, 1e-12, 1e-12), "the adjoint changes the value"
     found = torch.autograd.grad(solution.value.sin().sum(), inputs)
-    expected = torch.autograd.grad(_solve(Direct(), *inputs).value.sin().sum(), inputs)
+    expected = torch.autograd.grad(_solve(Direct(), y0, ts, W).value.sin().sum(), inputs)
     # By a time, one takes the field's slope and another that of the path inside a step.
     bounds = {"start": 10 * TOLERANCE, "times": 1e-3, "arguments": 10 * TOLERANCE}
     for (name, bound), ours, theirs in zip(bounds.items(), found, expected, strict=True):
@@ -62,9 +63,9 @@ def _field(t: Tensor, y: Tensor, W: Tensor) -> Tensor:
     return torch.tanh(y @ W) * torch.cos(t)
 
 
-def _solve(adjoint: PathAdjoint, y0: Tensor, ts: Tensor, W: Tensor, on_failure: str = "raise"):
+def _solve(adjoint: PathAdjoint, y0: Tensor, ts: Tensor, W: Tensor, **options: Any) -> PathSolution:
     solver = Tsit5(rtol=TOLERANCE, atol=TOLERANCE)
-    return odeint(_field, y0, ts, W, solver=solver, adjoint=adjoint, on_failure=on_failure)  # type: ignore[arg-type]
+    return odeint(_field, y0, ts, W, solver=solver, adjoint=adjoint, **options)
 
 
 def _check_differences(adjoint: PathAdjoint, second: bool) -> None:
