@@ -40,9 +40,9 @@ mutants: $(VENV)  ## Put wrong lines into a copy of the code, and see that the t
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants
 
 bench: $(PEERS)  ## Measure against the peers and rewrite the table of results
-	@$(BIN)/python benchmarks/deq.py
-	@$(BIN)/python benchmarks/ode.py --quick
-	@$(BIN)/python benchmarks/optim.py --quick
+	@$(BIN)/python -m benchmarks.points
+	@$(BIN)/python -m benchmarks.paths --quick
+	@$(BIN)/python -m benchmarks.programs --quick
 
 docs: $(VENV)  ## Build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # with --quiet it would not see its own warnings

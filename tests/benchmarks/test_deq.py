@@ -4,7 +4,6 @@ import shutil
 import sys
 import time
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ import torch
 import torchimplicit as ti
 
 REASON = "torchdeq, the peer, is not installed: pip install -e '.[bench]'"
-FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture
@@ -20,10 +18,9 @@ def deq(monkeypatch):
     """The script as a module, its neighbours in reach; one torch thread."""
     warnings.simplefilter("ignore", SyntaxWarning)  # in torchdeq's docstrings, when it is compiled
     pytest.importorskip("torchdeq", reason=REASON)
-    monkeypatch.syspath_prepend(FOLDER)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield importlib.import_module("deq")
+    yield importlib.import_module("benchmarks.points.__main__")
     torch.set_num_threads(threads)
 
 
@@ -154,13 +151,13 @@ def test_the_page_says_how_it_came_about(deq, tmp_path, monkeypatch):
     ("ratio", "large", "small"), [(2.0, "met", "met"), (1.0, "50 % short", "met"), (3.0, "met", "50 % over")]
 )
 def test_verdicts(deq, ratio, large, small):
-    table = importlib.import_module("table")
+    table = importlib.import_module("benchmarks.kit.table")
     assert table.at_least(ratio, 2.0)[1] == large
     assert table.at_most(ratio, 2.0)[1] == small
 
 
 def test_phases_are_told_apart(deq):
-    measure = importlib.import_module("measure")
+    measure = importlib.import_module("benchmarks.kit.measure")
     solution = ti.fixed_point(lambda z, x: 0.5 * z + x, torch.zeros(1, 1), torch.ones(1, 1))
     solving, differentiating = measure.phases({"a": (lambda: solution, lambda _: time.sleep(0.02))}, 0)["a"]
     assert solving < 19 < differentiating

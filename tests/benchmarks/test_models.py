@@ -1,16 +1,12 @@
 import importlib
-from pathlib import Path
 
 import pytest
 import torch
-
-FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture
 def script(monkeypatch):
     """A script of benchmarks/ as a module, its neighbours in reach; one torch thread."""
-    monkeypatch.syspath_prepend(FOLDER)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield importlib.import_module
@@ -18,7 +14,7 @@ def script(monkeypatch):
 
 
 def test_memory_is_flat_in_the_steps(script, monkeypatch):
-    models = script("models")
+    models = script("benchmarks.points.models")
     monkeypatch.setattr(models, "STEPS", (1, 7))  # what judges the gradient is a good part of a single step
     network, x = models.models()["ResNet-DEQ"]
     result = models.measured(network, x[:1])
@@ -28,7 +24,7 @@ def test_memory_is_flat_in_the_steps(script, monkeypatch):
 
 def test_every_adjoint_is_held_against_the_explicit_network(script, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    training = script("training")
+    training = script("benchmarks.training.__main__")
     monkeypatch.setattr(training, "ADJOINTS", {name: training.ADJOINTS[name] for name in ("Implicit", "Shine")})
     explicit = "--model.network.width 4"
     table = training.compare(training.Rivalry("digits", explicit, 0.1, "accuracy", 2), seconds=0)

@@ -2,24 +2,20 @@
 
 import importlib
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
-
-FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture
 def ode(monkeypatch):
     """The script as a module, its neighbours in reach; one torch thread."""
     pytest.importorskip("torchdiffeq", reason="torchdiffeq, the peer, is not installed: pip install -e '.[bench]'")
-    monkeypatch.syspath_prepend(FOLDER)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield importlib.import_module("ode")
+        yield importlib.import_module("benchmarks.paths.__main__")
     torch.set_num_threads(threads)
 
 

@@ -3,18 +3,14 @@
 import importlib
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
-
-FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture
 def optim(monkeypatch):
     """The script as a module, its neighbours in reach; one torch thread."""
-    monkeypatch.syspath_prepend(FOLDER)
     monkeypatch.setitem(sys.modules, "cvxpy", None)  # takes seconds to import
     for name in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS"):  # the script sets them
         monkeypatch.setenv(name, "1")
@@ -22,7 +18,7 @@ def optim(monkeypatch):
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield importlib.import_module("optim")
+        yield importlib.import_module("benchmarks.programs.__main__")
     torch.set_num_threads(threads)
 
 
@@ -97,7 +93,7 @@ def test_projections(optim):
     table = optim.projections(4, 6, 0)
     assert len(table.rows) == 7
     assert all(float(cell) < 1e-12 for cell in column(table, "off"))
-    projections = importlib.import_module("optim_projections")
+    projections = importlib.import_module("benchmarks.programs.projections")
     x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2
     for convex in projections.sets(2):
         point = convex.project(x)

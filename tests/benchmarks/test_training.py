@@ -1,12 +1,10 @@
 import importlib
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("lightning", reason="the recipes need it: pip install -e '.[train]'")
-FOLDER = Path(__file__).parents[2] / "benchmarks"
 SMALL = "--data Digits --data.batch_size 32 --trainer.limit_train_batches 3 --model.network.strides [2]"
 
 
@@ -15,9 +13,8 @@ def training(monkeypatch, tmp_path):
     """The script as a module, its neighbours in reach; one torch thread, an empty folder to write into."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.syspath_prepend(FOLDER)
     monkeypatch.chdir(tmp_path)
-    yield importlib.import_module("training")
+    yield importlib.import_module("benchmarks.training.__main__")
     torch.set_num_threads(threads)
 
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from cases import Case, LinearCell, TanhCell, count_calls
-from contestants import LIMIT, SOLVERS, Contestant, best_torchdeq, get_deq, ours, plain
-from measure import Run, interleaved
-from table import Table, at_least, at_most
 from torch import Tensor, nn
 
 import torchimplicit as ti
+from benchmarks.kit.measure import Run, interleaved
+from benchmarks.kit.table import Table, at_least, at_most
+from benchmarks.points.cases import Case, LinearCell, TanhCell, count_calls
+from benchmarks.points.contestants import LIMIT, SOLVERS, Contestant, best_torchdeq, get_deq, ours, plain
 
 LABELS = {"forward": "forward", "both": "fwd + bwd"}
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from measure import interleaved
-from optim_peers import quiet
-from table import Table, at_least
 from torch import Tensor
 
+from benchmarks.kit.measure import interleaved
+from benchmarks.kit.table import Table, at_least
+from benchmarks.programs.peers import quiet
 from torchimplicit.optim import projection
 
 Set = Callable[[Any, Any], list[Any]]

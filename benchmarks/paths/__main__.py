@@ -1,8 +1,8 @@
 """Ordinary differential equations against torchdiffeq, torchode and diffrax: speed, error, evaluations, memory.
 
-python benchmarks/ode.py              everything; rewrites benchmarks/ODE.md
-python benchmarks/ode.py --quick      tiny sizes, nothing compiled, writes nothing
-python benchmarks/ode.py --only outputs        some of it, writes nothing
+python -m benchmarks.paths              everything; rewrites benchmarks/ODE.md
+python -m benchmarks.paths --quick      tiny sizes, nothing compiled, writes nothing
+python -m benchmarks.paths --only outputs        some of it, writes nothing
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from measure import interleaved
-from ode_cases import Case, cases, mixed, pol
-from ode_jax import Diffrax, start_diffrax
-from ode_memory import memory
-from table import Table, at_least, at_most, write_page
 from torch import Tensor
 
 import torchimplicit as ti
+from benchmarks.kit.measure import interleaved
+from benchmarks.kit.table import Table, at_least, at_most, write_page
+from benchmarks.paths.cases import Case, cases, mixed, pol
+from benchmarks.paths.jax_process import Diffrax, start_diffrax
+from benchmarks.paths.memory import memory
 from torchimplicit.ode import Dopri5
 from torchimplicit.ode.compiled import CompileError
 
@@ -38,9 +38,9 @@ except ImportError:
     torchode = None
 
 HOW = (
-    "Rewritten by `benchmarks/ode.py`: the libraries of torch in one process, diffrax in one of its own, asked "
-    "over a pipe, one thread each, medians over interleaved repeats. The machine was shared with other work, so times "
-    "are CPU times, and even these are to be compared within a problem only."
+    "Rewritten by `python -m benchmarks.paths`: the libraries of torch in one process, diffrax in one of its own, "
+    "asked over a pipe, one thread each, medians over interleaved repeats. The machine was shared with other work, so "
+    "times are CPU times, and even these are to be compared within a problem only."
 )
 BARS = {
     ("Lotka-Volterra", "eager"): (3.5, 1.5), ("Lotka-Volterra", "compiled"): (10, 7),
@@ -326,7 +326,7 @@ def main() -> None:
     tables = [each() for name, each in sections(options.quick).items() if name in (options.only or [name])]
     if not options.quick and not options.only:
         write_page(
-            Path(__file__).with_name("ODE.md"),
+            Path(__file__).parents[1] / "ODE.md",
             tables,
             1,
             HOW,

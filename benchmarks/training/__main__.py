@@ -1,10 +1,10 @@
 """Training time of equilibrium models against explicit networks of equal parameters, adjoint by adjoint.
 
-python benchmarks/training.py                     everything; rewrites benchmarks/TRAINING.md (under an hour)
-python benchmarks/training.py --only mnist-conv   one recipe, writes nothing
-python benchmarks/training.py --steps 5           optimiser steps of each training, writes nothing
-python benchmarks/training.py --whole 1           whole trainings of mnist-conv, one epoch each; writes nothing
-python benchmarks/training.py --profile           where a training step of mnist-conv goes; writes nothing
+python -m benchmarks.training                     everything; rewrites benchmarks/TRAINING.md (under an hour)
+python -m benchmarks.training --only mnist-conv   one recipe, writes nothing
+python -m benchmarks.training --steps 5           optimiser steps of each training, writes nothing
+python -m benchmarks.training --whole 1           whole trainings of mnist-conv, one epoch each; writes nothing
+python -m benchmarks.training --profile           where a training step of mnist-conv goes; writes nothing
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import interleaved
-from table import Table, write_page
-from training_shares import FORWARD, KINDS, shares
 
+from benchmarks.kit.measure import interleaved
+from benchmarks.kit.table import Table, write_page
+from benchmarks.training.shares import FORWARD, KINDS, shares
 from torchimplicit.train.command.cli import quiet
 from torchimplicit.train.command.trainer_cli import RecipeCLI
 from torchimplicit.train.modules import EquilibriumModule
@@ -231,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Table]:
     parser.add_argument("--whole", type=int, metavar="EPOCHS", help="whole trainings of mnist-conv, writes nothing")
     parser.add_argument("--profile", action="store_true", help="a step of mnist-conv by operation, writes nothing")
     parser.add_argument("--seconds", type=float, default=60, help="of the interleaved timing (default: 60)")
-    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().with_name("TRAINING.md"))
+    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parents[1] / "TRAINING.md")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     chosen = [each for each in RIVALRIES if not options.only or each.recipe in options.only]
@@ -241,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Table]:
             return tables + ([step_shares(options.steps or 60)] if options.profile else [])
         tables = [compare(each, options.steps, options.seconds) for each in chosen]
     if not (options.only or options.steps):
-        write_page(options.output, tables, 1, "Rewritten by `benchmarks/training.py`.")
+        write_page(options.output, tables, 1, "Rewritten by `python -m benchmarks.training`.")
         print(f"wrote {options.output}")
     return tables
 

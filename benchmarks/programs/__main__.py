@@ -1,8 +1,8 @@
 """Quadratic programs and projections against moreau, proxsuite, qpth and cvxpylayers: speed, warm starts, errors.
 
-python benchmarks/optim.py              everything; rewrites benchmarks/OPTIM.md
-python benchmarks/optim.py --quick      tiny sizes, writes nothing
-python benchmarks/optim.py --only warm        some of it, writes nothing
+python -m benchmarks.programs              everything; rewrites benchmarks/OPTIM.md
+python -m benchmarks.programs --quick      tiny sizes, writes nothing
+python -m benchmarks.programs --only warm        some of it, writes nothing
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from measure import interleaved
-from optim_cases import NAMES, Exact, Programs, exact, kkt_residual, programs, relative
-from optim_peers import Contestant, Found, contestants
-from optim_projections import projections
-from optim_sparse import sparse
-from table import Table, at_least, at_most, write_page
 from torch import Tensor
 
+from benchmarks.kit.measure import interleaved
+from benchmarks.kit.table import Table, at_least, at_most, write_page
+from benchmarks.programs.cases import NAMES, Exact, Programs, exact, kkt_residual, programs, relative
+from benchmarks.programs.peers import Contestant, Found, contestants
+from benchmarks.programs.projections import projections
+from benchmarks.programs.sparse import sparse
+
 HOW = (
-    "Rewritten by `benchmarks/optim.py`: the libraries in one process, one thread each, medians over interleaved "
-    "repeats, everything in double precision. The machine was shared with other work, so times are CPU times, and even "
-    "these are to be compared within a size only."
+    "Rewritten by `python -m benchmarks.programs`: the libraries in one process, one thread each, medians over "
+    "interleaved repeats, everything in double precision. The machine was shared with other work, so times are "
+    "CPU times, and even these are to be compared within a size only."
 )
 LIBRARIES = ("torchimplicit", "moreau", "proxsuite", "qpth", "cvxpylayers", "cvxpy")
 SIZES = (10, 50, 100)
@@ -169,7 +170,7 @@ def main() -> None:
     chosen = {name: each for name, each in sections(options.quick).items() if name in (options.only or [name])}
     tables = [table for each in chosen.values() for table in each()]
     if not options.quick and not options.only:
-        write_page(Path(__file__).with_name("OPTIM.md"), tables, 1, HOW, LIBRARIES)
+        write_page(Path(__file__).parents[1] / "OPTIM.md", tables, 1, HOW, LIBRARIES)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from cases import Case
-from contestants import LIMIT
-from measure import peak_memory, phases
-from picture import draw
-from table import Table, at_most
 from torch import Tensor
 
 import torchimplicit as ti
+from benchmarks.kit.measure import peak_memory, phases
+from benchmarks.kit.picture import draw
+from benchmarks.kit.table import Table, at_most
+from benchmarks.points.cases import Case
+from benchmarks.points.contestants import LIMIT
 from torchimplicit.adjoint import Adjoint
 from torchimplicit.solve import Solver
 

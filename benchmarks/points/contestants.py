@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from cases import Case, count_calls
-from measure import Run, interleaved
 from torch import Tensor
 
 import torchimplicit as ti
+from benchmarks.kit.measure import Run, interleaved
+from benchmarks.points.cases import Case, count_calls
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", SyntaxWarning)  # invalid escapes in its docstrings

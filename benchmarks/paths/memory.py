@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from measure import peak_memory
-from table import Table, at_most
 from torch import Tensor, nn
 
 import torchimplicit as ti
+from benchmarks.kit.measure import peak_memory
+from benchmarks.kit.table import Table, at_most
 from torchimplicit.ode import RK4, Backsolve, Checkpointed, Direct, PathAdjoint, Reversible
 
 try:

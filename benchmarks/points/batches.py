@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from measure import Run, interleaved
-from table import Table, at_least
 from torch import Tensor, nn
 
 import torchimplicit as ti
+from benchmarks.kit.measure import Run, interleaved
+from benchmarks.kit.table import Table, at_least
 
 GAINS = (0.7, 0.94)  # of the fast samples and of the slow ones: about five times the steps
 

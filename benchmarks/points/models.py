@@ -1,6 +1,6 @@
 """Constant memory, model by model: what a forward pass keeps for its backward pass, against the steps of the solver.
 
-python benchmarks/models.py    prints the table and draws docs/recipes/memory.png (a minute)
+python -m benchmarks.points.models    prints the table and draws docs/recipes/memory.png (a minute)
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from table import Table
 from torch import Tensor, nn
 
+from benchmarks.kit.table import Table
 from torchimplicit import diagnose
 from torchimplicit.diagnose.memory import Memory
 from torchimplicit.nn import DEQ
 from torchimplicit.train import networks
 
-PICTURE = Path(__file__).resolve().parents[1] / "docs" / "recipes" / "memory.png"
+PICTURE = Path(__file__).resolve().parents[2] / "docs" / "recipes" / "memory.png"
 STEPS = (1, 2, 5, 10, 20, 40)
 
 

@@ -10,10 +10,10 @@ import clarabel
 import numpy as np
 import scipy.sparse
 import torch
-from measure import interleaved
-from table import Table, at_most
 from torch import Tensor
 
+from benchmarks.kit.measure import interleaved
+from benchmarks.kit.table import Table, at_most
 from torchimplicit import qp
 from torchimplicit.optim import Clarabel
 

@@ -7,13 +7,13 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from cases import Case, count_calls
-from contestants import LIMIT, Contestant, best_torchdeq, ours
-from measure import interleaved
-from table import Table
 from torch import Tensor
 
 import torchimplicit as ti
+from benchmarks.kit.measure import interleaved
+from benchmarks.kit.table import Table
+from benchmarks.points.cases import Case, count_calls
+from benchmarks.points.contestants import LIMIT, Contestant, best_torchdeq, ours
 
 SHRINK = 0.7  # of a tolerance on the whole batch, until every sample meets its own
 

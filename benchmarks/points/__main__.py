@@ -1,8 +1,8 @@
 """Equilibrium models against their peers: speed, evaluations, overhead, memory, gradients, unequal batches.
 
-python benchmarks/deq.py              everything; rewrites benchmarks/RESULTS.md and docs/gradients.png
-python benchmarks/deq.py --quick      tiny sizes, seconds, writes nothing
-python benchmarks/deq.py --only overhead memory      some of it, writes nothing
+python -m benchmarks.points              everything; rewrites benchmarks/RESULTS.md and docs/gradients.png
+python -m benchmarks.points --quick      tiny sizes, seconds, writes nothing
+python -m benchmarks.points --only overhead memory      some of it, writes nothing
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from batches import batches
-from cases import Case, conv_case, double_case, tanh_case
-from gradients import accurate, modes
-from peers import peers
-from speed import evaluations, speed
-from steps import large, memory, overhead
-from table import Table, write_page
+
+from benchmarks.kit.table import Table, write_page
+from benchmarks.points.batches import batches
+from benchmarks.points.cases import Case, conv_case, double_case, tanh_case
+from benchmarks.points.gradients import accurate, modes
+from benchmarks.points.peers import peers
+from benchmarks.points.speed import evaluations, speed
+from benchmarks.points.steps import large, memory, overhead
 
 HOW = (
-    "Rewritten by `make bench` (`benchmarks/deq.py`): the libraries in one process, with the same number of threads, "
-    "medians over interleaved repeats."
+    "Rewritten by `make bench` (`python -m benchmarks.points`): the libraries in one process, with the same number of "
+    "threads, medians over interleaved repeats."
 )
-PICTURE = Path(__file__).parents[1] / "docs" / "gradients.png"
+PICTURE = Path(__file__).parents[2] / "docs" / "gradients.png"
 
 
 def cases(quick: bool) -> list[Case]:
@@ -100,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Table]:
         "--threads", type=int, default=torch.get_num_threads(), help="torch threads (default: %(default)s)"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path(__file__).with_name("RESULTS.md"), help="the page of results"
+        "--output", type=Path, default=Path(__file__).parents[1] / "RESULTS.md", help="the page of results"
     )
     parser.add_argument("--picture", type=Path, default=PICTURE, help="the picture of the kinds of gradients")
     options = parser.parse_args(arguments)

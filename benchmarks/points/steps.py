@@ -9,12 +9,12 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from cases import Case, TanhCell, count_calls
-from contestants import forward_cap, get_deq, loop, ours, torchdeq
-from measure import Run, interleaved, peak_memory, slopes
-from table import Table, at_most
 
 import torchimplicit as ti
+from benchmarks.kit.measure import Run, interleaved, peak_memory, slopes
+from benchmarks.kit.table import Table, at_most
+from benchmarks.points.cases import Case, TanhCell, count_calls
+from benchmarks.points.contestants import forward_cap, get_deq, loop, ours, torchdeq
 
 CLOCKS = (
     (1, "CPU time, 1 thread", time.thread_time),

@@ -1,0 +1,1 @@
+"""What is measured, side by side with the peers: `python -m benchmarks.points`, and so on."""

@@ -1,0 +1,1 @@
+"""Points: equations and layers, beside their peers."""

@@ -1,0 +1,1 @@
+"""Programs and projections, beside their peers."""
