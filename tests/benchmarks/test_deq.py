@@ -97,9 +97,9 @@ def test_kinds_of_gradients_differ_as_they_should(deq, tmp_path):
 def test_batches_are_narrowed_to_the_same_values(deq, monkeypatch):
     monkeypatch.setattr("torchimplicit.solve.samples.SMALL", 1)
     evaluated = []
-    forward = sys.modules["batches"].GainCell.forward
+    forward = sys.modules["benchmarks.points.batches"].GainCell.forward
     monkeypatch.setattr(
-        sys.modules["batches"].GainCell,
+        sys.modules["benchmarks.points.batches"].GainCell,
         "forward",
         lambda cell, z, x, gain: evaluated.append(len(z)) or forward(cell, z, x, gain),
     )

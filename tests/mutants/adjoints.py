@@ -60,7 +60,7 @@ MUTANTS = [
         "adjoint/system.py", "a badly scaled system counts as unsolved",
         "doubtful = doubtful & ~self._is_rounding(gap)",
         "pass",
-        "tests/optim/test_nist.py::test_the_gradient_of_a_fit_is_right_however_its_unknowns_are_scaled",
+        "tests/optim/smooth/test_nist.py::test_the_gradient_of_a_fit_is_right_however_its_unknowns_are_scaled",
     ),
     Mutant(
         "adjoint/system.py", "a product that is not finite has stagnated",

@@ -1,8 +1,6 @@
 """Optimisation as a layer: quadratic and cone programs, projections, proximal maps, descent, control."""
 
-from torchimplicit.optim import projection, prox
-from torchimplicit.optim.admm import ADMM, quadratic
-from torchimplicit.optim.argmin import argmin, least_squares
+from torchimplicit.optim import projection
 from torchimplicit.optim.cone import (
     Cones,
     ConeSolution,
@@ -12,9 +10,10 @@ from torchimplicit.optim.cone import (
     canonicalise,
     cone_program,
 )
-from torchimplicit.optim.constrained import ConstrainedSolution
 from torchimplicit.optim.control import BoxDDP, ControlReport, ControlSolution, ilqr, lqr
-from torchimplicit.optim.descent import ProjectedGradient, ProximalGradient, curvature_bound
+from torchimplicit.optim.proximal import prox
+from torchimplicit.optim.proximal.admm import ADMM, quadratic
+from torchimplicit.optim.proximal.descent import ProjectedGradient, ProximalGradient, curvature_bound
 from torchimplicit.optim.quadprog import (
     Certificate,
     Clarabel,
@@ -25,6 +24,8 @@ from torchimplicit.optim.quadprog import (
     QPSolution,
     qp,
 )
+from torchimplicit.optim.smooth.argmin import argmin, least_squares
+from torchimplicit.optim.smooth.constrained import ConstrainedSolution
 
 __all__ = [
     "ADMM",

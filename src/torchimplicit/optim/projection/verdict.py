@@ -54,12 +54,14 @@ def tell(name: str, sick: Tensor, gap: Tensor | None, play: Tensor | float, on_f
     """
     if on_failure == "ignore" or evaluating():
         return False
-    off = sick
-    if gap is not None:
-        gap = gap.reshape(sick.shape)
-        off = off | ~(gap <= (play.reshape(sick.shape) if isinstance(play, Tensor) else play))
-    if not bool(transforms.plain(off).any()):
+    play = play.reshape(sick.shape) if isinstance(play, Tensor) else play
+    gap = None if gap is None else gap.reshape(sick.shape)
+    if not _some(off := sick if gap is None else sick | ~(gap <= play)):
         return True
+    if gap is not None:  # of numbers below the normal ones, rounding is no part of their size
+        off = sick | ~(gap <= play + torch.finfo(gap.dtype).tiny)
+        if not _some(off):
+            return True
     # One tensor, so that what torch.vmap hides stands in one place: of samples that are well it is not positive.
     gap = off.double() if gap is None else gap.double()
     signed = transforms.plain(torch.where(sick, torch.nan, torch.where(off, gap, -gap))).flatten()
@@ -67,3 +69,7 @@ def tell(name: str, sick: Tensor, gap: Tensor | None, play: Tensor | float, on_f
     status = torch.where(signed.isfinite(), status, int(Status.NON_FINITE))
     react(PointReport(status, torch.zeros_like(status), signed.abs(), 0, name), on_failure)
     return False
+
+
+def _some(which: Tensor) -> bool:
+    return bool(transforms.plain(which).any())

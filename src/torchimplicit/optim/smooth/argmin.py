@@ -13,8 +13,8 @@ from torchimplicit.core.front_door import front_door
 from torchimplicit.core.stationary import LeastSquares, Stationary
 from torchimplicit.core.status import OnFailure, Solution
 from torchimplicit.equations import Options, solve_problem
-from torchimplicit.optim import curvature
-from torchimplicit.optim.constrained import ConstrainedSolution, first_multipliers, lagrangian
+from torchimplicit.optim.smooth import second_order
+from torchimplicit.optim.smooth.constrained import ConstrainedSolution, first_multipliers, lagrangian
 from torchimplicit.solve import LBFGS, LevenbergMarquardt, Minimiser, Newton, Solver
 
 
@@ -105,7 +105,7 @@ def argmin(
     if constraints is None:
         problem = Stationary(energy, z0, args, batch_dims, batched_args)
         solver = LBFGS() if solver is None else solver
-        review = curvature.check_minimum if check_minimum else None
+        review = second_order.check_minimum if check_minimum else None
         return solve_problem(problem, z0, Options(solver, adjoint, warm_start, on_failure, trace, save_steps, review))
     if isinstance(solver, Minimiser):
         raise ValueError(
@@ -120,7 +120,7 @@ def argmin(
     state = (z0, multipliers)
     problem = Stationary(partial(lagrangian, energy, constraints), state, args, batch_dims, batched_args)
     solver = Newton() if solver is None else solver
-    review = partial(curvature.check_minimum, constraints=count) if check_minimum else None
+    review = partial(second_order.check_minimum, constraints=count) if check_minimum else None
     options = Options(solver, adjoint, warm_start, on_failure, trace, save_steps, review, ConstrainedSolution.of)
     return solve_problem(problem, state, options)
 
@@ -181,7 +181,7 @@ def least_squares(
     """
     _check_bool(check_minimum)
     problem = LeastSquares(residuals, z0, args, batch_dims, batched_args)
-    review = curvature.check_minimum if check_minimum else None
+    review = second_order.check_minimum if check_minimum else None
     options = Options(solver, adjoint, warm_start, on_failure, trace, save_steps, review)
     return solve_problem(problem, z0, options)
 

@@ -26,8 +26,8 @@ from torchimplicit.optim.projection.balls import onto_ball, onto_box
 from torchimplicit.optim.projection.batch import Batch, Scalar
 from torchimplicit.optim.projection.cones import onto_semidefinite_cone
 from torchimplicit.optim.projection.simplex import onto_l1_ball
-from torchimplicit.optim.total_variation import total_variation
-from torchimplicit.optim.total_variation_2d import total_variation_2d
+from torchimplicit.optim.proximal.total_variation_1d import total_variation
+from torchimplicit.optim.proximal.total_variation_2d import total_variation_2d
 
 __all__ = [
     "Prox",

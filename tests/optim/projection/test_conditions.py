@@ -292,3 +292,15 @@ def test_a_point_that_misses_its_condition_is_told(name, monkeypatch):
     monkeypatch.setattr(Batch, "finish", lambda self, y, gap, play: finish(self, y, gap + 1e-6, 1e-8))
     with pytest.raises(ti.ConvergenceError, match=r"stagnated: sample 0 \(off by 1.0.e-06\).*\n.*please report"):
         function(x, 0.5)
+
+
+@pytest.mark.parametrize(("dtype", "least"), [(DOUBLE, 5e-324), (torch.float32, 1.4e-45)])
+def test_sets_of_the_smallest_size_there_is(dtype, least):
+    """Numbers of that size have no digits to round: a point that misses its condition by one of them meets it."""
+    x = random(0, 5, 7).to(dtype)
+    few = torch.tensor(3 * least, dtype=dtype)
+    for size in (torch.tensor(least, dtype=dtype), few):
+        for point in (projection.simplex(x, size), projection.l1_ball(x, size), projection.l2_ball(x, size)):
+            assert float(point.abs().max()) <= 4 * least
+        for near in (prox.linf(x, size), prox.l1(x, size), prox.l2(x, size)):
+            torch.testing.assert_close(near, x)

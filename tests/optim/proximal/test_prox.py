@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch.func import hessian, jacfwd, jacrev, jvp, vmap
 
 import torchimplicit as ti
-from torchimplicit.optim import projection, prox, total_variation
+from torchimplicit.optim import projection, prox
+from torchimplicit.optim.proximal import total_variation_1d
 
 DOUBLE = torch.float64
 GROUPS = [0, 1, 1, 0, 2, 2]
@@ -301,13 +302,13 @@ def test_total_variation_is_exact(kind, n):
 def test_total_variation_one_edge_a_round(monkeypatch):
     x = random(7, 8, 12).cumsum(1)
     expected = prox.total_variation(x, 0.7)
-    monkeypatch.setattr(total_variation, "_PATIENCE", 0)
+    monkeypatch.setattr(total_variation_1d, "_PATIENCE", 0)
     assert torch.allclose(prox.total_variation(x, 0.7), expected, rtol=1e-13)
 
 
 def test_total_variation_says_when_its_rounds_run_out(monkeypatch):
-    monkeypatch.setattr(total_variation, "_PATIENCE", 0)
-    monkeypatch.setattr(total_variation, "_ROUNDS", -10)  # 1000 - 10 * 98
+    monkeypatch.setattr(total_variation_1d, "_PATIENCE", 0)
+    monkeypatch.setattr(total_variation_1d, "_ROUNDS", -10)  # 1000 - 10 * 98
     x = torch.stack([torch.zeros(98, dtype=DOUBLE), random(8, 98)])
     with pytest.raises(ti.ConvergenceError, match=r"total_variation, edges: 1 of 2 .*\n  max_steps: sample 1"):
         prox.total_variation(x, 0.01)
