@@ -134,9 +134,15 @@ MUTANTS = [
     ),
     Mutant(
         "optim/projection/verdict.py", "a point that misses its condition is one that meets it",
-        "off = off | ~(gap <=",
-        "off = off & ~(gap <=",
+        "off = sick | ~(gap <= play + torch.finfo(gap.dtype).tiny)",
+        "off = sick",
         "tests/optim/projection/test_conditions.py::test_a_point_that_misses_its_condition_is_told",
+    ),
+    Mutant(
+        "optim/projection/verdict.py", "numbers below the normal ones have digits",
+        "play + torch.finfo(gap.dtype).tiny",
+        "play",
+        "tests/optim/projection/test_conditions.py::test_sets_of_the_smallest_size_there_is",
     ),
     Mutant(
         "optim/projection/section.py", "a point that is far away is looked at once",
