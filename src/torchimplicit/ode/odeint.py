@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -33,6 +32,7 @@ from torchimplicit.ode.when_to_compile import check_compile, decide, spending
 
 
 @front_door
+@transforms.outside_inference_mode
 def odeint(
     f: Callable,
     y0: Any,
@@ -128,11 +128,6 @@ def odeint(
     check_options(solver, adjoint, steps, on_failure, event, dense, callback)
     plain = event is None and not dense and callback is None and jumps is None
     check_compile(compile, solver, plain)
-    if torch.is_inference_mode_enabled():
-        options = {"solver": solver, "adjoint": adjoint, "steps": steps, "batched_args": batched_args}
-        options |= {"on_failure": on_failure, "event": event, "dense": dense, "compile": compile, "callback": callback}
-        options |= {"dt_max": dt_max, "jumps": transforms.normal(jumps), "doses": transforms.normal(doses)}
-        return transforms.without_inference_mode(partial(odeint, f, **options), y0, ts, *args)
     batch_dims = 1 if steps == "per-sample" else 0
     layout = Layout(y0, batch_dims)
     ts, backward = check_times(ts, layout)
