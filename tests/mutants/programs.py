@@ -75,6 +75,11 @@ MUTANTS = [
         "tests/optim/quadprog/test_determined.py",
     ),
     Mutant(
+        "optim/quadprog/singular.py", "what a shift leaves takes the place of the right-hand side",
+        "torch.zeros_like(right), right.clone()", "torch.zeros_like(right), right",
+        "tests/optim/quadprog/test_singular.py",
+    ),
+    Mutant(
         "optim/control/lqr.py", "any plan is vouched for",
         "(status == Status.CONVERGED) & ~(residual < ACCURATE)", "(status == Status.CONVERGED) & residual.isnan()",
         "tests/optim/test_verdicts.py",

@@ -128,7 +128,7 @@ class Singular:
     def _refined(self, right: Tensor, terms: Tensor | None) -> tuple[Tensor, Tensor]:
         """Refines with smaller and smaller shifts: a large one keeps rounding out of what nothing determines."""
         right = (right * self.scale).unsqueeze(2)
-        found, left = torch.zeros_like(right), right
+        found, left = torch.zeros_like(right), right.clone()  # its rows are written to, and `right` is read again
         size = right.abs().amax((1, 2)) if right.shape[1] else right.new_zeros(len(right))
         size = (size if terms is None else size + terms).clamp_min(torch.finfo(right.dtype).tiny)
         best = left.abs().amax((1, 2)) / size if right.shape[1] else torch.zeros_like(size)
