@@ -80,6 +80,11 @@ MUTANTS = [
         "tests/optim/quadprog/test_singular.py",
     ),
     Mutant(
+        "optim/control/lqr.py", "bounds are met to the rounding of a plan without them",
+        "policy = held(data, policy, by_kind(data, program.active.bounds)[0])", "pass",
+        "tests/optim/test_lqr.py::test_a_control_at_its_bound_is_the_bound_to_the_bit",
+    ),
+    Mutant(
         "optim/control/lqr.py", "any plan is vouched for",
         "(status == Status.CONVERGED) & ~(residual < ACCURATE)", "(status == Status.CONVERGED) & residual.isnan()",
         "tests/optim/test_verdicts.py",

@@ -5,6 +5,9 @@ import pickle
 
 import pytest
 import torch
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis import strategies as st
 
 import torchimplicit as ti
 from torchimplicit import Status
@@ -152,6 +155,32 @@ def test_rounding_does_not_grow_along_an_unstable_system():
     plan = lqr(**given, **bounds, horizon=80)
     assert (plan.control_duals != 0).any()
     assert optimality(plan, **bounds, **given, horizon=80) < 1e-9  # open loop, the states would round to 1.3**80 eps
+
+
+@settings(max_examples=15, deadline=None)
+@drawn(st.floats(0, 8), st.sampled_from([torch.float32, D]))
+def test_a_control_at_its_bound_is_the_bound_to_the_bit(power, dtype):
+    given = {name: value.to(dtype) for name, value in problem().items()}
+    given["x0"] = given["x0"] * 10**power  # a plan without bounds were as far away, and its rounding as large
+    high = torch.tensor([0.3, 0.6], dtype=dtype)
+    plan = lqr(**given, lower=-0.4, upper=high)
+    above, below = plan.control_duals > 0, plan.control_duals < 0
+    assert (above | below).any()
+    assert torch.equal(plan.value[above], high.expand_as(plan.value)[above])
+    assert (plan.value[below] == torch.tensor(-0.4, dtype=dtype)).all()
+    assert (plan.value <= high).all()
+    assert (plan.value >= torch.tensor(-0.4, dtype=dtype)).all()
+
+
+def test_a_control_at_its_bound_goes_with_the_bound_alone():
+    given = problem()
+    high = torch.tensor([0.3, 0.6], dtype=D).requires_grad_()
+    leaves = [value.requires_grad_() for value in given.values()]
+    plan = lqr(**given, lower=-0.4, upper=high)
+    above = plan.control_duals > 0
+    by_high, *others = torch.autograd.grad(plan.value[above].sum(), (high, *leaves), allow_unused=True)
+    torch.testing.assert_close(by_high, above.sum((0, 1)).double())
+    assert all(other is None or not bool(other.any()) for other in others)
 
 
 def test_multipliers_are_what_a_push_and_a_wider_bound_are_worth():

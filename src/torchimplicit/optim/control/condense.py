@@ -47,6 +47,23 @@ def constrained(data: LinearQuadratic, policy: Policy, weak: Tensor) -> tuple[Te
     return times(spread.flatten(1, 2), solution.value).unflatten(1, (horizon, nu)), solution
 
 
+def held(data: LinearQuadratic, policy: Policy, side: Tensor | None) -> Policy:
+    """The policy with its controls at the bounds that they meet, to the bit.
+
+    `K x + k` would be beside them by its rounding: where a plan without bounds were far larger, many digits.
+
+    Args:
+        data: the problems.
+        policy: that of the solved program.
+        side: 1 for controls at their upper bound, -1 for those at their lower one, `(B, T, nu)`; None without bounds.
+    """
+    if side is None or data.control_bounds is None:
+        return policy
+    low, high = data.control_bounds
+    k = torch.where(side > 0, high, torch.where(side < 0, low, policy.k))
+    return policy._replace(K=torch.where((side != 0).unsqueeze(-1), 0.0, policy.K), k=k)
+
+
 def by_kind(data: LinearQuadratic, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """The rows of the program `(B, r)`, those of controls `(B, T, nu)` and those of states `(B, T, nx)`."""
     parts: list[Any] = []

@@ -11,7 +11,7 @@ from torchimplicit.core import transforms
 from torchimplicit.core.front_door import front_door
 from torchimplicit.core.status import OnFailure, Status, react
 from torchimplicit.optim.control.bounds import Bound
-from torchimplicit.optim.control.condense import by_kind, constrained
+from torchimplicit.optim.control.condense import by_kind, constrained, held
 from torchimplicit.optim.control.linear_quadratic import Given, assemble, benign, put
 from torchimplicit.optim.control.riccati import Stages, costates, sweep_back, times, walk
 from torchimplicit.optim.control.solution import ControlReport, ControlSolution
@@ -53,6 +53,8 @@ def lqr(
     in `T nu` unknowns. Eliminating the states along open loops instead takes about as long, but its rounding grows with
     unstable dynamics (measured with eigenvalues of 1.2: wrong by 2e-8 at `T = 50`, altogether at 100); keeping the
     states as unknowns takes 2 to 18 times as long.
+
+    A control that meets its bound with a multiplier is that bound, to the bit.
 
     Everything broadcasts to `(B, T, ...)`: a matrix `(nx, nx)` holds always, `(T, nx, nx)` varies in time, `(B, 1, nx,
     nx)` from sample to sample. Computed in float64 whatever the dtype. Costs need not be positive definite, as long as
@@ -113,15 +115,16 @@ def lqr(
         stand_in = sweep_back(benign(stages, weak))
         policy = stand_in._replace(K=put(weak, stand_in.K, 0.0), k=put(weak, stand_in.k, 0.0))
     status = torch.where(weak, int(Status.NONCONVEX), int(Status.CONVERGED))
-    steps, duals = torch.ones_like(status), (None, None)
+    steps, duals, gains = torch.ones_like(status), (None, None), policy.K
     if bounds != (None, None):
         extra, program = constrained(data, policy, weak)
         status, steps = program.status, program.steps
         lost = status != Status.CONVERGED  # whose numbers may be as large as they like
         policy = policy._replace(k=policy.k + put(lost, extra, 0.0))
+        policy = held(data, policy, by_kind(data, program.active.bounds)[0])
         duals = by_kind(data, put(lost, program.duals.bounds, 0.0))
     x, u = walk(stages, policy, data.x0)
-    push, residual = _multipliers(stages, policy.K, x, u, *duals)
+    push, residual = _multipliers(stages, gains, x, u, *duals)
     status = torch.where((status == Status.CONVERGED) & ~(residual < ACCURATE), int(Status.STAGNATED), status)
     status = torch.where(data.sick, int(Status.NON_FINITE), status)
     report = ControlReport(status, steps, residual, 1, "lqr")
