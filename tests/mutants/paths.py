@@ -25,6 +25,11 @@ MUTANTS = [
         "tests/ode/test_odeint.py::test_a_limit_of_steps_is_a_status_with_the_path_so_far",
     ),
     Mutant(
+        "ode/control.py", "the first step is in units of the clock",
+        "own = torch.where(still, 1.0, size / speed)", "own = torch.where(still | True, 1.0, size / speed)",
+        "tests/ode/test_control.py::test_a_path_is_the_same_in_any_unit_of_time",
+    ),
+    Mutant(
         "ode/control.py", "errors are relative to the larger of states and one",
         "scale = torch.maximum(y.abs(), end.abs())", "scale = torch.maximum(y.abs(), end.abs()).clamp_min(1)",
         "tests/ode/test_control.py",

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import torchimplicit as ti
 from torchimplicit.ode.drift import LIMIT, judge
@@ -34,6 +36,21 @@ def test_the_tolerance_is_relative_to_the_state(size):
     solution = ti.odeint(lambda t, y: -y * (1 + t), start, ts, solver=solver)
     assert (solution.value[-1] / (size * math.exp(-4)) - 1).abs().max() < 1e-6
     assert solution.report.accepted.item() > 10
+
+
+@pytest.mark.parametrize("solver", [ti.Bosh3, ti.Tsit5, ti.Dopri5, ti.Dopri8])
+@settings(max_examples=10, deadline=None)
+@given(st.floats(-12, 2), st.floats(-6, -4), st.floats(-6, 6))
+def test_a_path_is_the_same_in_any_unit_of_time(solver, power, accuracy, size):
+    """The first step is: one of a state's own time, where the estimate of `Bosh3` is blind to a decay, was accepted."""
+    unit, size, solver = 10**power, 10**size, solver(rtol=10**accuracy, atol=0.0)
+    ts = torch.linspace(0, 3, 4, dtype=torch.float64)
+    start = torch.full((1, 1), size, dtype=torch.float64)
+    solution = ti.odeint(lambda t, y: -y / unit, start, ts * unit, solver=solver)
+    usual = ti.odeint(lambda t, y: -y, start / size, ts, solver=solver)
+    assert abs(solution.report.steps.item() - usual.report.steps.item()) <= 1  # rounding may decide at the limit
+    error = (solution.value.flatten() / size - torch.exp(-ts)).abs().max()
+    assert error <= 10 * solution.report.steps.item() * 10**accuracy
 
 
 def test_a_walk_back_that_breaks_down_or_leads_elsewhere_has_drifted():
