@@ -202,9 +202,21 @@ def faults_of(known, solution):
         faults.append(f"a row is off by {float((apart / reach).max()):.2g}")
     if bool(solution.determined.value.all()):
         off = ((z - known.z).abs() / (known.z.abs() + known.units)).max()
-        if not off <= RIGHT:
+        force, terms = pull(known, z, solution.duals.bounds.detach())
+        if not force.abs().max() <= RIGHT * terms.max():
+            faults.append(f"the slope is {float(force.abs().max() / terms.max()):.2g}")
+        # A slope within the tolerance moves the solution by as much times the condition of the system. A box of 1e-9
+        # may be met with a multiplier of less than 1e-10 of the largest, and then counts as not met.
+        moved = slope(known, solution.active.bounds, force / known.units) / (known.z.abs() + known.units)
+        if not off <= RIGHT + 2 * moved.abs().max():
             faults.append(f"the solution is off by {float(off):.2g}")
     return faults
+
+
+def pull(known, z, y):
+    """The slope of the Lagrangian, and the size of its terms, in units in which all is alike."""
+    force, terms = known.Q @ z + known.q + known.R.T @ y, known.Q.abs() @ z.abs() + known.q.abs()
+    return force * known.units, (terms + known.R.abs().T @ y.abs()) * known.units
 
 
 def slope(known, side, weight):
