@@ -61,6 +61,20 @@ def test_a_start_at_or_near_the_solution_loses_no_gradient(solver, start):
     assert (solution.backward.residual < 1e-3).all()
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.floats(-30, 3))
+def test_what_lends_its_gradient_leaves_the_value_as_it_is(power):
+    """Steps from aside may be larger than the value by any factor, and their rounding with them."""
+    start = torch.full((2, 3), 10**power, dtype=torch.float64)
+    tilt, steps = torch.zeros(3, dtype=torch.float64, requires_grad=True), ti.Picard(rtol=1e-3)
+    found = []
+    for needs in (True, False):
+        with torch.set_grad_enabled(needs):
+            by = lambda z, t: 0.5 * torch.tanh(z) + t  # noqa: E731
+            found.append(ti.fixed_point(by, start, tilt, solver=steps, adjoint=ti.Unrolled()).value)
+    assert torch.equal(*found)
+
+
 def test_a_solve_that_takes_no_steps_at_all_has_a_gradient():
     theta = torch.zeros(3, 1, requires_grad=True)
     solution = ti.fixed_point(

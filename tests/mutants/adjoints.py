@@ -170,6 +170,11 @@ MUTANTS = [
         "tests/adjoint/test_unrolled.py tests/adjoint/test_quarantine.py",
     ),
     Mutant(
+        "adjoint/unrolled.py", "the value takes the rounding of steps from aside",
+        "return value + (lender - lender.detach())", "return lender + (value - lender).detach()",
+        "tests/adjoint/test_unrolled.py::test_what_lends_its_gradient_leaves_the_value_as_it_is",
+    ),
+    Mutant(
         "adjoint/unrolled.py", "any derivative of steps is the solution's",
         "off <= self.rtol * size",
         "off < torch.inf",

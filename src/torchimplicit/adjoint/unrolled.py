@@ -285,4 +285,4 @@ def _largest(tensor: Tensor, rows: bool) -> Tensor:
 
 def _lent(value: Tensor, lender: Tensor) -> Tensor:
     """A value with the gradient of another that is next to it."""
-    return lender + (value - lender).detach()
+    return value + (lender - lender.detach())  # zero, however large it is beside the value

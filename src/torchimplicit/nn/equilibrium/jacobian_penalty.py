@@ -105,7 +105,7 @@ class Products:
         square = torch.stack([product.abs().square().sum() for product in products]).sum()
         if not transforms.active() and any(node.name() in ONCE for node in nodes_behind(products)):
             change = self._change(probe, products)
-            return square.detach() + change - change.detach()
+            return square.detach() + (change - change.detach())
         return square
 
     def _change(self, probe: list[Tensor], products: Sequence[Tensor]) -> Tensor:
