@@ -7,6 +7,7 @@ import torch
 
 import torchimplicit as ti
 from tests.fuzz import arrivals, forms
+from tests.fuzz.exponential import Exponential
 from tests.fuzz.forms import Form
 from tests.fuzz.verdict import silent
 from tests.fuzz.watch import Fault, watched
@@ -46,7 +47,7 @@ def _linear(dice, batch, width, s, tau, span):
         )
         rows = torch.cat((y0 / s, torch.ones(batch, 1, dtype=one)), 1).unsqueeze(1)
         system = block.expand(batch, -1, -1) + torch.nn.functional.pad((x / s).unsqueeze(1), (0, 1, width, 0))
-        return s * (rows @ torch.matrix_exp(system * (t / tau)[:, None, None]))[:, 0, :width]
+        return s * (rows @ Exponential.apply(system * (t / tau)[:, None, None]))[:, 0, :width]
 
     args = [s * dice.normal(batch, width), A]
     return Flow(
