@@ -45,15 +45,14 @@ def test_a_linear_flow_has_a_normal_density(ts):
 
 def test_the_density_integrates_to_one_as_well_as_the_tolerance():
     x = torch.linspace(-12, 12, 2001, dtype=torch.float64).unsqueeze(1)
-    errors = []
-    for rtol in (1e-2, 1e-5, 1e-8):
+    tolerances, densities = (1e-2, 1e-5, 1e-8), []
+    for rtol in tolerances:
         flow = ti.nn.CNF(Field(1), 1, solver=ti.Tsit5(rtol=rtol, atol=rtol))
         with torch.no_grad():
-            density = flow.log_prob(x).exp()
-        errors.append(abs(torch.trapezoid(density, x.squeeze(1)).item() - 1))
-    assert errors[2] < 1e-8
-    assert errors[1] < 1e-5
-    assert errors[2] < errors[1] < errors[0]
+            densities.append(flow.log_prob(x).exp())
+        assert abs(torch.trapezoid(densities[-1], x.squeeze(1)).item() - 1) < rtol
+    loose, middle, fine = densities  # an integral may be right by luck, its errors against each other
+    assert float((middle - fine).abs().max()) < 0.1 * float((loose - fine).abs().max())
 
 
 @pytest.mark.parametrize("probe", ["gaussian", "rademacher"])
