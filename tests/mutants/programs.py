@@ -91,7 +91,7 @@ MUTANTS = [
     ),
     Mutant(
         "optim/quadprog/active_set.py", "weakly active bounds count as met",
-        "(side * y * program.length <= _SIGN * largest(y * program.length).unsqueeze(1))",
+        "(side * pull <= _SIGN * largest(pull).unsqueeze(1))",
         "(side * y < 0)",
         "tests/optim/test_qp.py::test_weakly_active_bounds_count_as_not_met",
     ),

@@ -8,11 +8,12 @@ J. Optim. 13(3), 2002), for those programs alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
-from torchimplicit.optim.quadprog.program import Program, largest, times, times_transposed
+from torchimplicit.optim.quadprog.program import Program, Terms, largest, times, times_transposed
 from torchimplicit.optim.quadprog.saddle import Saddle
 from torchimplicit.optim.quadprog.singular import Singular
 from torchimplicit.optim.quadprog.sparse.saddle import SparseSaddle, Systems
@@ -34,8 +35,11 @@ class Point:
         side: the bound that every row meets with a multiplier that is not zero: 1 upper, -1 lower, 0 none, `(B, r)`.
         settled: whether they were found exactly, `(B,)`.
         steps: `(B,)`.
-        loose: whether the bounds that are met leave the solution, and the multipliers, undetermined, `(B, 2)`.
+        residual: see `verdict.at_least`, `(B,)`.
+        loose: whether the bounds that are met leave the solution, and the multipliers, undetermined, `(B, 2)`; None
+            where they do not.
         saddle: the factor, if all were found with one.
+        sure: all are settled, to rounding: whoever knows so need not look again.
     """
 
     z: Tensor
@@ -43,20 +47,27 @@ class Point:
     side: Tensor
     settled: Tensor
     steps: Tensor
-    loose: Tensor
+    residual: Tensor
+    loose: Tensor | None = None
     saddle: Saddle | Singular | SparseSaddle | Systems | None = None
+    sure: bool = False
 
     @staticmethod
     def nothing(program: Program) -> Point:
         """Zero, for all programs."""
         y = torch.zeros_like(program.lower)
         steps = torch.zeros(program.batch, dtype=torch.int64, device=y.device)
-        return Point(torch.zeros_like(program.q), y, y.to(torch.int8), steps == 1, steps, _tight(steps))
+        residual = torch.full_like(program.q[:, 0], torch.inf)
+        return Point(torch.zeros_like(program.q), y, y.to(torch.int8), steps == 1, steps, residual)
 
     def put(self, index: Tensor, other: Point) -> None:
         """Overwrites some of the programs."""
+        self.sure = False
         for mine, its in zip(self.parts(), other.parts(), strict=True):
             mine[index] = its
+        if self.loose is not None or other.loose is not None:
+            self.loose = tight(self.steps) if self.loose is None else self.loose
+            self.loose[index] = tight(other.steps) if other.loose is None else other.loose
         mine, its = self.saddle, other.saddle
         if len(index) == len(self.z):
             self.saddle = its
@@ -67,108 +78,124 @@ class Point:
 
     def take(self, index: Tensor) -> Point:
         """Some of the programs, without the factor."""
-        return Point(*(part[index] for part in self.parts()))  # type: ignore[arg-type]
+        loose = None if self.loose is None else self.loose[index]
+        return Point(*(part[index] for part in self.parts()), loose=loose)  # type: ignore[call-arg]
 
     def parts(self) -> tuple[Tensor, ...]:
-        """All but the factor."""
-        return self.z, self.y, self.side, self.settled, self.steps, self.loose
+        """All but `loose`, the factor and `sure`."""
+        return self.z, self.y, self.side, self.settled, self.steps, self.residual
 
 
-def _tight(steps: Tensor) -> Tensor:
+def tight(steps: Tensor) -> Tensor:
+    """`Point.loose` where nothing is."""
     return torch.zeros(len(steps), 2, dtype=torch.bool, device=steps.device)
 
 
+class Means(Protocol):
+    """How the system of a guess is solved."""
+
+    def attempt(self, program: Program, side: Tensor, steps: Tensor) -> tuple[Point, Tensor]:
+        """The solution for a guess, and the next guess."""
+        ...
+
+    def take(self, index: Tensor) -> Self:
+        """Those of some of the programs."""
+        ...
+
+
 def settle(
-    program: Program,
-    side: Tensor,
-    steps: Tensor,
-    rounds: int,
-    curvature: Tensor | None = None,
-    gram: Tensor | None = None,
-    center: tuple[Tensor, Tensor] | None = None,
+    program: Program, side: Tensor, steps: Tensor, rounds: int, means: Means, promising: Tensor | None = None
 ) -> Point:
     """Repairs a guess until every sign is right, or gives up after some rounds.
 
     Args:
         program: the programs.
-        side: the guess, `(B, r)`; see `Point.side`. Equations are always met.
+        side: the guess, `(B, r)`; see `Point.side` and `with_equations`.
         steps: taken so far, `(B,)`.
         rounds: how many guesses to try.
-        curvature: Cholesky factor of `Q`, where it is definite and the rows are independent; None for any programs,
-            and for a sparse one alone.
-        gram: `R Q^{-1} R'`, if it is known.
-        center: solution and multipliers to stay near where those are not unique, `(B, n)` and `(B, r)`.
+        means: to solve with.
+        promising: which guesses are worth repairing, `(B,)`; None for all.
     """
-    locked = (program.lower == program.upper) & (program.length > 0)
-    empty = (program.lower == program.upper) & ~locked
-    side = torch.where(locked & (side == 0), 1, torch.where(empty, 0, side)).to(torch.int8)
-    index, found = torch.arange(program.batch, device=side.device), None
+    index, found = None, None
     for _ in range(rounds):
-        point, better = _try(program, side, steps, locked, curvature, gram, center)
-        if found is None:
+        point, better = means.attempt(program, side, steps)
+        if found is None or index is None:
             found = point
         else:
             found.put(index, point)
-        left = torch.nonzero(~point.settled & (better != side).any(1)).flatten()
+        if point.sure:
+            break
+        open = ~point.settled & (better != side).any(1)
+        left = torch.nonzero(open if promising is None else open & promising).flatten()
         if not len(left):
             break
-        side, program, locked = better[left], program.take(left), locked[left]
-        curvature, gram = (None if x is None else x[left] for x in (curvature, gram))
-        center = None if center is None else (center[0][left], center[1][left])
-        index, steps = index[left], steps[left] + 1
+        promising = None
+        side, program, means = better[left], program.take(left), means.take(left)
+        index, steps = left if index is None else index[left], steps[left] + 1
     assert found is not None
     return found
 
 
-def _try(
-    program: Program,
-    side: Tensor,
-    steps: Tensor,
-    locked: Tensor,
-    curvature: Tensor | None,
-    gram: Tensor | None,
-    center: tuple[Tensor, Tensor] | None,
-) -> tuple[Point, Tensor]:
-    """The solution for a guess, and the next guess."""
-    if curvature is None:
+def with_equations(program: Program, side: Tensor) -> Tensor:
+    """A guess in which equations are met, but for empty ones."""
+    locked = program.locked.to(torch.int8)
+    return torch.where(program.lower == program.upper, torch.where(side == 0, locked, side * locked), side)
+
+
+def wrong(program: Program, side: Tensor, y: Tensor, terms: Terms) -> tuple[Tensor, Tensor, Tensor]:
+    """Which rows hold nothing though they are said to be met, and which are beyond a bound, or at one: bool `(B, r)`.
+
+    A bound that is met without a multiplier counts as not met: the convention for weakly active constraints.
+    """
+    pull, reached = y * program.length, terms.reached
+    slack = (side != 0) & ~program.locked & (side * pull <= _SIGN * largest(pull).unsqueeze(1))
+    room = torch.minimum(program.upper - reached, reached - program.lower)
+    rounding = _SIGN * terms.size + _NOTHING * terms.extent
+    return slack, room < -rounding, room <= rounding
+
+
+def repaired(program: Program, side: Tensor, slack: Tensor, beyond: Tensor, reached: Tensor) -> Tensor:
+    """The next guess: without the rows that hold nothing, with those that are beyond a bound."""
+    return torch.where(slack, 0, torch.where(beyond, (reached > program.upper) * 2 - 1, side)).to(torch.int8)
+
+
+@dataclass(frozen=True)
+class Anyhow:
+    """Means for any convex programs and any rows, and for a sparse program alone.
+
+    Attributes:
+        center: solution and multipliers to stay near where those are not unique, `(B, n)` and `(B, r)`.
+    """
+
+    center: tuple[Tensor, Tensor] | None = None
+
+    def take(self, index: Tensor) -> Anyhow:
+        """Those of some of the programs."""
+        return self if self.center is None else Anyhow((self.center[0][index], self.center[1][index]))
+
+    def attempt(self, program: Program, side: Tensor, steps: Tensor) -> tuple[Point, Tensor]:
+        """The solution for a guess, and the next guess."""
         saddle = SparseSaddle(program, side[0]) if program.is_sparse else Singular.build(program.Q, program.rows, side)
-        z, y = _near(program, side, saddle, center)
-    else:
-        saddle = Saddle.build(program.Q, program.rows, side, curvature, gram)
-        z, y, residual = saddle.solve(-program.q, saddle.gather(program.target(side)))
-        y = saddle.scatter(y, side.shape[1])
-    reached = times(program.rows, z)
-    # A bound that is met without a multiplier counts as not met: the convention for weakly active constraints.
-    slack = (side != 0) & ~locked & (side * y * program.length <= _SIGN * largest(y * program.length).unsqueeze(1))
-    nothing = _NOTHING * program.length * largest(z).unsqueeze(1)
-    above = reached - program.upper > _SIGN * torch.maximum(reached.abs(), program.upper.abs()) + nothing
-    below = program.lower - reached > _SIGN * torch.maximum(reached.abs(), program.lower.abs()) + nothing
-    better = torch.where(slack, 0, torch.where(above, 1, torch.where(below, -1, side))).to(torch.int8)
-    if curvature is None:  # multipliers of less than a rounding are left out, and the point is right without them
+        z, y = self._near(program, side, saddle)
+        terms = Terms.of(program, z, y)
+        slack, beyond, _ = wrong(program, side, y, terms)
+        better = repaired(program, side, slack, beyond, terms.reached)
+        # Multipliers of less than a rounding are left out, and the point is right without them.
         y, side = torch.where(slack, 0.0, y), torch.where(slack, 0, side).to(torch.int8)
-        settled = judge(program, z, y)[0] <= _RESIDUAL
-    else:
-        assert isinstance(saddle, Saddle)
-        better = torch.where(saddle.sound.unsqueeze(1), better, side)  # dependent rows say nothing of the next guess
-        right = saddle.sound & (residual < _RESIDUAL)
-        settled = right & (better == side).all(1) & ~(above | below).any(1)
-    return Point(z, y, side, settled, steps, _tight(steps), saddle), better
+        residual = judge(program, z, y)[0]
+        return Point(z, y, side, residual <= _RESIDUAL, steps, residual, saddle=saddle), better
 
-
-def _near(
-    program: Program, side: Tensor, saddle: Singular | SparseSaddle, center: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor]:
-    """The solution for a guess that is nearest to a point, and its multipliers."""
-    right, target = -program.q, program.target(side)
-    if center is None:
-        z, y, _ = saddle.solve(right, target)
-    else:
-        at, pull = center[0], torch.where(side != 0, center[1], 0.0)
+    def _near(self, program: Program, side: Tensor, saddle: Singular | SparseSaddle) -> tuple[Tensor, Tensor]:
+        """The solution for a guess that is nearest to the center, and its multipliers."""
+        right, target = -program.q, program.target(side)
+        if self.center is None:
+            z, y, _ = saddle.solve(right, target)
+            return z, y
+        at, pull = self.center[0], torch.where(side != 0, self.center[1], 0.0)
         right = right - times(program.Q, at) - times_transposed(program.rows, pull)
         terms = largest(torch.cat((program.q, target, at, pull), 1))
         dz, dy, _ = saddle.solve(right, target - times(program.rows, at), terms=terms)
-        z, y = at + dz, pull + dy
-    return z, y
+        return at + dz, pull + dy
 
 
 def independent_rows(rows: Tensor, among: Tensor, equalities: int = 0) -> Tensor:

@@ -27,9 +27,9 @@ def ever_further(program: Program, gap: float = _GAP) -> Iterator[Tensor | None]
     """How far out bounds are to be taken along, `(B, 1)`: up to a gap in their sizes, up to the next, and all: None."""
     size = torch.where(program.length > 0, program.length, 1.0)
     bounds = torch.cat((program.lower / size, program.upper / size), 1).abs()
-    known = bounds.isfinite() & (bounds > 0)
-    low, high = torch.where(known, bounds, torch.inf), torch.where(known, bounds, 0.0)
-    if bounds.shape[1] and bool((largest(high) > gap * low.amin(1)).any()):
+    high, low = bounds.masked_fill(bounds == torch.inf, 0.0), bounds.masked_fill(bounds == 0, torch.inf)
+    if bounds.shape[1] and bool((high.amax(1) > gap * low.amin(1)).any()):
+        known = bounds.isfinite() & (bounds > 0)
         fixed = (program.lower == program.upper).repeat(1, 2)
         start = torch.where(known & fixed, bounds, 0.0).amax(1, keepdim=True)
         start = torch.where(start > 0, start, low.amin(1, keepdim=True))

@@ -167,6 +167,8 @@ def check_symmetric(Q: Tensor | SparseMatrix, dtype: torch.dtype) -> None:
     Raises:
         ValueError: names the programs.
     """
+    if isinstance(Q, Tensor) and torch.equal(Q, Q.mT):
+        return
     skew = Q.skew() if isinstance(Q, SparseMatrix) else (Q - Q.mT).abs().amax((1, 2))
     wrong = skew > _SYMMETRIC * torch.finfo(dtype).eps * Q.abs().amax((1, 2))
     if bool(wrong.any()):
@@ -177,15 +179,15 @@ def check_symmetric(Q: Tensor | SparseMatrix, dtype: torch.dtype) -> None:
         )
 
 
-def broken(program: Program) -> tuple[Tensor, Tensor]:
-    """Which programs hold what is no number `(B,)`, and which have bounds that cross, `(B,)`."""
-    lower, upper = program.lower, program.upper
-    # A sum is finite if all its terms are, in one pass.
-    matrices = program.Q.sum((1, 2)) + program.rows.sum((1, 2))
-    numbers = (matrices + program.q.sum(1)).isfinite()
-    numbers = numbers & ~(lower.isnan() | upper.isnan()).any(1)
-    crossed = ((lower > upper) | (lower == torch.inf) | (upper == -torch.inf)).any(1)
-    return ~numbers, numbers & crossed
+def broken(program: Program) -> tuple[Tensor, Tensor] | None:
+    """Which programs hold what is no number `(B,)`, and which have bounds that cross, `(B,)`; None if all are well."""
+    # A sum is finite if all its terms are, in one pass; equal infinities differ by what is no number.
+    total = program.Q.sum((1, 2)) + program.q.sum(1) + program.rows.sum((1, 2))
+    numbers, apart = total - total == 0, (program.upper - program.lower >= 0).all(1)
+    if bool((numbers & apart).all()):
+        return None
+    numbers = numbers & ~(program.lower.isnan() | program.upper.isnan()).any(1)
+    return ~numbers, numbers & ~apart
 
 
 def benign(program: Program, sick: Tensor) -> Program:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchimplicit.optim.quadprog.active_set import Point, settle
+from torchimplicit.optim.quadprog.active_set import Anyhow, Point, settle, tight, with_equations
 from torchimplicit.optim.quadprog.augmented import Augmented
 from torchimplicit.optim.quadprog.interior import interior
 from torchimplicit.optim.quadprog.prepare import Prepared
@@ -19,7 +19,7 @@ _STAGES = ((1e-9, 6, False), (0.0, 12, True))  # tolerance, rounds of repair, an
 Center = tuple[Tensor, Tensor]
 
 
-def general(near: Program, stated: Program, guess: Tensor | None, max_steps: int) -> tuple[Point, Tensor]:
+def general(near: Program, stated: Program, guess: Tensor | None, max_steps: int) -> Point:
     """Solves programs whatever their rank.
 
     Args:
@@ -29,10 +29,10 @@ def general(near: Program, stated: Program, guess: Tensor | None, max_steps: int
         max_steps: of the interior point.
 
     Returns:
-        What was found, settled where it is a solution, and its residual, `(B,)`.
+        What was found, settled where it is a solution.
     """
     whole = Prepared.of(near)
-    result, residual = Point.nothing(stated), torch.full_like(stated.q[:, 0], torch.inf)
+    result = Point.nothing(stated)
     index = left = torch.arange(stated.batch, device=stated.q.device)
     bounded = bool(stated.rows.shape[1])
     stages = ([None] if guess is not None or not bounded else []) + (list(_STAGES) if bounded else [])
@@ -44,7 +44,7 @@ def general(near: Program, stated: Program, guess: Tensor | None, max_steps: int
             point, center, done = _guessed(form, guess), None, torch.ones_like(index, dtype=torch.bool)
         else:
             point, center, done = _from_inside(form.program, *stage, max_steps)
-        residual[index] = _judged(part, form, point, center)
+        point.residual = _judged(part, form, point, center)
         point.steps = point.steps + result.steps[index]
         result.put(index, point)
         left = torch.nonzero(~point.settled & done).flatten()  # what got stuck would do so again
@@ -52,15 +52,16 @@ def general(near: Program, stated: Program, guess: Tensor | None, max_steps: int
             break
     at = torch.nonzero(result.settled).flatten()
     if len(at):
+        result.loose = tight(result.steps)
         result.loose[at] = _loose(stated.take(at), whole.take(at), result.take(at))
-    return result, residual
+    return result
 
 
 def _guessed(form: Prepared, guess: Tensor | None) -> Point:
     """From a guess, or without any bound."""
     nothing = Point.nothing(form.program)
     side = nothing.side if guess is None else form.possible(guess)
-    return settle(form.program, side, nothing.steps, _WARM_ROUNDS)
+    return settle(form.program, with_equations(form.program, side), nothing.steps, _WARM_ROUNDS, Anyhow())
 
 
 def _from_inside(
@@ -72,11 +73,11 @@ def _from_inside(
     assert inner.z is not None
     assert inner.near is not None
     center = torch.nan_to_num(inner.z), torch.nan_to_num(inner.y)
-    point = settle(program, inner.side, inner.steps, rounds, center=center)
+    point = settle(program, with_equations(program, inner.side), inner.steps, rounds, Anyhow(center))
     left = torch.nonzero(~point.settled).flatten()
     if len(left):  # some bounds that are met hold nothing
-        some = center[0][left], center[1][left]
-        again = settle(program.take(left), inner.near[left], inner.steps[left], rounds, center=some)
+        some, part = (center[0][left], center[1][left]), program.take(left)
+        again = settle(part, with_equations(part, inner.near[left]), inner.steps[left], rounds, Anyhow(some))
         at = torch.nonzero(again.settled).flatten()
         point.put(left[at], again.take(at))
     return point, center, inner.done | system.diagonal

@@ -20,9 +20,9 @@ from torch import Tensor
 from torchimplicit.optim.quadprog.augmented import Augmented
 from torchimplicit.optim.quadprog.iterate import Iterate, Sides
 from torchimplicit.optim.quadprog.program import largest
-from torchimplicit.optim.quadprog.reduction import Dual
+from torchimplicit.optim.quadprog.reduction import Dual, Slim
 
-System = Dual | Augmented
+System = Dual | Slim | Augmented
 
 _APART = 1e12  # of unknowns over multipliers
 _ZERO = 1e-12  # of the unit: no row reaches less, a solution of zero would be approached for ever
@@ -127,7 +127,7 @@ def _begin(system: System, w: Tensor, lower: Tensor, upper: Tensor, floor: float
     sides = Sides.of(lower, upper)
     floor = torch.as_tensor(floor, dtype=w.dtype, device=w.device).expand(len(w), 1)
     method = _Method(sides, bool((floor > 0).any()))
-    if isinstance(system, Dual):
+    if isinstance(system, Dual | Slim):
         return method, method.affine(system, w, floor)
     z, y = system.start()
     reached, _, size = system.at(z, y)
@@ -157,7 +157,7 @@ class _Method:
     sides: Sides
     central: bool
 
-    def affine(self, system: Dual, w: Tensor, floor: Tensor) -> Iterate:
+    def affine(self, system: Dual | Slim, w: Tensor, floor: Tensor) -> Iterate:
         """One full affine step from slacks and multipliers of one, which are then lifted off the walls."""
         sides = self.sides
         slack = torch.ones_like(sides.bound)
@@ -196,14 +196,17 @@ class _Method:
         """Predictor and corrector."""
         factored = self.factor(system, now)
         _, _, slack, weight = self.direction(factored, now, now.floor - products if self.central else -products)
-        fall, met = self._fall(now, slack, weight)
-        length = (1 / fall.clamp_min(1)).unsqueeze(1)
+        of_slack, of_weight = self._rates(now, slack, weight)
+        # In a predictor step both rates add up to one, and tend to one and zero: whatever the scales, they tell which
+        # of the two vanishes (A. S. El-Bakry, R. A. Tapia, Y. Zhang, SIAM Review 36(1), 1994).
+        met = of_slack < of_weight
+        length = _length(of_slack, of_weight, 1.0)
         ahead = self.sides.mean((now.slack + length * slack) * (now.weight + length * weight))
         aim = ((ahead / gap.clamp_min(torch.finfo(gap.dtype).tiny)) ** 3 * gap).unsqueeze(1)
         aim = torch.maximum(aim, now.floor) if self.central else aim
         aim = self.sides.only(aim - products - slack * weight, 0.0)
         z, y, slack, weight = self.direction(factored, now, aim)
-        length = (_TO_THE_WALL / self._fall(now, slack, weight)[0].clamp_min(_TO_THE_WALL)).unsqueeze(1)
+        length = _length(*self._rates(now, slack, weight), _TO_THE_WALL)
         off = None if now.off is None else now.off * (1 - length)
         pull = now.pull if self.sides.fixed is None else now.pull + length * torch.where(self.sides.fixed, y, 0.0)  # type: ignore[operator]
         slack, weight = now.slack + length * slack, now.weight + length * weight
@@ -246,17 +249,15 @@ class _Method:
         turn = self.sides.spread(right - inverse * y)  # what R z falls by
         return z, y, self.sides.only(turn + now.miss, 0.0), wanted - ratio * turn
 
-    def _fall(self, now: Iterate, slack: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The largest rate at which a slack or a weight falls, `(B,)`, and which slacks fall faster than their weights.
+    def _rates(self, now: Iterate, slack: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The rates at which slacks and weights grow in a step."""
+        least = torch.finfo(weight.dtype).tiny
+        return slack / now.slack, weight / (now.weight if self.sides.has is None else now.weight.clamp_min(least))
 
-        In a predictor step both rates add up to one, and tend to one and zero: whatever the scales, they tell which of
-        the two vanishes (A. S. El-Bakry, R. A. Tapia, Y. Zhang, SIAM Review 36(1), 1994).
-        """
-        of_slack = slack / now.slack
-        of_weight = weight / (
-            now.weight if self.sides.has is None else now.weight.clamp_min(torch.finfo(weight.dtype).tiny)
-        )
-        return -torch.minimum(of_slack.amin(1), of_weight.amin(1)), of_slack < of_weight
+
+def _length(of_slack: Tensor, of_weight: Tensor, wall: float) -> Tensor:
+    """How much of a step is taken, at most all of it, to get no further than some of the way to the wall, `(B, 1)`."""
+    return wall / torch.minimum(of_slack, of_weight).amin(1, keepdim=True).neg_().clamp_min_(wall)
 
 
 def _lifted(values: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ system, and `SaddleSolve`, one such solve, whose derivatives are solves again.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,7 +25,7 @@ from torchimplicit.optim.quadprog.saddle import Saddle, factor, is_definite
 from torchimplicit.optim.quadprog.singular import Singular
 from torchimplicit.optim.quadprog.solve import Outcome
 
-_TRUSTED = 1e-6  # relative residual of a system whose solution counts as a derivative
+TRUSTED = 1e-6  # relative residual of a system whose solution counts as a derivative
 
 
 @dataclass
@@ -69,28 +70,29 @@ class Call:
     def keep(self, outcome: Outcome) -> None:
         """Keeps how the forward solve went, and its factor where a derivative may ask for it."""
         self.record.outcome = outcome
-        if self.keep_factor and bool((outcome.status == Status.CONVERGED).all()):
+        if self.keep_factor and (outcome.point.sure or bool((outcome.status == Status.CONVERGED).all())):
             self.kept.saddle = outcome.point.saddle
 
-    def solve(self, Q: Tensor, rows: Tensor, side: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Solution, multipliers and relative residual of the system, see `SaddleSolve`."""
+    def solve(self, Q: Tensor, rows: Tensor, side: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:
+        """Solution, multipliers and relative residual of the system, see `SaddleSolve`; and whether all are trusted."""
         saddle = self.saddle(Q, rows, side)
         z, y, residual = saddle.solve(r, saddle.gather(t))
         y = saddle.scatter(y, rows.shape[1])
-        doubtful = ~(saddle.sound & (residual <= _TRUSTED))
-        if bool(doubtful.any()):
-            index = torch.nonzero(doubtful).flatten()
-            again = Singular.build(Q[index], rows[index], side[index])
-            z[index], y[index], residual[index] = again.solve(r[index], t[index], shortest=True)
-        return z, y, residual
+        trusted = saddle.sound & (residual <= TRUSTED)
+        if bool(trusted.all()):
+            return z, y, residual, True
+        index = torch.nonzero(~trusted).flatten()
+        again = Singular.build(Q[index], rows[index], side[index])
+        z[index], y[index], residual[index] = again.solve(r[index], t[index], shortest=True)
+        return z, y, residual, False
 
     def by_symmetric(self, v: Tensor, z: Tensor) -> Tensor:
         """The gradient by a symmetric matrix that enters as `v'Qz`: symmetric, so that a step along it stays so."""
-        return torch.stack((v, z), 2) @ torch.stack((z, v), 1) * -0.5
+        return torch.bmm(torch.stack((v, z), 2), torch.stack((z, v), 1)) * -0.5
 
     def by_rows(self, v: Tensor, w: Tensor, z: Tensor, y: Tensor) -> Tensor:
         """The gradient by the rows, which enter as `R'y` and as `R z`."""
-        return torch.stack((y, w), 2) @ torch.stack((-v, -z), 1)
+        return -torch.bmm(torch.stack((y, w), 2), torch.stack((v, z), 1))
 
     def saddle(self, Q: Tensor, rows: Tensor, side: Tensor) -> Saddle | Singular:
         """The factored systems, from the forward solve if it left them."""
@@ -115,7 +117,7 @@ class Optimum(Function):
         curvature, constraints = call.matrices(Q, rows)
         outcome = call.run(Program(curvature, q, constraints, lower, upper, call.equalities))
         point, solved = outcome.point, outcome.status == Status.CONVERGED
-        side = torch.where(solved.unsqueeze(1), point.side, 0).to(torch.int8)
+        side = point.side if point.sure else torch.where(solved.unsqueeze(1), point.side, 0).to(torch.int8)
         call.keep(outcome)
         return point.z, point.y, side, solved
 
@@ -137,8 +139,9 @@ class Optimum(Function):
                 "torch.func.jacrev, or torch.vmap over torch.autograd.grad"
             )
         Q, rows, z, y, side, solved = ctx.saved_tensors
-        solved = solved.unsqueeze(1)
-        grad_z, grad_y = torch.where(solved, grad_z, 0.0), torch.where(solved, grad_y, 0.0)
+        if ctx.call.kept.saddle is None:  # which is there if all were solved
+            solved = solved.unsqueeze(1)
+            grad_z, grad_y = torch.where(solved, grad_z, 0.0), torch.where(solved, grad_y, 0.0)
         v, w = SaddleSolve.apply(ctx.call, Q, rows, side, grad_z, grad_y)  # type: ignore[misc]
         _, by_curvature, by_q, by_rows, by_lower, by_upper = ctx.needs_input_grad
         return (
@@ -180,8 +183,12 @@ class SaddleSolve(Function):
     @staticmethod
     def forward(call: Call, Q: Tensor, rows: Tensor, side: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Solves with the factor that is there, or a new one."""
-        z, y, residual = call.solve(Q, rows, side, r, t)
-        _tell(call, residual)
+        z, y, residual, trusted = call.solve(Q, rows, side, r, t)
+        if trusted:
+            _tell(call, torch.full_like(side[:, :1].sum(1), int(Status.CONVERGED)), residual)
+            return z, y
+        status = torch.where(residual <= TRUSTED, int(Status.CONVERGED), int(Status.STAGNATED))
+        _tell(call, torch.where(residual.isfinite(), status, int(Status.NON_FINITE)), residual)
         known = residual.isfinite().unsqueeze(1)  # a gradient that is no number goes no further
         return torch.where(known, z, 0.0), torch.where(known, y, 0.0)
 
@@ -224,6 +231,10 @@ class SaddleSolve(Function):
         return tuple(x.unflatten(0, (info.batch_size, -1)) for x in found), (0, 0)  # type: ignore[union-attr]
 
 
+for _function in (Optimum, SaddleSolve):  # autograd asks for it at every call, and Python would read it anew
+    _function.forward.__signature__ = inspect.signature(_function.forward)
+
+
 def _moved(
     call: Call, r: Tensor, t: Tensor, z: Tensor, y: Tensor, dcurvature: Any, drows: Any
 ) -> tuple[Tensor, Tensor]:
@@ -236,13 +247,11 @@ def _moved(
     return r, t
 
 
-def _tell(call: Call, residual: Tensor) -> None:
+def _tell(call: Call, status: Tensor, residual: Tensor) -> None:
     """Reports how well the derivatives' system was solved."""
-    status = torch.where(residual <= _TRUSTED, int(Status.CONVERGED), int(Status.STAGNATED))
-    status = torch.where(residual.isfinite(), status, int(Status.NON_FINITE))
     report = ProgramReport(status, torch.ones_like(status), residual, 1, "backward solve", linear=True)
     outcome = call.record.outcome
-    if outcome is not None and len(outcome.point.loose) == len(status):
+    if outcome is not None and outcome.point.loose is not None and len(outcome.point.loose) == len(status):
         loose = outcome.point.loose[:, 1]
         report.ambiguous = loose if bool(loose.any()) else None
     if call.record.report is not None:

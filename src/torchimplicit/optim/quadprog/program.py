@@ -12,12 +12,14 @@ from torch import Tensor
 
 from torchimplicit.optim.quadprog.sparse_matrix import SparseMatrix
 
+_LEAST = 5e-324  # the smallest number above zero
+
 
 def times(matrix: Tensor | SparseMatrix, vector: Tensor) -> Tensor:
     """`M v`, sample by sample: `(B, r, n)` and `(B, n)` give `(B, r)`."""
     if isinstance(matrix, SparseMatrix):
         return matrix.times(vector)
-    return torch.bmm(matrix, vector.unsqueeze(2)).squeeze(2)
+    return torch.bmm(vector.unsqueeze(1), matrix.mT).squeeze(1)  # a row takes half as long as a column
 
 
 def times_transposed(matrix: Tensor | SparseMatrix, vector: Tensor) -> Tensor:
@@ -30,6 +32,11 @@ def times_transposed(matrix: Tensor | SparseMatrix, vector: Tensor) -> Tensor:
 def largest(rows: Tensor) -> Tensor:
     """The largest magnitude in every row, `(B,)`; zero for rows of no entries."""
     return rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(len(rows))
+
+
+def part(missed: Tensor, size: Tensor) -> Tensor:
+    """What is missed over its size; nothing over nothing is zero. `(B, k)`."""
+    return missed / size.clamp_min(_LEAST)
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,52 @@ class Program:
         return torch.where(side > 0, self.upper, torch.where(side < 0, self.lower, 0.0))
 
     @cached_property
+    def locked(self) -> Tensor:
+        """Which rows are equations, but for empty ones, bool `(B, r)`."""
+        return (self.lower == self.upper) & (self.length > 0)
+
+    @cached_property
     def length(self) -> Tensor:
         """The largest magnitude in every row, `(B, r)`."""
         if isinstance(self.rows, SparseMatrix):
             return self.rows.abs().amax(2)
         return torch.linalg.vector_norm(self.rows, torch.inf, dim=2)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the conditions of programs are made of, at points and multipliers.
+
+    Attributes:
+        curved: `Q z`, `(B, n)`.
+        pulled: `R'y`, `(B, n)`.
+        slope: of the Lagrangian, `(B, n)`.
+        reached: `R z`, `(B, r)`.
+        missed: how far that is from where it must be: between the bounds, or at the one of the multiplier. `(B, r)`.
+        size: of what is reached and of where it must be, `(B, r)`.
+        most: the largest that is reached, `(B, 1)`.
+        extent: the largest that a row could reach, `(B, r)`.
+    """
+
+    curved: Tensor
+    pulled: Tensor
+    slope: Tensor
+    reached: Tensor
+    missed: Tensor
+    size: Tensor
+    most: Tensor
+    extent: Tensor
+
+    @staticmethod
+    def of(program: Program, z: Tensor, y: Tensor, pulled: Tensor | None = None) -> Terms:
+        """Evaluates them at `z` `(B, n)` and `y` `(B, r)`; `R'y` may be known."""
+        curved, reached = times(program.Q, z), times(program.rows, z)
+        pulled = times_transposed(program.rows, y) if pulled is None else pulled
+        slope = curved + program.q + pulled
+        lower = torch.where(y > 0, program.upper, program.lower)
+        wanted = torch.clamp(reached, lower, torch.where(y < 0, program.lower, program.upper))
+        height = reached.abs()
+        most = height.amax(1, keepdim=True) if height.shape[1] else slope.new_zeros(len(slope), 1)
+        extent = program.length * z.abs().amax(1, keepdim=True)
+        missed = (reached - wanted).abs()
+        return Terms(curved, pulled, slope, reached, missed, torch.maximum(height, wanted.abs()), most, extent)

@@ -18,7 +18,7 @@ from torchimplicit.optim.quadprog.form import Form, assemble, benign, broken, ch
 from torchimplicit.optim.quadprog.nearest import nearest_feasible, uncrossed
 from torchimplicit.optim.quadprog.optimum import Call, Optimum
 from torchimplicit.optim.quadprog.program import Program, times
-from torchimplicit.optim.quadprog.report import Certificate, Determined, ProgramReport, QPSolution
+from torchimplicit.optim.quadprog.report import Certificate, Determined, Duals, ProgramReport, QPSolution
 from torchimplicit.optim.quadprog.smoothing import smooth
 from torchimplicit.optim.quadprog.solve import Outcome, solve
 from torchimplicit.optim.quadprog.solver import Clarabel, InteriorPoint, check_solver, may_ask
@@ -50,12 +50,12 @@ def qp(
 
     $$ \min_z \tfrac12 z^\top Q z + q^\top z \quad\text{subject to}\quad G z \le h,\; A z = b,\; \ell \le C z \le u $$
 
-    An interior-point method finds which bounds are met, an active-set method the solution to machine precision, in
-    float64 whatever the dtype of the arguments. `Q` may have any rank, rows may repeat and depend on each other, and
-    there need be no interior. Solved is what meets every condition to 1e-9 of the size of its own terms. The derivative
-    is that of the Karush-Kuhn-Tucker conditions on the rows that are met (B. Amos, J. Z. Kolter, arXiv:1703.00443), at
-    every order, in reverse and forward mode and under `torch.vmap`. Any argument may come without a batch dimension: it
-    is shared, and its gradient is the sum.
+    Pivoting, or an interior-point method where that leads nowhere, finds which bounds are met, an active-set method the
+    solution to machine precision, in float64 whatever the dtype of the arguments. `Q` may have any rank, rows may
+    repeat and depend on each other, and there need be no interior. Solved is what meets every condition to 1e-9 of the
+    size of its own terms. The derivative is that of the Karush-Kuhn-Tucker conditions on the rows that are met (B.
+    Amos, J. Z. Kolter, arXiv:1703.00443), at every order, in reverse and forward mode and under `torch.vmap`. Any
+    argument may come without a batch dimension: it is shared, and its gradient is the sum.
 
     **Convention.** A bound that is met with a multiplier of zero (weakly active) counts as not met: the derivative is
     the one-sided one away from it. Where rows repeat each other one of them carries the multiplier; where they depend
@@ -85,7 +85,7 @@ def qp(
         solver: `InteriorPoint()`, `Clarabel()` or "auto": the former for dense programs and sparse ones of up to 200
             unknowns, the latter for larger sparse ones, and for what the former leaves without an answer if it is
             installed (extra `optim`). The report names Clarabel where it was asked; its `by_clarabel` says for which.
-        max_steps: of the interior-point method, whoever's; 10 are usual, hard programs take 60.
+        max_steps: of pivoting (3 to 8 are usual), and of the interior-point method, whoever's; hard programs take 60.
         on_failure: "raise", "warn" or "ignore" programs without a solution, which keep what the method ended with and
             add nothing to any gradient; "nan" makes their values NaN, silently. Backward solves with a singular system
             obey it, too.
@@ -125,7 +125,8 @@ def qp(
         z, y, report = _smoothed(program, float(smoothed), max_steps, sick, react_to)
         side, outcome, solved = torch.zeros_like(y, dtype=torch.int8), None, report.status == Status.CONVERGED
     else:
-        run = partial(_run, form=form, guess=guess, solver=solver, max_steps=max_steps, sick=sick)
+        options: dict[str, Any] = {"solver": solver, "max_steps": max_steps, "inside": transforms.active()}
+        run = partial(_run, form=form, guess=guess, sick=sick, **options)
         z, y, side, solved, report, outcome = _exact(program, run, react_to)
         z = _on_its_bounds(program, form, z, side) if C is None else z
     if on_failure == "nan":
@@ -181,11 +182,12 @@ def _solution(
     slack = form.out(program.upper[:, inequalities] - times(program.rows[:, inequalities], z))
     certificate, loose = None, torch.zeros(len(z), 2, dtype=torch.bool, device=z.device)
     if len(report.status) == len(z):  # not under torch.vmap
-        loose = (report.status != Status.CONVERGED).unsqueeze(1) | (loose if outcome is None else outcome.point.loose)
+        loose = loose if outcome is None or outcome.point.loose is None else outcome.point.loose
+        loose = loose if report.converged else loose | (report.status != Status.CONVERGED).unsqueeze(1)
     if outcome is not None and outcome.proof is not None and not transforms.active():
         contradiction, ray = outcome.proof
         certificate = Certificate(form.duals(contradiction), form.out(ray))
-    value, duals, slack = own((form.out(z), form.duals(y), slack))
+    value, duals, slack = own(form.out(z)), Duals(*map(own, form.duals(y))), own(slack)
     determined = Determined(*~loose.T)
     return QPSolution(
         value, report, duals=duals, slack=slack, active=form.duals(side), determined=determined, certificate=certificate
@@ -207,18 +209,19 @@ def _quarantined(program: Program, form: Form) -> tuple[tuple[Tensor, Tensor] | 
     """Which programs are no numbers, which have crossing bounds; and the programs, with stand-ins for those."""
     if transforms.active():  # values cannot be looked at here; `_run` does
         return None, program
-    sick = broken(program)
-    if bool((sick[0] | sick[1]).any()):
-        program = benign(program, sick[0] | sick[1])
-    check_symmetric(program.Q.detach(), form.dtype)
-    return sick, program
-
-
-def _run(program: Program, form: Form, guess: Tensor | None, solver: Any, max_steps: int, sick: Any) -> Outcome:
-    """Solves plain programs."""
-    if sick is None:
+    with torch.no_grad():
         sick = broken(program)
-        program = benign(program, sick[0] | sick[1])
+        check_symmetric(program.Q if sick is None else benign(program, sick[0] | sick[1]).Q, form.dtype)
+    return sick, program if sick is None else benign(program, sick[0] | sick[1])
+
+
+def _run(
+    program: Program, form: Form, guess: Tensor | None, solver: Any, max_steps: int, sick: Any, inside: bool
+) -> Outcome:
+    """Solves plain programs; those of function transforms have not been looked at yet."""
+    if inside:
+        sick = broken(program)
+        program = program if sick is None else benign(program, sick[0] | sick[1])
         check_symmetric(program.Q, form.dtype)
     if guess is not None and len(guess) != program.batch:  # under torch.vmap
         guess = guess.repeat(program.batch // len(guess), 1)
@@ -227,9 +230,11 @@ def _run(program: Program, form: Form, guess: Tensor | None, solver: Any, max_st
         outcome = by_clarabel(program, guess, max_steps, rounding)
     else:
         outcome = solve(program, guess, max_steps, rounding)
-        if may_ask(solver):
+        if not outcome.point.sure and may_ask(solver):
             fall_back(program, outcome, max_steps, rounding)
-    _tell_sick(outcome, sick)
+    if sick is not None:
+        outcome.point.sure = False
+        _tell_sick(outcome, sick)
     return outcome
 
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchimplicit.optim.quadprog.program import Program, times
-from torchimplicit.optim.quadprog.saddle import factor
+from torchimplicit.optim.quadprog.program import Program, times, times_transposed
+from torchimplicit.optim.quadprog.saddle import factor, solved
+
+_MANY = 1.5  # rows per unknown: with more, what the unknowns leave is the smaller system
 
 
 @dataclass
@@ -27,7 +29,7 @@ class Start:
 
     w: Tensor
     scale: Tensor
-    reduction: Dual
+    reduction: Dual | Slim
 
 
 def gram(program: Program, curvature: Tensor) -> Tensor:
@@ -36,32 +38,34 @@ def gram(program: Program, curvature: Tensor) -> Tensor:
     return half.mT @ half
 
 
-def reduce(program: Program, curvature: Tensor, gram: Tensor) -> Start:
+def reduce(program: Program, curvature: Tensor, gram: Tensor, free: Tensor) -> Start:
     """Eliminates the unknowns and the equations.
 
     Args:
         program: the programs.
         curvature: Cholesky factor of `Q`.
         gram: see there.
+        free: the solution without rows, `(B, n)`.
     """
-    p = program.equalities
-    free = -torch.cholesky_solve(program.q.unsqueeze(2), curvature)
-    w = torch.bmm(program.rows, free).squeeze(2)
-    K, w = (gram, w) if not p else _without_equations(gram, w, program.lower[:, :p])
+    p, n = program.equalities, program.q.shape[1]
+    w, half, K = times(program.rows, free), None, gram
+    if program.rows.shape[1] - p > _MANY * n:
+        half = torch.linalg.solve_triangular(curvature, program.rows.mT, upper=False)
+    if p:
+        lower = _regular_factor(gram[:, :p, :p])
+        right = torch.cat((gram[:, :p, p:], (w[:, :p] - program.lower[:, :p]).unsqueeze(2)), 2)
+        right = torch.linalg.solve_triangular(lower, right, upper=False)
+        projected, w = right[:, :, :-1], w[:, p:] - torch.bmm(right[:, :, :-1].mT, right[:, :, -1:]).squeeze(2)
+        if half is None:
+            K = torch.baddbmm(gram[:, p:, p:], projected.mT, projected, alpha=-1)
+        else:
+            apart = torch.linalg.solve_triangular(lower, half[:, :, :p].mT, upper=False)
+            half = half[:, :, p:] - torch.bmm(apart.mT, projected)
+    if half is not None:
+        scale = _scale(half.square().sum(1))
+        return Start(w / scale, scale, Slim(half / scale.unsqueeze(1)))
     scale = _scale(K.diagonal(dim1=1, dim2=2))
     return Start(w / scale, scale, Dual((K / scale.unsqueeze(2)).div_(scale.unsqueeze(1))))
-
-
-def _without_equations(gram: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    p = b.shape[1]
-    equations, coupling = gram[:, :p, :p], gram[:, :p, p:]
-    lower = _regular_factor(equations)
-    right = torch.cat((coupling, (w[:, :p] - b).unsqueeze(2)), 2)
-    half = torch.linalg.solve_triangular(lower, right, upper=False)
-    projected = half[:, :, :-1]
-    return torch.baddbmm(gram[:, p:, p:], projected.mT, projected, alpha=-1), w[:, p:] - torch.bmm(
-        projected.mT, half[:, :, -1:]
-    ).squeeze(2)
 
 
 def _scale(diagonal: Tensor) -> Tensor:
@@ -115,3 +119,42 @@ class _Cholesky:
 
     def solve(self, right: Tensor, _: Tensor | None = None) -> tuple[None, Tensor]:
         return None, torch.cholesky_solve(right.unsqueeze(2), self.lower).squeeze(2)
+
+
+@dataclass
+class Slim:
+    """`K = H'H` by `H`, `(B, n, m)`: the smaller system where there are more rows than unknowns."""
+
+    half: Tensor
+
+    def take(self, index: Tensor) -> Slim:
+        """That of some of the programs."""
+        return Slim(self.half[index])
+
+    def to(self, dtype: torch.dtype) -> Slim:
+        """In another precision."""
+        return Slim(self.half.to(dtype))
+
+    def times(self, y: Tensor) -> Tensor:
+        """`K y`, `(B, m)`."""
+        return times_transposed(self.half, times(self.half, y))
+
+    def factor(self, inverse: Tensor, _: Tensor | float = 1.0) -> _Condensed:
+        """Prepares `K + D^{-1}` for the diagonal `D^{-1}`, `(B, m)`."""
+        weight = 1 / inverse
+        system = torch.bmm(self.half * weight.unsqueeze(1), self.half.mT)
+        system.diagonal(dim1=1, dim2=2).add_(1.0)
+        return _Condensed(self.half, weight, torch.linalg.cholesky_ex(system)[0])
+
+
+@dataclass
+class _Condensed:
+    """Solves with `K + D^{-1}` by `I + H D H'`."""
+
+    half: Tensor
+    weight: Tensor
+    lower: Tensor
+
+    def solve(self, right: Tensor, _: Tensor | None = None) -> tuple[None, Tensor]:
+        moved = solved(self.lower, times(self.half, self.weight * right))
+        return None, self.weight * (right - times_transposed(self.half, moved))

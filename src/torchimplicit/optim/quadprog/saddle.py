@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from torchimplicit.optim.quadprog.program import largest, times, times_transposed
+from torchimplicit.optim.quadprog.program import part, times, times_transposed
 
 _REFINEMENTS = 4
 _ACCURATE = 1e-12
 _DEFINITE = 1e-12
+FAR = 1e20  # times its own entry of the diagonal: a row that is to have no multiplier
 _DEPENDENT = 1e-12  # part of a row that no other explains
 
 
@@ -32,16 +33,16 @@ class Saddle:
     Attributes:
         Q: `(B, n, n)`.
         working: the working rows, gathered and filled up with zeros, `(B, a, n)`.
-        index: which rows these are, `(B, a)`; whatever where filled up.
+        index: which rows these are, `(B, a)`; others where filled up. None where all rows are in their places.
         valid: where not filled up, `(B, a)`.
         curvature: Cholesky factor of `Q`, `(B, n, n)`.
         complement: Cholesky factor of `S`, `(B, a, a)`.
-        sound: whether the factors can be solved with, `(B,)`; those that do not exist are the identity.
+        sound: whether the factors can be solved with, `(B,)`.
     """
 
     Q: Tensor
     working: Tensor
-    index: Tensor
+    index: Tensor | None
     valid: Tensor
     curvature: Tensor
     complement: Tensor
@@ -49,8 +50,9 @@ class Saddle:
 
     @staticmethod
     def build(
-        Q: Tensor, rows: Tensor, side: Tensor, curvature: Tensor | None = None, gram: Tensor | None = None
-    ) -> Saddle:
+        Q: Tensor, rows: Tensor, side: Tensor, curvature: Tensor | None = None, gram: Tensor | None = None,
+        in_place: bool = False,
+    ) -> Saddle:  # fmt: skip
         """Factors the systems.
 
         Args:
@@ -59,36 +61,33 @@ class Saddle:
             side: not zero at the working rows, `(B, r)`.
             curvature: Cholesky factor of `Q` if it is known.
             gram: `R Q^{-1} R'` if it is known, `(B, r, r)`.
+            in_place: leave all rows where they are: fewer operations, on larger matrices. Needs `gram`.
         """
-        index, valid = compact(side)
-        a, n = index.shape[1], Q.shape[1]
-        working = rows.gather(1, index.unsqueeze(2).expand(-1, -1, n)) * valid.unsqueeze(2)
-        if curvature is None:
-            curvature = factor(Q)[0]
+        curvature = factor(Q)[0] if curvature is None else curvature
+        index, valid = (None, side != 0) if in_place else compact(side)
+        working = (rows if index is None else chosen(rows, index)) * valid.unsqueeze(2)
         if gram is None:
             half = torch.linalg.solve_triangular(curvature, working.mT, upper=False)
             system = half.mT @ half
         else:
-            system = gram.gather(1, index.unsqueeze(2).expand(-1, -1, gram.shape[2]))
-            system = system.gather(2, index.unsqueeze(1).expand(-1, a, -1))
-            system = system * (valid.unsqueeze(2) & valid.unsqueeze(1))
-        system.diagonal(dim1=1, dim2=2).add_((~valid).to(system.dtype))
-        complement, sound = factor(system)
-        pivots = complement.diagonal(dim1=1, dim2=2).square()
-        sound = sound & (pivots > _DEPENDENT * system.diagonal(dim1=1, dim2=2)).all(1)
+            system = gram if index is None else crossed(chosen(gram, index), index)
+        system, pivots = with_others_far(system, valid)
+        complement, info = torch.linalg.cholesky_ex(system)
+        sound = (info == 0) & (complement.diagonal(dim1=1, dim2=2).square() > _DEPENDENT * pivots).all(1)
         return Saddle(Q, working, index, valid, curvature, complement, sound)
 
     def put(self, at: Tensor, other: Saddle) -> None:
         """Overwrites some of the programs by systems that may have another number of working rows."""
-        width = max(self.index.shape[1], other.index.shape[1])
+        width = max(self.valid.shape[1], other.valid.shape[1])
         self._widen(width)
         other._widen(width)
         for name in ("working", "index", "valid", "complement", "sound"):
-            getattr(self, name)[at] = getattr(other, name)
+            if getattr(self, name) is not None:
+                getattr(self, name)[at] = getattr(other, name)
 
     def _widen(self, width: int) -> None:
-        more = width - self.index.shape[1]
-        if more:
+        more = width - self.valid.shape[1]
+        if more and self.index is not None:
             self.working = pad(self.working, (0, 0, 0, more))
             self.index, self.valid = pad(self.index, (0, more)), pad(self.valid, (0, more))
             self.complement = pad(self.complement, (0, more, 0, more))
@@ -96,48 +95,63 @@ class Saddle:
 
     def gather(self, values: Tensor) -> Tensor:
         """Values of all rows `(B, r)` as those of the working ones `(B, a)`."""
-        return values.gather(1, self.index) * self.valid
+        return (values if self.index is None else values.gather(1, self.index)) * self.valid
 
     def scatter(self, values: Tensor, count: int) -> Tensor:
         """Values of the working rows `(B, a)` as those of all `count` rows, zero elsewhere."""
-        return values.new_zeros(len(values), count).scatter_add_(1, self.index, values * self.valid)
+        values = values * self.valid
+        return (
+            values if self.index is None else values.new_zeros(len(values), count).scatter_add_(1, self.index, values)
+        )
 
-    def solve(self, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Solves for right-hand sides `r` `(B, n)` and `t` `(B, a)`, refined until rounding is all that is left.
+    def solve(self, r: Tensor, t: Tensor, accurate: float = _ACCURATE) -> tuple[Tensor, Tensor, Tensor]:
+        """Solves for right-hand sides `r` `(B, n)` and `t` `(B, a)`, refined to a residual, or as far as it goes.
 
         Returns:
             `z` `(B, n)`, `y` `(B, a)` and the relative residual, `(B,)`.
         """
         z, y, free = self._solve(r, t)
-        reached = largest(t) + free  # rows may hold at zero what would go far without them
-        left_r, left_t, best = self._residual(z, y, r, t, reached)
+        left_r, left_t, best = self._residual(z, y, r, t, free)
         for _ in range(_REFINEMENTS):
-            rough = best > _ACCURATE
+            rough = best > accurate
             if not bool(rough.any()):
                 break
             dz, dy, _ = self._solve(left_r, left_t)
-            left_r, left_t, residual = self._residual(z + dz, y + dy, r, t, reached)
+            left_r, left_t, residual = self._residual(z + dz, y + dy, r, t, free)
             better = rough & (residual < best)  # where it got worse the system is singular
             z, y = torch.where(better.unsqueeze(1), z + dz, z), torch.where(better.unsqueeze(1), y + dy, y)
             best = torch.where(better, residual, best)
         return z, y, best
 
-    def _residual(self, z: Tensor, y: Tensor, r: Tensor, t: Tensor, reached: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What is left of the right-hand sides, and the largest part of it over the size of the terms, `(B,)`."""
+    def _residual(self, z: Tensor, y: Tensor, r: Tensor, t: Tensor, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is left of the right-hand sides, and the largest part of it over the size of the terms, `(B,)`.
+
+        Rows may hold at zero what would go far without them: to `free`.
+        """
         curved, pulled = times(self.Q, z), times_transposed(self.working, y)
         left_r, left_t = r - curved - pulled, t - times(self.working, z)
-        size = largest(r) + largest(curved) + largest(pulled) + torch.finfo(r.dtype).tiny
-        reached = reached + largest(z) + torch.finfo(r.dtype).tiny
-        return left_r, left_t, torch.maximum(largest(left_r) / size, largest(left_t) / reached)
+        forces = torch.stack((left_r, free, z, r, curved, pulled)).abs().amax(2)
+        if not t.shape[1]:
+            return left_r, left_t, part(forces[0], forces[3:].sum(0))
+        rows = torch.stack((left_t, t)).abs().amax(2)
+        return (
+            left_r,
+            left_t,
+            torch.maximum(part(forces[0], forces[3:].sum(0)), part(rows[0], rows[1] + forces[1:3].sum(0))),
+        )
 
     def _solve(self, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Solution, multipliers, and how far from zero the forces alone would lead, `(B,)`."""
-        free = torch.cholesky_solve(r.unsqueeze(2), self.curvature)
-        if not self.index.shape[1]:
-            return free.squeeze(2), t, largest(free.squeeze(2))
-        y = torch.cholesky_solve(torch.bmm(self.working, free) - t.unsqueeze(2), self.complement)
-        z = free - torch.cholesky_solve(torch.bmm(self.working.mT, y), self.curvature)
-        return z.squeeze(2), y.squeeze(2), largest(free.squeeze(2))
+        """Solution, multipliers, and where the forces alone would lead, `(B, n)`."""
+        free = solved(self.curvature, r)
+        if not self.valid.shape[1]:
+            return free, t, free
+        y = solved(self.complement, times(self.working, free) - t)
+        return free - solved(self.curvature, times_transposed(self.working, y)), y, free
+
+
+def solved(lower: Tensor, right: Tensor) -> Tensor:
+    """Solves with Cholesky factors, sample by sample: `(B, n, n)` and `(B, n)` give `(B, n)`."""
+    return torch.cholesky_solve(right.unsqueeze(2), lower).squeeze(2)
 
 
 def factor(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,6 +168,33 @@ def is_definite(Q: Tensor, lower: Tensor, sound: Tensor) -> Tensor:
     """Whether a Cholesky factor is good enough to solve with, `(B,)`."""
     pivots = lower.diagonal(dim1=1, dim2=2)
     return sound & (pivots.amin(1).square() > _DEFINITE * Q.diagonal(dim1=1, dim2=2).amax(1))
+
+
+def with_others_far(system: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """The matrix of the working rows alone: the others get a huge entry of the diagonal, which holds them at zero.
+
+    Args:
+        system: `R Q^{-1} R'`, `(B, a, a)`.
+        valid: which of these are working rows, `(B, a)`.
+
+    Returns:
+        The matrix, and its diagonal.
+    """
+    own = system.diagonal(dim1=1, dim2=2)
+    diagonal = torch.where(valid, own, FAR * own.clamp_min(1 / FAR))
+    return system.diagonal_scatter(diagonal, dim1=1, dim2=2), diagonal
+
+
+def chosen(matrix: Tensor, index: Tensor) -> Tensor:
+    """Some of the rows of a matrix: `(B, r, n)` and `(B, a)` give `(B, a, n)`."""
+    batch, r, n = matrix.shape
+    first = r * torch.arange(batch, device=index.device).unsqueeze(1)
+    return matrix.reshape(-1, n).index_select(0, (index + first).flatten()).view(*index.shape, n)
+
+
+def crossed(rows: Tensor, index: Tensor) -> Tensor:
+    """The columns of the same numbers: `(B, a, r)` and `(B, a)` give `(B, a, a)`."""
+    return rows.gather(2, index.unsqueeze(1).expand(-1, index.shape[1], -1))
 
 
 def compact(side: Tensor) -> tuple[Tensor, Tensor]:

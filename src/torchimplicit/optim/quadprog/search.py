@@ -7,20 +7,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from torchimplicit.optim.quadprog.active_set import Point, settle
+from torchimplicit.optim.quadprog.active_set import Point
 from torchimplicit.optim.quadprog.convexity import convexified
+from torchimplicit.optim.quadprog.definite import definite
 from torchimplicit.optim.quadprog.far import ever_further, within
 from torchimplicit.optim.quadprog.general import general
-from torchimplicit.optim.quadprog.interior import interior
 from torchimplicit.optim.quadprog.program import Program
-from torchimplicit.optim.quadprog.reduction import gram, reduce
 from torchimplicit.optim.quadprog.saddle import factor, is_definite
 from torchimplicit.optim.quadprog.verdict import judge
 
-_MANY_ROWS = 8.0  # per unknown: with more, one small factor costs more than the whole system by its unknowns
-_FEW_ROWS = 32  # small matrices cost no less in single precision
-_ROUNDS = 4
-_WARM_ROUNDS = 6
+_MANY_ROWS = 32.0  # per unknown: with more, a matrix of rows and rows takes more than all else
+_FEW_ROWS = 32
 
 
 @dataclass
@@ -30,13 +27,11 @@ class Found:
     Attributes:
         program: the programs, their `Q` rid of what its dtype has rounded.
         point: settled where it is a solution.
-        residual: see `judge`, `(B,)`.
         convex: which programs are, `(B,)`.
     """
 
     program: Program
     point: Point
-    residual: Tensor
     convex: Tensor
 
 
@@ -46,38 +41,39 @@ def search(program: Program, guess: Tensor | None, max_steps: int, rounding: flo
     Args:
         program: the programs.
         guess: bounds that may be met, `(B, r)`.
-        max_steps: of the interior-point method.
+        max_steps: of the methods that guess which bounds are met.
         rounding: of the dtype that they came in.
     """
     curvature, sound = factor(program.Q)
-    definite = is_definite(program.Q, curvature, sound)
-    convex = definite.clone()
-    if not bool(definite.all()):
-        weak = torch.nonzero(~definite).flatten()
+    convex = is_definite(program.Q, curvature, sound)
+    quick = left = None  # which go the short way, and which are still to be solved: None for all
+    if not bool(convex.all()):
+        weak, quick, convex = torch.nonzero(~convex).flatten(), convex, convex.clone()
         convex[weak], Q = convexified(program.Q[weak], rounding)
         program = replace(program, Q=program.Q.index_copy(0, weak, Q)) if rounding else program
-    many = program.rows.shape[1] - program.equalities > max(_FEW_ROWS, _MANY_ROWS * program.q.shape[1])
-    quick = torch.zeros_like(definite) if many else definite
-    found: Found | None = None
-    left = torch.nonzero(convex).flatten()
+        left = torch.nonzero(convex).flatten()
+    if program.rows.shape[1] - program.equalities > max(_FEW_ROWS, _MANY_ROWS * program.q.shape[1]):
+        quick = torch.zeros_like(convex)
+    found: Point | None = None
     for reach in ever_further(program):
-        every = len(left) == program.batch
-        part = program if every else program.take(left)
-        near = part if reach is None else within(part, reach[left])
-        some = None if guess is None else guess[left]
-        point, residual = _attempt(near, part, curvature if every else curvature[left], quick[left], some, max_steps)
-        if found is None and every:
-            found = Found(program, point, residual, convex)
+        near = program if reach is None else within(program, reach)
+        if left is None:
+            found = _attempt(near, program, curvature, quick, guess, max_steps)
         else:
-            found = _nothing(program, convex) if found is None else found
-            point.steps = point.steps + found.point.steps[left]
-            found.point.put(left, point)
-            found.residual[left] = residual
-        left = torch.nonzero(~found.point.settled & convex).flatten()
+            found = Point.nothing(program) if found is None else found
+            some = None if guess is None else guess[left]
+            part = program.take(left)
+            near = part if reach is None else near.take(left)
+            point = _attempt(near, part, curvature[left], None if quick is None else quick[left], some, max_steps)
+            point.steps = point.steps + found.steps[left]
+            found.put(left, point)
+        if found.sure:
+            break
+        left = torch.nonzero(~found.settled & convex).flatten()
         if not len(left):
             break
     assert found is not None
-    return found
+    return Found(program, found, convex)
 
 
 def solutions(program: Program) -> Tensor:
@@ -85,60 +81,32 @@ def solutions(program: Program) -> Tensor:
     return search(program, None, 100).point.z
 
 
-def _nothing(program: Program, convex: Tensor) -> Found:
-    return Found(program, Point.nothing(program), torch.full_like(program.q[:, 0], torch.inf), convex)
-
-
 def _attempt(
-    near: Program, stated: Program, curvature: Tensor, quick: Tensor, guess: Tensor | None, max_steps: int
-) -> tuple[Point, Tensor]:
+    near: Program, stated: Program, curvature: Tensor, quick: Tensor | None, guess: Tensor | None, max_steps: int
+) -> Point:
     """Solves programs by the way that eliminates most, and those that resist or do not go that way by `general`."""
-    point, residual = Point.nothing(stated), torch.full_like(stated.q[:, 0], torch.inf)
-    at = torch.nonzero(quick).flatten()
-    if len(at):
-        every, some = len(at) == stated.batch, None if guess is None else guess[at]
-        found = _definite(near.take(at), curvature if every else curvature[at], some, max_steps)
-        residual[at], solved = judge(stated.take(at), found.z, found.y)
-        found.settled = found.settled & solved
-        if every:  # with its factor
-            point = found
-        else:
-            point.put(at, found)
+    if quick is None:  # all
+        point = _definite(near, stated, curvature, guess, max_steps)
+        if point.sure:
+            return point
+    else:
+        point, at = Point.nothing(stated), torch.nonzero(quick).flatten()
+        if len(at):
+            some = None if guess is None else guess[at]
+            point.put(at, _definite(near.take(at), stated.take(at), curvature[at], some, max_steps))
     left = torch.nonzero(~point.settled).flatten()
-    if len(left):
-        some = None if guess is None else guess[left]
-        found, residual[left] = general(near.take(left), stated.take(left), some, max_steps)
-        found.steps = found.steps + point.steps[left]
-        point.put(left, found)
-    return point, residual
+    if not len(left):
+        return point
+    found = general(near.take(left), stated.take(left), None if guess is None else guess[left], max_steps)
+    found.steps += point.steps[left]
+    point.put(left, found)
+    return point
 
 
-def _definite(program: Program, curvature: Tensor, guess: Tensor | None, max_steps: int) -> Point:
-    """Programs whose `Q` is definite and whose rows depend on each other in no way that matters."""
-    steps = torch.zeros(program.batch, dtype=torch.int64, device=program.q.device)
-    bounded = program.rows.shape[1] > program.equalities
-    if guess is None and bounded:
-        return _from_inside(program, curvature, gram(program, curvature), max_steps)
-    guess = torch.ones_like(program.lower, dtype=torch.int8) if guess is None else guess
-    # With the matrix another guess costs little more than a small factor.
-    matrix = gram(program, curvature) if bounded else None
-    found = settle(program, guess, steps, _WARM_ROUNDS, curvature, matrix)
-    left = torch.nonzero(~found.settled).flatten()
-    if not len(left) or matrix is None:
-        return found
-    inside = _from_inside(program.take(left), curvature[left], matrix[left], max_steps)
-    inside.steps = inside.steps + found.steps[left]
-    found.put(left, inside)
-    return found
-
-
-def _from_inside(program: Program, curvature: Tensor, matrix: Tensor, max_steps: int) -> Point:
-    """By an interior point whose accuracy is enough for a guess: single precision, but for small programs."""
-    p, start = program.equalities, reduce(program, curvature, matrix)
-    few = program.rows.shape[1] - p < _FEW_ROWS
-    dtype, tol = (torch.float64, 1e-6) if few else (torch.float32, 1e-5)
-    bounds = (program.lower[:, p:] / start.scale, program.upper[:, p:] / start.scale)
-    begin, lower, upper = (x.to(dtype) for x in (start.w, *bounds))
-    inner = interior(start.reduction.to(dtype), begin, lower, upper, tol, max_steps)
-    side = torch.cat((torch.ones_like(program.lower[:, :p], dtype=torch.int8), inner.side), 1)
-    return settle(program, side, inner.steps, _ROUNDS, curvature, matrix)
+def _definite(near: Program, stated: Program, curvature: Tensor, guess: Tensor | None, max_steps: int) -> Point:
+    """Solves programs that are `definite`, and has them judged as stated."""
+    point = definite(near, curvature, guess, max_steps)
+    if not (point.sure and near is stated):
+        point.residual, solved = judge(stated, point.z, point.y, point.residual if near is stated else None)
+        point.settled, point.sure = point.settled & solved, False
+    return point

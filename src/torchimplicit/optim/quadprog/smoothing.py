@@ -25,7 +25,7 @@ from torchimplicit.optim.quadprog.interior import interior
 from torchimplicit.optim.quadprog.program import Program, times, times_transposed
 from torchimplicit.optim.quadprog.reduction import gram, reduce
 from torchimplicit.optim.quadprog.report import SmoothedReport
-from torchimplicit.optim.quadprog.saddle import Saddle, factor
+from torchimplicit.optim.quadprog.saddle import Saddle, factor, solved
 from torchimplicit.optim.quadprog.search import solutions
 from torchimplicit.solve import Newton
 
@@ -99,7 +99,7 @@ def _start(program: Program, weight: float, max_steps: int) -> tuple[Tensor, Ten
     above = below = y
     if program.rows.shape[1] > p:
         part = replace(program, Q=curvature @ curvature.mT)
-        begin = reduce(part, curvature, gram(part, curvature))
+        begin = reduce(part, curvature, gram(part, curvature), -solved(curvature, part.q))
         lower, upper = program.lower[:, p:] / begin.scale, program.upper[:, p:] / begin.scale
         inner = interior(begin.reduction, begin.w, lower, upper, 1e-10, max_steps, floor=weight)
         y, steps = torch.nan_to_num(inner.y / begin.scale), inner.steps

@@ -38,8 +38,7 @@ class Outcome:
     def nothing(program: Program, status: Status = Status.MAX_STEPS) -> Outcome:
         """Zero, for all programs."""
         point = Point.nothing(program)
-        residual = torch.full_like(program.q[:, 0], torch.inf)
-        return Outcome(point, torch.full_like(point.steps, int(status)), residual)
+        return Outcome(point, torch.full_like(point.steps, int(status)), point.residual.clone())
 
     def put(self, index: Tensor, other: Outcome) -> None:
         """Overwrites some of the programs."""
@@ -60,8 +59,9 @@ class Outcome:
         """Moves all there is, but factors."""
         if self.status.device == device:
             return
-        parts = (part.to(device) for part in self.point.parts())
-        self.point = Point(*parts, saddle=self.point.saddle)  # type: ignore[arg-type]
+        parts, loose = (part.to(device) for part in self.point.parts()), self.point.loose
+        loose = None if loose is None else loose.to(device)
+        self.point = Point(*parts, loose=loose, saddle=self.point.saddle)  # type: ignore[call-arg]
         self.status, self.residual = self.status.to(device), self.residual.to(device)
         self.proof = None if self.proof is None else (self.proof[0].to(device), self.proof[1].to(device))
         self.by_clarabel = None if self.by_clarabel is None else self.by_clarabel.to(device)
@@ -78,9 +78,9 @@ def solve(program: Program, guess: Tensor | None, max_steps: int, rounding: floa
     """
     found = search(without_infinite(program), guess, max_steps, rounding)
     point, solved = found.point, found.point.settled
+    if point.sure or bool(solved.all()):
+        return Outcome(point, torch.full_like(point.steps, int(Status.CONVERGED)), point.residual)
     status = torch.where(solved, int(Status.CONVERGED), int(Status.MAX_STEPS))
-    if bool(solved.all()):
-        return Outcome(point, status, found.residual)
     left = torch.nonzero(~solved).flatten()
     part, proof = found.program.take(left), (torch.zeros_like(point.y), torch.zeros_like(point.z))
     blamed, direction = contradiction(part, point.z[left], solutions), torch.zeros_like(part.q)
@@ -95,4 +95,4 @@ def solve(program: Program, guess: Tensor | None, max_steps: int, rounding: floa
     status[left] = verdict
     for mine, its, word in zip(proof, (blamed, direction), (Status.INFEASIBLE, Status.UNBOUNDED), strict=True):
         mine[left] = torch.where((verdict == word).unsqueeze(1), its, 0.0)
-    return Outcome(point, status, found.residual, proof)
+    return Outcome(point, status, point.residual, proof)

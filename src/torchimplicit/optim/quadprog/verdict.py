@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchimplicit.optim.quadprog.program import Program, largest, times, times_transposed
+from torchimplicit.optim.quadprog.program import Program, Terms, largest, part, times, times_transposed
 from torchimplicit.optim.quadprog.units import Units
 
 TOLERANCE = 1e-9
@@ -19,33 +19,35 @@ _ZERO = 1e-13  # of the largest, in units in which all is about one
 _CANCELS = 1e3
 
 
-def judge(program: Program, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def judge(program: Program, z: Tensor, y: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """How far a point is from a solution, and whether it is one.
 
     Args:
         program: as stated.
         z: solution, `(B, n)`.
         y: multipliers of the rows, positive at the upper and negative at the lower bound, `(B, r)`.
+        known: what `at_least` gives for them, `(B,)`.
 
     Returns:
         The largest violation of a condition over the size of its terms, `(B,)`, and whether that is below the
         tolerance, bool `(B,)`.
     """
-    residual = _at_least(program, z, y)
-    doubtful = torch.nonzero(~(residual <= TOLERANCE)).flatten()
-    if len(doubtful):
-        part = program.take(doubtful)
-        units = Units.of(part)
-        residual[doubtful] = _exactly(units.scaled(part), z[doubtful] / units.z, y[doubtful] / units.y)
+    residual = at_least(program, Terms.of(program, z, y)) if known is None else known
+    solved = residual <= TOLERANCE
+    if bool(solved.all()):
+        return residual, solved
+    doubtful = torch.nonzero(~solved).flatten()
+    stated = program.take(doubtful)
+    units = Units.of(stated)
+    residual[doubtful] = _exactly(units.scaled(stated), z[doubtful] / units.z, y[doubtful] / units.y)
     return residual, residual <= TOLERANCE
 
 
 def feasible(program: Program, z: Tensor) -> Tensor:
     """Whether points meet all bounds, by the size of what rows reach and of the bounds, `(B,)`."""
     reached = times(program.rows, z)
-    return largest(_part(_apart(program, reached), torch.maximum(reached.abs(), _passed(program, reached).abs()))) <= (
-        TOLERANCE
-    )
+    bound = torch.clamp(reached, program.lower, program.upper)
+    return largest(part(reached - bound, torch.maximum(reached.abs(), bound.abs()))) <= TOLERANCE
 
 
 def met(program: Program, z: Tensor) -> Tensor:
@@ -55,18 +57,11 @@ def met(program: Program, z: Tensor) -> Tensor:
     return torch.minimum((program.upper - reached).abs(), (reached - program.lower).abs()) <= TOLERANCE * size
 
 
-def _at_least(program: Program, z: Tensor, y: Tensor) -> Tensor:
+def at_least(program: Program, terms: Terms) -> Tensor:
     """No less than the residual: with the largest term, or the sum of them, for the sum of their magnitudes. `(B,)`."""
-    curved, pulled, reached = times(program.Q, z), times_transposed(program.rows, y), times(program.rows, z)
-    terms = torch.maximum(torch.maximum(curved.abs(), pulled.abs()), program.q.abs())
-    slope = largest(_part(curved + program.q + pulled, terms))
-    if not program.rows.shape[1]:
-        return slope
-    most = _CANCELS * largest(reached).unsqueeze(1)
-    nothing = _NOTHING * torch.minimum(program.length * largest(z).unsqueeze(1), most)
-    apart, gap = _apart(program, reached), _gap(program, reached, y)
-    missed = torch.where(torch.maximum(apart, gap) <= nothing, 0.0, torch.maximum(apart, gap))
-    return torch.maximum(slope, largest(_part(missed, torch.maximum(reached.abs(), _passed(program, reached).abs()))))
+    forces = torch.stack((terms.curved, terms.pulled, program.q)).abs().amax(0)
+    missed = terms.missed * (terms.missed > _NOTHING * torch.minimum(terms.extent, _CANCELS * terms.most))
+    return part(torch.cat((terms.slope.abs(), missed), 1), torch.cat((forces, terms.size), 1)).amax(1)
 
 
 def _exactly(program: Program, z: Tensor, y: Tensor) -> Tensor:
@@ -78,10 +73,11 @@ def _exactly(program: Program, z: Tensor, y: Tensor) -> Tensor:
     force = _honest(force, times(Q, z.abs()) + program.q.abs() + times_transposed(R, y.abs()), program.q)
     known = torch.cat((program.lower, program.upper), 1)
     reach = _honest(torch.maximum(reached.abs(), bound), times(R, z.abs()) + bound, known)
-    apart, gap = _part(_apart(program, reached), reach), _part(_gap(program, reached, y), reach)
+    apart = part((reached - torch.clamp(reached, program.lower, program.upper)).abs(), reach)
+    gap = part(_gap(program, reached, y), reach)
     # A multiplier that moves no component of the slope by more than the tolerance may as well be zero.
     pull = torch.where(y == 0, 0.0, _most(R, 1 / force.clamp_min(torch.finfo(force.dtype).tiny)) * y.abs())
-    slope = _part(curved + program.q + pulled, force)
+    slope = part(curved + program.q + pulled, force)
     return torch.stack((largest(slope), largest(apart), largest(torch.minimum(gap, pull)))).amax(0)
 
 
@@ -108,15 +104,6 @@ def _honest(net: Tensor, terms: Tensor, known: Tensor) -> Tensor:
     return torch.minimum(terms, net + _CANCELS * most) + _ZERO / TOLERANCE * floor
 
 
-def _apart(program: Program, reached: Tensor) -> Tensor:
-    return (reached - program.upper).clamp_min(0) + (program.lower - reached).clamp_min(0)
-
-
 def _gap(program: Program, reached: Tensor, y: Tensor) -> Tensor:
     """How far the rows are from the bounds that their multipliers belong to, `(B, r)`."""
     return torch.where(y > 0, program.upper - reached, torch.where(y < 0, reached - program.lower, 0.0)).abs()
-
-
-def _part(missed: Tensor, size: Tensor) -> Tensor:
-    """What is missed over its size, `(B, k)`."""
-    return torch.where(missed == 0, 0.0, missed.abs() / size)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from torchimplicit.optim.quadprog.optimum import Call
+from torchimplicit.optim.quadprog.optimum import TRUSTED, Call
 from torchimplicit.optim.quadprog.solve import Outcome
 from torchimplicit.optim.quadprog.sparse_matrix import SparseMatrix
 
@@ -32,9 +32,10 @@ class SparseCall(Call):
         """Keeps how the forward solve went, and the factors of the programs that were solved."""
         self.record.outcome, self.kept.saddle = outcome, outcome.point.saddle
 
-    def solve(self, Q: Tensor, rows: Tensor, side: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Solution, multipliers and relative residual of the system, see `SaddleSolve`; zero for unsolved programs."""
-        return self.kept.saddle.solve(r, t)
+    def solve(self, Q: Tensor, rows: Tensor, side: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:
+        """See `Call.solve`; zero for unsolved programs."""
+        z, y, residual = self.kept.saddle.solve(r, t)
+        return z, y, residual, bool((residual <= TRUSTED).all())
 
     def by_symmetric(self, v: Tensor, z: Tensor) -> Tensor:
         """The gradient by the entries of a symmetric matrix that enters as `v'Qz`, summed over the programs, `(k,)`."""

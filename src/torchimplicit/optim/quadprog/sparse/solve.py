@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.status import Status
-from torchimplicit.optim.quadprog.active_set import settle
+from torchimplicit.optim.quadprog.active_set import Anyhow, settle, with_equations
 from torchimplicit.optim.quadprog.certificate import as_shortest
 from torchimplicit.optim.quadprog.convexity import NEGATIVE, convexified
 from torchimplicit.optim.quadprog.far import without_infinite
@@ -93,21 +93,22 @@ def _solve(program: Program, guess: Tensor | None, max_steps: int) -> tuple[Outc
     for stage in ([None] if guess is not None or not bounded else []) + list(_STAGES):
         if stage is None:
             side = torch.zeros_like(best.point.side) if guess is None else guess
-            point = settle(scaled, torch.where(scaled.target(side).isfinite(), side, 0), steps, _WARM_ROUNDS)
+            side = with_equations(scaled, torch.where(scaled.target(side).isfinite(), side, 0))
+            point = settle(scaled, side, steps, _WARM_ROUNDS, Anyhow())
         else:
             tol, rounds = stage
             claim = interior_point(scaled, max_steps, tol)
             steps = steps + claim.steps
             if claim.status in (Status.INFEASIBLE, Status.UNBOUNDED):
                 break
-            side = _heading_for(scaled, claim.z, claim.y)
-            point = settle(scaled, side, steps, rounds, center=(claim.z, claim.y))
+            side = with_equations(scaled, _heading_for(scaled, claim.z, claim.y))
+            point = settle(scaled, side, steps, rounds, Anyhow((claim.z, claim.y)))
         steps, exact = point.steps, bool(point.settled)
         point.z, point.y = point.z * units.z, point.y * units.y
         residual, point.settled = judge(program, point.z, point.y)
-        residual = residual.nan_to_num(torch.inf)
-        if float(residual) < float(best.residual):
-            best.point, best.residual = point, residual
+        point.residual = residual.nan_to_num(torch.inf)
+        if float(point.residual) < float(best.residual):
+            best.point, best.residual = point, point.residual
         if exact and bool(point.settled):
             break
     best.point.steps = steps

@@ -1,0 +1,127 @@
+"""Programs with a definite `Q`: bounds are found by pivoting or from inside, the solution by Cholesky factors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchimplicit.optim.quadprog.active_set import Point, repaired, settle, with_equations, wrong
+from torchimplicit.optim.quadprog.interior import interior
+from torchimplicit.optim.quadprog.pivoting import Board, pivot
+from torchimplicit.optim.quadprog.program import Program, Terms, times_transposed
+from torchimplicit.optim.quadprog.reduction import gram, reduce
+from torchimplicit.optim.quadprog.saddle import Saddle, solved
+from torchimplicit.optim.quadprog.verdict import at_least
+
+_FEW_ROWS = 32  # small matrices cost no less in single precision
+_PIVOTS = 16
+_ROUNDS = 4
+_ACCURATE = 1e-12  # no refinement makes it better
+_RESIDUAL = 1e-11
+_TO_THE_END = 1e-15
+
+
+def definite(program: Program, curvature: Tensor, guess: Tensor | None, max_steps: int) -> Point:
+    """Solves programs whose rows depend on each other in no way that matters.
+
+    Args:
+        program: the programs.
+        curvature: Cholesky factor of `Q`, `(B, n, n)`.
+        guess: bounds that may be met, `(B, r)`; None starts cold.
+        max_steps: of the pivoting, and of the interior point after it.
+    """
+    free = -solved(curvature, program.q)
+    board = Board.of(program, gram(program, curvature), free)
+    means = Regular(curvature, free, board, strict=True)
+    if program.rows.shape[1] == program.equalities:
+        side = program.locked.to(torch.int8)
+        return settle(program, side, torch.zeros_like(program.q[:, 0], dtype=torch.int64), 1, means)
+    side, steps, ended = pivot(board, guess, min(_PIVOTS, max_steps))
+    if bool(ended.any()):
+        found = settle(program, side, steps, _ROUNDS, means, ended)
+    else:
+        found = replace(Point.nothing(program), steps=steps)
+    if found.sure:
+        return found
+    left = torch.nonzero(~found.settled).flatten()
+    if len(left):
+        inside = _from_inside(program.take(left), replace(means.take(left), strict=False), max_steps)
+        inside.steps = inside.steps + found.steps[left]
+        found.put(left, inside)
+    return found
+
+
+def _from_inside(program: Program, means: Regular, max_steps: int) -> Point:
+    """By an interior point whose accuracy is enough for a guess: single precision, but for small programs."""
+    p, start = program.equalities, reduce(program, means.curvature, means.board.gram, means.free)
+    few = program.rows.shape[1] - p < _FEW_ROWS
+    dtype, tol = (torch.float64, 1e-6) if few else (torch.float32, 1e-5)
+    bounds = (program.lower[:, p:] / start.scale, program.upper[:, p:] / start.scale)
+    begin, lower, upper = (x.to(dtype) for x in (start.w, *bounds))
+    inner = interior(start.reduction.to(dtype), begin, lower, upper, tol, max_steps)
+    side = torch.cat((torch.ones_like(program.lower[:, :p], dtype=torch.int8), inner.side), 1)
+    return settle(program, with_equations(program, side), inner.steps, _ROUNDS, means)
+
+
+@dataclass(frozen=True)
+class Regular:
+    """Means for programs with a definite `Q` and independent rows.
+
+    Attributes:
+        curvature: Cholesky factor of `Q`, `(B, n, n)`.
+        free: the solution without rows, `(B, n)`.
+        board: what pivoting knows of the programs.
+        strict: leave programs alone where a row is at a bound without holding anything: others may hold in its place,
+            and an interior point tells.
+    """
+
+    curvature: Tensor
+    free: Tensor
+    board: Board
+    strict: bool
+
+    def take(self, index: Tensor) -> Regular:
+        """Those of some of the programs."""
+        if len(index) == len(self.free):
+            return self
+        return Regular(self.curvature[index], self.free[index], self.board.take(index), self.strict)
+
+    def attempt(self, program: Program, side: Tensor, steps: Tensor) -> tuple[Point, Tensor]:
+        """The solution for a guess, and the next guess."""
+        board = self.board
+        saddle = Saddle.build(program.Q, program.rows, side, self.curvature, board.gram, board.in_place)
+        target = program.target(side)
+        y = saddle.scatter(solved(saddle.complement, saddle.gather(board.w - target)), side.shape[1])
+        pulled = times_transposed(program.rows, y)
+        z = self.free - solved(self.curvature, pulled)
+        seen = self._seen(program, side, z, y, pulled)
+        right, settled = saddle.sound, (seen.residual <= _ACCURATE) & ~seen.against & saddle.sound
+        if bool(settled.all()):
+            return Point(z, y, side, settled, steps, seen.residual, saddle=saddle, sure=True), side
+        if bool((saddle.sound & ~seen.against & ~settled).any()):
+            z, y, left = saddle.solve(-program.q, saddle.gather(target), _TO_THE_END)
+            y, right = saddle.scatter(y, side.shape[1]), right & (left < _RESIDUAL)
+            seen = self._seen(program, side, z, y)
+        settled = right & ~seen.against
+        point = Point(z, y, side, settled, steps, seen.residual, saddle=saddle)
+        better = repaired(program, side, seen.slack, seen.beyond, seen.reached)
+        return point, torch.where(saddle.sound.unsqueeze(1), better, side)  # dependent rows say nothing of the next
+
+    def _seen(self, program: Program, side: Tensor, z: Tensor, y: Tensor, pulled: Tensor | None = None) -> _Seen:
+        terms = Terms.of(program, z, y, pulled)
+        slack, beyond, at = wrong(program, side, y, terms)
+        against = slack | (at & (side == 0) & (program.length > 0) if self.strict else beyond)
+        return _Seen(terms.reached, at_least(program, terms), slack, beyond, against.any(1))
+
+
+class _Seen(NamedTuple):
+    """The solution of a guess: what rows reach, its residual, which signs are wrong, and whether it is refuted."""
+
+    reached: Tensor
+    residual: Tensor
+    slack: Tensor
+    beyond: Tensor
+    against: Tensor
