@@ -225,6 +225,14 @@ def test_bad_programs_are_flagged_and_touch_no_other():
     torch.testing.assert_close(shared.grad, again.grad, rtol=1e-9, atol=1e-12)
 
 
+def test_what_is_no_number_gets_no_gradient_from_function_transforms_either():
+    Q, bound = torch.eye(2, dtype=torch.float64), torch.full((2,), -9.0, dtype=torch.float64)
+    q = torch.tensor([[1.0, 2.0], [torch.nan, 4.0], [5.0, 6.0]], dtype=torch.float64)
+    slope = torch.func.grad(lambda q: qp(Q, q, l=bound, on_failure="ignore").value.sum())(q)
+    expected = torch.tensor([[-1.0, -1.0], [0.0, 0.0], [-1.0, -1.0]], dtype=torch.float64)
+    torch.testing.assert_close(slope, expected)
+
+
 def test_message_names_programs_and_remedies():
     with pytest.raises(
         ti.ConvergenceError, match=r"(?s)infeasible: sample 1 .*nonconvex: sample 2 .*non_finite: sample 0|sample 0"
