@@ -4,6 +4,16 @@ from tests.mutants.mutant import Mutant
 
 MUTANTS = [
     Mutant(
+        "optim/quadprog/qp.py", "what stands in for no numbers is as good as solved",
+        "outcome.point.sure = False", "pass",
+        "tests/optim/test_qp.py::test_what_is_no_number_gets_no_gradient_from_function_transforms_either",
+    ),
+    Mutant(
+        "optim/quadprog/definite.py", "pivoting in vain goes on for long",
+        "_FEW_PIVOTS if crowded else _PIVOTS", "_PIVOTS",
+        "tests/optim/quadprog/test_operations.py::test_pivoting_in_vain_costs_little",
+    ),
+    Mutant(
         "optim/quadprog/sparse/solve.py", "what was found is vouched for, whatever it is",
         "if bool(best.point.settled):", "if best is not None:",
         "tests/optim/quadprog/sparse/test_certificate.py",
@@ -102,7 +112,7 @@ MUTANTS = [
     ),
     Mutant(
         "optim/quadprog/optimum.py", "a derivative that is not there is vouched for",
-        "torch.where(residual <= _TRUSTED,",
+        "torch.where(residual <= TRUSTED,",
         "torch.where(residual < torch.inf,",
         "tests/optim/test_qp.py::test_singular_backward_solve_is_reported",
     ),

@@ -18,6 +18,8 @@ from torchimplicit.optim.quadprog.verdict import at_least
 
 _FEW_ROWS = 32  # small matrices cost no less in single precision
 _PIVOTS = 16
+_CROWDED = 2  # rows per unknown, from which on pivoting ends within a few rounds or is in vain
+_FEW_PIVOTS = 4
 _ROUNDS = 4
 _ACCURATE = 1e-12  # no refinement makes it better
 _RESIDUAL = 1e-11
@@ -39,7 +41,8 @@ def definite(program: Program, curvature: Tensor, guess: Tensor | None, max_step
     if program.rows.shape[1] == program.equalities:
         side = program.locked.to(torch.int8)
         return settle(program, side, torch.zeros_like(program.q[:, 0], dtype=torch.int64), 1, means)
-    side, steps, ended = pivot(board, guess, min(_PIVOTS, max_steps))
+    crowded = program.rows.shape[1] - program.equalities >= _CROWDED * program.q.shape[1]
+    side, steps, ended = pivot(board, guess, min(_FEW_PIVOTS if crowded else _PIVOTS, max_steps))
     if bool(ended.any()):
         found = settle(program, side, steps, _ROUNDS, means, ended)
     else:
