@@ -51,6 +51,8 @@ def sparse(dice, known_faults):
             its = SimpleNamespace(
                 status=solution.status[sample], value=solution.value[sample],
                 determined=SimpleNamespace(value=solution.determined.value[sample]),
+                duals=SimpleNamespace(bounds=solution.duals.bounds[sample]),
+                active=SimpleNamespace(bounds=solution.active.bounds[sample]),
             )  # fmt: skip
             words = faults_of(mine, its)
             if not words and its.status == ti.Status.CONVERGED and bool(its.determined.value):
