@@ -163,3 +163,19 @@ def test_diagnosis_names_coupling_and_no_tolerance():
     whole = ti.nn.DEQ(Cell())
     assert not diagnose.certify(whole, x).coupled.any()
     assert diagnose.check_gradient(whole, x).ok
+
+
+@pytest.mark.parametrize("share", [0.0, 2e-4])
+def test_a_sample_that_a_failing_one_has_moved_on_has_not_converged(share):
+    """It arrived where the other one was then, which went on, far beyond."""
+    gain = torch.tensor([[0.1], [0.99], [0.1]], dtype=torch.float64)
+
+    def cell(z, gain):
+        return gain * z + share * z.mean(0) + 1
+
+    solver = ti.Picard(max_steps=200)
+    solution = ti.fixed_point(cell, torch.zeros_like(gain), gain, solver=solver, on_failure="ignore")
+    expected = ti.Status.COUPLED if share else ti.Status.CONVERGED
+    assert solution.status.tolist() == [expected, ti.Status.MAX_STEPS, expected]
+    residual = (cell(solution.value, gain) - solution.value).abs().flatten()
+    torch.testing.assert_close(solution.residual[[0, 2]], residual[[0, 2]])

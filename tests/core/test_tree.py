@@ -74,3 +74,13 @@ def test_values_unlike_the_state_are_refused():
     ):
         with pytest.raises(error, match=words):
             layout.check(value)
+
+
+def test_what_half_precision_has_no_number_for_is_its_largest_one_and_not_infinite():
+    """A sample is held at its last finite iterate, which is carried in float32."""
+    layout = Layout(torch.zeros(2, 2, dtype=torch.float16))
+    found = layout.unflatten(torch.tensor([[1e5, -1e30], [torch.nan, 2.0]]))
+    assert found.dtype == torch.float16
+    assert found[0].tolist() == [65504.0, -65504.0]
+    assert found[1, 0].isnan()
+    assert found[1, 1] == 2

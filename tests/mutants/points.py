@@ -35,6 +35,16 @@ MUTANTS = [
         "tests/solve/test_loop.py::test_tolerances_are_of_the_root_mean_square_which_copies_of_unknowns_do_not_change",
     ),
     Mutant(
+        "solve/samples.py", "a sample that others have moved on has converged",
+        "moved = arrived & ~(size <=", "moved = arrived & ~(size >= 0 *",
+        "tests/adjoint/test_coupled.py::test_a_sample_that_a_failing_one_has_moved_on_has_not_converged",
+    ),
+    Mutant(
+        "core/tree.py", "what half precision has no number for is infinite",
+        "piece.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max)", "piece.clone()",
+        "tests/core/test_tree.py::test_what_half_precision_has_no_number_for_is_its_largest_one_and_not_infinite",
+    ),
+    Mutant(
         "solve/samples.py", "an iterate that is not the best may arrive",
         "arrived = improves & (size <= tolerance)", "arrived = self.running & (size <= tolerance)",
         "tests/solve/test_loop.py",

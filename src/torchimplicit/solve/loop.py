@@ -171,6 +171,8 @@ def iterate(
         samples = Claims(solver, state, problem.eps, save_steps, settled, ran)
     state, step = _run(solver, problem, state, samples, 0)
     answer = samples.answer(state.z)
+    if problem.comparable:
+        samples.look_again(problem, answer)
     saved = {chosen: samples.saved.get(chosen, answer) for chosen in save_steps}
     report = samples.report(step, problem.nfev, trace)
     return Result(answer, report, solver.knowledge(state), saved, samples.jacobian, samples.ran())

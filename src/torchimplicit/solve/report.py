@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torchimplicit.core.outcome import Remedy, Status
+from torchimplicit.core.outcome import COUPLED, Remedy, Status
 from torchimplicit.core.status import Report
 
 POINTS = {
@@ -31,6 +31,7 @@ POINTS = {
             "check_minimum=False to accept any stationary point",
         ),
     ),
+    Status.COUPLED: COUPLED,
 }
 
 

@@ -23,6 +23,7 @@ from torchimplicit.solve.report import SolveReport
 PATIENCE = 20  # looks without a better residual before a sample counts as stagnated, unless the solver has another,
 PATIENCE_AT_FLOOR = 3  # or this few, when its residual is within FLOOR roundings of the state's size
 FLOOR = 10.0
+PLAY = 10.0  # a converged sample's residual beside others, over its tolerance, from which on it depends on them
 SLACK = 1 + 1e-6  # relative play in comparing a residual with the tolerance and with the best one
 DIVERGENCE = 1e6  # growth of the residual over its first value that counts as divergence, unless the solver has another
 SMALL = 2**14  # numbers in a state up to which going on with fewer samples saves no time
@@ -69,6 +70,7 @@ class Samples:
         self.latest = self.running  # the latest iterate is the sample's best and not yet put aside
         self.all_running, self.any_running, self.all_latest, self.any_stalled = True, True, True, False
         self.count = batch  # of those that run
+        self.doubts = False  # whether some sample may have failed, as far as the host knows
         self.few = False  # so few run that going on without the others pays
         self.kept: Tensor | None = None
         self.jacobian: Tensor | None = None  # where samples have converged, if it took that to see it
@@ -168,6 +170,7 @@ class Samples:
         if not stopping:
             return
         self._keep(stops & self.latest, z)
+        self.doubts = self.doubts or isinstance(status, Tensor)
         self.status = torch.where(stops, status, self.status)
         self.steps = torch.where(stops, step, self.steps)
         go_on = ~stops
@@ -219,10 +222,32 @@ class Samples:
         for name in self.put_back:
             setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(some, name)))
         self.latest, self.any_running, self.count = torch.zeros_like(self.running), some.any_running, some.count
+        self.doubts = self.doubts or some.doubts
         absent = torch.full_like(self.best, math.nan)
         for step, size in some.history.items():
             if step not in self.history:
                 self.history[step] = absent.index_copy(0, rows, size)
+
+    @torch.no_grad()
+    def look_again(self, problem: Residual, answer: Tensor) -> None:
+        """Where some samples have failed, sees whether the others have converged without them.
+
+        A sample that depends on others has arrived where these were then, not where they have ended: it is COUPLED. One
+        evaluation, of solves that have failed anyway.
+
+        Args:
+            problem: the residual's function.
+            answer: what the solve returns, `(B, n)`.
+        """
+        if not (self.doubts or self.any_running) or len(answer) < 2:
+            return
+        arrived = self.status == Status.CONVERGED
+        if not bool(arrived.any()) or bool(arrived.all()):
+            return
+        size, scale = scaled_norm(problem(answer)), scaled_norm(answer)
+        moved = arrived & ~(size <= PLAY * torch.add(self.atol, scale, alpha=self.rtol))
+        self.status = torch.where(moved, int(Status.COUPLED), self.status)
+        self.best = torch.where(moved & size.isfinite(), size, self.best)
 
     def ran(self) -> Any:
         """What whoever goes on from failed samples must know of them; of fixed points, nothing."""
