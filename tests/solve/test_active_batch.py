@@ -175,7 +175,8 @@ def test_the_limit_of_steps_holds(limit):
     (narrowed, _), (whole, all_) = both(elementwise, X, RATE, solver=solver, on_failure="ignore")
     agree(narrowed, whole)
     assert int(narrowed.steps.max()) == limit
-    assert len(all_.batches) == limit + 1
+    mixed = bool((whole.status == ti.Status.CONVERGED).any())  # and some have failed: one look at what is returned
+    assert len(all_.batches) == limit + 1 + mixed
 
 
 @pytest.mark.parametrize("solver", [SOLVERS[0], SOLVERS[2], SOLVERS[5]], ids=str)
