@@ -26,7 +26,7 @@ MUTANTS = [
     ),
     Mutant(
         "ode/control.py", "the first step is in units of the clock",
-        "own = torch.where(still, 1.0, size / speed)", "own = torch.where(still | True, 1.0, size / speed)",
+        "wanted = turn * (0.01 / (speed.to(t.dtype) * turn))", "wanted = (0.01 / speed.to(t.dtype))",
         "tests/ode/test_control.py::test_a_path_is_the_same_in_any_unit_of_time",
     ),
     Mutant(

@@ -112,25 +112,24 @@ class Tolerance:
         return norm(error / scale)
 
     def first_step(self, field: Field, t: Tensor, y: Tensor, slope: Tensor, end: Tensor, order: int) -> Tensor:
-        """A first step size, `(B,)`, to `end` at most: E. Hairer, S. Norsett, G. Wanner, Solving ODEs I, II.4.
+        """A first step size, `(B,)`, to `end` at most, after E. Hairer, S. Norsett, G. Wanner, Solving ODEs I, II.4.
 
-        In units of the time in which the state changes by its own size. In others it could be that time itself, where
-        an estimate of the error may be blind: Bosh3's is zero after just that step of an exponential decay.
+        Their rule takes the larger of the first two derivatives, which depends on the unit of time. Here derivatives
+        are taken to grow as the first two do, so that it does not. In another unit it could be the time in which the
+        state changes by its own size, where Bosh3's estimate of the error of an exponential decay is zero.
         """
         scale = y.abs() * self.rtol + self.atol
         size, speed = norm(y / scale), norm(slope / scale)
         known = torch.finfo(y.dtype)
         speed = speed.clamp(known.tiny, known.max**0.5)  # its square may overflow: no step at all
         still = (size < 1e-5) | (speed < 1e-5)
-        own = torch.where(still, 1.0, size / speed).to(t.dtype)
-        trial = torch.where(still, 1e-6, 0.01 * own)
+        trial = torch.where(still, 1e-6, 0.01 * size / speed).to(t.dtype)
         limit = end - t
         trial = torch.minimum(trial, limit)
         moved = torch.addcmul(y, trial.to(y.dtype).unsqueeze(1), slope)
         bend = norm((field(torch.minimum(t + trial, end), moved) - slope) / scale) / trial.to(y.dtype)
-        steepest = torch.maximum(speed.to(t.dtype), bend.to(t.dtype) * own) * own
-        wanted = torch.where(
-            steepest <= 1e-15, (trial * 1e-3).clamp_min(1e-6), own * (0.01 / steepest.clamp_min(1e-15)) ** (1 / order)
-        )
+        turn = (speed / bend).to(t.dtype)  # in which the slope changes by its own size; infinite on a straight path
+        wanted = turn * (0.01 / (speed.to(t.dtype) * turn)) ** (1 / order)
+        wanted = torch.where(turn < torch.inf, wanted, torch.inf)
         first = torch.minimum(torch.minimum(100 * trial, wanted), limit)
         return torch.where(first.isfinite() & (first > 0), first, trial)
