@@ -16,13 +16,13 @@ from torchimplicit.adjoint.unrolled import UNROLLED
 from torchimplicit.core.outcome import Status
 from torchimplicit.core.status import Report
 from torchimplicit.linear.report import LINEAR
-from torchimplicit.ode.report import PATHS, WALKS_BACK
 from torchimplicit.optim import BoxDDP, Cones, cone_program, ilqr, lqr, qp
 from torchimplicit.optim.cone.search import CONES
 from torchimplicit.optim.cone.sound import DERIVATIVES
 from torchimplicit.optim.control.solution import PLANS
 from torchimplicit.optim.projection.verdict import PROJECTIONS
 from torchimplicit.optim.quadprog.report import PROGRAMS
+from torchimplicit.path.report import PATHS, WALKS_BACK
 from torchimplicit.solve.report import POINTS
 
 FAMILIES = {

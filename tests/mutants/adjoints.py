@@ -137,7 +137,7 @@ MUTANTS = [
     Mutant(
         "adjoint/quarantine.py", "where nobody is left, all has been kept apart",
         "apart = None if len(sick) > 1 and bool(sick.all()) else attempt(sick)", "apart = attempt(sick)",
-        "tests/ode/test_quarantine.py::test_a_sick_sample_that_cannot_be_kept_apart_is_said",
+        "tests/path/test_quarantine.py::test_a_sick_sample_that_cannot_be_kept_apart_is_said",
     ),
     Mutant(
         "adjoint/quarantine.py", "nobody is told of a leak",

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
+Gradients = list[Tensor | None]
+
 
 def pull(
     function: Callable[..., Tensor], inputs: Sequence[Tensor], needs: Sequence[bool], cotangent: Tensor
@@ -47,3 +49,11 @@ def fold(tensor: Tensor, dim: int | None, count: int) -> Tensor:
     """`(B, n)` mapped over `dim`, or not at all, as `(count * B, n)`."""
     front = tensor.expand(count, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
     return front.flatten(0, 1)
+
+
+def summed(totals: Gradients, more: Sequence[Tensor | None]) -> Gradients:
+    """Sums of gradients, None being none."""
+    return [
+        each if total is None else total if each is None else total + each
+        for total, each in zip(totals, more, strict=True)
+    ]

@@ -1,32 +1,23 @@
 """Paths: ordinary differential equations, their solvers and their adjoints."""
 
-from torchimplicit.ode.adjoint import Checkpointed, Direct, PathAdjoint
-from torchimplicit.ode.backsolve import Backsolve
-from torchimplicit.ode.control import PID
-from torchimplicit.ode.dense import DensePath
-from torchimplicit.ode.dopri8 import Dopri8
-from torchimplicit.ode.event import Event
-from torchimplicit.ode.methods import (
-    RK4,
-    AdaptiveSolver,
-    Bosh3,
-    Dopri5,
-    Euler,
-    ExplicitRK,
-    FixedSolver,
-    Heun,
-    Midpoint,
-    PathSolver,
-    Tsit5,
-)
+from torchimplicit.ode.adjoint.backsolve import Backsolve
+from torchimplicit.ode.adjoint.reversible import Reversible
+from torchimplicit.ode.explicit.dopri8 import Dopri8
+from torchimplicit.ode.explicit.methods import RK4, Bosh3, Dopri5, Euler, ExplicitRK, Heun, Midpoint, Tsit5
+from torchimplicit.ode.explicit.tableau import Tableau
+from torchimplicit.ode.implicit.methods import ESDIRK54, KenCarp4, Kvaerno3
 from torchimplicit.ode.odeint import odeint
-from torchimplicit.ode.report import Crossings, PathReport, PathSolution
-from torchimplicit.ode.reversible import Reversible
-from torchimplicit.ode.split import Split
 from torchimplicit.ode.steady_state import SteadyState
-from torchimplicit.ode.stiff import ESDIRK54, KenCarp4, Kvaerno3
 from torchimplicit.ode.symplectic import Leapfrog, Suzuki4
-from torchimplicit.ode.tableau import Tableau
+from torchimplicit.path.adjoint.base import PathAdjoint
+from torchimplicit.path.adjoint.checkpointed import Checkpointed, Direct
+from torchimplicit.path.dense.dense_path import DensePath
+from torchimplicit.path.events.event import Event
+from torchimplicit.path.field.split import Split
+from torchimplicit.path.report import PathReport
+from torchimplicit.path.solution import Crossings, PathSolution
+from torchimplicit.path.solver import AdaptiveSolver, FixedSolver, PathSolver
+from torchimplicit.path.stepsize import PID
 
 __all__ = [
     "ESDIRK54",

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from torchimplicit.adjoint import unmoved
 from torchimplicit.core import transforms
 from torchimplicit.core.front_door import front_door
-from torchimplicit.core.status import OnFailure, react
-from torchimplicit.core.tree import Layout, own
-from torchimplicit.ode.adjoint import Checkpointed, PathAdjoint
-from torchimplicit.ode.call import PathCall, PathRecord
-from torchimplicit.ode.dense import Followed, check_follows, stacked
-from torchimplicit.ode.dynamics import Dynamics
-from torchimplicit.ode.event import Event, Trigger
-from torchimplicit.ode.gate import PathGate
-from torchimplicit.ode.inputs import Inputs
-from torchimplicit.ode.jumps import check_jumps
-from torchimplicit.ode.methods import AdaptiveSolver, PathSolver, Tsit5
-from torchimplicit.ode.quarantine import find_sick, quarantine, quarantine_followed
-from torchimplicit.ode.report import Crossings, PathReport, PathSolution
-from torchimplicit.ode.stretches import followed_to_end, walked
-from torchimplicit.ode.times import check_dt_max, check_times
-from torchimplicit.ode.when_to_compile import check_compile, decide, spending
+from torchimplicit.core.status import OnFailure
+from torchimplicit.core.tree import Layout
+from torchimplicit.ode.compiled.engine import check_compile, choose_engine
+from torchimplicit.ode.explicit.methods import Tsit5
+from torchimplicit.path.adjoint.base import PathAdjoint
+from torchimplicit.path.adjoint.checkpointed import Checkpointed
+from torchimplicit.path.events.event import Event
+from torchimplicit.path.options import Options, check_options
+from torchimplicit.path.solution import PathSolution
+from torchimplicit.path.solve import solve
+from torchimplicit.path.solver import PathSolver
 
 
 @front_door
@@ -126,136 +117,11 @@ def odeint(
         True
     """
     check_options(solver, adjoint, steps, on_failure, event, dense, callback)
-    plain = event is None and not dense and callback is None and jumps is None
-    check_compile(compile, solver, plain)
-    batch_dims = 1 if steps == "per-sample" else 0
-    layout = Layout(y0, batch_dims)
-    ts, backward = check_times(ts, layout)
-    solver.check(layout)
-    check_reachable(solver, layout, y0)
-    dynamics = Dynamics(f, y0, args, batch_dims, batched_args, backward)
-    events = (event,) if isinstance(event, Event) else event
-    trigger = None if events is None else Trigger(events, y0, args, batch_dims, batched_args, backward)
-    times = dynamics.user_time(ts.expand(-1, layout.batch))
-    start, tensors = layout.flatten(y0), dynamics.explicit.take_tensors()
-    leaps = check_jumps(jumps, doses, dynamics, ts)
-    differentiable = torch.is_grad_enabled()
-    decided = decide(compile, f, solver, layout.batch * layout.width, plain)
-    checkpoints = adjoint.checkpoints if differentiable else 2 * (event is not None)
-    if dense and (solver.remembers or not differentiable):
-        checkpoints = solver.max_steps
-    call = PathCall(
-        dynamics, _flat(solver, layout), on_failure, differentiable, PathRecord(), checkpoints, trigger, decided,
-        callback, check_dt_max(dt_max, solver, layout, ts.dtype),
+    options = Options(
+        solver=solver, adjoint=adjoint, steps=steps, batched_args=batched_args, on_failure=on_failure, event=event,
+        dense=dense, callback=callback, dt_max=dt_max, jumps=jumps, doses=doses,
     )  # fmt: skip
-    event_tensors = [] if trigger is None else trigger.explicit.take_tensors()
-    gate = PathGate(call, adjoint, Inputs(start, times, tensors, event_tensors, leaps))
-    with spending(f) if compile == "auto" and not decided else nullcontext():
-        rows, followed = _walked(gate, differentiable, follows=event is not None or dense)
-    gate.leave(rows, followed)
-    report = call.record.report
-    assert report is not None
-    outputs = ts.detach().expand(-1, layout.batch)
-    solution = PathSolution(own(stacked(layout, rows)), report, ts=outputs, **_found(followed, dynamics, report, dense))
-    react(report, on_failure, solution)
-    return solution
-
-
-def _walked(gate: PathGate, differentiable: bool, follows: bool) -> tuple[Tensor, Followed | None]:
-    """The outputs `(T, B, n)`, and what else there is to look at of a walk that is followed; the sick kept apart."""
-    call, adjoint = gate.call, gate.adjoint
-    inputs, followed = gate.enter() if differentiable else gate.inputs, None
-    if follows:
-        followed = followed_to_end(call, adjoint, inputs)
-        rows = followed.rows
-    else:
-        rows = walked(call, adjoint, inputs)
-    assert call.record.report is not None
-    if differentiable and not bool(call.record.report.steps.any()):  # gradients of zero, as of other layers
-        rows = unmoved(rows, [inputs.ts, *inputs.tensors])
-    if (sick := find_sick(call, rows)) is None:
-        return rows, followed
-    gate.held = sick
-    if followed is None:
-        return quarantine(call, adjoint, rows, inputs, sick), None
-    followed = quarantine_followed(call, adjoint, followed, inputs, sick)
-    return followed.rows, followed
-
-
-def _found(followed: Followed | None, dynamics: Dynamics, report: PathReport, dense: bool) -> dict[str, Any]:
-    """What a `PathSolution` tells of its events and its path."""
-    found: dict[str, Any] = {}
-    if followed is not None and report.fired is not None:
-        found["event_time"] = torch.where(report.fired, dynamics.user_time(followed.t), torch.nan)
-        found["event_state"] = own(dynamics.layout.unflatten(followed.y))
-        found["crossings"] = tuple(
-            Crossings(dynamics.user_time(t), own(stacked(dynamics.layout, y)), ~t.detach().isnan())
-            for t, y in followed.met
-        )
-    if followed is not None and dense:
-        found["path"] = followed.path
-    return found
-
-
-def _flat(solver: PathSolver, layout: Layout) -> PathSolver:
-    """The solver with tolerances for the flat state."""
-    if not isinstance(solver, AdaptiveSolver):
-        return solver
-    changed = {}
-    for name in ("rtol", "atol"):
-        value = getattr(solver, name)
-        if isinstance(value, Tensor):
-            value = layout.flatten(value.to(layout.dtype).expand(layout.shapes[0])) if layout.plain else value
-            changed[name] = transforms.unwrapped(value)  # transforms around the solve do not reach into it
-    return replace(solver, **changed) if changed else solver
-
-
-def check_options(
-    solver: Any, adjoint: Any, steps: str, on_failure: str, event: Any = None, dense: bool = False, callback: Any = None
-) -> None:
-    """Refuses what is no solver, no adjoint, no event and none of the words.
-
-    Raises:
-        TypeError: `solver`, `adjoint`, `event` or `callback` is something else, a class in place of an instance say.
-        ValueError: another word, or a solver and an adjoint, events or dense output that do not go together.
-    """
-    wanted = [("solver", solver, PathSolver, "Tsit5()"), ("adjoint", adjoint, PathAdjoint, "Checkpointed()")]
-    several = isinstance(event, (list, tuple)) and len(event) > 0
-    wanted += [(f"event[{i}]", one, Event, "Event(condition)") for i, one in enumerate(event if several else ())]
-    wanted += [] if several or event is None else [("event", event, Event, "Event(condition), or a list of them")]
-    for name, got, expected, usual in wanted:
-        if not isinstance(got, expected):
-            hint = f"{got.__name__}()" if isinstance(got, type) else usual
-            raise TypeError(f"{name}: got {got!r}, expected an instance of {expected.__name__}; try {hint}")
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback: got {callback!r}, expected a callable callback(t, y, moved)")
-    adjoint.check(solver)
-    if event is not None or dense:
-        check_follows(solver, adjoint)
-    if steps not in ("per-sample", "joint"):
-        raise ValueError(f"steps: got {steps!r}, expected 'per-sample' or 'joint'")
-    if on_failure not in ("raise", "warn", "ignore"):
-        raise ValueError(f"on_failure: got {on_failure!r}, expected 'raise', 'warn' or 'ignore'")
-
-
-def check_reachable(solver: PathSolver, layout: Layout, y0: Any) -> None:
-    """Refuses tolerances below the rounding of the state's dtype, at which `f` sees it.
-
-    Raises:
-        ValueError: they are, where the walk starts.
-    """
-    if not isinstance(solver, AdaptiveSolver) or _smallest(solver.rtol) >= layout.eps:
-        return
-    size = 1.0 if transforms.active() or not layout.batch else float(layout.flatten(y0).detach().abs().max())
-    if _smallest(solver.atol) < layout.eps * size:
-        coarsest = max(layout.dtypes, key=lambda dtype: torch.finfo(dtype).eps)
-        name = type(solver).__name__
-        raise ValueError(
-            f"{name}(rtol={solver.rtol}, atol={solver.atol}): got tolerances below the rounding of the state, "
-            f"{coarsest}, which is {layout.eps:.1e} of its size; try {name}(rtol={max(1e-5, 2 * layout.eps):.1g}), or "
-            "y0 of a finer dtype, y0.double() or y0.float()"
-        )
-
-
-def _smallest(tolerance: float | Tensor) -> float:
-    return float(tolerance.min()) if isinstance(tolerance, Tensor) else tolerance
+    check_compile(compile, solver, options.plain)
+    layout = Layout(y0, options.batch_dims)
+    engine = choose_engine(compile, f, solver, layout.batch * layout.width, options.plain)
+    return solve(f, y0, ts, args, layout, options, engine)

@@ -11,11 +11,12 @@ from torch import Tensor
 from torchimplicit.core.options import require
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.tree import norm
-from torchimplicit.ode.control import Tolerance
-from torchimplicit.ode.dynamics import Field
-from torchimplicit.ode.methods import AdaptiveSolver, Tsit5
-from torchimplicit.ode.span import Span
-from torchimplicit.ode.step import Stepped
+from torchimplicit.ode.explicit.methods import Tsit5
+from torchimplicit.path.field.dynamics import Field
+from torchimplicit.path.solver import AdaptiveSolver
+from torchimplicit.path.span import Span
+from torchimplicit.path.step import Stepped
+from torchimplicit.path.stepsize import Tolerance
 from torchimplicit.solve.loop import Solver
 
 PART = 0.25  # of a step's move that its error may be

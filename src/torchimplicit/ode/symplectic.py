@@ -10,11 +10,12 @@ from torch import Tensor
 
 from torchimplicit.core import transforms
 from torchimplicit.core.tree import Layout
-from torchimplicit.ode.dynamics import Field
-from torchimplicit.ode.methods import FixedSolver, Stepper
-from torchimplicit.ode.span import Span
-from torchimplicit.ode.step import Inside, Stepped
-from torchimplicit.ode.tableau import Row, Tableau
+from torchimplicit.ode.explicit.step import Inside
+from torchimplicit.ode.explicit.tableau import Row, Tableau
+from torchimplicit.path.field.dynamics import Field
+from torchimplicit.path.solver import FixedSolver, Stepper
+from torchimplicit.path.span import Span
+from torchimplicit.path.step import Stepped
 
 _HERMITE = Tableau(c=(0.0,), a=((),), b=(1.0,))  # no method: the cubic through both ends of a step
 

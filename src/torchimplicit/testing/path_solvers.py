@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchimplicit.core.status import ConvergenceError, Status
 from torchimplicit.ode import PID, Checkpointed, Direct, PathSolver
-from torchimplicit.ode.methods import AdaptiveSolver
+from torchimplicit.path.solver import AdaptiveSolver
 from torchimplicit.testing.paths import GROWTH, PathCase
 
 ENDS = torch.tensor([0.0, 2.0], dtype=torch.float64)

@@ -15,8 +15,8 @@ from torchimplicit.nn.parts.coupling import warn_of_batch_norm
 from torchimplicit.nn.paths.layer import PathLayer, check_field, given, keep_times, without_time
 from torchimplicit.nn.paths.penalties import Moment, Noise, PathPenalty, beside, check_penalties, draw_probe, noise_of
 from torchimplicit.ode import Checkpointed, PathAdjoint, Tsit5
-from torchimplicit.ode.methods import PathSolver
-from torchimplicit.ode.odeint import check_options
+from torchimplicit.path.options import check_options
+from torchimplicit.path.solver import PathSolver
 
 Trace = Literal["exact", "hutchinson"]
 

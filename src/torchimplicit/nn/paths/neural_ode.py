@@ -15,8 +15,8 @@ from torchimplicit.nn.parts.coupling import warn_of_batch_norm
 from torchimplicit.nn.paths.layer import PathLayer, Steps, check_field, given, keep_times, only_tensor, without_time
 from torchimplicit.nn.paths.penalties import Moment, PathPenalty, beside, check_penalties, draw_probe, noise_of
 from torchimplicit.ode import Checkpointed, Euler, PathAdjoint, Tsit5
-from torchimplicit.ode.methods import PathSolver
-from torchimplicit.ode.odeint import check_options
+from torchimplicit.path.options import check_options
+from torchimplicit.path.solver import PathSolver
 
 
 class NeuralODE(PathLayer):

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from torchimplicit.core.options import require
 from torchimplicit.core.tree import Layout
 from torchimplicit.nn.paths.vjp import linearise
-from torchimplicit.ode.methods import AdaptiveSolver, PathSolver
+from torchimplicit.path.solver import AdaptiveSolver, PathSolver
 
 Noise = Literal["gaussian", "rademacher"]
 IGNORED = 1e30  # a tolerance that no error reaches

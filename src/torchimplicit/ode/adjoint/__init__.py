@@ -1,0 +1,1 @@
+"""Adjoints of ordinary differential equations that walk back."""

@@ -1,0 +1,133 @@
+"""Who makes the steps of a solve: kernels where the user says so, or once enough time was spent without."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from torch import Tensor
+
+from torchimplicit.adjoint.products import Gradients
+from torchimplicit.ode.compiled.kernel import CompileError, can_compile, identity
+from torchimplicit.ode.compiled.loop import ChunkedWalk, backward_in_chunks
+from torchimplicit.path.engine import Engine, Leg
+from torchimplicit.path.loop import Walk
+from torchimplicit.path.solver import PathSolver
+
+T = TypeVar("T")
+
+WORTH = 20.0  # seconds spent forward without kernels, about what compiling takes: so it never doubles the time
+SMALL = 2**13  # numbers in a state up to which "auto" compiles; larger ones are not limited by the host
+
+_seconds: WeakKeyDictionary[Any, float] = WeakKeyDictionary()  # spent on solves without a kernel; infinite: never again
+
+
+def check_compile(compile: Any, solver: PathSolver, plain: bool) -> None:
+    """Refuses to compile what cannot be.
+
+    Args:
+        compile: what the user wants.
+        solver: the method.
+        plain: whether this is a solve of nothing but output times.
+
+    Raises:
+        ValueError: neither a bool nor "auto"; or True for an event, dense output, a callback or another kind of solver.
+    """
+    if compile not in (True, False, "auto"):
+        raise ValueError(f"compile: got {compile!r}, expected False, True or 'auto'")
+    if compile is not True:
+        return
+    if not plain:
+        raise ValueError(
+            "compile: got True with an event, dense output or a callback, expected output times alone; "
+            "try compile=False"
+        )
+    if not can_compile(solver):
+        raise ValueError(
+            f"compile: got True with {solver}, expected an explicit adaptive solver whose rtol and atol are numbers "
+            "and whose controller looks at the last error alone; try Tsit5(), or compile=False"
+        )
+
+
+def choose_engine(compile: bool | str, f: Any, solver: PathSolver, size: int, plain: bool) -> Engine:
+    """What makes the steps of a solve.
+
+    Args:
+        compile: what the user wants; "auto" as `odeint` tells it.
+        f: the user's function.
+        solver: the method.
+        size: how many numbers the state has.
+        plain: whether this is a solve of nothing but output times.
+    """
+    if compile is True:
+        return Compiled()
+    if compile is False:
+        return Engine()
+    spent = _seconds.get(identity(f), 0.0)
+    wins = plain and can_compile(solver) and size <= SMALL and WORTH <= spent < math.inf
+    return CompiledIfPossible(f) if wins else Timed(f)
+
+
+class Compiled(Engine):
+    """Makes steps by compiled kernels, several a call; one at a time where times want a gradient."""
+
+    def forward(self, walk: Callable[[Engine, Sequence[Tensor]], T], tensors: Sequence[Tensor]) -> T:
+        """See `Engine.forward`."""
+        # Without this a kernel would be compiled once for parameters and once for tensors.
+        return walk(self, [tensor.detach() for tensor in tensors])
+
+    def loop(self, *args: Any) -> Walk:
+        """See `Engine.loop`."""
+        return ChunkedWalk(*args)
+
+    def backward(self, leg: Leg, flow: Tensor) -> tuple[Tensor, Gradients]:
+        """See `Engine.backward`."""
+        plain = not leg.ts.requires_grad and leg.path.given is None
+        return backward_in_chunks(leg, flow) if plain else super().backward(leg, flow)
+
+
+class CompiledIfPossible(Compiled):
+    """The same, but without kernels where the field cannot be compiled.
+
+    Args:
+        f: the user's function.
+    """
+
+    def __init__(self, f: Any):
+        self.f = f
+
+    def forward(self, walk: Callable[[Engine, Sequence[Tensor]], T], tensors: Sequence[Tensor]) -> T:
+        """See `Engine.forward`."""
+        try:
+            return super().forward(walk, tensors)
+        except CompileError:
+            _seconds[identity(self.f)] = math.inf
+            return walk(Engine(), tensors)
+
+    def backward(self, leg: Leg, flow: Tensor) -> tuple[Tensor, Gradients]:
+        """See `Engine.backward`."""
+        try:
+            return super().backward(leg, flow)
+        except CompileError:
+            return Engine().backward(leg, flow)
+
+
+class Timed(Engine):
+    """Makes steps one at a time, and notes the time that is spent on it.
+
+    Args:
+        f: the user's function.
+    """
+
+    def __init__(self, f: Any):
+        self.f = f
+
+    def forward(self, walk: Callable[[Engine, Sequence[Tensor]], T], tensors: Sequence[Tensor]) -> T:
+        """See `Engine.forward`."""
+        start = time.perf_counter()
+        found = walk(self, tensors)
+        _seconds[identity(self.f)] = _seconds.get(identity(self.f), 0.0) + time.perf_counter() - start
+        return found

@@ -1,0 +1,151 @@
+"""Walking forward and back by compiled kernels, a few steps a call: what `odeint(compile=True)` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from torchimplicit.adjoint.products import Gradients, summed
+from torchimplicit.core.status import Status
+from torchimplicit.ode.compiled.kernel import CHUNK, Chunk, CompileError, Kernel, find_kernel
+from torchimplicit.ode.explicit.step import Increments, Inside
+from torchimplicit.path.engine import Leg
+from torchimplicit.path.field.dynamics import Field
+from torchimplicit.path.loop import Walk
+from torchimplicit.path.record import Step
+from torchimplicit.path.solver import PathSolver
+from torchimplicit.path.span import Span
+from torchimplicit.path.step import Stepped
+
+
+def kernel_for(solver: PathSolver, field: Field, y: Tensor, outputs: int) -> Kernel:
+    """The kernel of a bound field for states like `y` `(B, n)`.
+
+    Raises:
+        CompileError: the field works on something else than one real tensor.
+    """
+    joint = field.bare is not None and field.bare.time_shape == ()
+    kernel = find_kernel(solver, field.bare, joint, outputs > 2)
+    if kernel is None:
+        raise CompileError(
+            "compile: got a state that is not one real tensor of single or double precision, times that decrease, "
+            "autocast or vmap, expected none of them; try compile=False"
+        )
+    return kernel
+
+
+class ChunkedWalk(Walk):
+    """A walk whose steps are made `CHUNK` at a time; see `Walk`."""
+
+    def attempt(self) -> None:
+        """Tries `CHUNK` steps of all samples; one where no more are allowed."""
+        if self.limit - self.attempts < CHUNK:
+            super().attempt()
+            return
+        who, bare = self.who, self.field.bare
+        kernel = kernel_for(self.solver, self.field, who.y, len(who.ts))
+        assert bare is not None
+        slope = who.slope if who.slope is not None else torch.zeros_like(who.y)
+        chunk = kernel.walk(
+            bare.bound.f, bare.bound.args, who.t, who.h, who.y, slope, self.end, self.ahead, who.running,
+            who.least, self.largest,
+        )  # fmt: skip
+        *facts, stuck = chunk.facts.tolist()
+        self._follow(kernel, chunk, facts)
+        who.h, who.slope = chunk.h, chunk.slope if kernel.plan.same else None
+        who.tried, who.rejected = who.tried + chunk.tried, who.rejected + chunk.rejected
+        who.ratio = torch.where((chunk.tried > chunk.rejected) | chunk.stuck, chunk.ratio, who.ratio)
+        if any(facts[3::4]):
+            self._stop(who.running & (who.t >= self.end), Status.CONVERGED)
+        if stuck:
+            finite = chunk.ratio.isfinite()
+            self._stop(chunk.stuck & finite, Status.STEP_TOO_SMALL)
+            self._stop(chunk.stuck & ~finite, Status.NON_FINITE)
+
+    def _follow(self, kernel: Kernel, chunk: Chunk, facts: list[bool]) -> None:
+        """Goes where the kernel went, step by step, past the outputs."""
+        who, stages = self.who, len(kernel.plan.tableau.c)
+        increments = [None] * CHUNK if chunk.increments is None else chunk.increments.unbind()
+        for i, (stop, end, table) in enumerate(zip(chunk.stops.unbind(), chunk.ends.unbind(), increments, strict=True)):
+            tries, moves, all_move, crosses = facts[4 * i : 4 * i + 4]
+            self.attempts += tries
+            self.field.nfev += tries * (stages - kernel.plan.same)
+            if not moves:
+                continue
+            outputs = None
+            if crosses:
+                span = Span.of(who.t, stop)
+                inside = _inside(kernel, self.field, table, span, who.y, end)
+                outputs = self._outputs(stop, Stepped(end, None, None, inside), span.h)
+            if self.phase is not None:
+                self.phase.add(Step(who.t, stop, all_move, outputs), who.y)
+            who.t, who.y = stop, end
+
+
+def _inside(kernel: Kernel, field: Field, table: Tensor | None, span: Span, y: Tensor, end: Tensor) -> Inside:
+    """The path inside a step; without increments only its end."""
+    stages = Increments(() if table is None else table.unbind())
+    return Inside(kernel.plan.tableau, stages, field, span, span.h.to(y.dtype).unsqueeze(1), y, end, None)
+
+
+def backward_in_chunks(leg: Leg, flow: Tensor) -> tuple[Tensor, Gradients]:
+    """See `Engine.backward`."""
+    field, ts, wanted, backwards = leg.field, leg.ts, leg.wanted, leg.retrace()
+    kernel = kernel_for(leg.solver, field, flow, len(ts))
+    assert field.bare is not None
+    totals: Gradients = [None] * len(wanted)
+    while group := list(islice(backwards, CHUNK)):
+        steps, states = zip(*reversed(group), strict=True)
+        rest = [steps[-1].stop] * (CHUNK - len(steps))  # no steps, to make the number even
+        starts = torch.stack([*(step.start for step in steps), *rest])
+        stops = torch.stack([*(step.stop for step in steps), *rest])
+        with torch.enable_grad():
+            y = states[0].detach().requires_grad_()
+            ends, increments = kernel.again(field.bare.bound.f, field.bare.bound.args, starts, stops, y)
+        flows = [None if increments is None else torch.zeros_like(increments), torch.zeros_like(ends)]
+        flows[1][-1] = flow
+        extra = _pull_outputs(kernel, field, steps, y.detach(), ends.detach(), increments, ts, leg.grad, flows)
+        made = [each for each in (increments, ends) if each is not None]
+        flow, *found = torch.autograd.grad(
+            made, [y, *wanted], [each for each in flows if each is not None], allow_unused=True
+        )
+        flow = flow if extra is None else flow + extra
+        totals = summed(totals, found)
+    return flow, totals
+
+
+def _pull_outputs(
+    kernel: Kernel, field: Field, steps: Sequence[Step], first: Tensor, ends: Tensor, increments: Tensor | None,
+    ts: Tensor, grad: Tensor, flows: list,
+) -> Tensor | None:  # fmt: skip
+    """Adds the outputs' gradients to those of the states after each step and of the increments.
+
+    Returns that of the state before the first step.
+    """
+    extra = None
+    for i, step in enumerate(steps):
+        if step.outputs is None:
+            continue
+        samples, places = step.outputs.samples, step.outputs.places
+        arriving = grad[places, samples]
+        if increments is None:
+            flows[1][i].index_add_(0, samples, arriving)
+            continue
+        span = Span.of(step.start, step.stop)
+        leaves = [each.detach().requires_grad_() for each in (first if i == 0 else ends[i - 1], ends[i], increments[i])]
+        y, end, table = leaves
+        with torch.enable_grad():
+            inside = _inside(kernel, field, table, span, y, end)
+            values = inside.at((ts[places, samples] - step.start[samples]) / span.h[samples], samples)
+        by_y, by_end, by_table = torch.autograd.grad(values, leaves, arriving, allow_unused=True)
+        flows[1][i] += by_end
+        if by_table is not None:
+            flows[0][i] += by_table
+        if by_y is not None and i > 0:
+            flows[1][i - 1] += by_y
+        elif by_y is not None:
+            extra = by_y
+    return extra

@@ -1,0 +1,87 @@
+"""Dormand and Prince's method of order 8: two error estimates, and an interpolant that costs three evaluations more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from torchimplicit.ode.explicit.dopri8_tableau import DOPRI8, DOPRI8_INSIDE, THIRD
+from torchimplicit.ode.explicit.step import Increments, Inside, Stages, choose_stages, explicit_step
+from torchimplicit.ode.explicit.tableau import weights
+from torchimplicit.path.field.dynamics import Field
+from torchimplicit.path.solver import AdaptiveSolver, Stepper
+from torchimplicit.path.span import Span
+from torchimplicit.path.step import Stepped
+from torchimplicit.path.stepsize import Tolerance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dopri8(AdaptiveSolver):
+    r"""Dormand and Prince's method, order 8(5,3): twelve evaluations a step, for smooth fields and tight tolerances.
+
+    On Lotka and Volterra's field it takes about as many evaluations as `Tsit5` for an error of 5e-8 and little more
+    than half as many for 3e-10, which asks for float64. The error of a step is
+    $|e_5|^2 / \sqrt{|e_5|^2 + 0.01 |e_3|^2}$ from estimates of order 5 and 3. A step that an output, an event or dense
+    output falls into costs three evaluations more, for an interpolant of order 7. Not for stiff fields, nor for loose
+    tolerances, where `Tsit5` costs less.
+
+    Source: E. Hairer, S. Norsett, G. Wanner, Solving Ordinary Differential Equations I (1993), II.5, II.6 and II.10
+    (the program DOP853).
+    """
+
+    order: ClassVar[int] = 8
+
+    def stepper(self, like: Tensor) -> Stepper:
+        """See `PathSolver.stepper`."""
+        stages, graph = choose_stages(DOPRI8, like), torch.is_grad_enabled()
+        tolerance = Tolerance(self.rtol, self.atol, like)
+        third = like.new_tensor([THIRD.get(i, 0.0) for i in range(DOPRI8.stages)])
+
+        def step(field: Field, span: Span, y: Tensor, slope: Tensor | None) -> Stepped:
+            into = choose_stages(DOPRI8, like) if graph else stages
+            done = explicit_step(DOPRI8, field, span, y, slope, into)
+            inside = Inside8(into, field, span, y, done)
+            if done.error is None:
+                return done._replace(inside=inside)
+            cruder = done.y - y - torch.mv(into.columns[-1], third).view(y.shape)
+            fifth, crude = tolerance.ratio(done.error, y, done.y), tolerance.ratio(cruder, y, done.y)
+            tiny = torch.finfo(y.dtype).tiny
+            share = fifth / torch.hypot(fifth, 0.1 * crude).clamp_min(tiny)
+            return done._replace(error=done.error * share.unsqueeze(1), inside=inside)
+
+        return step
+
+
+class Inside8(Inside):
+    """The path inside a step of `Dopri8`: three more stages, evaluated once somebody looks.
+
+    Args:
+        stages: the increments of the step.
+        field: the vector field.
+        span: of the step.
+        y: the state at its start, `(B, n)`.
+        done: the step.
+    """
+
+    def __init__(self, stages: Stages, field: Field, span: Span, y: Tensor, done: Stepped):
+        size = span.h.to(y.dtype).unsqueeze(1)
+        super().__init__(DOPRI8_INSIDE, stages, field, span, size, y, done.y, done.slope)
+        self.complete = False
+
+    def polynomial(self, part: Tensor, samples: Tensor) -> Tensor:
+        """See `Inside.polynomial`."""
+        if not self.complete:
+            self.stages, self.complete = self._complete(), True
+        return super().polynomial(part, samples)
+
+    def _complete(self) -> Increments:
+        known = weights(DOPRI8_INSIDE, self.y.dtype, self.y.device)
+        rows = self.stages.of(torch.arange(len(self.y), device=self.y.device))
+        for i in range(DOPRI8.stages, DOPRI8_INSIDE.stages):
+            state = self.y + torch.einsum("sbn,s->bn", rows, known.a[i])
+            slope = self.field(self.span.at(known.c[i].to(self.span.h.dtype)), state)
+            rows = torch.cat((rows, (slope * self.h).unsqueeze(0)))
+        return Increments(rows.unbind())

@@ -1,0 +1,1 @@
+"""Diagonally implicit Runge-Kutta methods, for stiff fields."""

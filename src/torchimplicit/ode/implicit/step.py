@@ -1,0 +1,93 @@
+"""One step of a diagonally implicit Runge-Kutta method, alone or paired with an explicit one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from torchimplicit.ode.explicit.step import Increments, Inside
+from torchimplicit.ode.explicit.tableau import Row, weights
+from torchimplicit.ode.implicit.newton import Equation, Factors, Keeper, Rate, attached, jacobian
+from torchimplicit.ode.implicit.tableau import StiffTableau, predictor
+from torchimplicit.path.field.dynamics import Field
+from torchimplicit.path.span import Span
+from torchimplicit.path.step import Stepped
+
+
+def implicit_step(
+    tableau: StiffTableau,
+    field: Field,
+    span: Span,
+    y: Tensor,
+    slope: Tensor | None,
+    keeper: Keeper,
+    derivatives: int | None,
+) -> Stepped:
+    """One step.
+
+    Args:
+        tableau: the method.
+        field: the vector field; with its parts for an additive pair.
+        span: from when to when.
+        y: states, `(B, n)`.
+        slope: the slope there, if it is known.
+        keeper: of the Jacobians.
+        derivatives: how many orders of derivatives shall be exact; None for a step without a graph.
+    """
+    known = weights(tableau, y.dtype, y.device)
+    t, times = span.start, span.at(known.c.to(span.h.dtype).unsqueeze(1)).unbind()
+    size = span.h.to(y.dtype).unsqueeze(1)
+    quick: Rate | None = None
+    stiff: Rate = field
+    if tableau.explicit:
+        assert field.parts is not None
+        quick, stiff = field.parts
+    fast = [] if quick is None else [size * quick(t, y)]
+    slow = [size * (slope if slope is not None and quick is None else stiff(t, y))]
+    solver = keeper if derivatives is None else _Attached(keeper, derivatives)
+    solver.begin(stiff, t, span.h, y)
+    guesses, end = predictor(tableau), y
+    for i in range(1, tableau.stages):
+        base = _combine(y, tableau.a[i], slow)
+        base = base if quick is None else _combine(base, tableau.explicit[i], fast)
+        guess = tableau.gamma * _combine(torch.zeros_like(y), guesses[i], slow)
+        w = solver.solve(times[i], base, guess)
+        slow.append(w / tableau.gamma)
+        end = base + w
+        if quick is not None:
+            fast.append(size * quick(times[i], end))
+    rows = slow if quick is None else [a + b for a, b in zip(slow, fast, strict=True)]
+    end = end if tableau.stiffly_accurate else _combine(y, tableau.b, rows)
+    error = None
+    if derivatives is None:
+        end, error = keeper.judge(end, _combine(torch.zeros_like(y), tableau.e or (), rows), tableau.damps)
+    last = None
+    if tableau.stiffly_accurate:  # a slope of zero where nothing moves: nobody looks at it
+        last = rows[-1] / torch.where(size == 0, 1.0, size)
+    return Stepped(end, error, last, Inside(tableau, Increments(rows), field, span, size, y, end, last))
+
+
+def _combine(y: Tensor, row: Row, increments: Sequence[Tensor]) -> Tensor:
+    for weight, increment in zip(row, increments, strict=True):
+        y = y if weight == 0.0 else torch.add(y, increment, alpha=weight)
+    return y
+
+
+class _Attached:
+    """Solves a step's stages with their graph."""
+
+    def __init__(self, keeper: Keeper, derivatives: int):
+        self.keeper, self.derivatives = keeper, derivatives
+
+    def begin(self, field: Rate, t: Tensor, h: Tensor, y: Tensor) -> None:
+        """See `Keeper.begin`."""
+        self.field, self.g = field, (self.keeper.gamma * h).to(y.dtype).unsqueeze(1)
+        jac = jacobian(field, t.detach(), y)
+        self.scale = self.keeper.strict_scale(y.detach())
+        self.factors = Factors(jac, self.g.detach())
+
+    def solve(self, t: Tensor, base: Tensor, guess: Tensor) -> Tensor:
+        """See `Keeper.solve`."""
+        return attached(Equation(self.field, t, self.g, base, self.scale), guess, self.factors, self.derivatives)

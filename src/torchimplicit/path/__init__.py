@@ -1,0 +1,1 @@
+"""Paths, whoever makes their steps: the floor that families of them share."""

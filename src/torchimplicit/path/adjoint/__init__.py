@@ -1,0 +1,1 @@
+"""Adjoints that differentiate the steps that were taken."""

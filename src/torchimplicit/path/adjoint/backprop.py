@@ -1,0 +1,118 @@
+"""The lean backward pass through a recorded path: one step's graph at a time, last step first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from torchimplicit.adjoint.products import Gradients, summed
+from torchimplicit.path.adjoint.drift import Drifts
+from torchimplicit.path.call import PathCall
+from torchimplicit.path.engine import Leg
+from torchimplicit.path.field.dynamics import Field
+from torchimplicit.path.record import Path, Phase, Step
+from torchimplicit.path.solver import PathSolver
+from torchimplicit.path.span import Span
+
+
+def sweep(
+    call: PathCall, path: Path, ts: Tensor, tensors: Sequence[Tensor], needs: Sequence[bool], grad: Tensor
+) -> Gradients:
+    """The gradients of the start, of the output times and of the explicit tensors.
+
+    Args:
+        call: the call that walked.
+        path: its record.
+        ts: output times, `(T, B)`.
+        tensors: the explicit tensors.
+        needs: which of the times and the tensors want a gradient.
+        grad: of the outputs, `(T, B, n)`; of their derivatives too where the path has an `order`.
+    """
+    inputs = [ts.detach(), *(tensor.detach() for tensor in call.unshared(tensors))]
+    width = grad.shape[2] // (1 + path.order)
+    flow = torch.zeros_like(grad[0, :, :width])  # of the states at the time that has been reached, walking back
+    if path.held is not None:
+        places, samples = path.held.places, path.held.samples
+        flow.index_put_((samples,), grad[places, samples, :width], accumulate=True)
+    totals: Gradients = [None] * len(inputs)
+    drifts = Drifts(flow) if call.solver.has_inverse else None
+    for phase in reversed(path.phases):
+        rows = phase.rows
+        if rows is None:
+            flow, found = _sweep_phase(call, path, phase, flow, inputs, needs, grad, drifts)
+        else:
+            some = [inputs[0][:, rows], *call.dynamics.take(inputs[1:], rows)]
+            moved, found = _sweep_phase(call, path, phase, flow[rows], some, needs, grad[:, rows], drifts)
+            flow = flow.index_copy(0, rows, moved)
+            dims = [1, *(0 if batched else None for batched in call.dynamics.batched)]
+            found = [_spread(*each, rows) for each in zip(found, inputs, dims, strict=True)]
+        totals = summed(totals, found)
+    if drifts is not None:
+        call.finish_backward(drifts.report(call, ts[0]))
+    return [flow + grad[0, :, :width], *totals]
+
+
+def _sweep_phase(
+    call: PathCall,
+    path: Path,
+    phase: Phase,
+    flow: Tensor,
+    inputs: list[Tensor],
+    needs: Sequence[bool],
+    grad: Tensor,
+    drifts: Drifts | None,
+) -> tuple[Tensor, Gradients]:
+    """The gradient of the states before a phase, from that after it, and the gradients of its inputs."""
+    leaves = [each.detach().requires_grad_(need) for each, need in zip(inputs, needs, strict=True)]
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    solver = call.solver.take(phase.rows)
+    last = -1 if path.given is None else path.given - 1
+    with call.bind(leaves[0], leaves[1:], phase.rows, last) as field:
+        retrace = partial(_retraced, solver, field, phase, flow, drifts)
+        flow, totals = call.engine.backward(Leg(solver, field, retrace, path, leaves[0], wanted, grad), flow)
+    rest = iter(totals)
+    return flow, [next(rest) if need else None for need in needs]
+
+
+def _retraced(
+    solver: PathSolver, field: Field, phase: Phase, like: Tensor, drifts: Drifts | None
+) -> Iterator[tuple[Step, Tensor]]:
+    """The steps of a phase, last first, each with the state before it.
+
+    That was kept, or is walked to again; where a step has an inverse, it is what undoing the step gives.
+    """
+    again = undo = None
+
+    def advance(step: Step, y: Tensor) -> Tensor:
+        nonlocal again
+        with torch.no_grad():
+            again = solver.stepper(like) if again is None else again
+            return _moved(step, y, again(field, Span.of(step.start, step.stop), y, None).y)
+
+    def retreat(step: Step, y: Tensor) -> Tensor:
+        nonlocal undo
+        assert drifts is not None
+        with torch.no_grad():
+            undo = solver.undoer(like) if undo is None else undo
+            return _moved(step, y, drifts.mended(phase, undo(field, Span.of(step.start, step.stop), y)))
+
+    if drifts is None:
+        yield from phase.backwards(advance)
+        return
+    y = phase.states[0]
+    for step, y in phase.undone(retreat):
+        yield step, y
+    drifts.compare(phase, y, field.nfev)
+
+
+def _moved(step: Step, y: Tensor, other: Tensor) -> Tensor:
+    """The other end of a step; a sample that it does not move stays."""
+    return other if step.all_move else torch.where((step.stop > step.start).unsqueeze(1), other, y)
+
+
+def _spread(some: Tensor | None, whole: Tensor, dim: int | None, rows: Tensor) -> Tensor | None:
+    """A gradient of some samples' part of a tensor, as one of the whole tensor."""
+    return some if some is None or dim is None else torch.zeros_like(whole).index_copy(dim, rows, some)

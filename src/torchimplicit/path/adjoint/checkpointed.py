@@ -1,0 +1,125 @@
+"""How a path is differentiated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from torchimplicit.adjoint.products import fold, pull, push
+from torchimplicit.core import transforms
+from torchimplicit.core.options import require
+from torchimplicit.path.adjoint.backprop import sweep
+from torchimplicit.path.adjoint.base import PathAdjoint
+from torchimplicit.path.adjoint.replay import note_lost, valued, whole
+from torchimplicit.path.call import PathCall
+
+
+@dataclass(frozen=True)
+class Checkpointed(PathAdjoint):
+    """Differentiates the very steps that were taken, from states kept on the way: the default.
+
+    The exact derivative of the numerical solution, step sizes held, at one more evaluation of the field for each, plus
+    its vector-Jacobian product: no graph but that of one step is ever kept. With more steps than checkpoints, stretches
+    between them are walked again. Second derivatives, forward mode and `vmap` work; they keep the graph of all steps.
+
+    Args:
+        checkpoints: states to keep, at least 2. As many steps cost no evaluation more; a quarter of the square of it
+            costs one more evaluation for each, and so on. Fewer save memory.
+    """
+
+    checkpoints: int = 256
+
+    def __post_init__(self) -> None:
+        """Refuses impossible values."""
+        require(self, "checkpoints", isinstance(self.checkpoints, int) and self.checkpoints >= 2, "an integer >= 2")
+
+    def solve(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
+        """See `PathAdjoint.solve`."""
+        values, starts, stops = CheckpointedWalk.apply(call, y0, ts, *tensors)  # type: ignore[misc]
+        note_lost(call, starts, stops, y0, ts, tensors)
+        return values
+
+
+@dataclass(frozen=True)
+class Direct(PathAdjoint):
+    """Differentiates the steps that were taken in one graph of them all: memory grows with the steps.
+
+    The same gradient as `Checkpointed`, by nothing but automatic differentiation: the reference that the others are
+    checked against, and a choice where many derivatives of one path are wanted.
+    """
+
+    checkpoints: ClassVar[int] = 2  # type: ignore[misc]
+
+    def solve(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
+        """See `PathAdjoint.solve`."""
+        fixed = [each.detach() for each in (y0, ts, *tensors)]
+        known, starts, stops = CheckpointedWalk.apply(call, *fixed)  # type: ignore[misc]
+        values = whole(call, starts, stops, y0, ts, tensors)
+        if transforms.active():
+            return valued(known, values)
+        found = values.detach().isfinite().all(2).all(0)
+        call.record.lose(~found)
+        return torch.where(found.unsqueeze(1), valued(known, values), known)
+
+
+class CheckpointedWalk(Function):
+    """The outputs `(T, B, n)`, and the times before and after every step, `(S, B)` each."""
+
+    @staticmethod
+    def forward(call: PathCall, y0: Tensor, ts: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Walks; nothing of it is recorded."""
+        values = call.forward(y0, ts, tensors)
+        assert call.record.path is not None
+        return values, *call.record.path.times(ts)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        """Keeps the inputs and the path."""
+        ctx.call, y0, ts, *tensors = inputs
+        _, starts, stops = output
+        ctx.mark_non_differentiable(starts, stops)
+        tensors, states = ctx.call.unshared(tensors), []
+        if ctx.call.record.path is not None:
+            ctx.path, states = ctx.call.record.take_path().part()
+        ctx.states = len(states)
+        ctx.save_for_backward(*states, y0, ts, starts, stops, *tensors)
+        ctx.save_for_forward(y0, ts, starts, stops, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _starts: None, _stops: None) -> tuple[Tensor | None, ...]:
+        """The gradients of the start, the times and the tensors."""
+        states, (y0, ts, starts, stops, *tensors) = ctx.saved_tensors[: ctx.states], ctx.saved_tensors[ctx.states :]
+        if torch.is_grad_enabled() or transforms.level(grad) >= 0:
+            return None, *pull(_again(ctx.call, starts, stops), (y0, ts, *tensors), ctx.needs_input_grad[1:], grad)
+        _, needs_y0, *needs = ctx.needs_input_grad
+        flow, *found = sweep(ctx.call, ctx.path.joined(states), ts, tensors, needs, grad)
+        return None, flow if needs_y0 else None, *found
+
+    @staticmethod
+    def jvp(ctx: Any, _call: None, *tangents: Tensor | None) -> tuple[Tensor, None, None]:
+        """The derivative along tangents of the inputs."""
+        y0, ts, starts, stops, *tensors = ctx.saved_tensors
+        return push(_again(ctx.call, starts, stops), (y0, ts, *tensors), tangents), None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, call: PathCall, y0: Tensor, ts: Tensor, *tensors: Tensor) -> tuple:
+        """The mapped dimension joins the batch."""
+        _, y0_dim, ts_dim, *dims = in_dims
+        count = info.batch_size
+        front = ts.expand(count, *ts.shape) if ts_dim is None else ts.movedim(ts_dim, 0)
+        found = CheckpointedWalk.apply(
+            call.mapped(count, dims), fold(y0, y0_dim, count), front.movedim(0, 1).flatten(1), *tensors
+        )
+        return tuple(each.unflatten(1, (count, -1)) for each in found), (1, 1, 1)  # type: ignore[union-attr]
+
+
+def _again(call: PathCall, starts: Tensor, stops: Tensor) -> Callable[..., Tensor]:
+    def outputs(y0: Tensor, ts: Tensor, *tensors: Tensor) -> Tensor:
+        return whole(call, starts, stops, y0, ts, tensors)
+
+    return outputs

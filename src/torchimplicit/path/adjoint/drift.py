@@ -1,0 +1,139 @@
+"""Whether a path that was walked back meets the one that was walked forward."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core.status import Status
+from torchimplicit.path.call import PathCall
+from torchimplicit.path.record import Phase
+from torchimplicit.path.report import WALKS_BACK, PathReport
+from torchimplicit.path.solver import AdaptiveSolver, PathSolver
+from torchimplicit.path.stepsize import Tolerance
+
+LIMIT = 10.0  # tolerances; beyond it the gradient tends to be further from the exact one than that, too
+
+FIXED = 1e-3  # fixed steps have no tolerance: what a drift is measured by then
+FAR = 1e6  # times the size of both ends of a path, where no path that is walked back has anything to look for
+
+
+@dataclass
+class BackwardReport(PathReport):
+    """A `PathReport` of a backward pass: of samples that have no gradient."""
+
+    failure: ClassVar[str] = "cannot trust their gradient"
+    table = WALKS_BACK
+
+    @staticmethod
+    def of(call: PathCall, start: Tensor, lost: Tensor) -> BackwardReport:
+        """Of a pass back to the first times, `(B,)`, through the steps of the walk there, but of the samples `lost`."""
+        there = call.record.report
+        assert there is not None
+        status = torch.where(lost, int(Status.NON_FINITE), torch.zeros_like(there.status))
+        nothing = torch.zeros_like(there.accepted)
+        return BackwardReport(
+            status, there.accepted, torch.zeros_like(there.residual), 0,
+            accepted=there.accepted, rejected=nothing, reached=call.dynamics.user_time(start),
+        )  # fmt: skip
+
+
+@dataclass
+class DriftReport(BackwardReport):
+    """A `BackwardReport` of a walk back.
+
+    Attributes:
+        drift: the largest distance between a state walked back to and the one that was there, over the tolerance,
+            `(B,)`; beyond `LIMIT` the status is `DRIFTED`.
+    """
+
+    drift: Tensor = field(kw_only=True)
+
+    def describe(self, sample: int) -> str:
+        """See `Report.describe`."""
+        return f"drifted by {float(self.drift[sample]):.3g} tolerances, {super().describe(sample)}"
+
+    def __str__(self) -> str:
+        """As of a path, and the largest drift."""
+        text = super().__str__()
+        return f"{text}, drift up to {float(self.drift.max()):.3g} tolerances" if len(self.drift) else text
+
+    def then(self, later: Self) -> Self:
+        """See `PathReport.then`."""
+        return replace(super().then(later), drift=torch.maximum(self.drift, later.drift))
+
+
+def looser(there: PathSolver, back: PathSolver, like: Tensor) -> tuple[Tensor, Tensor]:
+    """What drifts are held against, `(rtol, atol)`: a walk back cannot meet states better than they are known."""
+    solvers = [solver for solver in (there, back) if isinstance(solver, AdaptiveSolver)]
+    if len(solvers) < 2:
+        return like.new_tensor(FIXED), like.new_tensor(FIXED)
+    rtols, atols = (
+        [torch.as_tensor(getattr(solver, name)).to(like) for solver in solvers] for name in ("rtol", "atol")
+    )
+    return torch.maximum(*rtols), torch.maximum(*atols)
+
+
+class Drifts:
+    """How far the steps that were undone lead from the states that they began at, by the rounding of the dtype.
+
+    A gradient is of no use beyond half of the dtype's digits; a drift of `LIMIT` is that, of what every unknown comes
+    to on the path: at its ends it may be zero.
+
+    Args:
+        like: the states of all samples, `(B, n)`.
+    """
+
+    def __init__(self, like: Tensor):
+        self.largest, self.nfev = torch.zeros_like(like[:, 0]), 0
+        self.root = math.sqrt(torch.finfo(like.dtype).eps)
+        self.size: Tensor | None = None  # of the unknowns of the phase, `(M, n)`, as far as it was walked back
+
+    def mended(self, phase: Phase, found: Tensor) -> Tensor:
+        """States found within a phase, `(M, n)`, with those that have left every bound put back to its start.
+
+        They are lost, but shall not bring NaN to the gradients of shared tensors.
+        """
+        assert phase.end is not None
+        start = phase.states[0]
+        lost = ~(found.abs().amax(1) <= FAR * (1 + torch.maximum(start.abs(), phase.end.abs()).amax(1)))
+        rows = slice(None) if phase.rows is None else phase.rows
+        self.largest[rows] = torch.where(lost, math.inf, self.largest[rows])
+        found = torch.where(lost.unsqueeze(1), start, found)
+        self.size = found.abs() if self.size is None else torch.maximum(self.size, found.abs())
+        return found
+
+    def compare(self, phase: Phase, found: Tensor, nfev: int) -> None:
+        """Holds the states found before a phase's first step against those that were there, `(M, n)`."""
+        rows, start = slice(None) if phase.rows is None else phase.rows, phase.states[0]
+        size = start.abs() if self.size is None else torch.maximum(self.size, start.abs())
+        size = torch.maximum(size, self.root * size.amax(1, keepdim=True)).clamp_min(torch.finfo(size.dtype).tiny)
+        drift = Tolerance(self.root / LIMIT, 0.0, start).ratio(found - start, size, size)
+        self.largest[rows] = torch.maximum(self.largest[rows], drift.nan_to_num(math.inf, math.inf))
+        self.nfev, self.size = self.nfev + nfev, None
+
+    def report(self, call: PathCall, start: Tensor) -> DriftReport:
+        """Of a walk back to the first times, `(B,)`, by the steps of the walk there."""
+        there = call.record.report
+        assert there is not None
+        status, drift = judge(torch.zeros_like(there.status), self.largest)
+        nothing = torch.zeros_like(there.accepted)
+        return DriftReport(
+            status, there.accepted, torch.zeros_like(drift), self.nfev,
+            accepted=there.accepted, rejected=nothing, reached=call.dynamics.user_time(start), drift=drift,
+        )  # fmt: skip
+
+
+def judge(status: Tensor, drift: Tensor) -> tuple[Tensor, Tensor]:
+    """Statuses and drifts `(B,)` of a walk back along a path that was walked forward without failing.
+
+    A walk that breaks down where there was a path has left it.
+    """
+    lost = (status == Status.STEP_TOO_SMALL) | (status == Status.NON_FINITE)
+    drift = torch.where(lost, math.inf, drift)
+    far = (status == Status.CONVERGED) & ~(drift <= LIMIT)
+    return torch.where(lost | far, int(Status.DRIFTED), status), drift

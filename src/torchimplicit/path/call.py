@@ -1,0 +1,262 @@
+"""One call of `odeint`: what to walk, how, and how it went. Adjoints turn it into a differentiable path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core import transforms
+from torchimplicit.core.independence import FEW, alternate, coupled, halves, not_samples, unmoved_by_others
+from torchimplicit.core.status import OnFailure, Report, Status, react
+from torchimplicit.path.engine import Engine
+from torchimplicit.path.events.event import Trigger
+from torchimplicit.path.events.watch import Log, Met, Watch
+from torchimplicit.path.field.between import Between, Within
+from torchimplicit.path.field.dynamics import Dynamics, Field, MappedDynamics
+from torchimplicit.path.observer import Observer
+from torchimplicit.path.record import Outputs, Path, Phase
+from torchimplicit.path.report import PathReport
+from torchimplicit.path.solver import PathSolver
+from torchimplicit.path.state import Traveller
+
+
+@dataclass
+class PathRecord:
+    """How the walks of one call went.
+
+    Attributes:
+        report: of the forward walk.
+        path: the walk as it can be made again; taken by whoever keeps it.
+        mutated: which explicit tensors the field wrote to.
+        reached: the time that each sample reached, as solvers count it, `(B,)`.
+        event: which event ended the walk of each sample, -1 for none, `(B,)`; None without events.
+        met: the crossings of every event.
+        lost: which samples have a path but no gradient, `(B,)`, for their steps are not found again; None where that is
+            none, or was not looked at.
+        stretch: which stretch between jumps the last walk back was of.
+    """
+
+    report: PathReport | None = None
+    path: Path | None = None
+    mutated: tuple[int, ...] = ()
+    reached: Tensor | None = None
+    event: Tensor | None = None
+    met: Sequence[Met] = ()
+    lost: Tensor | None = None
+    stretch: int = 0
+
+    def lose(self, which: Tensor) -> None:
+        """Notes samples, `(B,)`, that have a path but no gradient."""
+        if bool(which.any()):
+            self.lost = which if self.lost is None else self.lost | which
+
+    def take_backward(self, report: Report) -> None:
+        """Notes how a walk back went."""
+        if self.report is not None:
+            self.report.backward = report
+
+    def take_path(self) -> Path:
+        """The path; can be taken once, so that its states are not kept alive here."""
+        path, self.path = self.path, None
+        assert path is not None
+        return path
+
+
+@dataclass(frozen=True)
+class PathCall:
+    """Dynamics, and the solver to walk along them.
+
+    Attributes:
+        dynamics: the vector field; mapped inside `torch.vmap`.
+        solver: the method and its tolerances.
+        on_failure: what to do about samples that fail, also in the backward pass.
+        audit: refuse captured tensors.
+        record: filled by `forward`, shared by the copies that transforms make.
+        checkpoints: how many states to keep on the way; 0 keeps none, and no path.
+        trigger: the events' conditions; None for no event.
+        engine: makes the steps.
+        callback: the user's, told of every step of the forward walk; None for nobody.
+        dt_max: the largest step of every sample, `(B,)`; None for any.
+        between: whether the field may jump at the first and the last time, and is asked strictly between them.
+    """
+
+    dynamics: Dynamics | MappedDynamics
+    solver: PathSolver
+    on_failure: OnFailure
+    audit: bool
+    record: PathRecord
+    checkpoints: int
+    trigger: Trigger | None = None
+    engine: Engine = Engine()
+    callback: Callable | None = None
+    dt_max: Tensor | None = None
+    between: bool = False
+
+    def forward(
+        self, y0: Tensor, ts: Tensor, tensors: Sequence[Tensor], condition_tensors: Sequence[Tensor] = ()
+    ) -> Tensor:
+        """Walks from `y0` `(B, n)` along the times `ts` `(T, B)`; returns the states there, `(T, B, n)`."""
+        versions = [transforms.version(tensor) for tensor in tensors]
+        with torch.no_grad():
+            values, slope = self.engine.forward(
+                partial(self._walk, y0.detach(), ts.detach(), condition_tensors), tensors
+            )
+        self.record.mutated = tuple(
+            i
+            for i, (tensor, version) in enumerate(zip(tensors, versions, strict=True))
+            if transforms.version(tensor) != version
+        )
+        if y0.shape[0] > 1:
+            self._check_samples(y0.detach(), ts.detach(), slope, tensors)
+        return values
+
+    @contextmanager
+    def bind(
+        self, ts: Tensor, tensors: Sequence[Tensor], rows: Tensor | None = None, last: int = -1, **options: bool
+    ) -> Iterator[Field]:
+        """The vector field on the way along these times `(T, B)`, up to the `last`; see `Dynamics.bind`."""
+        with self.dynamics.bind(list(tensors), rows=rows, **options) as field:
+            yield Between(field, Within(ts[0], ts[last], self.dynamics.time_dtype)) if self.between else field
+
+    def _check_samples(self, y0: Tensor, ts: Tensor, slope: Tensor | None, tensors: Sequence[Tensor]) -> None:
+        """Fails samples whose slopes depend on each other's states: steps of their own are no solution then.
+
+        Raises:
+            ValueError: the state's shape is `(B,)`, so that one sample's features were taken for samples.
+        """
+        report, scalars, eps = self.record.report, self.dynamics.scalars, self.dynamics.eps
+        assert report is not None
+        if y0.shape[1] > self.dynamics.width:  # not the second state of a pair
+            y0, slope = y0[:, : self.dynamics.width], None
+        t, found = ts[0].clone(), None  # not a view of one time
+        with torch.no_grad(), self.bind(ts, self.unshared(tensors)) as field:
+            slopes, every = partial(field, t), partial(halves, len(y0), y0.device)
+            if scalars > 1:
+                found = coupled(slopes, y0, eps, every(FEW))
+            elif not unmoved_by_others(slopes, y0, slopes(y0) if slope is None else slope):
+                found = coupled(slopes, y0, eps, [alternate(y0)])
+            if found is not None and scalars > 1:
+                raise ValueError(not_samples(scalars, "y0[None]", 'steps="joint"'))
+            if found is not None:
+                found = coupled(slopes, y0, eps, every())
+            report.nfev += field.nfev
+        if found is not None:
+            report.status = torch.where(found, int(Status.COUPLED), report.status)
+
+    def _walk(
+        self, y0: Tensor, ts: Tensor, condition_tensors: Sequence[Tensor], engine: Engine, tensors: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The outputs `(T, B, n)` and the slope at the start, `(B, n)`, where the walk began by asking for that."""
+        values = y0.new_empty((len(ts), *y0.shape))
+        values[0] = y0
+        path, whole = Path() if self.checkpoints else None, Traveller.start(ts, y0)
+        log = None if self.trigger is None else Log(len(self.trigger.events), whole.t)
+        slope, nfev = self._walk_phases(engine, whole, values, path, tensors, condition_tensors, log)
+        self.record.reached = whole.t
+        if log is not None:
+            self._check_conditions(condition_tensors, whole)
+            self.record.event, self.record.met = whole.event, log.met(whole.y)
+        self.record.report = PathReport(
+            whole.status, whole.tried, whole.ratio, nfev, "odeint",
+            accepted=whole.tried - whole.rejected, rejected=whole.rejected, reached=self.dynamics.user_time(whole.t),
+            event=whole.event,
+        )  # fmt: skip
+        held = _hold(whole, values)
+        if path is not None:
+            path.held, self.record.path = held, path
+        return values, slope
+
+    def _walk_phases(
+        self,
+        engine: Engine,
+        who: Traveller,
+        values: Tensor,
+        path: Path | None,
+        tensors: Sequence[Tensor],
+        condition_tensors: Sequence[Tensor],
+        log: Log | None,
+    ) -> tuple[Tensor | None, int]:
+        """Walks until all have stopped, going on with those alone that do once they are few.
+
+        Returns the slope at the start, where that was asked for, and how many evaluations it took.
+        """
+        rows, parents, left, nfev, slope = None, [], self.solver.max_steps, 0, None
+        audit, observer = self.audit, None
+        if self.callback is not None and isinstance(self.dynamics, Dynamics):
+            observer = Observer(self.callback, self.dynamics, who)
+        while True:
+            phase = None if path is None else Phase(rows, self.checkpoints)
+            inputs = self.dynamics.take(tensors, rows)
+            with (
+                self.bind(who.ts, inputs, rows, audit=audit and rows is None, keep_buffers=True) as field,
+                self._watch(condition_tensors, rows, log) as watch,
+            ):
+                solver, narrow = self.solver.take(rows), self.dynamics.can_narrow
+                largest = self.dt_max if self.dt_max is None or rows is None else self.dt_max[rows]
+                walk = engine.loop(solver, field, who, values, phase, left, narrow, rows, watch, observer, largest)
+                if rows is None:
+                    walk.begin()
+                    slope = who.slope
+                left -= walk.run()
+            nfev += field.nfev
+            if path is not None and phase is not None and phase.steps:
+                phase.end = who.y if self.solver.has_inverse else None
+                path.phases.append(phase)
+            if not walk.any_running:
+                break
+            some = torch.nonzero(who.running).flatten()
+            parents.append((who, some))
+            who, rows = who.take(some), some if rows is None else rows[some]
+        for parent, some in reversed(parents):
+            parent.put(some, who)
+            who = parent
+        return slope, nfev
+
+    @contextmanager
+    def _watch(self, tensors: Sequence[Tensor], rows: Tensor | None, log: Log | None) -> Iterator[Watch | None]:
+        """Looks out for the events of these samples, where there are some."""
+        if self.trigger is None or log is None:
+            yield None
+            return
+        some = self.trigger.take(tensors, rows)
+        with self.trigger.bind(some, audit=self.audit and rows is None, rows=rows) as conditions:
+            yield Watch(self.trigger, conditions, log, rows)
+
+    def _check_conditions(self, tensors: Sequence[Tensor], who: Traveller) -> None:
+        """Fails the samples of which nobody can say on which side of their events they have ended."""
+        assert self.trigger is not None
+        assert who.event is not None
+        with self.trigger.bind(list(tensors)) as conditions:
+            unknown = (who.event < 0) & ~conditions.of_all(who.t, who.y).isfinite().all(1)
+        who.status = torch.where(unknown, int(Status.NON_FINITE), who.status)
+
+    def unshared(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors, with copies of those that the field writes to."""
+        return [tensor.clone() if i in self.record.mutated else tensor for i, tensor in enumerate(tensors)]
+
+    def mapped(self, count: int, dims: Sequence[int | None]) -> PathCall:
+        """The same call with a mapped dimension of size `count` folded into the batch."""
+        dynamics = MappedDynamics(self.dynamics, count, tuple(dims))
+        dt_max = None if self.dt_max is None else self.dt_max.repeat(count)
+        return replace(self, dynamics=dynamics, solver=self.solver.mapped(count), dt_max=dt_max)
+
+    def finish_backward(self, report: Report) -> None:
+        """Records the report of a backward walk and reacts to its failures."""
+        report.name = "backward walk"
+        self.record.take_backward(report)
+        react(report, self.on_failure)
+
+
+def _hold(who: Traveller, values: Tensor) -> Outputs | None:
+    """Fills the outputs that were not reached with the last states; says which they are."""
+    late = torch.arange(len(values), device=values.device).unsqueeze(1) >= who.next
+    if not bool(late.any()):
+        return None
+    places, samples = torch.nonzero(late, as_tuple=True)
+    values[places, samples] = who.y[samples]
+    return Outputs(samples, places)

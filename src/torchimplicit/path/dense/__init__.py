@@ -1,0 +1,1 @@
+"""Recorded paths as functions of time."""

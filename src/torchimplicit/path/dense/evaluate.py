@@ -1,0 +1,292 @@
+"""A recorded walk looked at afterwards, at any time: the steps that are looked at, made again."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from torchimplicit.adjoint.products import pull, push
+from torchimplicit.core import transforms
+from torchimplicit.path.adjoint.backprop import sweep
+from torchimplicit.path.adjoint.replay import relevant, remake, valued
+from torchimplicit.path.call import PathCall
+from torchimplicit.path.record import Outputs, Path, Phase
+from torchimplicit.path.remake import make_step, padded
+
+
+@dataclass(frozen=True)
+class Trail:
+    """A recorded walk with what it depends on; times as solvers count them.
+
+    Attributes:
+        call: the call that walked.
+        path: its record.
+        starts: times before every step, `(S, B)`.
+        stops: times after it.
+        y0: states at the first time, `(B, n)`, with their graph, as for the next two.
+        ts: the times that the walk was for, `(T, B)`.
+        tensors: the explicit tensors.
+        in_one: whether to differentiate in one graph of all steps.
+    """
+
+    call: PathCall
+    path: Path
+    starts: Tensor
+    stops: Tensor
+    y0: Tensor
+    ts: Tensor
+    tensors: tuple[Tensor, ...]
+    in_one: bool
+
+    def detach(self) -> Trail:
+        """The same without a gradient."""
+        tensors = tuple(tensor.detach() for tensor in self.tensors)
+        return replace(self, y0=self.y0.detach(), ts=self.ts.detach(), tensors=tensors)
+
+    def at(self, at: Tensor, order: int = 0, known: Tensor | None = None) -> Tensor:
+        """States and their derivatives by time, up to an order, side by side, `(K, B, (1 + order) n)`.
+
+        Args:
+            at: times that were reached, `(K, B)`, in any order.
+            order: how many derivatives.
+            known: the states at the first of them, `(K', B, n)`, should they be known: spares the steps. These carry
+                no derivatives but zeros.
+        """
+        if self.in_one and torch.is_grad_enabled():
+            plain = 0 if known is None else len(known)
+            found = look_whole(self.call, self.starts, self.stops, self.y0, self.ts, at, self.tensors, order, plain)
+            with torch.no_grad():
+                value = self.detach().at(at.detach(), order, known)
+            return valued(value, found)
+        return Look.apply(  # type: ignore[return-value]
+            self.call, self.path, order, self.starts, self.stops, known, self.y0, self.ts, at, *self.tensors
+        )
+
+
+@dataclass(frozen=True)
+class Mended:
+    """A trail of which some samples are held, without a gradient, while healthy ones walk in their place.
+
+    Attributes:
+        held: the trail of all samples, or a chain of such, detached.
+        healthy: that of the healthy ones and of those that stand in.
+        sick: which samples are held, `(B,)`.
+    """
+
+    held: Any
+    healthy: Any
+    sick: Tensor
+
+    @property
+    def y0(self) -> Tensor:
+        """See `Trail`."""
+        return torch.where(self.sick.unsqueeze(1), self.held.y0, self.healthy.y0)
+
+    @property
+    def ts(self) -> Tensor:
+        """See `Trail`."""
+        return torch.where(self.sick, self.held.ts, self.healthy.ts)
+
+    def at(self, at: Tensor, order: int = 0) -> Tensor:
+        """See `Trail.at`."""
+        with torch.no_grad():
+            held = self.held.at(at.detach(), order)
+        found = self.healthy.at(torch.where(self.sick, self.healthy.ts[0].detach(), at), order)
+        return torch.where(self.sick.unsqueeze(1), held, found)
+
+
+class RecordedWalk(Function):
+    """Outputs `(T, B, n)`, times around every step, `(S, B)` each, times reached, which events ended it, crossings."""
+
+    @staticmethod
+    def forward(call: PathCall, count: int, y0: Tensor, ts: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Walks; the first `count` tensors are the dynamics', the others the events'."""
+        values = call.forward(y0, ts, tensors[:count], tensors[count:])
+        record = call.record
+        assert record.path is not None
+        assert record.reached is not None
+        event = torch.full_like(record.reached, -1, dtype=torch.int64) if record.event is None else record.event
+        met = [each for one in record.met for each in one]
+        return values, *record.path.times(ts), record.reached.clone(), event.clone(), *met
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        """Nothing here is differentiable."""
+        ctx.outputs = len(output)
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: None) -> tuple[None, ...]:
+        """Never called for."""
+        return (None,) * len(ctx.needs_input_grad)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[None, ...]:
+        """Never called for."""
+        return (None,) * ctx.outputs
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple:
+        """Refused."""
+        raise _unmapped()
+
+
+class Look(Function):
+    """`Trail.at`, differentiated from the states kept on the way, step by step; all at once at higher orders."""
+
+    @staticmethod
+    def forward(
+        call: PathCall, path: Path, order: int, starts: Tensor, stops: Tensor, known: Tensor | None,
+        y0: Tensor, ts: Tensor, at: Tensor, *tensors: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """Makes the steps again that are looked at."""
+        if known is not None and len(known) == len(at):
+            return padded(known.clone(), order)
+        plain = 0 if known is None else len(known)
+        with torch.no_grad():
+            found = _look(call, located(path, ts, at[plain:], order), y0, ts, at[plain:], tensors)
+        return found if known is None else torch.cat((padded(known, order), found))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        """Keeps the inputs; the path itself is kept by whoever looks."""
+        ctx.call, ctx.path, ctx.order, starts, stops, known, y0, ts, at, *tensors = inputs
+        ctx.plain = 0 if known is None else len(known)
+        tensors = ctx.call.unshared(tensors)
+        ctx.save_for_backward(starts, stops, y0, ts, at, *tensors)
+        ctx.save_for_forward(starts, stops, y0, ts, at, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of the start, the times of the walk, those looked at, and the tensors."""
+        starts, stops, y0, ts, at, *tensors = ctx.saved_tensors
+        needs_y0, needs_ts, needs_at, *needs = ctx.needs_input_grad[6:]
+        if torch.is_grad_enabled() or transforms.level(grad) >= 0:
+            function = _again(ctx.call, starts, stops, ctx.order, ctx.plain)
+            return (None,) * 6 + tuple(pull(function, (y0, ts, at, *tensors), ctx.needs_input_grad[6:], grad))
+        given, path = len(ts), located(ctx.path, ts, at, ctx.order, ctx.plain)
+        grad = torch.cat((grad.new_zeros(given, *grad.shape[1:]), grad))
+        flow, times, *found = sweep(ctx.call, path, torch.cat((ts, at)), tensors, [needs_ts or needs_at, *needs], grad)
+        by_ts, by_at = (None, None) if times is None else (times[:given], times[given:])
+        return (None,) * 6 + (flow if needs_y0 else None, by_ts, by_at, *found)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        """The derivative along tangents of the inputs."""
+        starts, stops, *inputs = ctx.saved_tensors
+        return push(_again(ctx.call, starts, stops, ctx.order, ctx.plain), inputs, tangents[6:])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple:
+        """Refused."""
+        raise _unmapped()
+
+
+def _unmapped() -> RuntimeError:
+    return RuntimeError(
+        "odeint(event=..., dense=...): got torch.vmap, expected a batch in dimension 0 of the state, of which every "
+        "sample has its own event and steps already; try that, or a loop"
+    )
+
+
+def _again(call: PathCall, starts: Tensor, stops: Tensor, order: int, plain: int) -> Callable[..., Tensor]:
+    def states(y0: Tensor, ts: Tensor, at: Tensor, *tensors: Tensor) -> Tensor:
+        return look_whole(call, starts, stops, y0, ts, at, tensors, order, plain)
+
+    return states
+
+
+def look_whole(
+    call: PathCall, starts: Tensor, stops: Tensor, y0: Tensor, ts: Tensor, at: Tensor, tensors: Sequence[Tensor],
+    order: int, plain: int,
+) -> Tensor:  # fmt: skip
+    """As `Trail.at`, all steps in one graph that every transform can go through; `plain` as in `Path`."""
+    everybody = torch.arange(len(y0), device=y0.device)
+    values = [padded(y0, order)] * len(at)
+    with call.bind(ts, call.unshared(tensors)) as field, torch.enable_grad():
+        for step in remake(call, field, starts, stops, y0, ts):
+            after_start = (at > step.before) | ((at <= ts[0]) & (step.before <= ts[0]))
+            within = after_start & (at <= step.after) & (step.after > step.before)
+            for place in relevant(within):
+                part = step.part(at[place])
+                value = step.done.inside.series(part, everybody, 0 if place < plain else order)
+                value = padded(value, order) if place < plain else value
+                values[place] = torch.where(within[place].unsqueeze(1), value, values[place])
+    return torch.stack(values)
+
+
+def located(path: Path, ts: Tensor, at: Tensor, order: int, plain: int = 0) -> Path:
+    """A path whose outputs are at other times.
+
+    Args:
+        path: the record.
+        ts: the times that the walk was for, `(T, B)`.
+        at: the others, `(K, B)`; their places come after those of `ts`.
+        order: see `Trail.at`.
+        plain: how many of the others, the first ones, carry no derivatives.
+    """
+    missing, phases = torch.ones_like(at, dtype=torch.bool), []
+    for phase in path.phases:
+        some = slice(None) if phase.rows is None else phase.rows
+        stops = torch.stack([step.stop for step in phase.steps]).cummax(0).values.T.contiguous()
+        keys, first, begin = (
+            at[:, some].T.contiguous(),
+            ts[0, some].unsqueeze(1).contiguous(),
+            phase.steps[0].start.unsqueeze(1),
+        )
+        early = keys <= first  # these lie in the first step that moves
+        number = torch.searchsorted(stops, keys)
+        number = torch.where(early, torch.searchsorted(stops, first, right=True), number)
+        inside = (number < len(phase.steps)) & ((keys > begin) | (early & (begin == first)))
+        missing[:, some] &= ~inside.T
+        phases.append(_with_outputs(phase, number, inside, len(ts)))
+    places, samples = torch.nonzero(missing, as_tuple=True)
+    return Path(phases, Outputs(samples, places + len(ts)), len(ts), order, len(ts) + plain)
+
+
+def _with_outputs(phase: Phase, number: Tensor, inside: Tensor, given: int) -> Phase:
+    """A phase whose outputs lie in these steps, `(M, K)`, as far as they are inside of it."""
+    samples, places = torch.nonzero(inside, as_tuple=True)
+    numbers, order = number[samples, places].sort()
+    samples, places = samples[order], places[order] + given
+    which, counts = torch.unique_consecutive(numbers, return_counts=True)
+    steps = [step if step.outputs is None else replace(step, outputs=None) for step in phase.steps]
+    groups = zip(samples.split(counts.tolist()), places.split(counts.tolist()), strict=True)
+    for i, (some, where) in zip(which.tolist(), groups, strict=False):
+        steps[i] = replace(steps[i], outputs=Outputs(some, where))
+    return replace(phase, steps=steps)
+
+
+def _look(call: PathCall, path: Path, y0: Tensor, ts: Tensor, at: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """The outputs of a located path, from the states that it keeps, with no step made that is not needed."""
+    values = y0.new_zeros((*at.shape, (1 + path.order) * y0.shape[1]))
+    times, tensors = torch.cat((ts, at)), call.unshared(tensors)
+    if path.held is not None:
+        values[path.held.places - len(ts), path.held.samples, : y0.shape[1]] = y0[path.held.samples]
+    for phase in path.phases:
+        rows, now, y, kept = phase.rows, -1, y0, sorted(phase.states)
+        own = times if rows is None else times[:, rows]
+        with call.bind(own, call.dynamics.take(tensors, rows), rows, len(ts) - 1) as field:
+            stepper = call.solver.stepper(phase.states[0])
+            for number in [i for i, step in enumerate(phase.steps) if step.outputs is not None]:
+                near = kept[bisect_right(kept, number) - 1]
+                if near >= now or now > number:
+                    now, y = near, phase.states[near]
+                while True:
+                    step, now = phase.steps[now], now + 1
+                    if call.solver.remembers:  # of this step alone, whatever else is looked at
+                        stepper = call.solver.stepper(y)
+                    end, found = make_step(stepper, field, step, y, own, path)
+                    y = end
+                    if step.outputs is not None and found is not None:
+                        samples = step.outputs.samples if rows is None else rows[step.outputs.samples]
+                        values[step.outputs.places - len(ts), samples] = found
+                    if now > number:
+                        break
+    return values

@@ -1,0 +1,1 @@
+"""Events: conditions whose change of sign is looked for along a path."""

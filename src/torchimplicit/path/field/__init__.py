@@ -1,0 +1,1 @@
+"""Vector fields in the flat form that path solvers work on."""

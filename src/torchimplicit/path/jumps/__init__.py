@@ -1,0 +1,1 @@
+"""Paths that jump: cut into stretches, each walked by itself."""

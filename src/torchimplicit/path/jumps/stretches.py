@@ -1,0 +1,166 @@
+r"""Walking in stretches from jump to jump, each a walk of its own, and their outputs put together.
+
+So nothing is carried over a jump but the state, and a jump's time has its gradient from the stretch that ends there and
+from the one that begins: $(f_- - f_+)^\top \lambda$, the fields at both sides times the gradient of the state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core import transforms
+from torchimplicit.core.status import Report
+from torchimplicit.path.adjoint.base import PathAdjoint
+from torchimplicit.path.call import PathCall, PathRecord
+from torchimplicit.path.dense.chain import Chain
+from torchimplicit.path.dense.follow import Followed, follow
+from torchimplicit.path.events.watch import Met
+from torchimplicit.path.inputs import Inputs
+from torchimplicit.path.jumps.route import Route
+from torchimplicit.path.report import PathReport
+
+
+def walked(call: PathCall, adjoint: PathAdjoint, inputs: Inputs) -> Tensor:
+    """The outputs `(T, B, n)`, differentiable where gradients are recorded."""
+    walk = adjoint.solve if torch.is_grad_enabled() else adjoint.walk
+    if inputs.jumps is None:
+        return walk(call, inputs.y0, inputs.ts, inputs.tensors)
+    trip = Trip(call, inputs)
+    for k in range(len(trip.route.walks)):
+        if trip.route.walks[k]:
+            trip.arrive(k, walk(*trip.leave(k), inputs.tensors))
+        trip.jump(k)
+    return trip.finish()
+
+
+def followed_to_end(call: PathCall, adjoint: PathAdjoint, inputs: Inputs) -> Followed:
+    """As `walked`, of a walk with events or dense output."""
+    if inputs.jumps is None:
+        return follow(call, adjoint, inputs.y0, inputs.ts, inputs.tensors, inputs.event_tensors)
+    trip, trails, stops, met, t, path = Trip(call, inputs), [], [], [], inputs.ts[0], None
+    for k in range(len(trip.route.walks)):
+        if trip.route.walks[k]:
+            stood = trip.stands
+            own, y, times = trip.leave(k)
+            found = follow(own, adjoint, y, times, inputs.tensors, inputs.event_tensors)
+            trip.arrive(k, found.rows, found.y)
+            path, t = found.path, torch.where(stood, t, found.t)
+            trails.append(path.trail)
+            stops.append(trip.route.edges[k + 1].detach())
+            met.append(found.met)
+        trip.jump(k)
+    rows, y = trip.finish(), trip.y
+    assert path is not None
+    chain = Chain(tuple(trails), torch.stack(stops), trip.route.ts)
+    crossings = [Met.joined(each, y) for each in zip(*met, strict=True)]
+    return Followed(rows, t, y, path.along(chain, trip.reached, y), crossings)
+
+
+@dataclass
+class StretchRecord(PathRecord):
+    """How the walks of a stretch went, told to the record of the whole.
+
+    Attributes:
+        whole: that record.
+        number: of the stretch.
+    """
+
+    whole: PathRecord | None = None
+    number: int = 0
+
+    def take_backward(self, report: Report) -> None:
+        """See `PathRecord.take_backward`: a pass comes by the stretches last first."""
+        super().take_backward(report)
+        whole = self.whole
+        assert whole is not None
+        assert isinstance(report, PathReport)
+        before = None if whole.report is None else whole.report.backward
+        if isinstance(before, PathReport) and self.number < whole.stretch:  # else a new pass has begun
+            report = before.then(report)
+        whole.take_backward(report)
+        whole.stretch = self.number
+
+
+class Trip:
+    """A walk in stretches, as far as it has come.
+
+    Args:
+        call: of the whole walk, whose record is filled in the end.
+        inputs: what it depends on.
+
+    Attributes:
+        y: states now, `(B, n)`.
+        stands: which samples go no further, `(B,)`: they have failed, or met their event.
+        reached: the time that each sample reached, `(B,)`.
+    """
+
+    def __init__(self, call: PathCall, inputs: Inputs):
+        assert inputs.jumps is not None
+        everything = inputs.everything()
+        if any(transforms.is_mapped(transforms.unwrapped(each)) for each in everything):
+            raise RuntimeError(
+                "odeint(jumps=...): got torch.vmap, expected a batch in dimension 0 of the state, of which every "
+                "sample has its own jumps already; try jumps of shape (J, B), or a loop"
+            )
+        self.whole, self.inputs, self.route = call, inputs, Route(inputs.ts, inputs.jumps)
+        self.y = inputs.y0
+        self.rows: list[Tensor] = []
+        self.records: list[StretchRecord] = []
+        self.reached = self.route.ts[0].detach()
+        self.stands = torch.zeros_like(self.reached, dtype=torch.bool)
+
+    def leave(self, k: int) -> tuple[PathCall, Tensor, Tensor]:
+        """What to walk on a stretch: its call, states and times, `(2 + M, B)`; those that stand still go nowhere."""
+        self.records.append(StretchRecord(whole=self.whole.record, number=k))
+        times = torch.where(self.stands, self.reached, self.route.times(k))
+        return replace(self.whole, record=self.records[-1], between=True), self.y, times
+
+    def arrive(self, k: int, rows: Tensor, y: Tensor | None = None) -> None:
+        """Takes what was found on a stretch: the states at its times, and at its end, should that be another."""
+        record, route = self.records[-1], self.route
+        assert record.reached is not None
+        self.y = rows[-1] if y is None else y
+        rows = rows[1:-1]
+        stands = self.stands | (record.reached < route.edges[k + 1].detach())
+        if record.event is not None:
+            stands = stands | (record.event >= 0)
+        if route.wants_times and route.lands[k]:
+            slope = self._slope(route.edges[k : k + 2])
+            rows = rows + torch.where(stands, 0.0, route.beyond(k)).unsqueeze(2).to(slope.dtype) * slope
+        self.rows.append(rows)
+        self.reached = torch.where(self.stands, self.reached, record.reached)
+        self.stands = stands
+
+    def jump(self, k: int) -> None:
+        """Goes over the jump behind a stretch."""
+        route = self.route
+        if not route.walks[k]:
+            self.rows.append(self.y.unsqueeze(0)[:0])
+        if k == 0 and route.starts and route.wants_times:  # on a stretch of no length nobody has walked
+            here = route.edges[1] == route.edges[0]
+            moved = torch.where(here, route.edges[1] - route.edges[0], 0.0).unsqueeze(1)
+            self.y = self.y + moved.to(self.y.dtype) * self._slope(route.ts[[0, -1]], start=True)
+        if route.doses is not None and k < len(route.doses):
+            self.y = torch.where(self.stands.unsqueeze(1), self.y, self.y + route.doses[k])
+
+    def _slope(self, ends: Tensor, start: bool = False) -> Tensor:
+        """The slopes within a stretch at one of its ends, `(B, n)`, zero where they are not finite."""
+        call = replace(self.whole, between=True)
+        with call.bind(ends, call.unshared(self.inputs.tensors)) as field, torch.enable_grad():
+            return field(ends[0 if start else -1].detach(), self.y).nan_to_num(0.0, 0.0, 0.0)
+
+    def finish(self) -> Tensor:
+        """The outputs `(T, B, n)`; fills the record of the whole walk."""
+        record, reports = self.whole.record, [each.report for each in self.records if each.report is not None]
+        report = reduce(PathReport.then, reports)
+        record.report, record.reached = report, self.reached
+        record.event = report.event
+        record.mutated = tuple({i for each in self.records for i in each.mutated})
+        for each in self.records:
+            if each.lost is not None:
+                record.lose(each.lost)
+        return self.route.outputs(self.inputs.y0, self.rows)

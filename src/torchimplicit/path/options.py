@@ -1,0 +1,125 @@
+"""What a door of paths can be asked for, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core import transforms
+from torchimplicit.core.status import OnFailure
+from torchimplicit.core.tree import Layout
+from torchimplicit.path.adjoint.base import PathAdjoint
+from torchimplicit.path.dense.follow import check_follows
+from torchimplicit.path.events.event import Event
+from torchimplicit.path.solver import AdaptiveSolver, PathSolver
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to walk a path, and what to tell of it; see `odeint`."""
+
+    solver: PathSolver
+    adjoint: PathAdjoint
+    steps: str = "per-sample"
+    batched_args: Sequence[int] | None = None
+    on_failure: OnFailure = "raise"
+    event: Event | Sequence[Event] | None = None
+    dense: bool = False
+    callback: Callable | None = None
+    dt_max: float | Tensor | None = None
+    jumps: Tensor | None = None
+    doses: Any = None
+
+    @property
+    def batch_dims(self) -> int:
+        """How many dimensions of the state count samples with steps of their own."""
+        return 1 if self.steps == "per-sample" else 0
+
+    @property
+    def events(self) -> Sequence[Event] | None:
+        """The events in a row; None for none."""
+        return (self.event,) if isinstance(self.event, Event) else self.event
+
+    @property
+    def follows(self) -> bool:
+        """Whether more is wanted of the path than its outputs."""
+        return self.event is not None or self.dense
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is wanted but outputs of a path without jumps."""
+        return not self.follows and self.callback is None and self.jumps is None
+
+    def checkpoints(self, differentiable: bool) -> int:
+        """How many states the walk shall keep."""
+        if self.dense and (self.solver.remembers or not differentiable):
+            return self.solver.max_steps
+        return self.adjoint.checkpoints if differentiable else 2 * (self.event is not None)
+
+
+def check_options(
+    solver: Any, adjoint: Any, steps: str, on_failure: str, event: Any = None, dense: bool = False, callback: Any = None
+) -> None:
+    """Refuses what is no solver, no adjoint, no event and none of the words.
+
+    Raises:
+        TypeError: `solver`, `adjoint`, `event` or `callback` is something else, a class in place of an instance say.
+        ValueError: another word, or a solver and an adjoint, events or dense output that do not go together.
+    """
+    wanted = [("solver", solver, PathSolver, "Tsit5()"), ("adjoint", adjoint, PathAdjoint, "Checkpointed()")]
+    several = isinstance(event, (list, tuple)) and len(event) > 0
+    wanted += [(f"event[{i}]", one, Event, "Event(condition)") for i, one in enumerate(event if several else ())]
+    wanted += [] if several or event is None else [("event", event, Event, "Event(condition), or a list of them")]
+    for name, got, expected, usual in wanted:
+        if not isinstance(got, expected):
+            hint = f"{got.__name__}()" if isinstance(got, type) else usual
+            raise TypeError(f"{name}: got {got!r}, expected an instance of {expected.__name__}; try {hint}")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback: got {callback!r}, expected a callable callback(t, y, moved)")
+    adjoint.check(solver)
+    if event is not None or dense:
+        check_follows(solver, adjoint)
+    if steps not in ("per-sample", "joint"):
+        raise ValueError(f"steps: got {steps!r}, expected 'per-sample' or 'joint'")
+    if on_failure not in ("raise", "warn", "ignore"):
+        raise ValueError(f"on_failure: got {on_failure!r}, expected 'raise', 'warn' or 'ignore'")
+
+
+def check_reachable(solver: PathSolver, layout: Layout, y0: Any) -> None:
+    """Refuses tolerances below the rounding of the state's dtype, at which `f` sees it.
+
+    Raises:
+        ValueError: they are, where the walk starts.
+    """
+    if not isinstance(solver, AdaptiveSolver) or _smallest(solver.rtol) >= layout.eps:
+        return
+    size = 1.0 if transforms.active() or not layout.batch else float(layout.flatten(y0).detach().abs().max())
+    if _smallest(solver.atol) < layout.eps * size:
+        coarsest = max(layout.dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+        name = type(solver).__name__
+        raise ValueError(
+            f"{name}(rtol={solver.rtol}, atol={solver.atol}): got tolerances below the rounding of the state, "
+            f"{coarsest}, which is {layout.eps:.1e} of its size; try {name}(rtol={max(1e-5, 2 * layout.eps):.1g}), or "
+            "y0 of a finer dtype, y0.double() or y0.float()"
+        )
+
+
+def _smallest(tolerance: float | Tensor) -> float:
+    return float(tolerance.min()) if isinstance(tolerance, Tensor) else tolerance
+
+
+def flat_tolerances(solver: PathSolver, layout: Layout) -> PathSolver:
+    """The solver with tolerances for the flat state."""
+    if not isinstance(solver, AdaptiveSolver):
+        return solver
+    changed = {}
+    for name in ("rtol", "atol"):
+        value = getattr(solver, name)
+        if isinstance(value, Tensor):
+            value = layout.flatten(value.to(layout.dtype).expand(layout.shapes[0])) if layout.plain else value
+            changed[name] = transforms.unwrapped(value)  # transforms around the solve do not reach into it
+    return replace(solver, **changed) if changed else solver

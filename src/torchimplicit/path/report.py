@@ -1,0 +1,110 @@
+"""How a path was walked, sample by sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core.status import Remedy, Report, Status
+
+PATHS = {
+    Status.MAX_STEPS: Remedy(
+        "The steps were used up on the way: a stiff field under an explicit solver takes steps that stability limits.",
+        ("a stiff solver, such as ESDIRK54()", "more max_steps", "a looser rtol or atol"),
+    ),
+    Status.STEP_TOO_SMALL: Remedy(
+        "The error stayed above its tolerance down to the smallest step: the solution may blow up there, the field may "
+        "jump there, the tolerance may lie below what this dtype can reach, the steps may be below the rounding of the "
+        "times (128 for seconds since 1970 in float32), or dt_min may be too large. Implicit steps up to a blow-up "
+        "that are not found again add nothing to the gradients.",
+        (
+            "jumps=... with the times at which the field jumps",
+            "a looser rtol or atol",
+            "float64",
+            "times in float64",
+            "a smaller dt_min",
+        ),
+    ),
+    Status.NON_FINITE: Remedy(
+        "The field gave NaN or infinity however small the step, or the event's condition did at the end: look for them "
+        "in the inputs, else for a singularity or a blow-up there. Such a sample is held at its last finite state and "
+        "adds nothing to the gradients."
+    ),
+    Status.DRIFTED: Remedy(
+        "The path that was walked back does not meet the path that was walked forward, or the two states of "
+        "Reversible() have parted: the field contracts.",
+        (
+            "Checkpointed(), which is exact for the steps taken",
+            "Backsolve(checkpoints=...) with more states on the way",
+            "a smaller coupling",
+        ),
+    ),
+    Status.COUPLED: Remedy(
+        "The samples are not independent: the slope of one depends on the states of others (batch normalisation in "
+        "training, any statistic over the batch), and steps of their own do not solve that.",
+        ('steps="joint", one step size for one coupled system', "eval(), GroupNorm or LayerNorm for batch statistics"),
+    ),
+}
+WALKS_BACK = PATHS | {
+    Status.NON_FINITE: Remedy(
+        "The incoming gradient is not finite, or the field's Jacobian on this path is not. Such a sample adds nothing "
+        "to the gradients."
+    ),
+}
+
+
+@dataclass
+class PathReport(Report):
+    """A `Report` of a path. Its `residual` is the largest error of an accepted step over its tolerance.
+
+    Attributes:
+        accepted: accepted steps per sample, int64 `(B,)`.
+        rejected: rejected steps per sample, int64 `(B,)`.
+        reached: the time that each sample reached, `(B,)`.
+        event: which event, by its place, ended the walk of each sample, int64 `(B,)`; -1 for none, None without events.
+    """
+
+    failure: ClassVar[str] = "did not reach the last time"
+    table = PATHS
+
+    accepted: Tensor = field(kw_only=True)
+    rejected: Tensor = field(kw_only=True)
+    reached: Tensor = field(kw_only=True)
+    event: Tensor | None = field(default=None, kw_only=True)
+
+    @property
+    def fired(self) -> Tensor | None:
+        """Which samples' walks an event ended, bool `(B,)`; None without events."""
+        return None if self.event is None else self.event >= 0
+
+    def describe(self, sample: int) -> str:
+        """See `Report.describe`."""
+        return f"reached t = {float(self.reached[sample]):.6g} in {int(self.steps[sample])} steps"
+
+    def __str__(self) -> str:
+        """One line: how many arrived, in how many steps, after how many evaluations; the backward solve beside it."""
+        batch = self.status.numel()
+        if not batch:
+            return f"{self.name}: an empty batch"
+        text = (
+            f"{self.name}: {batch - self.failed.numel()}/{batch} arrived, steps up to {int(self.accepted.max())} "
+            f"accepted and {int(self.rejected.max())} rejected, {self.nfev} evaluations"
+        )
+        text = text if self.fired is None else f"{text}, the event of {int(self.fired.sum())}/{batch} fired"
+        return text if self.backward is None else f"{text}; {self.backward}"
+
+    def then(self, later: Self) -> Self:
+        """Of a walk and of its going on; `later` is of the same samples, those that failed standing still."""
+        failed = self.status != Status.CONVERGED
+        event = self.event
+        if event is not None and later.event is not None:
+            event = torch.where(event >= 0, event, later.event)
+        return replace(
+            later, status=torch.where(failed, self.status, later.status), steps=self.steps + later.steps,
+            residual=torch.maximum(self.residual, later.residual), nfev=self.nfev + later.nfev,
+            accepted=self.accepted + later.accepted, rejected=self.rejected + later.rejected,
+            reached=torch.where(failed, self.reached, later.reached), event=event,
+        )  # fmt: skip

@@ -1,0 +1,109 @@
+"""From a field, a start and times to a solution: what every door of paths does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimplicit.adjoint import unmoved
+from torchimplicit.core.status import react
+from torchimplicit.core.tree import Layout, own
+from torchimplicit.path.call import PathCall, PathRecord
+from torchimplicit.path.dense.dense_path import stacked
+from torchimplicit.path.dense.follow import Followed
+from torchimplicit.path.engine import Engine
+from torchimplicit.path.events.event import Trigger
+from torchimplicit.path.field.dynamics import Dynamics
+from torchimplicit.path.gate import PathGate
+from torchimplicit.path.inputs import Inputs
+from torchimplicit.path.jumps.check import check_jumps
+from torchimplicit.path.jumps.stretches import followed_to_end, walked
+from torchimplicit.path.options import Options, check_reachable, flat_tolerances
+from torchimplicit.path.quarantine import find_sick, quarantine, quarantine_followed
+from torchimplicit.path.report import PathReport
+from torchimplicit.path.solution import Crossings, PathSolution
+from torchimplicit.path.times import check_dt_max, check_times
+
+
+def solve(
+    f: Callable, y0: Any, ts: Tensor, args: tuple, layout: Layout, options: Options, engine: Engine
+) -> PathSolution:
+    """Solves along a path, differentiably.
+
+    Args:
+        f: the vector field, `f(t, y, *args)`.
+        y0: start, nested.
+        ts: output times, `(T,)` or `(T, B)`.
+        args: further arguments of `f`.
+        layout: of the state.
+        options: how.
+        engine: makes the steps.
+    """
+    solver, batch_dims = options.solver, options.batch_dims
+    ts, backward = check_times(ts, layout)
+    solver.check(layout)
+    check_reachable(solver, layout, y0)
+    dynamics, trigger = Dynamics(f, y0, args, batch_dims, options.batched_args, backward), None
+    if options.events is not None:
+        trigger = Trigger(options.events, y0, args, batch_dims, options.batched_args, backward)
+    inputs = Inputs(
+        layout.flatten(y0),
+        dynamics.user_time(ts.expand(-1, layout.batch)),
+        dynamics.explicit.take_tensors(),
+        [] if trigger is None else trigger.explicit.take_tensors(),
+        check_jumps(options.jumps, options.doses, dynamics, ts),
+    )
+    differentiable = torch.is_grad_enabled()
+    call = PathCall(
+        dynamics, flat_tolerances(solver, layout), options.on_failure, differentiable, PathRecord(),
+        options.checkpoints(differentiable), trigger, engine, options.callback,
+        check_dt_max(options.dt_max, solver, layout, ts.dtype),
+    )  # fmt: skip
+    gate = PathGate(call, options.adjoint, inputs)
+    rows, followed = _walked(gate, differentiable, options.follows)
+    gate.leave(rows, followed)
+    report = call.record.report
+    assert report is not None
+    found, outputs = _found(followed, dynamics, report, options.dense), ts.detach().expand(-1, layout.batch)
+    solution = PathSolution(own(stacked(layout, rows)), report, ts=outputs, **found)
+    react(report, options.on_failure, solution)
+    return solution
+
+
+def _walked(gate: PathGate, differentiable: bool, follows: bool) -> tuple[Tensor, Followed | None]:
+    """The outputs `(T, B, n)`, and what else there is to look at of a walk that is followed; the sick kept apart."""
+    call, adjoint = gate.call, gate.adjoint
+    inputs, followed = gate.enter() if differentiable else gate.inputs, None
+    if follows:
+        followed = followed_to_end(call, adjoint, inputs)
+        rows = followed.rows
+    else:
+        rows = walked(call, adjoint, inputs)
+    assert call.record.report is not None
+    if differentiable and not bool(call.record.report.steps.any()):  # gradients of zero, as of other layers
+        rows = unmoved(rows, [inputs.ts, *inputs.tensors])
+    if (sick := find_sick(call, rows)) is None:
+        return rows, followed
+    gate.held = sick
+    if followed is None:
+        return quarantine(call, adjoint, rows, inputs, sick), None
+    followed = quarantine_followed(call, adjoint, followed, inputs, sick)
+    return followed.rows, followed
+
+
+def _found(followed: Followed | None, dynamics: Dynamics, report: PathReport, dense: bool) -> dict[str, Any]:
+    """What a `PathSolution` tells of its events and its path."""
+    found: dict[str, Any] = {}
+    if followed is not None and report.fired is not None:
+        found["event_time"] = torch.where(report.fired, dynamics.user_time(followed.t), torch.nan)
+        found["event_state"] = own(dynamics.layout.unflatten(followed.y))
+        found["crossings"] = tuple(
+            Crossings(dynamics.user_time(t), own(stacked(dynamics.layout, y)), ~t.detach().isnan())
+            for t, y in followed.met
+        )
+    if followed is not None and dense:
+        found["path"] = followed.path
+    return found

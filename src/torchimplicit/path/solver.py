@@ -1,0 +1,147 @@
+"""Path solvers as data: which method, to which accuracy, in how many steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from torchimplicit.core.options import require
+from torchimplicit.core.tree import Layout
+from torchimplicit.path.field.dynamics import Field
+from torchimplicit.path.span import Span
+from torchimplicit.path.step import Stepped
+from torchimplicit.path.stepsize import PID
+
+Stepper = Callable[[Field, Span, Tensor, Tensor | None], Stepped]  # of (field, span, y, slope)
+Undoer = Callable[[Field, Span, Tensor], Tensor]  # of (field, span, y)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathSolver:
+    """Base of the path solvers.
+
+    A subclass says how a step is made (`stepper`), of which `order` it is, and whether it estimates its error
+    (`AdaptiveSolver`, the estimate being of one order less) or not (`FixedSolver`).
+
+    Args:
+        max_steps: limit of steps, rejected ones included; beyond it the solve ends with a status.
+
+    Attributes:
+        order: of the method.
+        lands: whether its steps end at every output time, because it knows no path inside them.
+        has_inverse: whether it can take steps back (`undoer`).
+        remembers: whether a step depends, within its tolerance, on what earlier ones left (the Jacobian).
+    """
+
+    order: ClassVar[int]
+    lands: ClassVar[bool] = False
+    has_inverse: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
+
+    max_steps: int = 10_000
+
+    def __post_init__(self) -> None:
+        """Refuses impossible values."""
+        require(self, "max_steps", isinstance(self.max_steps, int) and self.max_steps >= 1, "an integer >= 1")
+
+    def check(self, layout: Layout) -> None:
+        """Refuses states that the method cannot take, with a `ValueError`; most take any."""
+
+    def stepper(self, like: Tensor) -> Stepper:
+        """A function that makes a step; where no graph is recorded it keeps buffers for states like this one.
+
+        It takes the field, the `Span` of the step, the states `(B, n)` at its start and the slopes there, or None.
+        """
+        raise NotImplementedError
+
+    def take(self, rows: Tensor | None) -> PathSolver:
+        """The solver for some samples alone, `(M,)`, whose tolerances may be their own; None for all."""
+        return self
+
+    def mapped(self, count: int) -> PathSolver:
+        """The solver for a batch so many times as large, as `torch.vmap` makes it."""
+        return self
+
+    def rate(self, field: Field) -> Field:
+        """The field of the states that it walks, where those hold more than the user's; for the first step size."""
+        return field
+
+    def undoer(self, like: Tensor) -> Undoer:
+        """A function that takes a step back, exactly but for rounding: the states before it from those after it.
+
+        It takes the field, the `Span` of the step, forward, and the states after it `(B, n)`.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedSolver(PathSolver):
+    """Base of the solvers with steps of one size: cheap and repeatable, and blind to their own error.
+
+    Args:
+        dt: size of the steps, the last one being shorter where it does not fit; None takes one step from each output
+            time to the next.
+        max_steps: see `PathSolver`.
+    """
+
+    dt: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses impossible values."""
+        super().__post_init__()
+        require(self, "dt", self.dt is None or 0 < self.dt < math.inf, "a number > 0, or None")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveSolver(PathSolver):
+    """Base of the solvers that choose their steps: the error of each shall be at most `atol + rtol * max(|y|, |y'|)`.
+
+    The error is the root of the mean square over a sample's unknowns. It is the error of one step, not of the path.
+
+    Args:
+        rtol: relative tolerance, a number > 0 or a tensor that broadcasts against the flat state `(B, n)`.
+        atol: absolute tolerance, a number >= 0 or such a tensor.
+        dt0: first step; None finds one.
+        dt_min: a step that would have to be smaller ends the solve of its sample with a status. It is never taken.
+        control: how the next step follows from the last errors.
+        max_steps: see `PathSolver`.
+    """
+
+    rtol: float | Tensor = 1e-5
+    atol: float | Tensor = 1e-7
+    dt0: float | None = None
+    dt_min: float = 0.0
+    control: PID = PID()
+
+    def __post_init__(self) -> None:
+        """Refuses impossible values."""
+        super().__post_init__()
+        require(self, "rtol", _within(self.rtol, strict=True), "a finite number > 0, or a tensor of such")
+        require(self, "atol", _within(self.atol, strict=False), "a finite number >= 0, or a tensor of such")
+        require(self, "dt0", self.dt0 is None or 0 < self.dt0 < math.inf, "a number > 0, or None")
+        require(self, "dt_min", 0 <= self.dt_min < math.inf, "a finite number >= 0")
+        require(self, "control", isinstance(self.control, PID), "a PID()")
+
+    def take(self, rows: Tensor | None) -> PathSolver:
+        """See `PathSolver.take`."""
+        own = {name: getattr(self, name) for name in ("rtol", "atol")}
+        own = {name: value[rows] for name, value in own.items() if isinstance(value, Tensor) and len(value) > 1}
+        return replace(self, **own) if own and rows is not None else self
+
+    def mapped(self, count: int) -> PathSolver:
+        """See `PathSolver.mapped`."""
+        own = {name: getattr(self, name) for name in ("rtol", "atol")}
+        own = {
+            name: value.repeat(count, 1) for name, value in own.items() if isinstance(value, Tensor) and len(value) > 1
+        }
+        return replace(self, **own) if own else self
+
+
+def _within(value: Any, strict: bool) -> bool:
+    if isinstance(value, Tensor):
+        return bool((value > 0).all() if strict else (value >= 0).all()) and bool(value.isfinite().all())
+    return isinstance(value, float | int) and (value > 0 if strict else value >= 0) and value < math.inf

@@ -1,0 +1,71 @@
+"""Where the samples of a walk stand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchimplicit.path.stepsize import History
+
+
+@dataclass
+class Traveller:
+    """Where every sample stands; the tensors are `(B,)` but for `y`, `slope` `(B, n)` and `ts` `(T, B)`.
+
+    Attributes:
+        ts: the output times, increasing.
+        t: time now.
+        y: state now.
+        h: size of the next step.
+        least: the smallest step that may be tried, wherever the sample is.
+        next: the place in `ts` of the next output time.
+        status: `Status` values.
+        running: whether it goes on.
+        tried: steps, rejected ones included.
+        rejected: rejected steps.
+        ratio: error of the last step over its tolerance.
+        slope: the slope at `(t, y)`, where that is known.
+        history: errors of the last steps, where the controller wants them.
+        side: the signs of the events' conditions there, `(B, E)`.
+        event: which event ended it, -1 for none.
+    """
+
+    ts: Tensor
+    t: Tensor
+    y: Tensor
+    h: Tensor
+    least: Tensor
+    next: Tensor
+    status: Tensor
+    running: Tensor
+    tried: Tensor
+    rejected: Tensor
+    ratio: Tensor
+    slope: Tensor | None = None
+    history: History | None = None
+    side: Tensor | None = None
+    event: Tensor | None = None
+
+    @classmethod
+    def start(cls, ts: Tensor, y: Tensor) -> Traveller:
+        """At the first time."""
+        count = torch.zeros(len(y), dtype=torch.int64, device=y.device)
+        t = ts[0].clone()
+        running = torch.ones_like(count, dtype=torch.bool)
+        zero = torch.zeros_like(t)
+        return cls(ts, t, y, zero, zero, count + 1, count, running, count, count, torch.zeros_like(y[:, 0]))
+
+    def take(self, rows: Tensor) -> Traveller:
+        """Some samples alone."""
+        some = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor) and name != "ts"}
+        history = None if self.history is None else History(*(each[rows] for each in self.history))
+        return Traveller(ts=self.ts[:, rows], history=history, **some)
+
+    def put(self, rows: Tensor, some: Traveller) -> None:
+        """Puts back what `take` gave, once it has ended."""
+        for name in ("t", "y", "h", "next", "status", "running", "tried", "rejected", "ratio"):
+            setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(some, name)))
+        if self.event is not None and some.event is not None:
+            self.event = self.event.index_copy(0, rows, some.event)

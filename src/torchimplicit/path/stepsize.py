@@ -1,0 +1,135 @@
+"""How large a step may be: the first one, and the next one from the errors of the last ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core.options import require
+from torchimplicit.core.tree import norm
+from torchimplicit.path.field.dynamics import Field
+
+
+@dataclass(frozen=True, kw_only=True)
+class PID:
+    r"""The next step size from the last three errors, sample by sample.
+
+    With $r_k$ the error of step $k$ over its tolerance and $p$ the order of the error estimate,
+    $h_{k+1} = h_k \cdot s\, r_k^{-(k_P + k_I + k_D) / p} r_{k-1}^{(k_P + 2 k_D) / p} r_{k-2}^{-k_D / p}$. The
+    default is the integral controller of most libraries; `PID(proportional=0.4, integral=0.3)` rejects fewer steps
+    where an explicit method is at its limit of stability.
+
+    Source: G. Soederlind, ACM Trans. Math. Softw. 29 (2003) 1.
+
+    Args:
+        proportional: $k_P$.
+        integral: $k_I$.
+        derivative: $k_D$.
+        safety: $s$, in (0, 1].
+        smallest: the smallest factor, in (0, 1).
+        largest: the largest factor, > 1.
+    """
+
+    proportional: float = 0.0
+    integral: float = 1.0
+    derivative: float = 0.0
+    safety: float = 0.9
+    smallest: float = 0.2
+    largest: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Refuses impossible values."""
+        for name in ("proportional", "integral", "derivative"):
+            require(self, name, 0 <= getattr(self, name) < math.inf, "a finite number >= 0")
+        total = self.proportional + self.integral + self.derivative
+        require(self, "integral", total > 0, "proportional + integral + derivative > 0, else no step ever changes")
+        require(self, "safety", 0 < self.safety <= 1, "a number in (0, 1]")
+        require(self, "smallest", 0 < self.smallest < 1, "a number in (0, 1)")
+        require(self, "largest", 1 < self.largest < math.inf, "a number > 1")
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it looks at more than the last error."""
+        return self.proportional > 0 or self.derivative > 0
+
+    def factor(self, ratio: Tensor, history: History | None, order: int) -> Tensor:
+        """What to multiply the step size by, `(B,)`, from errors over tolerances, 1 being the limit."""
+        p, d = self.proportional, self.derivative
+        exponent = -(p + self.integral + d) / order
+        factor = ratio.pow(exponent).mul_(self.safety)
+        if history is not None:
+            factor.mul_(history.last.pow((p + 2 * d) / order))
+            if d > 0:
+                factor.mul_(history.before.pow(-d / order))
+        return factor.clamp_(self.smallest, self.largest)
+
+
+class History(NamedTuple):
+    """The errors over tolerances of the last accepted step and of the one before, `(B,)`, never near zero."""
+
+    last: Tensor
+    before: Tensor
+
+    @classmethod
+    def start(cls, like: Tensor) -> History:
+        """As if all had been on the limit."""
+        return cls(torch.ones_like(like), torch.ones_like(like))
+
+    def then(self, ratio: Tensor, accepted: Tensor) -> History:
+        """With the errors of one more step, where it was accepted."""
+        return History(
+            torch.where(accepted, ratio.clamp_min(1e-4), self.last), torch.where(accepted, self.last, self.before)
+        )
+
+
+class Tolerance:
+    """Errors over tolerances: the RMS over a sample's unknowns of `error / (atol + rtol * max(|y|, |y'|))`.
+
+    Args:
+        rtol: a number, or a tensor that broadcasts against `(B, n)`.
+        atol: likewise.
+        like: a state, `(B, n)`.
+    """
+
+    def __init__(self, rtol: float | Tensor, atol: float | Tensor, like: Tensor):
+        root = math.sqrt(like.shape[1])
+        self.rtol, self.atol = rtol * root, atol * root  # so that a plain norm gives the RMS
+        self.floor: Tensor | None = None  # with which numbers scale in one operation
+        if not isinstance(rtol, Tensor) and not isinstance(atol, Tensor):
+            self.floor = like.new_full((), atol * root)
+
+    def ratio(self, error: Tensor, y: Tensor, end: Tensor) -> Tensor:
+        """The error of a step from `y` to `end`, `(B,)`; NaN where anything is not finite."""
+        scale = torch.maximum(y.abs(), end.abs())
+        if self.floor is None:
+            scale = scale.mul_(self.rtol).add_(self.atol)
+        else:
+            scale = torch.add(self.floor, scale, alpha=self.rtol)  # type: ignore[arg-type]
+        return norm(error / scale)
+
+    def first_step(self, field: Field, t: Tensor, y: Tensor, slope: Tensor, end: Tensor, order: int) -> Tensor:
+        """A first step size, `(B,)`, to `end` at most, after E. Hairer, S. Norsett, G. Wanner, Solving ODEs I, II.4.
+
+        Their rule takes the larger of the first two derivatives, which depends on the unit of time. Here derivatives
+        are taken to grow as the first two do, so that it does not. In another unit it could be the time in which the
+        state changes by its own size, where Bosh3's estimate of the error of an exponential decay is zero.
+        """
+        scale = y.abs() * self.rtol + self.atol
+        size, speed = norm(y / scale), norm(slope / scale)
+        known = torch.finfo(y.dtype)
+        speed = speed.clamp(known.tiny, known.max**0.5)  # its square may overflow: no step at all
+        still = (size < 1e-5) | (speed < 1e-5)
+        trial = torch.where(still, 1e-6, 0.01 * size / speed).to(t.dtype)
+        limit = end - t
+        trial = torch.minimum(trial, limit)
+        moved = torch.addcmul(y, trial.to(y.dtype).unsqueeze(1), slope)
+        bend = norm((field(torch.minimum(t + trial, end), moved) - slope) / scale) / trial.to(y.dtype)
+        turn = (speed / bend).to(t.dtype)  # in which the slope changes by its own size; infinite on a straight path
+        wanted = turn * (0.01 / (speed.to(t.dtype) * turn)) ** (1 / order)
+        wanted = torch.where(turn < torch.inf, wanted, torch.inf)
+        first = torch.minimum(torch.minimum(100 * trial, wanted), limit)
+        return torch.where(first.isfinite() & (first > 0), first, trial)

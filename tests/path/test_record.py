@@ -1,0 +1,87 @@
+"""The record of a walk: which states it keeps, and how it finds the others again."""
+
+import pytest
+import torch
+
+from torchimplicit.path.record import Path, Phase, Step
+
+
+def walked(steps, limit):
+    """A phase whose state before step `k` is `k`."""
+    phase = Phase(None, limit)
+    for number in range(steps):
+        time = torch.tensor([float(number)])
+        phase.add(Step(time, time + 1, True), torch.tensor([[float(number)]]))
+    return phase
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 8, 256])
+@pytest.mark.parametrize("steps", [1, 2, 7, 64, 100])
+def test_states_are_thinned_evenly(steps, limit):
+    phase = walked(steps, limit)
+    places = sorted(phase.states)
+    assert places[0] == 0
+    assert len(places) <= limit
+    assert len(places) >= min(steps, (limit + 1) // 2)
+    assert places == list(range(0, steps, phase.stride))
+    assert all(float(state) == place for place, state in phase.states.items())
+
+
+@pytest.mark.parametrize("limit", [2, 3, 8, 256])
+@pytest.mark.parametrize("steps", [1, 2, 7, 64, 100])
+def test_every_step_comes_once_last_first_with_its_state(steps, limit):
+    phase, advances = walked(steps, limit), 0
+
+    def advance(step, y):
+        nonlocal advances
+        assert float(y) == float(step.start)  # a step is made again from the state before it
+        advances += 1
+        return y + 1
+
+    found = [(int(step.start), float(y)) for step, y in phase.backwards(advance)]
+    assert found == [(number, float(number)) for number in reversed(range(steps))]
+    if steps <= limit:
+        assert advances == 0
+    elif steps <= limit**2 // 4:
+        assert advances < steps
+
+
+def test_as_many_states_as_promised_are_alive():
+    phase, alive, most = walked(200, 6), set(), 0
+
+    class State(torch.Tensor):
+        def __del__(self):
+            alive.discard(id(self))
+
+    def advance(step, y):
+        nonlocal most
+        after = (y.as_subclass(torch.Tensor) + 1).as_subclass(State)
+        alive.add(id(after))
+        most = max(most, len(alive))
+        return after
+
+    for _ in phase.backwards(advance):
+        pass
+    assert 0 < most <= 4 * 6  # levels of a recursion, each with half as many
+
+
+def test_steps_are_undone_from_the_end():
+    phase = walked(5, 1)
+    phase.end = torch.tensor([[5.0]])
+    found = [(int(step.start), float(y)) for step, y in phase.undone(lambda _, y: y - 1)]
+    assert found == [(number, float(number)) for number in reversed(range(5))]
+
+
+def test_a_path_is_parted_from_its_states_and_joined_again():
+    path = Path([walked(10, 3), walked(5, 3)])
+    path.phases[1].end = torch.ones(1, 1)
+    bare, states = path.part()
+    assert all(state.numel() == 0 for phase in bare.phases for state in phase.states.values())
+    assert len(states) == sum(len(phase.states) for phase in path.phases) + 1
+    joined = bare.joined(states)
+    for one, other in zip(joined.phases, path.phases, strict=True):
+        assert one.steps is other.steps
+        assert one.states.keys() == other.states.keys()
+        assert all(one.states[number] is other.states[number] for number in other.states)
+        assert one.end is other.end
+    assert bare.joined(states).phases[0].states  # as often as wanted
