@@ -28,8 +28,8 @@ MUTANTS = [
     ),
     Mutant(
         "adjoint/shine.py", "an exploded factor is not told",
-        "status = torch.where(exploded, int(Status.DIVERGED), int(Status.CONVERGED))",
-        "status = torch.where(exploded, int(Status.CONVERGED), int(Status.CONVERGED))",
+        "status = Status.DIVERGED.where(exploded, Status.CONVERGED)",
+        "status = Status.CONVERGED.where(exploded, Status.CONVERGED)",
         "tests/adjoint/test_shine.py",
     ),
     Mutant(
@@ -46,8 +46,8 @@ MUTANTS = [
     ),
     Mutant(
         "adjoint/system.py", "coupling is called stagnation",
-        "doubtful & foreign, int(Status.COUPLED)",
-        "doubtful & foreign, int(Status.STAGNATED)",
+        "Status.COUPLED.where(doubtful & foreign",
+        "Status.STAGNATED.where(doubtful & foreign",
         "tests/adjoint/test_coupled.py::test_never_converged_with_a_gradient_that_is_off",
     ),
     Mutant(
@@ -64,7 +64,7 @@ MUTANTS = [
     ),
     Mutant(
         "adjoint/system.py", "a product that is not finite has stagnated",
-        "report.status = torch.where(finite, report.status, int(Status.NON_FINITE))",
+        "report.status = Status.NON_FINITE.unless(finite, report.status)",
         "pass",
         "tests/adjoint/test_quarantine.py::test_a_jacobian_that_is_not_finite_reaches_no_shared_gradient",
     ),
@@ -124,7 +124,7 @@ MUTANTS = [
     ),
     Mutant(
         "adjoint/quarantine.py", "what halving finds is not said",
-        "report.status = torch.where(sick, int(Status.NON_FINITE), report.status)",
+        "report.status = Status.NON_FINITE.where(sick, report.status)",
         "pass",
         "tests/adjoint/test_quarantine.py::test_a_slope_by_a_parameter_that_is_infinite_is_found_by_halving",
     ),
@@ -159,7 +159,7 @@ MUTANTS = [
     ),
     Mutant(
         "adjoint/gate.py", "a gradient that is not finite is not reported",
-        "report.status = torch.where(self.lost, int(Status.NON_FINITE), report.status)",
+        "report.status = Status.NON_FINITE.where(self.lost, report.status)",
         "pass",
         "tests/adjoint/test_unrolled.py::test_what_is_not_finite_reaches_no_shared_gradient",
     ),

@@ -16,8 +16,8 @@ MUTANTS = [
     ),
     Mutant(
         "linear/solver.py", "a breakdown counts as convergence",
-        "torch.where(residual <= self.target, int(Status.CONVERGED), int(Status.STAGNATED))",
-        "torch.where(residual < math.inf, int(Status.CONVERGED), int(Status.STAGNATED))",
+        "Status.CONVERGED.where(residual <= self.target, Status.STAGNATED)",
+        "Status.CONVERGED.where(residual < math.inf, Status.STAGNATED)",
         "tests/linear/test_solver.py",
     ),
     Mutant(
@@ -60,7 +60,7 @@ MUTANTS = [
     ),
     Mutant(
         "linear/solver.py", "what is not finite has stagnated",
-        "status = torch.where(finite, status, int(Status.NON_FINITE))",
+        "status = Status.NON_FINITE.unless(finite, status)",
         "pass",
         "tests/linear/test_solver.py",
     ),

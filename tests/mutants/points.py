@@ -61,12 +61,12 @@ MUTANTS = [
     ),
     Mutant(
         "solve/samples.py", "what is not finite has stagnated",
-        "return torch.where((residual + scale).isfinite(), status, int(Status.NON_FINITE))", "return status",
+        "return Status.NON_FINITE.unless((residual + scale).isfinite(), status)", "return status",
         "tests/solve/test_loop.py",
     ),
     Mutant(
         "solve/samples.py", "nothing diverges",
-        "status = torch.where(residual > self.limit, int(Status.DIVERGED), status)", "pass",
+        "status = Status.DIVERGED.where(residual > self.limit, status)", "pass",
         "tests/solve/test_loop.py",
     ),
     Mutant(
@@ -76,8 +76,8 @@ MUTANTS = [
     ),
     Mutant(
         "solve/samples.py", "stagnation counts as convergence",
-        "torch.where(stalled, int(Status.STAGNATED), int(Status.MAX_STEPS))",
-        "torch.where(stalled, int(Status.CONVERGED), int(Status.MAX_STEPS))",
+        "Status.STAGNATED.where(stalled, Status.MAX_STEPS)",
+        "Status.CONVERGED.where(stalled, Status.MAX_STEPS)",
         "tests/solve/test_loop.py",
     ),
     Mutant(
@@ -106,14 +106,14 @@ MUTANTS = [
     ),
     Mutant(
         "solve/claims.py", "what is not finite has stagnated",
-        "failing & ~sound, int(Status.NON_FINITE)",
-        "failing & ~sound, int(Status.STAGNATED)",
+        "Status.NON_FINITE.where(failing & ~sound",
+        "Status.STAGNATED.where(failing & ~sound",
         "tests/solve/test_claims.py::test_energies_that_are_no_numbers_are_not_finite",
     ),
     Mutant(
         "solve/claims.py", "infinite energies are none",
-        "asks & ~ahead.finite, int(Status.NON_FINITE)",
-        "asks & ~ahead.finite, int(Status.CONVERGED)",
+        "Status.NON_FINITE.where(asks & ~ahead.finite",
+        "Status.CONVERGED.where(asks & ~ahead.finite",
         "tests/solve/test_claims.py::test_energies_that_are_no_numbers_are_not_finite",
     ),
     Mutant(

@@ -118,7 +118,7 @@ MUTANTS = [
     ),
     Mutant(
         "optim/cone/search.py", "what the interior point says is believed",
-        "doubtful = torch.where(status == Status.CONVERGED, int(Status.STAGNATED), status)",
+        "doubtful = Status.STAGNATED.where(status == Status.CONVERGED, status)",
         "doubtful = status",
         "tests/optim/test_cone.py::test_tol_decides_what_counts_as_solved",
     ),
@@ -130,7 +130,7 @@ MUTANTS = [
     ),
     Mutant(
         "optim/cone/search.py", "concave objectives are accepted",
-        "torch.where(concave, int(Status.NONCONVEX), status)",
+        "Status.NONCONVEX.where(concave, status)",
         "status",
         "tests/optim/test_cone.py::test_a_program_that_is_not_convex_is_called_so",
     ),
@@ -178,7 +178,7 @@ MUTANTS = [
     ),
     Mutant(
         "optim/smooth/second_order.py", "saddles are minima",
-        "torch.where(arrived & falls, int(Status.SADDLE), report.status)",
+        "Status.SADDLE.where(arrived & falls, report.status)",
         "report.status",
         "tests/optim/smooth/test_argmin.py::test_newton_finds_the_maximum_that_is_near_and_descent_leaves_it",
     ),
@@ -190,8 +190,8 @@ MUTANTS = [
     ),
     Mutant(
         "optim/control/lqr.py", "costs without a minimum have one",
-        "torch.where(weak, int(Status.NONCONVEX), int(Status.CONVERGED))",
-        "torch.where(weak, int(Status.CONVERGED), int(Status.CONVERGED))",
+        "Status.NONCONVEX.where(weak, Status.CONVERGED)",
+        "Status.CONVERGED.where(weak, Status.CONVERGED)",
         "tests/optim/test_lqr.py::test_a_sample_without_a_minimum_is_flagged_alone",
     ),
     Mutant(
@@ -202,7 +202,7 @@ MUTANTS = [
     ),
     Mutant(
         "optim/maxsat.py", "a gradient that is not finite counts as solved",
-        "status = torch.where(finite, report.status, int(Status.NON_FINITE))",
+        "status = Status.NON_FINITE.unless(finite, report.status)",
         "status = report.status",
         "tests/optim/test_maxsat.py",
     ),

@@ -117,7 +117,7 @@ class Gate:
             unknown = torch.full_like(grad[:, 0], torch.nan)
             report = LinearReport(status, torch.zeros_like(status), unknown, 0)
         if self.lost is not None:
-            report.status = torch.where(self.lost, int(Status.NON_FINITE), report.status)
+            report.status = Status.NON_FINITE.where(self.lost, report.status)
         return report
 
     def _pull(

@@ -148,7 +148,7 @@ def pull_apart(
         warn_of_leak()
         return found
     if report is not None and bool((sick & (report.status != Status.NON_FINITE)).any()):
-        report.status = torch.where(sick, int(Status.NON_FINITE), report.status)
+        report.status = Status.NON_FINITE.where(sick, report.status)
         react(report, call.on_failure)
     return apart
 

@@ -94,7 +94,7 @@ class _Refining(Prepared):
             size = last = torch.where(exploded, last, norm(gap))
             x = torch.where(exploded.unsqueeze(1), best, x + inverse(gap))
         residual = size / b.shape[1] ** 0.5
-        status = torch.where(exploded, int(Status.DIVERGED), int(Status.CONVERGED))
-        status = torch.where(norm(x).isfinite(), status, int(Status.NON_FINITE))
+        status = Status.DIVERGED.where(exploded, Status.CONVERGED)
+        status = Status.NON_FINITE.unless(norm(x).isfinite(), status)
         steps = torch.full_like(status, self.solver.steps)
         return LinearResult(x, LinearReport(status, steps, residual, self.solver.steps, "linear solve"))

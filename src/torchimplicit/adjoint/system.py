@@ -106,16 +106,16 @@ class System:
         # be right, or what the function has of them.
         rounding = torch.minimum(eps * (norm(self.x) + right), torch.fmax(promised, max(own**0.5, eps) * right))
         limit = PLAY * promised + ROUNDINGS * rounding
-        report.status = torch.where(finite, report.status, int(Status.NON_FINITE))
+        report.status = Status.NON_FINITE.unless(finite, report.status)
         doubtful = finite & ~(residual <= limit)
         if isinstance(self.solver, LU) and bool((doubtful & (report.status == Status.CONVERGED)).any()):
             doubtful = doubtful & ~self._is_rounding(gap)
         refuted = doubtful & (report.status == Status.CONVERGED)
-        report.status = torch.where(refuted, int(Status.STAGNATED), report.status)
+        report.status = Status.STAGNATED.where(refuted, report.status)
         doubtful = doubtful | (report.status == Status.STAGNATED)
         if len(doubtful) > 1 and bool(doubtful.any()):
             foreign = leakage(again(), self.solution) > PART * size
-            report.status = torch.where(doubtful & foreign, int(Status.COUPLED), report.status)
+            report.status = Status.COUPLED.where(doubtful & foreign, report.status)
         return torch.where(report.status == Status.NON_FINITE, claimed * scale, size)
 
     def _is_rounding(self, gap: Tensor) -> Tensor:

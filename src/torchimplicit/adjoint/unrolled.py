@@ -154,8 +154,8 @@ class Unrolled(Adjoint):
         def said(like: Sequence[Tensor | None] | None) -> Report:
             away = None if found is None or like is None else _away(found, expected, like, own)
             off = gap if away is None else torch.maximum(gap, size * away)
-            status = torch.where(off <= self.rtol * size, int(Status.CONVERGED), int(Status.MAX_STEPS))
-            status = torch.where(off < torch.inf, status, int(Status.NON_FINITE))
+            status = Status.CONVERGED.where(off <= self.rtol * size, Status.MAX_STEPS)
+            status = Status.NON_FINITE.unless(off < torch.inf, status)
             residual = off * scale.squeeze(1) / grad.shape[1] ** 0.5
             return UnrolledReport(status, forward.steps, residual, 1, linear=True)
 

@@ -75,9 +75,9 @@ class _Factored(Prepared):
             small = parted <= self.solver.tolerance(b / rows)
             size = torch.linalg.matrix_norm(matrix) * norm(x) + size
             sound = (residual <= 100 * eps * b.shape[1] * size) & small
-            status = torch.where(sound, int(Status.CONVERGED), int(Status.STAGNATED))
+            status = Status.CONVERGED.where(sound, Status.STAGNATED)
             finite = residual < torch.inf
-            status = torch.where(finite, status, int(Status.NON_FINITE))
+            status = Status.NON_FINITE.unless(finite, status)
             residual = torch.where(finite, residual, norm(b))
         residual = residual / b.shape[1] ** 0.5
         return LinearResult(x, LinearReport(status, torch.ones_like(status), residual, b.shape[1], "linear solve"))

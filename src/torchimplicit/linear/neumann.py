@@ -41,8 +41,8 @@ class Neumann(LinearSolver):
             term = term - product(term)
         first, last = norm(b), norm(term)
         finite, shrinks = last.isfinite(), (last < first) | (first == 0)
-        status = torch.where(shrinks, int(Status.CONVERGED), int(Status.DIVERGED))
-        status = torch.where(finite, status, int(Status.NON_FINITE))
+        status = Status.CONVERGED.where(shrinks, Status.DIVERGED)
+        status = Status.NON_FINITE.unless(finite, status)
         residual = torch.where(finite, last, first) / b.shape[1] ** 0.5
         steps = torch.full_like(status, self.terms)
         return LinearResult(x, LinearReport(status, steps, residual, self.terms, "linear solve"))

@@ -131,8 +131,8 @@ class Progress:
         stops = self.running & ~(goes_on if breakdown is None else goes_on & ~breakdown)
         self.residual = torch.where(self.running & finite, residual, self.residual)
         if bool(stops.any()):
-            status = torch.where(residual <= self.target, int(Status.CONVERGED), int(Status.STAGNATED))
-            status = torch.where(finite, status, int(Status.NON_FINITE))
+            status = Status.CONVERGED.where(residual <= self.target, Status.STAGNATED)
+            status = Status.NON_FINITE.unless(finite, status)
             self.status = torch.where(stops, status, self.status)
             self.steps = torch.where(stops, self.before + step, self.steps)
             self.running = self.running & ~stops
@@ -141,7 +141,7 @@ class Progress:
     def revoke(self, which: Tensor, residual: Tensor) -> None:
         """Takes back the convergence of samples whose true residual is another: they count as stagnated."""
         finite = residual < math.inf
-        failure = torch.where(finite, int(Status.STAGNATED), int(Status.NON_FINITE))
+        failure = Status.STAGNATED.where(finite, Status.NON_FINITE)
         self.status = torch.where(which, failure, self.status)
         self.residual = torch.where(which & finite, residual, self.residual)
 
@@ -163,7 +163,7 @@ class Progress:
         """
         self.residual = torch.where(residual.isfinite(), residual, self.residual)
         self.reopened = (self.status == Status.CONVERGED) & ~(residual <= PLAY * self.target)
-        self.status = torch.where(self.reopened, int(Status.MAX_STEPS), self.status)
+        self.status = Status.MAX_STEPS.where(self.reopened, self.status)
         self.running = self.running | self.reopened
         self.going = bool(self.reopened.any())
         return self.going

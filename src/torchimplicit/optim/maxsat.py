@@ -176,7 +176,7 @@ def respond(
     scale = b.abs().amax(1, keepdim=True).clamp_min(torch.finfo(b.dtype).tiny)  # squares of tiny gradients underflow
     solver = CG(rtol=descent.backward_rtol, max_steps=descent.backward_max_steps)
     x, report = solver.prepare(hessian).solve(b / scale)
-    status = torch.where(finite, report.status, int(Status.NON_FINITE))
+    status = Status.NON_FINITE.unless(finite, report.status)
     report = replace(report, status=status, residual=report.residual * scale.squeeze(1), name="MaxSAT, backward")
     return hessian.unpack(torch.where((status == Status.NON_FINITE)[:, None], 0.0, x * scale)), report
 

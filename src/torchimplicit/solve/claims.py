@@ -185,9 +185,9 @@ class Claims(Samples):
             if bool(lost.any()):
                 self._keep(lost, self.previous)
             gives_up = failing & self._is_stuck(look, stuck)
-            status = torch.where(gives_up, int(Status.STAGNATED), status)
-            status = torch.where(failing & (look.size > self.limit), int(Status.DIVERGED), status)
-            status = torch.where(failing & ~sound, int(Status.NON_FINITE), status)
+            status = Status.STAGNATED.where(gives_up, status)
+            status = Status.DIVERGED.where(failing & (look.size > self.limit), status)
+            status = Status.NON_FINITE.where(failing & ~sound, status)
         elif self.any_stalled:
             self.stalled, self.any_stalled = torch.zeros_like(self.stalled), False
         if fails or step >= self.last:
@@ -242,8 +242,8 @@ class Claims(Samples):
         shorter = claim.move / ahead.excess.clamp(SOONEST, SPARSEST)
         shorter = shorter.clamp_min(FLOOR * self.eps)
         self.target, self.refused = torch.where(asks & (claim.move > 0), shorter, self.target), True
-        status = torch.where(arrived, int(Status.CONVERGED), int(Status.MAX_STEPS))
-        status = torch.where(asks & ~ahead.finite, int(Status.NON_FINITE), status)
+        status = Status.CONVERGED.where(arrived, Status.MAX_STEPS)
+        status = Status.NON_FINITE.where(asks & ~ahead.finite, status)
         stops = status != int(Status.MAX_STEPS)
         if bool(stops.any()):
             self.latest = self.latest | arrived

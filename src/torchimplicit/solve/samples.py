@@ -184,9 +184,9 @@ class Samples:
         patience = torch.where(residual <= floor, PATIENCE_AT_FLOOR, self.patience)
         stalled = self.stalled >= patience
         stalled = stalled if stuck is None else stalled | stuck
-        status = torch.where(stalled, int(Status.STAGNATED), int(Status.MAX_STEPS))
-        status = torch.where(residual > self.limit, int(Status.DIVERGED), status)
-        return torch.where((residual + scale).isfinite(), status, int(Status.NON_FINITE))
+        status = Status.STAGNATED.where(stalled, Status.MAX_STEPS)
+        status = Status.DIVERGED.where(residual > self.limit, status)
+        return Status.NON_FINITE.unless((residual + scale).isfinite(), status)
 
     def _keep(self, which: Tensor, z: Tensor) -> None:
         self.kept = z.clone() if self.kept is None else torch.where(which.unsqueeze(1), z, self.kept)
@@ -246,7 +246,7 @@ class Samples:
             return
         size, scale = scaled_norm(problem(answer)), scaled_norm(answer)
         moved = arrived & ~(size <= PLAY * torch.add(self.atol, scale, alpha=self.rtol))
-        self.status = torch.where(moved, int(Status.COUPLED), self.status)
+        self.status = Status.COUPLED.where(moved, self.status)
         self.best = torch.where(moved & size.isfinite(), size, self.best)
 
     def ran(self) -> Any:

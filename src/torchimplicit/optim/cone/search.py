@@ -126,7 +126,7 @@ class Search:
         if self.warm is not None and self.warm.shape == z.shape and bool(sound.any()):
             rows = torch.nonzero(sound).flatten()
             z[rows], residual[rows], nfev = self._polish(self.warm[rows].to(z), rows, data)
-            status = torch.where(self._small(z, residual, data, self.tol), int(Status.CONVERGED), status)
+            status = Status.CONVERGED.where(self._small(z, residual, data, self.tol), status)
         asked = sound & (status != Status.CONVERGED)
         for row in torch.nonzero(asked).flatten().tolist():
             one = data.map(lambda part, row=row: part[row].cpu())
@@ -137,8 +137,8 @@ class Search:
         if len(rows):
             z[rows], residual[rows], more = self._polish(z[rows], rows, data)
             nfev += more
-            doubtful = torch.where(status == Status.CONVERGED, int(Status.STAGNATED), status)
-            polished = torch.where(self._small(z, residual, data, self.tol), int(Status.CONVERGED), doubtful)
+            doubtful = Status.STAGNATED.where(status == Status.CONVERGED, status)
+            polished = Status.CONVERGED.where(self._small(z, residual, data, self.tol), doubtful)
             status[rows] = polished[rows]
         self.report = ConeReport(status, steps, residual, nfev, "cone program")
         return z, ~_is(status, LOST) & self._small(z, residual, data, self.tol**0.5)
@@ -192,7 +192,7 @@ class Start(Function):
 def _examined(data: Data) -> Tensor:
     """`STAGNATED`, as nothing is solved yet; or what is wrong with the data, for every sample."""
     finite = torch.stack([part.flatten(1).isfinite().all(1) for part in data if part is not None]).all(0)
-    status = torch.where(finite, int(Status.STAGNATED), int(Status.NON_FINITE))
+    status = Status.STAGNATED.where(finite, Status.NON_FINITE)
     if data.P is None:
         return status
     P = torch.where(finite[:, None, None], data.P, 0)
@@ -201,7 +201,7 @@ def _examined(data: Data) -> Tensor:
     if len(crooked):
         raise ValueError(f"P: got a matrix that is not symmetric at batch index {int(crooked[0])}; try (P + P.mT) / 2")
     concave = torch.linalg.eigvalsh(P).amin(1) < -ROUNDING * size
-    return torch.where(concave, int(Status.NONCONVEX), status)
+    return Status.NONCONVEX.where(concave, status)
 
 
 def _is(status: Tensor, which: tuple[Status, ...]) -> Tensor:

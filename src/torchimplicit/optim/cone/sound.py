@@ -93,8 +93,8 @@ class _Checked(Prepared):
         shortest = (torch.linalg.pinv(matrix, rtol=RANK) @ right.unsqueeze(2)).squeeze(2)
         residual = norm(right - (matrix @ shortest.unsqueeze(2)).squeeze(2))
         small = residual <= torch.finfo(b.dtype).eps ** 0.5 * norm(right)
-        status = torch.where(small, int(Status.CONVERGED), int(Status.STAGNATED))
-        report.status[rows] = torch.where(finite, status, int(Status.NON_FINITE))
+        status = Status.CONVERGED.where(small, Status.STAGNATED)
+        report.status[rows] = Status.NON_FINITE.unless(finite, status)
         report.residual[rows] = residual / b.shape[1] ** 0.5
         report.steps[rows] = 2
         return LinearResult(x.index_copy(0, rows, shortest), report)

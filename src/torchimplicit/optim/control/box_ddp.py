@@ -226,16 +226,16 @@ class _Samples:
         self.best = torch.where(residual < self.best, residual, self.best)
         stuck = (self.waited >= PATIENCE) | (self.damping >= DAMPING_MAX)
         self.residual = torch.where(self.running & finite, residual, self.residual)
-        status = torch.where(stuck, int(Status.STAGNATED), int(Status.MAX_STEPS))
-        status = torch.where(arrived, int(Status.CONVERGED), status)
-        status = torch.where(finite, status, int(Status.NON_FINITE))
+        status = Status.STAGNATED.where(stuck, Status.MAX_STEPS)
+        status = Status.CONVERGED.where(arrived, status)
+        status = Status.NON_FINITE.unless(finite, status)
         self.status = torch.where(self.running, status, self.status)
         self.running = self.running & finite & ~arrived & ~stuck
         self.going = bool(self.running.any()) and self.step < self.max_steps
 
     def fall_aside(self, which: Tensor) -> None:
         """Takes back the convergence of samples that are at no minimum."""
-        self.status = torch.where(which & (self.status == Status.CONVERGED), int(Status.SADDLE), self.status)
+        self.status = Status.SADDLE.where(which & (self.status == Status.CONVERGED), self.status)
 
     def report(self) -> ControlReport:
         """How the solve went."""

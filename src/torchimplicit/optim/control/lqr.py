@@ -114,7 +114,7 @@ def lqr(
     if bool(weak.any()):
         stand_in = sweep_back(benign(stages, weak))
         policy = stand_in._replace(K=put(weak, stand_in.K, 0.0), k=put(weak, stand_in.k, 0.0))
-    status = torch.where(weak, int(Status.NONCONVEX), int(Status.CONVERGED))
+    status = Status.NONCONVEX.where(weak, Status.CONVERGED)
     steps, duals, gains = torch.ones_like(status), (None, None), policy.K
     if bounds != (None, None):
         extra, program = constrained(data, policy, weak)
@@ -125,8 +125,8 @@ def lqr(
         duals = by_kind(data, put(lost, program.duals.bounds, 0.0))
     x, u = walk(stages, policy, data.x0)
     push, residual = _multipliers(stages, gains, x, u, *duals)
-    status = torch.where((status == Status.CONVERGED) & ~(residual < ACCURATE), int(Status.STAGNATED), status)
-    status = torch.where(data.sick, int(Status.NON_FINITE), status)
+    status = Status.STAGNATED.where((status == Status.CONVERGED) & ~(residual < ACCURATE), status)
+    status = Status.NON_FINITE.where(data.sick, status)
     report = ControlReport(status, steps, residual, 1, "lqr")
     values = x, u, _cost(stages, x, u), push, *duals
     states, controls, *others = (_out(value, status != Status.CONVERGED, given.x0.dtype) for value in values)

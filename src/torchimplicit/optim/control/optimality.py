@@ -142,9 +142,9 @@ class _Swept(Prepared):
     def _result(self, y: Tensor, left: Tensor, b: Tensor, sound: Tensor) -> LinearResult:
         residual, size = norm(left), norm(b)
         fine = (residual <= self.solver.tolerance(b)) & sound
-        status = torch.where(fine, int(Status.CONVERGED), int(Status.STAGNATED))
+        status = Status.CONVERGED.where(fine, Status.STAGNATED)
         finite = residual.isfinite()
-        status = torch.where(finite, status, int(Status.NON_FINITE))
+        status = Status.NON_FINITE.unless(finite, status)
         residual = torch.where(finite, residual, size) / b.shape[1] ** 0.5
         products = 2 * REFINEMENTS
         return LinearResult(

@@ -65,8 +65,8 @@ def tell(name: str, sick: Tensor, gap: Tensor | None, play: Tensor | float, on_f
     # One tensor, so that what torch.vmap hides stands in one place: of samples that are well it is not positive.
     gap = off.double() if gap is None else gap.double()
     signed = transforms.plain(torch.where(sick, torch.nan, torch.where(off, gap, -gap))).flatten()
-    status = torch.where(signed > 0, int(Status.STAGNATED), int(Status.CONVERGED))
-    status = torch.where(signed.isfinite(), status, int(Status.NON_FINITE))
+    status = Status.STAGNATED.where(signed > 0, Status.CONVERGED)
+    status = Status.NON_FINITE.unless(signed.isfinite(), status)
     react(PointReport(status, torch.zeros_like(status), signed.abs(), 0, name), on_failure)
     return False
 

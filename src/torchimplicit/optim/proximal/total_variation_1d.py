@@ -100,7 +100,7 @@ def _changed(x: Tensor, step: Tensor, jumps: Tensor) -> Tensor:
 
 def _refuse(changed: Tensor, rounds: int) -> None:
     wrong = changed.sum(-1).flatten()
-    status = torch.where(wrong > 0, Status.MAX_STEPS, Status.CONVERGED)
+    status = Status.MAX_STEPS.where(wrong > 0, Status.CONVERGED)
     report = SolveReport(status, torch.full_like(wrong, rounds), wrong.double(), rounds, "total_variation, edges")
     react(report, "raise")
 

@@ -40,7 +40,7 @@ def check_minimum(residual: Residual, result: Result, constraints: int = 0) -> N
         else:
             lowest, highest = _estimates(Jacobian(residual.look, result.z), result.z, width)
     falls = lowest < -(residual.eps**0.5) * torch.maximum(lowest.abs(), highest.abs())
-    report.status = torch.where(arrived & falls, int(Status.SADDLE), report.status)
+    report.status = Status.SADDLE.where(arrived & falls, report.status)
     report.nfev = residual.nfev
 
 
