@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from torchimplicit.adjoint import Adjoint, Call, Implicit, Record, Unrolled, attached, find_sick, quarantine, unmoved
 from torchimplicit.core import transforms
 from torchimplicit.core.front_door import front_door
+from torchimplicit.core.options import check_on_failure, is_count, require_instance
 from torchimplicit.core.problem import FixedPoint, Problem, Residual, Root
 from torchimplicit.core.status import OnFailure, Report, Solution, react
 from torchimplicit.core.tree import Layout, own
@@ -278,11 +279,8 @@ def check_options(solver: Any, adjoint: Any, on_failure: str, save_steps: Any = 
         ValueError: `on_failure` is none of "raise", "warn", "ignore"; `save_steps` are no numbers of steps; or the
             adjoint needs another solver.
     """
-    wanted = (("solver", solver, Solver, "Anderson()"), ("adjoint", adjoint, Adjoint, "Implicit()"))
-    for name, got, expected, usual in wanted:
-        if not isinstance(got, expected):
-            hint = f"{got.__name__}()" if isinstance(got, type) else usual
-            raise TypeError(f"{name}: got {got!r}, expected an instance of {expected.__name__}; try {hint}")
+    require_instance("solver", solver, Solver, "Anderson()")
+    require_instance("adjoint", adjoint, Adjoint, "Implicit()")
     if isinstance(adjoint, Unrolled) and adjoint.checkpoint and isinstance(solver, Newton):
         raise ValueError(
             "Unrolled(checkpoint=True) recomputes evaluations, but Newton() differentiates the function inside every "
@@ -293,7 +291,6 @@ def check_options(solver: Any, adjoint: Any, on_failure: str, save_steps: Any = 
             f"adjoint={adjoint!r} reuses what a quasi-Newton solver has learnt, got solver={solver!r}; expected one "
             "that learns, such as Broyden()"
         )
-    if on_failure not in ("raise", "warn", "ignore"):
-        raise ValueError(f"on_failure: got {on_failure!r}, expected 'raise', 'warn' or 'ignore'")
-    if not isinstance(save_steps, list | tuple) or not all(isinstance(step, int) and step >= 0 for step in save_steps):
+    check_on_failure(on_failure)
+    if not isinstance(save_steps, list | tuple) or not all(is_count(step, 0) for step in save_steps):
         raise ValueError(f"save_steps: got {save_steps!r}, expected a list of steps, integers >= 0")

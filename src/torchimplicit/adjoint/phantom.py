@@ -12,7 +12,7 @@ from torchimplicit.adjoint.call import Adjoint, Call
 from torchimplicit.adjoint.gate import Gate
 from torchimplicit.adjoint.implicit import ImplicitSolve
 from torchimplicit.core import transforms
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require, require_count
 from torchimplicit.linear import GMRES
 
 
@@ -38,7 +38,7 @@ class Phantom(Adjoint):
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
-        require(self, "steps", isinstance(self.steps, int) and self.steps >= 1, "an integer >= 1")
+        require_count(self, "steps")
         number = isinstance(self.damping, float | int)
         require(self, "damping", number and 0 < self.damping <= 1, "a number in (0, 1]")
 

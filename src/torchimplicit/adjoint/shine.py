@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchimplicit.adjoint.call import Adjoint, Call
 from torchimplicit.adjoint.implicit import ImplicitSolve
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require, require_count
 from torchimplicit.core.status import Status
 from torchimplicit.core.tree import norm
 from torchimplicit.linear import LinearOperator, LinearResult, LinearSolver, Prepared
@@ -42,7 +42,7 @@ class Shine(Adjoint):
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
-        require(self, "refine", isinstance(self.refine, int) and self.refine >= 0, "an integer >= 0")
+        require_count(self, "refine", least=0)
         require(self, "fallback", isinstance(self.fallback, float | int) and self.fallback > 0, "a number > 0")
 
     @property

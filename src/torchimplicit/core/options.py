@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def require(config: object, name: str, holds: bool, expected: str) -> None:
     """Refuses an impossible option.
@@ -11,3 +13,59 @@ def require(config: object, name: str, holds: bool, expected: str) -> None:
     """
     if not holds:
         raise ValueError(f"{type(config).__name__}({name}={getattr(config, name)!r}): expected {expected}")
+
+
+def require_count(owner: object, *names: str, least: int = 1, **given: Any) -> None:
+    """Refuses what cannot be counted to: other things than integers, and smaller ones than `least`.
+
+    Args:
+        owner: an object with options; or the name of a function.
+        *names: options of the object.
+        least: the smallest that is possible.
+        **given: arguments of the function, by name.
+
+    Raises:
+        ValueError: says which option of which class or function got what, and what was expected.
+    """
+    caller = owner if isinstance(owner, str) else type(owner).__name__
+    for name, value in ({name: getattr(owner, name) for name in names} | given).items():
+        if not is_count(value, least):
+            raise ValueError(f"{caller}({name}={value!r}): expected an integer >= {least}")
+
+
+def is_count(value: Any, least: int = 1) -> bool:
+    """Whether something is an integer that is large enough. True counts nothing, though Python takes it for 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def require_instance(name: str, value: Any, expected: type, usual: str) -> None:
+    """Refuses what is of another kind; a class in place of its instance gets its parentheses.
+
+    Args:
+        name: the argument.
+        value: what it got.
+        expected: the class of what it may be.
+        usual: what to try, in code.
+
+    Raises:
+        TypeError: says which argument got what, what was expected and what to try.
+    """
+    if not isinstance(value, expected):
+        hint = f"{value.__name__}()" if isinstance(value, type) else usual
+        raise TypeError(f"{name}: got {value!r}, expected an instance of {expected.__name__}; try {hint}")
+
+
+def check_on_failure(on_failure: Any, *more: str) -> None:
+    """Refuses what is none of the words for what to do about samples that failed.
+
+    Args:
+        on_failure: what was given.
+        *more: words beside the three that every function knows.
+
+    Raises:
+        ValueError: says what was got and what was expected.
+    """
+    words = ("raise", "warn", "ignore", *more)
+    if on_failure not in words:
+        *others, last = map(repr, words)
+        raise ValueError(f"on_failure: got {on_failure!r}, expected {', '.join(others)} or {last}")

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchimplicit.adjoint import Implicit
 from torchimplicit.core import Status
 from torchimplicit.core.independence import mixes
+from torchimplicit.core.options import require_count
 from torchimplicit.core.tree import norm
 from torchimplicit.diagnose.certificate import Certificate
 from torchimplicit.diagnose.conditioning import Conditioning, Difference, conditioning, spectral_norm
@@ -100,9 +101,7 @@ def certify(
         (True, True)
     """
     layer = require_layer(layer, "certify")
-    for name, value, least in (("starts", starts, 0), ("dense", dense, 0)):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"certify({name}={value!r}): expected an integer >= {least}")
+    require_count("certify", least=0, starts=starts, dense=dense)
     if not tolerance > 0:
         raise ValueError(f"certify(tolerance={tolerance!r}): expected a number > 0")
     with untouched(layer, (x, *args), seed):

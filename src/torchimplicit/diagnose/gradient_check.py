@@ -11,6 +11,7 @@ from torch import Tensor
 from torchimplicit.adjoint import Adjoint
 from torchimplicit.core import Report, Status
 from torchimplicit.core.independence import mixes
+from torchimplicit.core.options import require_count
 from torchimplicit.diagnose.advice import advice
 from torchimplicit.diagnose.bench import Bench, widened
 from torchimplicit.diagnose.probe import (
@@ -125,8 +126,7 @@ def check_gradient(
         False
     """
     layer = require_layer(layer, "check_gradient")
-    if not isinstance(directions, int) or directions < 1:
-        raise ValueError(f"check_gradient(directions={directions!r}): expected an integer >= 1")
+    require_count("check_gradient", directions=directions)
     if not tolerance > 0:
         raise ValueError(f"check_gradient(tolerance={tolerance!r}): expected a number > 0")
     with untouched(layer, (x, *args), seed), torch.enable_grad():

@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
 
 from torchimplicit.adjoint import Adjoint, Implicit, Unrolled
+from torchimplicit.core.options import is_count
 from torchimplicit.core.problem import Residual
 from torchimplicit.diagnose import picture
 from torchimplicit.diagnose.picture import in_bytes
@@ -151,7 +152,7 @@ def memory(layer: DEQ, x: Any, *args: Any, steps: Sequence[int] = (1, 2, 5, 10, 
     """
     layer = require_layer(layer, "memory")
     counts = sorted(set(steps)) if isinstance(steps, Sequence) else []
-    if not counts or not all(isinstance(count, int) and count >= 1 for count in counts):
+    if not counts or not all(map(is_count, counts)):
         raise ValueError(f"memory(steps={steps!r}): expected a sequence of integers >= 1, such as (1, 10, 100)")
     unrolls = isinstance(layer.adjoint, Unrolled)
     adjoints = (Implicit(), layer.adjoint) if unrolls else (layer.adjoint, Unrolled())

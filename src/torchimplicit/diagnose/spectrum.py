@@ -9,6 +9,7 @@ from torch import Tensor
 
 from torchimplicit.core import ConvergenceWarning
 from torchimplicit.core.failures import warn
+from torchimplicit.core.options import require_count
 from torchimplicit.diagnose.arnoldi import largest_modulus, leading
 from torchimplicit.diagnose.probe import linearised, require_layer, untouched
 from torchimplicit.equations import fixed_point
@@ -70,9 +71,8 @@ def spectral_radius(
         tensor([0.9000])
     """
     layer = require_layer(layer, "spectral_radius")
-    for name, value, least in (("dense", dense, 0), ("steps", steps, 2), ("restarts", restarts, 0)):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"spectral_radius({name}={value!r}): expected an integer >= {least}")
+    require_count("spectral_radius", least=0, dense=dense, restarts=restarts)
+    require_count("spectral_radius", least=2, steps=steps)
     if not rtol > 0:
         raise ValueError(f"spectral_radius(rtol={rtol!r}): expected a number > 0")
     on_failure = "ignore" if layer.on_failure == "ignore" else "warn"

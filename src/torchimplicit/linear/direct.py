@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require_count
 from torchimplicit.core.status import Status
 from torchimplicit.core.tree import norm
 from torchimplicit.linear.operator import LinearOperator
@@ -31,7 +31,7 @@ class LU(LinearSolver):
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
-        require(self, "max_size", isinstance(self.max_size, int) and self.max_size >= 1, "an integer >= 1")
+        require_count(self, "max_size")
 
     def tolerance(self, b: Tensor) -> Tensor:
         """See `LinearSolver.tolerance`."""

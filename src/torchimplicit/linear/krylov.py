@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require, require_count
 from torchimplicit.core.tree import norm
 from torchimplicit.linear.solver import PLAY, LinearResult, LinearSolver, Product, Progress
 
@@ -28,7 +28,7 @@ class _Krylov(LinearSolver):
         """Refuses impossible values."""
         # At 1 the start x = 0 would do, and every gradient would be zero.
         require(self, "rtol", isinstance(self.rtol, float | int) and 0 < self.rtol < 1, "a number in (0, 1)")
-        require(self, "max_steps", isinstance(self.max_steps, int) and self.max_steps >= 1, "an integer >= 1")
+        require_count(self, "max_steps")
 
     def tolerance(self, b: Tensor) -> Tensor:
         """See `LinearSolver.tolerance`."""
@@ -72,7 +72,7 @@ class GMRES(_Krylov):
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         super().__post_init__()
-        require(self, "restart", isinstance(self.restart, int) and self.restart >= 1, "an integer >= 1")
+        require_count(self, "restart")
         require(self, "opening", self.opening is None or isinstance(self.opening, bool), "True, False or None")
 
     def run(self, product: Product, b: Tensor, rtol: Tensor | None = None) -> LinearResult:

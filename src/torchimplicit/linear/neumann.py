@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require_count
 from torchimplicit.core.status import Status
 from torchimplicit.core.tree import norm
 from torchimplicit.linear.report import LinearReport
@@ -31,7 +31,7 @@ class Neumann(LinearSolver):
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
-        require(self, "terms", isinstance(self.terms, int) and self.terms >= 1, "an integer >= 1")
+        require_count(self, "terms")
 
     def run(self, product: Product, b: Tensor, rtol: Tensor | None = None) -> LinearResult:
         """Sums the series, whatever `rtol`; the last product gives the residual, which is the first term left out."""

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import check_on_failure, require, require_count
 from torchimplicit.core.status import OnFailure, Report, Status, react
 from torchimplicit.linear import CG, LinearOperator
 from torchimplicit.solve.report import SolveReport
@@ -45,12 +45,10 @@ class Descent:
 
     def __post_init__(self):
         """Refuses what cannot be."""
-        for name in ("blocks", "max_steps", "backward_max_steps"):
-            value = getattr(self, name)
-            require(self, name, isinstance(value, int) and value >= 1, "an integer >= 1")
+        require_count(self, "blocks", "max_steps", "backward_max_steps")
         for name in ("rtol", "backward_rtol"):
             require(self, name, 0 < getattr(self, name) < 1, "a number in (0, 1)")
-        require(self, "on_failure", self.on_failure in ("raise", "warn", "ignore"), "'raise', 'warn' or 'ignore'")
+        check_on_failure(self.on_failure)
 
 
 @dataclass

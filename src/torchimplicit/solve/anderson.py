@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require, require_count
 from torchimplicit.core.problem import Residual
 from torchimplicit.solve.history import Ring, Tape
 from torchimplicit.solve.loop import Solver
@@ -57,8 +57,7 @@ class Anderson(Solver):
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         super().__post_init__()
-        require(self, "window", isinstance(self.window, int) and self.window >= 1, "an integer >= 1")
-        require(self, "period", isinstance(self.period, int) and self.period >= 1, "an integer >= 1")
+        require_count(self, "window", "period")
         require(self, "damping", isinstance(self.damping, float | int) and 0 < self.damping <= 2, "a number in (0, 2]")
         require(
             self, "ridge", isinstance(self.ridge, float | int) and 0 <= self.ridge < math.inf, "a finite number >= 0"

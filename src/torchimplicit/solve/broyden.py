@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require, require_count
 from torchimplicit.core.problem import Residual
 from torchimplicit.solve.compiled import CompiledSecants
 from torchimplicit.solve.linesearch import backtrack
@@ -55,9 +55,9 @@ class Broyden(Solver):
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         super().__post_init__()
-        require(self, "memory", isinstance(self.memory, int) and self.memory >= 1, "an integer >= 1")
+        require_count(self, "memory")
         require(self, "compile", isinstance(self.compile, bool), "True or False")
-        require(self, "halvings", isinstance(self.halvings, int) and self.halvings >= 0, "an integer >= 0")
+        require_count(self, "halvings", least=0)
 
     @property
     def learns(self) -> bool:

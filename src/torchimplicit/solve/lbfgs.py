@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core import transforms
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require_count
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.tree import norm
 from torchimplicit.linear import Jacobian
@@ -136,8 +136,7 @@ class LBFGS(Minimiser):
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         super().__post_init__()
-        require(self, "memory", isinstance(self.memory, int) and self.memory >= 1, "an integer >= 1")
-        require(self, "trials", isinstance(self.trials, int) and self.trials >= 1, "an integer >= 1")
+        require_count(self, "memory", "trials")
 
     def init(self, problem: Residual, z: Tensor) -> LBFGSState:
         """The state at the start: the first step is the one that minimises the energy's second-order model."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require, require_count
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.status import Report
 from torchimplicit.core.tree import norm
@@ -78,8 +78,8 @@ class Solver:
             value = getattr(self, name)
             fine = isinstance(value, float | int) and 0 <= value < math.inf
             require(self, name, fine or (name == "atol" and value is None), "a finite number >= 0")
-        require(self, "max_steps", isinstance(self.max_steps, int) and self.max_steps >= 0, "an integer >= 0")
-        require(self, "check_every", isinstance(self.check_every, int) and self.check_every >= 1, "an integer >= 1")
+        require_count(self, "max_steps", least=0)
+        require_count(self, "check_every")
 
     @property
     def absolute(self) -> float:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require, require_count
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.tree import norm
 from torchimplicit.linear import GMRES, LU, Jacobian, LinearSolver
@@ -66,7 +66,7 @@ class Newton(Solver):
         super().__post_init__()
         linear = self.linear_solver is None or isinstance(self.linear_solver, LinearSolver)
         require(self, "linear_solver", linear, "a LinearSolver such as LU() or GMRES(), or None")
-        require(self, "halvings", isinstance(self.halvings, int) and self.halvings >= 0, "an integer >= 0")
+        require_count(self, "halvings", least=0)
         require(self, "forcing", isinstance(self.forcing, bool), "True or False")
 
     def init(self, problem: Residual, z: Tensor) -> NewtonState:

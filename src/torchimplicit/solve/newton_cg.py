@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require_count
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.tree import norm
 from torchimplicit.linear import Jacobian
@@ -65,8 +65,7 @@ class NewtonCG(Minimiser):
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         super().__post_init__()
-        require(self, "products", isinstance(self.products, int) and self.products >= 1, "an integer >= 1")
-        require(self, "trials", isinstance(self.trials, int) and self.trials >= 1, "an integer >= 1")
+        require_count(self, "products", "trials")
 
     def init(self, problem: Residual, z: Tensor) -> NewtonCGState:
         """The state at the start."""

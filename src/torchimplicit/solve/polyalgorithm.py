@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require, require_count
 from torchimplicit.core.problem import Residual
 from torchimplicit.solve.anderson import Anderson
 from torchimplicit.solve.broyden import Broyden
@@ -66,7 +66,7 @@ class Polyalgorithm(Solver):
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         super().__post_init__()
-        require(self, "after", isinstance(self.after, int) and self.after >= 0, "an integer >= 0")
+        require_count(self, "after", least=0)
         for name in ("first", "then"):
             part = getattr(self, name)
             if not isinstance(part, Solver):

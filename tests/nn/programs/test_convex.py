@@ -413,9 +413,11 @@ def test_values_outside_of_the_declared_domain_are_refused(attributes, value, me
 
 def test_options_that_are_refused():
     problem, parameters, variables, *_ = least_squares()
-    for option in ({"solver": "scs"}, {"tol": 0}, {"max_steps": 0}, {"on_failure": "x"}, {"warm_start": 1}):
+    for option in ({"solver": "scs"}, {"tol": 0}, {"max_steps": 0}, {"warm_start": 1}):
         with pytest.raises(ValueError, match=rf"Convex\({next(iter(option))}="):
             ti.nn.Convex(problem, parameters, variables, **option)
+    with pytest.raises(ValueError, match="on_failure: got 'x', expected 'raise', 'warn', 'ignore' or 'nan'"):
+        ti.nn.Convex(problem, parameters, variables, on_failure="x")
 
 
 @pytest.mark.parametrize("missing", ["cvxpy", "clarabel"])

@@ -181,7 +181,7 @@ def test_weights_that_are_not_finite_are_told():
         ({"variables": 3, "anchor": 0.0}, r"anchor=0\.0.*try a small one"),
         ({"variables": 3, "blocks": 0}, "blocks=0"),
         ({"variables": 3, "rtol": 0.0}, r"rtol=0\.0"),
-        ({"variables": 3, "on_failure": "no"}, "on_failure='no'"),
+        ({"variables": 3, "on_failure": "no"}, "on_failure: got 'no', expected"),
     ],
 )
 def test_impossible_options(options, text):

@@ -131,7 +131,7 @@ blocked[1, :2, 1:] = -math.inf
         (lambda: projection.transport_polytope(x, torch.tensor([2.0, 2, -1]), torch.ones(3)), r"expected rows >= 0"),
         (lambda: projection.birkhoff_polytope(torch.zeros(2, 3)), r"got matrices of shape \(2, 3\)"),
         (lambda: projection.transport_polytope(x, torch.ones(2), torch.ones(3)), r"rows of shape \(2,\)"),
-        (lambda: projection.sparse_simplex(x, 0), r"got count=0, expected an integer >= 1"),
+        (lambda: projection.sparse_simplex(x, 0), r"sparse_simplex\(count=0\): expected an integer >= 1"),
     ],
 )
 def test_empty_sets_and_wrong_shapes_are_refused(call, message):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import is_count, require
 
 
 class DistanceBias(nn.Module):
@@ -33,7 +33,7 @@ class DistanceBias(nn.Module):
         require(
             self,
             "length",
-            isinstance(length, int) and length >= 1,
+            is_count(length),
             "an integer >= 1, the longest sequence and its memory; try positions='rotary', which needs none",
         )
         slopes = 2.0 ** (-8 * torch.arange(heads) / heads)

@@ -7,7 +7,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require, require_count
 
 
 class ResidualCell(nn.Module):
@@ -55,9 +55,7 @@ class ResidualCell(nn.Module):
         """Draws the weights."""
         super().__init__()
         self.channels, self.inner, self.groups, self.kernel_size = channels, inner, groups, kernel_size
-        for name in ("channels", "inner", "groups", "kernel_size"):
-            value = getattr(self, name)
-            require(self, name, isinstance(value, int) and value >= 1, "an integer >= 1")
+        require_count(self, "channels", "inner", "groups", "kernel_size")
         require(self, "kernel_size", kernel_size % 2 == 1, "an odd number, so that the image keeps its size; try 3")
         for name in ("channels", "inner"):
             require(

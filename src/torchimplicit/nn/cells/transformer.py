@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require, require_count
 from torchimplicit.nn.cells.attention import DistanceBias, attend, causal, rotated
 from torchimplicit.nn.parts.dropout import VariationalDropout
 
@@ -28,9 +28,7 @@ class TransformerInjection(nn.Linear):
 
     def __init__(self, inputs: int, width: int):
         """Draws weights that keep the input's size."""
-        for name, value in (("inputs", inputs), ("width", width)):
-            if not (isinstance(value, int) and value >= 1):
-                raise ValueError(f"TransformerInjection({name}={value!r}): expected an integer >= 1")
+        require_count("TransformerInjection", inputs=inputs, width=width)
         super().__init__(inputs, PARTS * width)
         nn.init.normal_(self.weight, std=inputs**-0.5)
         nn.init.zeros_(self.bias)
@@ -178,9 +176,7 @@ class TransformerCell(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def _check(self) -> None:
-        for name in ("width", "heads", "hidden"):
-            value = getattr(self, name)
-            require(self, name, isinstance(value, int) and value >= 1, "an integer >= 1")
+        require_count(self, "width", "heads", "hidden")
         require(self, "heads", self.width % self.heads == 0, f"a divisor of width={self.width}")
         require(self, "positions", self.positions in ("relative", "rotary"), "'relative' or 'rotary'")
         require(self, "norm", self.norm in ("post", "pre"), "'post' or 'pre'")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require_count
 from torchimplicit.nn.parts.dropout import VariationalDropout
 
 State = tuple[Tensor, Tensor]  # what the convolution sees and what the forget gate keeps, both (B, T, width)
@@ -44,9 +44,8 @@ class CausalTaps(nn.Module):
         """Draws the weights."""
         super().__init__()
         self.inputs, self.outputs, self.kernel_size, self.dilation = inputs, outputs, kernel_size, dilation
-        for name in ("inputs", "outputs", "dilation"):
-            _require_count(self, name)
-        _require_count(self, "kernel_size", 2)
+        require_count(self, "inputs", "outputs", "dilation")
+        require_count(self, "kernel_size", least=2)
         self.reach = (kernel_size - 1) * dilation
         self.linear = nn.Linear(kernel_size * inputs, outputs, bias=bias)
         if std is not None:
@@ -77,7 +76,7 @@ class TrellisInjection(CausalTaps):
     def __init__(self, inputs: int, width: int, kernel_size: int = 2, dilation: int = 1, *, normalise: bool = True):
         """Draws the weights; the biases of the gates are here, too."""
         self.width = width
-        _require_count(self, "width")
+        require_count(self, "width")
         super().__init__(inputs, GATES * width, kernel_size, dilation, normalise=normalise)
 
 
@@ -138,9 +137,8 @@ class TrellisCell(nn.Module):
         """Draws the weights, small ones: the first solves are short."""
         super().__init__()
         self.width, self.kernel_size, self.dilation = width, kernel_size, dilation
-        _require_count(self, "width")
-        _require_count(self, "kernel_size", 2)
-        _require_count(self, "dilation")
+        require_count(self, "width", "dilation")
+        require_count(self, "kernel_size", least=2)
         self.reach = (kernel_size - 1) * dilation
         self.taps = CausalTaps(width, GATES * width, kernel_size, dilation, bias=False, normalise=normalise, std=0.01)
         self.dropout = VariationalDropout(dropout, shared=(1,))
@@ -210,8 +208,3 @@ def delayed(x: Tensor, steps: int, memory: Tensor | None = None) -> Tensor:
         return x
     front = x.new_zeros(len(x), steps, x.shape[-1]) if memory is None else memory[:, memory.shape[1] - steps :]
     return torch.cat((front, x), 1)[:, : x.shape[1]]
-
-
-def _require_count(config: object, name: str, least: int = 1) -> None:
-    value = getattr(config, name)
-    require(config, name, isinstance(value, int) and value >= least, f"an integer >= {least}")

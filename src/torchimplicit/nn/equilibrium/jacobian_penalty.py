@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from torchimplicit.core import transforms
 from torchimplicit.core.front_door import front_door
+from torchimplicit.core.options import require_count
 from torchimplicit.linear.operator import nodes_behind
 from torchimplicit.nn.equilibrium.deq import DEQ
 
@@ -56,8 +57,7 @@ def jacobian_penalty(layer: Callable, z: Any, x: Any, *args: Any, probes: int = 
         >>> loss = z.square().mean() + 0.1 * ti.nn.jacobian_penalty(layer, z, x, linear)
         >>> loss.backward()
     """
-    if not isinstance(probes, int) or probes < 1:
-        raise ValueError(f"jacobian_penalty(probes={probes!r}): expected an integer >= 1")
+    require_count("jacobian_penalty", probes=probes)
     cell = layer.cell if isinstance(layer, DEQ) else layer
     leaves, spec = pytree.tree_flatten(z)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from torchimplicit.adjoint import Adjoint, Implicit
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require, require_count
 from torchimplicit.core.status import OnFailure
 from torchimplicit.core.tree import own
 from torchimplicit.nn.equilibrium.deq import DEQ
@@ -214,10 +214,3 @@ def require_strength(module: Any) -> None:
     """Refuses a strength that makes nothing monotone."""
     holds = isinstance(module.strength, float | int) and 0 < module.strength < math.inf
     require(module, "strength", holds, "a finite number > 0")
-
-
-def require_count(module: Any, *names: str) -> None:
-    """Refuses what counts nothing."""
-    for name in names:
-        value = getattr(module, name)
-        require(module, name, isinstance(value, int) and value >= 1, "an integer >= 1")

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from torchimplicit.core.options import require
-from torchimplicit.nn.equilibrium.monotone import part_bounds, require_count, require_strength
+from torchimplicit.core.options import require, require_count
+from torchimplicit.nn.equilibrium.monotone import part_bounds, require_strength
 from torchimplicit.nn.parts.contractive import norm_bound
 
 GRAM = 4  # iterations of the norm's bound: too large by at most channels ** (1 / 32), 13 % for 56

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from torchimplicit.adjoint import Adjoint, Implicit
-from torchimplicit.core.options import require
+from torchimplicit.core.options import is_count, require, require_count
 from torchimplicit.core.status import OnFailure
 from torchimplicit.nn.cells.residual_block import ResidualCell
 from torchimplicit.nn.equilibrium.deq import DEQ
@@ -63,7 +63,7 @@ class MultiscaleCell(nn.Module):
         """Draws the weights."""
         super().__init__()
         self.channels, self.groups, self.expansion = tuple(channels), groups, expansion
-        _require_counts(self, "groups", "expansion")
+        require_count(self, "groups", "expansion")
         _require_channels(self)
         fits = all(count % groups == 0 for count in self.channels)
         require(self, "channels", fits, f"multiples of groups={groups}, for the group norms")
@@ -228,9 +228,9 @@ class ConvolutionalStem(nn.Sequential):
         super().__init__()
         self.in_channels, self.strides = in_channels, tuple(strides)
         self.channels, self.groups = channels, groups
-        _require_counts(self, "in_channels", "channels", "groups")
+        require_count(self, "in_channels", "channels", "groups")
         require(self, "channels", channels % groups == 0, f"a multiple of groups={groups}, for the group norms")
-        counts = all(isinstance(stride, int) and stride >= 1 for stride in self.strides)
+        counts = all(map(is_count, self.strides))
         require(self, "strides", bool(self.strides) and counts, "one integer >= 1 or more")
         for number, stride in enumerate(self.strides):
             if number:
@@ -253,12 +253,6 @@ def _path(channels: Sequence[int], source: int, target: int) -> nn.Module:
     return path
 
 
-def _require_counts(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        require(config, name, isinstance(value, int) and value >= 1, "an integer >= 1")
-
-
 def _require_channels(cell: MultiscaleCell) -> None:
-    counts = all(isinstance(count, int) and count >= 1 for count in cell.channels)
+    counts = all(map(is_count, cell.channels))
     require(cell, "channels", bool(cell.channels) and counts, "one integer >= 1 a resolution, one resolution or more")

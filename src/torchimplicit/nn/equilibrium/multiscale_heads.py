@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import is_count, require, require_count
 from torchimplicit.nn.equilibrium.multiscale import States
 
 
@@ -39,7 +39,7 @@ class ClassificationHead(nn.Module):
         super().__init__()
         self.channels, self.classes, self.pool = tuple(channels), classes, pool
         _check(self)
-        require(self, "pool", isinstance(pool, int) and pool >= 1, "an integer >= 1")
+        require_count(self, "pool")
         self.linear = nn.Linear(sum(self.channels) * pool**2, classes)
 
     def forward(self, states: States) -> Tensor:
@@ -83,9 +83,7 @@ class SegmentationHead(nn.Module):
         super().__init__()
         self.channels, self.classes, self.width, self.groups = tuple(channels), classes, width, groups
         _check(self)
-        for name in ("width", "groups"):
-            value = getattr(self, name)
-            require(self, name, isinstance(value, int) and value >= 1, "an integer >= 1")
+        require_count(self, "width", "groups")
         require(self, "width", width % groups == 0, f"a multiple of groups={groups}, for the group norm")
         self.mix = nn.Conv2d(sum(self.channels), width, 1, bias=False)
         self.norm = nn.GroupNorm(groups, width)
@@ -108,9 +106,9 @@ def _resized(image: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _check(head: ClassificationHead | SegmentationHead) -> None:
-    counts = all(isinstance(count, int) and count >= 1 for count in head.channels)
+    counts = all(map(is_count, head.channels))
     require(head, "channels", bool(head.channels) and counts, "one integer >= 1 a resolution, one resolution or more")
-    require(head, "classes", isinstance(head.classes, int) and head.classes >= 1, "an integer >= 1")
+    require_count(head, "classes")
 
 
 def _check_states(head: ClassificationHead | SegmentationHead, states: States) -> None:

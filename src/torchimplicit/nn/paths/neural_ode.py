@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchimplicit.core.options import require_count
 from torchimplicit.core.status import OnFailure
 from torchimplicit.nn.parts.coupling import warn_of_batch_norm
 from torchimplicit.nn.paths.layer import PathLayer, Steps, check_field, given, keep_times, only_tensor, without_time
@@ -98,8 +99,7 @@ class NeuralODE(PathLayer):
             depth: how many layers, an integer >= 1.
             **options: see the class; another `solver` makes the depth continuous.
         """
-        if not isinstance(depth, int) or depth < 1:
-            raise ValueError(f"{cls.__name__}.from_residual(depth={depth!r}): expected an integer >= 1")
+        require_count(f"{cls.__name__}.from_residual", depth=depth)
         options.setdefault("solver", Euler(dt=1.0, max_steps=depth))
         return cls(block, ts=(0.0, float(depth)), autonomous=True, **options)
 

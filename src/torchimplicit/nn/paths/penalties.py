@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require, require_count, require_instance
 from torchimplicit.core.tree import Layout
 from torchimplicit.nn.paths.vjp import linearise
 from torchimplicit.path.solver import AdaptiveSolver, PathSolver
@@ -159,7 +159,7 @@ class TaylorDerivative(PathPenalty):
 
     def __post_init__(self) -> None:
         """Refuses other numbers."""
-        require(self, "order", isinstance(self.order, int) and self.order >= 1, "an integer >= 1")
+        require_count(self, "order")
 
     def rate(self, moment: Moment) -> Tensor:
         """See `PathPenalty.rate`."""
@@ -183,9 +183,7 @@ def check_penalties(owner: str, penalties: Any) -> tuple[PathPenalty, ...]:
     """
     found = tuple(penalties) if isinstance(penalties, Sequence) else (penalties,)
     for penalty in found:
-        if not isinstance(penalty, PathPenalty):
-            hint = f"{penalty.__name__}()" if isinstance(penalty, type) else "KineticEnergy()"
-            raise TypeError(f"{owner}(penalties=...): got {penalty!r}, expected path penalties; try ({hint},)")
+        require_instance(f"{owner}(penalties=...)", penalty, PathPenalty, "KineticEnergy()")
     if len({penalty.noise for penalty in found} - {None}) > 1:
         raise ValueError(f"{owner}(penalties={found}): got probes of two kinds, expected one for all; try the same")
     return found

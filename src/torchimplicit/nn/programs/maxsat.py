@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torchimplicit.core.front_door import front_door
-from torchimplicit.core.options import require
+from torchimplicit.core.options import is_count, require, require_count
 from torchimplicit.core.status import OnFailure, Report, react
 from torchimplicit.nn.layer import ImplicitLayer
 from torchimplicit.optim.maxsat import Descent, Equilibrium, Track
@@ -88,10 +88,10 @@ class MaxSAT(ImplicitLayer):
         """Draws the anchors, and the clauses where there are any."""
         super().__init__()
         self.variables, self.auxiliary, self.clauses, self.rank = variables, auxiliary, clauses, rank
-        require(self, "variables", isinstance(variables, int) and variables >= 1, "an integer >= 1")
-        require(self, "auxiliary", isinstance(auxiliary, int) and auxiliary >= 0, "an integer >= 0")
-        require(self, "clauses", clauses is None or (isinstance(clauses, int) and clauses >= 1), "None or an int >= 1")
-        require(self, "rank", isinstance(rank, int) and rank >= 2, "an integer >= 2")
+        require_count(self, "variables")
+        require_count(self, "auxiliary", least=0)
+        require(self, "clauses", clauses is None or is_count(clauses), "None or an integer >= 1")
+        require_count(self, "rank", least=2)
         if not 0 < anchor < math.inf:
             raise ValueError(f"MaxSAT(anchor={anchor!r}): expected a finite number > 0; try a small one for none")
         self.descent = Descent(blocks, rtol, max_steps, backward_rtol, backward_max_steps, on_failure)

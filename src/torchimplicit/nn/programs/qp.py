@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import check_on_failure, is_count, require, require_count
 from torchimplicit.core.status import OnFailure, Report
 from torchimplicit.nn.layer import ImplicitLayer
 from torchimplicit.optim import Clarabel, InteriorPoint, QPSolution, qp
@@ -63,12 +63,12 @@ class QP(ImplicitLayer):
         self.size, self.inequalities, self.equalities = size, inequalities, equalities
         self.lower, self.upper, self.ridge, self.on_failure = lower, upper, ridge, on_failure
         self.solver = solver
-        require(self, "size", isinstance(size, int) and size >= 1, "an integer >= 1")
-        require(self, "inequalities", isinstance(inequalities, int) and inequalities >= 0, "an integer >= 0")
-        require(self, "equalities", isinstance(equalities, int) and 0 <= equalities <= size, f"at most size={size}")
+        require_count(self, "size")
+        require_count(self, "inequalities", least=0)
+        require(self, "equalities", is_count(equalities, 0) and equalities <= size, f"at most size={size}")
         require(self, "ridge", ridge > 0, "a number > 0, for Q to be definite")
         require(self, "upper", lower is None or upper is None or lower < upper, f"more than lower={lower}")
-        require(self, "on_failure", on_failure in ("raise", "warn", "ignore", "nan"), "raise, warn, ignore or nan")
+        check_on_failure(on_failure, "nan")
         self.curvature = nn.Parameter(torch.eye(size)) if learn_curvature else None
         self.inside = nn.Parameter(torch.zeros(size))
         if inequalities:

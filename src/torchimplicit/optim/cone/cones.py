@@ -10,7 +10,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import is_count, require, require_count
 from torchimplicit.optim.cone.curved import project_exponential, project_power
 from torchimplicit.optim.cone.symmetric import project_second_order, project_semidefinite
 
@@ -40,10 +40,10 @@ class Cones:
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
-        for name in ("zero", "nonneg", "exp"):
-            require(self, name, _counts((getattr(self, name),), 0), "an integer >= 0")
+        require_count(self, "zero", "nonneg", "exp", least=0)
         for name in ("soc", "psd"):
-            require(self, name, _counts(getattr(self, name), 1), "a tuple of integers >= 1")
+            counts = getattr(self, name)
+            require(self, name, isinstance(counts, tuple) and all(map(is_count, counts)), "a tuple of integers >= 1")
         sound = isinstance(self.power, tuple) and all(
             isinstance(alpha, tuple) and len(alpha) > 1 and min(alpha) > 0 and abs(sum(alpha) - 1) < 1e-9
             for alpha in self.power
@@ -88,7 +88,3 @@ class Cones:
             for piece, (count, width, onto) in zip(pieces, parts, strict=True)
         ]
         return torch.cat(projected, dim=-1) if projected else v
-
-
-def _counts(values: object, least: int) -> bool:
-    return isinstance(values, tuple) and all(type(value) is int and value >= least for value in values)

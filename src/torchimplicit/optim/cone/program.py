@@ -12,6 +12,7 @@ from torch import Tensor
 from torchimplicit.adjoint import Call, Implicit, Record
 from torchimplicit.core import transforms
 from torchimplicit.core.front_door import front_door
+from torchimplicit.core.options import check_on_failure, require_count
 from torchimplicit.core.problem import Root
 from torchimplicit.core.status import Report, Solution, Status, react
 from torchimplicit.optim.cone.cones import Cones
@@ -166,10 +167,8 @@ def check_options(tol: float, max_steps: int, on_failure: str) -> None:
     """Refuses impossible options."""
     if not (isinstance(tol, float | int) and 0 < tol < 1):
         raise ValueError(f"tol: got {tol!r}, expected a number between 0 and 1")
-    if type(max_steps) is not int or max_steps < 1:
-        raise ValueError(f"max_steps: got {max_steps!r}, expected an integer >= 1")
-    if on_failure not in ("raise", "warn", "ignore", "nan"):
-        raise ValueError(f"on_failure: got {on_failure!r}, expected 'raise', 'warn', 'ignore' or 'nan'")
+    require_count("cone_program", max_steps=max_steps)
+    check_on_failure(on_failure, "nan")
 
 
 def check_shapes(data: Data, cones: Cones) -> None:

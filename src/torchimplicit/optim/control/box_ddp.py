@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require, require_count
 from torchimplicit.core.status import Status
 from torchimplicit.core.tree import norm
 from torchimplicit.optim.control.box import boxed
@@ -89,7 +89,7 @@ class BoxDDP:
             value = getattr(self, name)
             fine = value is None or (isinstance(value, float | int) and 0 <= value < math.inf)
             require(self, name, fine, "a finite number >= 0, or None")
-        require(self, "max_steps", isinstance(self.max_steps, int) and self.max_steps >= 0, "an integer >= 0")
+        require_count(self, "max_steps", least=0)
         require(self, "curvature", isinstance(self.curvature, bool), "True or False")
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ from torchimplicit.adjoint import Call, Implicit, Record
 from torchimplicit.adjoint.quarantine import without
 from torchimplicit.core import transforms
 from torchimplicit.core.front_door import front_door
+from torchimplicit.core.options import check_on_failure, require_count, require_instance
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.status import OnFailure, Solution, Status, react
 from torchimplicit.optim.control.bounds import Bound, as_bound, check_order, check_start
@@ -173,13 +174,9 @@ def check_options(functions: dict[str, Any], horizon: Any, solver: Any, on_failu
     for name, function in functions.items():
         if not callable(function) and not (name == "final_cost" and function is None):
             raise TypeError(f"{name}: got a {type(function).__name__}, expected a function or a module")
-    if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
-        raise ValueError(f"horizon: got {horizon!r}, expected an integer >= 1")
-    if not isinstance(solver, BoxDDP):
-        hint = f"{solver.__name__}()" if isinstance(solver, type) else "BoxDDP()"
-        raise TypeError(f"solver: got {solver!r}, expected an instance of BoxDDP; try {hint}")
-    if on_failure not in ("raise", "warn", "ignore"):
-        raise ValueError(f"on_failure: got {on_failure!r}, expected 'raise', 'warn' or 'ignore'")
+    require_count("ilqr", horizon=horizon)
+    require_instance("solver", solver, BoxDDP, "BoxDDP()")
+    check_on_failure(on_failure)
 
 
 def _check_arguments(args: Any, sequences: Any, horizon: int) -> None:

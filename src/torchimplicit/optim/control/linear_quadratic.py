@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from torchimplicit.core.options import require_count
 from torchimplicit.optim.control.bounds import Bound, as_bound, check_order, check_start, expanded
 from torchimplicit.optim.control.riccati import Stages
 
@@ -122,8 +123,7 @@ def _horizon(given: Given) -> int:
     """
     horizon = given.horizon
     if horizon is not None:
-        if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
-            raise ValueError(f"lqr(horizon={horizon!r}): expected an integer >= 1, or None")
+        require_count("lqr", horizon=horizon)
         return horizon
     own = {"A": 2, "B": 2, "Q": 2, "R": 2, "S": 2}  # dimensions without time and batch; of all others 1
     for name, value in given.tensors().items():

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from torchimplicit.core import transforms
 from torchimplicit.core.front_door import front_door
+from torchimplicit.core.options import check_on_failure
 from torchimplicit.core.status import OnFailure, Status, react
 from torchimplicit.optim.control.bounds import Bound
 from torchimplicit.optim.control.condense import by_kind, constrained, held
@@ -103,8 +104,7 @@ def lqr(
         ([-0.5, -0.5, -0.5], 9.17)
     """
     given = Given(A, B, Q, R, x0, horizon, c, S, q, r, P, p, lower, upper, state_lower, state_upper)
-    if on_failure not in ("raise", "warn", "ignore"):
-        raise ValueError(f"on_failure: got {on_failure!r}, expected 'raise', 'warn' or 'ignore'")
+    check_on_failure(on_failure)
     if any(transforms.is_mapped(transforms.unwrapped(tensor)) for tensor in given.tensors().values()):
         raise NotImplementedError("lqr does not work under torch.vmap; try one batch, in dimension 0 of x0")
     data = assemble(given)

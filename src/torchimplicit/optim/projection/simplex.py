@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torchimplicit.core.options import require_count
 from torchimplicit.core.status import OnFailure
 from torchimplicit.optim.projection.batch import Batch, Scalar
 
@@ -73,8 +74,7 @@ def sparse_simplex(x: Tensor, count: int, radius: Scalar = 1.0, *, on_failure: O
         >>> projection.sparse_simplex(torch.tensor([[0.5, 0.4, 0.3]]), 2)
         tensor([[0.5500, 0.4500, 0.0000]])
     """
-    if type(count) is not int or count < 1:
-        raise ValueError(f"sparse_simplex: got count={count!r}, expected an integer >= 1")
+    require_count("sparse_simplex", count=count)
     batch = Batch("sparse_simplex", x, masks="some", on_failure=on_failure)
     radius = batch.scalar("radius", radius, at_least=0)
     largest = batch.x.detach().topk(min(count, x.shape[-1])).indices

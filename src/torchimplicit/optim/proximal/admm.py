@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchimplicit.core.options import is_count
 from torchimplicit.solve import PreparedMap
 
 
@@ -67,7 +68,7 @@ class ADMM(PreparedMap):
                 raise TypeError(f"ADMM({name}=...): got a {type(got).__name__}, expected a callable")
         if not (isinstance(step, float | int) and 0 < step < math.inf):
             raise ValueError(f"ADMM(step={step!r}): expected a finite number > 0")
-        if not (isinstance(g_args, list | tuple) and all(isinstance(i, int) and i >= 0 for i in g_args)):
+        if not (isinstance(g_args, list | tuple) and all(is_count(i, 0) for i in g_args)):
             raise ValueError(f"ADMM(g_args={g_args!r}): expected positions of arguments, such as (1,)")
         self.f, self.g, self.step, self.linear, self.g_args = f, g, step, linear, tuple(g_args)
 

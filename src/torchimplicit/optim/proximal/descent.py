@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from torchimplicit.core import transforms
 from torchimplicit.core.front_door import front_door
+from torchimplicit.core.options import is_count, require_count
 from torchimplicit.core.stand_in import alone
 from torchimplicit.core.stationary import Stationary, no_slope, slope
 from torchimplicit.linear import Jacobian, eigenvalue_range, probe
@@ -81,7 +82,7 @@ class ProximalGradient(PreparedMap):
                 raise TypeError(f"{name}({word}=...): got a {type(got).__name__}, expected a callable")
         if step is not None and not (isinstance(step, float | int) and 0 < step < math.inf):
             raise ValueError(f"{name}(step={step!r}): expected a finite number > 0, or None to choose one")
-        positions = isinstance(prox_args, list | tuple) and all(isinstance(i, int) and i >= 0 for i in prox_args)
+        positions = isinstance(prox_args, list | tuple) and all(is_count(i, 0) for i in prox_args)
         if not positions:
             raise ValueError(f"{name}({self._word}_args={prox_args!r}): expected positions of arguments, such as (1,)")
         self.energy, self.prox, self.step, self.prox_args = energy, prox, step, tuple(prox_args)
@@ -244,8 +245,7 @@ def curvature_bound(energy: Callable, z: Any, *args: Any, products: int = PRODUC
         >>> round(bound.item(), 6)
         8.0
     """
-    if not isinstance(products, int) or products < 1:
-        raise ValueError(f"curvature_bound(products={products!r}): expected an integer >= 1")
+    require_count("curvature_bound", products=products)
     problem = Stationary(energy, z, args, batch_dims, begins=False)
     tensors = [tensor.detach() for tensor in problem.explicit.take_tensors()]
     with problem.bind(tensors) as residual:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require, require_count
 from torchimplicit.train.data.base import RecipeData, Splits
 from torchimplicit.train.seeds import seed_of
 
@@ -62,10 +62,8 @@ class CopyMemory(RecipeData):
         self.blanks, self.symbols = blanks, symbols
         self.easy_blanks, self.easy_epochs = easy_blanks, easy_epochs
         self.train_samples, self.eval_samples = train_samples, eval_samples
-        for name in ("blanks", "symbols", "easy_blanks", "batch_size", "train_samples", "eval_samples"):
-            value = getattr(self, name)
-            require(self, name, isinstance(value, int) and value >= 1, "an integer >= 1")
-        require(self, "easy_epochs", isinstance(easy_epochs, int) and easy_epochs >= 0, "an integer >= 0")
+        require_count(self, "blanks", "symbols", "easy_blanks", "batch_size", "train_samples", "eval_samples")
+        require_count(self, "easy_epochs", least=0)
         fits = not easy_epochs or easy_blanks <= blanks
         require(self, "easy_blanks", fits, f"no more than blanks={blanks}")
         self.save_hyperparameters()

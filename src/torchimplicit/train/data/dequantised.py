@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require_count
 from torchimplicit.train.data.base import RecipeData, Splits, permutation
 from torchimplicit.train.data.tables import Rows
 from torchimplicit.train.seeds import seed_of
@@ -53,7 +53,7 @@ class DequantisedDigits(RecipeData):
     def __init__(self, batch_size: int = 128, seed: int = 0):
         """Loads nothing yet."""
         super().__init__(batch_size, seed)
-        require(self, "batch_size", isinstance(batch_size, int) and batch_size >= 1, "an integer >= 1")
+        require_count(self, "batch_size")
         self.save_hyperparameters()
 
     def load(self) -> Splits:

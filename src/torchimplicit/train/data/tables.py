@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require, require_count
 from torchimplicit.train.data.base import RecipeData, Splits
 from torchimplicit.train.seeds import seed_of
 
@@ -50,9 +50,7 @@ class Drawn(RecipeData):
         """Draws nothing yet."""
         super().__init__(batch_size, seed)
         self.samples, self.eval_samples = samples, eval_samples
-        for name in ("samples", "eval_samples", "batch_size"):
-            value = getattr(self, name)
-            require(self, name, isinstance(value, int) and value >= 1, "an integer >= 1")
+        require_count(self, "samples", "eval_samples", "batch_size")
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """So many samples."""
@@ -89,7 +87,7 @@ class Powers(Drawn):
         """Draws nothing yet."""
         super().__init__(samples, eval_samples, batch_size, seed)
         self.power = power
-        require(self, "power", isinstance(power, int) and power >= 1, "an integer >= 1")
+        require_count(self, "power")
         self.save_hyperparameters()
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require, require_count
 from torchimplicit.train.data.base import DATA_VARIABLE, DataError, RecipeData, Splits
 from torchimplicit.train.data.batches import Batches, Order
 from torchimplicit.train.data.files import read_bytes, reading
@@ -72,9 +72,8 @@ class Text(RecipeData):
         self.source, self.tokens, self.pairs, self.length, self.data_dir = source, tokens, pairs, length, data_dir
         require(self, "source", source in ("shakespeare", "wikitext-2"), "'shakespeare' or 'wikitext-2'")
         require(self, "tokens", tokens in ("characters", "pairs"), "'characters' or 'pairs'")
-        for name, least in (("length", 1), ("batch_size", 1), ("pairs", 256)):
-            value = getattr(self, name)
-            require(self, name, isinstance(value, int) and value >= least, f"an integer >= {least}")
+        require_count(self, "length", "batch_size")
+        require_count(self, "pairs", least=256)
         self.symbols: Vocabulary | None = None
         self.characters_per_token: dict[str, float] = {}
         self.save_hyperparameters(ignore="data_dir")

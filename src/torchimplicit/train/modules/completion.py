@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require, require_count
 from torchimplicit.train.modules.equilibrium import Stage
 from torchimplicit.train.modules.proximal import ProximalMomentum
 from torchimplicit.train.modules.puzzle import Batch, Puzzle
@@ -45,7 +45,7 @@ class Completion(Puzzle):
         self.sparsity, self.scale_rate, self.at_once = sparsity, scale_rate, at_once
         require(self, "sparsity", sparsity >= 0, "a number >= 0")
         require(self, "scale_rate", scale_rate >= 0, "a number >= 0")
-        require(self, "at_once", isinstance(at_once, int) and at_once >= 1, "an integer >= 1")
+        require_count(self, "at_once")
         self.filled = nn.ModuleDict({f"{stage}_filled": MeanMetric() for stage in ("val", "test")})
 
     def evaluate(self, stage: Stage, batch: Batch) -> Tensor:

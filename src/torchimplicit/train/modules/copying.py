@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require, require_count
 from torchimplicit.train.errors import UsageError
 from torchimplicit.train.modules.equilibrium import EquilibriumModule, Stage
 
@@ -35,7 +35,7 @@ class Copying(EquilibriumModule):
         super().__init__(network, **options)
         self.symbols, self.beta2 = symbols, beta2
         require(self, "beta2", 0 <= beta2 < 1, "a number in [0, 1)")
-        require(self, "symbols", isinstance(symbols, int) and symbols >= 1, "an integer >= 1")
+        require_count(self, "symbols")
         self.vocabulary: int = getattr(network, "vocabulary", 10)
         self.measure(accuracy=MulticlassAccuracy(self.vocabulary, average="micro", validate_args=False))
 

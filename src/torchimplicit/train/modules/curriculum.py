@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torchimplicit.adjoint import Adjoint, Unrolled
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require, require_count
 from torchimplicit.nn import DEQ
 from torchimplicit.solve import Picard, Solver
 
@@ -32,9 +32,8 @@ class Curriculum:
     tighten_steps: int = 1000
 
     def __post_init__(self):
-        for name, least in (("unrolled_steps", 0), ("depth", 1), ("tighten_steps", 1)):
-            value = getattr(self, name)
-            require(self, name, isinstance(value, int) and value >= least, f"an integer >= {least}")
+        require_count(self, "unrolled_steps", least=0)
+        require_count(self, "depth", "tighten_steps")
         loose = self.loose_rtol is None or 0 < self.loose_rtol < 1
         require(self, "loose_rtol", loose, "None or a number in (0, 1)")
 

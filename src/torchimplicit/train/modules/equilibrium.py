@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from torchmetrics import Metric, MetricCollection
 
 from torchimplicit.adjoint.unrolled import UnrolledReport
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require, require_count
 from torchimplicit.core.status import ConvergenceWarning, Report
 from torchimplicit.nn import DEQ, jacobian_penalty
 from torchimplicit.nn.layer import ImplicitLayer
@@ -80,7 +80,7 @@ class EquilibriumModule(LightningModule):
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
         self.jacobian_penalty, self.penalty_every = jacobian_penalty, penalty_every
         self.curriculum, self.compile_cells = curriculum, compile_cells
-        require(self, "penalty_every", isinstance(penalty_every, int) and penalty_every >= 1, "an integer >= 1")
+        require_count(self, "penalty_every")
         require(self, "jacobian_penalty", 0 <= jacobian_penalty < math.inf, "a finite number >= 0")
         self.config: dict[str, Any] | None = None
         self.metrics = nn.ModuleDict()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.segmentation import DiceScore, MeanIoU
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require_count
 from torchimplicit.train.errors import UsageError
 from torchimplicit.train.modules.equilibrium import EquilibriumModule, Stage
 
@@ -38,8 +38,8 @@ class Segmenter(EquilibriumModule):
         """Wraps the network."""
         super().__init__(network, **options)
         self.classes, self.picture_every = classes, picture_every
-        require(self, "classes", isinstance(classes, int) and classes >= 2, "an integer >= 2")
-        require(self, "picture_every", isinstance(picture_every, int) and picture_every >= 1, "an integer >= 1")
+        require_count(self, "classes", least=2)
+        require_count(self, "picture_every")
         self._compare("network", getattr(network, "classes", classes))
         self.measure(
             dice=DiceScore(classes, include_background=False, average="macro", input_format="index"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import is_count, require, require_count
 from torchimplicit.core.status import OnFailure
 from torchimplicit.nn import QP
 
@@ -29,8 +29,8 @@ class BoardProgram(nn.Module):
         """Draws the rules."""
         super().__init__()
         self.size, self.rules = size, rules
-        require(self, "size", isinstance(size, int) and size >= 1, "an integer >= 1")
-        require(self, "rules", isinstance(rules, int) and 1 <= rules < size**3, f"an integer in [1, {size**3})")
+        require_count(self, "size")
+        require(self, "rules", is_count(rules) and rules < size**3, f"an integer in [1, {size**3})")
         self.program = QP(
             size**3, equalities=rules, lower=0.0, ridge=ridge, learn_curvature=False, on_failure=on_failure
         )
@@ -52,7 +52,7 @@ class BoardPerceptron(nn.Module):
         """Draws the weights."""
         super().__init__()
         self.size = size
-        require(self, "size", isinstance(size, int) and size >= 1, "an integer >= 1")
+        require_count(self, "size")
         inner, outer = nn.Linear(width, width), nn.Linear(width, size**3)
         self.layers = nn.Sequential(nn.Linear(size**3, width), nn.ReLU(), inner, nn.ReLU(), outer)
 

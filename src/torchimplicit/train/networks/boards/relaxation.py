@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require, require_count
 from torchimplicit.core.status import OnFailure
 from torchimplicit.nn import MaxSAT
 
@@ -49,7 +49,7 @@ class BoardRelaxation(nn.Module):
         """Builds the layer."""
         super().__init__()
         self.size, self.sharpness = size, sharpness
-        require(self, "size", isinstance(size, int) and size >= 1, "an integer >= 1")
+        require_count(self, "size")
         require(self, "sharpness", sharpness > 0, "a number > 0")
         self.layer = MaxSAT(
             size**3,

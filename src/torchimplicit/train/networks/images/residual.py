@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from torchimplicit.adjoint import Adjoint, Implicit
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require, require_count
 from torchimplicit.core.status import OnFailure
 from torchimplicit.nn import DEQ, ResidualCell
 from torchimplicit.solve import Anderson, Solver
@@ -93,7 +93,7 @@ class ResidualNetwork(nn.Module):
         self.channels, self.blocks = channels, blocks
         _check(self)
         require(self, "channels", channels % groups == 0, f"a multiple of groups={groups}, for the group norms")
-        require(self, "blocks", isinstance(blocks, int) and blocks >= 1, "an integer >= 1")
+        require_count(self, "blocks")
         self.stem = stem(in_channels, channels, groups, self.strides)
         self.body = nn.Sequential(*(ResidualBlock(channels, groups) for _ in range(blocks)))
         self.head = head(channels, pool, classes)
@@ -108,4 +108,4 @@ def _check(network: ConvolutionalDEQ | ResidualNetwork) -> None:
     require(
         network, "strides", bool(strides) and all(stride in (1, 2) for stride in strides), "a list of ones and twos"
     )
-    require(network, "pool", isinstance(network.pool, int) and network.pool >= 1, "an integer >= 1")
+    require_count(network, "pool")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from torchimplicit.adjoint import Adjoint, Implicit
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require_count
 from torchimplicit.core.status import OnFailure
 from torchimplicit.nn import DEQ, TransformerCell, TransformerInjection
 from torchimplicit.solve import Anderson, Solver
@@ -80,7 +80,7 @@ class CopyingTransformer(nn.Module):
         """Draws the weights."""
         super().__init__()
         self.vocabulary, self.length = vocabulary, length
-        _require_counts(self, "vocabulary")
+        require_count(self, "vocabulary")
         cell = TransformerCell(width, heads, hidden, positions="relative", length=length)
         register_parametrization(cell.distances, "bias", Waves(length))  # type: ignore[arg-type]
         inject = TransformerInjection(width, width)
@@ -112,7 +112,7 @@ class CopyingLSTM(nn.Module):
         """Draws the weights."""
         super().__init__()
         self.width, self.hidden, self.vocabulary = width, hidden, vocabulary
-        _require_counts(self, "width", "hidden", "vocabulary")
+        require_count(self, "width", "hidden", "vocabulary")
         self.encoder = nn.Embedding(vocabulary, width)
         self.body = nn.LSTM(width, hidden, batch_first=True)
         self.head = nn.Linear(hidden, vocabulary)
@@ -139,7 +139,7 @@ class CopyingTCN(nn.Module):
         """Draws the weights."""
         super().__init__()
         self.channels, self.blocks, self.kernel_size, self.vocabulary = channels, blocks, kernel_size, vocabulary
-        _require_counts(self, "channels", "blocks", "kernel_size", "vocabulary")
+        require_count(self, "channels", "blocks", "kernel_size", "vocabulary")
         self.encoder = nn.Embedding(vocabulary, channels)
         self.body = nn.Sequential(*(CausalBlock(channels, kernel_size, 2**level) for level in range(blocks)))
         self.head = nn.Linear(channels, vocabulary)
@@ -164,9 +164,3 @@ class CausalBlock(nn.Module):
         for convolution in self.convolutions:
             y = F.relu(convolution(F.pad(y, (self.reach, 0))))
         return F.relu(x + y)
-
-
-def _require_counts(network: nn.Module, *names: str) -> None:
-    for name in names:
-        value = getattr(network, name)
-        require(network, name, isinstance(value, int) and value >= 1, "an integer >= 1")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchimplicit.adjoint import Adjoint, Implicit
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require, require_count
 from torchimplicit.core.status import OnFailure
 from torchimplicit.nn import DEQ, TransformerCell, TransformerInjection, TrellisCell, TrellisInjection
 from torchimplicit.solve import Anderson, Solver
@@ -33,9 +33,7 @@ class LanguageNetwork(nn.Module):
         """Draws the weights."""
         super().__init__()
         self.vocabulary, self.width, self.length, self.cutoffs = vocabulary, width, length, list(cutoffs)
-        for name in ("vocabulary", "width"):
-            value = getattr(self, name)
-            require(self, name, isinstance(value, int) and value >= 1, "an integer >= 1")
+        require_count(self, "vocabulary", "width")
         rising = self.cutoffs == sorted(set(self.cutoffs)) and all(0 < cut < vocabulary for cut in self.cutoffs)
         require(self, "cutoffs", rising, f"rising numbers below the vocabulary of {vocabulary}, or none")
         least = 4 ** len(self.cutoffs)  # the head divides the width by four from one group to the next
@@ -143,7 +141,7 @@ class TransformerNetwork(LanguageNetwork):
         """Draws the weights."""
         super().__init__(vocabulary, width, length, cutoffs)
         self.layers = layers
-        require(self, "layers", isinstance(layers, int) and layers >= 1, "an integer >= 1")
+        require_count(self, "layers")
         options: dict[str, Any] = {"positions": positions, "length": length, "norm": norm, "dropout": dropout}
         self.blocks = nn.ModuleList(TransformerCell(width, heads, hidden, **options) for _ in range(layers))
         self.norm = nn.LayerNorm(width) if norm == "pre" else nn.Identity()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require, require_count
 from torchimplicit.core.status import OnFailure
 from torchimplicit.nn import NeuralODE, PathPenalty
 from torchimplicit.ode import Checkpointed, PathAdjoint, PathSolver, Tsit5
@@ -69,7 +69,7 @@ class DenseODE(nn.Module):
         """Draws the weights."""
         super().__init__()
         self.width, self.times, self.weight = width, times, penalty
-        require(self, "times", isinstance(times, int) and times >= 1, "an integer >= 1")
+        require_count(self, "times")
         ts = torch.linspace(0, duration, max(times, 2))
         self.path = NeuralODE(
             DenseField(width, hidden, layers), ts, solver, adjoint,
