@@ -93,7 +93,8 @@ def odeint(
             gradient of its dose alone, for there `f` has no side before. `max_steps`, `dt0` and `checkpoints` are
             for each stretch between jumps.
         doses: what is added to the state at the jumps: like `y0` with the jumps in front, `(J, B, ...)`, or what
-            broadcasts against that. One that carries an event's condition past zero is no crossing. None for nothing.
+            broadcasts against that. Where they carry an event's condition to zero or past it, the event happens at that
+            time, and the state behind it is the event's. None for nothing.
 
     Returns:
         A `PathSolution`; `solution.value` is like `y0` with the times in front, `(T, B, ...)`; `solution.mask` `(T, B)`

@@ -36,6 +36,7 @@ class PathRecord:
         reached: the time that each sample reached, as solvers count it, `(B,)`.
         event: which event ended the walk of each sample, -1 for none, `(B,)`; None without events.
         met: the crossings of every event.
+        side: the signs of the events' conditions where each walk ended, `(B, E)`; None without events.
         lost: which samples have a path but no gradient, `(B,)`, for their steps are not found again; None where that is
             none, or was not looked at.
         stretch: which stretch between jumps the last walk back was of.
@@ -47,6 +48,7 @@ class PathRecord:
     reached: Tensor | None = None
     event: Tensor | None = None
     met: Sequence[Met] = ()
+    side: Tensor | None = None
     lost: Tensor | None = None
     stretch: int = 0
 
@@ -83,6 +85,7 @@ class PathCall:
         callback: the user's, told of every step of the forward walk; None for nobody.
         dt_max: the largest step of every sample, `(B,)`; None for any.
         between: whether the field may jump at the first and the last time, and is asked strictly between them.
+        side: the signs of the events' conditions from which the walk comes over a jump, `(B, E)`; None for no jump.
     """
 
     dynamics: Dynamics | MappedDynamics
@@ -96,6 +99,7 @@ class PathCall:
     callback: Callable | None = None
     dt_max: Tensor | None = None
     between: bool = False
+    side: Tensor | None = None
 
     def forward(
         self, y0: Tensor, ts: Tensor, tensors: Sequence[Tensor], condition_tensors: Sequence[Tensor] = ()
@@ -155,12 +159,12 @@ class PathCall:
         values = y0.new_empty((len(ts), *y0.shape))
         values[0] = y0
         path, whole = Path() if self.checkpoints else None, Traveller.start(ts, y0)
-        log = None if self.trigger is None else Log(len(self.trigger.events), whole.t)
+        log, whole.side = None if self.trigger is None else Log(len(self.trigger.events), whole.t), self.side
         slope, nfev = self._walk_phases(engine, whole, values, path, tensors, condition_tensors, log)
         self.record.reached = whole.t
         if log is not None:
             self._check_conditions(condition_tensors, whole)
-            self.record.event, self.record.met = whole.event, log.met(whole.y)
+            self.record.event, self.record.met, self.record.side = whole.event, log.met(whole.y), whole.side
         self.record.report = PathReport(
             whole.status, whole.tried, whole.ratio, nfev, "odeint",
             accepted=whole.tried - whole.rejected, rejected=whole.rejected, reached=self.dynamics.user_time(whole.t),

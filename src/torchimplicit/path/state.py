@@ -69,3 +69,5 @@ class Traveller:
             setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(some, name)))
         if self.event is not None and some.event is not None:
             self.event = self.event.index_copy(0, rows, some.event)
+        if self.side is not None and some.side is not None:
+            self.side = self.side.index_copy(0, rows, some.side)

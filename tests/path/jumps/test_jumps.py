@@ -54,12 +54,17 @@ ADJOINTS = [ti.Checkpointed(), ti.Checkpointed(2), ti.Direct(), ti.Reversible(),
 SOLVERS = [FINE, ti.Dopri8(rtol=1e-10, atol=1e-12), ti.RK4(dt=0.1), ti.ESDIRK54(rtol=1e-7, atol=1e-9)]
 
 
+PAIRS = [
+    (solver, adjoint)
+    for solver in SOLVERS
+    for adjoint in ADJOINTS
+    if not isinstance(adjoint, ti.Reversible) or isinstance(solver, ti.Tsit5 | ti.RK4)  # the methods of Reversible
+]
+
+
 @pytest.mark.parametrize("forward", [True, False], ids=["forward", "backward"])
-@pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: type(solver).__name__)
-@pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
+@pytest.mark.parametrize(("solver", "adjoint"), PAIRS, ids=lambda one: type(one).__name__)
 def test_gradients_by_times_and_amounts_are_those_of_the_closed_form(adjoint, solver, forward):
-    if isinstance(adjoint, ti.Reversible) and not isinstance(solver, ti.Tsit5 | ti.RK4):
-        pytest.skip("no method of Reversible")
     starts, amounts, k = double(1, 3, 5.5), double(0.3, 0.2, 0.7), double(0.3)
     ts = double(0, 2.5, 7)
     inputs = [each.requires_grad_() for each in (starts, amounts, k, ts)]
@@ -428,8 +433,8 @@ def test_crossings_of_all_stretches_stand_in_a_row_and_callbacks_see_them():
         dt_max=0.2, callback=lambda t, y, moved: times.append(t),
     )  # fmt: skip
     met = solution.crossings[0]
-    assert torch.allclose(met.time.T, double([0.9, 1.5, 2.5], [1.1, 2.1, NAN]), equal_nan=True)
-    assert torch.allclose(met.state[..., 0].T, double([1, 2, 3], [2, 3, 3.25]))
+    assert torch.allclose(met.time.T, double([0.9, 1.5, 2.5], [0.3, 1.1, 2.1]))  # the dose at 0.3 brings 0.8 to 1.2
+    assert torch.allclose(met.state[..., 0].T, double([1, 2, 3], [1.2, 2, 3]))
     assert solution.event_index.tolist() == [1, 1]
     assert torch.allclose(solution.event_time, double(2.75, 2.35))
     seen = torch.stack(times)
@@ -437,11 +442,118 @@ def test_crossings_of_all_stretches_stand_in_a_row_and_callbacks_see_them():
     assert torch.equal(seen[-1], solution.event_time.detach())
 
 
-def test_a_dose_that_carries_a_condition_past_zero_is_no_crossing():
+def test_an_event_that_a_dose_carries_the_path_past_happens_at_the_dose():
+    jump, amount = double(1.0).requires_grad_(), double(3.0).requires_grad_()
     high = ti.Event(lambda t, y: y[:, 0] - 2)
-    solution = ti.odeint(decay, ONE, double(0, 1, 4), jumps=double(1), doses=3 * ONE[None], event=high, solver=FINE)
-    # of what it has grown to it falls back
-    assert float(solution.event_time.detach()) == pytest.approx(1 + math.log((math.exp(-1) + 3) / 2), rel=1e-8)
+
+    def solve(event, **options):
+        doses = amount.view(1, 1, 1)
+        ts = double(0, 1, 1.1, 4)
+        return ti.odeint(decay, ONE, ts, jumps=jump, doses=doses, event=event, solver=FINE, **options)
+
+    solution = solve(high, dense=True)
+    assert solution.event_time.tolist() == [1.0]
+    assert solution.event_index.tolist() == [0]
+    e = math.exp(-1)
+    assert torch.allclose(solution.value.flatten(), double(1, e, e + 3, e + 3), rtol=1e-9)
+    assert torch.allclose(solution.event_state, double([e + 3]), rtol=1e-9)
+    assert solution.crossings[0].time.tolist() == [[1.0]]
+    sides = [float(solution.path(t).detach()) for t in (1.0, 1 + 1e-9)]
+    assert sides == pytest.approx([e, e + 3], rel=1e-9)
+    by = torch.autograd.grad(solution.event_time.sum(), (jump, amount), retain_graph=True, materialize_grads=True)
+    assert torch.cat(by).tolist() == [1.0, 0.0]
+    by = torch.autograd.grad(solution.event_state.sum(), (jump, amount))
+    assert torch.allclose(torch.cat(by), double(-e, 1), rtol=1e-8)
+
+    down = solve(ti.Event(high.condition, direction=-1))
+    assert float(down.event_time.detach()) == pytest.approx(1 + math.log((e + 3) / 2), rel=1e-8)
+    noted = solve([ti.Event(high.condition, terminal=False), ti.Event(high.condition, direction=-1)])
+    assert torch.allclose(noted.crossings[0].time.flatten(), torch.cat((double(1), down.event_time)), rtol=1e-9)
+    with torch.no_grad():
+        assert torch.equal(solve(high).event_time, solution.event_time)
+
+
+def test_several_events_at_a_jump_end_with_the_first_in_the_list():
+    levels = [
+        ti.Event(lambda t, y, at=at: y[:, 0] - at, terminal=ends) for at, ends in ((3, True), (2, True), (1, False))
+    ]
+    solution = ti.odeint(decay, 0.1 * ONE, double(0, 2), jumps=double(1), doses=5 * ONE[None], event=levels)
+    assert solution.event_index.tolist() == [0]
+    assert [each.time.flatten().tolist() for each in solution.crossings] == [[1.0], [], [1.0]]
+
+
+@pytest.mark.parametrize("solver", [ti.Tsit5(), ti.RK4(dt=0.03), ti.Kvaerno3()], ids=lambda one: type(one).__name__)
+def test_an_event_that_is_met_just_at_a_jump_is_met_once(solver):
+    """By a rounding before it, at it or behind it; and a field that turns there does not take it back."""
+    jumps = double(*torch.linspace(0.1, 0.9, 33).tolist())
+    start = torch.zeros(33, 1, dtype=torch.float64)
+    for slope in (1.0, 0.3, 7.0):
+        for terminal in (True, False):
+            event = ti.Event(lambda t, y, at, slope=slope: y[:, 0] - slope * at[:, 0], terminal=terminal)
+            solution = ti.odeint(
+                lambda t, y, at, slope=slope: slope * (1 + (t >= at) + 0 * y), start, double(0, 1),
+                jumps[:, None], jumps=jumps[None], event=event, solver=solver,
+            )  # fmt: skip
+            assert solution.crossings[0].mask.sum(0).tolist() == [1] * 33
+            assert torch.allclose(solution.crossings[0].time[0], jumps, rtol=0, atol=1e-12)
+
+
+def crossings_of_a_ramp(start, level, doses):
+    """When a path of slope one, with these doses at whole times 0, 1, 2, ... passes a level, up to time 3.7."""
+    y, side, found = start, 0 if start == level else (1 if start > level else -1), []
+    for t in range(4):
+        y += doses.get(t, 0)
+        if side and (y - level) * side <= 0:
+            found.append(t)
+            side = -side if y != level else 0
+        side = side if y == level else (1 if y > level else -1)
+        if y < level <= y + 1 or (y == level and side == -1):
+            found.append(t + level - y)
+        y += 1
+        side = (y > level) - (y < level)
+    return [float(t) for t in found if t < 3.7]
+
+
+@settings(max_examples=40)
+@given(
+    programs=st.lists(
+        st.tuples(st.integers(-3, 2), st.dictionaries(st.integers(0, 3), st.integers(-3, 3))), min_size=1, max_size=3
+    ),
+    level=st.sampled_from([0.0, 1.0, 0.5, -0.25]),
+)
+def test_events_of_ramps_with_doses(programs, level):
+    """Whatever its mates do, a sample passes a level where its path does, or its dose."""
+    start = double(*([float(y)] for y, _ in programs))
+    jumps = double(*([float(t)] * len(programs) for t in range(4)))
+    doses = double(*([[float(amounts.get(t, 0))] for _, amounts in programs] for t in range(4)))
+    event = ti.Event(lambda t, y: y[:, 0] - level, terminal=False)
+    solution = ti.odeint(lambda t, y: torch.ones_like(y), start, double(0, 3.7), jumps=jumps, doses=doses, event=event)
+    met = solution.crossings[0]
+    for i, (y, amounts) in enumerate(programs):
+        found = met.time[met.mask[:, i], i]
+        assert found.tolist() == pytest.approx(crossings_of_a_ramp(y, level, amounts), abs=1e-12)
+
+
+def test_doses_of_one_time_are_one_step_past_an_event():
+    high = ti.Event(lambda t, y: y[:, 0] - 2)
+    jumps = double([1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 3, 3]).T  # the last mate has one at each time
+    jumps = torch.cat((jumps[:2], double([0, 1, 3], [0, 1, 3])))
+    doses = double(3, -3, 0, 0).view(4, 1, 1)
+    alone = ti.odeint(decay, ONE, double(0, 4), jumps=jumps[:, :1], doses=doses, event=high, solver=FINE)
+    assert alone.event_time.isnan().all()
+    start = ONE.expand(3, 1)
+    solution = ti.odeint(decay, start, double(0, 4), jumps=jumps, doses=doses, event=high, solver=FINE)
+    assert solution.event_time.isnan().tolist() == [True] * 3
+
+
+def test_a_dose_at_the_first_time_carries_past_an_event():
+    high = ti.Event(lambda t, y: y[:, 0] - 2)
+    start = double([1.0], [2.0], [5.0])
+    jump, doses = double(0.0).requires_grad_(), 3 * ONE[None]
+    solution = ti.odeint(decay, start, double(0, 4), jumps=jump, doses=doses, event=high, solver=FINE)
+    # the second one has just been met, the third is past it: both come down to it
+    assert torch.allclose(solution.event_time, double(0, math.log(5 / 2), math.log(8 / 2)), rtol=1e-9)
+    assert torch.equal(solution.event_state[0].detach(), double(4.0))
 
 
 def test_transforms():

@@ -101,7 +101,7 @@ class Watch:
         """On which side every sample starts: the one that it moves to where it starts at zero.
 
         Args:
-            who: where they stand.
+            who: where they stand; a side that they come with is theirs, unless it is zero.
             slope: the slopes there, `(B, n)`.
             stop: where the first step ends, `(B,)`; the probe is a small part of it.
         """
@@ -110,9 +110,11 @@ class Watch:
         ahead = eps**0.25 * h
         there = torch.addcmul(who.y, ahead.to(who.y.dtype).unsqueeze(1), slope)
         change = self.conditions.of_all(who.t + ahead, there) - value
-        moved = change.abs() * ((who.t.abs() + h) / ahead).unsqueeze(1)
+        moved = torch.where((h > 0).unsqueeze(1), change.abs() * ((who.t.abs() + h) / ahead).unsqueeze(1), 0.0)
         met = value.abs() <= ROUNDINGS * eps * (moved + self._sway(who, value))
-        who.side, who.event = torch.where(met, change, value).sign(), torch.full_like(who.status, -1)
+        side = torch.where(met, change, value).sign()
+        who.side = side if who.side is None else torch.where(who.side != 0, who.side, side)
+        who.event = torch.full_like(who.status, -1)
 
     def _sway(self, who: Traveller, value: Tensor) -> Tensor:
         """How much the conditions change by where every unknown changes by about its size, `(B, E)`."""

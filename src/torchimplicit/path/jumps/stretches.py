@@ -1,7 +1,8 @@
 r"""Walking in stretches from jump to jump, each a walk of its own, and their outputs put together.
 
-So nothing is carried over a jump but the state, and a jump's time has its gradient from the stretch that ends there and
-from the one that begins: $(f_- - f_+)^\top \lambda$, the fields at both sides times the gradient of the state.
+So nothing is carried over a jump but the state, and on which side of events it is. A jump's time has its gradient from
+the stretch that ends there and from the one that begins: $(f_- - f_+)^\top \lambda$, the fields at both sides times
+the gradient of the state.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torchimplicit.path.dense.chain import Chain
 from torchimplicit.path.dense.follow import Followed, follow
 from torchimplicit.path.events.watch import Met
 from torchimplicit.path.inputs import Inputs
+from torchimplicit.path.jumps.crossed import BeforeJump, Crossed, crossed
 from torchimplicit.path.jumps.route import Route
 from torchimplicit.path.report import PathReport
 
@@ -42,6 +44,7 @@ def followed_to_end(call: PathCall, adjoint: PathAdjoint, inputs: Inputs) -> Fol
     if inputs.jumps is None:
         return follow(call, adjoint, inputs.y0, inputs.ts, inputs.tensors, inputs.event_tensors)
     trip, trails, stops, met, t, path = Trip(call, inputs), [], [], [], inputs.ts[0], None
+    trip.route.walks[0] |= call.trigger is not None  # someone has to say on which side of events it starts
     for k in range(len(trip.route.walks)):
         if trip.route.walks[k]:
             stood = trip.stands
@@ -53,6 +56,9 @@ def followed_to_end(call: PathCall, adjoint: PathAdjoint, inputs: Inputs) -> Fol
             stops.append(trip.route.edges[k + 1].detach())
             met.append(found.met)
         trip.jump(k)
+        if (passed := trip.cross(k)) is not None and passed.met:
+            met.append(passed.met)
+            t = torch.where(passed.event >= 0, trip.route.edges[k + 1], t)
     rows, y = trip.finish(), trip.y
     assert path is not None
     chain = Chain(tuple(trails), torch.stack(stops), trip.route.ts)
@@ -96,6 +102,8 @@ class Trip:
         y: states now, `(B, n)`.
         stands: which samples go no further, `(B,)`: they have failed, or met their event.
         reached: the time that each sample reached, `(B,)`.
+        before_jump: where the samples last came to a jump, or started; None without events, and at first.
+        event: which event has ended a walk at a jump, -1 for none, `(B,)`.
     """
 
     def __init__(self, call: PathCall, inputs: Inputs):
@@ -112,12 +120,15 @@ class Trip:
         self.records: list[StretchRecord] = []
         self.reached = self.route.ts[0].detach()
         self.stands = torch.zeros_like(self.reached, dtype=torch.bool)
+        self.before_jump: BeforeJump | None = None
+        self.event = torch.full_like(self.stands, -1, dtype=torch.int64)
 
     def leave(self, k: int) -> tuple[PathCall, Tensor, Tensor]:
         """What to walk on a stretch: its call, states and times, `(2 + M, B)`; those that stand still go nowhere."""
         self.records.append(StretchRecord(whole=self.whole.record, number=k))
+        side = None if self.before_jump is None else self.before_jump.side
         times = torch.where(self.stands, self.reached, self.route.times(k))
-        return replace(self.whole, record=self.records[-1], between=True), self.y, times
+        return replace(self.whole, record=self.records[-1], between=True, side=side), self.y, times
 
     def arrive(self, k: int, rows: Tensor, y: Tensor | None = None) -> None:
         """Takes what was found on a stretch: the states at its times, and at its end, should that be another."""
@@ -132,8 +143,25 @@ class Trip:
             slope = self._slope(route.edges[k : k + 2])
             rows = rows + torch.where(stands, 0.0, route.beyond(k)).unsqueeze(2).to(slope.dtype) * slope
         self.rows.append(rows)
+        self._land(record, k)
         self.reached = torch.where(self.stands, self.reached, record.reached)
         self.stands = stands
+
+    def _land(self, record: PathRecord, k: int) -> None:
+        """Notes where those samples that went a way on a stretch stand before the jump behind it."""
+        if record.side is None:
+            return
+        start, end = (transforms.unwrapped(each).detach() for each in self.route.edges[k : k + 2])
+        y, now = transforms.unwrapped(self.y).detach(), end - torch.finfo(end.dtype).eps ** 0.5 * (end - start)
+        just = [(each.t >= now).any(0) for each in record.met]
+        size = y.abs() if self.before_jump is None else torch.maximum(self.before_jump.size, y.abs())
+        before_jump = BeforeJump(record.side, y, size, torch.stack(just, dim=1))
+        if self.before_jump is not None:
+            went = (~self.stands & (end > start)).unsqueeze(1)
+            before_jump = BeforeJump(
+                *(torch.where(went, *both) for both in zip(before_jump, self.before_jump, strict=True))
+            )
+        self.before_jump = before_jump
 
     def jump(self, k: int) -> None:
         """Goes over the jump behind a stretch."""
@@ -147,6 +175,18 @@ class Trip:
         if route.doses is not None and k < len(route.doses):
             self.y = torch.where(self.stands.unsqueeze(1), self.y, self.y + route.doses[k])
 
+    def cross(self, k: int) -> Crossed | None:
+        """Which events the jump behind a stretch carries samples past; of several at a time, all of them together."""
+        route, trigger, before_jump = self.route, self.whole.trigger, self.before_jump
+        if trigger is None or before_jump is None or k + 2 == len(route.edges):
+            return None
+        edges = transforms.unwrapped(route.edges).detach()
+        goes_on = ~self.stands & (edges[k + 2] > edges[k + 1])
+        found = crossed(trigger, self.inputs.event_tensors, before_jump, route.edges[k + 1], self.y, goes_on)
+        self.before_jump, ends = before_jump._replace(side=found.side), found.event >= 0
+        self.event, self.stands = torch.where(ends, found.event, self.event), self.stands | ends
+        return found
+
     def _slope(self, ends: Tensor, start: bool = False) -> Tensor:
         """The slopes within a stretch at one of its ends, `(B, n)`, zero where they are not finite."""
         call = replace(self.whole, between=True)
@@ -158,6 +198,8 @@ class Trip:
         record, reports = self.whole.record, [each.report for each in self.records if each.report is not None]
         report = reduce(PathReport.then, reports)
         record.report, record.reached = report, self.reached
+        if report.event is not None:
+            report.event = torch.where(self.event >= 0, self.event, report.event)
         record.event = report.event
         record.mutated = tuple({i for each in self.records for i in each.mutated})
         for each in self.records:
