@@ -90,6 +90,11 @@ MUTANTS = [
         "tests/optim/quadprog/test_singular.py",
     ),
     Mutant(
+        "optim/quadprog/singular.py", "small differences are solved to the rounding of their terms",
+        "        if not bool(better.any()):", "        if not bool((better & (best > _ACCURATE)).any()):",
+        "tests/optim/quadprog/test_singular.py",
+    ),
+    Mutant(
         "optim/control/lqr.py", "bounds are met to the rounding of a plan without them",
         "policy = held(data, policy, by_kind(data, program.active.bounds)[0])", "pass",
         "tests/optim/test_lqr.py::test_a_control_at_its_bound_is_the_bound_to_the_bit",

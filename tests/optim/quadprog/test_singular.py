@@ -35,3 +35,11 @@ def test_a_corner_of_nearly_one_row_has_its_derivative(angle):
     expected = torch.linalg.inv(rows)
     assert solution.backward.converged
     assert (slopes - expected).abs().max() <= 1e-7 * expected.abs().max()
+
+
+def test_small_differences_of_large_terms_are_solved_to_their_own_last_digit():
+    """Rounding of the terms excuses no more than there is of it."""
+    Q, none = t([1.0, 1.0], [1.0, 1.0001]), torch.zeros(1, 0, dtype=torch.float64)
+    system = Singular.build(Q[None], torch.zeros(1, 0, 2, dtype=torch.float64), none)
+    z, _, _ = system.solve((Q @ t(1.0, 2.0))[None], none, terms=t(1e5))
+    assert (z[0] - t(1.0, 2.0)).abs().max() <= 1e-11

@@ -177,7 +177,7 @@ def _refine(
             torch.where(take, other, left),
             torch.where(better, residual, best),
         )
-        if not bool((better & (best > _ACCURATE)).any()):
+        if not bool(better.any()):
             break
     return left, found, best
 
