@@ -39,6 +39,16 @@ MUTANTS = [
         "tests/optim/quadprog/sparse/test_factor.py",
     ),
     Mutant(
+        "optim/quadprog/sparse/solve.py", "of two bounds next to each other either is right",
+        "other = pivoted(program, point, _PIVOTS)", "other = point",
+        "tests/optim/quadprog/sparse/test_pivots.py",
+    ),
+    Mutant(
+        "optim/quadprog/sparse/pivots.py", "any of the rows that contradict each other leaves",
+        "row = ratio.argmin()", "row = ratio.nan_to_num(posinf=-1.0).argmax()",
+        "tests/optim/quadprog/sparse/test_pivots.py",
+    ),
+    Mutant(
         "optim/quadprog/sparse/saddle.py", "derivatives are in the solver's units",
         "z[at], y[at] = dz * units.z, dy * units.y", "z[at], y[at] = dz, dy",
         "tests/optim/quadprog/sparse/test_call.py",

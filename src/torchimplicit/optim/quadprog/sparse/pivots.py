@@ -1,0 +1,91 @@
+r"""The dual simplex method for the last digits: which bound is met where two are nearer than an interior point sees.
+
+Working rows that cannot all be met contradict each other: weights $w$ of them give $R^\top w = 0$ and $w^\top t \ne 0$.
+Along these the multipliers change nothing of the slope and improve the dual, until one of them is zero: that row leaves
+(C. E. Lemke, Naval Res. Logist. Q. 1(1), 1954; D. Goldfarb, A. Idnani, Math. Program. 27, 1983).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from torchimplicit.optim.quadprog.active_set import Point
+from torchimplicit.optim.quadprog.program import Program, largest, times, times_transposed
+from torchimplicit.optim.quadprog.sparse.saddle import SparseSaddle
+
+_ROUNDING = 1e-14  # of the terms of a row
+_ZERO = 1e-12  # of the largest multiplier
+_NOTHING = 1e-6  # of the largest weight
+
+
+def pivoted(program: Program, point: Point, rounds: int) -> Point:
+    """Exchanges working rows one by one until all of them are met, and no other bound is violated.
+
+    Args:
+        program: one program, in units in which all is about one.
+        point: next to the solution, its multipliers of the right signs.
+        rounds: exchanges at most.
+
+    Returns:
+        The solution, to be judged; the point itself where none was reached.
+    """
+    locked = (program.lower == program.upper) & (program.length > 0)
+    z, y, side = point.z, point.y, torch.where(locked & (point.side == 0), 1, point.side)
+    for _ in range(rounds):
+        saddle, y = SparseSaddle(program, side[0]), torch.where(side != 0, y, 0.0)
+        slope = -program.q - times(program.Q, z) - times_transposed(program.rows, y)
+        dz, dy, _ = saddle.solve(slope, program.target(side) - times(program.rows, z))
+        z, y = z + dz, y + dy
+        missed, beyond = _off(program, z, side)
+        wrong = torch.where(locked, 0.0, side * y)
+        if bool((missed != 0).any()):
+            weights = _balanced(program, saddle, missed)
+            row, step = _first_to_leave(weights, side, wrong, locked)
+            if not bool(step.isfinite()):
+                return point
+            y, side = y + step * weights, _with(side, row, 0)
+        elif bool(wrong.amin() < -_ZERO * largest(y)):
+            side = _with(side, wrong.argmin(), 0)
+        elif bool((beyond != 0).any()):
+            row = beyond.abs().argmax()
+            side = _with(side, row, beyond[0, row].sign())
+        else:
+            y, side = torch.where(wrong < 0, 0.0, y), torch.where(wrong < 0, 0, side)
+            return replace(point, z=z, y=y, side=side, saddle=saddle)
+    return point
+
+
+def _off(program: Program, z: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
+    """By how much working rows miss their bounds, and by what part of their terms the others pass one, `(1, r)`."""
+    reached, size = times(program.rows, z), times(program.rows.abs(), z.abs())
+    missed = torch.where(side != 0, reached - program.target(side), 0.0)
+    beyond = torch.where(side == 0, reached - reached.clamp(program.lower, program.upper), 0.0)
+    missed, beyond = (torch.where(off.abs() <= _ROUNDING * size, 0.0, off) for off in (missed, beyond))
+    return missed, beyond / size.clamp_min(torch.finfo(size.dtype).tiny)
+
+
+def _balanced(program: Program, saddle: SparseSaddle, missed: Tensor) -> Tensor:
+    """Weights of the working rows that move no unknown: what least squares leave, and what balances it, `(1, r)`."""
+    holder = saddle.holder[saddle.held]
+    weights = missed.index_fill(1, holder, 0.0)
+    pulled = times_transposed(program.rows, weights) / saddle.entry
+    weights[0, holder] = -pulled[0, saddle.held]
+    return weights / largest(weights).clamp_min(torch.finfo(weights.dtype).tiny)
+
+
+def _first_to_leave(weights: Tensor, side: Tensor, own: Tensor, locked: Tensor) -> tuple[Tensor, Tensor]:
+    """The row whose multiplier is the first to be zero, and how far that is; infinitely far if there is none."""
+    falls = torch.where(locked, 0.0, -side * weights)
+    ratio = torch.where(falls > _NOTHING, own.clamp_min(0) / falls.clamp_min(_NOTHING), torch.inf)
+    row = ratio.argmin()
+    return row, ratio[0, row]
+
+
+def _with(side: Tensor, row: Tensor, value: Tensor | int) -> Tensor:
+    """The sides, one of them changed."""
+    changed = side.clone()
+    changed[0, row] = value
+    return changed
