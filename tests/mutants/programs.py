@@ -39,14 +39,14 @@ MUTANTS = [
         "tests/optim/quadprog/sparse/test_factor.py",
     ),
     Mutant(
-        "optim/quadprog/sparse/solve.py", "of two bounds next to each other either is right",
-        "other = pivoted(program, point, _PIVOTS)", "other = point",
-        "tests/optim/quadprog/sparse/test_pivots.py",
+        "optim/quadprog/exchange.py", "of two bounds next to each other either is right",
+        "found = exchanged(own, point.take(at))", "found = point.take(at)",
+        "tests/optim/quadprog/test_exchange.py",
     ),
     Mutant(
-        "optim/quadprog/sparse/pivots.py", "any of the rows that contradict each other leaves",
+        "optim/quadprog/exchange.py", "any of the rows that contradict each other leaves",
         "row = ratio.argmin()", "row = ratio.nan_to_num(posinf=-1.0).argmax()",
-        "tests/optim/quadprog/sparse/test_pivots.py",
+        "tests/optim/quadprog/test_exchange.py",
     ),
     Mutant(
         "optim/quadprog/sparse/saddle.py", "derivatives are in the solver's units",

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from torchimplicit.optim.quadprog.active_set import Anyhow, Point, settle, tight, with_equations
 from torchimplicit.optim.quadprog.augmented import Augmented
+from torchimplicit.optim.quadprog.exchange import to_the_last_digit
 from torchimplicit.optim.quadprog.interior import interior
 from torchimplicit.optim.quadprog.prepare import Prepared
 from torchimplicit.optim.quadprog.program import Program, largest
@@ -85,6 +86,7 @@ def _from_inside(
 
 def _judged(program: Program, form: Prepared, point: Point, center: Center | None) -> Tensor:
     """Takes the interior point where that is nearer to a solution, of the stated program; the residuals."""
+    to_the_last_digit(form.program, point)
     point.saddle, point.side = None, form.sides(point.side)
     point.z, point.y = form.stated(point.z, point.y)
     residual, point.settled = judge(program, point.z, point.y)

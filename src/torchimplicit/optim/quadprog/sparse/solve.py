@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.status import Status
-from torchimplicit.optim.quadprog.active_set import Anyhow, Point, settle, with_equations
+from torchimplicit.optim.quadprog.active_set import Anyhow, settle, with_equations
 from torchimplicit.optim.quadprog.certificate import as_shortest
 from torchimplicit.optim.quadprog.convexity import NEGATIVE, convexified
+from torchimplicit.optim.quadprog.exchange import to_the_last_digit
 from torchimplicit.optim.quadprog.far import without_infinite
 from torchimplicit.optim.quadprog.program import Program, times
 from torchimplicit.optim.quadprog.solve import Outcome
 from torchimplicit.optim.quadprog.sparse.certificate import prove
 from torchimplicit.optim.quadprog.sparse.factor import is_convex
 from torchimplicit.optim.quadprog.sparse.interior_point import interior_point
-from torchimplicit.optim.quadprog.sparse.pivots import pivoted
 from torchimplicit.optim.quadprog.sparse.saddle import SparseSaddle, Systems
 from torchimplicit.optim.quadprog.sparse_matrix import SparseMatrix
 from torchimplicit.optim.quadprog.units import Units
@@ -23,7 +23,6 @@ from torchimplicit.optim.quadprog.verdict import judge
 
 _WARM_ROUNDS = 6
 _STAGES = ((1e-8, 6), (1e-13, 12))  # tolerance of Clarabel (the last: as near as it comes), rounds of repair
-_PIVOTS = 40
 _EXACT = 1e-11
 
 System = tuple[SparseSaddle, Units]
@@ -107,8 +106,7 @@ def _solve(program: Program, guess: Tensor | None, max_steps: int) -> tuple[Outc
             side = with_equations(scaled, _heading_for(scaled, claim.z, claim.y))
             point = settle(scaled, side, steps, rounds, Anyhow((claim.z, claim.y)))
         steps = point.steps
-        if not bool(point.settled):
-            point = _nearer(scaled, point)
+        to_the_last_digit(scaled, point)
         point.z, point.y = point.z * units.z, point.y * units.y
         residual, point.settled = judge(program, point.z, point.y)
         point.residual = residual.nan_to_num(torch.inf)
@@ -125,15 +123,6 @@ def _solve(program: Program, guess: Tensor | None, max_steps: int) -> tuple[Outc
     best.status.fill_(int(status))
     best.proof = as_shortest(program, weights * units.rows), direction * units.z
     return best, None
-
-
-def _nearer(program: Program, point: Point) -> Point:
-    """A solution to the last digit near one to the tolerance, where there is one."""
-    residual, near = judge(program, point.z, point.y)
-    if not bool(near):
-        return point
-    other = pivoted(program, point, _PIVOTS)
-    return other if bool(judge(program, other.z, other.y)[0] < residual) else point
 
 
 def _solved(scaled: Program, units: Units, found: Outcome) -> tuple[Outcome, System]:

@@ -14,28 +14,50 @@ from torch import Tensor
 
 from torchimplicit.optim.quadprog.active_set import Point
 from torchimplicit.optim.quadprog.program import Program, largest, times, times_transposed
+from torchimplicit.optim.quadprog.singular import Singular
 from torchimplicit.optim.quadprog.sparse.saddle import SparseSaddle
+from torchimplicit.optim.quadprog.verdict import judge
 
+_ROUNDS = 40
 _ROUNDING = 1e-14  # of the terms of a row
 _ZERO = 1e-12  # of the largest multiplier
 _NOTHING = 1e-6  # of the largest weight
 
 
-def pivoted(program: Program, point: Point, rounds: int) -> Point:
+def to_the_last_digit(program: Program, point: Point) -> None:
+    """Exchanges points that solve programs to the tolerance for points that solve them, where they are found.
+
+    Args:
+        program: in units in which all is about one.
+        point: what the guesses of the sides gave; settled ones are left as they are.
+    """
+    left = torch.nonzero(~point.settled).flatten()
+    if not len(left):
+        return
+    residual, near = judge(program.take(left), point.z[left], point.y[left])
+    for number in torch.nonzero(near).flatten().tolist():
+        at, before = left[number : number + 1], residual[number]
+        own = program.take(at)
+        found = exchanged(own, point.take(at))
+        if bool(judge(own, found.z, found.y)[0] < before):
+            point.put(at, found)
+
+
+def exchanged(program: Program, point: Point) -> Point:
     """Exchanges working rows one by one until all of them are met, and no other bound is violated.
 
     Args:
         program: one program, in units in which all is about one.
         point: next to the solution, its multipliers of the right signs.
-        rounds: exchanges at most.
 
     Returns:
         The solution, to be judged; the point itself where none was reached.
     """
     locked = (program.lower == program.upper) & (program.length > 0)
     z, y, side = point.z, point.y, torch.where(locked & (point.side == 0), 1, point.side)
-    for _ in range(rounds):
-        saddle, y = SparseSaddle(program, side[0]), torch.where(side != 0, y, 0.0)
+    for _ in range(_ROUNDS):
+        saddle = SparseSaddle(program, side[0]) if program.is_sparse else Singular.build(program.Q, program.rows, side)
+        y = torch.where(side != 0, y, 0.0)
         slope = -program.q - times(program.Q, z) - times_transposed(program.rows, y)
         dz, dy, _ = saddle.solve(slope, program.target(side) - times(program.rows, z))
         z, y = z + dz, y + dy
@@ -67,12 +89,13 @@ def _off(program: Program, z: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
     return missed, beyond / size.clamp_min(torch.finfo(size.dtype).tiny)
 
 
-def _balanced(program: Program, saddle: SparseSaddle, missed: Tensor) -> Tensor:
+def _balanced(program: Program, saddle: SparseSaddle | Singular, missed: Tensor) -> Tensor:
     """Weights of the working rows that move no unknown: what least squares leave, and what balances it, `(1, r)`."""
-    holder = saddle.holder[saddle.held]
-    weights = missed.index_fill(1, holder, 0.0)
-    pulled = times_transposed(program.rows, weights) / saddle.entry
-    weights[0, holder] = -pulled[0, saddle.held]
+    holder, entry = saddle.holder.flatten(), saddle.entry.flatten()
+    held = holder < missed.shape[1]
+    weights = missed.index_fill(1, holder[held], 0.0)
+    pulled = times_transposed(program.rows, weights) / entry
+    weights[0, holder[held]] = -pulled[0, held]
     return weights / largest(weights).clamp_min(torch.finfo(weights.dtype).tiny)
 
 
