@@ -105,6 +105,26 @@ MUTANTS = [
         "tests/optim/quadprog/test_singular.py",
     ),
     Mutant(
+        "optim/quadprog/definite.py", "what is left of large numbers has lost no digits",
+        "settled = saddle.sound, whole & (", "settled = saddle.sound, (",
+        "tests/optim/quadprog/test_definite.py",
+    ),
+    Mutant(
+        "optim/quadprog/saddle.py", "derivatives of what is left of large numbers have lost no digits",
+        "        if self.careful:", "        if False:",
+        "tests/optim/quadprog/test_definite.py",
+    ),
+    Mutant(
+        "optim/quadprog/optimum.py", "derivatives under transforms have lost no digits",
+        "        saddle.careful = True", "        saddle.careful = False",
+        "tests/optim/quadprog/test_definite.py",
+    ),
+    Mutant(
+        "optim/quadprog/saddle.py", "programs that join a batch lose the care that they need",
+        "self.careful = self.careful or other.careful", "pass",
+        "tests/optim/quadprog/test_definite.py",
+    ),
+    Mutant(
         "optim/control/lqr.py", "bounds are met to the rounding of a plan without them",
         "policy = held(data, policy, by_kind(data, program.active.bounds)[0])", "pass",
         "tests/optim/test_lqr.py::test_a_control_at_its_bound_is_the_bound_to_the_bit",
@@ -116,7 +136,7 @@ MUTANTS = [
     ),
     Mutant(
         "optim/quadprog/active_set.py", "weakly active bounds count as met",
-        "(side * pull <= _SIGN * largest(pull).unsqueeze(1))",
+        "(side * pull <= _SIGN * largest(pull, keepdim=True))",
         "(side * y < 0)",
         "tests/optim/test_qp.py::test_weakly_active_bounds_count_as_not_met",
     ),

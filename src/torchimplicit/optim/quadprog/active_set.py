@@ -143,15 +143,14 @@ def with_equations(program: Program, side: Tensor) -> Tensor:
 
 
 def wrong(program: Program, side: Tensor, y: Tensor, terms: Terms) -> tuple[Tensor, Tensor, Tensor]:
-    """Which rows hold nothing though they are said to be met, and which are beyond a bound, or at one: bool `(B, r)`.
+    """Which rows hold nothing though they are said to be met; how far all are from a bound, and what of it is rounding.
 
     A bound that is met without a multiplier counts as not met: the convention for weakly active constraints.
     """
     pull, reached = y * program.length, terms.reached
-    slack = (side != 0) & ~program.locked & (side * pull <= _SIGN * largest(pull).unsqueeze(1))
+    slack = (side != 0) & ~program.locked & (side * pull <= _SIGN * largest(pull, keepdim=True))
     room = torch.minimum(program.upper - reached, reached - program.lower)
-    rounding = _SIGN * terms.size + _NOTHING * terms.extent
-    return slack, room < -rounding, room <= rounding
+    return slack, room, _SIGN * terms.size + _NOTHING * terms.extent
 
 
 def repaired(program: Program, side: Tensor, slack: Tensor, beyond: Tensor, reached: Tensor) -> Tensor:
@@ -178,8 +177,8 @@ class Anyhow:
         saddle = SparseSaddle(program, side[0]) if program.is_sparse else Singular.build(program.Q, program.rows, side)
         z, y = self._near(program, side, saddle)
         terms = Terms.of(program, z, y)
-        slack, beyond, _ = wrong(program, side, y, terms)
-        better = repaired(program, side, slack, beyond, terms.reached)
+        slack, room, rounding = wrong(program, side, y, terms)
+        better = repaired(program, side, slack, room < -rounding, terms.reached)
         # Multipliers of less than a rounding are left out, and the point is right without them.
         y, side = torch.where(slack, 0.0, y), torch.where(slack, 0, side).to(torch.int8)
         residual = judge(program, z, y)[0]

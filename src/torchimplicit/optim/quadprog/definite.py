@@ -11,7 +11,7 @@ from torch import Tensor
 from torchimplicit.optim.quadprog.active_set import Point, repaired, settle, with_equations, wrong
 from torchimplicit.optim.quadprog.interior import interior
 from torchimplicit.optim.quadprog.pivoting import Board, pivot
-from torchimplicit.optim.quadprog.program import Program, Terms, times_transposed
+from torchimplicit.optim.quadprog.program import Program, Terms, largest, times_transposed
 from torchimplicit.optim.quadprog.reduction import gram, reduce
 from torchimplicit.optim.quadprog.saddle import Saddle, solved
 from torchimplicit.optim.quadprog.verdict import at_least
@@ -24,6 +24,7 @@ _ROUNDS = 4
 _ACCURATE = 1e-12  # no refinement makes it better
 _RESIDUAL = 1e-11
 _TO_THE_END = 1e-15
+_CANCELS = 100.0  # what the rows leave of the solution without them keeps all but two digits
 
 
 def definite(program: Program, curvature: Tensor, guess: Tensor | None, max_steps: int) -> Point:
@@ -101,30 +102,34 @@ class Regular:
         pulled = times_transposed(program.rows, y)
         z = self.free - solved(self.curvature, pulled)
         seen = self._seen(program, side, z, y, pulled)
-        right, settled = saddle.sound, (seen.residual <= _ACCURATE) & ~seen.against & saddle.sound
+        # A small difference of large numbers has lost their rounding, which no residual of theirs shows.
+        whole = (largest(self.free, keepdim=True) <= _CANCELS * seen.terms.farthest).squeeze(1)
+        right, settled = saddle.sound, whole & (seen.residual <= _ACCURATE) & ~seen.against & saddle.sound
         if bool(settled.all()):
             return Point(z, y, side, settled, steps, seen.residual, saddle=saddle, sure=True), side
         if bool((saddle.sound & ~seen.against & ~settled).any()):
+            saddle.careful = True
             z, y, left = saddle.solve(-program.q, saddle.gather(target), _TO_THE_END)
             y, right = saddle.scatter(y, side.shape[1]), right & (left < _RESIDUAL)
             seen = self._seen(program, side, z, y)
         settled = right & ~seen.against
         point = Point(z, y, side, settled, steps, seen.residual, saddle=saddle)
-        better = repaired(program, side, seen.slack, seen.beyond, seen.reached)
+        better = repaired(program, side, seen.slack, seen.room < -seen.rounding, seen.terms.reached)
         return point, torch.where(saddle.sound.unsqueeze(1), better, side)  # dependent rows say nothing of the next
 
     def _seen(self, program: Program, side: Tensor, z: Tensor, y: Tensor, pulled: Tensor | None = None) -> _Seen:
         terms = Terms.of(program, z, y, pulled)
-        slack, beyond, at = wrong(program, side, y, terms)
-        against = slack | (at & (side == 0) & (program.length > 0) if self.strict else beyond)
-        return _Seen(terms.reached, at_least(program, terms), slack, beyond, against.any(1))
+        slack, room, rounding = wrong(program, side, y, terms)
+        against = slack | ((room <= rounding) & (side == 0) & program.filled if self.strict else room < -rounding)
+        return _Seen(terms, at_least(program, terms), slack, room, rounding, against.any(1))
 
 
 class _Seen(NamedTuple):
-    """The solution of a guess: what rows reach, its residual, which signs are wrong, and whether it is refuted."""
+    """The solution of a guess: its terms, its residual, what `wrong` says of it, and which are refuted."""
 
-    reached: Tensor
+    terms: Terms
     residual: Tensor
     slack: Tensor
-    beyond: Tensor
+    room: Tensor
+    rounding: Tensor
     against: Tensor

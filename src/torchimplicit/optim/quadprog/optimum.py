@@ -101,7 +101,11 @@ class Call:
             return kept
         curvature, sound = factor(Q)
         definite = bool(is_definite(Q, curvature, sound).all())
-        return Saddle.build(Q, rows, side, curvature) if definite else Singular.build(Q, rows, side)
+        if not definite:
+            return Singular.build(Q, rows, side)
+        saddle = Saddle.build(Q, rows, side, curvature)
+        saddle.careful = True  # nothing is known of the solution
+        return saddle
 
     def mapped(self) -> Call:
         """The same call for the larger batch that `torch.vmap` makes, whose factor is another."""

@@ -115,7 +115,7 @@ def pivot(board: Board, side: Tensor | None, rounds: int) -> tuple[Tensor, Tenso
         took, but for the one that finds a guess right, `(B,)`; and whether these have led to an end, `(B,)`.
     """
     target = board.aim(board.w) if side is None else board.target(side)
-    steps = torch.full_like(target[:, 0], 0 if side is not None else 1, dtype=torch.int64)
+    steps = torch.full((len(target),), 0 if side is not None else 1, device=target.device)
     fewest, whole = steps + target.shape[1], (target, steps, steps < 0)
     index, every = None, board  # of those that go on, once it is not all of them
     for step in range(rounds):

@@ -29,9 +29,10 @@ def times_transposed(matrix: Tensor | SparseMatrix, vector: Tensor) -> Tensor:
     return torch.bmm(vector.unsqueeze(1), matrix).squeeze(1)
 
 
-def largest(rows: Tensor) -> Tensor:
-    """The largest magnitude in every row, `(B,)`; zero for rows of no entries."""
-    return rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(len(rows))
+def largest(rows: Tensor, keepdim: bool = False) -> Tensor:
+    """The largest magnitude in every row, `(B,)` or `(B, 1)`; zero for rows of no entries."""
+    shape = (len(rows), 1) if keepdim else (len(rows),)
+    return rows.abs().amax(1, keepdim) if rows.shape[1] else rows.new_zeros(shape)
 
 
 def part(missed: Tensor, size: Tensor) -> Tensor:
@@ -95,7 +96,12 @@ class Program:
     @cached_property
     def locked(self) -> Tensor:
         """Which rows are equations, but for empty ones, bool `(B, r)`."""
-        return (self.lower == self.upper) & (self.length > 0)
+        return (self.lower == self.upper) & self.filled
+
+    @cached_property
+    def filled(self) -> Tensor:
+        """Which rows are not empty, bool `(B, r)`."""
+        return self.length > 0
 
     @cached_property
     def length(self) -> Tensor:
@@ -118,6 +124,7 @@ class Terms:
         size: of what is reached and of where it must be, `(B, r)`.
         most: the largest that is reached, `(B, 1)`.
         extent: the largest that a row could reach, `(B, r)`.
+        farthest: the largest unknown, `(B, 1)`.
     """
 
     curved: Tensor
@@ -128,6 +135,7 @@ class Terms:
     size: Tensor
     most: Tensor
     extent: Tensor
+    farthest: Tensor
 
     @staticmethod
     def of(program: Program, z: Tensor, y: Tensor, pulled: Tensor | None = None) -> Terms:
@@ -139,6 +147,6 @@ class Terms:
         wanted = torch.clamp(reached, lower, torch.where(y < 0, program.lower, program.upper))
         height = reached.abs()
         most = height.amax(1, keepdim=True) if height.shape[1] else slope.new_zeros(len(slope), 1)
-        extent = program.length * z.abs().amax(1, keepdim=True)
-        missed = (reached - wanted).abs()
-        return Terms(curved, pulled, slope, reached, missed, torch.maximum(height, wanted.abs()), most, extent)
+        farthest, missed = largest(z, keepdim=True), (reached - wanted).abs()
+        size, extent = torch.maximum(height, wanted.abs()), program.length * farthest
+        return Terms(curved, pulled, slope, reached, missed, size, most, extent, farthest)

@@ -1,0 +1,59 @@
+"""Programs with a definite `Q`: what rows leave of a solution that would be far away without them keeps its digits."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from torchimplicit.optim import qp
+from torchimplicit.optim.quadprog.saddle import Saddle
+
+SIZE = 3
+WHOLE = st.lists(st.integers(-1, 1), min_size=SIZE**2, max_size=SIZE**2)
+
+
+def corner(curvature, z, entries):
+    """A program of whole numbers whose solution is where all of its rows are met, whatever the curvature."""
+    z, one = torch.tensor([z], dtype=torch.float64), torch.ones(1, SIZE, dtype=torch.float64)
+    rows = 4 * torch.eye(SIZE, dtype=torch.float64) + torch.tensor(entries, dtype=torch.float64).view(SIZE, SIZE)
+    Q = curvature * torch.eye(SIZE, dtype=torch.float64)
+    return [Q, (-(z @ Q + one @ rows)).requires_grad_(), rows, (z @ rows.mT).requires_grad_()], z
+
+
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(st.integers(0, 40), st.lists(st.integers(1, 8), min_size=SIZE, max_size=SIZE), WHOLE)
+def test_a_corner_is_as_exact_as_its_rows_however_far_away_the_solution_without_them_is(power, point, entries):
+    given, z = corner(2.0**-power, point, entries)
+    solution = qp(*given)
+    by_q, by_h = torch.autograd.grad(solution.value.sum(), (given[1], given[3]))
+    expected = torch.linalg.solve(given[2].mT, torch.ones(SIZE, dtype=torch.float64))
+    assert (solution.value - z).abs().max() <= 1e-13 * z.max()
+    assert (by_h - expected).abs().max() <= 1e-13
+    assert by_q.abs().max() <= 1e-12 * z.max() / given[1].abs().max()  # a corner does not move with the cost
+
+
+def test_a_program_is_refined_beside_others_that_need_it():
+    far, z = corner(2.0**-20, [1, 2, 3], [0] * SIZE**2)
+    near, _ = corner(1.0, [1, 2, 3], [0] * SIZE**2)
+    both = [torch.stack((far[0], near[0])), torch.cat((far[1], near[1])), far[2], torch.cat((far[3], near[3]))]
+    solution = qp(*both)
+    by_q = torch.autograd.grad(solution.value.sum(), both[1])[0]
+    assert (solution.value - z).abs().max() <= 1e-14
+    assert by_q.abs().max() <= 1e-13
+
+
+def test_programs_are_refined_by_transforms_too():
+    given, _ = corner(2.0**-30, [1, 2, 3], [0, 1, 0, 0, 0, -1, 1, 0, 0])
+
+    def total(q):
+        return qp(given[0], q, given[2], given[3].detach()).value.sum()
+
+    assert torch.func.grad(total)(given[1].detach()).abs().max() <= 1e-13
+
+
+def test_systems_that_join_others_bring_the_care_that_they_need():
+    Q, rows = torch.eye(2, dtype=torch.float64).expand(2, 2, 2), torch.ones(2, 1, 2, dtype=torch.float64)
+    both = Saddle.build(Q, rows, torch.ones(2, 1))
+    other = Saddle.build(Q[:1], rows[:1], torch.zeros(1, 1))
+    other.careful = True
+    both.put(torch.tensor([1]), other)
+    assert both.careful
