@@ -28,6 +28,7 @@ from torchimplicit.optim.quadprog.sparse.solve import by_clarabel, fall_back
 
 
 @front_door
+@transforms.outside_inference_mode
 def qp(
     Q: Tensor | None,
     q: Tensor,
@@ -108,10 +109,6 @@ def qp(
         >>> [[round(v, 3) for v in z] for z in sol.value.tolist()]  # the nearest point of the simplex
         [[0.65, 0.35], [0.85, 0.15]]
     """
-    if torch.is_inference_mode_enabled():
-        options: dict[str, Any] = {"closest_feasible": closest_feasible, "smoothed": smoothed, "solver": solver}
-        again = partial(qp, **options, warm_start=warm_start, max_steps=max_steps, on_failure=on_failure)
-        return transforms.without_inference_mode(again, Q, q, G, h, A, b, C, l, u)
     _check_options(warm_start, closest_feasible, smoothed, solver, max_steps, on_failure)
     tensors = transforms.normal((Q, q, G, h, A, b, C, l, u))
     given, form = assemble(*as_solved(tensors, solver, closest_feasible=closest_feasible, smoothed=smoothed))
@@ -188,7 +185,7 @@ def _solution(
         contradiction, ray = outcome.proof
         certificate = Certificate(form.duals(contradiction), form.out(ray))
     value, duals, slack = own(form.out(z)), Duals(*map(own, form.duals(y))), own(slack)
-    determined = Determined(*~loose.T)
+    determined = Determined(*(~loose).unbind(1))
     return QPSolution(
         value, report, duals=duals, slack=slack, active=form.duals(side), determined=determined, certificate=certificate
     )
