@@ -6,7 +6,7 @@ MUTANTS = [
     Mutant(
         "optim/quadprog/qp.py", "what stands in for no numbers is as good as solved",
         "outcome.point.sure = False", "pass",
-        "tests/optim/test_qp.py::test_what_is_no_number_gets_no_gradient_from_function_transforms_either",
+        "tests/optim/quadprog/test_qp.py::test_what_is_no_number_gets_no_gradient_from_function_transforms_either",
     ),
     Mutant(
         "optim/quadprog/definite.py", "pivoting in vain goes on for long",
@@ -56,12 +56,12 @@ MUTANTS = [
     Mutant(
         "optim/quadprog/certificate.py", "weights that do not balance prove infeasibility",
         " & (short > reach * times_transposed(program.rows, y).abs().sum(1))", "",
-        "tests/optim/test_verdicts.py",
+        "tests/optim/quadprog/test_certificate.py",
     ),
     Mutant(
         "optim/quadprog/certificate.py", "points that meet all bounds are called infeasible",
         "torch.nonzero(~feasible(program, z))", "torch.nonzero(feasible(program, z) | True)",
-        "tests/optim/test_verdicts.py",
+        "tests/optim/quadprog/test_certificate.py",
     ),
     Mutant(
         "optim/quadprog/solve.py", "programs without a solution are solved",
@@ -72,7 +72,7 @@ MUTANTS = [
     Mutant(
         "optim/quadprog/certificate.py", "blocked directions count as rays",
         "& ~blocked.any(1) & ~bent.any(1)", "& ~bent.any(1)",
-        "tests/optim/test_verdicts.py",
+        "tests/optim/quadprog/test_certificate.py",
     ),
     Mutant(
         "optim/quadprog/verdict.py", "multipliers that cancel hide a slope",
@@ -127,18 +127,18 @@ MUTANTS = [
     Mutant(
         "optim/control/lqr.py", "bounds are met to the rounding of a plan without them",
         "policy = held(data, policy, by_kind(data, program.active.bounds)[0])", "pass",
-        "tests/optim/test_lqr.py::test_a_control_at_its_bound_is_the_bound_to_the_bit",
+        "tests/optim/control/test_lqr.py::test_a_control_at_its_bound_is_the_bound_to_the_bit",
     ),
     Mutant(
         "optim/control/lqr.py", "any plan is vouched for",
         "(status == Status.CONVERGED) & ~(residual < ACCURATE)", "(status == Status.CONVERGED) & residual.isnan()",
-        "tests/optim/test_verdicts.py",
+        "tests/optim/control/test_lqr.py::test_a_plan_whose_slope_is_not_zero_is_not_vouched_for",
     ),
     Mutant(
         "optim/quadprog/active_set.py", "weakly active bounds count as met",
         "(side * pull <= _SIGN * largest(pull, keepdim=True))",
         "(side * y < 0)",
-        "tests/optim/test_qp.py::test_weakly_active_bounds_count_as_not_met",
+        "tests/optim/quadprog/test_qp.py::test_weakly_active_bounds_count_as_not_met",
     ),
     Mutant(
         "optim/quadprog/verdict.py", "a residual of one is good",
@@ -149,31 +149,31 @@ MUTANTS = [
         "optim/quadprog/optimum.py", "a derivative that is not there is vouched for",
         "torch.where(residual <= TRUSTED,",
         "torch.where(residual < torch.inf,",
-        "tests/optim/test_qp.py::test_singular_backward_solve_is_reported",
+        "tests/optim/quadprog/test_qp.py::test_singular_backward_solve_is_reported",
     ),
     Mutant(
         "optim/cone/search.py", "what the interior point says is believed",
         "doubtful = Status.STAGNATED.where(status == Status.CONVERGED, status)",
         "doubtful = status",
-        "tests/optim/test_cone.py::test_tol_decides_what_counts_as_solved",
+        "tests/optim/cone/test_cone.py::test_tol_decides_what_counts_as_solved",
     ),
     Mutant(
         "optim/cone/search.py", "any residual is small",
         "return residual <= tol *",
         "return residual <= 1e9 * tol *",
-        "tests/optim/test_cone.py::test_too_few_steps_are_reported_as_such",
+        "tests/optim/cone/test_cone.py::test_too_few_steps_are_reported_as_such",
     ),
     Mutant(
         "optim/cone/search.py", "concave objectives are accepted",
         "Status.NONCONVEX.where(concave, status)",
         "status",
-        "tests/optim/test_cone.py::test_a_program_that_is_not_convex_is_called_so",
+        "tests/optim/cone/test_cone.py::test_a_program_that_is_not_convex_is_called_so",
     ),
     Mutant(
         "optim/cone/sound.py", "derivatives that are not there are vouched for",
         "small = residual <= torch.finfo(b.dtype).eps ** 0.5 * norm(right)",
         "small = residual < torch.inf",
-        "tests/optim/test_cone.py::test_where_the_solution_is_not_unique_the_backward_solve_says_so",
+        "tests/optim/cone/test_cone.py::test_where_the_solution_is_not_unique_the_backward_solve_says_so",
     ),
     Mutant(
         "optim/projection/section.py", "a plane that misses the box has points in it",
@@ -227,7 +227,7 @@ MUTANTS = [
         "optim/control/lqr.py", "costs without a minimum have one",
         "Status.NONCONVEX.where(weak, Status.CONVERGED)",
         "Status.CONVERGED.where(weak, Status.CONVERGED)",
-        "tests/optim/test_lqr.py::test_a_sample_without_a_minimum_is_flagged_alone",
+        "tests/optim/control/test_lqr.py::test_a_sample_without_a_minimum_is_flagged_alone",
     ),
     Mutant(
         "optim/maxsat.py", "a descent that is not finite goes on",

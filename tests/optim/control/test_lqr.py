@@ -1,6 +1,7 @@
 """Linear-quadratic control: the recursion, its bounds, its derivatives, and samples that have no plan."""
 
 import copy
+import importlib
 import pickle
 
 import pytest
@@ -348,3 +349,12 @@ def test_bad_input(change, error, message):
     given = {"A": I2, "B": B2, "Q": I2, "R": ONE, "x0": X0, "horizon": 4}
     with pytest.raises(error, match=message):
         lqr(**given | change)
+
+
+def test_a_plan_whose_slope_is_not_zero_is_not_vouched_for(monkeypatch):
+    control = importlib.import_module("torchimplicit.optim.control.lqr")
+    eye = torch.eye(1, dtype=torch.float64)
+    arguments = (eye, eye, eye, eye, torch.ones(2, 1, dtype=torch.float64), 4)
+    assert control.lqr(*arguments).report.converged
+    monkeypatch.setattr(control, "ACCURATE", -1.0)
+    assert control.lqr(*arguments, on_failure="ignore").status.tolist() == [ti.Status.STAGNATED] * 2

@@ -1,10 +1,7 @@
-"""What decides whether a program has a solution."""
-
-import importlib
+"""What proves that a program has no solution, and what does not."""
 
 import torch
 
-import torchimplicit as ti
 from torchimplicit.optim.quadprog.certificate import contradiction, falls, proves, ray
 from torchimplicit.optim.quadprog.program import Program
 from torchimplicit.optim.quadprog.search import solutions
@@ -53,12 +50,3 @@ def test_nothing_is_proved_against_a_point_that_meets_the_bounds():
     nearly = program([[1.0]], [0.0], [[1.0], [-1.0]], [-INF, -INF], [1.0, -1.0 - 1e-10])
     assert contradiction(nearly, inside, solutions).abs().max() == 0
     assert contradiction(nearly, 2 * inside, solutions).abs().max() > 0
-
-
-def test_a_plan_whose_slope_is_not_zero_is_not_vouched_for(monkeypatch):
-    control = importlib.import_module("torchimplicit.optim.control.lqr")
-    eye = torch.eye(1, dtype=torch.float64)
-    arguments = (eye, eye, eye, eye, torch.ones(2, 1, dtype=torch.float64), 4)
-    assert control.lqr(*arguments).report.converged
-    monkeypatch.setattr(control, "ACCURATE", -1.0)
-    assert control.lqr(*arguments, on_failure="ignore").status.tolist() == [ti.Status.STAGNATED] * 2
