@@ -49,7 +49,7 @@ MUTANTS = [
         "tests/optim/quadprog/test_exchange.py",
     ),
     Mutant(
-        "optim/quadprog/sparse/saddle.py", "derivatives are in the solver's units",
+        "optim/quadprog/sparse/kkt.py", "derivatives are in the solver's units",
         "z[at], y[at] = dz * units.z, dy * units.y", "z[at], y[at] = dz, dy",
         "tests/optim/quadprog/sparse/test_call.py",
     ),
@@ -106,21 +106,21 @@ MUTANTS = [
     ),
     Mutant(
         "optim/quadprog/definite.py", "what is left of large numbers has lost no digits",
-        "settled = saddle.sound, whole & (", "settled = saddle.sound, (",
+        "settled = kkt.sound, whole & (", "settled = kkt.sound, (",
         "tests/optim/quadprog/test_definite.py",
     ),
     Mutant(
-        "optim/quadprog/saddle.py", "derivatives of what is left of large numbers have lost no digits",
+        "optim/quadprog/kkt.py", "derivatives of what is left of large numbers have lost no digits",
         "        if self.careful:", "        if False:",
         "tests/optim/quadprog/test_definite.py",
     ),
     Mutant(
-        "optim/quadprog/optimum.py", "derivatives under transforms have lost no digits",
-        "        saddle.careful = True", "        saddle.careful = False",
+        "optim/quadprog/derivative.py", "derivatives under transforms have lost no digits",
+        "        kkt.careful = True", "        kkt.careful = False",
         "tests/optim/quadprog/test_definite.py",
     ),
     Mutant(
-        "optim/quadprog/saddle.py", "programs that join a batch lose the care that they need",
+        "optim/quadprog/kkt.py", "programs that join a batch lose the care that they need",
         "self.careful = self.careful or other.careful", "pass",
         "tests/optim/quadprog/test_definite.py",
     ),
@@ -146,7 +146,7 @@ MUTANTS = [
         "tests/optim/quadprog/test_verdict.py",
     ),
     Mutant(
-        "optim/quadprog/optimum.py", "a derivative that is not there is vouched for",
+        "optim/quadprog/derivative.py", "a derivative that is not there is vouched for",
         "torch.where(residual <= TRUSTED,",
         "torch.where(residual < torch.inf,",
         "tests/optim/quadprog/test_qp.py::test_singular_backward_solve_is_reported",

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchimplicit.optim import qp
-from torchimplicit.optim.quadprog.saddle import Saddle
+from torchimplicit.optim.quadprog.kkt import KKT
 
 SIZE = 3
 WHOLE = st.lists(st.integers(-1, 1), min_size=SIZE**2, max_size=SIZE**2)
@@ -52,8 +52,8 @@ def test_programs_are_refined_by_transforms_too():
 
 def test_systems_that_join_others_bring_the_care_that_they_need():
     Q, rows = torch.eye(2, dtype=torch.float64).expand(2, 2, 2), torch.ones(2, 1, 2, dtype=torch.float64)
-    both = Saddle.build(Q, rows, torch.ones(2, 1))
-    other = Saddle.build(Q[:1], rows[:1], torch.zeros(1, 1))
+    both = KKT.build(Q, rows, torch.ones(2, 1))
+    other = KKT.build(Q[:1], rows[:1], torch.zeros(1, 1))
     other.careful = True
     both.put(torch.tensor([1]), other)
     assert both.careful

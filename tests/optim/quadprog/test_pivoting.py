@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from tests.optim.quadprog.test_operations import programs
 from torchimplicit.optim import qp
 from torchimplicit.optim.quadprog.definite import Regular
+from torchimplicit.optim.quadprog.kkt import solved
 from torchimplicit.optim.quadprog.pivoting import Board, pivot
 from torchimplicit.optim.quadprog.program import Program
 from torchimplicit.optim.quadprog.reduction import gram, reduce
-from torchimplicit.optim.quadprog.saddle import solved
 
 INF = torch.inf
 

@@ -13,10 +13,10 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+from torchimplicit.optim.quadprog.kkt import KKT
 from torchimplicit.optim.quadprog.program import Program, Terms, largest, times, times_transposed
-from torchimplicit.optim.quadprog.saddle import Saddle
 from torchimplicit.optim.quadprog.singular import Singular
-from torchimplicit.optim.quadprog.sparse.saddle import SparseSaddle, Systems
+from torchimplicit.optim.quadprog.sparse.kkt import SparseKKT, Systems
 from torchimplicit.optim.quadprog.verdict import judge
 
 _SIGN = 1e-10  # multipliers and slacks of less than this part of the largest are zero
@@ -38,7 +38,7 @@ class Point:
         residual: see `verdict.at_least`, `(B,)`.
         loose: whether the bounds that are met leave the solution, and the multipliers, undetermined, `(B, 2)`; None
             where they do not.
-        saddle: the factor, if all were found with one.
+        kkt: the factor, if all were found with one.
         sure: all are settled, to rounding: whoever knows so need not look again.
     """
 
@@ -49,7 +49,7 @@ class Point:
     steps: Tensor
     residual: Tensor
     loose: Tensor | None = None
-    saddle: Saddle | Singular | SparseSaddle | Systems | None = None
+    kkt: KKT | Singular | SparseKKT | Systems | None = None
     sure: bool = False
 
     @staticmethod
@@ -68,13 +68,13 @@ class Point:
         if self.loose is not None or other.loose is not None:
             self.loose = tight(self.steps) if self.loose is None else self.loose
             self.loose[index] = tight(other.steps) if other.loose is None else other.loose
-        mine, its = self.saddle, other.saddle
+        mine, its = self.kkt, other.kkt
         if len(index) == len(self.z):
-            self.saddle = its
-        elif isinstance(mine, Saddle) and isinstance(its, Saddle):
+            self.kkt = its
+        elif isinstance(mine, KKT) and isinstance(its, KKT):
             mine.put(index, its)
         else:
-            self.saddle = None
+            self.kkt = None
 
     def take(self, index: Tensor) -> Point:
         """Some of the programs, without the factor."""
@@ -174,26 +174,26 @@ class Anyhow:
 
     def attempt(self, program: Program, side: Tensor, steps: Tensor) -> tuple[Point, Tensor]:
         """The solution for a guess, and the next guess."""
-        saddle = SparseSaddle(program, side[0]) if program.is_sparse else Singular.build(program.Q, program.rows, side)
-        z, y = self._near(program, side, saddle)
+        kkt = SparseKKT(program, side[0]) if program.is_sparse else Singular.build(program.Q, program.rows, side)
+        z, y = self._near(program, side, kkt)
         terms = Terms.of(program, z, y)
         slack, room, rounding = wrong(program, side, y, terms)
         better = repaired(program, side, slack, room < -rounding, terms.reached)
         # Multipliers of less than a rounding are left out, and the point is right without them.
         y, side = torch.where(slack, 0.0, y), torch.where(slack, 0, side).to(torch.int8)
         residual = judge(program, z, y)[0]
-        return Point(z, y, side, residual <= _RESIDUAL, steps, residual, saddle=saddle), better
+        return Point(z, y, side, residual <= _RESIDUAL, steps, residual, kkt=kkt), better
 
-    def _near(self, program: Program, side: Tensor, saddle: Singular | SparseSaddle) -> tuple[Tensor, Tensor]:
+    def _near(self, program: Program, side: Tensor, kkt: Singular | SparseKKT) -> tuple[Tensor, Tensor]:
         """The solution for a guess that is nearest to the center, and its multipliers."""
         right, target = -program.q, program.target(side)
         if self.center is None:
-            z, y, _ = saddle.solve(right, target)
+            z, y, _ = kkt.solve(right, target)
             return z, y
         at, pull = self.center[0], torch.where(side != 0, self.center[1], 0.0)
         right = right - times(program.Q, at) - times_transposed(program.rows, pull)
         terms = largest(torch.cat((program.q, target, at, pull), 1))
-        dz, dy, _ = saddle.solve(right, target - times(program.rows, at), terms=terms)
+        dz, dy, _ = kkt.solve(right, target - times(program.rows, at), terms=terms)
         return at + dz, pull + dy
 
 

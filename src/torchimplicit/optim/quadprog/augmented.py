@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from torchimplicit.optim.quadprog.kkt import factor
 from torchimplicit.optim.quadprog.program import Program, largest, times, times_transposed
-from torchimplicit.optim.quadprog.saddle import factor
 
 _RHO = 1e-11
 _DELTA = 1e-10

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from torchimplicit.optim.quadprog.active_set import Point, repaired, settle, with_equations, wrong
 from torchimplicit.optim.quadprog.interior import interior
+from torchimplicit.optim.quadprog.kkt import KKT, solved
 from torchimplicit.optim.quadprog.pivoting import Board, pivot
 from torchimplicit.optim.quadprog.program import Program, Terms, largest, times_transposed
 from torchimplicit.optim.quadprog.reduction import gram, reduce
-from torchimplicit.optim.quadprog.saddle import Saddle, solved
 from torchimplicit.optim.quadprog.verdict import at_least
 
 _FEW_ROWS = 32  # small matrices cost no less in single precision
@@ -96,26 +96,26 @@ class Regular:
     def attempt(self, program: Program, side: Tensor, steps: Tensor) -> tuple[Point, Tensor]:
         """The solution for a guess, and the next guess."""
         board = self.board
-        saddle = Saddle.build(program.Q, program.rows, side, self.curvature, board.gram, board.in_place)
+        kkt = KKT.build(program.Q, program.rows, side, self.curvature, board.gram, board.in_place)
         target = program.target(side)
-        y = saddle.scatter(solved(saddle.complement, saddle.gather(board.w - target)), side.shape[1])
+        y = kkt.scatter(solved(kkt.complement, kkt.gather(board.w - target)), side.shape[1])
         pulled = times_transposed(program.rows, y)
         z = self.free - solved(self.curvature, pulled)
         seen = self._seen(program, side, z, y, pulled)
         # A small difference of large numbers has lost their rounding, which no residual of theirs shows.
         whole = (largest(self.free, keepdim=True) <= _CANCELS * seen.terms.farthest).squeeze(1)
-        right, settled = saddle.sound, whole & (seen.residual <= _ACCURATE) & ~seen.against & saddle.sound
+        right, settled = kkt.sound, whole & (seen.residual <= _ACCURATE) & ~seen.against & kkt.sound
         if bool(settled.all()):
-            return Point(z, y, side, settled, steps, seen.residual, saddle=saddle, sure=True), side
-        if bool((saddle.sound & ~seen.against & ~settled).any()):
-            saddle.careful = True
-            z, y, left = saddle.solve(-program.q, saddle.gather(target), _TO_THE_END)
-            y, right = saddle.scatter(y, side.shape[1]), right & (left < _RESIDUAL)
+            return Point(z, y, side, settled, steps, seen.residual, kkt=kkt, sure=True), side
+        if bool((kkt.sound & ~seen.against & ~settled).any()):
+            kkt.careful = True
+            z, y, left = kkt.solve(-program.q, kkt.gather(target), _TO_THE_END)
+            y, right = kkt.scatter(y, side.shape[1]), right & (left < _RESIDUAL)
             seen = self._seen(program, side, z, y)
         settled = right & ~seen.against
-        point = Point(z, y, side, settled, steps, seen.residual, saddle=saddle)
+        point = Point(z, y, side, settled, steps, seen.residual, kkt=kkt)
         better = repaired(program, side, seen.slack, seen.room < -seen.rounding, seen.terms.reached)
-        return point, torch.where(saddle.sound.unsqueeze(1), better, side)  # dependent rows say nothing of the next
+        return point, torch.where(kkt.sound.unsqueeze(1), better, side)  # dependent rows say nothing of the next
 
     def _seen(self, program: Program, side: Tensor, z: Tensor, y: Tensor, pulled: Tensor | None = None) -> _Seen:
         terms = Terms.of(program, z, y, pulled)

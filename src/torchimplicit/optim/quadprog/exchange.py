@@ -15,7 +15,7 @@ from torch import Tensor
 from torchimplicit.optim.quadprog.active_set import Point
 from torchimplicit.optim.quadprog.program import Program, largest, times, times_transposed
 from torchimplicit.optim.quadprog.singular import Singular
-from torchimplicit.optim.quadprog.sparse.saddle import SparseSaddle
+from torchimplicit.optim.quadprog.sparse.kkt import SparseKKT
 from torchimplicit.optim.quadprog.verdict import judge
 
 _ROUNDS = 40
@@ -56,15 +56,15 @@ def exchanged(program: Program, point: Point) -> Point:
     locked = (program.lower == program.upper) & (program.length > 0)
     z, y, side = point.z, point.y, torch.where(locked & (point.side == 0), 1, point.side)
     for _ in range(_ROUNDS):
-        saddle = SparseSaddle(program, side[0]) if program.is_sparse else Singular.build(program.Q, program.rows, side)
+        kkt = SparseKKT(program, side[0]) if program.is_sparse else Singular.build(program.Q, program.rows, side)
         y = torch.where(side != 0, y, 0.0)
         slope = -program.q - times(program.Q, z) - times_transposed(program.rows, y)
-        dz, dy, _ = saddle.solve(slope, program.target(side) - times(program.rows, z))
+        dz, dy, _ = kkt.solve(slope, program.target(side) - times(program.rows, z))
         z, y = z + dz, y + dy
         missed, beyond = _off(program, z, side)
         wrong = torch.where(locked, 0.0, side * y)
         if bool((missed != 0).any()):
-            weights = _balanced(program, saddle, missed)
+            weights = _balanced(program, kkt, missed)
             row, step = _first_to_leave(weights, side, wrong, locked)
             if not bool(step.isfinite()):
                 return point
@@ -76,7 +76,7 @@ def exchanged(program: Program, point: Point) -> Point:
             side = _with(side, row, beyond[0, row].sign())
         else:
             y, side = torch.where(wrong < 0, 0.0, y), torch.where(wrong < 0, 0, side)
-            return replace(point, z=z, y=y, side=side, saddle=saddle)
+            return replace(point, z=z, y=y, side=side, kkt=kkt)
     return point
 
 
@@ -89,9 +89,9 @@ def _off(program: Program, z: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
     return missed, beyond / size.clamp_min(torch.finfo(size.dtype).tiny)
 
 
-def _balanced(program: Program, saddle: SparseSaddle | Singular, missed: Tensor) -> Tensor:
+def _balanced(program: Program, kkt: SparseKKT | Singular, missed: Tensor) -> Tensor:
     """Weights of the working rows that move no unknown: what least squares leave, and what balances it, `(1, r)`."""
-    holder, entry = saddle.holder.flatten(), saddle.entry.flatten()
+    holder, entry = kkt.holder.flatten(), kkt.entry.flatten()
     held = holder < missed.shape[1]
     weights = missed.index_fill(1, holder[held], 0.0)
     pulled = times_transposed(program.rows, weights) / entry

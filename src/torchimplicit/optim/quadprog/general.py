@@ -9,7 +9,7 @@ from torchimplicit.optim.quadprog.active_set import Anyhow, Point, settle, tight
 from torchimplicit.optim.quadprog.augmented import Augmented
 from torchimplicit.optim.quadprog.exchange import to_the_last_digit
 from torchimplicit.optim.quadprog.interior import interior
-from torchimplicit.optim.quadprog.prepare import Prepared
+from torchimplicit.optim.quadprog.presolve import Presolved
 from torchimplicit.optim.quadprog.program import Program, largest
 from torchimplicit.optim.quadprog.singular import Singular
 from torchimplicit.optim.quadprog.verdict import TOLERANCE, judge, met
@@ -32,7 +32,7 @@ def general(near: Program, stated: Program, guess: Tensor | None, max_steps: int
     Returns:
         What was found, settled where it is a solution.
     """
-    whole = Prepared.of(near)
+    whole = Presolved.of(near)
     result = Point.nothing(stated)
     index = left = torch.arange(stated.batch, device=stated.q.device)
     bounded = bool(stated.rows.shape[1])
@@ -58,7 +58,7 @@ def general(near: Program, stated: Program, guess: Tensor | None, max_steps: int
     return result
 
 
-def _guessed(form: Prepared, guess: Tensor | None) -> Point:
+def _guessed(form: Presolved, guess: Tensor | None) -> Point:
     """From a guess, or without any bound."""
     nothing = Point.nothing(form.program)
     side = nothing.side if guess is None else form.possible(guess)
@@ -84,10 +84,10 @@ def _from_inside(
     return point, center, inner.done | system.diagonal
 
 
-def _judged(program: Program, form: Prepared, point: Point, center: Center | None) -> Tensor:
+def _judged(program: Program, form: Presolved, point: Point, center: Center | None) -> Tensor:
     """Takes the interior point where that is nearer to a solution, of the stated program; the residuals."""
     to_the_last_digit(form.program, point)
-    point.saddle, point.side = None, form.sides(point.side)
+    point.kkt, point.side = None, form.sides(point.side)
     point.z, point.y = form.stated(point.z, point.y)
     residual, point.settled = judge(program, point.z, point.y)
     residual = torch.nan_to_num(residual, nan=torch.inf)
@@ -105,7 +105,7 @@ def _judged(program: Program, form: Prepared, point: Point, center: Center | Non
     return torch.where(closer, inside, residual)
 
 
-def _loose(program: Program, form: Prepared, point: Point) -> Tensor:
+def _loose(program: Program, form: Presolved, point: Point) -> Tensor:
     """Whether solutions, and multipliers, are not determined by the bounds that are met, `(B, 2)`."""
     holding = point.side != 0
     if form.repeats is not None:  # the others of a kind could hold as well

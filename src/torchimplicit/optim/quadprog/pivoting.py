@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchimplicit.optim.quadprog.kkt import FAR, chosen, compact, crossed, solved, with_others_far
 from torchimplicit.optim.quadprog.program import Program, times, times_transposed
-from torchimplicit.optim.quadprog.saddle import FAR, chosen, compact, crossed, solved, with_others_far
 
 _SMALL = 2**15  # entries of all matrices: below, operations are what costs time, and entries above
 _ROUNDING = 1e-12

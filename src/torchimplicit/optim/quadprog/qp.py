@@ -14,10 +14,9 @@ from torchimplicit.core import transforms
 from torchimplicit.core.front_door import front_door
 from torchimplicit.core.status import OnFailure, Status, react
 from torchimplicit.core.tree import own
-from torchimplicit.optim.quadprog.form import Form, assemble, benign, broken, check_symmetric
-from torchimplicit.optim.quadprog.nearest import nearest_feasible, uncrossed
-from torchimplicit.optim.quadprog.optimum import Call, Optimum
+from torchimplicit.optim.quadprog.derivative import Call, Optimum
 from torchimplicit.optim.quadprog.program import Program, times
+from torchimplicit.optim.quadprog.relaxed import nearest_feasible, uncrossed
 from torchimplicit.optim.quadprog.report import Certificate, Determined, Duals, ProgramReport, QPSolution
 from torchimplicit.optim.quadprog.smoothing import smooth
 from torchimplicit.optim.quadprog.solve import Outcome, solve
@@ -25,6 +24,7 @@ from torchimplicit.optim.quadprog.solver import Clarabel, InteriorPoint, check_s
 from torchimplicit.optim.quadprog.sparse.call import SparseCall
 from torchimplicit.optim.quadprog.sparse.pattern import as_solved
 from torchimplicit.optim.quadprog.sparse.solve import by_clarabel, fall_back
+from torchimplicit.optim.quadprog.standard_form import Form, assemble, benign, broken, check_symmetric
 
 
 @front_door

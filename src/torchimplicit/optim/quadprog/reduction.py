@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchimplicit.optim.quadprog.kkt import factor, solved
 from torchimplicit.optim.quadprog.program import Program, times, times_transposed
-from torchimplicit.optim.quadprog.saddle import factor, solved
 
 _MANY = 1.5  # rows per unknown: with more, what the unknowns leave is the smaller system
 

@@ -12,8 +12,8 @@ from torchimplicit.optim.quadprog.convexity import convexified
 from torchimplicit.optim.quadprog.definite import definite
 from torchimplicit.optim.quadprog.far import ever_further, within
 from torchimplicit.optim.quadprog.general import general
+from torchimplicit.optim.quadprog.kkt import factor, is_definite
 from torchimplicit.optim.quadprog.program import Program
-from torchimplicit.optim.quadprog.saddle import factor, is_definite
 from torchimplicit.optim.quadprog.verdict import judge
 
 _MANY_ROWS = 32.0  # per unknown: with more, a matrix of rows and rows takes more than all else

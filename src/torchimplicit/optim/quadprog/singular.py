@@ -1,4 +1,4 @@
-r"""Saddle-point systems that may be singular: the same ones as `Saddle`'s, for any convex `Q` and any rows.
+r"""Saddle-point systems that may be singular: the same ones as `KKT`'s, for any convex `Q` and any rows.
 
 Unknowns that a row with a single entry holds are taken out, and the rest is solved with a regularised factor and
 refined without the regularisation. Each refinement is a step of the proximal point method, so that a consistent system
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from torchimplicit.optim.quadprog.kkt import compact
 from torchimplicit.optim.quadprog.program import times, times_transposed
-from torchimplicit.optim.quadprog.saddle import compact
 
 _SHIFTS = (1e-6, 1e-9, 1e-12)
 _ROUNDS = 8

@@ -22,10 +22,10 @@ from torchimplicit.linear import LU
 from torchimplicit.optim.quadprog.active_set import independent_rows
 from torchimplicit.optim.quadprog.certificate import contradiction
 from torchimplicit.optim.quadprog.interior import interior
+from torchimplicit.optim.quadprog.kkt import KKT, factor, solved
 from torchimplicit.optim.quadprog.program import Program, times, times_transposed
 from torchimplicit.optim.quadprog.reduction import gram, reduce
 from torchimplicit.optim.quadprog.report import SmoothedReport
-from torchimplicit.optim.quadprog.saddle import Saddle, factor, solved
 from torchimplicit.optim.quadprog.search import solutions
 from torchimplicit.solve import Newton
 
@@ -106,6 +106,6 @@ def _start(program: Program, weight: float, max_steps: int) -> tuple[Tensor, Ten
         weights = torch.nan_to_num(inner.weight).split(y.shape[1], 1)
         above, below = weights[0] / begin.scale, weights[1] / begin.scale if len(weights) > 1 else torch.zeros_like(y)
     force = program.q + times_transposed(program.rows[:, p:], y)
-    equations = Saddle.build(curvature @ curvature.mT, program.rows[:, :p], kept, curvature)
+    equations = KKT.build(curvature @ curvature.mT, program.rows[:, :p], kept, curvature)
     z, nu, _ = equations.solve(-force, equations.gather(program.upper[:, :p]))
     return torch.cat((z, equations.scatter(nu, p), above, below), 1), kept, steps

@@ -58,8 +58,8 @@ def test_sick_programs_keep_apart_from_their_mates():
 
 def test_other_verdicts():
     own = torch.ones(3, dtype=torch.float64)
-    saddle = torch.diag(t(1.0, 2.0, -1.0)).to_sparse()
-    assert qp(saddle, own, solver=Clarabel(), on_failure="ignore").status.tolist() == [Status.NONCONVEX]
+    kkt = torch.diag(t(1.0, 2.0, -1.0)).to_sparse()
+    assert qp(kkt, own, solver=Clarabel(), on_failure="ignore").status.tolist() == [Status.NONCONVEX]
     hidden = t([1.0, 2.0, 0.0], [2.0, 1.0, 0.0], [0.0, 0.0, 1.0]).to_sparse()  # by its eigenvalues alone
     assert qp(hidden, own, solver=Clarabel(), on_failure="ignore").status.tolist() == [Status.NONCONVEX]
     broken = torch.diag(t(1.0, torch.nan, 1.0)).to_sparse()

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from torchimplicit.optim.quadprog.optimum import TRUSTED, Call
+from torchimplicit.optim.quadprog.derivative import TRUSTED, Call
 from torchimplicit.optim.quadprog.solve import Outcome
 from torchimplicit.optim.quadprog.sparse_matrix import SparseMatrix
 
@@ -30,11 +30,11 @@ class SparseCall(Call):
 
     def keep(self, outcome: Outcome) -> None:
         """Keeps how the forward solve went, and the factors of the programs that were solved."""
-        self.record.outcome, self.kept.saddle = outcome, outcome.point.saddle
+        self.record.outcome, self.kept.kkt = outcome, outcome.point.kkt
 
     def solve(self, Q: Tensor, rows: Tensor, side: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:
         """See `Call.solve`; zero for unsolved programs."""
-        z, y, residual = self.kept.saddle.solve(r, t)
+        z, y, residual = self.kept.kkt.solve(r, t)
         return z, y, residual, bool((residual <= TRUSTED).all())
 
     def by_symmetric(self, v: Tensor, z: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torchimplicit.optim.quadprog.solve import Outcome
 from torchimplicit.optim.quadprog.sparse.certificate import prove
 from torchimplicit.optim.quadprog.sparse.factor import is_convex
 from torchimplicit.optim.quadprog.sparse.interior_point import interior_point
-from torchimplicit.optim.quadprog.sparse.saddle import SparseSaddle, Systems
+from torchimplicit.optim.quadprog.sparse.kkt import SparseKKT, Systems
 from torchimplicit.optim.quadprog.sparse_matrix import SparseMatrix
 from torchimplicit.optim.quadprog.units import Units
 from torchimplicit.optim.quadprog.verdict import judge
@@ -25,7 +25,7 @@ _WARM_ROUNDS = 6
 _STAGES = ((1e-8, 6), (1e-13, 12))  # tolerance of Clarabel (the last: as near as it comes), rounds of repair
 _EXACT = 1e-11
 
-System = tuple[SparseSaddle, Units]
+System = tuple[SparseKKT, Units]
 
 
 def by_clarabel(program: Program, guess: Tensor | None, max_steps: int, rounding: float = 0.0) -> Outcome:
@@ -50,7 +50,7 @@ def by_clarabel(program: Program, guess: Tensor | None, max_steps: int, rounding
         outcome.put(at, found)
         systems.append(system)
     outcome.by_clarabel = torch.ones_like(outcome.status, dtype=torch.bool)
-    outcome.point.saddle = Systems(systems) if program.is_sparse else None
+    outcome.point.kkt = Systems(systems) if program.is_sparse else None
     outcome.to(program.q.device)
     return outcome
 
@@ -127,12 +127,12 @@ def _solve(program: Program, guess: Tensor | None, max_steps: int) -> tuple[Outc
 
 def _solved(scaled: Program, units: Units, found: Outcome) -> tuple[Outcome, System]:
     """What was found, with the system of the rows that hold."""
-    point, saddle = found.point, found.point.saddle
+    point, kkt = found.point, found.point.kkt
     found.status.fill_(int(Status.CONVERGED))
-    if not isinstance(saddle, SparseSaddle) or bool((saddle.on != (point.side[0] != 0)).any()):
-        saddle = SparseSaddle(scaled, point.side[0])
-    point.loose = torch.tensor([saddle.loose()])
-    return found, (saddle, units)
+    if not isinstance(kkt, SparseKKT) or bool((kkt.on != (point.side[0] != 0)).any()):
+        kkt = SparseKKT(scaled, point.side[0])
+    point.loose = torch.tensor([kkt.loose()])
+    return found, (kkt, units)
 
 
 def _heading_for(program: Program, z: Tensor, y: Tensor) -> Tensor:

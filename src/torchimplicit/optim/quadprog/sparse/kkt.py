@@ -13,7 +13,7 @@ from torchimplicit.optim.quadprog.sparse_matrix import SparseMatrix
 from torchimplicit.optim.quadprog.units import Units
 
 
-class SparseSaddle:
+class SparseKKT:
     """The factored system of one program, for its working rows; unknowns that a row of one entry holds are taken out.
 
     Args:
@@ -82,7 +82,7 @@ class Systems:
         parts: those of every program, and the units that they are in; None for programs without a solution.
     """
 
-    parts: list[tuple[SparseSaddle, Units] | None]
+    parts: list[tuple[SparseKKT, Units] | None]
 
     def solve(self, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Solves `Q z + R'y = r`, `R z = t` on the working rows, `y = 0` on the others; zero where there is no system.
@@ -97,9 +97,9 @@ class Systems:
         z, y, residual = torch.zeros_like(r), torch.zeros_like(t), torch.zeros_like(r[:, 0])
         for sample, part in enumerate(self.parts):
             if part is not None:
-                (saddle, units), at = part, slice(sample, sample + 1)
+                (kkt, units), at = part, slice(sample, sample + 1)
                 forces, reached = r[at].cpu() * units.z / units.cost, t[at].cpu() * units.rows
-                dz, dy, residual[at] = saddle.solve(forces, reached, shortest=True)
+                dz, dy, residual[at] = kkt.solve(forces, reached, shortest=True)
                 z[at], y[at] = dz * units.z, dy * units.y
         return z, y, residual
 

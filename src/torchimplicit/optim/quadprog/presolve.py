@@ -1,4 +1,4 @@
-"""What programs need before they are solved whatever their rank: no row twice, and units of their own."""
+"""What is done to programs before they are solved whatever their rank: no row twice, and units of their own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchimplicit.optim.quadprog.units import Units
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Presolved:
     """Programs without repeated rows, in units in which all is about one.
 
     Attributes:
@@ -27,16 +27,16 @@ class Prepared:
     repeats: Repeats | None
 
     @staticmethod
-    def of(stated: Program) -> Prepared:
-        """Prepares programs."""
+    def of(stated: Program) -> Presolved:
+        """Presolves programs."""
         program, repeats = Repeats.merged(stated)
         units = Units.of(program)
-        return Prepared(units.scaled(program), units, repeats)
+        return Presolved(units.scaled(program), units, repeats)
 
-    def take(self, index: Tensor) -> Prepared:
+    def take(self, index: Tensor) -> Presolved:
         """Some of the programs."""
         repeats = None if self.repeats is None else self.repeats.take(index)
-        return Prepared(self.program.take(index), self.units.take(index), repeats)
+        return Presolved(self.program.take(index), self.units.take(index), repeats)
 
     def possible(self, side: Tensor) -> Tensor:
         """The sides of a guess at which there are bounds."""

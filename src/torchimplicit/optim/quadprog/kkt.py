@@ -6,7 +6,7 @@ $$ \begin{pmatrix} Q & E^\top \\ E & 0 \end{pmatrix} \begin{pmatrix} z \\ y \end
    = \begin{pmatrix} -q \\ t \end{pmatrix}, $$
 
 and so do their derivatives, with other right-hand sides (B. Amos, J. Z. Kolter, arXiv:1703.00443, eq. 6, on the active
-rows). `Saddle` holds Cholesky factors of $Q$ and of $S = E Q^{-1} E^\top$.
+rows). `KKT` holds Cholesky factors of $Q$ and of $S = E Q^{-1} E^\top$.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DEPENDENT = 1e-12  # part of a row that no other explains
 
 
 @dataclass
-class Saddle:
+class KKT:
     """Factored systems of a batch of programs with a definite `Q`, for their working rows.
 
     Attributes:
@@ -55,7 +55,7 @@ class Saddle:
     def build(
         Q: Tensor, rows: Tensor, side: Tensor, curvature: Tensor | None = None, gram: Tensor | None = None,
         in_place: bool = False,
-    ) -> Saddle:  # fmt: skip
+    ) -> KKT:  # fmt: skip
         """Factors the systems.
 
         Args:
@@ -77,9 +77,9 @@ class Saddle:
         system, pivots = with_others_far(system, valid)
         complement, info = torch.linalg.cholesky_ex(system)
         sound = (info == 0) & (complement.diagonal(dim1=1, dim2=2).square() > _DEPENDENT * pivots).all(1)
-        return Saddle(Q, working, index, valid, curvature, complement, sound)
+        return KKT(Q, working, index, valid, curvature, complement, sound)
 
-    def put(self, at: Tensor, other: Saddle) -> None:
+    def put(self, at: Tensor, other: KKT) -> None:
         """Overwrites some of the programs by systems that may have another number of working rows."""
         width = max(self.valid.shape[1], other.valid.shape[1])
         self._widen(width)

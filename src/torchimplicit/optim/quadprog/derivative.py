@@ -1,8 +1,8 @@
 r"""Derivatives of a quadratic program's solution and multipliers, of every order.
 
 Around a solution the rows that meet their bounds stay the same, so that solution and multipliers follow a linear
-system, `Saddle`. Two autograd functions close under differentiation: `Optimum`, whose derivatives are solves of that
-system, and `SaddleSolve`, one such solve, whose derivatives are solves again.
+system, `KKT`. Two autograd functions close under differentiation: `Optimum`, whose derivatives are solves of that
+system, and `KKTSolve`, one such solve, whose derivatives are solves again.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch.autograd import Function
 from torchimplicit.adjoint.products import fold
 from torchimplicit.core import transforms
 from torchimplicit.core.status import OnFailure, Report, Status, react
+from torchimplicit.optim.quadprog.kkt import KKT, factor, is_definite
 from torchimplicit.optim.quadprog.program import Program, times, times_transposed
 from torchimplicit.optim.quadprog.report import ProgramReport
-from torchimplicit.optim.quadprog.saddle import Saddle, factor, is_definite
 from torchimplicit.optim.quadprog.singular import Singular
 from torchimplicit.optim.quadprog.solve import Outcome
 
@@ -40,7 +40,7 @@ class Record:
 class Kept:
     """The factor that the forward solve leaves for the backward one."""
 
-    saddle: Any = None
+    kkt: Any = None
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,14 @@ class Call:
         """Keeps how the forward solve went, and its factor where a derivative may ask for it."""
         self.record.outcome = outcome
         if self.keep_factor and (outcome.point.sure or bool((outcome.status == Status.CONVERGED).all())):
-            self.kept.saddle = outcome.point.saddle
+            self.kept.kkt = outcome.point.kkt
 
     def solve(self, Q: Tensor, rows: Tensor, side: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:
-        """Solution, multipliers and relative residual of the system, see `SaddleSolve`; and whether all are trusted."""
-        saddle = self.saddle(Q, rows, side)
-        z, y, residual = saddle.solve(r, saddle.gather(t))
-        y = saddle.scatter(y, rows.shape[1])
-        trusted = saddle.sound & (residual <= TRUSTED)
+        """Solution, multipliers and relative residual of the system, see `KKTSolve`; and whether all are trusted."""
+        kkt = self.kkt(Q, rows, side)
+        z, y, residual = kkt.solve(r, kkt.gather(t))
+        y = kkt.scatter(y, rows.shape[1])
+        trusted = kkt.sound & (residual <= TRUSTED)
         if bool(trusted.all()):
             return z, y, residual, True
         index = torch.nonzero(~trusted).flatten()
@@ -94,18 +94,18 @@ class Call:
         """The gradient by the rows, which enter as `R'y` and as `R z`."""
         return -torch.bmm(torch.stack((y, w), 2), torch.stack((v, z), 1))
 
-    def saddle(self, Q: Tensor, rows: Tensor, side: Tensor) -> Saddle | Singular:
+    def kkt(self, Q: Tensor, rows: Tensor, side: Tensor) -> KKT | Singular:
         """The factored systems, from the forward solve if it left them."""
-        kept = self.kept.saddle
+        kept = self.kept.kkt
         if kept is not None and len(kept.Q) == len(Q):
             return kept
         curvature, sound = factor(Q)
         definite = bool(is_definite(Q, curvature, sound).all())
         if not definite:
             return Singular.build(Q, rows, side)
-        saddle = Saddle.build(Q, rows, side, curvature)
-        saddle.careful = True  # nothing is known of the solution
-        return saddle
+        kkt = KKT.build(Q, rows, side, curvature)
+        kkt.careful = True  # nothing is known of the solution
+        return kkt
 
     def mapped(self) -> Call:
         """The same call for the larger batch that `torch.vmap` makes, whose factor is another."""
@@ -143,10 +143,10 @@ class Optimum(Function):
                 "torch.func.jacrev, or torch.vmap over torch.autograd.grad"
             )
         Q, rows, z, y, side, solved = ctx.saved_tensors
-        if ctx.call.kept.saddle is None:  # which is there if all were solved
+        if ctx.call.kept.kkt is None:  # which is there if all were solved
             solved = solved.unsqueeze(1)
             grad_z, grad_y = torch.where(solved, grad_z, 0.0), torch.where(solved, grad_y, 0.0)
-        v, w = SaddleSolve.apply(ctx.call, Q, rows, side, grad_z, grad_y)  # type: ignore[misc]
+        v, w = KKTSolve.apply(ctx.call, Q, rows, side, grad_z, grad_y)  # type: ignore[misc]
         _, by_curvature, by_q, by_rows, by_lower, by_upper = ctx.needs_input_grad
         return (
             None,
@@ -170,7 +170,7 @@ class Optimum(Function):
         t = t if dupper is None else t + torch.where(side > 0, dupper, 0.0)
         solved = solved.unsqueeze(1)
         r, t = torch.where(solved, r, 0.0), torch.where(solved, t, 0.0)
-        dz, dy = SaddleSolve.apply(ctx.call, Q, rows, side, r, t)  # type: ignore[misc]
+        dz, dy = KKTSolve.apply(ctx.call, Q, rows, side, r, t)  # type: ignore[misc]
         return dz, dy, None, None
 
     @staticmethod
@@ -181,7 +181,7 @@ class Optimum(Function):
         return tuple(x.unflatten(0, (info.batch_size, -1)) for x in found), (0,) * 4  # type: ignore[union-attr]
 
 
-class SaddleSolve(Function):
+class KKTSolve(Function):
     """`(z, y)` with `Q z + R'y = r`, `R z = t` on the rows with a side, and `y = 0` on the others."""
 
     @staticmethod
@@ -207,7 +207,7 @@ class SaddleSolve(Function):
     def backward(ctx: Any, grad_z: Tensor, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         """The system is symmetric: the same solve again."""
         Q, rows, side, z, y = ctx.saved_tensors
-        v, w = SaddleSolve.apply(ctx.call, Q, rows, side, grad_z, grad_y)  # type: ignore[misc]
+        v, w = KKTSolve.apply(ctx.call, Q, rows, side, grad_z, grad_y)  # type: ignore[misc]
         by_curvature, by_rows = ctx.needs_input_grad[1:3]
         return (
             None,
@@ -225,17 +225,17 @@ class SaddleSolve(Function):
         r = torch.zeros_like(z) if dr is None else dr
         t = torch.zeros_like(y) if dt is None else dt
         r, t = _moved(ctx.call, r, t, z, y, dcurvature, drows)
-        return SaddleSolve.apply(ctx.call, Q, rows, side, r, t)  # type: ignore[return-value]
+        return KKTSolve.apply(ctx.call, Q, rows, side, r, t)  # type: ignore[return-value]
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, call: Call, *tensors: Tensor) -> tuple:
         """The mapped dimension joins the batch."""
         folded = [fold(x, dim, info.batch_size) for x, dim in zip(tensors, in_dims[1:], strict=True)]
-        found = SaddleSolve.apply(call.mapped(), *folded)
+        found = KKTSolve.apply(call.mapped(), *folded)
         return tuple(x.unflatten(0, (info.batch_size, -1)) for x in found), (0, 0)  # type: ignore[union-attr]
 
 
-for _function in (Optimum, SaddleSolve):  # autograd asks for it at every call, and Python would read it anew
+for _function in (Optimum, KKTSolve):  # autograd asks for it at every call, and Python would read it anew
     _function.forward.__signature__ = inspect.signature(_function.forward)
 
 
