@@ -91,34 +91,31 @@ def tight(steps: Tensor) -> Tensor:
     return torch.zeros(len(steps), 2, dtype=torch.bool, device=steps.device)
 
 
-class Means(Protocol):
-    """How the system of a guess is solved."""
+class GuessSolver(Protocol):
+    """Solves programs on the bounds that a guess takes to be met, where they are equations."""
 
-    def attempt(self, program: Program, side: Tensor, steps: Tensor) -> tuple[Point, Tensor]:
+    def attempt(self, side: Tensor, steps: Tensor) -> tuple[Point, Tensor]:
         """The solution for a guess, and the next guess."""
         ...
 
     def take(self, index: Tensor) -> Self:
-        """Those of some of the programs."""
+        """That of some of the programs."""
         ...
 
 
-def settle(
-    program: Program, side: Tensor, steps: Tensor, rounds: int, means: Means, promising: Tensor | None = None
-) -> Point:
+def settle(solver: GuessSolver, side: Tensor, steps: Tensor, rounds: int, promising: Tensor | None = None) -> Point:
     """Repairs a guess until every sign is right, or gives up after some rounds.
 
     Args:
-        program: the programs.
+        solver: of the programs.
         side: the guess, `(B, r)`; see `Point.side` and `with_equations`.
         steps: taken so far, `(B,)`.
         rounds: how many guesses to try.
-        means: to solve with.
         promising: which guesses are worth repairing, `(B,)`; None for all.
     """
     index, found = None, None
     for _ in range(rounds):
-        point, better = means.attempt(program, side, steps)
+        point, better = solver.attempt(side, steps)
         if found is None or index is None:
             found = point
         else:
@@ -130,7 +127,7 @@ def settle(
         if not len(left):
             break
         promising = None
-        side, program, means = better[left], program.take(left), means.take(left)
+        side, solver = better[left], solver.take(left)
         index, steps = left if index is None else index[left], steps[left] + 1
     assert found is not None
     return found
@@ -159,23 +156,27 @@ def repaired(program: Program, side: Tensor, slack: Tensor, beyond: Tensor, reac
 
 
 @dataclass(frozen=True)
-class Anyhow:
-    """Means for any convex programs and any rows, and for a sparse program alone.
+class SingularSolver:
+    """Solves guesses for any convex programs and any rows, and for a sparse program alone.
 
     Attributes:
+        program: the programs.
         center: solution and multipliers to stay near where those are not unique, `(B, n)` and `(B, r)`.
     """
 
+    program: Program
     center: tuple[Tensor, Tensor] | None = None
 
-    def take(self, index: Tensor) -> Anyhow:
-        """Those of some of the programs."""
-        return self if self.center is None else Anyhow((self.center[0][index], self.center[1][index]))
+    def take(self, index: Tensor) -> SingularSolver:
+        """That of some of the programs."""
+        center = None if self.center is None else (self.center[0][index], self.center[1][index])
+        return SingularSolver(self.program.take(index), center)
 
-    def attempt(self, program: Program, side: Tensor, steps: Tensor) -> tuple[Point, Tensor]:
+    def attempt(self, side: Tensor, steps: Tensor) -> tuple[Point, Tensor]:
         """The solution for a guess, and the next guess."""
+        program = self.program
         kkt = SparseKKT(program, side[0]) if program.is_sparse else Singular.build(program.Q, program.rows, side)
-        z, y = self._near(program, side, kkt)
+        z, y = self._near(side, kkt)
         terms = Terms.of(program, z, y)
         slack, room, rounding = wrong(program, side, y, terms)
         better = repaired(program, side, slack, room < -rounding, terms.reached)
@@ -184,8 +185,9 @@ class Anyhow:
         residual = judge(program, z, y)[0]
         return Point(z, y, side, residual <= _RESIDUAL, steps, residual, kkt=kkt), better
 
-    def _near(self, program: Program, side: Tensor, kkt: Singular | SparseKKT) -> tuple[Tensor, Tensor]:
+    def _near(self, side: Tensor, kkt: Singular | SparseKKT) -> tuple[Tensor, Tensor]:
         """The solution for a guess that is nearest to the center, and its multipliers."""
+        program = self.program
         right, target = -program.q, program.target(side)
         if self.center is None:
             z, y, _ = kkt.solve(right, target)

@@ -12,8 +12,9 @@ from torchimplicit.optim.quadprog.active_set import Point, repaired, settle, wit
 from torchimplicit.optim.quadprog.interior import interior
 from torchimplicit.optim.quadprog.kkt import KKT, solved
 from torchimplicit.optim.quadprog.pivoting import Board, pivot
+from torchimplicit.optim.quadprog.prepare import Prepared
 from torchimplicit.optim.quadprog.program import Program, Terms, largest, times_transposed
-from torchimplicit.optim.quadprog.reduction import gram, reduce
+from torchimplicit.optim.quadprog.reduction import reduce
 from torchimplicit.optim.quadprog.verdict import at_least
 
 _FEW_ROWS = 32  # small matrices cost no less in single precision
@@ -27,83 +28,84 @@ _TO_THE_END = 1e-15
 _CANCELS = 100.0  # what the rows leave of the solution without them keeps all but two digits
 
 
-def definite(program: Program, curvature: Tensor, guess: Tensor | None, max_steps: int) -> Point:
+def definite(program: Program, cholesky: Tensor, guess: Tensor | None, max_steps: int) -> Point:
     """Solves programs whose rows depend on each other in no way that matters.
 
     Args:
         program: the programs.
-        curvature: Cholesky factor of `Q`, `(B, n, n)`.
+        cholesky: factor of `Q`, `(B, n, n)`.
         guess: bounds that may be met, `(B, r)`; None starts cold.
         max_steps: of the pivoting, and of the interior point after it.
     """
-    free = -solved(curvature, program.q)
-    board = Board.of(program, gram(program, curvature), free)
-    means = Regular(curvature, free, board, strict=True)
+    prepared = Prepared.of(program, cholesky)
+    solver = CholeskySolver(prepared, strict=True)
     if program.rows.shape[1] == program.equalities:
         side = program.locked.to(torch.int8)
-        return settle(program, side, torch.zeros_like(program.q[:, 0], dtype=torch.int64), 1, means)
+        return settle(solver, side, torch.zeros_like(program.q[:, 0], dtype=torch.int64), 1)
     crowded = program.rows.shape[1] - program.equalities >= _CROWDED * program.q.shape[1]
-    side, steps, ended = pivot(board, guess, min(_FEW_PIVOTS if crowded else _PIVOTS, max_steps))
+    side, steps, ended = pivot(Board.of(prepared), guess, min(_FEW_PIVOTS if crowded else _PIVOTS, max_steps))
     if bool(ended.any()):
-        found = settle(program, side, steps, _ROUNDS, means, ended)
+        found = settle(solver, side, steps, _ROUNDS, ended)
     else:
         found = replace(Point.nothing(program), steps=steps)
     if found.sure:
         return found
     left = torch.nonzero(~found.settled).flatten()
     if len(left):
-        inside = _from_inside(program.take(left), replace(means.take(left), strict=False), max_steps)
+        inside = _from_inside(replace(solver.take(left), strict=False), max_steps)
         inside.steps = inside.steps + found.steps[left]
         found.put(left, inside)
     return found
 
 
-def _from_inside(program: Program, means: Regular, max_steps: int) -> Point:
+def _from_inside(solver: CholeskySolver, max_steps: int) -> Point:
     """By an interior point whose accuracy is enough for a guess: single precision, but for small programs."""
-    p, start = program.equalities, reduce(program, means.curvature, means.board.gram, means.free)
+    program, start = solver.program, reduce(solver.prepared)
+    p = program.equalities
     few = program.rows.shape[1] - p < _FEW_ROWS
     dtype, tol = (torch.float64, 1e-6) if few else (torch.float32, 1e-5)
     bounds = (program.lower[:, p:] / start.scale, program.upper[:, p:] / start.scale)
     begin, lower, upper = (x.to(dtype) for x in (start.w, *bounds))
     inner = interior(start.reduction.to(dtype), begin, lower, upper, tol, max_steps)
     side = torch.cat((torch.ones_like(program.lower[:, :p], dtype=torch.int8), inner.side), 1)
-    return settle(program, with_equations(program, side), inner.steps, _ROUNDS, means)
+    return settle(solver, with_equations(program, side), inner.steps, _ROUNDS)
 
 
 @dataclass(frozen=True)
-class Regular:
-    """Means for programs with a definite `Q` and independent rows.
+class CholeskySolver:
+    """Solves guesses for programs with a definite `Q` and independent rows.
 
     Attributes:
-        curvature: Cholesky factor of `Q`, `(B, n, n)`.
-        free: the solution without rows, `(B, n)`.
-        board: what pivoting knows of the programs.
+        prepared: the programs.
         strict: leave programs alone where a row is at a bound without holding anything: others may hold in its place,
             and an interior point tells.
     """
 
-    curvature: Tensor
-    free: Tensor
-    board: Board
+    prepared: Prepared
     strict: bool
 
-    def take(self, index: Tensor) -> Regular:
-        """Those of some of the programs."""
-        if len(index) == len(self.free):
-            return self
-        return Regular(self.curvature[index], self.free[index], self.board.take(index), self.strict)
+    @property
+    def program(self) -> Program:
+        """The programs."""
+        return self.prepared.program
 
-    def attempt(self, program: Program, side: Tensor, steps: Tensor) -> tuple[Point, Tensor]:
+    def take(self, index: Tensor) -> CholeskySolver:
+        """That of some of the programs."""
+        if len(index) == self.program.batch:
+            return self
+        return CholeskySolver(self.prepared.take(index), self.strict)
+
+    def attempt(self, side: Tensor, steps: Tensor) -> tuple[Point, Tensor]:
         """The solution for a guess, and the next guess."""
-        board = self.board
-        kkt = KKT.build(program.Q, program.rows, side, self.curvature, board.gram, board.in_place)
+        program, prepared = self.program, self.prepared
+        kkt = KKT.build(program.Q, program.rows, side, prepared.cholesky, prepared.gram, prepared.in_place)
         target = program.target(side)
-        y = kkt.scatter(solved(kkt.complement, kkt.gather(board.w - target)), side.shape[1])
+        y = kkt.scatter(solved(kkt.complement, kkt.gather(prepared.w - target)), side.shape[1])
         pulled = times_transposed(program.rows, y)
-        z = self.free - solved(self.curvature, pulled)
-        seen = self._seen(program, side, z, y, pulled)
+        z = prepared.free - solved(prepared.cholesky, pulled)
+        seen = self._seen(side, z, y, pulled)
         # A small difference of large numbers has lost their rounding, which no residual of theirs shows.
-        whole = (largest(self.free, keepdim=True) <= _CANCELS * seen.terms.farthest).squeeze(1)
+        whole = (largest(prepared.free, keepdim=True) <= _CANCELS * seen.terms.farthest).squeeze(1)
         right, settled = kkt.sound, whole & (seen.residual <= _ACCURATE) & ~seen.against & kkt.sound
         if bool(settled.all()):
             return Point(z, y, side, settled, steps, seen.residual, kkt=kkt, sure=True), side
@@ -111,14 +113,14 @@ class Regular:
             kkt.careful = True
             z, y, left = kkt.solve(-program.q, kkt.gather(target), _TO_THE_END)
             y, right = kkt.scatter(y, side.shape[1]), right & (left < _RESIDUAL)
-            seen = self._seen(program, side, z, y)
+            seen = self._seen(side, z, y)
         settled = right & ~seen.against
         point = Point(z, y, side, settled, steps, seen.residual, kkt=kkt)
         better = repaired(program, side, seen.slack, seen.room < -seen.rounding, seen.terms.reached)
         return point, torch.where(kkt.sound.unsqueeze(1), better, side)  # dependent rows say nothing of the next
 
-    def _seen(self, program: Program, side: Tensor, z: Tensor, y: Tensor, pulled: Tensor | None = None) -> _Seen:
-        terms = Terms.of(program, z, y, pulled)
+    def _seen(self, side: Tensor, z: Tensor, y: Tensor, pulled: Tensor | None = None) -> _Seen:
+        program, terms = self.program, Terms.of(self.program, z, y, pulled)
         slack, room, rounding = wrong(program, side, y, terms)
         against = slack | ((room <= rounding) & (side == 0) & program.filled if self.strict else room < -rounding)
         return _Seen(terms, at_least(program, terms), slack, room, rounding, against.any(1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchimplicit.optim.quadprog.active_set import Anyhow, Point, settle, tight, with_equations
+from torchimplicit.optim.quadprog.active_set import Point, SingularSolver, settle, tight, with_equations
 from torchimplicit.optim.quadprog.augmented import Augmented
 from torchimplicit.optim.quadprog.exchange import to_the_last_digit
 from torchimplicit.optim.quadprog.interior import interior
@@ -62,7 +62,7 @@ def _guessed(form: Presolved, guess: Tensor | None) -> Point:
     """From a guess, or without any bound."""
     nothing = Point.nothing(form.program)
     side = nothing.side if guess is None else form.possible(guess)
-    return settle(form.program, with_equations(form.program, side), nothing.steps, _WARM_ROUNDS, Anyhow())
+    return settle(SingularSolver(form.program), with_equations(form.program, side), nothing.steps, _WARM_ROUNDS)
 
 
 def _from_inside(
@@ -74,11 +74,12 @@ def _from_inside(
     assert inner.z is not None
     assert inner.near is not None
     center = torch.nan_to_num(inner.z), torch.nan_to_num(inner.y)
-    point = settle(program, with_equations(program, inner.side), inner.steps, rounds, Anyhow(center))
+    solver = SingularSolver(program, center)
+    point = settle(solver, with_equations(program, inner.side), inner.steps, rounds)
     left = torch.nonzero(~point.settled).flatten()
     if len(left):  # some bounds that are met hold nothing
-        some, part = (center[0][left], center[1][left]), program.take(left)
-        again = settle(part, with_equations(part, inner.near[left]), inner.steps[left], rounds, Anyhow(some))
+        some = solver.take(left)
+        again = settle(some, with_equations(some.program, inner.near[left]), inner.steps[left], rounds)
         at = torch.nonzero(again.settled).flatten()
         point.put(left[at], again.take(at))
     return point, center, inner.done | system.diagonal

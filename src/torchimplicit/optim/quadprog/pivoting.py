@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from torchimplicit.optim.quadprog.kkt import FAR, chosen, compact, crossed, solved, with_others_far
-from torchimplicit.optim.quadprog.program import Program, times, times_transposed
+from torchimplicit.optim.quadprog.prepare import Prepared
+from torchimplicit.optim.quadprog.program import times_transposed
 
-_SMALL = 2**15  # entries of all matrices: below, operations are what costs time, and entries above
 _ROUNDING = 1e-12
 _BLOCKS = 4  # rounds, after which rows change one at a time wherever it are not fewer and fewer that would
 _FEWER = 4  # times as few programs go on alone
@@ -52,17 +52,18 @@ class Board:
     in_place: bool
 
     @staticmethod
-    def of(program: Program, gram: Tensor, free: Tensor) -> Board:
-        """Sets up programs, given `R Q^{-1} R'` `(B, r, r)` and the solution without rows `(B, n)`."""
-        w, lower, upper = times(program.rows, free), program.lower, program.upper
+    def of(prepared: Prepared) -> Board:
+        """Sets up programs."""
+        program, gram, w = prepared.program, prepared.gram, prepared.w
+        lower, upper = program.lower, program.upper
         own = gram.diagonal(dim1=1, dim2=2).clone()
-        energy = (program.q * free).sum(1, keepdim=True).abs()
+        energy = (program.q * prepared.free).sum(1, keepdim=True).abs()
         reach = (own * energy).clamp_min(1e-300).sqrt()  # no row reaches more than this without multipliers
         floor = _ROUNDING * (reach + torch.minimum(lower.abs(), upper.abs()))
         floor = floor.masked_fill(program.locked, -1.0)
         idle = torch.add(w, reach, alpha=0.618)
         far = FAR * own.clamp_min(1 / FAR)
-        return Board(gram, own, far, w, lower, upper, idle, floor, gram.numel() <= _SMALL)
+        return Board(gram, own, far, w, lower, upper, idle, floor, prepared.in_place)
 
     def take(self, index: Tensor) -> Board:
         """Some of the programs."""

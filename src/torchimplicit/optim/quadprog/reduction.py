@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from torchimplicit.optim.quadprog.kkt import factor, solved
-from torchimplicit.optim.quadprog.program import Program, times, times_transposed
+from torchimplicit.optim.quadprog.prepare import Prepared
+from torchimplicit.optim.quadprog.program import times, times_transposed
 
 _MANY = 1.5  # rows per unknown: with more, what the unknowns leave is the smaller system
 
@@ -32,25 +33,13 @@ class Start:
     reduction: Dual | Slim
 
 
-def gram(program: Program, curvature: Tensor) -> Tensor:
-    """`R Q^{-1} R'` of all rows, `(B, r, r)`, given a Cholesky factor of `Q`."""
-    half = torch.linalg.solve_triangular(curvature, program.rows.mT, upper=False)
-    return half.mT @ half
-
-
-def reduce(program: Program, curvature: Tensor, gram: Tensor, free: Tensor) -> Start:
-    """Eliminates the unknowns and the equations.
-
-    Args:
-        program: the programs.
-        curvature: Cholesky factor of `Q`.
-        gram: see there.
-        free: the solution without rows, `(B, n)`.
-    """
+def reduce(prepared: Prepared) -> Start:
+    """Eliminates the unknowns and the equations."""
+    program, gram = prepared.program, prepared.gram
     p, n = program.equalities, program.q.shape[1]
-    w, half, K = times(program.rows, free), None, gram
+    w, half, K = prepared.w, None, gram
     if program.rows.shape[1] - p > _MANY * n:
-        half = torch.linalg.solve_triangular(curvature, program.rows.mT, upper=False)
+        half = torch.linalg.solve_triangular(prepared.cholesky, program.rows.mT, upper=False)
     if p:
         lower = _regular_factor(gram[:, :p, :p])
         right = torch.cat((gram[:, :p, p:], (w[:, :p] - program.lower[:, :p]).unsqueeze(2)), 2)

@@ -22,9 +22,10 @@ from torchimplicit.linear import LU
 from torchimplicit.optim.quadprog.active_set import independent_rows
 from torchimplicit.optim.quadprog.certificate import contradiction
 from torchimplicit.optim.quadprog.interior import interior
-from torchimplicit.optim.quadprog.kkt import KKT, factor, solved
+from torchimplicit.optim.quadprog.kkt import KKT, factor
+from torchimplicit.optim.quadprog.prepare import Prepared
 from torchimplicit.optim.quadprog.program import Program, times, times_transposed
-from torchimplicit.optim.quadprog.reduction import gram, reduce
+from torchimplicit.optim.quadprog.reduction import reduce
 from torchimplicit.optim.quadprog.report import SmoothedReport
 from torchimplicit.optim.quadprog.search import solutions
 from torchimplicit.solve import Newton
@@ -99,7 +100,7 @@ def _start(program: Program, weight: float, max_steps: int) -> tuple[Tensor, Ten
     above = below = y
     if program.rows.shape[1] > p:
         part = replace(program, Q=curvature @ curvature.mT)
-        begin = reduce(part, curvature, gram(part, curvature), -solved(curvature, part.q))
+        begin = reduce(Prepared.of(part, curvature))
         lower, upper = program.lower[:, p:] / begin.scale, program.upper[:, p:] / begin.scale
         inner = interior(begin.reduction, begin.w, lower, upper, 1e-10, max_steps, floor=weight)
         y, steps = torch.nan_to_num(inner.y / begin.scale), inner.steps

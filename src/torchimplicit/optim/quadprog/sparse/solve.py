@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.status import Status
-from torchimplicit.optim.quadprog.active_set import Anyhow, settle, with_equations
+from torchimplicit.optim.quadprog.active_set import SingularSolver, settle, with_equations
 from torchimplicit.optim.quadprog.certificate import as_shortest
 from torchimplicit.optim.quadprog.convexity import NEGATIVE, convexified
 from torchimplicit.optim.quadprog.exchange import to_the_last_digit
@@ -96,7 +96,7 @@ def _solve(program: Program, guess: Tensor | None, max_steps: int) -> tuple[Outc
         if stage is None:
             side = torch.zeros_like(best.point.side) if guess is None else guess
             side = with_equations(scaled, torch.where(scaled.target(side).isfinite(), side, 0))
-            point = settle(scaled, side, steps, _WARM_ROUNDS, Anyhow())
+            point = settle(SingularSolver(scaled), side, steps, _WARM_ROUNDS)
         else:
             tol, rounds = stage
             claim = interior_point(scaled, max_steps, tol)
@@ -104,7 +104,7 @@ def _solve(program: Program, guess: Tensor | None, max_steps: int) -> tuple[Outc
             if claim.status in (Status.INFEASIBLE, Status.UNBOUNDED):
                 break
             side = with_equations(scaled, _heading_for(scaled, claim.z, claim.y))
-            point = settle(scaled, side, steps, rounds, Anyhow((claim.z, claim.y)))
+            point = settle(SingularSolver(scaled, (claim.z, claim.y)), side, steps, rounds)
         steps = point.steps
         to_the_last_digit(scaled, point)
         point.z, point.y = point.z * units.z, point.y * units.y
