@@ -15,7 +15,7 @@ MUTANTS = [
     ),
     Mutant(
         "optim/quadprog/sparse/solve.py", "what was found is vouched for, whatever it is",
-        "if bool(best.point.settled):", "if best is not None:",
+        "if bool(best.point.optimal):", "if best is not None:",
         "tests/optim/quadprog/sparse/test_certificate.py",
     ),
     Mutant(
@@ -81,7 +81,7 @@ MUTANTS = [
     ),
     Mutant(
         "optim/quadprog/verdict.py", "a multiplier needs no bound",
-        "largest(torch.minimum(gap, pull))", "0 * largest(torch.minimum(gap, pull))",
+        "largest(torch.minimum(gap, multiplier))", "0 * largest(torch.minimum(gap, multiplier))",
         "tests/optim/quadprog/test_verdict.py",
     ),
     Mutant(
@@ -106,7 +106,7 @@ MUTANTS = [
     ),
     Mutant(
         "optim/quadprog/definite.py", "what is left of large numbers has lost no digits",
-        "settled = kkt.sound, whole & (", "settled = kkt.sound, (",
+        "optimal = kkt.sound, whole & (", "optimal = kkt.sound, (",
         "tests/optim/quadprog/test_definite.py",
     ),
     Mutant(
@@ -136,8 +136,8 @@ MUTANTS = [
     ),
     Mutant(
         "optim/quadprog/active_set.py", "weakly active bounds count as met",
-        "(side * pull <= _SIGN * largest(pull, keepdim=True))",
-        "(side * y < 0)",
+        "(active * multiplier <= _SIGN * largest(multiplier, keepdim=True))",
+        "(active * y < 0)",
         "tests/optim/quadprog/test_qp.py::test_weakly_active_bounds_count_as_not_met",
     ),
     Mutant(

@@ -36,7 +36,7 @@ def test_from_the_wrong_side_of_every_box_to_the_solution(prices, filled, sparse
     program = Program(Q, q[None], R, lower[None], upper[None], 1)
     begin = Point.nothing(program)
     begin.z, begin.y[0, 1:] = torch.full((1, n), 0.5, dtype=torch.float64), -q
-    begin.side = torch.tensor([[1] + [-1] * n], dtype=torch.int8)
+    begin.active = torch.tensor([[1] + [-1] * n], dtype=torch.int8)
     found = exchanged(program, begin)
     assert judge(program, found.z, found.y)[0].item() <= 1e-15
     assert torch.equal(found.z[0], z)

@@ -109,5 +109,5 @@ def test_weakly_active_bounds_are_left_to_the_interior_point():
     )  # fmt: skip
     side = torch.tensor([[1, 0, 0]], dtype=torch.int8)
     steps = torch.zeros(1, dtype=torch.int64)
-    assert not CholeskySolver(prepared(one), strict=True).attempt(side, steps)[0].settled.item()
-    assert CholeskySolver(prepared(one), strict=False).attempt(side, steps)[0].settled.item()
+    assert not CholeskySolver(prepared(one), strict=True).attempt(side, steps)[0].optimal.item()
+    assert CholeskySolver(prepared(one), strict=False).attempt(side, steps)[0].optimal.item()

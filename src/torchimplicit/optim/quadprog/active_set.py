@@ -32,20 +32,20 @@ class Point:
     Attributes:
         z: `(B, n)`.
         y: multipliers, `(B, r)`.
-        side: the bound that every row meets with a multiplier that is not zero: 1 upper, -1 lower, 0 none, `(B, r)`.
-        settled: whether they were found exactly, `(B,)`.
+        active: the bound that every row meets with a multiplier that is not zero: 1 upper, -1 lower, 0 none, `(B, r)`.
+        optimal: whether they were found exactly, `(B,)`.
         steps: `(B,)`.
         residual: see `verdict.at_least`, `(B,)`.
         loose: whether the bounds that are met leave the solution, and the multipliers, undetermined, `(B, 2)`; None
             where they do not.
         kkt: the factor, if all were found with one.
-        sure: all are settled, to rounding: whoever knows so need not look again.
+        sure: all are optimal, to rounding: whoever knows so need not look again.
     """
 
     z: Tensor
     y: Tensor
-    side: Tensor
-    settled: Tensor
+    active: Tensor
+    optimal: Tensor
     steps: Tensor
     residual: Tensor
     loose: Tensor | None = None
@@ -83,7 +83,7 @@ class Point:
 
     def parts(self) -> tuple[Tensor, ...]:
         """All but `loose`, the factor and `sure`."""
-        return self.z, self.y, self.side, self.settled, self.steps, self.residual
+        return self.z, self.y, self.active, self.optimal, self.steps, self.residual
 
 
 def tight(steps: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ def tight(steps: Tensor) -> Tensor:
 class GuessSolver(Protocol):
     """Solves programs on the bounds that a guess takes to be met, where they are equations."""
 
-    def attempt(self, side: Tensor, steps: Tensor) -> tuple[Point, Tensor]:
+    def attempt(self, active: Tensor, steps: Tensor) -> tuple[Point, Tensor]:
         """The solution for a guess, and the next guess."""
         ...
 
@@ -103,56 +103,56 @@ class GuessSolver(Protocol):
         ...
 
 
-def settle(solver: GuessSolver, side: Tensor, steps: Tensor, rounds: int, promising: Tensor | None = None) -> Point:
+def polish(solver: GuessSolver, active: Tensor, steps: Tensor, rounds: int, promising: Tensor | None = None) -> Point:
     """Repairs a guess until every sign is right, or gives up after some rounds.
 
     Args:
         solver: of the programs.
-        side: the guess, `(B, r)`; see `Point.side` and `with_equations`.
+        active: the guess, `(B, r)`; see `Point.active` and `with_equations`.
         steps: taken so far, `(B,)`.
         rounds: how many guesses to try.
         promising: which guesses are worth repairing, `(B,)`; None for all.
     """
     index, found = None, None
     for _ in range(rounds):
-        point, better = solver.attempt(side, steps)
+        point, better = solver.attempt(active, steps)
         if found is None or index is None:
             found = point
         else:
             found.put(index, point)
         if point.sure:
             break
-        open = ~point.settled & (better != side).any(1)
+        open = ~point.optimal & (better != active).any(1)
         left = torch.nonzero(open if promising is None else open & promising).flatten()
         if not len(left):
             break
         promising = None
-        side, solver = better[left], solver.take(left)
+        active, solver = better[left], solver.take(left)
         index, steps = left if index is None else index[left], steps[left] + 1
     assert found is not None
     return found
 
 
-def with_equations(program: Program, side: Tensor) -> Tensor:
+def with_equations(program: Program, active: Tensor) -> Tensor:
     """A guess in which equations are met, but for empty ones."""
     locked = program.locked.to(torch.int8)
-    return torch.where(program.lower == program.upper, torch.where(side == 0, locked, side * locked), side)
+    return torch.where(program.lower == program.upper, torch.where(active == 0, locked, active * locked), active)
 
 
-def wrong(program: Program, side: Tensor, y: Tensor, terms: Terms) -> tuple[Tensor, Tensor, Tensor]:
+def wrong(program: Program, active: Tensor, y: Tensor, terms: Terms) -> tuple[Tensor, Tensor, Tensor]:
     """Which rows hold nothing though they are said to be met; how far all are from a bound, and what of it is rounding.
 
     A bound that is met without a multiplier counts as not met: the convention for weakly active constraints.
     """
-    pull, reached = y * program.length, terms.reached
-    slack = (side != 0) & ~program.locked & (side * pull <= _SIGN * largest(pull, keepdim=True))
+    multiplier, reached = y * program.length, terms.reached
+    slack = (active != 0) & ~program.locked & (active * multiplier <= _SIGN * largest(multiplier, keepdim=True))
     room = torch.minimum(program.upper - reached, reached - program.lower)
     return slack, room, _SIGN * terms.size + _NOTHING * terms.extent
 
 
-def repaired(program: Program, side: Tensor, slack: Tensor, beyond: Tensor, reached: Tensor) -> Tensor:
+def repaired(program: Program, active: Tensor, slack: Tensor, beyond: Tensor, reached: Tensor) -> Tensor:
     """The next guess: without the rows that hold nothing, with those that are beyond a bound."""
-    return torch.where(slack, 0, torch.where(beyond, (reached > program.upper) * 2 - 1, side)).to(torch.int8)
+    return torch.where(slack, 0, torch.where(beyond, (reached > program.upper) * 2 - 1, active)).to(torch.int8)
 
 
 @dataclass(frozen=True)
@@ -172,31 +172,31 @@ class SingularSolver:
         center = None if self.center is None else (self.center[0][index], self.center[1][index])
         return SingularSolver(self.program.take(index), center)
 
-    def attempt(self, side: Tensor, steps: Tensor) -> tuple[Point, Tensor]:
+    def attempt(self, active: Tensor, steps: Tensor) -> tuple[Point, Tensor]:
         """The solution for a guess, and the next guess."""
         program = self.program
-        kkt = SparseKKT(program, side[0]) if program.is_sparse else Singular.build(program.Q, program.rows, side)
-        z, y = self._near(side, kkt)
+        kkt = SparseKKT(program, active[0]) if program.is_sparse else Singular.build(program.Q, program.rows, active)
+        z, y = self._near(active, kkt)
         terms = Terms.of(program, z, y)
-        slack, room, rounding = wrong(program, side, y, terms)
-        better = repaired(program, side, slack, room < -rounding, terms.reached)
+        slack, room, rounding = wrong(program, active, y, terms)
+        better = repaired(program, active, slack, room < -rounding, terms.reached)
         # Multipliers of less than a rounding are left out, and the point is right without them.
-        y, side = torch.where(slack, 0.0, y), torch.where(slack, 0, side).to(torch.int8)
+        y, active = torch.where(slack, 0.0, y), torch.where(slack, 0, active).to(torch.int8)
         residual = judge(program, z, y)[0]
-        return Point(z, y, side, residual <= _RESIDUAL, steps, residual, kkt=kkt), better
+        return Point(z, y, active, residual <= _RESIDUAL, steps, residual, kkt=kkt), better
 
-    def _near(self, side: Tensor, kkt: Singular | SparseKKT) -> tuple[Tensor, Tensor]:
+    def _near(self, active: Tensor, kkt: Singular | SparseKKT) -> tuple[Tensor, Tensor]:
         """The solution for a guess that is nearest to the center, and its multipliers."""
         program = self.program
-        right, target = -program.q, program.target(side)
+        right, target = -program.q, program.target(active)
         if self.center is None:
             z, y, _ = kkt.solve(right, target)
             return z, y
-        at, pull = self.center[0], torch.where(side != 0, self.center[1], 0.0)
-        right = right - times(program.Q, at) - times_transposed(program.rows, pull)
-        terms = largest(torch.cat((program.q, target, at, pull), 1))
+        at, multiplier = self.center[0], torch.where(active != 0, self.center[1], 0.0)
+        right = right - times(program.Q, at) - times_transposed(program.rows, multiplier)
+        terms = largest(torch.cat((program.q, target, at, multiplier), 1))
         dz, dy, _ = kkt.solve(right, target - times(program.rows, at), terms=terms)
-        return at + dz, pull + dy
+        return at + dz, multiplier + dy
 
 
 def independent_rows(rows: Tensor, among: Tensor, equalities: int = 0) -> Tensor:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.optim.quadprog.active_set import Point, repaired, settle, with_equations, wrong
+from torchimplicit.optim.quadprog.active_set import Point, polish, repaired, with_equations, wrong
 from torchimplicit.optim.quadprog.interior import interior
 from torchimplicit.optim.quadprog.kkt import KKT, solved
 from torchimplicit.optim.quadprog.pivoting import Board, pivot
@@ -40,17 +40,17 @@ def definite(program: Program, cholesky: Tensor, guess: Tensor | None, max_steps
     prepared = Prepared.of(program, cholesky)
     solver = CholeskySolver(prepared, strict=True)
     if program.rows.shape[1] == program.equalities:
-        side = program.locked.to(torch.int8)
-        return settle(solver, side, torch.zeros_like(program.q[:, 0], dtype=torch.int64), 1)
+        active = program.locked.to(torch.int8)
+        return polish(solver, active, torch.zeros_like(program.q[:, 0], dtype=torch.int64), 1)
     crowded = program.rows.shape[1] - program.equalities >= _CROWDED * program.q.shape[1]
-    side, steps, ended = pivot(Board.of(prepared), guess, min(_FEW_PIVOTS if crowded else _PIVOTS, max_steps))
+    active, steps, ended = pivot(Board.of(prepared), guess, min(_FEW_PIVOTS if crowded else _PIVOTS, max_steps))
     if bool(ended.any()):
-        found = settle(solver, side, steps, _ROUNDS, ended)
+        found = polish(solver, active, steps, _ROUNDS, ended)
     else:
         found = replace(Point.nothing(program), steps=steps)
     if found.sure:
         return found
-    left = torch.nonzero(~found.settled).flatten()
+    left = torch.nonzero(~found.optimal).flatten()
     if len(left):
         inside = _from_inside(replace(solver.take(left), strict=False), max_steps)
         inside.steps = inside.steps + found.steps[left]
@@ -67,8 +67,8 @@ def _from_inside(solver: CholeskySolver, max_steps: int) -> Point:
     bounds = (program.lower[:, p:] / start.scale, program.upper[:, p:] / start.scale)
     begin, lower, upper = (x.to(dtype) for x in (start.w, *bounds))
     inner = interior(start.reduction.to(dtype), begin, lower, upper, tol, max_steps)
-    side = torch.cat((torch.ones_like(program.lower[:, :p], dtype=torch.int8), inner.side), 1)
-    return settle(solver, with_equations(program, side), inner.steps, _ROUNDS)
+    active = torch.cat((torch.ones_like(program.lower[:, :p], dtype=torch.int8), inner.active), 1)
+    return polish(solver, with_equations(program, active), inner.steps, _ROUNDS)
 
 
 @dataclass(frozen=True)
@@ -95,34 +95,34 @@ class CholeskySolver:
             return self
         return CholeskySolver(self.prepared.take(index), self.strict)
 
-    def attempt(self, side: Tensor, steps: Tensor) -> tuple[Point, Tensor]:
+    def attempt(self, active: Tensor, steps: Tensor) -> tuple[Point, Tensor]:
         """The solution for a guess, and the next guess."""
         program, prepared = self.program, self.prepared
-        kkt = KKT.build(program.Q, program.rows, side, prepared.cholesky, prepared.gram, prepared.in_place)
-        target = program.target(side)
-        y = kkt.scatter(solved(kkt.complement, kkt.gather(prepared.w - target)), side.shape[1])
+        kkt = KKT.build(program.Q, program.rows, active, prepared.cholesky, prepared.gram, prepared.in_place)
+        target = program.target(active)
+        y = kkt.scatter(solved(kkt.complement, kkt.gather(prepared.w - target)), active.shape[1])
         pulled = times_transposed(program.rows, y)
         z = prepared.free - solved(prepared.cholesky, pulled)
-        seen = self._seen(side, z, y, pulled)
+        seen = self._seen(active, z, y, pulled)
         # A small difference of large numbers has lost their rounding, which no residual of theirs shows.
         whole = (largest(prepared.free, keepdim=True) <= _CANCELS * seen.terms.farthest).squeeze(1)
-        right, settled = kkt.sound, whole & (seen.residual <= _ACCURATE) & ~seen.against & kkt.sound
-        if bool(settled.all()):
-            return Point(z, y, side, settled, steps, seen.residual, kkt=kkt, sure=True), side
-        if bool((kkt.sound & ~seen.against & ~settled).any()):
+        right, optimal = kkt.sound, whole & (seen.residual <= _ACCURATE) & ~seen.against & kkt.sound
+        if bool(optimal.all()):
+            return Point(z, y, active, optimal, steps, seen.residual, kkt=kkt, sure=True), active
+        if bool((kkt.sound & ~seen.against & ~optimal).any()):
             kkt.careful = True
             z, y, left = kkt.solve(-program.q, kkt.gather(target), _TO_THE_END)
-            y, right = kkt.scatter(y, side.shape[1]), right & (left < _RESIDUAL)
-            seen = self._seen(side, z, y)
-        settled = right & ~seen.against
-        point = Point(z, y, side, settled, steps, seen.residual, kkt=kkt)
-        better = repaired(program, side, seen.slack, seen.room < -seen.rounding, seen.terms.reached)
-        return point, torch.where(kkt.sound.unsqueeze(1), better, side)  # dependent rows say nothing of the next
+            y, right = kkt.scatter(y, active.shape[1]), right & (left < _RESIDUAL)
+            seen = self._seen(active, z, y)
+        optimal = right & ~seen.against
+        point = Point(z, y, active, optimal, steps, seen.residual, kkt=kkt)
+        better = repaired(program, active, seen.slack, seen.room < -seen.rounding, seen.terms.reached)
+        return point, torch.where(kkt.sound.unsqueeze(1), better, active)  # dependent rows say nothing of the next
 
-    def _seen(self, side: Tensor, z: Tensor, y: Tensor, pulled: Tensor | None = None) -> _Seen:
+    def _seen(self, active: Tensor, z: Tensor, y: Tensor, pulled: Tensor | None = None) -> _Seen:
         program, terms = self.program, Terms.of(self.program, z, y, pulled)
-        slack, room, rounding = wrong(program, side, y, terms)
-        against = slack | ((room <= rounding) & (side == 0) & program.filled if self.strict else room < -rounding)
+        slack, room, rounding = wrong(program, active, y, terms)
+        against = slack | ((room <= rounding) & (active == 0) & program.filled if self.strict else room < -rounding)
         return _Seen(terms, at_least(program, terms), slack, room, rounding, against.any(1))
 
 

@@ -73,16 +73,18 @@ class Call:
         if self.keep_factor and (outcome.point.sure or bool((outcome.status == Status.CONVERGED).all())):
             self.kept.kkt = outcome.point.kkt
 
-    def solve(self, Q: Tensor, rows: Tensor, side: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:
+    def solve(
+        self, Q: Tensor, rows: Tensor, active: Tensor, r: Tensor, t: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, bool]:
         """Solution, multipliers and relative residual of the system, see `KKTSolve`; and whether all are trusted."""
-        kkt = self.kkt(Q, rows, side)
+        kkt = self.kkt(Q, rows, active)
         z, y, residual = kkt.solve(r, kkt.gather(t))
         y = kkt.scatter(y, rows.shape[1])
         trusted = kkt.sound & (residual <= TRUSTED)
         if bool(trusted.all()):
             return z, y, residual, True
         index = torch.nonzero(~trusted).flatten()
-        again = Singular.build(Q[index], rows[index], side[index])
+        again = Singular.build(Q[index], rows[index], active[index])
         z[index], y[index], residual[index] = again.solve(r[index], t[index], shortest=True)
         return z, y, residual, False
 
@@ -94,7 +96,7 @@ class Call:
         """The gradient by the rows, which enter as `R'y` and as `R z`."""
         return -torch.bmm(torch.stack((y, w), 2), torch.stack((v, z), 1))
 
-    def kkt(self, Q: Tensor, rows: Tensor, side: Tensor) -> KKT | Singular:
+    def kkt(self, Q: Tensor, rows: Tensor, active: Tensor) -> KKT | Singular:
         """The factored systems, from the forward solve if it left them."""
         kept = self.kept.kkt
         if kept is not None and len(kept.Q) == len(Q):
@@ -102,8 +104,8 @@ class Call:
         curvature, sound = factor(Q)
         definite = bool(is_definite(Q, curvature, sound).all())
         if not definite:
-            return Singular.build(Q, rows, side)
-        kkt = KKT.build(Q, rows, side, curvature)
+            return Singular.build(Q, rows, active)
+        kkt = KKT.build(Q, rows, active, curvature)
         kkt.careful = True  # nothing is known of the solution
         return kkt
 
@@ -113,7 +115,7 @@ class Call:
 
 
 class Optimum(Function):
-    """Solution `(B, n)`, multipliers `(B, r)`, sides `(B, r)`, solved `(B,)` of programs; the last two are labels."""
+    """Solution `(B, n)`, multipliers `(B, r)`, active bounds `(B, r)`, solved `(B,)`; the last two are labels."""
 
     @staticmethod
     def forward(call: Call, Q: Tensor, q: Tensor, rows: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, ...]:
@@ -121,18 +123,18 @@ class Optimum(Function):
         curvature, constraints = call.matrices(Q, rows)
         outcome = call.run(Program(curvature, q, constraints, lower, upper, call.equalities))
         point, solved = outcome.point, outcome.status == Status.CONVERGED
-        side = point.side if point.sure else torch.where(solved.unsqueeze(1), point.side, 0).to(torch.int8)
+        active = point.active if point.sure else torch.where(solved.unsqueeze(1), point.active, 0).to(torch.int8)
         call.keep(outcome)
-        return point.z, point.y, side, solved
+        return point.z, point.y, active, solved
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         """Keeps the program and its solution."""
         ctx.call, Q, _, rows, _, _ = inputs
-        z, y, side, solved = output
-        ctx.mark_non_differentiable(side, solved)
-        ctx.save_for_backward(Q, rows, z, y, side, solved)
-        ctx.save_for_forward(Q, rows, z, y, side, solved)
+        z, y, active, solved = output
+        ctx.mark_non_differentiable(active, solved)
+        ctx.save_for_backward(Q, rows, z, y, active, solved)
+        ctx.save_for_forward(Q, rows, z, y, active, solved)
 
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor, grad_y: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
@@ -142,19 +144,19 @@ class Optimum(Function):
                 "is_grads_batched=True (and jacobian(vectorize=True)) cannot reach into a program; try "
                 "torch.func.jacrev, or torch.vmap over torch.autograd.grad"
             )
-        Q, rows, z, y, side, solved = ctx.saved_tensors
+        Q, rows, z, y, active, solved = ctx.saved_tensors
         if ctx.call.kept.kkt is None:  # which is there if all were solved
             solved = solved.unsqueeze(1)
             grad_z, grad_y = torch.where(solved, grad_z, 0.0), torch.where(solved, grad_y, 0.0)
-        v, w = KKTSolve.apply(ctx.call, Q, rows, side, grad_z, grad_y)  # type: ignore[misc]
+        v, w = KKTSolve.apply(ctx.call, Q, rows, active, grad_z, grad_y)  # type: ignore[misc]
         _, by_curvature, by_q, by_rows, by_lower, by_upper = ctx.needs_input_grad
         return (
             None,
             ctx.call.by_symmetric(v, z) if by_curvature else None,
             -v if by_q else None,
             ctx.call.by_rows(v, w, z, y) if by_rows else None,
-            torch.where(side < 0, w, 0.0) if by_lower else None,
-            torch.where(side > 0, w, 0.0) if by_upper else None,
+            torch.where(active < 0, w, 0.0) if by_lower else None,
+            torch.where(active > 0, w, 0.0) if by_upper else None,
         )
 
     @staticmethod
@@ -162,15 +164,15 @@ class Optimum(Function):
         ctx: Any, _: None, dcurvature: Any, dq: Any, drows: Any, dlower: Any, dupper: Any
     ) -> tuple[Tensor, Tensor, None, None]:
         """The same system, with the tangents on the right."""
-        Q, rows, z, y, side, solved = ctx.saved_tensors
+        Q, rows, z, y, active, solved = ctx.saved_tensors
         r, t = torch.zeros_like(z), torch.zeros_like(y)
         r = r if dq is None else r - dq
         r, t = _moved(ctx.call, r, t, z, y, dcurvature, drows)
-        t = t if dlower is None else t + torch.where(side < 0, dlower, 0.0)
-        t = t if dupper is None else t + torch.where(side > 0, dupper, 0.0)
+        t = t if dlower is None else t + torch.where(active < 0, dlower, 0.0)
+        t = t if dupper is None else t + torch.where(active > 0, dupper, 0.0)
         solved = solved.unsqueeze(1)
         r, t = torch.where(solved, r, 0.0), torch.where(solved, t, 0.0)
-        dz, dy = KKTSolve.apply(ctx.call, Q, rows, side, r, t)  # type: ignore[misc]
+        dz, dy = KKTSolve.apply(ctx.call, Q, rows, active, r, t)  # type: ignore[misc]
         return dz, dy, None, None
 
     @staticmethod
@@ -182,14 +184,14 @@ class Optimum(Function):
 
 
 class KKTSolve(Function):
-    """`(z, y)` with `Q z + R'y = r`, `R z = t` on the rows with a side, and `y = 0` on the others."""
+    """`(z, y)` with `Q z + R'y = r`, `R z = t` on the active rows, and `y = 0` on the others."""
 
     @staticmethod
-    def forward(call: Call, Q: Tensor, rows: Tensor, side: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(call: Call, Q: Tensor, rows: Tensor, active: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Solves with the factor that is there, or a new one."""
-        z, y, residual, trusted = call.solve(Q, rows, side, r, t)
+        z, y, residual, trusted = call.solve(Q, rows, active, r, t)
         if trusted:
-            _tell(call, torch.full_like(side[:, :1].sum(1), int(Status.CONVERGED)), residual)
+            _tell(call, torch.full_like(active[:, :1].sum(1), int(Status.CONVERGED)), residual)
             return z, y
         status = torch.where(residual <= TRUSTED, int(Status.CONVERGED), int(Status.STAGNATED))
         _tell(call, torch.where(residual.isfinite(), status, int(Status.NON_FINITE)), residual)
@@ -199,15 +201,15 @@ class KKTSolve(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         """Keeps the system and its solution."""
-        ctx.call, Q, rows, side, _, _ = inputs
-        ctx.save_for_backward(Q, rows, side, *output)
-        ctx.save_for_forward(Q, rows, side, *output)
+        ctx.call, Q, rows, active, _, _ = inputs
+        ctx.save_for_backward(Q, rows, active, *output)
+        ctx.save_for_forward(Q, rows, active, *output)
 
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         """The system is symmetric: the same solve again."""
-        Q, rows, side, z, y = ctx.saved_tensors
-        v, w = KKTSolve.apply(ctx.call, Q, rows, side, grad_z, grad_y)  # type: ignore[misc]
+        Q, rows, active, z, y = ctx.saved_tensors
+        v, w = KKTSolve.apply(ctx.call, Q, rows, active, grad_z, grad_y)  # type: ignore[misc]
         by_curvature, by_rows = ctx.needs_input_grad[1:3]
         return (
             None,
@@ -221,11 +223,11 @@ class KKTSolve(Function):
     @staticmethod
     def jvp(ctx: Any, _: None, dcurvature: Any, drows: Any, _side: None, dr: Any, dt: Any) -> tuple[Tensor, Tensor]:
         """The same system, with what the tangents change on the right."""
-        Q, rows, side, z, y = ctx.saved_tensors
+        Q, rows, active, z, y = ctx.saved_tensors
         r = torch.zeros_like(z) if dr is None else dr
         t = torch.zeros_like(y) if dt is None else dt
         r, t = _moved(ctx.call, r, t, z, y, dcurvature, drows)
-        return KKTSolve.apply(ctx.call, Q, rows, side, r, t)  # type: ignore[return-value]
+        return KKTSolve.apply(ctx.call, Q, rows, active, r, t)  # type: ignore[return-value]
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, call: Call, *tensors: Tensor) -> tuple:

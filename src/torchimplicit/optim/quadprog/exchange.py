@@ -29,9 +29,9 @@ def to_the_last_digit(program: Program, point: Point) -> None:
 
     Args:
         program: in units in which all is about one.
-        point: what the guesses of the sides gave; settled ones are left as they are.
+        point: what the guesses of the active bounds gave; optimal ones are left as they are.
     """
-    left = torch.nonzero(~point.settled).flatten()
+    left = torch.nonzero(~point.optimal).flatten()
     if not len(left):
         return
     residual, near = judge(program.take(left), point.z[left], point.y[left])
@@ -54,38 +54,38 @@ def exchanged(program: Program, point: Point) -> Point:
         The solution, to be judged; the point itself where none was reached.
     """
     locked = (program.lower == program.upper) & (program.length > 0)
-    z, y, side = point.z, point.y, torch.where(locked & (point.side == 0), 1, point.side)
+    z, y, active = point.z, point.y, torch.where(locked & (point.active == 0), 1, point.active)
     for _ in range(_ROUNDS):
-        kkt = SparseKKT(program, side[0]) if program.is_sparse else Singular.build(program.Q, program.rows, side)
-        y = torch.where(side != 0, y, 0.0)
+        kkt = SparseKKT(program, active[0]) if program.is_sparse else Singular.build(program.Q, program.rows, active)
+        y = torch.where(active != 0, y, 0.0)
         slope = -program.q - times(program.Q, z) - times_transposed(program.rows, y)
-        dz, dy, _ = kkt.solve(slope, program.target(side) - times(program.rows, z))
+        dz, dy, _ = kkt.solve(slope, program.target(active) - times(program.rows, z))
         z, y = z + dz, y + dy
-        missed, beyond = _off(program, z, side)
-        wrong = torch.where(locked, 0.0, side * y)
+        missed, beyond = _violations(program, z, active)
+        wrong = torch.where(locked, 0.0, active * y)
         if bool((missed != 0).any()):
             weights = _balanced(program, kkt, missed)
-            row, step = _first_to_leave(weights, side, wrong, locked)
+            row, step = _first_to_leave(weights, active, wrong, locked)
             if not bool(step.isfinite()):
                 return point
-            y, side = y + step * weights, _with(side, row, 0)
+            y, active = y + step * weights, _with(active, row, 0)
         elif bool(wrong.amin() < -_ZERO * largest(y)):
-            side = _with(side, wrong.argmin(), 0)
+            active = _with(active, wrong.argmin(), 0)
         elif bool((beyond != 0).any()):
             row = beyond.abs().argmax()
-            side = _with(side, row, beyond[0, row].sign())
+            active = _with(active, row, beyond[0, row].sign())
         else:
-            y, side = torch.where(wrong < 0, 0.0, y), torch.where(wrong < 0, 0, side)
-            return replace(point, z=z, y=y, side=side, kkt=kkt)
+            y, active = torch.where(wrong < 0, 0.0, y), torch.where(wrong < 0, 0, active)
+            return replace(point, z=z, y=y, active=active, kkt=kkt)
     return point
 
 
-def _off(program: Program, z: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
+def _violations(program: Program, z: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
     """By how much working rows miss their bounds, and by what part of their terms the others pass one, `(1, r)`."""
     reached, size = times(program.rows, z), times(program.rows.abs(), z.abs())
-    missed = torch.where(side != 0, reached - program.target(side), 0.0)
-    beyond = torch.where(side == 0, reached - reached.clamp(program.lower, program.upper), 0.0)
-    missed, beyond = (torch.where(off.abs() <= _ROUNDING * size, 0.0, off) for off in (missed, beyond))
+    missed = torch.where(active != 0, reached - program.target(active), 0.0)
+    beyond = torch.where(active == 0, reached - reached.clamp(program.lower, program.upper), 0.0)
+    missed, beyond = (torch.where(miss.abs() <= _ROUNDING * size, 0.0, miss) for miss in (missed, beyond))
     return missed, beyond / size.clamp_min(torch.finfo(size.dtype).tiny)
 
 
@@ -99,16 +99,16 @@ def _balanced(program: Program, kkt: SparseKKT | Singular, missed: Tensor) -> Te
     return weights / largest(weights).clamp_min(torch.finfo(weights.dtype).tiny)
 
 
-def _first_to_leave(weights: Tensor, side: Tensor, own: Tensor, locked: Tensor) -> tuple[Tensor, Tensor]:
+def _first_to_leave(weights: Tensor, active: Tensor, own: Tensor, locked: Tensor) -> tuple[Tensor, Tensor]:
     """The row whose multiplier is the first to be zero, and how far that is; infinitely far if there is none."""
-    falls = torch.where(locked, 0.0, -side * weights)
+    falls = torch.where(locked, 0.0, -active * weights)
     ratio = torch.where(falls > _NOTHING, own.clamp_min(0) / falls.clamp_min(_NOTHING), torch.inf)
     row = ratio.argmin()
     return row, ratio[0, row]
 
 
-def _with(side: Tensor, row: Tensor, value: Tensor | int) -> Tensor:
-    """The sides, one of them changed."""
-    changed = side.clone()
+def _with(active: Tensor, row: Tensor, value: Tensor | int) -> Tensor:
+    """The active bounds, one of them changed."""
+    changed = active.clone()
     changed[0, row] = value
     return changed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchimplicit.optim.quadprog.active_set import Point, SingularSolver, settle, tight, with_equations
+from torchimplicit.optim.quadprog.active_set import Point, SingularSolver, polish, tight, with_equations
 from torchimplicit.optim.quadprog.augmented import Augmented
 from torchimplicit.optim.quadprog.exchange import to_the_last_digit
 from torchimplicit.optim.quadprog.interior import interior
@@ -30,7 +30,7 @@ def general(near: Program, stated: Program, guess: Tensor | None, max_steps: int
         max_steps: of the interior point.
 
     Returns:
-        What was found, settled where it is a solution.
+        What was found, optimal where it is a solution.
     """
     whole = Presolved.of(near)
     result = Point.nothing(stated)
@@ -48,10 +48,10 @@ def general(near: Program, stated: Program, guess: Tensor | None, max_steps: int
         point.residual = _judged(part, form, point, center)
         point.steps = point.steps + result.steps[index]
         result.put(index, point)
-        left = torch.nonzero(~point.settled & done).flatten()  # what got stuck would do so again
+        left = torch.nonzero(~point.optimal & done).flatten()  # what got stuck would do so again
         if not len(left):
             break
-    at = torch.nonzero(result.settled).flatten()
+    at = torch.nonzero(result.optimal).flatten()
     if len(at):
         result.loose = tight(result.steps)
         result.loose[at] = _loose(stated.take(at), whole.take(at), result.take(at))
@@ -61,8 +61,8 @@ def general(near: Program, stated: Program, guess: Tensor | None, max_steps: int
 def _guessed(form: Presolved, guess: Tensor | None) -> Point:
     """From a guess, or without any bound."""
     nothing = Point.nothing(form.program)
-    side = nothing.side if guess is None else form.possible(guess)
-    return settle(SingularSolver(form.program), with_equations(form.program, side), nothing.steps, _WARM_ROUNDS)
+    active = nothing.active if guess is None else form.possible(guess)
+    return polish(SingularSolver(form.program), with_equations(form.program, active), nothing.steps, _WARM_ROUNDS)
 
 
 def _from_inside(
@@ -75,12 +75,12 @@ def _from_inside(
     assert inner.near is not None
     center = torch.nan_to_num(inner.z), torch.nan_to_num(inner.y)
     solver = SingularSolver(program, center)
-    point = settle(solver, with_equations(program, inner.side), inner.steps, rounds)
-    left = torch.nonzero(~point.settled).flatten()
+    point = polish(solver, with_equations(program, inner.active), inner.steps, rounds)
+    left = torch.nonzero(~point.optimal).flatten()
     if len(left):  # some bounds that are met hold nothing
         some = solver.take(left)
-        again = settle(some, with_equations(some.program, inner.near[left]), inner.steps[left], rounds)
-        at = torch.nonzero(again.settled).flatten()
+        again = polish(some, with_equations(some.program, inner.near[left]), inner.steps[left], rounds)
+        at = torch.nonzero(again.optimal).flatten()
         point.put(left[at], again.take(at))
     return point, center, inner.done | system.diagonal
 
@@ -88,27 +88,27 @@ def _from_inside(
 def _judged(program: Program, form: Presolved, point: Point, center: Center | None) -> Tensor:
     """Takes the interior point where that is nearer to a solution, of the stated program; the residuals."""
     to_the_last_digit(form.program, point)
-    point.kkt, point.side = None, form.sides(point.side)
+    point.kkt, point.active = None, form.active(point.active)
     point.z, point.y = form.stated(point.z, point.y)
-    residual, point.settled = judge(program, point.z, point.y)
+    residual, point.optimal = judge(program, point.z, point.y)
     residual = torch.nan_to_num(residual, nan=torch.inf)
-    if center is None or bool(point.settled.all()):
+    if center is None or bool(point.optimal.all()):
         return residual
     z, y = form.stated(*center)
     inside, enough = judge(program, z, y)
-    closer = ~point.settled & ~(inside >= residual)
-    point.settled = point.settled | (closer & enough)
-    pull = y * program.length
-    holding = torch.where(pull.abs() > TOLERANCE * largest(pull).unsqueeze(1), y.sign(), 0).to(torch.int8)
+    closer = ~point.optimal & ~(inside >= residual)
+    point.optimal = point.optimal | (closer & enough)
+    multiplier = y * program.length
+    holding = torch.where(multiplier.abs() > TOLERANCE * largest(multiplier).unsqueeze(1), y.sign(), 0).to(torch.int8)
     row = closer.unsqueeze(1)
-    point.side = torch.where(row, holding, point.side)
+    point.active = torch.where(row, holding, point.active)
     point.z, point.y = torch.where(row, z, point.z), torch.where(row, y, point.y)
     return torch.where(closer, inside, residual)
 
 
 def _loose(program: Program, form: Presolved, point: Point) -> Tensor:
     """Whether solutions, and multipliers, are not determined by the bounds that are met, `(B, 2)`."""
-    holding = point.side != 0
+    holding = point.active != 0
     if form.repeats is not None:  # the others of a kind could hold as well
         holding = holding | (form.alike(holding) & met(program, point.z))
     rows = program.rows * form.units.rows.unsqueeze(2) * form.units.z.unsqueeze(1)

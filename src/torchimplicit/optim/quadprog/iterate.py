@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass
-class Sides:
+class Bounds:
     """The bounds that rows have: the upper ones, followed by the lower ones if there are any.
 
     Attributes:
@@ -28,7 +28,7 @@ class Sides:
     target: Tensor | None
 
     @staticmethod
-    def of(lower: Tensor, upper: Tensor) -> Sides:
+    def of(lower: Tensor, upper: Tensor) -> Bounds:
         """Those of rows between bounds, `(B, m)`."""
         two = bool(lower.isfinite().any())
         fixed = lower == upper if two else None
@@ -37,36 +37,36 @@ class Sides:
         has = bound.isfinite()
         has = has if fixed is None else has & ~torch.cat((fixed, fixed), 1)
         target = None if fixed is None else torch.where(fixed, upper, 0.0)
-        sides = Sides(two, bound, None if bool(has.all()) else has, fixed, target)
-        sides.bound = sides.only(bound, 0.0)
-        return sides
+        bounds = Bounds(two, bound, None if bool(has.all()) else has, fixed, target)
+        bounds.bound = bounds.only(bound, 0.0)
+        return bounds
 
     def spread(self, rows: Tensor) -> Tensor:
         """A value of the rows as one of their bounds, that of the lower ones negated."""
         return torch.cat((rows, -rows), 1) if self.two else rows
 
-    def joined(self, sides: Tensor) -> Tensor:
+    def joined(self, values: Tensor) -> Tensor:
         """The transpose of `spread`: upper minus lower."""
-        return torch.sub(*sides.chunk(2, 1)) if self.two else sides
+        return torch.sub(*values.chunk(2, 1)) if self.two else values
 
-    def summed(self, sides: Tensor) -> Tensor:
+    def summed(self, values: Tensor) -> Tensor:
         """Upper plus lower."""
-        return torch.add(*sides.chunk(2, 1)) if self.two else sides
+        return torch.add(*values.chunk(2, 1)) if self.two else values
 
-    def only(self, sides: Tensor, otherwise: float) -> Tensor:
+    def only(self, values: Tensor, otherwise: float) -> Tensor:
         """The values where there is a bound."""
-        return sides if self.has is None else torch.where(self.has, sides, otherwise)
+        return values if self.has is None else torch.where(self.has, values, otherwise)
 
-    def mean(self, sides: Tensor) -> Tensor:
+    def mean(self, values: Tensor) -> Tensor:
         """The mean over the bounds that there are, `(B,)`."""
-        return sides.mean(1) if self.has is None else (sides * self.has).sum(1) / self.has.sum(1).clamp_min(1)
+        return values.mean(1) if self.has is None else (values * self.has).sum(1) / self.has.sum(1).clamp_min(1)
 
-    def missed(self, w: Tensor, slack: Tensor) -> tuple[Tensor, Tensor | None]:
-        """How far slacks are from what they stand for, and equations from being met."""
-        off = None if self.fixed is None else torch.where(self.fixed, w - self.target, 0.0)  # type: ignore[operator]
-        return self.only(self.bound - self.spread(w) - slack, 0.0), off
+    def residuals(self, w: Tensor, slack: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The primal residuals: how far slacks are from what they stand for, and equations from being met."""
+        equations = None if self.fixed is None else torch.where(self.fixed, w - self.target, 0.0)  # type: ignore[operator]
+        return self.only(self.bound - self.spread(w) - slack, 0.0), equations
 
-    def take(self, index: Tensor) -> Sides:
+    def take(self, index: Tensor) -> Bounds:
         """Those of some of the programs."""
         return _taken(self, index)
 
@@ -78,11 +78,11 @@ class Iterate:
     Attributes:
         slack: to every bound; 1 where there is none.
         weight: the multiplier of every bound; 0 where there is none.
-        miss: how far the slack is from what it stands for; 0 where there is no bound.
+        primal: the residual of every bound, how far the slack is from what it stands for; 0 where there is no bound.
         met: which bounds the last step was heading for.
         floor: what the products of slack and multiplier tend to, `(B, 1)`.
-        pull: multipliers of the rows that are equations, `(B, m)`; None without such.
-        off: how far these are from being met, `(B, m)`; None without such.
+        nu: the multipliers of equations, `(B, m)`; None without such.
+        equations: their residuals, how far they are from being met, `(B, m)`; None without such.
         z: unknowns, `(B, n)`; None where they are eliminated, and so for the rest.
         slope: of the Lagrangian, `(B, n)`.
         sizes: what the rows reach and what the slope is made of, `(B, 1)` each.
@@ -90,11 +90,11 @@ class Iterate:
 
     slack: Tensor
     weight: Tensor
-    miss: Tensor
+    primal: Tensor
     met: Tensor
     floor: Tensor
-    pull: Tensor | None
-    off: Tensor | None
+    nu: Tensor | None
+    equations: Tensor | None
     z: Tensor | None = None
     slope: Tensor | None = None
     sizes: tuple[Tensor, Tensor] | None = None

@@ -53,7 +53,7 @@ class KKT:
 
     @staticmethod
     def build(
-        Q: Tensor, rows: Tensor, side: Tensor, curvature: Tensor | None = None, gram: Tensor | None = None,
+        Q: Tensor, rows: Tensor, active: Tensor, curvature: Tensor | None = None, gram: Tensor | None = None,
         in_place: bool = False,
     ) -> KKT:  # fmt: skip
         """Factors the systems.
@@ -61,13 +61,13 @@ class KKT:
         Args:
             Q: `(B, n, n)`.
             rows: `(B, r, n)`.
-            side: not zero at the working rows, `(B, r)`.
+            active: not zero at the working rows, `(B, r)`.
             curvature: Cholesky factor of `Q` if it is known.
             gram: `R Q^{-1} R'` if it is known, `(B, r, r)`.
             in_place: leave all rows where they are: fewer operations, on larger matrices. Needs `gram`.
         """
         curvature = factor(Q)[0] if curvature is None else curvature
-        index, valid = (None, side != 0) if in_place else compact(side)
+        index, valid = (None, active != 0) if in_place else compact(active)
         working = (rows if index is None else chosen(rows, index)) * valid.unsqueeze(2)
         if gram is None:
             half = torch.linalg.solve_triangular(curvature, working.mT, upper=False)
@@ -208,10 +208,10 @@ def crossed(rows: Tensor, index: Tensor) -> Tensor:
     return rows.gather(2, index.unsqueeze(1).expand(-1, index.shape[1], -1))
 
 
-def compact(side: Tensor) -> tuple[Tensor, Tensor]:
+def compact(active: Tensor) -> tuple[Tensor, Tensor]:
     """Indices of the entries that are not zero, `(B, a)`, filled up; and where not filled up."""
-    on = side != 0
+    on = active != 0
     count = on.sum(1)
-    width = int(count.max()) if side.numel() else 0
+    width = int(count.max()) if active.numel() else 0
     index = torch.argsort(on.to(torch.int8), dim=1, descending=True, stable=True)[:, :width]
-    return index, torch.arange(width, device=side.device) < count.unsqueeze(1)
+    return index, torch.arange(width, device=active.device) < count.unsqueeze(1)

@@ -72,12 +72,12 @@ class Board:
     def _parts(self) -> tuple[Tensor, ...]:
         return self.gram, self.own, self.far, self.w, self.lower, self.upper, self.idle, self.floor
 
-    def target(self, side: Tensor) -> Tensor:
+    def target(self, active: Tensor) -> Tensor:
         """The bounds that a guess says are met, `idle` at the others, `(B, r)`."""
-        bound = torch.where(side > 0, self.upper, torch.where(side < 0, self.lower, torch.inf))
+        bound = torch.where(active > 0, self.upper, torch.where(active < 0, self.lower, torch.inf))
         return torch.where(bound.isfinite(), bound, torch.where(self.floor < 0, self.upper, self.idle))
 
-    def side(self, target: Tensor) -> Tensor:
+    def active(self, target: Tensor) -> Tensor:
         """The inverse of `target`, `(B, r)`."""
         above = target == self.upper
         return above.to(torch.int8) - ((target == self.lower) > above).to(torch.int8)
@@ -99,24 +99,24 @@ class Board:
         rows = chosen(self.gram, index)
         lower, info = torch.linalg.cholesky_ex(with_others_far(crossed(rows, index), valid)[0])
         y = solved(lower, right.gather(1, index) * valid) * valid
-        pull = torch.zeros_like(right).scatter_(1, index, y) * self.own
-        return self.aim(torch.where(on, target + pull, self.w - times_transposed(rows, y))), info == 0
+        multiplier = torch.zeros_like(right).scatter_(1, index, y) * self.own
+        return self.aim(torch.where(on, target + multiplier, self.w - times_transposed(rows, y))), info == 0
 
 
-def pivot(board: Board, side: Tensor | None, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
+def pivot(board: Board, active: Tensor | None, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
     """Looks for the bounds that are met with a multiplier.
 
     Args:
         board: the programs.
-        side: a first guess, `(B, r)`; None starts with the bounds that the solution without rows violates.
+        active: a first guess, `(B, r)`; None starts with the bounds that the solution without rows violates.
         rounds: how many to make.
 
     Returns:
-        The side of every row, `(B, r)`: 1 at the upper bound, -1 at the lower one, 0 at none; the rounds that it
-        took, but for the one that finds a guess right, `(B,)`; and whether these have led to an end, `(B,)`.
+        The bound that every row meets, `(B, r)`: 1 the upper one, -1 the lower one, 0 none; the rounds that it took,
+        but for the one that finds a guess right, `(B,)`; and whether these have led to an end, `(B,)`.
     """
-    target = board.aim(board.w) if side is None else board.target(side)
-    steps = torch.full((len(target),), 0 if side is not None else 1, device=target.device)
+    target = board.aim(board.w) if active is None else board.target(active)
+    steps = torch.full((len(target),), 0 if active is not None else 1, device=target.device)
     fewest, whole = steps + target.shape[1], (target, steps, steps < 0)
     index, every = None, board  # of those that go on, once it is not all of them
     for step in range(rounds):
@@ -139,7 +139,7 @@ def pivot(board: Board, side: Tensor | None, rounds: int) -> tuple[Tensor, Tenso
             index, board = at if index is None else index[at], board.take(at)
             target, steps, fewest = target[at], steps[at], fewest[at]
     target, steps, ended = whole
-    return every.side(target), steps, ended
+    return every.active(target), steps, ended
 
 
 def _kept(whole: tuple[Tensor, ...], index: Tensor | None, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

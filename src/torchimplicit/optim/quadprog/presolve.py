@@ -38,18 +38,18 @@ class Presolved:
         repeats = None if self.repeats is None else self.repeats.take(index)
         return Presolved(self.program.take(index), self.units.take(index), repeats)
 
-    def possible(self, side: Tensor) -> Tensor:
-        """The sides of a guess at which there are bounds."""
-        return torch.where(self.program.target(side).isfinite(), side, 0)
+    def possible(self, active: Tensor) -> Tensor:
+        """The bounds of a guess that there are."""
+        return torch.where(self.program.target(active).isfinite(), active, 0)
 
     def stated(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Solution and multipliers of the stated programs."""
         y = y * self.units.y
         return z * self.units.z, y if self.repeats is None else self.repeats.apart(y, scaled=True)
 
-    def sides(self, side: Tensor) -> Tensor:
-        """The sides of the stated rows."""
-        return side if self.repeats is None else self.repeats.apart(side, scaled=False)
+    def active(self, active: Tensor) -> Tensor:
+        """Which bounds the stated rows meet."""
+        return active if self.repeats is None else self.repeats.apart(active, scaled=False)
 
     def alike(self, on: Tensor) -> Tensor:
         """Which of the stated rows are one of these or its repetition, bool `(B, r)`."""

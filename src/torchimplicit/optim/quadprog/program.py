@@ -89,9 +89,9 @@ class Program:
         """Whether the matrices are `SparseMatrix`, which all programs share."""
         return isinstance(self.rows, SparseMatrix)
 
-    def target(self, side: Tensor) -> Tensor:
-        """The bound that every row meets: the upper one at side 1, the lower one at -1, zero at 0. `(B, r)`."""
-        return torch.where(side > 0, self.upper, torch.where(side < 0, self.lower, 0.0))
+    def target(self, active: Tensor) -> Tensor:
+        """The bound that every row meets: the upper one at 1, the lower one at -1, zero at 0. `(B, r)`."""
+        return torch.where(active > 0, self.upper, torch.where(active < 0, self.lower, 0.0))
 
     @cached_property
     def locked(self) -> Tensor:

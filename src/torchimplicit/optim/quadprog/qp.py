@@ -120,15 +120,15 @@ def qp(
     program = nearest_feasible(stated) if closest_feasible else stated
     if smoothed is not None:
         z, y, report = _smoothed(program, float(smoothed), max_steps, sick, react_to)
-        side, outcome, solved = torch.zeros_like(y, dtype=torch.int8), None, report.status == Status.CONVERGED
+        active, outcome, solved = torch.zeros_like(y, dtype=torch.int8), None, report.status == Status.CONVERGED
     else:
         options: dict[str, Any] = {"solver": solver, "max_steps": max_steps, "inside": transforms.active()}
         run = partial(_run, form=form, guess=guess, sick=sick, **options)
-        z, y, side, solved, report, outcome = _exact(program, run, react_to)
-        z = _on_its_bounds(program, form, z, side) if C is None else z
+        z, y, active, solved, report, outcome = _exact(program, run, react_to)
+        z = _on_its_bounds(program, form, z, active) if C is None else z
     if on_failure == "nan":
         z, y = (torch.where(solved.unsqueeze(1), x, torch.nan) for x in (z, y))
-    solution = _solution(stated, form, z, y, side, report, outcome)
+    solution = _solution(stated, form, z, y, active, report, outcome)
     react(report, react_to, solution)
     return solution
 
@@ -143,7 +143,7 @@ def _solved_nothing(program: Program, form: Form) -> QPSolution:
 
 
 def _exact(program: Program, run: Callable[[Program], Outcome], on_failure: Any) -> tuple:
-    """Solution, multipliers, sides, solved, the report and the outcome of programs."""
+    """Solution, multipliers, active bounds, solved, the report and the outcome of programs."""
     tensors = _tensors(program)
     differentiable = transforms.active() or any(x.requires_grad for x in tensors)
     options = run, program.equalities, on_failure, torch.is_grad_enabled() and differentiable
@@ -162,17 +162,17 @@ def _tensors(program: Program) -> list[Tensor]:
     return [Q, program.q, rows, program.lower, program.upper]
 
 
-def _on_its_bounds(program: Program, form: Form, z: Tensor, side: Tensor) -> Tensor:
+def _on_its_bounds(program: Program, form: Form, z: Tensor, active: Tensor) -> Tensor:
     """`z` with entries on bounds of their own exactly there, not off by a rounding: same derivatives."""
     count = form.sizes[2]
     if not count:
         return z
-    side = side[:, -count:]
-    return torch.where(side > 0, program.upper[:, -count:], torch.where(side < 0, program.lower[:, -count:], z))
+    active = active[:, -count:]
+    return torch.where(active > 0, program.upper[:, -count:], torch.where(active < 0, program.lower[:, -count:], z))
 
 
 def _solution(
-    program: Program, form: Form, z: Tensor, y: Tensor, side: Tensor, report: ProgramReport, outcome: Outcome | None
+    program: Program, form: Form, z: Tensor, y: Tensor, active: Tensor, report: ProgramReport, outcome: Outcome | None
 ) -> QPSolution:
     p, m, _ = form.sizes
     inequalities = slice(p, p + m)
@@ -187,7 +187,13 @@ def _solution(
     value, duals, slack = own(form.out(z)), Duals(*map(own, form.duals(y))), own(slack)
     determined = Determined(*(~loose).unbind(1))
     return QPSolution(
-        value, report, duals=duals, slack=slack, active=form.duals(side), determined=determined, certificate=certificate
+        value,
+        report,
+        duals=duals,
+        slack=slack,
+        active=form.duals(active),
+        determined=determined,
+        certificate=certificate,
     )
 
 

@@ -64,7 +64,7 @@ def _scale(diagonal: Tensor) -> Tensor:
 
 
 def _regular_factor(gram: Tensor) -> Tensor:
-    """A Cholesky factor of the equations' matrix; a hair is added to it where equations depend on each other."""
+    """A Cholesky factor of the equations' matrix, regularised where equations depend on each other."""
     empty = gram.diagonal(dim1=1, dim2=2) == 0  # equations that were left out
     if bool(empty.any()):
         gram = gram + torch.diag_embed(empty.to(gram.dtype))
@@ -73,8 +73,8 @@ def _regular_factor(gram: Tensor) -> Tensor:
     weak = ~sound | (pivots < 1e-13 * gram.diagonal(dim1=1, dim2=2)).any(1)
     if not bool(weak.any()):
         return lower
-    hair = (1e-10 * weak * gram.diagonal(dim1=1, dim2=2).amax(1)).clamp_min(1e-30)
-    return factor(gram + torch.diag_embed(hair.unsqueeze(1).expand(-1, gram.shape[1])))[0]
+    regularisation = (1e-10 * weak * gram.diagonal(dim1=1, dim2=2).amax(1)).clamp_min(1e-30)
+    return factor(gram + torch.diag_embed(regularisation.unsqueeze(1).expand(-1, gram.shape[1])))[0]
 
 
 @dataclass

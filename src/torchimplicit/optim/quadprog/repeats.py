@@ -63,7 +63,7 @@ class Repeats:
         return replace(program, rows=rows, lower=lower, upper=upper), Repeats(above, below, factor, leader)
 
     def apart(self, values: Tensor, scaled: bool) -> Tensor:
-        """Multipliers, or sides, of the merged rows as those of the rows that the bounds are of."""
+        """Multipliers, or active bounds, of the merged rows as those of the rows that the bounds are of."""
         owner = torch.where(values > 0, self.above, self.below)
         by = self.factor.gather(1, owner)
         values = values * by if scaled else values * by.sign().to(values.dtype)

@@ -26,7 +26,7 @@ class Found:
 
     Attributes:
         program: the programs, their `Q` rid of what its dtype has rounded.
-        point: settled where it is a solution.
+        point: optimal where it is a solution.
         convex: which programs are, `(B,)`.
     """
 
@@ -69,7 +69,7 @@ def search(program: Program, guess: Tensor | None, max_steps: int, rounding: flo
             found.put(left, point)
         if found.sure:
             break
-        left = torch.nonzero(~found.settled & convex).flatten()
+        left = torch.nonzero(~found.optimal & convex).flatten()
         if not len(left):
             break
     assert found is not None
@@ -94,7 +94,7 @@ def _attempt(
         if len(at):
             some = None if guess is None else guess[at]
             point.put(at, _definite(near.take(at), stated.take(at), curvature[at], some, max_steps))
-    left = torch.nonzero(~point.settled).flatten()
+    left = torch.nonzero(~point.optimal).flatten()
     if not len(left):
         return point
     found = general(near.take(left), stated.take(left), None if guess is None else guess[left], max_steps)
@@ -108,5 +108,5 @@ def _definite(near: Program, stated: Program, curvature: Tensor, guess: Tensor |
     point = definite(near, curvature, guess, max_steps)
     if not (point.sure and near is stated):
         point.residual, solved = judge(stated, point.z, point.y, point.residual if near is stated else None)
-        point.settled, point.sure = point.settled & solved, False
+        point.optimal, point.sure = point.optimal & solved, False
     return point

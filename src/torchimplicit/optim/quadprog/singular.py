@@ -54,9 +54,9 @@ class Singular:
     factors: tuple[Tensor, Tensor]
 
     @staticmethod
-    def build(Q: Tensor, rows: Tensor, side: Tensor) -> Singular:
-        """Factors the systems of the rows whose side is not zero."""
-        on = side != 0
+    def build(Q: Tensor, rows: Tensor, active: Tensor) -> Singular:
+        """Factors the systems of the active rows."""
+        on = active != 0
         holder, entry = _holders(rows, on)
         r = rows.shape[1]
         held = holder < r

@@ -93,8 +93,8 @@ def _told(program: Program, z: Tensor, status: Tensor) -> Tensor:
 def _start(program: Program, weight: float, max_steps: int) -> tuple[Tensor, Tensor, Tensor]:
     """A state near the barrier's, from the interior-point method on its way; equations that count; steps."""
     p, size = program.equalities, program.Q.abs().amax((1, 2))
-    hair = _PROXIMAL * torch.where(size > 0, size, program.q.abs().amax(1).clamp_min(1.0))
-    curvature, _ = factor(program.Q + torch.diag_embed(hair.unsqueeze(1).expand_as(program.q)))
+    regularisation = _PROXIMAL * torch.where(size > 0, size, program.q.abs().amax(1).clamp_min(1.0))
+    curvature, _ = factor(program.Q + torch.diag_embed(regularisation.unsqueeze(1).expand_as(program.q)))
     kept = independent_rows(program.rows[:, :p], torch.ones_like(program.lower[:, :p], dtype=torch.bool), p)
     y, steps = program.q.new_zeros(program.batch, 0), torch.zeros_like(program.q[:, 0], dtype=torch.int64)
     above = below = y

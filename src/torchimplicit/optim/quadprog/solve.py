@@ -77,7 +77,7 @@ def solve(program: Program, guess: Tensor | None, max_steps: int, rounding: floa
         rounding: of the dtype that the program came in: `Q` may be indefinite by some of it.
     """
     found = search(without_infinite(program), guess, max_steps, rounding)
-    point, solved = found.point, found.point.settled
+    point, solved = found.point, found.point.optimal
     if point.sure or bool(solved.all()):
         return Outcome(point, torch.full_like(point.steps, int(Status.CONVERGED)), point.residual)
     status = torch.where(solved, int(Status.CONVERGED), int(Status.MAX_STEPS))

@@ -40,10 +40,10 @@ class Units:
             if R.shape[1]:
                 column, row = torch.maximum(column, scaled.amax(1)), scaled.amax(2)
             column, row = _positive(column), _positive(row)
-            off = (torch.cat((column, row), 1).log2().abs() > _ALIKE).any(1, keepdim=True)
-            if not bool(off.any()):
+            unlike = (torch.cat((column, row), 1).log2().abs() > _ALIKE).any(1, keepdim=True)
+            if not bool(unlike.any()):
                 break
-            z, rows = torch.where(off, z / column.sqrt(), z), torch.where(off, rows / row.sqrt(), rows)
+            z, rows = torch.where(unlike, z / column.sqrt(), z), torch.where(unlike, rows / row.sqrt(), rows)
         size = _size(program, Q, z, rows)
         z, rows = _power(z * size), _power(rows / size)
         cost = torch.maximum(largest(program.q * z), (Q * z.unsqueeze(2) * z.unsqueeze(1)).amax((1, 2)))

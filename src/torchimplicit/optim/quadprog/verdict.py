@@ -76,9 +76,9 @@ def _exactly(program: Program, z: Tensor, y: Tensor) -> Tensor:
     apart = part((reached - torch.clamp(reached, program.lower, program.upper)).abs(), reach)
     gap = part(_gap(program, reached, y), reach)
     # A multiplier that moves no component of the slope by more than the tolerance may as well be zero.
-    pull = torch.where(y == 0, 0.0, _most(R, 1 / force.clamp_min(torch.finfo(force.dtype).tiny)) * y.abs())
+    multiplier = torch.where(y == 0, 0.0, _most(R, 1 / force.clamp_min(torch.finfo(force.dtype).tiny)) * y.abs())
     slope = part(curved + program.q + pulled, force)
-    return torch.stack((largest(slope), largest(apart), largest(torch.minimum(gap, pull)))).amax(0)
+    return torch.stack((largest(slope), largest(apart), largest(torch.minimum(gap, multiplier)))).amax(0)
 
 
 def _most(matrix: Tensor, sizes: Tensor) -> Tensor:

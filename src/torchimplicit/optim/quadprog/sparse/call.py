@@ -32,7 +32,9 @@ class SparseCall(Call):
         """Keeps how the forward solve went, and the factors of the programs that were solved."""
         self.record.outcome, self.kept.kkt = outcome, outcome.point.kkt
 
-    def solve(self, Q: Tensor, rows: Tensor, side: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:
+    def solve(
+        self, Q: Tensor, rows: Tensor, active: Tensor, r: Tensor, t: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, bool]:
         """See `Call.solve`; zero for unsolved programs."""
         z, y, residual = self.kept.kkt.solve(r, t)
         return z, y, residual, bool((residual <= TRUSTED).all())

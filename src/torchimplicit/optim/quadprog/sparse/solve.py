@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.status import Status
-from torchimplicit.optim.quadprog.active_set import SingularSolver, settle, with_equations
+from torchimplicit.optim.quadprog.active_set import SingularSolver, polish, with_equations
 from torchimplicit.optim.quadprog.certificate import as_shortest
 from torchimplicit.optim.quadprog.convexity import NEGATIVE, convexified
 from torchimplicit.optim.quadprog.exchange import to_the_last_digit
@@ -94,31 +94,31 @@ def _solve(program: Program, guess: Tensor | None, max_steps: int) -> tuple[Outc
     bounded = bool(((scaled.lower != scaled.upper) & (scaled.lower.isfinite() | scaled.upper.isfinite())).any())
     for stage in ([None] if guess is not None or not bounded else []) + list(_STAGES):
         if stage is None:
-            side = torch.zeros_like(best.point.side) if guess is None else guess
-            side = with_equations(scaled, torch.where(scaled.target(side).isfinite(), side, 0))
-            point = settle(SingularSolver(scaled), side, steps, _WARM_ROUNDS)
+            active = torch.zeros_like(best.point.active) if guess is None else guess
+            active = with_equations(scaled, torch.where(scaled.target(active).isfinite(), active, 0))
+            point = polish(SingularSolver(scaled), active, steps, _WARM_ROUNDS)
         else:
             tol, rounds = stage
             claim = interior_point(scaled, max_steps, tol)
             steps = steps + claim.steps
             if claim.status in (Status.INFEASIBLE, Status.UNBOUNDED):
                 break
-            side = with_equations(scaled, _heading_for(scaled, claim.z, claim.y))
-            point = settle(SingularSolver(scaled, (claim.z, claim.y)), side, steps, rounds)
+            active = with_equations(scaled, _heading_for(scaled, claim.z, claim.y))
+            point = polish(SingularSolver(scaled, (claim.z, claim.y)), active, steps, rounds)
         steps = point.steps
         to_the_last_digit(scaled, point)
         point.z, point.y = point.z * units.z, point.y * units.y
-        residual, point.settled = judge(program, point.z, point.y)
+        residual, point.optimal = judge(program, point.z, point.y)
         point.residual = residual.nan_to_num(torch.inf)
         if float(point.residual) < float(best.residual):
             best.point, best.residual = point, point.residual
         if float(point.residual) <= _EXACT:
             break
     best.point.steps = steps
-    if bool(best.point.settled):
+    if bool(best.point.optimal):
         return _solved(scaled, units, best)
     assert claim is not None
-    best.point.side = torch.zeros_like(best.point.side)
+    best.point.active = torch.zeros_like(best.point.active)
     status, weights, direction = prove(scaled, claim, best.point.z / units.z, max_steps)
     best.status.fill_(int(status))
     best.proof = as_shortest(program, weights * units.rows), direction * units.z
@@ -129,8 +129,8 @@ def _solved(scaled: Program, units: Units, found: Outcome) -> tuple[Outcome, Sys
     """What was found, with the system of the rows that hold."""
     point, kkt = found.point, found.point.kkt
     found.status.fill_(int(Status.CONVERGED))
-    if not isinstance(kkt, SparseKKT) or bool((kkt.on != (point.side[0] != 0)).any()):
-        kkt = SparseKKT(scaled, point.side[0])
+    if not isinstance(kkt, SparseKKT) or bool((kkt.on != (point.active[0] != 0)).any()):
+        kkt = SparseKKT(scaled, point.active[0])
     point.loose = torch.tensor([kkt.loose()])
     return found, (kkt, units)
 
