@@ -57,6 +57,13 @@ def test_a_claim_that_proves_nothing_is_not_believed():
     assert ray(bent, t(1.0, 1.0)[None]).tolist() == [[0.0, 0.0]], "against the curvature"
 
 
+def test_a_claim_is_cleared_of_what_a_small_curvature_holds_back():
+    q, curvature = (-1.25, 0.014, -0.17, -5e-4, 0.016), (0.0, 9.5e-7, 5.1e-7, 9.6e-7, 0.0)
+    endless = program([[1.0, 0.0, 0.0, 0.0, 0.0]], (0.0,), (1.0,), q, Q=curvature)
+    found = ray(endless, t(1.5e-8, -3.1e-7, 7.2e-6, 1.1e-8, -1.1e6)[None])
+    assert found.tolist() == [[0.0, 0.0, 0.0, 0.0, -1.0]]
+
+
 def test_nothing_is_proved_against_a_point_that_meets_all_bounds():
     near = program([[1.0, 1.0], [1.0, 1.0]], (1.0 + 1e-10, -INF), (INF, 1.0), (0.0, 0.0))
     claim = Claim(t(0.0, 0.0)[None], t(-1.0, 1.0)[None], Status.INFEASIBLE, 1)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from torchimplicit import Status, qp
@@ -48,6 +48,8 @@ def same(first, second):
             torch.testing.assert_close(first.value, second.value, rtol=1e-9, atol=1e-9)
 
 
+@example(seed=0, n=5, rows=1, fate=Status.UNBOUNDED, unit=3)
+@example(seed=1, n=5, rows=1, fate=Status.UNBOUNDED, unit=-6)
 @settings(max_examples=30, deadline=None)
 @given(
     seed=seeds,

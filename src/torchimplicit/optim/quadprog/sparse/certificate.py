@@ -123,6 +123,8 @@ def _directions(program: Program) -> Program:
 def _onto_kernel(M: SparseMatrix, point: Tensor) -> Tensor:
     """The nearest point that a matrix takes to zero, `(n,)`."""
     r, n = M.size
+    size = M.abs().amax(2)
+    M = M / torch.where(size > 0, size, 1.0).unsqueeze(2)  # beside large rows, small ones would hold back little
     own = torch.arange(n)
     values = torch.cat((torch.ones(n, dtype=point.dtype), M.values, M.values))
     row, column = torch.cat((own, n + M.row, M.column)), torch.cat((own, M.column, n + M.row))
