@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from torchimplicit import Status
 from torchimplicit.optim import qp
 from torchimplicit.optim.quadprog.kkt import KKT
 
@@ -41,13 +42,15 @@ def test_a_program_is_refined_beside_others_that_need_it():
     assert by_q.abs().max() <= 1e-13
 
 
-def test_programs_are_refined_by_transforms_too():
-    given, _ = corner(2.0**-30, [1, 2, 3], [0, 1, 0, 0, 0, -1, 1, 0, 0])
-
-    def total(q):
-        return qp(given[0], q, given[2], given[3].detach()).value.sum()
-
-    assert torch.func.grad(total)(given[1].detach()).abs().max() <= 1e-13
+def test_derivatives_are_refined_where_the_factor_of_the_solution_is_not_at_hand():
+    """It is kept where all programs of a batch are solved."""
+    (Q, q, rows, h), _ = corner(2.0**-30, [1, 2, 3], [0, 1, 0, 0, 0, -1, 1, 0, 0])
+    contradictory = torch.stack((rows[0], -rows[0], rows[2]))
+    both = torch.cat((q, q)).detach().requires_grad_()
+    h = torch.cat((h, -torch.ones_like(h))).detach()
+    solution = qp(Q, both, torch.stack((rows, contradictory)), h, on_failure="ignore")
+    assert solution.status.tolist() == [Status.CONVERGED, Status.INFEASIBLE]
+    assert torch.autograd.grad(solution.value.sum(), both)[0].abs().max() <= 1e-13
 
 
 def test_systems_that_join_others_bring_the_care_that_they_need():

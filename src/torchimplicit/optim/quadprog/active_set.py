@@ -126,7 +126,7 @@ def polish(solver: GuessSolver, active: Tensor, steps: Tensor, rounds: int, prom
         left = torch.nonzero(open if promising is None else open & promising).flatten()
         if not len(left):
             break
-        promising = None
+        promising = None  # those that go on were
         active, solver = better[left], solver.take(left)
         index, steps = left if index is None else index[left], steps[left] + 1
     assert found is not None

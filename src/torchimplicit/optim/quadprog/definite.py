@@ -42,6 +42,7 @@ def definite(program: Program, cholesky: Tensor, guess: Tensor | None, max_steps
     if program.rows.shape[1] == program.equalities:
         active = program.locked.to(torch.int8)
         return polish(solver, active, torch.zeros_like(program.q[:, 0], dtype=torch.int64), 1)
+    # Where many rows meet few unknowns, those of a guess depend on each other: pivoting ends early or never.
     crowded = program.rows.shape[1] - program.equalities >= _CROWDED * program.q.shape[1]
     active, steps, ended = pivot(Board.of(prepared), guess, min(_FEW_PIVOTS if crowded else _PIVOTS, max_steps))
     if bool(ended.any()):
@@ -51,7 +52,7 @@ def definite(program: Program, cholesky: Tensor, guess: Tensor | None, max_steps
     if found.sure:
         return found
     left = torch.nonzero(~found.optimal).flatten()
-    if len(left):
+    if len(left):  # the interior point has seen all rows that could hold: weakly active ones need no second look
         inside = _from_inside(replace(solver.take(left), strict=False), max_steps)
         inside.steps = inside.steps + found.steps[left]
         found.put(left, inside)
@@ -109,7 +110,7 @@ class CholeskySolver:
         right, optimal = kkt.sound, whole & (seen.residual <= _ACCURATE) & ~seen.against & kkt.sound
         if bool(optimal.all()):
             return Point(z, y, active, optimal, steps, seen.residual, kkt=kkt, sure=True), active
-        if bool((kkt.sound & ~seen.against & ~optimal).any()):
+        if bool((kkt.sound & ~seen.against & ~optimal).any()):  # the right guess, but not to the last digit
             kkt.careful = True
             z, y, left = kkt.solve(-program.q, kkt.gather(target), _TO_THE_END)
             y, right = kkt.scatter(y, active.shape[1]), right & (left < _RESIDUAL)

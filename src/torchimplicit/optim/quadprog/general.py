@@ -38,6 +38,7 @@ def general(near: Program, stated: Program, guess: Tensor | None, max_steps: int
     bounded = bool(stated.rows.shape[1])
     stages = ([None] if guess is not None or not bounded else []) + (list(_STAGES) if bounded else [])
     part, form = stated, whole
+    # The quick stage ends where a guess is good enough, the accurate one as near as rounding lets it: few need that.
     for stage in stages:
         if len(left) < len(index):
             index, part, form = index[left], part.take(left), form.take(left)
@@ -82,12 +83,14 @@ def _from_inside(
         again = polish(some, with_equations(some.program, inner.near[left]), inner.steps[left], rounds)
         at = torch.nonzero(again.optimal).flatten()
         point.put(left[at], again.take(at))
+    # Normal equations may have got stuck for want of digits, which the accurate stage does not share.
     return point, center, inner.done | system.diagonal
 
 
 def _judged(program: Program, form: Presolved, point: Point, center: Center | None) -> Tensor:
     """Takes the interior point where that is nearer to a solution, of the stated program; the residuals."""
     to_the_last_digit(form.program, point)
+    # The factor is that of presolved programs, the verdict is on the stated ones.
     point.kkt, point.active = None, form.active(point.active)
     point.z, point.y = form.stated(point.z, point.y)
     residual, point.optimal = judge(program, point.z, point.y)
