@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from torchimplicit.adjoint import Adjoint, Call, Implicit, Record, Unrolled, attached, find_sick, quarantine, unmoved
+from torchimplicit.adjoint import Adjoint, Implicit, PointCall, Unrolled, attached, find_sick, quarantine, unmoved
 from torchimplicit.core import transforms
 from torchimplicit.core.front_door import front_door
 from torchimplicit.core.options import check_on_failure, is_count, require_instance
@@ -194,7 +194,7 @@ def solve_problem(problem: Problem, z0: Any, options: Options) -> Solution:
         with problem.bind(tensors, audit=True) as residual:
             residual(start.detach())
     wants_inverse = differentiable and adjoint.wants_inverse
-    call = Call(problem, _loop(options, left), options.on_failure, differentiable, Record(), wants_inverse)
+    call = PointCall(problem, _loop(options, left), differentiable, wants_inverse, on_failure=options.on_failure)
     value = adjoint.solve(call, start, tensors) if differentiable else call.forward(start, tensors)
     return _finished(call, adjoint, value, start, tensors, options)
 
@@ -212,7 +212,7 @@ def _loop(options: Options, left: dict[str, Any]) -> Callable[[Residual, Tensor]
 
 
 def _finished(
-    call: Call, adjoint: Adjoint, value: Tensor, start: Tensor, tensors: list[Tensor], options: Options
+    call: PointCall, adjoint: Adjoint, value: Tensor, start: Tensor, tensors: list[Tensor], options: Options
 ) -> Solution:
     """The solution of a call that gave `value` `(B, n)`, samples that are not finite kept out of its gradients."""
     assert isinstance(call.problem, Problem)

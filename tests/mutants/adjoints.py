@@ -16,12 +16,12 @@ MUTANTS = [
         "tests/test_contract.py -k exact_adjoint",
     ),
     Mutant(
-        "adjoint/call.py", "backward failures are not said",
+        "core/call.py", "backward failures are not said",
         "react(report, self.on_failure)", "react(report, 'ignore')",
         "tests/test_equations.py::test_backward_failure_is_reported_as_asked",
     ),
     Mutant(
-        "adjoint/call.py", "what the function wrote to is used again",
+        "core/call.py", "what the function wrote to is used again",
         "return [tensor.clone() if i in self.record.mutated else tensor for i, tensor in enumerate(tensors)]",
         "return list(tensors)",
         "tests/nn/equilibrium/test_deq.py::test_buffers_that_the_cell_changes",
@@ -81,13 +81,13 @@ MUTANTS = [
         "tests/test_equations.py::test_backward_failure_is_reported_as_asked",
     ),
     Mutant(
-        "adjoint/call.py", "backward failures are raised whatever was asked for",
+        "core/call.py", "backward failures are raised whatever was asked for",
         "react(report, self.on_failure)",
         "react(report, 'raise')",
         "tests/test_equations.py::test_backward_failure_is_reported_as_asked",
     ),
     Mutant(
-        "adjoint/call.py", "backward failures are warned of at most",
+        "core/call.py", "backward failures are warned of at most",
         "react(report, self.on_failure)",
         "react(report, 'warn')",
         "tests/test_equations.py::test_backward_failure_is_reported_as_asked",

@@ -1,6 +1,6 @@
 """How a solved condition is differentiated."""
 
-from torchimplicit.adjoint.call import Adjoint, Call, Record
+from torchimplicit.adjoint.call import Adjoint, PointCall, PointRecord
 from torchimplicit.adjoint.implicit import Implicit, ImplicitSolve
 from torchimplicit.adjoint.iterates import attached
 from torchimplicit.adjoint.phantom import Phantom
@@ -10,11 +10,11 @@ from torchimplicit.adjoint.unrolled import Unrolled
 
 __all__ = [
     "Adjoint",
-    "Call",
     "Implicit",
     "ImplicitSolve",
     "Phantom",
-    "Record",
+    "PointCall",
+    "PointRecord",
     "Shine",
     "Unrolled",
     "attached",

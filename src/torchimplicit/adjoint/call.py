@@ -1,38 +1,33 @@
-"""One call of a front door: what to solve, how, and how it went. Adjoints turn it into a differentiable value."""
+"""One call that solves for a point: what, how, and how it went. Adjoints turn it into a differentiable value."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from torchimplicit.core import transforms
+from torchimplicit.core.call import Call, Record
 from torchimplicit.core.independence import FEW, coupled, halves, not_samples
 from torchimplicit.core.mapped import Mapped
 from torchimplicit.core.problem import Problem, Residual
-from torchimplicit.core.status import OnFailure, Report, react
 from torchimplicit.linear import LowRank
 
 
 @dataclass
-class Record:
-    """How the solves of one call went; outlives the call, so it holds no graph.
+class PointRecord(Record):
+    """How the solves of one call went.
 
     Attributes:
-        report: of the forward solve.
-        result: of the forward solve, until the front door takes it.
-        mutated: which explicit tensors the function wrote to.
+        result: of the forward solve, until the public function takes it.
         inverse: the solver's approximation of the inverse Jacobian, if the adjoint wants it.
         problem: whose inverse that is.
     """
 
-    report: Report | None = None
     result: Any = None
-    mutated: tuple[int, ...] = ()
     inverse: LowRank | None = None
     problem: Problem | Mapped | None = None
 
@@ -69,44 +64,32 @@ def _spent(residual: Residual, z: Tensor) -> Any:
 
 
 @dataclass(frozen=True)
-class Call:
+class PointCall(Call):
     """A problem and the solver to run on it.
 
     Attributes:
         problem: the condition; `Mapped` inside `torch.vmap`.
         run: `(residual, z) -> result` with the fields `z`, `report`, `knowledge`: a solver in its loop.
-        on_failure: what to do about samples that do not converge, also in the backward pass.
         audit: refuse captured tensors.
-        record: filled by `forward`, shared by the copies that transforms make.
         keep_inverse: note what the solver knows of the inverse Jacobian.
     """
 
     problem: Problem | Mapped
     run: Callable[[Residual, Tensor], Any]
-    on_failure: OnFailure
     audit: bool
-    record: Record
     keep_inverse: bool = False
+    record: PointRecord = field(default_factory=PointRecord, kw_only=True)
 
     def forward(self, z: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """Runs the solver from `z` and records how it went. Returns the solution, `(B, n)`, never `z` itself."""
-        versions = self.versions(tensors)
-        with self.problem.bind(list(tensors), audit=self.audit, keep_buffers=True) as residual:
+        bound = self.problem.bind(list(tensors), audit=self.audit, keep_buffers=True)
+        with self.noting_writes(tensors), bound as residual:
             result = self.run(residual, z)
             self.check_samples(residual, result)
         self.record.report, self.record.result = result.report, result
         if self.keep_inverse and result.knowledge is not None:
             self.record.inverse, self.record.problem = result.knowledge.inverse(), self.problem
-        self.record.mutated = self.written(tensors, versions)
         return z.clone() if result.z is z else result.z
-
-    def versions(self, tensors: Sequence[Tensor]) -> list[int]:
-        """How often each of the tensors has been written to."""
-        return [transforms.version(tensor) for tensor in tensors]
-
-    def written(self, tensors: Sequence[Tensor], before: list[int]) -> tuple[int, ...]:
-        """Which tensors have been written to since: running statistics, which backward must see as they are now."""
-        return tuple(i for i, (new, old) in enumerate(zip(self.versions(tensors), before, strict=True)) if new != old)
 
     def check_samples(self, residual: Residual, result: Any) -> None:
         """Refuses a state `(B,)` whose entries depend on each other: one sample's features, taken for samples.
@@ -121,10 +104,6 @@ class Call:
         result.report.nfev = residual.nfev
         if found is not None:
             raise ValueError(not_samples(self.problem.scalars, "z0[None] and x[None]", "batch_dims=0"))
-
-    def unshared(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors, with copies of those that the function writes to."""
-        return [tensor.clone() if i in self.record.mutated else tensor for i, tensor in enumerate(tensors)]
 
     def phantom(self, z: Tensor, tensors: Sequence[Tensor], steps: int = 1, damping: float = 1.0) -> Tensor:
         """A point `(B, n)` with the gradient of a few damped steps from it; its value stays."""
@@ -148,18 +127,11 @@ class Call:
             problem = problem.problem
         return inverse.repeated(batch) if problem is self.record.problem else None
 
-    def solved(self) -> Call:
+    def solved(self) -> PointCall:
         """The same call without the solver, and so without what that knew from an earlier solve."""
         return replace(self, run=_spent)
 
-    def finish_backward(self, report: Report) -> None:
-        """Records the report of a backward solve and reacts to its failures."""
-        report.name = "backward solve"
-        if self.record.report is not None:
-            self.record.report.backward = report
-        react(report, self.on_failure)
-
-    def mapped(self, count: int, dims: Sequence[int | None]) -> Call:
+    def mapped(self, count: int, dims: Sequence[int | None]) -> PointCall:
         """The same call with a mapped dimension of size `count` folded into the batch."""
         return replace(self, problem=Mapped(self.problem, count, tuple(dims)))
 
@@ -172,7 +144,7 @@ class Adjoint:
         """Whether it uses what a quasi-Newton solver knows of the inverse Jacobian."""
         return False
 
-    def solve(self, call: Call, z0: Tensor, tensors: list[Tensor]) -> Tensor:
+    def solve(self, call: PointCall, z0: Tensor, tensors: list[Tensor]) -> Tensor:
         """Solves and attaches the gradient.
 
         Args:
@@ -185,6 +157,6 @@ class Adjoint:
         """
         raise NotImplementedError
 
-    def attach(self, call: Call, z: Tensor, tensors: list[Tensor]) -> Tensor:
+    def attach(self, call: PointCall, z: Tensor, tensors: list[Tensor]) -> Tensor:
         """Gives an iterate on the way `(B, n)` a gradient: that of one step from it (a phantom gradient)."""
         return call.phantom(z, tensors)

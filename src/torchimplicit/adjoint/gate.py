@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from torchimplicit.adjoint.call import Call
+from torchimplicit.adjoint.call import PointCall
 from torchimplicit.adjoint.quarantine import all_finite, pull_apart, warn_of_leak
 from torchimplicit.core import transforms
 from torchimplicit.core.status import Report, Status
 from torchimplicit.linear.report import LinearReport
 
-Steps = Callable[[Call, Tensor, list[Tensor]], Tensor]
+Steps = Callable[[PointCall, Tensor, list[Tensor]], Tensor]
 Judge = Callable[[Tensor, Tensor, "list[Tensor | None] | None"], Report]
 
 
@@ -44,7 +44,7 @@ class Gate:
         arrived: what has come to the watched residuals in this pass, `(B, n)` each.
     """
 
-    call: Call
+    call: PointCall
     steps: Steps
     z: Tensor
     tensors: list[Tensor]
@@ -121,7 +121,7 @@ class Gate:
         return report
 
     def _pull(
-        self, wanted: list[int], call: Call, grad: Tensor, z: Tensor, tensors: list[Tensor]
+        self, wanted: list[int], call: PointCall, grad: Tensor, z: Tensor, tensors: list[Tensor]
     ) -> list[Tensor | None]:
         """The gradients of the tensors, by steps made again."""
         differentiable = torch.is_grad_enabled()

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.func import vjp
 
-from torchimplicit.adjoint.call import Adjoint, Call
+from torchimplicit.adjoint.call import Adjoint, PointCall
 from torchimplicit.adjoint.gate import said, watched
 from torchimplicit.adjoint.products import fold, pull, push
 from torchimplicit.adjoint.quarantine import pull_apart
@@ -66,7 +66,7 @@ class Implicit(Adjoint):
         """See `Adjoint.wants_inverse`."""
         return self.precondition
 
-    def solve(self, call: Call, z0: Tensor, tensors: list[Tensor]) -> Tensor:
+    def solve(self, call: PointCall, z0: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `Adjoint.solve`."""
         return ImplicitSolve.apply(call, self.linear_solver, z0.detach(), *tensors)  # type: ignore[return-value]
 
@@ -75,7 +75,7 @@ class ImplicitSolve(Function):
     """The point `z(tensors)` at which the call's residual vanishes."""
 
     @staticmethod
-    def forward(call: Call, linear_solver: LinearSolver, z0: Tensor, *tensors: Tensor) -> Tensor:
+    def forward(call: PointCall, linear_solver: LinearSolver, z0: Tensor, *tensors: Tensor) -> Tensor:
         """Runs the solver; nothing of it is recorded."""
         return call.forward(z0, tensors)
 
@@ -101,7 +101,7 @@ class ImplicitSolve(Function):
         differentiable = torch.is_grad_enabled() or transforms.level(grad) >= 0
         order = _any_order if differentiable else _first_order
 
-        def pull_all(call: Call, grad: Tensor, z: Tensor, tensors: list[Tensor]) -> list[Tensor | None]:
+        def pull_all(call: PointCall, grad: Tensor, z: Tensor, tensors: list[Tensor]) -> list[Tensor | None]:
             return order(call, ctx.linear_solver, grad, z, tensors, needs)
 
         found = pull_all(ctx.call, grad, z, tensors)
@@ -117,7 +117,9 @@ class ImplicitSolve(Function):
         return LinearSolve.apply(ctx.call, ctx.linear_solver, False, -b, z, *tensors)  # type: ignore[return-value]
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, call: Call, linear_solver: LinearSolver, z0: Tensor, *tensors: Tensor) -> tuple:
+    def vmap(
+        info: Any, in_dims: tuple, call: PointCall, linear_solver: LinearSolver, z0: Tensor, *tensors: Tensor
+    ) -> tuple:
         """The mapped dimension joins the batch."""
         _, _, z0_dim, *dims = in_dims
         z0 = fold(z0, z0_dim, info.batch_size)
@@ -130,7 +132,7 @@ class LinearSolve(Function):
 
     @staticmethod
     def forward(
-        call: Call, linear_solver: LinearSolver, transpose: bool, b: Tensor, z: Tensor, *tensors: Tensor
+        call: PointCall, linear_solver: LinearSolver, transpose: bool, b: Tensor, z: Tensor, *tensors: Tensor
     ) -> Tensor:
         """Linearises once and solves, matrix-free."""
         with call.problem.bind(call.unshared(tensors)) as residual:
@@ -170,7 +172,7 @@ class LinearSolve(Function):
     def vmap(
         info: Any,
         in_dims: tuple,
-        call: Call,
+        call: PointCall,
         linear_solver: LinearSolver,
         transpose: bool,
         b: Tensor,
@@ -185,7 +187,7 @@ class LinearSolve(Function):
 
 
 def _any_order(
-    call: Call, linear_solver: LinearSolver, grad: Tensor, z: Tensor, tensors: list[Tensor], needs: Sequence[bool]
+    call: PointCall, linear_solver: LinearSolver, grad: Tensor, z: Tensor, tensors: list[Tensor], needs: Sequence[bool]
 ) -> list[Tensor | None]:
     """The gradients of the tensors, themselves differentiable; what is not finite of their derivatives is said."""
     tensors = tensors if transforms.active() else watched(tensors, said)
@@ -194,7 +196,7 @@ def _any_order(
 
 
 def _first_order(
-    call: Call, linear_solver: LinearSolver, grad: Tensor, z: Tensor, tensors: list[Tensor], needs: Sequence[bool]
+    call: PointCall, linear_solver: LinearSolver, grad: Tensor, z: Tensor, tensors: list[Tensor], needs: Sequence[bool]
 ) -> list[Tensor | None]:
     """The lean path of a plain backward pass: one evaluation, whose graph serves every product and the final one.
 
@@ -216,12 +218,12 @@ def _first_order(
     return [next(grads) if need else None for need in needs]
 
 
-def _residual(call: Call, z: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+def _residual(call: PointCall, z: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     with call.problem.bind(call.unshared(tensors)) as residual:
         return residual(z)
 
 
-def _product(call: Call, transpose: bool, u: Tensor) -> Callable[..., Tensor]:
+def _product(call: PointCall, transpose: bool, u: Tensor) -> Callable[..., Tensor]:
     """`(z, *tensors) -> B u` or `B^T u`; `B u` by the double-vjp trick, for forward mode does not nest."""
 
     def product(z: Tensor, *tensors: Tensor) -> Tensor:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchimplicit.adjoint.call import Adjoint, Call
+from torchimplicit.adjoint.call import Adjoint, PointCall
 from torchimplicit.adjoint.quarantine import without
 from torchimplicit.adjoint.unrolled import Unrolled
 from torchimplicit.core import transforms
 
 
 def attached(
-    call: Call,
+    call: PointCall,
     adjoint: Adjoint,
     iterates: list[Tensor],
     tensors: list[Tensor],

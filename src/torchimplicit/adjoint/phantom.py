@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from torchimplicit.adjoint.call import Adjoint, Call
+from torchimplicit.adjoint.call import Adjoint, PointCall
 from torchimplicit.adjoint.gate import Gate
 from torchimplicit.adjoint.implicit import ImplicitSolve
 from torchimplicit.core import transforms
@@ -42,16 +42,16 @@ class Phantom(Adjoint):
         number = isinstance(self.damping, float | int)
         require(self, "damping", number and 0 < self.damping <= 1, "a number in (0, 1]")
 
-    def solve(self, call: Call, z0: Tensor, tensors: list[Tensor]) -> Tensor:
+    def solve(self, call: PointCall, z0: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `Adjoint.solve`."""
         solution: Tensor = ImplicitSolve.apply(call, GMRES(), z0.detach(), *(tensor.detach() for tensor in tensors))  # type: ignore[assignment]
         return self.attach(call, solution, tensors)
 
-    def attach(self, call: Call, z: Tensor, tensors: list[Tensor]) -> Tensor:
+    def attach(self, call: PointCall, z: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `Adjoint.attach`."""
         if transforms.active() or not torch.is_grad_enabled():
             return call.phantom(z, tensors, self.steps, self.damping)
         z = z.detach()
-        steps = partial(Call.moved, steps=self.steps, damping=self.damping)
+        steps = partial(PointCall.moved, steps=self.steps, damping=self.damping)
         gate = Gate(call, steps, z, tensors)
         return gate.leave(steps(call, z, gate.enter()), z)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchimplicit.adjoint.call import Adjoint, Call, Record
+from torchimplicit.adjoint.call import Adjoint, PointCall, PointRecord
 from torchimplicit.core import transforms
 from torchimplicit.core.independence import jolted, noise
 from torchimplicit.core.problem import Problem
@@ -37,7 +37,7 @@ def find_sick(value: Tensor, report: Report) -> Tensor | None:
 
 
 def quarantine(
-    call: Call, adjoint: Adjoint, value: Tensor, z0: Tensor, tensors: list[Tensor], sick: Tensor
+    call: PointCall, adjoint: Adjoint, value: Tensor, z0: Tensor, tensors: list[Tensor], sick: Tensor
 ) -> tuple[Tensor, Any]:
     """The solution again, differentiable without the sick samples.
 
@@ -54,7 +54,7 @@ def quarantine(
         in for sick ones in, None where there is no healthy one.
     """
     held = value.detach()
-    again = replace(call, record=Record(), audit=False)
+    again = replace(call, record=PointRecord(), audit=False)
     with transforms.random_state_kept(held.device):
         value = without(call, held, tensors, sick, lambda rows, tensors: adjoint.solve(again, z0[rows], tensors))
     result = again.record.take_result()
@@ -63,7 +63,7 @@ def quarantine(
 
 
 def without(
-    call: Call,
+    call: PointCall,
     held: Tensor,
     tensors: list[Tensor],
     sick: Tensor,
@@ -89,7 +89,7 @@ def without(
 
 
 def _with_stand_ins(
-    call: Call, z: Tensor, tensors: list[Tensor], rows: Tensor, sick: Tensor
+    call: PointCall, z: Tensor, tensors: list[Tensor], rows: Tensor, sick: Tensor
 ) -> tuple[list[Tensor], Tensor]:
     """The tensors in which healthy samples stand in for the sick ones, and the residual `(B, n)` there."""
     assert isinstance(call.problem, Problem)
@@ -105,11 +105,11 @@ def _with_stand_ins(
         return healthy, residuals(healthy)[:, 0]
 
 
-Pull = Callable[[Call, Tensor, Tensor, list[Tensor]], list[Tensor | None]]
+Pull = Callable[[PointCall, Tensor, Tensor, list[Tensor]], list[Tensor | None]]
 
 
 def pull_apart(
-    call: Call, z: Tensor, tensors: list[Tensor], grad: Tensor, pull: Pull, found: list[Tensor | None]
+    call: PointCall, z: Tensor, tensors: list[Tensor], grad: Tensor, pull: Pull, found: list[Tensor | None]
 ) -> list[Tensor | None]:
     """The gradients of the tensors without the samples that make them NaN or infinite.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchimplicit.adjoint.call import Adjoint, Call
+from torchimplicit.adjoint.call import Adjoint, PointCall
 from torchimplicit.adjoint.implicit import ImplicitSolve
 from torchimplicit.core.options import require, require_count
 from torchimplicit.core.status import Status
@@ -50,7 +50,7 @@ class Shine(Adjoint):
         """See `Adjoint.wants_inverse`."""
         return True
 
-    def solve(self, call: Call, z0: Tensor, tensors: list[Tensor]) -> Tensor:
+    def solve(self, call: PointCall, z0: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `Adjoint.solve`."""
         solver = _Refinement(steps=self.refine, fallback=self.fallback)
         return ImplicitSolve.apply(call, solver, z0.detach(), *tensors)  # type: ignore[return-value]

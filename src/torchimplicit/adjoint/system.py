@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchimplicit.adjoint.call import Call
+from torchimplicit.adjoint.call import PointCall
 from torchimplicit.core.independence import leakage
 from torchimplicit.core.status import Report, Status
 from torchimplicit.core.tree import norm
@@ -35,7 +35,7 @@ class System:
         again: the same for another right-hand side.
     """
 
-    call: Call
+    call: PointCall
     solver: LinearSolver
     b: Tensor
     x: Tensor
@@ -44,7 +44,7 @@ class System:
     again: Callable[[Tensor], LinearResult]
 
     @staticmethod
-    def solve(call: Call, solver: LinearSolver, jacobian: Jacobian, b: Tensor, transpose: bool) -> System:
+    def solve(call: PointCall, solver: LinearSolver, jacobian: Jacobian, b: Tensor, transpose: bool) -> System:
         """Solves, and believes what the linear solver says."""
         scale = torch.linalg.vector_norm(b, torch.inf, dim=1, keepdim=True).clamp_min(torch.finfo(b.dtype).tiny)
         b = b / scale
@@ -134,7 +134,7 @@ class System:
         return little.all(1) & (report.status == Status.CONVERGED) & part.isfinite()
 
 
-def operator(call: Call, z: Tensor, tensors: Sequence[Tensor], transpose: bool) -> Callable[[Tensor], Tensor]:
+def operator(call: PointCall, z: Tensor, tensors: Sequence[Tensor], transpose: bool) -> Callable[[Tensor], Tensor]:
     """The product with the Jacobian of the call's residual at a point, from an evaluation of its own."""
     with torch.no_grad(), call.problem.bind([tensor.detach() for tensor in call.unshared(tensors)]) as residual:
         jacobian = Jacobian(residual, z)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from torchimplicit.adjoint.call import Adjoint, Call
+from torchimplicit.adjoint.call import Adjoint, PointCall
 from torchimplicit.adjoint.gate import Gate
 from torchimplicit.core import transforms
 from torchimplicit.core.independence import jolted, noise
@@ -66,7 +66,7 @@ class Unrolled(Adjoint):
         require(self, "checkpoint", isinstance(self.checkpoint, bool), "True or False")
         require(self, "rtol", isinstance(self.rtol, float | int) and self.rtol > 0, "a number > 0")
 
-    def solve(self, call: Call, z0: Tensor, tensors: list[Tensor]) -> Tensor:
+    def solve(self, call: PointCall, z0: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `Adjoint.solve`."""
         if any(transforms.is_mapped(tensor) for tensor in (z0, *tensors)):
             raise NotImplementedError(
@@ -80,24 +80,23 @@ class Unrolled(Adjoint):
             return self._gradient(call, z0, tensors, begins=True)
         gate = Gate(call, self._gradient, z0, tensors)
         inside = gate.enter()
-        versions = call.versions(tensors)
-        steps = self._run(call, z0, inside, gate.watch)
+        with call.noting_writes(tensors):
+            steps = self._run(call, z0, inside, gate.watch)
         call.record.report, call.record.result = steps.result.report, steps.result
-        call.record.mutated = call.written(tensors, versions)
         if call.audit:
             call.problem.check_captures(steps.residual, [*inside, steps.z])
         if not steps.result.saved:  # whose gradients come in beside the solution's
             gate.judge = partial(self._judge, call, steps.value.detach(), tensors, steps.result.report)
         return gate.leave(self._from_aside(call, z0, inside, steps, gate.watch))
 
-    def _gradient(self, call: Call, z0: Tensor, tensors: list[Tensor], begins: bool = False) -> Tensor:
+    def _gradient(self, call: PointCall, z0: Tensor, tensors: list[Tensor], begins: bool = False) -> Tensor:
         """The solution `(B, n)` by differentiable steps; `begins` notes how they went."""
         steps = self._run(call, z0, tensors)
         if begins:
             call.record.report, call.record.result = steps.result.report, steps.result
         return self._from_aside(call, z0, tensors, steps)
 
-    def _run(self, call: Call, z0: Tensor, tensors: list[Tensor], watch: Watch | None = None) -> _Steps:
+    def _run(self, call: PointCall, z0: Tensor, tensors: list[Tensor], watch: Watch | None = None) -> _Steps:
         """The solver's steps, every residual of which is watched."""
         with call.problem.bind(tensors) as residual:
             if self.checkpoint:
@@ -110,7 +109,7 @@ class Unrolled(Adjoint):
         return _Steps(value, result, norm(evaluations[0][1].detach()), *evaluations[-1])
 
     def _from_aside(
-        self, call: Call, z0: Tensor, tensors: list[Tensor], steps: _Steps, watch: Watch | None = None
+        self, call: PointCall, z0: Tensor, tensors: list[Tensor], steps: _Steps, watch: Watch | None = None
     ) -> Tensor:
         """The value, with the gradient of a solve from a little aside where its own start was nearer to it."""
         value, first, held = steps.value, steps.first, steps.value.detach()
@@ -136,7 +135,7 @@ class Unrolled(Adjoint):
 
     def _judge(
         self,
-        call: Call,
+        call: PointCall,
         z: Tensor,
         tensors: list[Tensor],
         forward: Report,
@@ -167,7 +166,7 @@ class Unrolled(Adjoint):
         aside = _linearised(call, z + ASIDE * z * noise(z), tensors)
         return said(aside(total * noise(total).sign())[1:])
 
-    def attach(self, call: Call, z: Tensor, tensors: list[Tensor]) -> Tensor:
+    def attach(self, call: PointCall, z: Tensor, tensors: list[Tensor]) -> Tensor:
         """An iterate has its gradient already."""
         return z
 
@@ -186,7 +185,7 @@ def _farthest_aside(held: Tensor) -> Tensor:
     return ASIDE * (held.shape[1] ** 0.5 + 6) * torch.linalg.vector_norm(held, torch.inf).clamp_min(1)
 
 
-def _evaluate(call: Call, z: Tensor, *tensors: Tensor) -> Any:
+def _evaluate(call: PointCall, z: Tensor, *tensors: Tensor) -> Any:
     """One evaluation that binds its own tensors, for it runs again in the backward pass."""
     with call.problem.bind(tensors) as residual:
         return residual.evaluate(z, None)
@@ -228,7 +227,7 @@ def _watched(residual: Residual, watch: Watch | None) -> tuple[Residual, list[tu
     return watched, evaluations
 
 
-def _linearised(call: Call, z: Tensor, tensors: list[Tensor]) -> Callable[[Tensor], list[Tensor]]:
+def _linearised(call: PointCall, z: Tensor, tensors: list[Tensor]) -> Callable[[Tensor], list[Tensor]]:
     """The vector-Jacobian products of the residual at the solution, by the state and the tensors that require grad."""
     leaves = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in call.unshared(tensors)]
     with torch.no_grad(), call.problem.bind(leaves) as residual:
@@ -244,7 +243,7 @@ def _linearised(call: Call, z: Tensor, tensors: list[Tensor]) -> Callable[[Tenso
     return pull
 
 
-def _own(call: Call, tensors: list[Tensor], batch: int) -> list[bool]:
+def _own(call: PointCall, tensors: list[Tensor], batch: int) -> list[bool]:
     """Whether the rows of a tensor are the samples' own, as far as its shape tells, of those that require grad."""
     assert isinstance(call.problem, Problem)
     given = [i >= call.problem.explicit.shared for i in range(len(tensors))]

@@ -18,7 +18,7 @@ and $\partial L / \partial f = -w$, $\partial L / \partial C_{ij} = -w_i^\top v_
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,8 +26,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from torchimplicit.core.call import Call
 from torchimplicit.core.options import check_on_failure, require, require_count
-from torchimplicit.core.status import OnFailure, Report, Status, react
+from torchimplicit.core.status import OnFailure, Report, Status
 from torchimplicit.linear import CG, LinearOperator
 from torchimplicit.solve.report import SolveReport
 
@@ -51,24 +52,17 @@ class Descent:
         check_on_failure(self.on_failure)
 
 
-@dataclass
-class Track:
-    """Takes the report of a solve out of the autograd function."""
-
-    report: Report | None = field(default=None)
-
-
 class Equilibrium(Function):
     """`(n, B, k)` unit vectors where none can be moved to a lower energy, those that are not free staying."""
 
     @staticmethod
     def forward(
-        ctx: Any, coupling: Tensor, force: Tensor, start: Tensor, free: Tensor, descent: Descent, track: Track
+        ctx: Any, coupling: Tensor, force: Tensor, start: Tensor, free: Tensor, descent: Descent, call: Call
     ) -> Tensor:
         """Descends from the start; keeps the equilibrium and nothing of the steps."""
-        value, track.report = descend(coupling, force, start, free, descent)
+        value, report = descend(coupling, force, start, free, descent)
         ctx.save_for_backward(coupling, force, value, free)
-        ctx.descent, ctx.report = descent, track.report
+        ctx.descent, ctx.call, call.record.report = descent, call, report
         return value
 
     @staticmethod
@@ -76,9 +70,8 @@ class Equilibrium(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """One linear solve for all inputs."""
         coupling, force, value, free = ctx.saved_tensors
-        w, report = respond(coupling, force, value, free, grad, ctx.descent, ctx.report)
-        ctx.report.backward = report
-        react(report, ctx.descent.on_failure)
+        w, report = respond(coupling, force, value, free, grad, ctx.descent, ctx.call.record.report)
+        ctx.call.finish_backward(report)
         pull = w.flatten(1) @ value.flatten(1).T
         # A fixed vector acts through the forces on the others, and is an output itself.
         held = torch.where(free.unsqueeze(2), 0.0, grad - (coupling @ w.flatten(1)).view_as(w))
@@ -175,7 +168,7 @@ def respond(
     solver = CG(rtol=descent.backward_rtol, max_steps=descent.backward_max_steps)
     x, report = solver.prepare(hessian).solve(b / scale)
     status = Status.NON_FINITE.unless(finite, report.status)
-    report = replace(report, status=status, residual=report.residual * scale.squeeze(1), name="MaxSAT, backward")
+    report = replace(report, status=status, residual=report.residual * scale.squeeze(1))
     return hessian.unpack(torch.where((status == Status.NON_FINITE)[:, None], 0.0, x * scale)), report
 
 

@@ -147,7 +147,7 @@ def test_failure_is_told_forward_and_backward():
         layer(x, given)
     assert layer.report.status.tolist() == [Status.MAX_STEPS] * 4
     layer, x, given = drawn(seed=6, backward_max_steps=1)
-    with pytest.raises(ConvergenceError, match="MaxSAT, backward: 4 of 4"):
+    with pytest.raises(ConvergenceError, match="backward solve: 4 of 4 samples did not converge, in MaxSAT"):
         layer(x, given).sum().backward()
 
 

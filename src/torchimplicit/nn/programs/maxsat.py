@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from torchimplicit.core.call import Call
 from torchimplicit.core.front_door import front_door
 from torchimplicit.core.options import is_count, require, require_count
 from torchimplicit.core.status import OnFailure, Report, react
 from torchimplicit.nn.layer import ImplicitLayer
-from torchimplicit.optim.maxsat import Descent, Equilibrium, Track
+from torchimplicit.optim.maxsat import Descent, Equilibrium
 
 
 class MaxSAT(ImplicitLayer):
@@ -145,12 +145,11 @@ class MaxSAT(ImplicitLayer):
         start = torch.cat([start[:1], torch.where(given.T.unsqueeze(2), arc, start[seen]), start[seen.stop :]])
         hidden = given.new_ones(len(x), self.auxiliary)
         free = torch.cat([given.new_zeros(len(x), 1), ~given, hidden], 1).T
-        track = Track()
-        descent = replace(self.descent, on_failure=self.counted())
-        value = Equilibrium.apply(self.matrix(), force, start, free, descent, track)
-        assert track.report is not None
-        self.report = track.report
-        react(track.report, descent.on_failure)
+        call = Call(on_failure=self.counted())
+        value = Equilibrium.apply(self.matrix(), force, start, free, self.descent, call)
+        assert call.record.report is not None
+        self.report = call.record.report
+        react(self.report, call.on_failure)
         return value[seen, :, 0].T  # type: ignore[index]
 
     def matrix(self) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from torchimplicit.adjoint import Call, Implicit, Record
+from torchimplicit.adjoint import Implicit, PointCall
 from torchimplicit.core import transforms
 from torchimplicit.core.front_door import front_door
 from torchimplicit.core.options import check_on_failure, require_count
@@ -154,7 +154,7 @@ def _attached(
     data = data.map(lambda part: torch.where(solved.reshape(-1, *[1] * (part.dim() - 1)), part, 0))
     problem = Root(partial(_condition, cones=cones), start, (solved, *data))
     tensors = problem.explicit.take_tensors()
-    call = Call(problem, lambda _, z: Result(z, report), on_failure, audit=False, record=Record())
+    call = PointCall(problem, lambda _, z: Result(z, report), audit=False, on_failure=on_failure)
     return Implicit(LUOrLeastSquares()).solve(call, start, tensors)
 
 

@@ -33,7 +33,7 @@ class Trajectory(NamedTuple):
 
 
 class Best(NamedTuple):
-    """What a solve ended with; `z`, `report`, `knowledge` are what a `Call` wants.
+    """What a solve ended with; `z`, `report`, `knowledge` are what a `PointCall` wants.
 
     Attributes:
         z: controls, flat, `(B, T * nu)`.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchimplicit.adjoint import Call, Implicit, Record
+from torchimplicit.adjoint import Implicit, PointCall, PointRecord
 from torchimplicit.adjoint.quarantine import without
 from torchimplicit.core import transforms
 from torchimplicit.core.front_door import front_door
@@ -126,7 +126,7 @@ def _solve(problem: Control, start: Tensor, low: Tensor, high: Tensor, solver: B
             states = problem.now.rollout(u)
             return u, states, problem.now.total(states, u)
 
-    call = Call(problem, run, on_failure, differentiable, Record())
+    call = PointCall(problem, run, differentiable, on_failure=on_failure)
     adjoint, z0 = Implicit(Band(problem=problem)), start.flatten(1)
     z = adjoint.solve(call, z0, tensors) if differentiable else call.forward(z0, tensors)
     best: Best = call.record.take_result()
@@ -144,10 +144,10 @@ def _solve(problem: Control, start: Tensor, low: Tensor, high: Tensor, solver: B
 
 
 def _without(
-    call: Call, adjoint: Implicit, best: Best, z0: Tensor, tensors: list[Tensor], plan: Callable
+    call: PointCall, adjoint: Implicit, best: Best, z0: Tensor, tensors: list[Tensor], plan: Callable
 ) -> tuple[Tensor, ...]:
     """The plan, of which samples that are not finite are only numbers; healthy ones stand in for them meanwhile."""
-    again = replace(call, record=Record(), audit=False)
+    again = replace(call, record=PointRecord(), audit=False)
     sick, plans = best.report.status == Status.NON_FINITE, []
 
     def solve(rows: Tensor, healthy: list[Tensor]) -> Tensor:
