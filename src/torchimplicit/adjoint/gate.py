@@ -70,7 +70,7 @@ class Gate:
         """What the steps gave, `(B, n)`, or another value with its gradient."""
         self.arrived.clear()
         if value is not None:
-            return _Leave.apply(self, value, lender)  # type: ignore[return-value]
+            return _Leave.apply(self, value, lender)
         if lender.requires_grad:
             lender.register_hook(self.incoming)
         return lender
@@ -171,7 +171,7 @@ def watched(tensors: Sequence[Tensor], outgoing: Outgoing) -> list[Tensor]:
     """The tensors; the gradients of those that require grad pass through a function on their way out."""
     inside, wanted = list(tensors), [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
     if wanted:
-        for i, tensor in zip(wanted, Enter.apply(outgoing, *(tensors[i] for i in wanted)), strict=True):  # type: ignore[arg-type]
+        for i, tensor in zip(wanted, Enter.apply(outgoing, *(tensors[i] for i in wanted)), strict=True):
             inside[i] = tensor
     return inside
 

@@ -68,7 +68,7 @@ class Implicit(Adjoint):
 
     def solve(self, call: PointCall, z0: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `Adjoint.solve`."""
-        return ImplicitSolve.apply(call, self.linear_solver, z0.detach(), *tensors)  # type: ignore[return-value]
+        return ImplicitSolve.apply(call, self.linear_solver, z0.detach(), *tensors)
 
 
 class ImplicitSolve(Function):
@@ -114,7 +114,7 @@ class ImplicitSolve(Function):
         """`-B^{-1} (dr/da) da`."""
         z, *tensors = ctx.saved_tensors
         b = push(lambda *all_: _residual(ctx.call, z, all_), tensors, tangents)
-        return LinearSolve.apply(ctx.call, ctx.linear_solver, False, -b, z, *tensors)  # type: ignore[return-value]
+        return LinearSolve.apply(ctx.call, ctx.linear_solver, False, -b, z, *tensors)
 
     @staticmethod
     def vmap(
@@ -124,7 +124,7 @@ class ImplicitSolve(Function):
         _, _, z0_dim, *dims = in_dims
         z0 = fold(z0, z0_dim, info.batch_size)
         z = ImplicitSolve.apply(call.mapped(info.batch_size, dims), linear_solver, z0, *tensors)
-        return z.unflatten(0, (info.batch_size, -1)), 0  # type: ignore[union-attr]
+        return z.unflatten(0, (info.batch_size, -1)), 0
 
 
 class LinearSolve(Function):
@@ -156,7 +156,7 @@ class LinearSolve(Function):
         u, *inputs = ctx.saved_tensors
         w = LinearSolve.apply(ctx.call, ctx.linear_solver, not ctx.transpose, grad, *inputs)
         needs = ctx.needs_input_grad[4:]
-        return None, None, None, w, *pull(_product(ctx.call, ctx.transpose, u), inputs, needs, -w)  # type: ignore[operator,return-value]
+        return None, None, None, w, *pull(_product(ctx.call, ctx.transpose, u), inputs, needs, -w)
 
     @staticmethod
     def jvp(
@@ -166,7 +166,7 @@ class LinearSolve(Function):
         u, *inputs = ctx.saved_tensors
         right = -push(_product(ctx.call, ctx.transpose, u), inputs, tangents)
         right = right if b is None else right + b
-        return LinearSolve.apply(ctx.call, ctx.linear_solver, ctx.transpose, right, *inputs)  # type: ignore[return-value]
+        return LinearSolve.apply(ctx.call, ctx.linear_solver, ctx.transpose, right, *inputs)
 
     @staticmethod
     def vmap(
@@ -183,7 +183,7 @@ class LinearSolve(Function):
         _, _, _, b_dim, z_dim, *dims = in_dims
         b, z = fold(b, b_dim, info.batch_size), fold(z, z_dim, info.batch_size)
         u = LinearSolve.apply(call.mapped(info.batch_size, dims), linear_solver, transpose, b, z, *tensors)
-        return u.unflatten(0, (info.batch_size, -1)), 0  # type: ignore[union-attr]
+        return u.unflatten(0, (info.batch_size, -1)), 0
 
 
 def _any_order(
@@ -191,7 +191,7 @@ def _any_order(
 ) -> list[Tensor | None]:
     """The gradients of the tensors, themselves differentiable; what is not finite of their derivatives is said."""
     tensors = tensors if transforms.active() else watched(tensors, said)
-    u: Tensor = LinearSolve.apply(call, linear_solver, True, grad, z, *tensors)  # type: ignore[assignment]
+    u: Tensor = LinearSolve.apply(call, linear_solver, True, grad, z, *tensors)
     return pull(lambda *all_: _residual(call, z, all_), tensors, needs, -u)
 
 

@@ -44,7 +44,7 @@ class Phantom(Adjoint):
 
     def solve(self, call: PointCall, z0: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `Adjoint.solve`."""
-        solution: Tensor = ImplicitSolve.apply(call, GMRES(), z0.detach(), *(tensor.detach() for tensor in tensors))  # type: ignore[assignment]
+        solution: Tensor = ImplicitSolve.apply(call, GMRES(), z0.detach(), *(tensor.detach() for tensor in tensors))
         return self.attach(call, solution, tensors)
 
     def attach(self, call: PointCall, z: Tensor, tensors: list[Tensor]) -> Tensor:

@@ -53,7 +53,7 @@ class Shine(Adjoint):
     def solve(self, call: PointCall, z0: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `Adjoint.solve`."""
         solver = _Refinement(steps=self.refine, fallback=self.fallback)
-        return ImplicitSolve.apply(call, solver, z0.detach(), *tensors)  # type: ignore[return-value]
+        return ImplicitSolve.apply(call, solver, z0.detach(), *tensors)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -129,7 +129,7 @@ def users_frame() -> tuple[FrameType | None, int]:
     """
     frame, level = sys._getframe(1), 1
     while frame is not None and frame.f_code.co_filename.startswith((*_OURS, "<frozen")):
-        frame, level = frame.f_back, level + 1  # type: ignore[assignment]
+        frame, level = frame.f_back, level + 1
     return (None, 1) if frame is None else (frame, level)
 
 
@@ -146,7 +146,7 @@ def name_of(layer: nn.Module, cell: Any = None) -> str:
         module = frame.f_locals.get("self")
         if isinstance(module, nn.Module) and module is not layer:
             path = next((name for name, part in module.named_modules() if part is layer), path)
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return f"'{path}' ({kind})" if path else kind
 
 

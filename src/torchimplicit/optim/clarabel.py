@@ -21,7 +21,7 @@ STATUS = {
 def import_clarabel(programs: str, otherwise: str = "") -> Any:
     """The solver, or an error that says which programs need it, how to install it, and what else to try."""
     try:
-        import clarabel  # pyright: ignore[reportMissingImports]
+        import clarabel
     except ImportError as error:
         raise ImportError(
             f"{programs} are solved by Clarabel, which is not installed; try pip install torchimplicit[optim]"

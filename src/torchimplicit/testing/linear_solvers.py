@@ -33,7 +33,7 @@ def check_linear_solver(solver: LinearSolver, tolerance: float = 1e-8, symmetric
         for dtype, bound in ((torch.float64, tolerance), (torch.float32, max(tolerance, 1e-4))):
             reachable = solver
             if dtype is torch.float32 and hasattr(solver, "rtol"):
-                reachable = replace(solver, rtol=bound)  # type: ignore[call-arg]
+                reachable = replace(solver, rtol=bound)
             for transpose in (False, True):
                 _check_system(reachable, matrix.to(dtype), bound, transpose, name)
     _check_independence(solver, _matrices(symmetric)["well conditioned"])

@@ -53,7 +53,7 @@ def check_path_solver(solver: PathSolver, case: PathCase = GROWTH, inside: int |
 def of_step(solver: PathSolver, h: float) -> PathSolver:
     """The solver with steps of one size."""
     if not isinstance(solver, AdaptiveSolver):
-        return replace(solver, dt=h)  # type: ignore[call-arg]
+        return replace(solver, dt=h)
     solved = {"stage_tol": 1e-20, "newton_steps": 50} if hasattr(solver, "stage_tol") else {}
     return replace(solver, rtol=1e6, atol=1e6, dt0=h, control=HELD, **solved)
 

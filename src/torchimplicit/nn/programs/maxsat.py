@@ -150,7 +150,7 @@ class MaxSAT(ImplicitLayer):
         assert call.record.report is not None
         self.report = call.record.report
         react(self.report, call.on_failure)
-        return value[seen, :, 0].T  # type: ignore[index]
+        return value[seen, :, 0].T
 
     def matrix(self) -> Tensor:
         """The couplings in force, symmetric with a diagonal of zeros, `(n, n)`, the truth first, auxiliaries last."""

@@ -26,7 +26,7 @@ CANONICAL = "CLARABEL"  # whose form of cones, equal to that of `Cones`, cvxpy i
 def import_cvxpy() -> Any:
     """The modelling language, or an error that says how to install it."""
     try:
-        import cvxpy  # pyright: ignore[reportMissingImports]
+        import cvxpy
     except ImportError as error:
         raise ImportError(
             "convex programs are modelled in cvxpy, which is not installed; try pip install torchimplicit[optim]"
@@ -150,7 +150,7 @@ def _stacked(program: Any, chain: Any, parameters: Sequence[Any]) -> Affine:
 
     Of a symmetric one cvxpy keeps the upper triangle. Here it is the mean of both, so that the gradient is symmetric.
     """
-    from cvxpy.reductions.cvx_attr2constr import lower_value  # pyright: ignore[reportMissingImports]
+    from cvxpy.reductions.cvx_attr2constr import lower_value
 
     places, sources, weights, offset = [], [], [], 0
     renamed = _renamed(chain, "param_id_map")
@@ -202,7 +202,7 @@ def _renamed(chain: Any, which: str) -> dict[int, int]:
 
 def _variable(program: Any, chain: Any, variable: Any) -> Affine:
     """From `x` to a variable, whole again where cvxpy keeps its triangle or its diagonal."""
-    from cvxpy.reductions.cvx_attr2constr import recover_value_for_leaf  # pyright: ignore[reportMissingImports]
+    from cvxpy.reductions.cvx_attr2constr import recover_value_for_leaf
 
     name = _renamed(chain, "var_id_map").get(variable.id, variable.id)
     column, size = program.var_id_to_col[name], program.id_to_var[name].size

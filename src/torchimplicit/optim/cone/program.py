@@ -115,7 +115,7 @@ def cone_program(
     scaling = Scaling.of(data, cones)
     data = scaling.scale(data)
     search = Search(cones, _warm(warm_start, scaling), tol, max_steps)
-    start, solved = Start.apply(search, *data.map(torch.detach))  # type: ignore[misc]
+    start, solved = Start.apply(search, *data.map(torch.detach))
     report = search.report
     react(report, "ignore" if on_failure == "nan" else on_failure)
     z = _attached(start, solved, data, cones, report, "ignore" if on_failure == "nan" else on_failure)
@@ -128,7 +128,7 @@ def cone_program(
         parts = [torch.where(ok.unsqueeze(1), part, torch.nan) for part in parts]
     parts = [part.to(q.dtype).squeeze(0) if single else part.to(q.dtype) for part in parts]
     x, dual, slack = parts
-    return ConeSolution(x, report, dual=dual, slack=slack, start=start)  # type: ignore[arg-type]
+    return ConeSolution(x, report, dual=dual, slack=slack, start=start)
 
 
 def _warm(earlier: ConeSolution | None, scaling: Scaling) -> Tensor | None:

@@ -186,7 +186,7 @@ class Start(Function):
         count = info.batch_size
         folded = [t if t is None else fold(t, dim, count) for t, dim in zip(data, in_dims[1:], strict=True)]
         found = Start.apply(search, *folded)
-        return tuple(part.unflatten(0, (count, -1)) for part in found), (0, 0)  # type: ignore[union-attr]
+        return tuple(part.unflatten(0, (count, -1)) for part in found), (0, 0)
 
 
 def _examined(data: Data) -> Tensor:

@@ -97,7 +97,7 @@ def onto_semidefinite_cone(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     By how much eigenvalues and eigenvectors miss the matrix, `(...)`, and the rounding to be expected of that.
     """
     X = (X + X.mT) / 2
-    positive, values, vectors = PositivePart.apply(X)  # type: ignore[misc]
+    positive, values, vectors = PositivePart.apply(X)
     missed = (vectors * values.unsqueeze(-2)) @ vectors.mT - X.detach()
     play = 16 * torch.finfo(X.dtype).eps * X.shape[-1] * values.abs().amax(-1)
     return (positive + positive.mT) / 2, missed.abs().amax((-1, -2)), play

@@ -46,13 +46,13 @@ class PositivePart(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> Tensor:
         """`(G + T(X, G)) / 2`."""
-        return (grad + Slope.apply(ctx.saved_tensors[0], grad, *ctx.saved_tensors[1:])) / 2  # type: ignore[operator]
+        return (grad + Slope.apply(ctx.saved_tensors[0], grad, *ctx.saved_tensors[1:])) / 2
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor, None, None]:
         """`(K + T(X, K)) / 2`."""
         X, *basis = ctx.saved_tensors
-        return (tangent + Slope.apply(X, tangent, *basis)) / 2, None, None  # type: ignore[operator]
+        return (tangent + Slope.apply(X, tangent, *basis)) / 2, None, None
 
 
 class Slope(Function):
@@ -78,10 +78,10 @@ class Slope(Function):
         X, H, *basis, U = ctx.saved_tensors
         by_direction = Slope.apply(X, grad, *basis)
         if not ctx.needs_input_grad[0]:
-            return None, by_direction, None, None  # type: ignore[return-value]
+            return None, by_direction, None, None
         W: Any = Lyapunov.apply(X, grad, *basis)
-        by_matrix = W @ H.mT + H.mT @ W - Slope.apply(X, W @ U.mT + U.mT @ W, *basis)  # type: ignore[operator]
-        return by_matrix, by_direction, None, None  # type: ignore[return-value]
+        by_matrix = W @ H.mT + H.mT @ W - Slope.apply(X, W @ U.mT + U.mT @ W, *basis)
+        return by_matrix, by_direction, None, None
 
     @staticmethod
     def jvp(ctx: Any, K: Tensor | None, tangent: Tensor | None, *_: Any) -> Tensor:
@@ -120,7 +120,7 @@ class Lyapunov(Function):
         W: Any = Lyapunov.apply(X, grad, *basis)
         if not ctx.needs_input_grad[0]:
             return None, W, None, None
-        return -Slope.apply(X, W @ U.mT + U.mT @ W, *basis), W, None, None  # type: ignore[operator]
+        return -Slope.apply(X, W @ U.mT + U.mT @ W, *basis), W, None, None
 
     @staticmethod
     def jvp(ctx: Any, K: Tensor | None, tangent: Tensor | None, *_: Any) -> Tensor:
@@ -130,7 +130,7 @@ class Lyapunov(Function):
         if K is not None:
             D: Any = Slope.apply(X, K, *basis)
             right = right - D @ U - U @ D
-        return Lyapunov.apply(X, right, *basis)  # type: ignore[return-value]
+        return Lyapunov.apply(X, right, *basis)
 
 
 def _in_basis(H: Tensor, vectors: Tensor, factors: Tensor) -> Tensor:

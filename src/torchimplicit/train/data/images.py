@@ -93,7 +93,7 @@ def from_hub(owner: str, name: str, split: str, shape: tuple[int, ...], image: s
     from datasets import load_dataset
 
     try:
-        table = load_dataset(name, split=split).with_format("torch")  # type: ignore[union-attr]
+        table = load_dataset(name, split=split).with_format("torch")
         columns: Any = table[:]
         images, labels = columns[image], columns["label"]
     except Exception as error:  # the client raises errors of many packages: all mean that there is no data

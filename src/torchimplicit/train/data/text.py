@@ -209,7 +209,7 @@ def _from_hub(source: str) -> Texts:
         else {"path": "Salesforce/wikitext", "name": "wikitext-2-v1"}
     )
     try:
-        return Texts(*("".join(load_dataset(**where, split=HUB[split])["text"]) for split in Texts._fields))  # type: ignore[index]
+        return Texts(*("".join(load_dataset(**where, split=HUB[split])["text"]) for split in Texts._fields))
     except Exception as error:  # the client raises errors of many packages: all mean that there is no data
         raise DataError(
             f"Text: could not get {where['path']} from the Hugging Face hub ({type(error).__name__}: {error}). Try "

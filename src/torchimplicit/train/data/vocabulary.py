@@ -79,8 +79,8 @@ class BytePairs:
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
         self._tokenizer = Tokenizer(models.BPE())
-        self._tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-        self._tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+        self._tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        self._tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
         )

@@ -179,7 +179,7 @@ class UNet(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Images of all resolutions, the finest first, from one `(B, channels[0], H, W)`."""
         images = [self.before[0](x)]
-        for move, block in zip(self.descend, self.before[1:], strict=True):  # type: ignore[arg-type]
+        for move, block in zip(self.descend, self.before[1:], strict=True):
             images.append(block(move(images[-1])))
         for scale in reversed(range(len(self.after))):
             size = images[scale].shape[2:]
