@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchimplicit.core import transforms
 from torchimplicit.core.options import require_count
-from torchimplicit.core.problem import Residual
+from torchimplicit.core.problem import Residual, Slope
 from torchimplicit.core.tree import norm
 from torchimplicit.linear import Jacobian
 from torchimplicit.solve.linesearch import Place, descend, dot
@@ -138,7 +138,7 @@ class LBFGS(Minimiser):
         super().__post_init__()
         require_count(self, "memory", "trials")
 
-    def init(self, problem: Residual, z: Tensor) -> LBFGSState:
+    def init(self, problem: Slope, z: Tensor) -> LBFGSState:
         """The state at the start: the first step is the one that minimises the energy's second-order model."""
         place, active = self.begin(problem, z)
         return LBFGSState(*place, active, Pairs(), self._first_scale(problem, place), torch.zeros_like(place.energy), 0)
@@ -156,11 +156,11 @@ class LBFGS(Minimiser):
         scale = square * (dot(gradient, way) / dot(way, bend).abs()).unsqueeze(1)
         return torch.where((scale > 0) & scale.isfinite(), scale, one)
 
-    def step(self, problem: Residual, state: LBFGSState) -> LBFGSState:
+    def step(self, problem: Slope, state: LBFGSState) -> LBFGSState:
         """One step along the quasi-Newton direction."""
         place, active, pairs = Place(*state[:3]), state.active, state.pairs
         direction = -pairs.inverse(place.residual, state.scale)
-        moved, holds, noise = descend(problem, place, direction, active, self.trials, state.noise)  # type: ignore[arg-type]
+        moved, holds, noise = descend(problem, place, direction, active, self.trials, state.noise)
 
         step, change = moved.z - place.z, moved.residual - place.residual
         product = dot(step, change)

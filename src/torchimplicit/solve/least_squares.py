@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchimplicit.core import transforms
 from torchimplicit.core.options import require
-from torchimplicit.core.problem import Residual
+from torchimplicit.core.problem import Slope
 from torchimplicit.core.tree import norm
 from torchimplicit.linear import CG, Jacobian, LinearOperator, LinearSolver
 from torchimplicit.solve.ahead import DENSE
@@ -93,10 +93,10 @@ class LevenbergMarquardt(Minimiser):
         linear = self.linear_solver is None or isinstance(self.linear_solver, LinearSolver)
         require(self, "linear_solver", linear, "a LinearSolver such as LU() or CG(), or None")
 
-    def init(self, problem: Residual, z: Tensor) -> LevenbergState:
+    def init(self, problem: Slope, z: Tensor) -> LevenbergState:
         """The state at the start."""
         place, active = self.begin(problem, z)
-        if getattr(problem, "terms", None) is None:
+        if problem.terms is None:
             raise TypeError(
                 "solver=LevenbergMarquardt(): it needs the residuals of a sum of squares, got an energy; try "
                 "least_squares(residuals, z0, ...), or LBFGS()"
@@ -105,7 +105,7 @@ class LevenbergMarquardt(Minimiser):
         if self._factors(z):
             place, linear = _linearise(problem, z)
             return LevenbergState(*place, active, damping, torch.full_like(damping, 2), linear.lengths(), linear)
-        product = Normal(Jacobian(problem.terms, z)).matvec(place.residual)  # type: ignore[attr-defined]
+        product = Normal(Jacobian(problem.terms, z)).matvec(place.residual)
         problem.nfev += 1
         size = norm(product) / norm(place.residual).clamp_min(torch.finfo(z.dtype).tiny)
         return LevenbergState(*place, active, damping * size, torch.full_like(size, 2), torch.ones_like(z))
@@ -113,7 +113,7 @@ class LevenbergMarquardt(Minimiser):
     def _factors(self, z: Tensor) -> bool:
         return self.linear_solver is None and z.shape[1] <= DENSE
 
-    def step(self, problem: Residual, state: LevenbergState) -> LevenbergState:
+    def step(self, problem: Slope, state: LevenbergState) -> LevenbergState:
         """One damped Gauss-Newton step, taken where the energy falls."""
         place, damping, units = Place(*state[:3]), state.damping, state.units
         step, noise = self._direct(problem, state)
@@ -121,7 +121,7 @@ class LevenbergMarquardt(Minimiser):
         if state.linear:
             trial, linear = _linearise(problem, z)
         else:
-            trial, linear = Place(z, problem(z), problem.energy), ()  # type: ignore[attr-defined]
+            trial, linear = Place(z, problem(z), problem.energy), ()
 
         scaled, slope = units * step, dot(step, place.residual)
         predicted = 0.5 * (damping * dot(scaled, scaled) - slope)
@@ -143,7 +143,7 @@ class LevenbergMarquardt(Minimiser):
             units = torch.maximum(units, linear.lengths())
         return LevenbergState(*trial.where(kept, place), active, damping, growth, units, linear)
 
-    def _direct(self, problem: Residual, state: LevenbergState) -> tuple[Tensor, Tensor]:
+    def _direct(self, problem: Slope, state: LevenbergState) -> tuple[Tensor, Tensor]:
         """The damped step, `(B, n)`, and the size to whose rounding the energy is known, `(B,)`."""
         if state.linear:
             terms, matrix = state.linear
@@ -156,7 +156,7 @@ class LevenbergMarquardt(Minimiser):
         return solver.prepare(Normal(jacobian, state.damping)).solution(-state.residual), state.energy
 
 
-def _linearise(problem: Residual, z: Tensor) -> tuple[Place, Linear]:
+def _linearise(problem: Slope, z: Tensor) -> tuple[Place, Linear]:
     """The place at `z`, and what the energy's terms look like there: one evaluation, and products."""
     jacobian = Jacobian(problem.terms, z)  # type: ignore[attr-defined]
     problem.nfev += 1

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.options import require_count
-from torchimplicit.core.problem import Residual
+from torchimplicit.core.problem import Slope
 from torchimplicit.core.tree import norm
 from torchimplicit.linear import Jacobian
 from torchimplicit.solve.linesearch import Place, descend, dot
@@ -67,12 +67,12 @@ class NewtonCG(Minimiser):
         super().__post_init__()
         require_count(self, "products", "trials")
 
-    def init(self, problem: Residual, z: Tensor) -> NewtonCGState:
+    def init(self, problem: Slope, z: Tensor) -> NewtonCGState:
         """The state at the start."""
         place, active = self.begin(problem, z)
         return NewtonCGState(*place, active, place.energy, torch.zeros_like(place.energy), torch.ones_like(z), 0)
 
-    def step(self, problem: Residual, state: NewtonCGState) -> NewtonCGState:
+    def step(self, problem: Slope, state: NewtonCGState) -> NewtonCGState:
         """One truncated Newton step."""
         place, active, units = Place(*state[:3]), state.active, state.units
         jacobian = Jacobian(problem, place.z)
@@ -83,7 +83,7 @@ class NewtonCG(Minimiser):
         first = state.first if state.age else size
         forcing = (size / first).sqrt().clamp_max(0.5)
         direction = self._direct(jacobian, place, units, forcing * size, active)
-        moved, holds, noise = descend(problem, place, direction, active, self.trials, state.noise)  # type: ignore[arg-type]
+        moved, holds, noise = descend(problem, place, direction, active, self.trials, state.noise)
         active = active & (holds | (moved.z != place.z).any(1))
         return NewtonCGState(*moved, active, first, noise, units, state.age + 1)
 

@@ -54,9 +54,9 @@ class Completion(Puzzle):
         logits, blank = self(board), board == 0
         self.count(stage, logits.detach().argmax(-1), solution - 1)
         if stage != "train":
-            report = self.network.layer.report  # type: ignore[union-attr]
-            full = self.network.fill(board, self.at_once)  # type: ignore[operator]
-            self.network.layer.report = report  # of the boards as they came  # type: ignore[union-attr]
+            report = self.network.layer.report
+            full = self.network.fill(board, self.at_once)
+            self.network.layer.report = report  # of the boards as they came
             right = (full == solution).all(1).float()
             metric: Any = self.filled[f"{stage}_filled"]
             metric.update(right)
@@ -65,11 +65,11 @@ class Completion(Puzzle):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Full boards `(B, cells)`, by `network.fill`."""
-        return self.network.fill(batch[0], self.at_once)  # type: ignore[operator]
+        return self.network.fill(batch[0], self.at_once)
 
     def configure_optimizers(self) -> Any:
         """`ProximalMomentum`, its rates falling to a fiftieth along a cosine where the end of the run is known."""
-        coupling = self.network.layer.coupling  # type: ignore[union-attr]
+        coupling = self.network.layer.coupling
         others = [each for each in self.parameters() if each is not coupling]
         groups = [{"params": [coupling], "sparsity": self.sparsity}, {"params": others, "lr": self.scale_rate}]
         optimizer = ProximalMomentum(groups, self.learning_rate)

@@ -45,22 +45,22 @@ class Copying(EquilibriumModule):
         Raises:
             UsageError: they do not fit each other.
         """
-        data = getattr(self.trainer, "datamodule", None)
+        data: Any = getattr(self.trainer, "datamodule", None)
         if getattr(data, "vocabulary", self.vocabulary) != self.vocabulary:
             raise UsageError(
-                f"Copying: the data has a vocabulary of {data.vocabulary}, the network one of "  # type: ignore[union-attr]
+                f"Copying: the data has a vocabulary of {data.vocabulary}, the network one of "
                 f"{self.vocabulary}. Try the same number for both."
             )
         if getattr(data, "symbols", self.symbols) != self.symbols:
             raise UsageError(
-                f"Copying(symbols={self.symbols}): the data has {data.symbols} symbols to recall. Try the same number "  # type: ignore[union-attr]
+                f"Copying(symbols={self.symbols}): the data has {data.symbols} symbols to recall. Try the same number "
                 "for both."
             )
         room = getattr(self.network, "length", None)
         if room is not None and getattr(data, "length", room) > room:
             raise UsageError(
-                f"Copying: sequences of {data.length} positions, but the network has room for {room}. Try "  # type: ignore[union-attr]
-                f"--model.network.length {data.length}, or fewer --data.blanks."  # type: ignore[union-attr]
+                f"Copying: sequences of {data.length} positions, but the network has room for {room}. Try "
+                f"--model.network.length {data.length}, or fewer --data.blanks."
             )
 
     def configure_optimizers(self) -> Any:

@@ -62,6 +62,9 @@ class EquilibriumModule(LightningModule):
         config: how the command built model and data, for the checkpoint; None when it did not.
     """
 
+    network: Any  # what it offers beyond `forward`, a subclass says
+    metrics: Any  # a ModuleDict, of whose entries torch knows no more than that they are modules
+
     def __init__(
         self,
         network: nn.Module,
@@ -100,7 +103,7 @@ class EquilibriumModule(LightningModule):
 
     def count(self, stage: Stage, prediction: Tensor, target: Tensor) -> None:
         """Updates the metrics of a stage."""
-        self.metrics[f"{stage}_metrics"].update(prediction, target)  # type: ignore[operator]
+        self.metrics[f"{stage}_metrics"].update(prediction, target)
 
     def evaluate(self, stage: Stage, batch: Any) -> Tensor:
         """The loss of a batch, a mean over its samples; calls `count`."""
@@ -256,7 +259,7 @@ class EquilibriumModule(LightningModule):
             self.meters[f"{stage}/forward"].add(report)
 
     def _log_training(self) -> None:
-        metrics = self.metrics["train_metrics"].compute()  # type: ignore[operator]
+        metrics = self.metrics["train_metrics"].compute()
         loss = torch.stack(self._losses).mean()
         forward, backward = self.meters["train/forward"].read(), self.meters["train/backward"].read()
         self.log_dict(
@@ -271,7 +274,7 @@ class EquilibriumModule(LightningModule):
 
     def _restart(self) -> None:
         self._losses = []
-        self.metrics["train_metrics"].reset()  # type: ignore[operator]
+        self.metrics["train_metrics"].reset()
 
     def _evaluation_step(self, stage: Stage, batch: Any) -> None:
         loss = self.evaluate(stage, batch)

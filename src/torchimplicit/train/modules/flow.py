@@ -65,7 +65,7 @@ class Flow(EquilibriumModule):
     def evaluate(self, stage: Stage, batch: Batch) -> Tensor:
         """The mean negative log-likelihood."""
         x = batch[0]
-        nll = -self.network.log_prob(x)  # type: ignore[operator]
+        nll = -self.network.log_prob(x)
         self.count(stage, nll.detach(), torch.ones_like(nll.detach()))
         return nll.mean()
 
@@ -84,7 +84,7 @@ class Flow(EquilibriumModule):
         self.log("test/nll_kernel_density", kernel_density_nll(train, test))
 
     def _log_bits(self, stage: Stage) -> None:
-        nll = self.metrics[f"{stage}_metrics"].compute()[f"{stage}/nll"]  # type: ignore[operator]
+        nll = self.metrics[f"{stage}_metrics"].compute()[f"{stage}/nll"]
         self.log(f"{stage}/bits", nll / (log(2) * self._numbers))
 
     def pictures(self, batch: Batch) -> dict[str, Figure]:
@@ -98,7 +98,7 @@ class Flow(EquilibriumModule):
         side = isqrt(x[0].numel())
         if side > 2 and side**2 == x[0].numel():
             with torch.no_grad():
-                sampled = self.network.sample(30)  # type: ignore[operator]
+                sampled = self.network.sample(30)
             return {"samples": square_images({"data": x[:30].flatten(1), "samples": sampled})}
         if x[0].numel() != 2:
             return {}
@@ -106,8 +106,8 @@ class Flow(EquilibriumModule):
         line = torch.linspace(-reach, reach, 120, device=x.device)
         grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).reshape(-1, 2)
         with torch.no_grad():
-            density = self.network.log_prob(grid).exp().reshape(120, 120).cpu()  # type: ignore[operator]
-            path = self.network.paths(256).cpu()  # type: ignore[operator]
+            density = self.network.log_prob(grid).exp().reshape(120, 120).cpu()
+            path = self.network.paths(256).cpu()
         figure = Figure(figsize=(13, 3.4), layout="constrained")
         axes = figure.subplots(1, 4)
         axes[0].scatter(*x[:2000].cpu().T, s=1)

@@ -110,7 +110,7 @@ class LanguageModel(EquilibriumModule):
         features, memory = self.network(seen, self._recalled() if self.remember else None)
         if self.remember:
             self._keep(memory)
-        losses = self.network.losses(features, said)  # type: ignore[operator]
+        losses = self.network.losses(features, said)
         self.count(stage, losses.detach().mean(), losses.new_tensor(float(losses.numel())))
         return losses.mean()
 
@@ -157,7 +157,7 @@ class LanguageModel(EquilibriumModule):
         tokens = prompt
         for _ in range(count):
             features, _ = self.network(tokens[None, -(room or len(tokens)) :], None)
-            scores = self.network.log_probabilities(features[:, -1:])[0, 0] / temperature  # type: ignore[operator]
+            scores = self.network.log_probabilities(features[:, -1:])[0, 0] / temperature
             tokens = torch.cat((tokens, torch.multinomial(scores.softmax(-1), 1)))
         return tokens
 
