@@ -57,7 +57,7 @@ MUTANTS = [
     ),
     Mutant(
         "path/call.py", "coupled samples have arrived",
-        "report.status = torch.where(found, int(Status.COUPLED), report.status)",
+        "report.status = Status.COUPLED.where(found, report.status)",
         "pass",
         "tests/path/test_quarantine.py::test_coupled_samples_are_refused_or_reported_and_the_remedies_help",
     ),
@@ -78,12 +78,6 @@ MUTANTS = [
         "unknown = (who.event < 0) & ~conditions",
         "unknown = (who.event < -1) & ~conditions",
         "tests/path/test_quarantine.py::test_a_condition_that_is_not_finite_stays_out_too",
-    ),
-    Mutant(
-        "path/call.py", "backward failures are not said",
-        "react(report, self.on_failure)",
-        "react(report, 'ignore')",
-        "tests/ode/adjoint/test_adjoints.py::test_backsolve_says_that_it_drifted",
     ),
     Mutant(
         "path/quarantine.py", "equal rows tell whose they are",

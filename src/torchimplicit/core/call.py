@@ -42,7 +42,7 @@ class Call:
 
     on_failure: OnFailure
     record: Record = field(default_factory=Record)
-    backward: ClassVar[str] = "backward solve"
+    backward_name: ClassVar[str] = "backward solve"
 
     @contextmanager
     def noting_writes(self, tensors: Sequence[Tensor]) -> Iterator[None]:
@@ -58,6 +58,6 @@ class Call:
 
     def finish_backward(self, report: Report) -> None:
         """Notes the report of a backward solve and reacts to its failures."""
-        report.name = self.backward
+        report.name = self.backward_name
         self.record.take_backward(report)
         react(report, self.on_failure)

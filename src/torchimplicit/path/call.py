@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from torchimplicit.core import transforms
+from torchimplicit.core.call import Call, Record
 from torchimplicit.core.independence import FEW, alternate, coupled, halves, not_samples, unmoved_by_others
-from torchimplicit.core.status import OnFailure, Report, Status, react
+from torchimplicit.core.status import Status
 from torchimplicit.path.engine import Engine
 from torchimplicit.path.events.event import Trigger
 from torchimplicit.path.events.watch import Log, Met, Watch
@@ -26,13 +27,11 @@ from torchimplicit.path.state import Traveller
 
 
 @dataclass
-class PathRecord:
+class PathRecord(Record):
     """How the walks of one call went.
 
     Attributes:
-        report: of the forward walk.
         path: the walk as it can be made again; taken by whoever keeps it.
-        mutated: which explicit tensors the field wrote to.
         reached: the time that each sample reached, as solvers count it, `(B,)`.
         event: which event ended the walk of each sample, -1 for none, `(B,)`; None without events.
         met: the crossings of every event.
@@ -44,7 +43,6 @@ class PathRecord:
 
     report: PathReport | None = None
     path: Path | None = None
-    mutated: tuple[int, ...] = ()
     reached: Tensor | None = None
     event: Tensor | None = None
     met: Sequence[Met] = ()
@@ -57,11 +55,6 @@ class PathRecord:
         if bool(which.any()):
             self.lost = which if self.lost is None else self.lost | which
 
-    def take_backward(self, report: Report) -> None:
-        """Notes how a walk back went."""
-        if self.report is not None:
-            self.report.backward = report
-
     def take_path(self) -> Path:
         """The path; can be taken once, so that its states are not kept alive here."""
         path, self.path = self.path, None
@@ -70,15 +63,13 @@ class PathRecord:
 
 
 @dataclass(frozen=True)
-class PathCall:
+class PathCall(Call):
     """Dynamics, and the solver to walk along them.
 
     Attributes:
         dynamics: the vector field; mapped inside `torch.vmap`.
         solver: the method and its tolerances.
-        on_failure: what to do about samples that fail, also in the backward pass.
         audit: refuse captured tensors.
-        record: filled by `forward`, shared by the copies that transforms make.
         checkpoints: how many states to keep on the way; 0 keeps none, and no path.
         trigger: the events' conditions; None for no event.
         engine: makes the steps.
@@ -90,9 +81,7 @@ class PathCall:
 
     dynamics: Dynamics | MappedDynamics
     solver: PathSolver
-    on_failure: OnFailure
     audit: bool
-    record: PathRecord
     checkpoints: int
     trigger: Trigger | None = None
     engine: Engine = Engine()
@@ -100,21 +89,17 @@ class PathCall:
     dt_max: Tensor | None = None
     between: bool = False
     side: Tensor | None = None
+    record: PathRecord = field(default_factory=PathRecord, kw_only=True)
+    backward_name: ClassVar[str] = "backward walk"
 
     def forward(
         self, y0: Tensor, ts: Tensor, tensors: Sequence[Tensor], condition_tensors: Sequence[Tensor] = ()
     ) -> Tensor:
         """Walks from `y0` `(B, n)` along the times `ts` `(T, B)`; returns the states there, `(T, B, n)`."""
-        versions = [transforms.version(tensor) for tensor in tensors]
-        with torch.no_grad():
+        with torch.no_grad(), self.noting_writes(tensors):
             values, slope = self.engine.forward(
                 partial(self._walk, y0.detach(), ts.detach(), condition_tensors), tensors
             )
-        self.record.mutated = tuple(
-            i
-            for i, (tensor, version) in enumerate(zip(tensors, versions, strict=True))
-            if transforms.version(tensor) != version
-        )
         if y0.shape[0] > 1:
             self._check_samples(y0.detach(), ts.detach(), slope, tensors)
         return values
@@ -150,7 +135,7 @@ class PathCall:
                 found = coupled(slopes, y0, eps, every())
             report.nfev += field.nfev
         if found is not None:
-            report.status = torch.where(found, int(Status.COUPLED), report.status)
+            report.status = Status.COUPLED.where(found, report.status)
 
     def _walk(
         self, y0: Tensor, ts: Tensor, condition_tensors: Sequence[Tensor], engine: Engine, tensors: Sequence[Tensor]
@@ -237,23 +222,13 @@ class PathCall:
         assert who.event is not None
         with self.trigger.bind(list(tensors)) as conditions:
             unknown = (who.event < 0) & ~conditions.of_all(who.t, who.y).isfinite().all(1)
-        who.status = torch.where(unknown, int(Status.NON_FINITE), who.status)
-
-    def unshared(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors, with copies of those that the field writes to."""
-        return [tensor.clone() if i in self.record.mutated else tensor for i, tensor in enumerate(tensors)]
+        who.status = Status.NON_FINITE.where(unknown, who.status)
 
     def mapped(self, count: int, dims: Sequence[int | None]) -> PathCall:
         """The same call with a mapped dimension of size `count` folded into the batch."""
         dynamics = MappedDynamics(self.dynamics, count, tuple(dims))
         dt_max = None if self.dt_max is None else self.dt_max.repeat(count)
         return replace(self, dynamics=dynamics, solver=self.solver.mapped(count), dt_max=dt_max)
-
-    def finish_backward(self, report: Report) -> None:
-        """Records the report of a backward walk and reacts to its failures."""
-        report.name = "backward walk"
-        self.record.take_backward(report)
-        react(report, self.on_failure)
 
 
 def _hold(who: Traveller, values: Tensor) -> Outputs | None:

@@ -124,7 +124,7 @@ class PathGate:
         if lost is None:
             there.backward = there.backward if isinstance(there.backward, DriftReport) else None
         elif isinstance(there.backward, DriftReport):
-            there.backward.status = torch.where(lost, int(Status.NON_FINITE), there.backward.status)
+            there.backward.status = Status.NON_FINITE.where(lost, there.backward.status)
             react(there.backward, self.call.on_failure)
         else:
             self.call.finish_backward(BackwardReport.of(self.call, self.inputs.ts[0].detach(), lost))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core import transforms
+from torchimplicit.core.options import check_on_failure, require_instance
 from torchimplicit.core.status import OnFailure
 from torchimplicit.core.tree import Layout
 from torchimplicit.path.adjoint.base import PathAdjoint
@@ -74,10 +75,8 @@ def check_options(
     several = isinstance(event, (list, tuple)) and len(event) > 0
     wanted += [(f"event[{i}]", one, Event, "Event(condition)") for i, one in enumerate(event if several else ())]
     wanted += [] if several or event is None else [("event", event, Event, "Event(condition), or a list of them")]
-    for name, got, expected, usual in wanted:
-        if not isinstance(got, expected):
-            hint = f"{got.__name__}()" if isinstance(got, type) else usual
-            raise TypeError(f"{name}: got {got!r}, expected an instance of {expected.__name__}; try {hint}")
+    for each in wanted:
+        require_instance(*each)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback: got {callback!r}, expected a callable callback(t, y, moved)")
     adjoint.check(solver)
@@ -85,8 +84,7 @@ def check_options(
         check_follows(solver, adjoint)
     if steps not in ("per-sample", "joint"):
         raise ValueError(f"steps: got {steps!r}, expected 'per-sample' or 'joint'")
-    if on_failure not in ("raise", "warn", "ignore"):
-        raise ValueError(f"on_failure: got {on_failure!r}, expected 'raise', 'warn' or 'ignore'")
+    check_on_failure(on_failure)
 
 
 def check_reachable(solver: PathSolver, layout: Layout, y0: Any) -> None:

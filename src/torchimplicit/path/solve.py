@@ -11,7 +11,7 @@ from torch import Tensor
 from torchimplicit.adjoint import unmoved
 from torchimplicit.core.status import react
 from torchimplicit.core.tree import Layout, own
-from torchimplicit.path.call import PathCall, PathRecord
+from torchimplicit.path.call import PathCall
 from torchimplicit.path.dense.dense_path import stacked
 from torchimplicit.path.dense.follow import Followed
 from torchimplicit.path.engine import Engine
@@ -58,9 +58,8 @@ def solve(
     )
     differentiable = torch.is_grad_enabled()
     call = PathCall(
-        dynamics, flat_tolerances(solver, layout), options.on_failure, differentiable, PathRecord(),
-        options.checkpoints(differentiable), trigger, engine, options.callback,
-        check_dt_max(options.dt_max, solver, layout, ts.dtype),
+        dynamics, flat_tolerances(solver, layout), differentiable, options.checkpoints(differentiable), trigger, engine,
+        options.callback, check_dt_max(options.dt_max, solver, layout, ts.dtype), on_failure=options.on_failure,
     )  # fmt: skip
     gate = PathGate(call, options.adjoint, inputs)
     rows, followed = _walked(gate, differentiable, options.follows)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require, require_count
 from torchimplicit.core.tree import Layout
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.span import Span
@@ -46,7 +46,7 @@ class PathSolver:
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
-        require(self, "max_steps", isinstance(self.max_steps, int) and self.max_steps >= 1, "an integer >= 1")
+        require_count(self, "max_steps")
 
     def check(self, layout: Layout) -> None:
         """Refuses states that the method cannot take, with a `ValueError`; most take any."""

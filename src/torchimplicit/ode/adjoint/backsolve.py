@@ -12,7 +12,7 @@ from torch.autograd import Function
 
 from torchimplicit.adjoint.products import Gradients
 from torchimplicit.core import transforms
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require, require_count
 from torchimplicit.core.tree import norm
 from torchimplicit.ode.adjoint.augmented import Integral, Marks, WalkBack, for_pairs
 from torchimplicit.ode.symplectic import SymplecticSolver
@@ -61,7 +61,7 @@ class Backsolve(PathAdjoint):
         require(self, "seminorm", isinstance(self.seminorm, bool), "True or False")
         known = self.solver is None or isinstance(self.solver, PathSolver)
         require(self, "solver", known, "a path solver such as Tsit5(), or None")
-        require(self, "checkpoints", isinstance(self.checkpoints, int) and self.checkpoints >= 0, "an integer >= 0")
+        require_count(self, "checkpoints", least=0)
 
     def check(self, solver: PathSolver) -> None:
         """See `PathAdjoint.check`: a state beside its gradient is no separable pair."""
@@ -77,7 +77,7 @@ class Backsolve(PathAdjoint):
         """See `PathAdjoint.solve`."""
         if transforms.active():
             raise _unsupported("transforms of torch.func and torch.vmap")
-        return BacksolveWalk.apply(call, self, y0, ts, *tensors)  # type: ignore[return-value]
+        return BacksolveWalk.apply(call, self, y0, ts, *tensors)
 
 
 def _unsupported(what: str) -> NotImplementedError:

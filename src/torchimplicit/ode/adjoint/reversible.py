@@ -49,7 +49,7 @@ class Reversible(PathAdjoint):
         coupling: $\lambda$, in (0, 1]; a smaller one pulls the two states together, and is less exact backward.
     """
 
-    checkpoints: ClassVar[int] = 1  # type: ignore[misc]
+    checkpoints: ClassVar[int] = 1
 
     coupling: float = 0.999
 
@@ -60,7 +60,7 @@ class Reversible(PathAdjoint):
     def solve(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `PathAdjoint.solve`."""
         pair, paired = torch.cat((y0, y0), dim=1), self._paired(call, y0)
-        values = CheckpointedWalk.apply(paired, pair, ts, *tensors)[0]  # type: ignore[index]
+        values = CheckpointedWalk.apply(paired, pair, ts, *tensors)[0]
         return _first(call, values)
 
     def walk(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
@@ -84,7 +84,7 @@ def _first(call: PathCall, values: Tensor) -> Tensor:
         size = torch.maximum(one.abs(), other.abs()).amax(0)  # of every unknown, which may be zero at an output
         apart = ((one - other) / (atol + rtol * size)).square().mean(2).sqrt()
         parted = (report.status == Status.CONVERGED) & ~(apart.amax(0) <= LIMIT)
-        report.status = torch.where(parted, int(Status.DRIFTED), report.status)
+        report.status = Status.DRIFTED.where(parted, report.status)
     return y.contiguous()
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require, require_count
 from torchimplicit.ode.implicit import tableau as tableaus
 from torchimplicit.ode.implicit.newton import Keeper
 from torchimplicit.ode.implicit.step import implicit_step
@@ -60,9 +60,8 @@ class StiffSolver(AdaptiveSolver):
         """Refuses impossible values."""
         super().__post_init__()
         require(self, "stage_tol", 0 < self.stage_tol < 1, "a number in (0, 1)")
-        for name, least in (("newton_steps", 2), ("derivatives", 1)):
-            value = getattr(self, name)
-            require(self, name, isinstance(value, int) and value >= least, f"an integer >= {least}")
+        require_count(self, "newton_steps", least=2)
+        require_count(self, "derivatives")
 
     def stepper(self, like: Tensor) -> Stepper:
         """See `PathSolver.stepper`."""

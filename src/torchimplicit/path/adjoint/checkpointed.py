@@ -12,7 +12,7 @@ from torch.autograd import Function
 
 from torchimplicit.adjoint.products import fold, pull, push
 from torchimplicit.core import transforms
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require_count
 from torchimplicit.path.adjoint.backprop import sweep
 from torchimplicit.path.adjoint.base import PathAdjoint
 from torchimplicit.path.adjoint.replay import note_lost, valued, whole
@@ -36,11 +36,11 @@ class Checkpointed(PathAdjoint):
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
-        require(self, "checkpoints", isinstance(self.checkpoints, int) and self.checkpoints >= 2, "an integer >= 2")
+        require_count(self, "checkpoints", least=2)
 
     def solve(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `PathAdjoint.solve`."""
-        values, starts, stops = CheckpointedWalk.apply(call, y0, ts, *tensors)  # type: ignore[misc]
+        values, starts, stops = CheckpointedWalk.apply(call, y0, ts, *tensors)
         note_lost(call, starts, stops, y0, ts, tensors)
         return values
 
@@ -53,12 +53,12 @@ class Direct(PathAdjoint):
     checked against, and a choice where many derivatives of one path are wanted.
     """
 
-    checkpoints: ClassVar[int] = 2  # type: ignore[misc]
+    checkpoints: ClassVar[int] = 2
 
     def solve(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `PathAdjoint.solve`."""
         fixed = [each.detach() for each in (y0, ts, *tensors)]
-        known, starts, stops = CheckpointedWalk.apply(call, *fixed)  # type: ignore[misc]
+        known, starts, stops = CheckpointedWalk.apply(call, *fixed)
         values = whole(call, starts, stops, y0, ts, tensors)
         if transforms.active():
             return valued(known, values)
@@ -115,7 +115,7 @@ class CheckpointedWalk(Function):
         found = CheckpointedWalk.apply(
             call.mapped(count, dims), fold(y0, y0_dim, count), front.movedim(0, 1).flatten(1), *tensors
         )
-        return tuple(each.unflatten(1, (count, -1)) for each in found), (1, 1, 1)  # type: ignore[union-attr]
+        return tuple(each.unflatten(1, (count, -1)) for each in found), (1, 1, 1)
 
 
 def _again(call: PathCall, starts: Tensor, stops: Tensor) -> Callable[..., Tensor]:

@@ -34,7 +34,7 @@ class BackwardReport(PathReport):
         """Of a pass back to the first times, `(B,)`, through the steps of the walk there, but of the samples `lost`."""
         there = call.record.report
         assert there is not None
-        status = torch.where(lost, int(Status.NON_FINITE), torch.zeros_like(there.status))
+        status = Status.NON_FINITE.where(lost, torch.zeros_like(there.status))
         nothing = torch.zeros_like(there.accepted)
         return BackwardReport(
             status, there.accepted, torch.zeros_like(there.residual), 0,
@@ -136,4 +136,4 @@ def judge(status: Tensor, drift: Tensor) -> tuple[Tensor, Tensor]:
     lost = (status == Status.STEP_TOO_SMALL) | (status == Status.NON_FINITE)
     drift = torch.where(lost, math.inf, drift)
     far = (status == Status.CONVERGED) & ~(drift <= LIMIT)
-    return torch.where(lost | far, int(Status.DRIFTED), status), drift
+    return Status.DRIFTED.where(lost | far, status), drift

@@ -70,7 +70,7 @@ def follow(
     """
     assert isinstance(call.dynamics, Dynamics)
     detached = [each.detach() for each in (y0, ts, *tensors, *event_tensors)]
-    known, starts, stops, reached, event, *found = RecordedWalk.apply(call, len(tensors), *detached)  # type: ignore[misc]
+    known, starts, stops, reached, event, *found = RecordedWalk.apply(call, len(tensors), *detached)
     met = [Met(*each) for each in zip(found[::2], found[1::2], strict=True)]
     in_one = isinstance(adjoint, Direct)
     trail = Trail(call, call.record.take_path(), starts, stops, y0, ts, tuple(tensors), in_one)

@@ -142,7 +142,7 @@ class Trigger(Dynamics):
             check_captures(event.condition, one, tensors)
 
     @contextmanager
-    def bind(  # type: ignore[override]
+    def bind(
         self, tensors: Any, audit: bool = False, keep_buffers: bool = False, rows: Tensor | None = None
     ) -> Iterator[Conditions]:
         """The conditions with these tensors in place; see `Dynamics.bind`."""

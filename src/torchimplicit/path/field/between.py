@@ -53,7 +53,7 @@ class Between(Field):
             self.parts = tuple(partial(_asked, part, within) for part in field.parts)
 
     @property
-    def nfev(self) -> int:  # type: ignore[override]
+    def nfev(self) -> int:
         """How often the field was evaluated."""
         return self.field.nfev
 

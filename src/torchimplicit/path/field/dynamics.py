@@ -133,7 +133,7 @@ class Dynamics(Problem):
         return t * (self.sign if rows is None else self.sign[rows]).to(t.dtype)
 
     @contextmanager
-    def bind(  # type: ignore[override]
+    def bind(
         self,
         tensors: list[Tensor] | tuple[Tensor, ...],
         audit: bool = False,
