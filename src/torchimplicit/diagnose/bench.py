@@ -39,7 +39,7 @@ class Bench:
             )
         self.generator = torch.Generator().manual_seed(seed)
         with self.repeatable(), torch.no_grad():
-            self.z0 = pytree.tree_map(_wide, layer._start(x, args))
+            self.z0 = pytree.tree_map(_wide, layer.initial_state(x, *args))
         self.layout = Layout(self.z0)
         self.weights = self.noise((self.layout.batch, self.layout.width), self.layout.device)
         self.solver: Solver = Picard()

@@ -196,7 +196,7 @@ def convergence(layer: DEQ, x: Any, *args: Any) -> Convergence:
     """
     layer = require_layer(layer, "convergence")
     with untouched(layer, (x, *args)), torch.no_grad():
-        z0 = layer._start(x, args)
+        z0 = layer.initial_state(x, *args)
         solution = fixed_point(layer.cell, z0, x, *args, solver=layer.solver, trace=True, on_failure="ignore")
         layout = Layout(z0)
         scale = norm(layout.flatten(solution.value)) / layout.width**0.5

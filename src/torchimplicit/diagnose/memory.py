@@ -164,7 +164,7 @@ def memory(layer: DEQ, x: Any, *args: Any, steps: Sequence[int] = (1, 2, 5, 10, 
 
         def forward() -> Any:
             inputs = pytree.tree_map(requiring_grad, (x, args))
-            z0 = pytree.tree_map(_detached, layer._start(inputs[0], inputs[1]))
+            z0 = pytree.tree_map(_detached, layer.initial_state(inputs[0], *inputs[1]))
             return fixed_point(
                 layer.cell, z0, inputs[0], *inputs[1], solver=solver, adjoint=adjoint, on_failure="ignore"
             ).value

@@ -78,7 +78,7 @@ def spectral_radius(
     on_failure = "ignore" if layer.on_failure == "ignore" else "warn"
     with untouched(layer, (x, *args), seed), torch.no_grad():
         value = fixed_point(
-            layer.cell, layer._start(x, args), x, *args, solver=layer.solver, on_failure=on_failure
+            layer.cell, layer.initial_state(x, *args), x, *args, solver=layer.solver, on_failure=on_failure
         ).value
         with linearised(layer, value, x, args) as (jacobian, z):
             if z.shape[1] <= dense:

@@ -59,7 +59,7 @@ class Trial:
         self.x, self.args = pytree.tree_map(requiring_grad, (x, args))
         self.tensors = list(differentiated(layer, self.x, self.args).values())
         with self.repeatable(), torch.no_grad():
-            self.z0 = pytree.tree_map(torch.detach, layer._start(self.x, self.args))
+            self.z0 = pytree.tree_map(torch.detach, layer.initial_state(self.x, *self.args))
         self.layout = Layout(self.z0)
         self.generator = torch.Generator().manual_seed(seed)
         if cotangent is None:

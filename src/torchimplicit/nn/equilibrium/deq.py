@@ -116,7 +116,7 @@ class DEQ(ImplicitLayer):
         """
         last = self._last  # read once: other threads may write it
         if z0 is None:
-            z0 = self._start(x, args)
+            z0 = self.initial_state(x, *args)
         cell = self.cell
         if keywords:  # as arguments, so that their tensors are explicit
             cell, args = partial(_by_name, cell, tuple(keywords)), (*args, *keywords.values())
@@ -137,7 +137,8 @@ class DEQ(ImplicitLayer):
             self._last = replace(solution, value=last, trajectory=())
         return (solution.value, solution.trajectory) if save_steps else solution.value
 
-    def _start(self, x: Any, args: tuple) -> Any:
+    def initial_state(self, x: Any, *args: Any) -> Any:
+        """Where a solve for these inputs would start: at the last solution, at what `init` gives, or at zero."""
         last = self._last
         z0 = pytree.tree_map(torch.zeros_like, x) if self.init is None else self.init(x, *args)
         if last is not None:
