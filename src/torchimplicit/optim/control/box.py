@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchimplicit.optim.control.riccati import Choice, only, regular, times
+from torchimplicit.linear.batched import times
+from torchimplicit.optim.control.riccati import Choice, only, regular
 
 STEPS, HALVINGS = 20, 8  # projected Newton steps of a stage, and how often each is halved
 ARMIJO = 0.1  # the part of the promised decrease that a step must bring

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchimplicit.linear.batched import times
 from torchimplicit.optim.control.linear_quadratic import LinearQuadratic, put
-from torchimplicit.optim.control.riccati import Policy, Stages, times
+from torchimplicit.optim.control.riccati import Policy, Stages
 from torchimplicit.optim.quadprog import QPSolution, qp
 
 

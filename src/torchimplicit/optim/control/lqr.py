@@ -11,10 +11,11 @@ from torchimplicit.core import transforms
 from torchimplicit.core.front_door import front_door
 from torchimplicit.core.options import check_on_failure
 from torchimplicit.core.status import OnFailure, Status, react
+from torchimplicit.linear.batched import times
 from torchimplicit.optim.control.bounds import Bound
 from torchimplicit.optim.control.condense import by_kind, constrained, held
 from torchimplicit.optim.control.linear_quadratic import Given, assemble, benign, put
-from torchimplicit.optim.control.riccati import Stages, costates, sweep_back, times, walk
+from torchimplicit.optim.control.riccati import Stages, costates, sweep_back, walk
 from torchimplicit.optim.control.solution import ControlReport, ControlSolution
 
 ACCURATE = 1e-7  # residual of the controls' slope beyond which a plan is not vouched for

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.linear.batched import times
+
 
 class Stages(NamedTuple):
     r"""A batch of linear-quadratic problems in $z_t = (x_t, u_t)$, `n = nx + nu`.
@@ -52,11 +54,6 @@ class Policy(NamedTuple):
 
 # `(t, quu, qux, qu) -> (K, k, sound)`: the policy of one stage, from the cost to go around it.
 Choice = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-
-
-def times(matrix: Tensor, vector: Tensor) -> Tensor:
-    """`M v`, `(..., m)`, for matrices `(..., m, n)` and vectors `(..., n)`."""
-    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 
 def unconstrained(t: int, quu: Tensor, qux: Tensor, qu: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp
 
-from torchimplicit.optim.control.riccati import costates, times
+from torchimplicit.linear.batched import times
+from torchimplicit.optim.control.riccati import costates
 
 
 class Expansion(NamedTuple):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.status import OnFailure
+from torchimplicit.linear.batched import times
 from torchimplicit.optim.projection.batch import Batch, Scalar, norm
 
 
@@ -82,18 +83,11 @@ def affine(x: Tensor, A: Tensor, b: Tensor, *, on_failure: OnFailure = "raise") 
     A, b = A / size, b / size[..., 0]
     eps = torch.finfo(A.dtype).eps * max(A.shape[-2:])
     inverse = torch.linalg.pinv(A, rtol=10 * eps)
-    y = batch.x - _times(inverse, _times(A, batch.x) - b)
+    y = batch.x - times(inverse, times(A, batch.x) - b)
     with torch.no_grad():
-        again = _times(inverse, _times(A, y) - b)
+        again = times(inverse, times(A, y) - b)
     y = y - again.detach()
-    wrong = norm(_times(A, y) - b)
+    wrong = norm(times(A, y) - b)
     allowed = 100 * eps * (norm(A.flatten(-2)) * norm(y) + norm(b.expand(*b.shape[:-1], rows) if b.dim() else b[None]))
     batch.refuse((wrong > allowed)[..., 0], "rows that do not contradict each other", residual=wrong[..., 0])
     return batch.finish(y)
-
-
-def _times(matrix: Tensor, vector: Tensor) -> Tensor:
-    """The product of `(..., p, n)` with `(..., n)`; a shared matrix is not copied."""
-    if matrix.dim() == 2:
-        return vector @ matrix.mT
-    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)

@@ -1,4 +1,4 @@
-"""Which recipes ship with the package. Needs neither torch nor Lightning."""
+"""Which recipes ship with the package. Needs no Lightning, so that the command answers at once."""
 
 from __future__ import annotations
 
