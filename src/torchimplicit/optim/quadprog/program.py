@@ -106,9 +106,7 @@ class Program:
     @cached_property
     def length(self) -> Tensor:
         """The largest magnitude in every row, `(B, r)`."""
-        if isinstance(self.rows, SparseMatrix):
-            return self.rows.abs().amax(2)
-        return torch.linalg.vector_norm(self.rows, torch.inf, dim=2)
+        return self.rows.abs().amax(2)  # vector_norm takes thirty times as long
 
 
 @dataclass(frozen=True)
