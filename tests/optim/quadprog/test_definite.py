@@ -44,13 +44,14 @@ def test_a_program_is_refined_beside_others_that_need_it():
 
 def test_derivatives_are_refined_where_the_factor_of_the_solution_is_not_at_hand():
     """It is kept where all programs of a batch are solved."""
-    (Q, q, rows, h), _ = corner(2.0**-30, [1, 2, 3], [0, 1, 0, 0, 0, -1, 1, 0, 0])
+    (Q, q, rows, h), _ = corner(3.0**-20, [1, 2, 3], [0, 1, 0, 0, 0, -1, 1, 0, 0])
     contradictory = torch.stack((rows[0], -rows[0], rows[2]))
     both = torch.cat((q, q)).detach().requires_grad_()
     h = torch.cat((h, -torch.ones_like(h))).detach()
     solution = qp(Q, both, torch.stack((rows, contradictory)), h, on_failure="ignore")
     assert solution.status.tolist() == [Status.CONVERGED, Status.INFEASIBLE]
-    assert torch.autograd.grad(solution.value.sum(), both)[0].abs().max() <= 1e-13
+    worth = solution.value @ torch.tensor([1.0, 2.0, -3.0], dtype=torch.float64)
+    assert torch.autograd.grad(worth.sum(), both)[0].abs().max() <= 1e-13
 
 
 def test_systems_that_join_others_bring_the_care_that_they_need():
