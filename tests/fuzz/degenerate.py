@@ -143,7 +143,8 @@ def contradictory(dice):
     """A bound turned round and moved away, by a millionth and more of its size."""
     known = dice.pick(repeated_rows, no_interior, transport)(dice)
     row = int(torch.nonzero(known.u.isfinite()).flatten()[0])
-    gap = dice.power(-6, 2) * max(float(known.u[row].abs()), 1e-3 * float(known.R[row].abs().max()))
+    # Of its terms, not of what they cancel to: what is no more than 1e-9 of these is solved, as promised.
+    gap = dice.power(-6, 2) * max(float(known.u[row].abs()), float(known.R[row].abs().max()))
     scale = dice.power(-3, 3)
     R = torch.cat((known.R, -scale * known.R[row : row + 1]))
     upper = torch.cat((known.u, scale * (-known.u[row : row + 1] - gap)))
