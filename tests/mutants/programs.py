@@ -70,8 +70,8 @@ MUTANTS = [
     ),
     Mutant(
         "optim/quadprog/solve.py", "programs without a solution are solved",
-        "status = torch.where(solved, int(Status.CONVERGED), int(Status.MAX_STEPS))",
-        "status = torch.where(solved, int(Status.CONVERGED), int(Status.CONVERGED))",
+        "status = Status.CONVERGED.where(solved, Status.MAX_STEPS)",
+        "status = Status.CONVERGED.where(solved, Status.CONVERGED)",
         "tests/test_remedies.py",
     ),
     Mutant(
@@ -152,8 +152,8 @@ MUTANTS = [
     ),
     Mutant(
         "optim/quadprog/derivative.py", "a derivative that is not there is vouched for",
-        "torch.where(residual <= TRUSTED,",
-        "torch.where(residual < torch.inf,",
+        "CONVERGED.where(residual <= TRUSTED,",
+        "CONVERGED.where(residual < torch.inf,",
         "tests/optim/quadprog/test_qp.py::test_singular_backward_solve_is_reported",
     ),
     Mutant(

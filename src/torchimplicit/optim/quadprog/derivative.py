@@ -18,7 +18,8 @@ from torch.autograd import Function
 
 from torchimplicit.adjoint.products import fold
 from torchimplicit.core import transforms
-from torchimplicit.core.status import OnFailure, Report, Status, react
+from torchimplicit.core.call import Call, Record
+from torchimplicit.core.status import Status
 from torchimplicit.optim.quadprog.kkt import KKT, factor, is_definite
 from torchimplicit.optim.quadprog.program import Program, times, times_transposed
 from torchimplicit.optim.quadprog.report import ProgramReport
@@ -29,11 +30,14 @@ TRUSTED = 1e-6  # relative residual of a system whose solution counts as a deriv
 
 
 @dataclass
-class Record:
-    """How the solves of a call went; shared by the copies that transforms make."""
+class ProgramRecord(Record):
+    """How the solves of a call went.
+
+    Attributes:
+        outcome: of the forward solve.
+    """
 
     outcome: Outcome | None = None
-    report: Report | None = None
 
 
 @dataclass
@@ -44,23 +48,20 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Call:
-    """One call of the front door.
+class ProgramCall(Call):
+    """Programs to be solved, and what the backward pass needs of that.
 
     Attributes:
         run: solves a program; raises on what is no program at all.
         equalities: how many of the rows are equations.
-        on_failure: what to do about a singular system in the backward pass.
-        record: how it went.
         keep_factor: whether a derivative may be asked for.
         kept: the factor, filled by the forward solve.
     """
 
     run: Callable[[Program], Outcome]
     equalities: int
-    on_failure: OnFailure
     keep_factor: bool
-    record: Record = field(default_factory=Record)
+    record: ProgramRecord = field(default_factory=ProgramRecord, kw_only=True)
     kept: Kept = field(default_factory=Kept)
 
     def matrices(self, Q: Any, rows: Any) -> tuple[Any, Any]:
@@ -109,7 +110,7 @@ class Call:
         kkt.careful = True  # nothing is known of the solution
         return kkt
 
-    def mapped(self) -> Call:
+    def mapped(self) -> ProgramCall:
         """The same call for the larger batch that `torch.vmap` makes, whose factor is another."""
         return replace(self, kept=Kept())
 
@@ -118,7 +119,9 @@ class Optimum(Function):
     """Solution `(B, n)`, multipliers `(B, r)`, active bounds `(B, r)`, solved `(B,)`; the last two are labels."""
 
     @staticmethod
-    def forward(call: Call, Q: Tensor, q: Tensor, rows: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        call: ProgramCall, Q: Tensor, q: Tensor, rows: Tensor, lower: Tensor, upper: Tensor
+    ) -> tuple[Tensor, ...]:
         """Solves; nothing of it is recorded."""
         curvature, constraints = call.matrices(Q, rows)
         outcome = call.run(Program(curvature, q, constraints, lower, upper, call.equalities))
@@ -176,7 +179,7 @@ class Optimum(Function):
         return dz, dy, None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, call: Call, *tensors: Tensor) -> tuple:
+    def vmap(info: Any, in_dims: tuple, call: ProgramCall, *tensors: Tensor) -> tuple:
         """The mapped dimension joins the batch."""
         folded = [fold(x, dim, info.batch_size) for x, dim in zip(tensors, in_dims[1:], strict=True)]
         found = Optimum.apply(call.mapped(), *folded)
@@ -187,14 +190,16 @@ class KKTSolve(Function):
     """`(z, y)` with `Q z + R'y = r`, `R z = t` on the active rows, and `y = 0` on the others."""
 
     @staticmethod
-    def forward(call: Call, Q: Tensor, rows: Tensor, active: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        call: ProgramCall, Q: Tensor, rows: Tensor, active: Tensor, r: Tensor, t: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Solves with the factor that is there, or a new one."""
         z, y, residual, trusted = call.solve(Q, rows, active, r, t)
         if trusted:
             _tell(call, torch.full_like(active[:, :1].sum(1), int(Status.CONVERGED)), residual)
             return z, y
-        status = torch.where(residual <= TRUSTED, int(Status.CONVERGED), int(Status.STAGNATED))
-        _tell(call, torch.where(residual.isfinite(), status, int(Status.NON_FINITE)), residual)
+        status = Status.CONVERGED.where(residual <= TRUSTED, Status.STAGNATED)
+        _tell(call, Status.NON_FINITE.unless(residual.isfinite(), status), residual)
         known = residual.isfinite().unsqueeze(1)  # a gradient that is no number goes no further
         return torch.where(known, z, 0.0), torch.where(known, y, 0.0)
 
@@ -230,7 +235,7 @@ class KKTSolve(Function):
         return KKTSolve.apply(ctx.call, Q, rows, active, r, t)  # type: ignore[return-value]
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, call: Call, *tensors: Tensor) -> tuple:
+    def vmap(info: Any, in_dims: tuple, call: ProgramCall, *tensors: Tensor) -> tuple:
         """The mapped dimension joins the batch."""
         folded = [fold(x, dim, info.batch_size) for x, dim in zip(tensors, in_dims[1:], strict=True)]
         found = KKTSolve.apply(call.mapped(), *folded)
@@ -242,7 +247,7 @@ for _function in (Optimum, KKTSolve):  # autograd asks for it at every call, and
 
 
 def _moved(
-    call: Call, r: Tensor, t: Tensor, z: Tensor, y: Tensor, dcurvature: Any, drows: Any
+    call: ProgramCall, r: Tensor, t: Tensor, z: Tensor, y: Tensor, dcurvature: Any, drows: Any
 ) -> tuple[Tensor, Tensor]:
     """Right-hand sides, less what tangents of the matrices change on the left."""
     curvature, rows = call.matrices(dcurvature, drows)
@@ -253,13 +258,11 @@ def _moved(
     return r, t
 
 
-def _tell(call: Call, status: Tensor, residual: Tensor) -> None:
+def _tell(call: ProgramCall, status: Tensor, residual: Tensor) -> None:
     """Reports how well the derivatives' system was solved."""
-    report = ProgramReport(status, torch.ones_like(status), residual, 1, "backward solve", linear=True)
+    report = ProgramReport(status, torch.ones_like(status), residual, 1, call.backward_name, linear=True)
     outcome = call.record.outcome
     if outcome is not None and outcome.point.loose is not None and len(outcome.point.loose) == len(status):
         loose = outcome.point.loose[:, 1]
         report.ambiguous = loose if bool(loose.any()) else None
-    if call.record.report is not None:
-        call.record.report.backward = report
-    react(report, call.on_failure)
+    call.finish_backward(report)

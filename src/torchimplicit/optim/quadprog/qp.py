@@ -12,9 +12,10 @@ from torch import Tensor
 from torchimplicit.adjoint import unmoved
 from torchimplicit.core import transforms
 from torchimplicit.core.front_door import front_door
+from torchimplicit.core.options import check_on_failure, require_count
 from torchimplicit.core.status import OnFailure, Status, react
 from torchimplicit.core.tree import own
-from torchimplicit.optim.quadprog.derivative import Call, Optimum
+from torchimplicit.optim.quadprog.derivative import Optimum, ProgramCall
 from torchimplicit.optim.quadprog.program import Program, times
 from torchimplicit.optim.quadprog.relaxed import nearest_feasible, uncrossed
 from torchimplicit.optim.quadprog.report import Certificate, Determined, Duals, ProgramReport, QPSolution
@@ -146,8 +147,11 @@ def _exact(program: Program, run: Callable[[Program], Outcome], on_failure: Any)
     """Solution, multipliers, active bounds, solved, the report and the outcome of programs."""
     tensors = _tensors(program)
     differentiable = transforms.active() or any(x.requires_grad for x in tensors)
-    options = run, program.equalities, on_failure, torch.is_grad_enabled() and differentiable
-    call = SparseCall(*options, patterns=program.sparse) if program.is_sparse else Call(*options)
+    given = run, program.equalities, torch.is_grad_enabled() and differentiable
+    if program.is_sparse:
+        call = SparseCall(*given, on_failure=on_failure, patterns=program.sparse)
+    else:
+        call = ProgramCall(*given, on_failure=on_failure)
     found: Any = Optimum.apply(call, *tensors)
     outcome = call.record.outcome
     assert outcome is not None
@@ -244,7 +248,7 @@ def _run(
 def _tell_sick(found: Outcome | ProgramReport, sick: tuple[Tensor, Tensor]) -> None:
     """Says of stand-ins what they stand for, and that nothing was solved."""
     for which, word in zip(sick, (Status.NON_FINITE, Status.INFEASIBLE), strict=True):
-        found.status = torch.where(which, int(word), found.status)
+        found.status = word.where(which, found.status)
         found.residual = torch.where(which, torch.inf, found.residual)
 
 
@@ -264,12 +268,10 @@ def _check_options(
     warm_start: Any, closest: Any, smoothed: Any, solver: Any, max_steps: Any, on_failure: Any
 ) -> None:  # fmt: skip
     check_solver(solver)
-    if on_failure not in ("raise", "warn", "ignore", "nan"):
-        raise ValueError(f"qp(on_failure={on_failure!r}): expected 'raise', 'warn', 'ignore' or 'nan'")
+    check_on_failure(on_failure, "nan")
     if not isinstance(closest, bool):
         raise ValueError(f"qp(closest_feasible={closest!r}): expected True or False")
-    if not (isinstance(max_steps, int) and max_steps >= 1):
-        raise ValueError(f"qp(max_steps={max_steps!r}): expected an integer >= 1")
+    require_count("qp", max_steps=max_steps)
     if smoothed is not None and not (isinstance(smoothed, int | float) and smoothed > 0):
         raise ValueError(f"qp(smoothed={smoothed!r}): expected a number > 0, such as 1e-3, or None")
     if smoothed is not None and warm_start is not None:

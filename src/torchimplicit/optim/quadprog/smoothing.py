@@ -77,7 +77,7 @@ def smooth(
         (above >= 0) & (below >= 0)
     ).all(1)
     met = (reached - program.lower)[:, :p].abs().sum(1) < 1e-6
-    y, status = torch.cat((nu, above - below), 1), torch.where(inside & met, solution.status, int(Status.MAX_STEPS))
+    y, status = torch.cat((nu, above - below), 1), Status.MAX_STEPS.unless(inside & met, solution.status)
     return z, y, SmoothedReport(solution.report, _told(program, start[:, :n], status), steps + solution.steps)
 
 
@@ -87,7 +87,7 @@ def _told(program: Program, z: Tensor, status: Tensor) -> Tensor:
     if not bool(lost.any()):
         return status
     contradicts = (contradiction(program.mapped(torch.detach), z, solutions) != 0).any(1)
-    return torch.where(lost, torch.where(contradicts, int(Status.INFEASIBLE), int(Status.MAX_STEPS)), status)
+    return torch.where(lost, Status.INFEASIBLE.where(contradicts, Status.MAX_STEPS), status)
 
 
 def _start(program: Program, weight: float, max_steps: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -80,7 +80,7 @@ def solve(program: Program, guess: Tensor | None, max_steps: int, rounding: floa
     point, solved = found.point, found.point.optimal
     if point.sure or bool(solved.all()):
         return Outcome(point, torch.full_like(point.steps, int(Status.CONVERGED)), point.residual)
-    status = torch.where(solved, int(Status.CONVERGED), int(Status.MAX_STEPS))
+    status = Status.CONVERGED.where(solved, Status.MAX_STEPS)
     left = torch.nonzero(~solved).flatten()
     part, proof = found.program.take(left), (torch.zeros_like(point.y), torch.zeros_like(point.z))
     blamed, direction = contradiction(part, point.z[left], solutions), torch.zeros_like(part.q)
@@ -91,7 +91,7 @@ def solve(program: Program, guess: Tensor | None, max_steps: int, rounding: floa
     unbounded = (direction != 0).any(1)
     verdict = status[left]
     for which, word in ((unbounded, Status.UNBOUNDED), (infeasible, Status.INFEASIBLE), (concave, Status.NONCONVEX)):
-        verdict = torch.where(which, int(word), verdict)
+        verdict = word.where(which, verdict)
     status[left] = verdict
     for mine, its, word in zip(proof, (blamed, direction), (Status.INFEASIBLE, Status.UNBOUNDED), strict=True):
         mine[left] = torch.where((verdict == word).unsqueeze(1), its, 0.0)

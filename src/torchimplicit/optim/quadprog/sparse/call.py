@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from torchimplicit.optim.quadprog.derivative import TRUSTED, Call
+from torchimplicit.optim.quadprog.derivative import TRUSTED, ProgramCall
 from torchimplicit.optim.quadprog.solve import Outcome
 from torchimplicit.optim.quadprog.sparse_matrix import SparseMatrix
 
 
 @dataclass(frozen=True)
-class SparseCall(Call):
+class SparseCall(ProgramCall):
     """One call of the front door, whose matrices are tensors of entries `(k,)` that all programs share.
 
     Attributes:
@@ -35,7 +35,7 @@ class SparseCall(Call):
     def solve(
         self, Q: Tensor, rows: Tensor, active: Tensor, r: Tensor, t: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, bool]:
-        """See `Call.solve`; zero for unsolved programs."""
+        """See `ProgramCall.solve`; zero for unsolved programs."""
         z, y, residual = self.kept.kkt.solve(r, t)
         return z, y, residual, bool((residual <= TRUSTED).all())
 
