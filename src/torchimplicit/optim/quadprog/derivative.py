@@ -102,11 +102,11 @@ class ProgramCall(Call):
         kept = self.kept.kkt
         if kept is not None and len(kept.Q) == len(Q):
             return kept
-        curvature, sound = factor(Q)
-        definite = bool(is_definite(Q, curvature, sound).all())
+        cholesky, sound = factor(Q)
+        definite = bool(is_definite(Q, cholesky, sound).all())
         if not definite:
             return Singular.build(Q, rows, active)
-        kkt = KKT.build(Q, rows, active, curvature)
+        kkt = KKT.build(Q, rows, active, cholesky)
         kkt.careful = True  # nothing is known of the solution
         return kkt
 

@@ -35,7 +35,7 @@ class KKT:
         working: the working rows, gathered and filled up with zeros, `(B, a, n)`.
         index: which rows these are, `(B, a)`; others where filled up. None where all rows are in their places.
         valid: where not filled up, `(B, a)`.
-        curvature: Cholesky factor of `Q`, `(B, n, n)`.
+        cholesky: factor of `Q`, `(B, n, n)`.
         complement: Cholesky factor of `S`, `(B, a, a)`.
         sound: whether the factors can be solved with, `(B,)`.
         careful: whether solutions may be small differences of what forces do and what rows take back, as the
@@ -46,14 +46,14 @@ class KKT:
     working: Tensor
     index: Tensor | None
     valid: Tensor
-    curvature: Tensor
+    cholesky: Tensor
     complement: Tensor
     sound: Tensor
     careful: bool = False
 
     @staticmethod
     def build(
-        Q: Tensor, rows: Tensor, active: Tensor, curvature: Tensor | None = None, gram: Tensor | None = None,
+        Q: Tensor, rows: Tensor, active: Tensor, cholesky: Tensor | None = None, gram: Tensor | None = None,
         in_place: bool = False,
     ) -> KKT:  # fmt: skip
         """Factors the systems.
@@ -62,22 +62,22 @@ class KKT:
             Q: `(B, n, n)`.
             rows: `(B, r, n)`.
             active: not zero at the working rows, `(B, r)`.
-            curvature: Cholesky factor of `Q` if it is known.
+            cholesky: factor of `Q` if it is known.
             gram: `R Q^{-1} R'` if it is known, `(B, r, r)`.
             in_place: leave all rows where they are: fewer operations, on larger matrices. Needs `gram`.
         """
-        curvature = factor(Q)[0] if curvature is None else curvature
+        cholesky = factor(Q)[0] if cholesky is None else cholesky
         index, valid = (None, active != 0) if in_place else compact(active)
         working = (rows if index is None else chosen(rows, index)) * valid.unsqueeze(2)
         if gram is None:
-            half = torch.linalg.solve_triangular(curvature, working.mT, upper=False)
+            half = torch.linalg.solve_triangular(cholesky, working.mT, upper=False)
             system = half.mT @ half
         else:
             system = gram if index is None else crossed(chosen(gram, index), index)
         system, pivots = with_others_far(system, valid)
         complement, info = torch.linalg.cholesky_ex(system)
         sound = (info == 0) & (complement.diagonal(dim1=1, dim2=2).square() > _DEPENDENT * pivots).all(1)
-        return KKT(Q, working, index, valid, curvature, complement, sound)
+        return KKT(Q, working, index, valid, cholesky, complement, sound)
 
     def put(self, at: Tensor, other: KKT) -> None:
         """Overwrites some of the programs by systems that may have another number of working rows."""
@@ -153,11 +153,11 @@ class KKT:
 
     def _solve(self, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Solution, multipliers, and where the forces alone would lead, `(B, n)`."""
-        free = solved(self.curvature, r)
+        free = solved(self.cholesky, r)
         if not self.valid.shape[1]:
             return free, t, free
         y = solved(self.complement, times(self.working, free) - t)
-        return free - solved(self.curvature, times_transposed(self.working, y)), y, free
+        return free - solved(self.cholesky, times_transposed(self.working, y)), y, free
 
 
 def solved(lower: Tensor, right: Tensor) -> Tensor:

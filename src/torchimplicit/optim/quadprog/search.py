@@ -35,6 +35,31 @@ class Found:
     convex: Tensor
 
 
+@dataclass(frozen=True)
+class Task:
+    """Programs to be solved.
+
+    Attributes:
+        near: the programs without bounds that are far out.
+        stated: the programs, by which a solution is judged.
+        cholesky: factor of `Q`, `(B, n, n)`, where it is definite.
+        guess: bounds that may be met, `(B, r)`; None without one.
+    """
+
+    near: Program
+    stated: Program
+    cholesky: Tensor
+    guess: Tensor | None
+
+    def take(self, index: Tensor) -> Task:
+        """Some of the programs."""
+        if len(index) == self.stated.batch:
+            return self
+        stated = self.stated.take(index)
+        near = stated if self.near is self.stated else self.near.take(index)
+        return Task(near, stated, self.cholesky[index], None if self.guess is None else self.guess[index])
+
+
 def search(program: Program, guess: Tensor | None, max_steps: int, rounding: float = 0.0) -> Found:
     """Looks for solutions of programs that may have none.
 
@@ -44,8 +69,8 @@ def search(program: Program, guess: Tensor | None, max_steps: int, rounding: flo
         max_steps: of the methods that guess which bounds are met.
         rounding: of the dtype that they came in.
     """
-    curvature, sound = factor(program.Q)
-    convex = is_definite(program.Q, curvature, sound)
+    cholesky, sound = factor(program.Q)
+    convex = is_definite(program.Q, cholesky, sound)
     quick = left = None  # which go the short way, and which are still to be solved: None for all
     if not bool(convex.all()):
         weak, quick, convex = torch.nonzero(~convex).flatten(), convex, convex.clone()
@@ -56,15 +81,12 @@ def search(program: Program, guess: Tensor | None, max_steps: int, rounding: flo
         quick = torch.zeros_like(convex)
     found: Point | None = None
     for reach in ever_further(program):
-        near = program if reach is None else within(program, reach)
+        task = Task(within(program, reach), program, cholesky, guess)
         if left is None:
-            found = _attempt(near, program, curvature, quick, guess, max_steps)
+            found = _attempt(task, quick, max_steps)
         else:
             found = Point.nothing(program) if found is None else found
-            some = None if guess is None else guess[left]
-            part = program.take(left)
-            near = part if reach is None else near.take(left)
-            point = _attempt(near, part, curvature[left], None if quick is None else quick[left], some, max_steps)
+            point = _attempt(task.take(left), None if quick is None else quick[left], max_steps)
             point.steps = point.steps + found.steps[left]
             found.put(left, point)
         if found.sure:
@@ -81,32 +103,30 @@ def solutions(program: Program) -> Tensor:
     return search(program, None, 100).point.z
 
 
-def _attempt(
-    near: Program, stated: Program, curvature: Tensor, quick: Tensor | None, guess: Tensor | None, max_steps: int
-) -> Point:
+def _attempt(task: Task, quick: Tensor | None, max_steps: int) -> Point:
     """Solves programs by the way that eliminates most, and those that resist or do not go that way by `general`."""
     if quick is None:  # all
-        point = _definite(near, stated, curvature, guess, max_steps)
+        point = _definite(task, max_steps)
         if point.sure:
             return point
     else:
-        point, at = Point.nothing(stated), torch.nonzero(quick).flatten()
+        point, at = Point.nothing(task.stated), torch.nonzero(quick).flatten()
         if len(at):
-            some = None if guess is None else guess[at]
-            point.put(at, _definite(near.take(at), stated.take(at), curvature[at], some, max_steps))
+            point.put(at, _definite(task.take(at), max_steps))
     left = torch.nonzero(~point.optimal).flatten()
     if not len(left):
         return point
-    found = general(near.take(left), stated.take(left), None if guess is None else guess[left], max_steps)
+    hard = task.take(left)
+    found = general(hard.near, hard.stated, hard.guess, max_steps)
     found.steps += point.steps[left]
     point.put(left, found)
     return point
 
 
-def _definite(near: Program, stated: Program, curvature: Tensor, guess: Tensor | None, max_steps: int) -> Point:
+def _definite(task: Task, max_steps: int) -> Point:
     """Solves programs that are `definite`, and has them judged as stated."""
-    point = definite(near, curvature, guess, max_steps)
-    if not (point.sure and near is stated):
-        point.residual, solved = judge(stated, point.z, point.y, point.residual if near is stated else None)
+    point, whole = definite(task.near, task.cholesky, task.guess, max_steps), task.near is task.stated
+    if not (point.sure and whole):
+        point.residual, solved = judge(task.stated, point.z, point.y, point.residual if whole else None)
         point.optimal, point.sure = point.optimal & solved, False
     return point

@@ -94,19 +94,19 @@ def _start(program: Program, weight: float, max_steps: int) -> tuple[Tensor, Ten
     """A state near the barrier's, from the interior-point method on its way; equations that count; steps."""
     p, size = program.equalities, program.Q.abs().amax((1, 2))
     regularisation = _PROXIMAL * torch.where(size > 0, size, program.q.abs().amax(1).clamp_min(1.0))
-    curvature, _ = factor(program.Q + torch.diag_embed(regularisation.unsqueeze(1).expand_as(program.q)))
+    cholesky, _ = factor(program.Q + torch.diag_embed(regularisation.unsqueeze(1).expand_as(program.q)))
     kept = independent_rows(program.rows[:, :p], torch.ones_like(program.lower[:, :p], dtype=torch.bool), p)
     y, steps = program.q.new_zeros(program.batch, 0), torch.zeros_like(program.q[:, 0], dtype=torch.int64)
     above = below = y
     if program.rows.shape[1] > p:
-        part = replace(program, Q=curvature @ curvature.mT)
-        begin = reduce(Prepared.of(part, curvature))
+        part = replace(program, Q=cholesky @ cholesky.mT)
+        begin = reduce(Prepared.of(part, cholesky))
         lower, upper = program.lower[:, p:] / begin.scale, program.upper[:, p:] / begin.scale
         inner = interior(begin.reduction, begin.w, lower, upper, 1e-10, max_steps, floor=weight)
         y, steps = torch.nan_to_num(inner.y / begin.scale), inner.steps
         weights = torch.nan_to_num(inner.weight).split(y.shape[1], 1)
         above, below = weights[0] / begin.scale, weights[1] / begin.scale if len(weights) > 1 else torch.zeros_like(y)
     force = program.q + times_transposed(program.rows[:, p:], y)
-    equations = KKT.build(curvature @ curvature.mT, program.rows[:, :p], kept, curvature)
+    equations = KKT.build(cholesky @ cholesky.mT, program.rows[:, :p], kept, cholesky)
     z, nu, _ = equations.solve(-force, equations.gather(program.upper[:, :p]))
     return torch.cat((z, equations.scatter(nu, p), above, below), 1), kept, steps
