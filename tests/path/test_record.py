@@ -38,7 +38,7 @@ def test_every_step_comes_once_last_first_with_its_state(steps, limit):
         advances += 1
         return y + 1
 
-    found = [(int(step.start), float(y)) for step, y in phase.backwards(advance)]
+    found = [(number, float(y)) for number, y in phase.backwards(advance)]
     assert found == [(number, float(number)) for number in reversed(range(steps))]
     if steps <= limit:
         assert advances == 0
@@ -65,10 +65,23 @@ def test_as_many_states_as_promised_are_alive():
     assert 0 < most <= 4 * 6  # levels of a recursion, each with half as many
 
 
+@pytest.mark.parametrize("numbers", [[], [0], [9], [2, 3], [1, 5, 9]])
+def test_no_step_is_made_to_come_by_others_that_is_not_needed(numbers):
+    phase, y, made = walked(10, 5), None, []  # keeps the states before 0, 4 and 8, or more
+    for number, kept in phase.forwards(numbers):
+        y = kept if kept is not None else y
+        assert float(y) == number
+        made.append(number)
+        y = y + 1
+    assert set(numbers) <= set(made)
+    near = [max(place for place in phase.states if place <= number) for number in numbers]
+    assert sorted(set(made)) == made == sorted({k for a, b in zip(near, numbers, strict=True) for k in range(a, b + 1)})
+
+
 def test_steps_are_undone_from_the_end():
     phase = walked(5, 1)
     phase.end = torch.tensor([[5.0]])
-    found = [(int(step.start), float(y)) for step, y in phase.undone(lambda _, y: y - 1)]
+    found = [(number, float(y)) for number, y in phase.undone(lambda _, y: y - 1)]
     assert found == [(number, float(number)) for number in reversed(range(5))]
 
 

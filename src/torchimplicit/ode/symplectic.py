@@ -10,14 +10,12 @@ from torch import Tensor
 
 from torchimplicit.core import transforms
 from torchimplicit.core.tree import Layout
-from torchimplicit.ode.explicit.step import Inside
-from torchimplicit.ode.explicit.tableau import Row, Tableau
+from torchimplicit.ode.explicit.tableau import Row
 from torchimplicit.path.field.dynamics import Field
+from torchimplicit.path.interpolant import HermiteInterpolant
 from torchimplicit.path.solver import FixedSolver, Stepper
 from torchimplicit.path.span import Span
 from torchimplicit.path.step import Stepped
-
-_HERMITE = Tableau(c=(0.0,), a=((),), b=(1.0,))  # no method: the cubic through both ends of a step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,23 +80,9 @@ def _chain(substeps: Row, field: Field, span: Span, y: Tensor, slope: Tensor) ->
         force = rate[:, width:]
         p = p + 0.5 * stride * force
     end = torch.cat((q, p), 1)
-    # The slope handed on to the next step: of it that looks at the force alone, which the last kick does not change.
-    first = _First(field, span.start, size, y)
-    return Stepped(end, None, rate, Inside(_HERMITE, first, field, span, size, y, end, None))  # type: ignore[arg-type]
-
-
-class _First:
-    """The first increment of a step, found once somebody looks inside: the slope handed on is not the whole one."""
-
-    def __init__(self, field: Field, t: Tensor, size: Tensor, y: Tensor):
-        self.field, self.t, self.size, self.y = field, t, size, y
-        self.increment: Tensor | None = None
-
-    def of(self, samples: Tensor) -> Tensor:
-        """The increments of some samples, `(1, M, n)`."""
-        if self.increment is None:
-            self.increment = self.field(self.t, self.y) * self.size
-        return self.increment[samples].unsqueeze(0)
+    # The slope handed on is for the next step, which looks at the force alone, and that the last kick does not change.
+    # It is not the whole slope, and so none of those that the path inside is made of.
+    return Stepped(end, None, rate, HermiteInterpolant(field, span, size, y, end))
 
 
 def _check_separable(field: Field, t: Tensor, h: Tensor, y: Tensor) -> None:

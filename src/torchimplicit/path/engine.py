@@ -12,7 +12,8 @@ from torch import Tensor
 from torchimplicit.adjoint.products import Gradients, summed
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.loop import Walk
-from torchimplicit.path.record import Path, Step
+from torchimplicit.path.query import Query
+from torchimplicit.path.record import Outputs, Step
 from torchimplicit.path.remake import make_step
 from torchimplicit.path.solver import PathSolver
 
@@ -26,17 +27,18 @@ class Leg:
     Attributes:
         solver: the method.
         field: the vector field, of the tensors in `wanted`.
-        retrace: gives the steps, last first, each with the state before it; anew at every call.
-        path: the record.
-        ts: the times, `(T, B)`; require grad where they want a gradient.
+        retrace: gives the steps, last first, each with the times asked for within it and the state before it; anew at
+            every call.
+        query: what is asked of the path.
+        ts: its times, `(T, B)`; require grad where they want a gradient.
         wanted: the leaves that want a gradient, the times among them.
-        grad: gradient of the outputs, `(T, B, n)`.
+        grad: gradient of what is asked for, `(T, B, (1 + order) n)`.
     """
 
     solver: PathSolver
     field: Field
-    retrace: Callable[[], Iterator[tuple[Step, Tensor]]]
-    path: Path
+    retrace: Callable[[], Iterator[tuple[Step, Outputs | None, Tensor]]]
+    query: Query
     ts: Tensor
     wanted: Sequence[Tensor]
     grad: Tensor
@@ -63,13 +65,15 @@ class Engine:
         totals: Gradients = [None] * len(leg.wanted)
         with torch.enable_grad():
             stepper = leg.solver.stepper(flow)
-        for step, y in leg.retrace():
+        for step, outputs, y in leg.retrace():
             with torch.enable_grad():
                 leaf = y.detach().requires_grad_()
-                end, values = make_step(stepper, leg.field, step, leaf, leg.ts, leg.path, leg.ts.requires_grad)
+                end, values = make_step(
+                    stepper, leg.field, step, leaf, leg.ts, leg.query, outputs, leg.ts.requires_grad
+                )
             ends, flows = [end], [flow]
-            if step.outputs is not None and values is not None:
-                ends, flows = [end, values], [flow, leg.grad[step.outputs.places, step.outputs.samples]]
+            if outputs is not None and values is not None:
+                ends, flows = [end, values], [flow, leg.grad[outputs.places, outputs.samples]]
             flow, *found = torch.autograd.grad(ends, [leaf, *leg.wanted], flows, allow_unused=True)
             totals = summed(totals, found)
         return flow, totals

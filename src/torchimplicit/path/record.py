@@ -6,6 +6,7 @@ state before it.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -73,8 +74,10 @@ class Phase:
                 self.stride *= 2  # every second state will do
                 self.states = {k: state for k, state in self.states.items() if k % self.stride == 0}
 
-    def backwards(self, advance: Callable[[Step, Tensor], Tensor]) -> Iterator[tuple[Step, Tensor]]:
-        """The steps, last first, each with the state before it; never with more states than the limit, if that can be.
+    def backwards(self, advance: Callable[[Step, Tensor], Tensor]) -> Iterator[tuple[int, Tensor]]:
+        """The numbers of the steps, last first, each with the state before it.
+
+        Never are more states alive than the limit, if that can be.
 
         Args:
             advance: makes a step again: the state after it from that before it.
@@ -83,21 +86,39 @@ class Phase:
         for low, high in zip(reversed(ends), reversed([*ends[1:], len(self.steps)]), strict=True):
             yield from self._stretch(low, high, self.states[low], advance, self.limit - len(ends))
 
-    def undone(self, undo: Callable[[Step, Tensor], Tensor]) -> Iterator[tuple[Step, Tensor]]:
-        """The steps, last first, each with the state before it.
+    def undone(self, undo: Callable[[Step, Tensor], Tensor]) -> Iterator[tuple[int, Tensor]]:
+        """The numbers of the steps, last first, each with the state before it.
 
         Args:
             undo: takes a step back: the state before it from that after it.
         """
         y = self.end
         assert y is not None
-        for step in reversed(self.steps):
-            y = undo(step, y)
-            yield step, y
+        for number in reversed(range(len(self.steps))):
+            y = undo(self.steps[number], y)
+            yield number, y
+
+    def forwards(self, numbers: Sequence[int]) -> Iterator[tuple[int, Tensor | None]]:
+        """The steps to make in order to come by some of them, each with the state to begin at.
+
+        Args:
+            numbers: of the steps to come by, ascending.
+
+        Yields:
+            The number of a step, and the state before it that was kept; None where it goes on from the last step made.
+        """
+        kept, now = sorted(self.states), -1
+        for number in numbers:
+            near = kept[bisect_right(kept, number) - 1]
+            if near >= now:
+                yield near, self.states[near]
+                now = near + 1
+            yield from ((between, None) for between in range(now, number + 1))
+            now = number + 1
 
     def _stretch(
         self, low: int, high: int, y: Tensor, advance: Callable[[Step, Tensor], Tensor], slots: int
-    ) -> Iterator[tuple[Step, Tensor]]:
+    ) -> Iterator[tuple[int, Tensor]]:
         """The steps from `high - 1` down to `low`, from the state before the lowest, with room for some states more."""
         count = high - low
         stride = 1 if count - 1 <= slots else -(-count // (max(1, slots // 2) + 1))
@@ -111,7 +132,7 @@ class Phase:
         for number in reversed(places):
             state = kept.pop(number)
             if top - number == 1:
-                yield self.steps[number], state
+                yield number, state
             else:
                 yield from self._stretch(number, top, state, advance, slots - len(kept))
             top = number
@@ -124,16 +145,10 @@ class Path:
     Attributes:
         phases: its phases, each with fewer samples than the one before.
         held: outputs that no step reached, whose value is the last state.
-        given: how many of the times are those that the walk was for; None for all. The others look at it afterwards.
-        order: how many derivatives by time the outputs carry beside the state.
-        plain: how many of the outputs, the first ones, carry none all the same; zeros stand in their place.
     """
 
     phases: list[Phase] = field(default_factory=list)
     held: Outputs | None = None
-    given: int | None = None
-    order: int = 0
-    plain: int = 0
 
     def part(self) -> tuple[Path, list[Tensor]]:
         """The path without its states, and the states, for `joined`."""

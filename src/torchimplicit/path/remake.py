@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from torchimplicit.path.field.dynamics import Field
-from torchimplicit.path.record import Path, Step
+from torchimplicit.path.interpolant import Interpolant
+from torchimplicit.path.query import Query
+from torchimplicit.path.record import Outputs, Step
 from torchimplicit.path.solver import Stepper
 from torchimplicit.path.span import Span
-from torchimplicit.path.step import Interpolant
 
 
 def tied(times: Tensor, ts: Tensor) -> Tensor:
@@ -26,35 +27,48 @@ def make_step(
     step: Step,
     y: Tensor,
     ts: Tensor,
-    path: Path,
+    query: Query,
+    outputs: Outputs | None,
     wants_times: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Makes a step of a recorded path again, from states `(B, n)`.
+    """Makes a step of a recorded path again.
+
+    Args:
+        stepper: of the method.
+        field: the vector field.
+        step: the step.
+        y: states before it, `(B, n)`.
+        ts: the times of the query, `(T, B)`.
+        query: what is asked of the path.
+        outputs: the times within this step; None for none.
+        wants_times: whether times want a gradient.
 
     Returns:
-        The states after it, `(B, n)`, and its outputs `(M, n)`; None where it has none.
+        The states after it, `(B, n)`, and what was asked for, `(M, (1 + order) n)`; None where that is nothing.
     """
     start, stop = step.start, step.stop
     if wants_times:
-        start, stop = tied(start, ts[: path.given]), tied(stop, ts[: path.given])
+        start, stop = (tied(each, ts[: query.walked]) for each in (start, stop))
     span = Span.of(start, stop)
     done = stepper(field, span, y, None)
     end = done.y if step.all_move else torch.where((step.stop > step.start).unsqueeze(1), done.y, y)
-    if step.outputs is None:
+    if outputs is None:
         return end, None
-    places, samples = step.outputs.places, step.outputs.samples
+    places, samples = outputs.places, outputs.samples
     part = (ts[places, samples] - start[samples]) / span.h[samples]
-    return end, done.inside.at(part, samples) if path.given is None else _looked_at(done.inside, part, step, path)
+    if query.walked is None:
+        return end, done.inside.at(part, samples)
+    return end, _asked(done.inside, part, outputs, query)
 
 
-def _looked_at(inside: Interpolant, part: Tensor, step: Step, path: Path) -> Tensor:
-    """The outputs `(M, (1 + order) n)` within a step of a path that is looked at afterwards."""
-    assert step.outputs is not None
-    samples, full = step.outputs.samples, torch.nonzero(step.outputs.places >= path.plain).flatten()
-    if path.order == 0 or len(full) == len(samples):
-        return inside.series(part, samples, path.order)
-    values = padded(inside.series(part, samples, 0), path.order)
-    return values if not len(full) else values.index_copy(0, full, inside.series(part[full], samples[full], path.order))
+def _asked(inside: Interpolant, part: Tensor, outputs: Outputs, query: Query) -> Tensor:
+    """States and derivatives `(M, (1 + order) n)` within a step of a path that is evaluated afterwards."""
+    samples, order = outputs.samples, query.order
+    full = torch.nonzero(outputs.places >= query.values_only).flatten()
+    if order == 0 or len(full) == len(samples):
+        return inside.series(part, samples, order)
+    values = padded(inside.series(part, samples, 0), order)
+    return values if not len(full) else values.index_copy(0, full, inside.series(part[full], samples[full], order))
 
 
 def padded(states: Tensor, order: int) -> Tensor:

@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from torch import Tensor
 
-
-class Interpolant(Protocol):
-    """The path inside a step."""
-
-    def at(self, part: Tensor, samples: Tensor) -> Tensor:
-        """States `(M, n)` of these samples `(M,)` at these parts of the step, from 0 to 1, `(M,)`."""
-        ...
-
-    def series(self, part: Tensor, samples: Tensor, order: int) -> Tensor:
-        """States and their first derivatives by time up to this order, side by side, `(M, (1 + order) n)`.
-
-        Smooth in `part` at the end of the step too, where `at` gives the very state that the step has found.
-        """
-        ...
+from torchimplicit.path.interpolant import Interpolant
 
 
 class Stepped(NamedTuple):

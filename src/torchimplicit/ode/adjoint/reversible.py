@@ -14,13 +14,14 @@ from torchimplicit.core import transforms
 from torchimplicit.core.options import require
 from torchimplicit.core.status import Status
 from torchimplicit.ode.adjoint.augmented import for_pairs
-from torchimplicit.ode.explicit.step import Inside, choose_stages, explicit_step
+from torchimplicit.ode.explicit.step import choose_stages, explicit_step
 from torchimplicit.ode.explicit.tableau import Tableau
 from torchimplicit.path.adjoint.base import PathAdjoint
 from torchimplicit.path.adjoint.checkpointed import CheckpointedWalk
 from torchimplicit.path.adjoint.drift import LIMIT, looser
 from torchimplicit.path.call import PathCall
 from torchimplicit.path.field.dynamics import Field
+from torchimplicit.path.interpolant import EndOnly
 from torchimplicit.path.solver import PathSolver, Stepper, Undoer
 from torchimplicit.path.span import Span
 from torchimplicit.path.step import Stepped
@@ -107,7 +108,7 @@ class Coupled(PathSolver):
             y = torch.lerp(z, y, pull) + there
             z = z - plain(field, span.back(), y)[0]
             end = torch.cat((y, z), dim=1)
-            return Stepped(end, None if error is None else torch.cat((error, error), dim=1), None, Ends(end))
+            return Stepped(end, None if error is None else torch.cat((error, error), dim=1), None, EndOnly(end))
 
         return step
 
@@ -126,17 +127,6 @@ class Coupled(PathSolver):
     def rate(self, field: Field) -> Field:
         """See `PathSolver.rate`: at the start, where both states are the same."""
         return Field(lambda t, pair: field(t, pair.chunk(2, dim=1)[0]).repeat(1, 2))
-
-
-class Ends(Inside):
-    """No path inside a step, but the state at its end: see `step.Inside`."""
-
-    def __init__(self, end: Tensor):
-        self.end = end
-
-    def at(self, part: Tensor, samples: Tensor) -> Tensor:
-        """States `(M, 2n)` of these samples `(M,)`, whose part of the step is 1."""
-        return self.end[samples]
 
 
 def coupled(solver: PathSolver, coupling: float) -> Any:

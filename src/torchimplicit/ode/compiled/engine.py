@@ -85,7 +85,7 @@ class Compiled(Engine):
 
     def backward(self, leg: Leg, flow: Tensor) -> tuple[Tensor, Gradients]:
         """See `Engine.backward`."""
-        plain = not leg.ts.requires_grad and leg.path.given is None
+        plain = not leg.ts.requires_grad and leg.query.walked is None
         return backward_in_chunks(leg, flow) if plain else super().backward(leg, flow)
 
 

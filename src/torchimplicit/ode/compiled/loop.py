@@ -11,11 +11,13 @@ from torch import Tensor
 from torchimplicit.adjoint.products import Gradients, summed
 from torchimplicit.core.status import Status
 from torchimplicit.ode.compiled.kernel import CHUNK, Chunk, CompileError, Kernel, find_kernel
-from torchimplicit.ode.explicit.step import Increments, Inside
+from torchimplicit.ode.explicit.step import interpolant
+from torchimplicit.ode.explicit.tableau import weights
 from torchimplicit.path.engine import Leg
 from torchimplicit.path.field.dynamics import Field
+from torchimplicit.path.interpolant import EndOnly, Interpolant, Rows
 from torchimplicit.path.loop import Walk
-from torchimplicit.path.record import Step
+from torchimplicit.path.record import Outputs, Step
 from torchimplicit.path.solver import PathSolver
 from torchimplicit.path.span import Span
 from torchimplicit.path.step import Stepped
@@ -85,10 +87,13 @@ class ChunkedWalk(Walk):
             who.t, who.y = stop, end
 
 
-def _inside(kernel: Kernel, field: Field, table: Tensor | None, span: Span, y: Tensor, end: Tensor) -> Inside:
+def _inside(kernel: Kernel, field: Field, table: Tensor | None, span: Span, y: Tensor, end: Tensor) -> Interpolant:
     """The path inside a step; without increments only its end."""
-    stages = Increments(() if table is None else table.unbind())
-    return Inside(kernel.plan.tableau, stages, field, span, span.h.to(y.dtype).unsqueeze(1), y, end, None)
+    if table is None:
+        return EndOnly(end)
+    known = weights(kernel.plan.tableau, y.dtype, y.device)
+    size = span.h.to(y.dtype).unsqueeze(1)
+    return interpolant(known, Rows(table.unbind()), table[0], field, span, size, y, end, None)
 
 
 def backward_in_chunks(leg: Leg, flow: Tensor) -> tuple[Tensor, Gradients]:
@@ -98,7 +103,7 @@ def backward_in_chunks(leg: Leg, flow: Tensor) -> tuple[Tensor, Gradients]:
     assert field.bare is not None
     totals: Gradients = [None] * len(wanted)
     while group := list(islice(backwards, CHUNK)):
-        steps, states = zip(*reversed(group), strict=True)
+        steps, outputs, states = zip(*reversed(group), strict=True)
         rest = [steps[-1].stop] * (CHUNK - len(steps))  # no steps, to make the number even
         starts = torch.stack([*(step.start for step in steps), *rest])
         stops = torch.stack([*(step.stop for step in steps), *rest])
@@ -107,7 +112,7 @@ def backward_in_chunks(leg: Leg, flow: Tensor) -> tuple[Tensor, Gradients]:
             ends, increments = kernel.again(field.bare.bound.f, field.bare.bound.args, starts, stops, y)
         flows = [None if increments is None else torch.zeros_like(increments), torch.zeros_like(ends)]
         flows[1][-1] = flow
-        extra = _pull_outputs(kernel, field, steps, y.detach(), ends.detach(), increments, ts, leg.grad, flows)
+        extra = _pull_outputs(kernel, leg, steps, outputs, y.detach(), ends.detach(), increments, flows)
         made = [each for each in (increments, ends) if each is not None]
         flow, *found = torch.autograd.grad(
             made, [y, *wanted], [each for each in flows if each is not None], allow_unused=True
@@ -118,19 +123,19 @@ def backward_in_chunks(leg: Leg, flow: Tensor) -> tuple[Tensor, Gradients]:
 
 
 def _pull_outputs(
-    kernel: Kernel, field: Field, steps: Sequence[Step], first: Tensor, ends: Tensor, increments: Tensor | None,
-    ts: Tensor, grad: Tensor, flows: list,
+    kernel: Kernel, leg: Leg, steps: Sequence[Step], outputs: Sequence[Outputs | None], first: Tensor, ends: Tensor,
+    increments: Tensor | None, flows: list,
 ) -> Tensor | None:  # fmt: skip
     """Adds the outputs' gradients to those of the states after each step and of the increments.
 
     Returns that of the state before the first step.
     """
     extra = None
-    for i, step in enumerate(steps):
-        if step.outputs is None:
+    for i, (step, within) in enumerate(zip(steps, outputs, strict=True)):
+        if within is None:
             continue
-        samples, places = step.outputs.samples, step.outputs.places
-        arriving = grad[places, samples]
+        samples, places = within.samples, within.places
+        arriving = leg.grad[places, samples]
         if increments is None:
             flows[1][i].index_add_(0, samples, arriving)
             continue
@@ -138,8 +143,8 @@ def _pull_outputs(
         leaves = [each.detach().requires_grad_() for each in (first if i == 0 else ends[i - 1], ends[i], increments[i])]
         y, end, table = leaves
         with torch.enable_grad():
-            inside = _inside(kernel, field, table, span, y, end)
-            values = inside.at((ts[places, samples] - step.start[samples]) / span.h[samples], samples)
+            inside = _inside(kernel, leg.field, table, span, y, end)
+            values = inside.at((leg.ts[places, samples] - step.start[samples]) / span.h[samples], samples)
         by_y, by_end, by_table = torch.autograd.grad(values, leaves, arriving, allow_unused=True)
         flows[1][i] += by_end
         if by_table is not None:

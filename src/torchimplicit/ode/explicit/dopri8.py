@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from torchimplicit.ode.explicit.dopri8_tableau import DOPRI8, DOPRI8_INSIDE, THIRD
-from torchimplicit.ode.explicit.step import Increments, Inside, Stages, choose_stages, explicit_step
+from torchimplicit.ode.explicit.step import Stages, choose_stages, explicit_step
 from torchimplicit.ode.explicit.tableau import weights
 from torchimplicit.path.field.dynamics import Field
+from torchimplicit.path.interpolant import PolynomialInterpolant
 from torchimplicit.path.solver import AdaptiveSolver, Stepper
 from torchimplicit.path.span import Span
 from torchimplicit.path.step import Stepped
@@ -38,15 +39,17 @@ class Dopri8(AdaptiveSolver):
         """See `PathSolver.stepper`."""
         stages, graph = choose_stages(DOPRI8, like), torch.is_grad_enabled()
         tolerance = Tolerance(self.rtol, self.atol, like)
-        third = like.new_tensor([THIRD.get(i, 0.0) for i in range(DOPRI8.stages)])
+        third, matrix = like.new_tensor(THIRD), weights(DOPRI8_INSIDE, like.dtype, like.device).interpolant
+        assert matrix is not None
 
         def step(field: Field, span: Span, y: Tensor, slope: Tensor | None) -> Stepped:
             into = choose_stages(DOPRI8, like) if graph else stages
             done = explicit_step(DOPRI8, field, span, y, slope, into)
-            inside = Inside8(into, field, span, y, done)
+            size = span.h.to(y.dtype).unsqueeze(1)
+            inside = PolynomialInterpolant(matrix, LateStages(into, field, span, size, y), size, y, done.y)
             if done.error is None:
                 return done._replace(inside=inside)
-            cruder = done.y - y - torch.mv(into.columns[-1], third).view(y.shape)
+            cruder = done.y - y - into.combined(third)
             fifth, crude = tolerance.ratio(done.error, y, done.y), tolerance.ratio(cruder, y, done.y)
             tiny = torch.finfo(y.dtype).tiny
             share = fifth / torch.hypot(fifth, 0.1 * crude).clamp_min(tiny)
@@ -55,33 +58,32 @@ class Dopri8(AdaptiveSolver):
         return step
 
 
-class Inside8(Inside):
-    """The path inside a step of `Dopri8`: three more stages, evaluated once somebody looks.
+class LateStages:
+    """The increments of a step and of three more stages, which are evaluated once somebody looks.
 
     Args:
         stages: the increments of the step.
         field: the vector field.
         span: of the step.
+        h: its size in the state's dtype, `(B, 1)`.
         y: the state at its start, `(B, n)`.
-        done: the step.
     """
 
-    def __init__(self, stages: Stages, field: Field, span: Span, y: Tensor, done: Stepped):
-        size = span.h.to(y.dtype).unsqueeze(1)
-        super().__init__(DOPRI8_INSIDE, stages, field, span, size, y, done.y, done.slope)
-        self.complete = False
+    def __init__(self, stages: Stages, field: Field, span: Span, h: Tensor, y: Tensor):
+        self.stages, self.field, self.span, self.h, self.y = stages, field, span, h, y
+        self.rows: Tensor | None = None
 
-    def polynomial(self, part: Tensor, samples: Tensor) -> Tensor:
-        """See `Inside.polynomial`."""
-        if not self.complete:
-            self.stages, self.complete = self._complete(), True
-        return super().polynomial(part, samples)
+    def of(self, samples: Tensor) -> Tensor:
+        """See `Increments.of`."""
+        if self.rows is None:
+            self.rows = self._complete()
+        return self.rows[:, samples]
 
-    def _complete(self) -> Increments:
+    def _complete(self) -> Tensor:
         known = weights(DOPRI8_INSIDE, self.y.dtype, self.y.device)
         rows = self.stages.of(torch.arange(len(self.y), device=self.y.device))
         for i in range(DOPRI8.stages, DOPRI8_INSIDE.stages):
             state = self.y + torch.einsum("sbn,s->bn", rows, known.a[i])
             slope = self.field(self.span.at(known.c[i].to(self.span.h.dtype)), state)
             rows = torch.cat((rows, (slope * self.h).unsqueeze(0)))
-        return Increments(rows.unbind())
+        return rows

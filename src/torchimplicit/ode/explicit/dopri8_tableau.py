@@ -36,7 +36,7 @@ _ESTIMATE: Row = (0.01312004499419488, 0, 0, 0, 0, -1.2251564463762044, -0.49575
      -0.35032884874997366, 0.3341791187130175, 0.08192320648511571, -0.022355307863886294, 0)
 
 # Weights of the second, cruder estimate in what an embedded method of order 3 leaves of stages 0, 8 and 11.
-THIRD: dict[int, float] = {0: 0.24409448818897638, 8: 0.7338466882816119, 11: 0.022058823529411766}
+THIRD: Row = (0.24409448818897638, 0, 0, 0, 0, 0, 0, 0, 0.7338466882816119, 0, 0, 0.022058823529411766, 0)
 
 # Three more stages, for the interpolant alone.
 EXTRA_NODES: Row = (0.1, 0.2, 0.7777777777777778)

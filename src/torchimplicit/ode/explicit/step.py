@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from math import perm
 
 import torch
 from torch import Tensor
 
-from torchimplicit.core import transforms
-from torchimplicit.ode.explicit.tableau import Tableau, weights
+from torchimplicit.ode.explicit.tableau import Tableau, Weights, weights
 from torchimplicit.path.field.dynamics import Field
+from torchimplicit.path.interpolant import HermiteInterpolant, Increments, Interpolant, PolynomialInterpolant
 from torchimplicit.path.span import Span
 from torchimplicit.path.step import Stepped
 
@@ -54,7 +53,11 @@ class Stages:
 
     def error(self) -> Tensor | None:
         """The estimate of the step's error, `(B, n)`; None for a method without one."""
-        return None if self.known.e is None else torch.mv(self.columns[-1], self.known.e).view(self.flat)
+        return None if self.known.e is None else self.combined(self.known.e)
+
+    def combined(self, row: Tensor) -> Tensor:
+        """The sum of the increments, weighted by a row `(s,)`, `(B, n)`."""
+        return torch.mv(self.columns[-1], row).view(self.flat)
 
     def of(self, samples: Tensor) -> Tensor:
         """The increments of some samples, `(s, M, n)`."""
@@ -102,106 +105,6 @@ class GraphStages(Stages):
         return torch.stack(self.rows).view(len(self.rows), *self.flat)[:, samples]
 
 
-class Increments:
-    """The increments `h k_i` of a step, ready made.
-
-    Args:
-        rows: one for each stage, `(B, n)`.
-    """
-
-    def __init__(self, rows: list[Tensor] | tuple[Tensor, ...]):
-        self.rows = rows
-
-    def of(self, samples: Tensor) -> Tensor:
-        """The increments of some samples, `(s, M, n)`."""
-        return torch.stack(self.rows)[:, samples]
-
-
-class Inside:
-    """The path inside a step, as a polynomial.
-
-    Args:
-        tableau: whose interpolant it is.
-        stages: the increments of the step.
-        field: the vector field, should a slope be missing.
-        span: of the step.
-        h: its size in the state's dtype, `(B, 1)`.
-        y: the state at its start, `(B, n)`.
-        end: the state at its end, `(B, n)`.
-        slope: the slope at its end; None where that is not known.
-    """
-
-    def __init__(
-        self,
-        tableau: Tableau,
-        stages: Stages | Increments,
-        field: Field,
-        span: Span,
-        h: Tensor,
-        y: Tensor,
-        end: Tensor,
-        slope: Tensor | None,
-    ):
-        self.tableau, self.stages, self.field = tableau, stages, field
-        self.span, self.h, self.y, self.end, self.slope = span, h, y, end, slope
-
-    def at(self, part: Tensor, samples: Tensor) -> Tensor:
-        """States `(M, n)` of these samples `(M,)` at these parts of the step, from 0 to 1, `(M,)`."""
-        end = self.end[samples]
-        if not transforms.active() and bool((part == 1).all()):
-            return end
-        return torch.where((part == 1).unsqueeze(1), end, self.polynomial(part, samples))
-
-    def polynomial(self, part: Tensor, samples: Tensor) -> Tensor:
-        """As `at`, which is this but for rounding, smooth in `part` at the end too: for derivatives by time."""
-        y, part = self.y[samples], part.unsqueeze(1).to(self.y.dtype)
-        if self.tableau.interpolant is None:
-            return self._cubic(part, samples, y, self.end[samples])
-        rows = weights(self.tableau, y.dtype, y.device).interpolant
-        assert rows is not None
-        # By Horner: products, for powers with a tensor of exponents have no second derivative at zero; and of every
-        # sample alone, for a product of matrices may round one sample's by how many there are.
-        *lower, highest = rows.unbind(1)
-        parts = part * highest
-        for row in reversed(lower):
-            parts = (parts + row) * part
-        return torch.baddbmm(y.unsqueeze(2), self.stages.of(samples).permute(1, 2, 0), parts.unsqueeze(2)).squeeze(2)
-
-    def series(self, part: Tensor, samples: Tensor, order: int) -> Tensor:
-        """States and their first derivatives by time up to this order, side by side, `(M, (1 + order) n)`."""
-        found = [self.polynomial(part, samples)]  # which finds a missing slope
-        if not order:
-            return found[0]
-        size = self.h[samples]
-        size = torch.where(size == 0, 1.0, size)  # of samples that stand still
-        terms = self._terms(samples)
-        part = part.unsqueeze(1).to(size.dtype)
-        for i in range(1, order + 1):
-            slope = torch.zeros_like(found[0])
-            for degree in range(len(terms), i - 1, -1):
-                slope = slope * part + perm(degree, i) * terms[degree - 1]
-            found.append(slope / size**i)
-        return torch.cat(found, dim=1)
-
-    def _terms(self, samples: Tensor) -> Sequence[Tensor]:
-        """What the powers of the part, from the first on, are multiplied with in `polynomial`, `(M, n)` each."""
-        if self.tableau.interpolant is not None:
-            rows = weights(self.tableau, self.y.dtype, self.y.device).interpolant
-            return torch.einsum("smn,sd->dmn", self.stages.of(samples), rows).unbind()
-        assert self.slope is not None
-        first, last = self.stages.of(samples)[0], (self.slope * self.h)[samples]
-        chord = self.end[samples] - self.y[samples]
-        return first, 3 * chord - 2 * first - last, first + last - 2 * chord
-
-    def _cubic(self, part: Tensor, samples: Tensor, y: Tensor, end: Tensor) -> Tensor:
-        """Hermite's cubic through values and slopes of both ends."""
-        if self.slope is None:
-            self.slope = self.field(self.span.stop, self.end)
-        first, last = self.stages.of(samples)[0], (self.slope * self.h)[samples]
-        rest = 1 - part
-        return rest * y + part * end + part * rest * (rest * (first - (end - y)) - part * (last - (end - y)))
-
-
 def explicit_step(
     tableau: Tableau, field: Field, span: Span, y: Tensor, slope: Tensor | None, stages: Stages
 ) -> Stepped:
@@ -238,7 +141,30 @@ def explicit_step(
             stages.put(i, last, scale)
     end = (end if same else stages.end()).reshape(y.shape)
     slope = last.reshape(y.shape) if same and last is not None else None
-    return Stepped(end, stages.error(), slope, Inside(tableau, stages, field, span, size, y, end, slope))
+    inside = interpolant(stages.known, stages, stages.rows[0], field, span, size, y, end, slope)
+    return Stepped(end, stages.error(), slope, inside)
+
+
+def interpolant(
+    known: Weights, increments: Increments, first: Tensor, field: Field, span: Span, h: Tensor, y: Tensor, end: Tensor,
+    slope: Tensor | None,
+) -> Interpolant:  # fmt: skip
+    """The path inside a step: by the method's own interpolant, Hermite's cubic where it has none.
+
+    Args:
+        known: the method.
+        increments: `h k_i` of its stages.
+        first: that of the first one.
+        field: the vector field.
+        span: from when to when.
+        h: its size in the state's dtype, `(B, 1)`.
+        y: states, `(B, n)`.
+        end: states at the end.
+        slope: the slope there; None where that is not known.
+    """
+    if known.interpolant is None:
+        return HermiteInterpolant(field, span, h, y, end, first, slope)
+    return PolynomialInterpolant(known.interpolant, increments, h, y, end)
 
 
 def _put_last(stages: Stages, rate: Callable, t: Tensor, end: Tensor, h: Tensor) -> None:

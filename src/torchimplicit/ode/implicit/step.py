@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from torchimplicit.ode.explicit.step import Increments, Inside
+from torchimplicit.ode.explicit.step import interpolant
 from torchimplicit.ode.explicit.tableau import Row, weights
 from torchimplicit.ode.implicit.newton import Equation, Factors, Keeper, Rate, attached, jacobian
 from torchimplicit.ode.implicit.tableau import StiffTableau, predictor
 from torchimplicit.path.field.dynamics import Field
+from torchimplicit.path.interpolant import Rows
 from torchimplicit.path.span import Span
 from torchimplicit.path.step import Stepped
 
@@ -66,7 +67,7 @@ def implicit_step(
     last = None
     if tableau.stiffly_accurate:  # a slope of zero where nothing moves: nobody looks at it
         last = rows[-1] / torch.where(size == 0, 1.0, size)
-    return Stepped(end, error, last, Inside(tableau, Increments(rows), field, span, size, y, end, last))
+    return Stepped(end, error, last, interpolant(known, Rows(rows), rows[0], field, span, size, y, end, last))
 
 
 def _combine(y: Tensor, row: Row, increments: Sequence[Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,74 +13,96 @@ from torchimplicit.path.adjoint.drift import Drifts
 from torchimplicit.path.call import PathCall
 from torchimplicit.path.engine import Leg
 from torchimplicit.path.field.dynamics import Field
-from torchimplicit.path.record import Path, Phase, Step
+from torchimplicit.path.query import ByStep, Query
+from torchimplicit.path.record import Outputs, Path, Phase, Step
 from torchimplicit.path.solver import PathSolver
 from torchimplicit.path.span import Span
 
 
 def sweep(
-    call: PathCall, path: Path, ts: Tensor, tensors: Sequence[Tensor], needs: Sequence[bool], grad: Tensor
+    call: PathCall,
+    path: Path,
+    ts: Tensor,
+    tensors: Sequence[Tensor],
+    needs: Sequence[bool],
+    grad: Tensor,
+    query: Query | None = None,
 ) -> Gradients:
-    """The gradients of the start, of the output times and of the explicit tensors.
+    """The gradients of the start, of the times and of the explicit tensors.
 
     Args:
         call: the call that walked.
         path: its record.
-        ts: output times, `(T, B)`.
+        ts: the times of the query, `(T, B)`.
         tensors: the explicit tensors.
         needs: which of the times and the tensors want a gradient.
-        grad: of the outputs, `(T, B, n)`; of their derivatives too where the path has an `order`.
+        grad: of what was asked for, `(T, B, (1 + order) n)`.
+        query: what was asked of the path; None for its outputs.
     """
+    query = Query.of_outputs(path) if query is None else query
     inputs = [ts.detach(), *(tensor.detach() for tensor in call.unshared(tensors))]
-    width = grad.shape[2] // (1 + path.order)
+    width = grad.shape[2] // (1 + query.order)
     flow = torch.zeros_like(grad[0, :, :width])  # of the states at the time that has been reached, walking back
-    if path.held is not None:
-        places, samples = path.held.places, path.held.samples
+    if query.held is not None:
+        places, samples = query.held.places, query.held.samples
         flow.index_put_((samples,), grad[places, samples, :width], accumulate=True)
     totals: Gradients = [None] * len(inputs)
-    drifts = Drifts(flow) if call.solver.has_inverse else None
-    for phase in reversed(path.phases):
+    pass_back = Sweep(call, query, needs, Drifts(flow) if call.solver.has_inverse else None)
+    for phase, outputs in zip(reversed(path.phases), reversed(query.outputs), strict=True):
         rows = phase.rows
         if rows is None:
-            flow, found = _sweep_phase(call, path, phase, flow, inputs, needs, grad, drifts)
+            flow, found = pass_back.phase(phase, outputs, flow, inputs, grad)
         else:
             some = [inputs[0][:, rows], *call.dynamics.take(inputs[1:], rows)]
-            moved, found = _sweep_phase(call, path, phase, flow[rows], some, needs, grad[:, rows], drifts)
+            moved, found = pass_back.phase(phase, outputs, flow[rows], some, grad[:, rows])
             flow = flow.index_copy(0, rows, moved)
             dims = [1, *(0 if batched else None for batched in call.dynamics.batched)]
             found = [_spread(*each, rows) for each in zip(found, inputs, dims, strict=True)]
         totals = summed(totals, found)
-    if drifts is not None:
-        call.finish_backward(drifts.report(call, ts[0]))
+    if pass_back.drifts is not None:
+        call.finish_backward(pass_back.drifts.report(call, ts[0]))
     return [flow + grad[0, :, :width], *totals]
 
 
-def _sweep_phase(
-    call: PathCall,
-    path: Path,
-    phase: Phase,
-    flow: Tensor,
-    inputs: list[Tensor],
-    needs: Sequence[bool],
-    grad: Tensor,
-    drifts: Drifts | None,
-) -> tuple[Tensor, Gradients]:
-    """The gradient of the states before a phase, from that after it, and the gradients of its inputs."""
-    leaves = [each.detach().requires_grad_(need) for each, need in zip(inputs, needs, strict=True)]
-    wanted = [leaf for leaf in leaves if leaf.requires_grad]
-    solver = call.solver.take(phase.rows)
-    last = -1 if path.given is None else path.given - 1
-    with call.bind(leaves[0], leaves[1:], phase.rows, last) as field:
-        retrace = partial(_retraced, solver, field, phase, flow, drifts)
-        flow, totals = call.engine.backward(Leg(solver, field, retrace, path, leaves[0], wanted, grad), flow)
-    rest = iter(totals)
-    return flow, [next(rest) if need else None for need in needs]
+@dataclass(frozen=True)
+class Sweep:
+    """One backward pass.
+
+    Attributes:
+        call: the call that walked.
+        query: what was asked of the path.
+        needs: which of the times and the tensors want a gradient.
+        drifts: how far undone steps lead from the path; None where steps are made again.
+    """
+
+    call: PathCall
+    query: Query
+    needs: Sequence[bool]
+    drifts: Drifts | None
+
+    def phase(
+        self, phase: Phase, outputs: ByStep, flow: Tensor, inputs: list[Tensor], grad: Tensor
+    ) -> tuple[Tensor, Gradients]:
+        """The gradient of the states before a phase, from that after it, and the gradients of its inputs."""
+        call, query = self.call, self.query
+        leaves = [each.detach().requires_grad_(need) for each, need in zip(inputs, self.needs, strict=True)]
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        solver, last = call.solver.take(phase.rows), -1 if query.walked is None else query.walked - 1
+        with call.bind(leaves[0], leaves[1:], phase.rows, last) as field:
+
+            def retrace() -> Iterator[tuple[Step, Outputs | None, Tensor]]:
+                for number, y in _retraced(solver, field, phase, flow, self.drifts):
+                    yield phase.steps[number], outputs.get(number), y
+
+            before, totals = call.engine.backward(Leg(solver, field, retrace, query, leaves[0], wanted, grad), flow)
+        rest = iter(totals)
+        return before, [next(rest) if need else None for need in self.needs]
 
 
 def _retraced(
     solver: PathSolver, field: Field, phase: Phase, like: Tensor, drifts: Drifts | None
-) -> Iterator[tuple[Step, Tensor]]:
-    """The steps of a phase, last first, each with the state before it.
+) -> Iterator[tuple[int, Tensor]]:
+    """The numbers of the steps of a phase, last first, each with the state before it.
 
     That was kept, or is walked to again; where a step has an inverse, it is what undoing the step gives.
     """
@@ -103,8 +125,8 @@ def _retraced(
         yield from phase.backwards(advance)
         return
     y = phase.states[0]
-    for step, y in phase.undone(retreat):
-        yield step, y
+    for number, y in phase.undone(retreat):
+        yield number, y
     drifts.compare(phase, y, field.nfev)
 
 

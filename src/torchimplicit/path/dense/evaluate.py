@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +15,8 @@ from torchimplicit.core import transforms
 from torchimplicit.path.adjoint.backprop import sweep
 from torchimplicit.path.adjoint.replay import relevant, remake, valued
 from torchimplicit.path.call import PathCall
-from torchimplicit.path.record import Outputs, Path, Phase
+from torchimplicit.path.query import Query
+from torchimplicit.path.record import Path
 from torchimplicit.path.remake import make_step, padded
 
 
@@ -150,7 +150,7 @@ class Look(Function):
             return padded(known.clone(), order)
         plain = 0 if known is None else len(known)
         with torch.no_grad():
-            found = _look(call, located(path, ts, at[plain:], order), y0, ts, at[plain:], tensors)
+            found = _look(call, path, Query.at(path, ts, at[plain:], order), y0, ts, at[plain:], tensors)
         return found if known is None else torch.cat((padded(known, order), found))
 
     @staticmethod
@@ -170,9 +170,9 @@ class Look(Function):
         if torch.is_grad_enabled() or transforms.level(grad) >= 0:
             function = _again(ctx.call, starts, stops, ctx.order, ctx.plain)
             return (None,) * 6 + tuple(pull(function, (y0, ts, at, *tensors), ctx.needs_input_grad[6:], grad))
-        given, path = len(ts), located(ctx.path, ts, at, ctx.order, ctx.plain)
-        grad = torch.cat((grad.new_zeros(given, *grad.shape[1:]), grad))
-        flow, times, *found = sweep(ctx.call, path, torch.cat((ts, at)), tensors, [needs_ts or needs_at, *needs], grad)
+        given, query = len(ts), Query.at(ctx.path, ts, at, ctx.order, ctx.plain)
+        grad, needs = torch.cat((grad.new_zeros(given, *grad.shape[1:]), grad)), [needs_ts or needs_at, *needs]
+        flow, times, *found = sweep(ctx.call, ctx.path, torch.cat((ts, at)), tensors, needs, grad, query)
         by_ts, by_at = (None, None) if times is None else (times[:given], times[given:])
         return (None,) * 6 + (flow if needs_y0 else None, by_ts, by_at, *found)
 
@@ -206,7 +206,7 @@ def look_whole(
     call: PathCall, starts: Tensor, stops: Tensor, y0: Tensor, ts: Tensor, at: Tensor, tensors: Sequence[Tensor],
     order: int, plain: int,
 ) -> Tensor:  # fmt: skip
-    """As `Trail.at`, all steps in one graph that every transform can go through; `plain` as in `Path`."""
+    """As `Trail.at`, all steps in one graph that every transform can go through; the first `plain` times stay plain."""
     everybody = torch.arange(len(y0), device=y0.device)
     values = [padded(y0, order)] * len(at)
     with call.bind(ts, call.unshared(tensors)) as field, torch.enable_grad():
@@ -221,72 +221,26 @@ def look_whole(
     return torch.stack(values)
 
 
-def located(path: Path, ts: Tensor, at: Tensor, order: int, plain: int = 0) -> Path:
-    """A path whose outputs are at other times.
-
-    Args:
-        path: the record.
-        ts: the times that the walk was for, `(T, B)`.
-        at: the others, `(K, B)`; their places come after those of `ts`.
-        order: see `Trail.at`.
-        plain: how many of the others, the first ones, carry no derivatives.
-    """
-    missing, phases = torch.ones_like(at, dtype=torch.bool), []
-    for phase in path.phases:
-        some = slice(None) if phase.rows is None else phase.rows
-        stops = torch.stack([step.stop for step in phase.steps]).cummax(0).values.T.contiguous()
-        keys, first, begin = (
-            at[:, some].T.contiguous(),
-            ts[0, some].unsqueeze(1).contiguous(),
-            phase.steps[0].start.unsqueeze(1),
-        )
-        early = keys <= first  # these lie in the first step that moves
-        number = torch.searchsorted(stops, keys)
-        number = torch.where(early, torch.searchsorted(stops, first, right=True), number)
-        inside = (number < len(phase.steps)) & ((keys > begin) | (early & (begin == first)))
-        missing[:, some] &= ~inside.T
-        phases.append(_with_outputs(phase, number, inside, len(ts)))
-    places, samples = torch.nonzero(missing, as_tuple=True)
-    return Path(phases, Outputs(samples, places + len(ts)), len(ts), order, len(ts) + plain)
-
-
-def _with_outputs(phase: Phase, number: Tensor, inside: Tensor, given: int) -> Phase:
-    """A phase whose outputs lie in these steps, `(M, K)`, as far as they are inside of it."""
-    samples, places = torch.nonzero(inside, as_tuple=True)
-    numbers, order = number[samples, places].sort()
-    samples, places = samples[order], places[order] + given
-    which, counts = torch.unique_consecutive(numbers, return_counts=True)
-    steps = [step if step.outputs is None else replace(step, outputs=None) for step in phase.steps]
-    groups = zip(samples.split(counts.tolist()), places.split(counts.tolist()), strict=True)
-    for i, (some, where) in zip(which.tolist(), groups, strict=False):
-        steps[i] = replace(steps[i], outputs=Outputs(some, where))
-    return replace(phase, steps=steps)
-
-
-def _look(call: PathCall, path: Path, y0: Tensor, ts: Tensor, at: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    """The outputs of a located path, from the states that it keeps, with no step made that is not needed."""
-    values = y0.new_zeros((*at.shape, (1 + path.order) * y0.shape[1]))
+def _look(
+    call: PathCall, path: Path, query: Query, y0: Tensor, ts: Tensor, at: Tensor, tensors: Sequence[Tensor]
+) -> Tensor:
+    """What is asked of a path, from the states that it keeps, with no step made that is not needed."""
+    values = y0.new_zeros((*at.shape, (1 + query.order) * y0.shape[1]))
     times, tensors = torch.cat((ts, at)), call.unshared(tensors)
-    if path.held is not None:
-        values[path.held.places - len(ts), path.held.samples, : y0.shape[1]] = y0[path.held.samples]
-    for phase in path.phases:
-        rows, now, y, kept = phase.rows, -1, y0, sorted(phase.states)
+    if query.held is not None:
+        values[query.held.places - len(ts), query.held.samples, : y0.shape[1]] = y0[query.held.samples]
+    for phase, outputs in zip(path.phases, query.outputs, strict=True):
+        rows, y = phase.rows, y0
         own = times if rows is None else times[:, rows]
         with call.bind(own, call.dynamics.take(tensors, rows), rows, len(ts) - 1) as field:
             stepper = call.solver.stepper(phase.states[0])
-            for number in [i for i, step in enumerate(phase.steps) if step.outputs is not None]:
-                near = kept[bisect_right(kept, number) - 1]
-                if near >= now or now > number:
-                    now, y = near, phase.states[near]
-                while True:
-                    step, now = phase.steps[now], now + 1
-                    if call.solver.remembers:  # of this step alone, whatever else is looked at
-                        stepper = call.solver.stepper(y)
-                    end, found = make_step(stepper, field, step, y, own, path)
-                    y = end
-                    if step.outputs is not None and found is not None:
-                        samples = step.outputs.samples if rows is None else rows[step.outputs.samples]
-                        values[step.outputs.places - len(ts), samples] = found
-                    if now > number:
-                        break
+            for number, kept in phase.forwards(sorted(outputs)):
+                y = y if kept is None else kept
+                if call.solver.remembers:  # of this step alone, whatever else is looked at
+                    stepper = call.solver.stepper(y)
+                within = outputs.get(number)
+                y, found = make_step(stepper, field, phase.steps[number], y, own, query, within)
+                if within is not None and found is not None:
+                    samples = within.samples if rows is None else rows[within.samples]
+                    values[within.places - len(ts), samples] = found
     return values

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from torchimplicit.path.events.crossing import crossing
 from torchimplicit.path.events.event import Condition, Conditions, Trigger
+from torchimplicit.path.interpolant import Interpolant
 from torchimplicit.path.span import Span
 from torchimplicit.path.state import Traveller
-from torchimplicit.path.step import Interpolant
 
 ROUNDINGS = 64  # of time and state, within which an event is where a walk starts
 
