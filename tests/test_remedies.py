@@ -423,9 +423,9 @@ def mingled(normed=False, **options):
     return ti.odeint(field, y0, tensor(0.0, 5.0), on_failure="ignore", **options).report
 
 
-@case("paths", Status.COUPLED, 'steps="joint", one step size for one coupled system')
+@case("paths", Status.COUPLED, 'stepping="joint", one step size for one coupled system')
 def _(follow):
-    return mingled(steps="joint" if follow else "per-sample")
+    return mingled(stepping="joint" if follow else "per-sample")
 
 
 @case("paths", Status.COUPLED, "eval(), GroupNorm or LayerNorm for batch statistics")

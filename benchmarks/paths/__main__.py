@@ -53,8 +53,8 @@ BARS_OF_JAX = (3, 1.5)  # time of ours, compiled, over that of diffrax, on the p
 def ours(case: Case, compile: bool) -> Callable[[], Tensor]:
     solver = Dopri5(rtol=case.tol, atol=case.tol, max_steps=100_000)
     ts = torch.tensor([0.0, case.end], dtype=case.y0.dtype)
-    steps = "joint" if case.joint else "per-sample"
-    return lambda: ti.odeint(case.field, case.y0, ts, solver=solver, steps=steps, compile=compile).value[-1]
+    stepping = "joint" if case.joint else "per-sample"
+    return lambda: ti.odeint(case.field, case.y0, ts, solver=solver, stepping=stepping, compile=compile).value[-1]
 
 
 def theirs(case: Case) -> Callable[[], Tensor]:
@@ -117,7 +117,7 @@ def reference(case: Case) -> Tensor:
     exact = Dopri5(rtol=1e-12, atol=1e-12, max_steps=1_000_000)
     ts = torch.tensor([0.0, case.end], dtype=torch.float64)
     with torch.no_grad():
-        found = ti.odeint(field, case.y0.double(), ts, solver=exact, steps="joint", on_failure="warn").value[-1]
+        found = ti.odeint(field, case.y0.double(), ts, solver=exact, stepping="joint", on_failure="warn").value[-1]
     field.to(case.y0.dtype)
     return found
 
@@ -285,7 +285,7 @@ def outputs(quick: bool, seconds: float) -> Table:
     assert peer is not None
     libraries: dict[str, Callable[[Tensor], Tensor]] = {
         "torchdiffeq": lambda ts: peer(case.field, case.y0, ts, rtol=case.tol, atol=case.tol, method="dopri5"),
-        "torchimplicit": lambda ts: ti.odeint(case.field, case.y0, ts, solver=solver, steps="joint").value,
+        "torchimplicit": lambda ts: ti.odeint(case.field, case.y0, ts, solver=solver, stepping="joint").value,
     }
     for name, solve in libraries.items():
         runs: dict[str, Callable[[], object]] = {}

@@ -45,7 +45,7 @@ def memory(batch: int, width: int, steps: tuple[int, ...]) -> Table:
         return peak_memory(lambda: torch.autograd.grad(solve().square().sum(), field.weight))
 
     def ours(adjoint: PathAdjoint, count: int) -> Tensor:
-        return ti.odeint(field, y0, ts, solver=RK4(dt=1 / count), adjoint=adjoint, steps="joint").value[-1]
+        return ti.odeint(field, y0, ts, solver=RK4(dt=1 / count), adjoint=adjoint, stepping="joint").value[-1]
 
     runs: dict[str, tuple[Callable[[int], Tensor], bool]] = {
         f"torchimplicit, {adjoint}": (lambda count, adjoint=adjoint: ours(adjoint, count), adjoint != Direct())

@@ -15,7 +15,7 @@ PLAY, GRADIENT = 10.0, 10.0
 def arrived(walk, solution):
     """Which rows have arrived."""
     arrived = solution.status == ti.Status.CONVERGED
-    return arrived.expand(len(walk.y0)) if walk.options["steps"] == "joint" else arrived
+    return arrived.expand(len(walk.y0)) if walk.options["stepping"] == "joint" else arrived
 
 
 def bounds(walk, values, solution):
@@ -23,8 +23,8 @@ def bounds(walk, values, solution):
     solver, report = walk.options["solver"], solution.report
     size = torch.stack([rms(rows) for rows in values]).amax(0).clamp_min(1e-300)
     steps = report.accepted.double().clamp_min(1)
-    steps = steps.expand(len(size)) if walk.options["steps"] == "joint" else steps
-    if walk.options["steps"] == "joint":
+    steps = steps.expand(len(size)) if walk.options["stepping"] == "joint" else steps
+    if walk.options["stepping"] == "joint":
         size = size.amax().expand(len(size))
         steps = steps * len(size) ** 0.5
     local = solver.rtol + solver.atol / size + ROUNDINGS * walk.form.eps

@@ -183,16 +183,16 @@ def odeint(dice, known):
     options = {
         "solver": solver(dice, form, s),
         "adjoint": adjoint(dice),
-        "steps": dice.weighted({"per-sample": 4, "joint": 1})
+        "stepping": dice.weighted({"per-sample": 4, "joint": 1})
         if not bool(sick.any()) and ts.dim() == 1
         else "per-sample",
         "on_failure": dice.weighted({"ignore": 3, "warn": 1, "raise": 1}),
     }
     if bool(sick.any()) or ts.dim() == 2:
-        options["steps"] = "per-sample"
-    if options["steps"] == "per-sample" and dice.chance(0.3):
+        options["stepping"] = "per-sample"
+    if options["stepping"] == "per-sample" and dice.chance(0.3):
         options["batched_args"] = (0,)
-    form = Form(form.name, form.dtype, int(options["steps"] == "per-sample"))
+    form = Form(form.name, form.dtype, int(options["stepping"] == "per-sample"))
     walk = Walk(flow, form, ts, tau, sick, options, dice.normal(count, batch, width), s)
     return walk.title, lambda: play(walk)
 

@@ -155,7 +155,7 @@ def test_states(start, error, text):
         ({"solver": "tsit5"}, TypeError, r"solver: got 'tsit5', expected an instance of PathSolver; try Tsit5\(\)"),
         ({"solver": ti.Tsit5}, TypeError, r"solver: got <class .*; try Tsit5\(\)"),
         ({"adjoint": None}, TypeError, r"adjoint: got None, expected an instance of PathAdjoint"),
-        ({"steps": "each"}, ValueError, r"steps: got 'each', expected 'per-sample' or 'joint'"),
+        ({"stepping": "each"}, ValueError, r"stepping: got 'each', expected 'per-sample' or 'joint'"),
         ({"on_failure": "log"}, ValueError, r"on_failure: got 'log'"),
         ({"method": "dopri5"}, TypeError, r"unexpected keyword argument 'method'"),
         ({"batched_args": (1,)}, ValueError, r"batched_args: got \(1,\)"),

@@ -74,7 +74,7 @@ def test_events_and_dense_output_keep_to_it():
 
 def test_with_jumps_and_joint_steps():
     value = ti.odeint(
-        pulse, 0 * ONE, double(0, 20), jumps=double(2), doses=ONE[None], dt_max=0.1, steps="joint"
+        pulse, 0 * ONE, double(0, 20), jumps=double(2), doses=ONE[None], dt_max=0.1, stepping="joint"
     ).value  # fmt: skip
     assert float(value[-1]) == pytest.approx(after_pulse(20) + math.exp(-1.8), rel=1e-2)
 
@@ -93,6 +93,7 @@ def test_compiled_walks_keep_to_it(monkeypatch):
     ("options", "error", "words"),
     [
         ({"dt_max": 0.1, "solver": ti.RK4(dt=0.1)}, ValueError, r"expected an adaptive solver(.|\n)*RK4\(dt=\.\.\.\)"),
+        ({"dt_max": 0.1, "solver": ti.Tsit5(control=ti.Fixed(0.1))}, ValueError, r"Tsit5\(control=Fixed\(\.\.\.\)\)"),
         ({"dt_max": 0.0}, ValueError, r"expected steps above dt_min=0\.0"),
         ({"dt_max": math.nan}, ValueError, r"expected steps above"),
         ({"dt_max": 0.1, "solver": ti.Tsit5(dt_min=0.2)}, ValueError, r"expected steps above dt_min=0\.2"),

@@ -72,7 +72,7 @@ def test_narrowed_batches_and_other_forms():
     assert torch.equal(torch.stack([moved for _, _, moved in seen]).sum(0), found.report.accepted)
     assert torch.equal(seen[-1][1], found.value[-1])
     times = []
-    run(lambda t, y, moved: times.append((t.shape, y.shape, moved.shape)), steps="joint")
+    run(lambda t, y, moved: times.append((t.shape, y.shape, moved.shape)), stepping="joint")
     assert set(times) == {((), (2, 1), ())}
     nested = []
     ti.odeint(

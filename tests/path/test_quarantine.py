@@ -238,9 +238,9 @@ def test_coupled_samples_are_refused_or_reported_and_the_remedies_help():
     def spiral(t, y):
         return y**3 @ turn
 
-    with pytest.raises(ValueError, match=r"shape \(2,\).*y0\[None\].*steps=\"joint\""):
+    with pytest.raises(ValueError, match=r"shape \(2,\).*y0\[None\].*stepping=\"joint\""):
         ti.odeint(spiral, y0, ts)
-    one, joint = ti.odeint(spiral, y0[None], ts), ti.odeint(spiral, y0, ts, steps="joint")
+    one, joint = ti.odeint(spiral, y0[None], ts), ti.odeint(spiral, y0, ts, stepping="joint")
     assert torch.allclose(one.value[:, 0], joint.value, atol=1e-3)
 
     def centred(t, y):
@@ -252,6 +252,6 @@ def test_coupled_samples_are_refused_or_reported_and_the_remedies_help():
     assert "joint" in found.report.remedies[ti.Status.COUPLED]
     with pytest.raises(ti.ConvergenceError, match="coupled"):
         ti.odeint(centred, y0, ts)
-    assert ti.odeint(centred, y0, ts, steps="joint").report.converged
+    assert ti.odeint(centred, y0, ts, stepping="joint").report.converged
     decay = ti.odeint(lambda t, y: -t * y, torch.ones(7, dtype=torch.float64), ts)
     assert decay.report.converged

@@ -17,7 +17,7 @@ from torchimplicit.path.field.split import Split
 from torchimplicit.path.report import PathReport
 from torchimplicit.path.solution import Crossings, PathSolution
 from torchimplicit.path.solver import AdaptiveSolver, FixedSolver, PathSolver
-from torchimplicit.path.stepsize import PID
+from torchimplicit.path.stepsize import PID, Fixed
 
 __all__ = [
     "ESDIRK54",
@@ -35,6 +35,7 @@ __all__ = [
     "Euler",
     "Event",
     "ExplicitRK",
+    "Fixed",
     "FixedSolver",
     "Heun",
     "KenCarp4",

@@ -31,7 +31,7 @@ def odeint(
     *args: Any,
     solver: PathSolver = Tsit5(),
     adjoint: PathAdjoint = Checkpointed(),
-    steps: Literal["per-sample", "joint"] = "per-sample",
+    stepping: Literal["per-sample", "joint"] = "per-sample",
     batched_args: Sequence[int] | None = None,
     on_failure: OnFailure = "raise",
     event: Event | Sequence[Event] | None = None,
@@ -49,7 +49,7 @@ def odeint(
 
     Args:
         f: `f(t, y, *args) -> dy/dt`, structure, shapes and dtype as `y`; samples independent. `t` is shaped
-            `(B, 1, ...)`, such that it broadcasts against the first leaf of `y`; with `steps="joint"` it is one number.
+            `(B, 1, ...)`, such that it broadcasts against the first leaf of `y`; one number with `stepping="joint"`.
         y0: start: a floating or complex tensor `(B, ...)` or a nest of such.
         ts: times, the first one that of `y0`, strictly increasing or strictly decreasing: `(T,)`, or `(T, B)` for times
             of every sample's own. Series of different lengths are padded with NaN, or with their last time again; the
@@ -57,7 +57,7 @@ def odeint(
         *args: further arguments of `f`, nested; tensors and modules among them are differentiated.
         solver: `Tsit5()`, `Dopri5()`, `RK4(dt=...)`, ... with its tolerances.
         adjoint: `Checkpointed()`, `Direct()`, ...
-        steps: "per-sample" gives each sample step sizes of its own, so that no answer depends on its batch mates;
+        stepping: "per-sample" gives each sample step sizes of its own, so that no answer depends on its batch mates;
             "joint" one step size for all, as if the batch were one system: cheaper where samples are alike.
         batched_args: positions of those `args` that carry the batch in dimension 0, the others being the same for every
             sample; `()` for none. Lets the solve go on without the samples that have arrived, once half of a large
@@ -79,9 +79,9 @@ def odeint(
             on without where it cannot.
         callback: `callback(t, y, moved)`, called after every step of the forward walk in which some sample has moved:
             times `(B,)` and states like `y0`, copies without a gradient, and which samples moved, bool `(B,)`; `()` for
-            times with `steps="joint"`. For progress, logs and plots: what it returns, or writes into, changes nothing,
-            and it is not called in the backward pass. An exception ends the solve and comes out of it; to end a
-            sample's walk and keep its path, use an `event`.
+            times with `stepping="joint"`. For progress, logs and plots: what it returns, or writes into, changes
+            nothing, and it is not called in the backward pass. An exception ends the solve and comes out of it; to end
+            a sample's walk and keep its path, use an `event`.
         dt_max: the largest step, in the unit of the times: a number, or `(B,)` for every sample's own; None for any.
             For what is shorter than steps that the tolerance allows: a pulse within one is seen by none of its stages,
             and stepped over without a sign. Adaptive solvers.
@@ -117,10 +117,10 @@ def odeint(
         >>> torch.allclose(rate.grad, torch.tensor(-6 * 0.36788), rtol=1e-3)
         True
     """
-    check_options(solver, adjoint, steps, on_failure, event, dense, callback)
+    check_options(solver, adjoint, stepping, on_failure, event, dense, callback)
     options = Options(
-        solver=solver, adjoint=adjoint, steps=steps, batched_args=batched_args, on_failure=on_failure, event=event,
-        dense=dense, callback=callback, dt_max=dt_max, jumps=jumps, doses=doses,
+        solver=solver, adjoint=adjoint, stepping=stepping, batched_args=batched_args, on_failure=on_failure,
+        event=event, dense=dense, callback=callback, dt_max=dt_max, jumps=jumps, doses=doses,
     )  # fmt: skip
     check_compile(compile, solver, options.plain)
     layout = Layout(y0, options.batch_dims)

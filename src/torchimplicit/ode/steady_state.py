@@ -16,7 +16,7 @@ from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.solver import AdaptiveSolver
 from torchimplicit.path.span import Span
 from torchimplicit.path.step import Stepped
-from torchimplicit.path.stepsize import Tolerance
+from torchimplicit.path.stepsize import PID, Tolerance
 from torchimplicit.solve.loop import Solver
 
 PART = 0.25  # of a step's move that its error may be
@@ -74,7 +74,8 @@ class SteadyState(Solver):
         require(self, "solver", isinstance(self.solver, AdaptiveSolver), "an adaptive path solver such as Tsit5()")
         numbers = not isinstance(self.solver.rtol, Tensor) and not isinstance(self.solver.atol, Tensor)
         require(self, "solver", numbers, "one whose rtol and atol are numbers")
-        require(self, "solver", not self.solver.control.remembers, "one with PID(proportional=0, derivative=0)")
+        plain = isinstance(self.solver.control, PID) and not self.solver.control.remembers
+        require(self, "solver", plain, "one with PID(proportional=0, derivative=0)")
 
     def init(self, problem: Residual, z: Tensor) -> FlowState:
         """The state at the start."""
@@ -92,6 +93,7 @@ class SteadyState(Solver):
         with torch.no_grad():
             done = self._walk(problem, state, state.h)
             ratio = self._ratio(state.z, done, problem.eps).nan_to_num(torch.inf, torch.inf)
+            assert isinstance(self.solver.control, PID)
             h = state.h * self.solver.control.factor(ratio, None, self.solver.order)
             moves = (ratio <= 1).unsqueeze(1)
         if torch.is_grad_enabled():  # the same step again, where it is to be differentiated

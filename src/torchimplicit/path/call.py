@@ -130,7 +130,7 @@ class PathCall(Call):
             elif not unmoved_by_others(slopes, y0, slopes(y0) if slope is None else slope):
                 found = coupled(slopes, y0, eps, [alternate(y0)])
             if found is not None and scalars > 1:
-                raise ValueError(not_samples(scalars, "y0[None]", 'steps="joint"'))
+                raise ValueError(not_samples(scalars, "y0[None]", 'stepping="joint"'))
             if found is not None:
                 found = coupled(slopes, y0, eps, every())
             report.nfev += field.nfev

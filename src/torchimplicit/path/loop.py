@@ -20,7 +20,7 @@ from torchimplicit.path.solver import AdaptiveSolver, FixedSolver, PathSolver
 from torchimplicit.path.span import Span
 from torchimplicit.path.state import Traveller
 from torchimplicit.path.step import Stepped
-from torchimplicit.path.stepsize import History, Tolerance
+from torchimplicit.path.stepsize import PID, Fixed, History, Tolerance
 
 SMALL = 2**14  # numbers in a state up to which going on with fewer samples saves no time
 
@@ -62,9 +62,13 @@ class Walk:
         self.step = solver.stepper(who.y)
         self.end, self.eps = who.ts[-1], torch.finfo(who.t.dtype).eps
         self.lands = solver.lands
-        self.adaptive = solver if isinstance(solver, AdaptiveSolver) else None
-        if self.adaptive is not None:
-            self.tolerance = Tolerance(self.adaptive.rtol, self.adaptive.atol, who.y)
+        self.control = self.dt = None
+        if isinstance(solver, AdaptiveSolver) and isinstance(solver.control, PID):
+            self.control, self.tolerance = solver.control, Tolerance(solver.rtol, solver.atol, who.y)
+        elif isinstance(solver, AdaptiveSolver) and isinstance(solver.control, Fixed):
+            self.dt = solver.control.dt
+        elif isinstance(solver, FixedSolver):
+            self.dt = solver.dt
         self.all_running, self.any_running = True, len(who.t) > 0
         self.quick = 0  # attempts that are not in `tried` yet
         self.outputs = torch.nn.functional.pad(who.ts.T, (0, 1), value=math.inf)  # a row per sample, and then none
@@ -79,22 +83,23 @@ class Walk:
 
     def _begin(self) -> None:
         who, field = self.who, self.solver.rate(self.field)
-        if self.watch is not None or self.adaptive is not None:
+        if self.watch is not None or self.control is not None:
             who.slope = field(who.t, who.y)
-        if self.adaptive is not None and who.slope is not None:
-            who.h = self._first_step(self.adaptive, field, who.slope)
+        if self.control is not None and who.slope is not None:
+            who.h = self._first_step(field, who.slope)
         if self.watch is not None and who.slope is not None:
             self.watch.begin(who, who.slope, self._stop_time())
-        if self.adaptive is None:
+        if self.control is None:
             still = (self._free_stop() <= who.t) & (who.t < self.end)
             if bool(still.any()):
                 self._stop(still, Status.STEP_TOO_SMALL)
         elif who.slope is not None and not math.isfinite(float(who.slope.sum())):
             self._stop(~who.slope.isfinite().all(1), Status.NON_FINITE)
 
-    def _first_step(self, solver: AdaptiveSolver, field: Field, slope: Tensor) -> Tensor:
+    def _first_step(self, field: Field, slope: Tensor) -> Tensor:
         """The first step size of every sample, `(B,)`."""
-        who = self.who
+        who, solver = self.who, self.solver
+        assert isinstance(solver, AdaptiveSolver)
         if solver.dt0 is None:
             first = self.tolerance.first_step(field, who.t, who.y, slope, self.end, solver.order)
         else:
@@ -102,7 +107,7 @@ class Walk:
         limit = self.end - who.t
         first = torch.maximum(first, self.eps**4 * limit)  # a field of 1e300 has no path worth following from zero
         who.least = (first * self.eps**2).clamp_min_(solver.dt_min)
-        who.history = History.start(who.y[:, 0]) if solver.control.remembers else None
+        who.history = History.start(who.y[:, 0]) if self.control is not None and self.control.remembers else None
         return torch.minimum(torch.maximum(first, self._smallest()), limit)
 
     def run(self) -> int:
@@ -137,8 +142,13 @@ class Walk:
 
     def _ratio(self, done: Stepped, h: Tensor) -> Tensor:
         """The error of a step over its tolerance, `(B,)`."""
-        if self.adaptive is None:
-            return torch.where(done.y.isfinite().all(1), 0.0, math.inf)
+        if self.control is None:
+            ratio = torch.where(done.y.isfinite().all(1), 0.0, math.inf)
+            if done.failed is None:
+                return ratio
+            assert done.error is not None
+            unsolved = torch.where(done.error.isfinite().all(1), 2.0, math.inf)
+            return torch.where(done.failed, unsolved, ratio)
         assert done.error is not None
         return self.tolerance.ratio(done.error, self.who.y, done.y)
 
@@ -155,17 +165,16 @@ class Walk:
 
     def _free_stop(self) -> Tensor:
         """Where the next step would end if outputs lay within steps, `(B,)`."""
-        who, solver = self.who, self.solver
-        if self.adaptive is not None:
+        who, dt = self.who, self.dt
+        if self.control is not None:
             if self.largest is not None:
                 who.h = torch.minimum(who.h, self.largest)
             return torch.minimum(who.t + who.h, self.end)
-        assert isinstance(solver, FixedSolver)
-        if solver.dt is None:
+        if dt is None:
             return torch.where(who.running, self.ahead, who.t)
         # A sum of many steps must not miss the end by a rounding and leave a sliver of a step.
-        stop = who.t + solver.dt
-        stop = torch.where(stop >= self.end - 1e-6 * solver.dt, self.end, stop)
+        stop = who.t + dt
+        stop = torch.where(stop >= self.end - 1e-6 * dt, self.end, stop)
         return stop if self.all_running else torch.where(who.running, stop, who.t)
 
     def _go_on(self, done: Stepped, stop: Tensor, h: Tensor, ratio: Tensor) -> None:
@@ -176,9 +185,9 @@ class Walk:
         if self.watch is not None:
             self.watch.passes(who, who.running)
         who.t, who.y, who.slope = stop, done.y, done.slope
-        if self.adaptive is not None:
+        if self.control is not None:
             # As planned: of size zero, should `t + h` be `t` by rounding, a step would stay so for ever.
-            who.h = who.h * self.adaptive.control.factor(ratio, who.history, self.solver.order)
+            who.h = who.h * self.control.factor(ratio, who.history, self.solver.order)
             if who.history is not None:
                 who.history = who.history.then(ratio, who.running)
 
@@ -189,10 +198,10 @@ class Walk:
         accept = ratio <= 1 if self.all_running else (ratio <= 1) & who.running
         reject = who.running & ~accept
         crossing = accept & (stop >= self.ahead)
-        if self.adaptive is None:
+        if self.control is None:
             stuck = reject
         else:
-            factor, planned = self.adaptive.control.factor(ratio, who.history, self.solver.order), who.h
+            factor, planned = self.control.factor(ratio, who.history, self.solver.order), who.h
             who.h = torch.where(stop < self.ahead, planned, h) * (
                 torch.where(reject, factor.clamp_max(1.0), factor) if who.history is not None else factor
             )

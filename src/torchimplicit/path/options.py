@@ -25,7 +25,7 @@ class Options:
 
     solver: PathSolver
     adjoint: PathAdjoint
-    steps: str = "per-sample"
+    stepping: str = "per-sample"
     batched_args: Sequence[int] | None = None
     on_failure: OnFailure = "raise"
     event: Event | Sequence[Event] | None = None
@@ -38,7 +38,7 @@ class Options:
     @property
     def batch_dims(self) -> int:
         """How many dimensions of the state count samples with steps of their own."""
-        return 1 if self.steps == "per-sample" else 0
+        return 1 if self.stepping == "per-sample" else 0
 
     @property
     def events(self) -> Sequence[Event] | None:
@@ -63,7 +63,13 @@ class Options:
 
 
 def check_options(
-    solver: Any, adjoint: Any, steps: str, on_failure: str, event: Any = None, dense: bool = False, callback: Any = None
+    solver: Any,
+    adjoint: Any,
+    stepping: str,
+    on_failure: str,
+    event: Any = None,
+    dense: bool = False,
+    callback: Any = None,
 ) -> None:
     """Refuses what is no solver, no adjoint, no event and none of the words.
 
@@ -82,8 +88,8 @@ def check_options(
     adjoint.check(solver)
     if event is not None or dense:
         check_follows(solver, adjoint)
-    if steps not in ("per-sample", "joint"):
-        raise ValueError(f"steps: got {steps!r}, expected 'per-sample' or 'joint'")
+    if stepping not in ("per-sample", "joint"):
+        raise ValueError(f"stepping: got {stepping!r}, expected 'per-sample' or 'joint'")
     check_on_failure(on_failure)
 
 
@@ -93,7 +99,7 @@ def check_reachable(solver: PathSolver, layout: Layout, y0: Any) -> None:
     Raises:
         ValueError: they are, where the walk starts.
     """
-    if not isinstance(solver, AdaptiveSolver) or _smallest(solver.rtol) >= layout.eps:
+    if not isinstance(solver, AdaptiveSolver) or not solver.adapts or _smallest(solver.rtol) >= layout.eps:
         return
     size = 1.0 if transforms.active() or not layout.batch else float(layout.flatten(y0).detach().abs().max())
     if _smallest(solver.atol) < layout.eps * size:

@@ -45,7 +45,10 @@ PATHS = {
     Status.COUPLED: Remedy(
         "The samples are not independent: the slope of one depends on the states of others (batch normalisation in "
         "training, any statistic over the batch), and steps of their own do not solve that.",
-        ('steps="joint", one step size for one coupled system', "eval(), GroupNorm or LayerNorm for batch statistics"),
+        (
+            'stepping="joint", one step size for one coupled system',
+            "eval(), GroupNorm or LayerNorm for batch statistics",
+        ),
     ),
 }
 WALKS_BACK = PATHS | {

@@ -14,7 +14,7 @@ from torchimplicit.core.tree import Layout
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.span import Span
 from torchimplicit.path.step import Stepped
-from torchimplicit.path.stepsize import PID
+from torchimplicit.path.stepsize import PID, Fixed
 
 Stepper = Callable[[Field, Span, Tensor, Tensor | None], Stepped]  # of (field, span, y, slope)
 Undoer = Callable[[Field, Span, Tensor], Tensor]  # of (field, span, y)
@@ -47,6 +47,11 @@ class PathSolver:
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         require_count(self, "max_steps")
+
+    @property
+    def adapts(self) -> bool:
+        """Whether it chooses its steps by their error."""
+        return False
 
     def check(self, layout: Layout) -> None:
         """Refuses states that the method cannot take, with a `ValueError`; most take any."""
@@ -107,7 +112,7 @@ class AdaptiveSolver(PathSolver):
         atol: absolute tolerance, a number >= 0 or such a tensor.
         dt0: first step; None finds one.
         dt_min: a step that would have to be smaller ends the solve of its sample with a status. It is never taken.
-        control: how the next step follows from the last errors.
+        control: how the next step follows from the last errors; `Fixed(dt)` makes steps of one size, whatever theirs.
         max_steps: see `PathSolver`.
     """
 
@@ -115,7 +120,7 @@ class AdaptiveSolver(PathSolver):
     atol: float | Tensor = 1e-7
     dt0: float | None = None
     dt_min: float = 0.0
-    control: PID = PID()
+    control: PID | Fixed = PID()
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
@@ -124,7 +129,12 @@ class AdaptiveSolver(PathSolver):
         require(self, "atol", _within(self.atol, strict=False), "a finite number >= 0, or a tensor of such")
         require(self, "dt0", self.dt0 is None or 0 < self.dt0 < math.inf, "a number > 0, or None")
         require(self, "dt_min", 0 <= self.dt_min < math.inf, "a finite number >= 0")
-        require(self, "control", isinstance(self.control, PID), "a PID()")
+        require(self, "control", isinstance(self.control, PID | Fixed), "a PID(), or Fixed(dt)")
+
+    @property
+    def adapts(self) -> bool:
+        """See `PathSolver.adapts`."""
+        return isinstance(self.control, PID)
 
     def take(self, rows: Tensor | None) -> PathSolver:
         """See `PathSolver.take`."""

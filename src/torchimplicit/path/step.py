@@ -17,9 +17,11 @@ class Stepped(NamedTuple):
         error: the estimate of its error, `(B, n)`; None for fixed steps.
         slope: the slope at its end, where the method knows it, `(B, n)`; None otherwise.
         inside: the path between both ends.
+        failed: which samples' equations for the step were not solved, `(B,)`; None for a method without any.
     """
 
     y: Tensor
     error: Tensor | None
     slope: Tensor | None
     inside: Interpolant
+    failed: Tensor | None = None

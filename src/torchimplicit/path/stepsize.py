@@ -68,6 +68,34 @@ class PID:
         return factor.clamp_(self.smallest, self.largest)
 
 
+@dataclass(frozen=True)
+class Fixed:
+    """Steps of one size for a method that could choose its own: repeatable, and blind to their error.
+
+    For measuring an order of convergence, for derivatives by finite differences, which a change of the steps would
+    spoil, and for as many steps whatever the state. Tolerances then hold the stage equations of stiff methods alone,
+    and `dt0` and `dt_min` play no part. A sample with a step whose stage equations are not solved ends there,
+    `STEP_TOO_SMALL`: no smaller one is tried.
+
+    Args:
+        dt: size of the steps, the last one being shorter where it does not fit; None takes one step from each output
+            time to the next.
+
+    Examples:
+        >>> import torch, torchimplicit as ti
+        >>> ts = torch.tensor([0.0, 1.0])
+        >>> sol = ti.odeint(lambda t, y: -y, torch.ones(1, 1), ts, solver=ti.Tsit5(control=ti.Fixed(0.1)))
+        >>> sol.report.steps.tolist(), sol.report.nfev
+        ([10], 61)
+    """
+
+    dt: float | None
+
+    def __post_init__(self) -> None:
+        """Refuses impossible values."""
+        require(self, "dt", self.dt is None or 0 < self.dt < math.inf, "a number > 0, or None")
+
+
 class History(NamedTuple):
     """The errors over tolerances of the last accepted step and of the one before, `(B,)`, never near zero."""
 

@@ -99,11 +99,12 @@ def check_dt_max(dt_max: Any, solver: PathSolver, layout: Layout, dtype: torch.d
     """
     if dt_max is None:
         return None
-    if not isinstance(solver, AdaptiveSolver):
+    if not isinstance(solver, AdaptiveSolver) or not solver.adapts:
         name = type(solver).__name__
+        given = "control=Fixed(...)" if isinstance(solver, AdaptiveSolver) else "dt=..."
         raise ValueError(
             f"dt_max: got {dt_max!r} with {name}, expected an adaptive solver, for the steps of {name} are given; try "
-            f"{name}(dt=...) of that size"
+            f"{name}({given}) of that size"
         )
     if isinstance(dt_max, bool) or not isinstance(dt_max, float | int | Tensor):
         raise TypeError(f"dt_max: got a {type(dt_max).__name__}, expected a number, or a tensor of one for each sample")

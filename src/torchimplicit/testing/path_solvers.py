@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.status import ConvergenceError, Status
-from torchimplicit.ode import PID, Checkpointed, Direct, PathSolver
+from torchimplicit.ode import Checkpointed, Direct, Fixed, PathSolver
 from torchimplicit.path.solver import AdaptiveSolver
 from torchimplicit.testing.paths import GROWTH, PathCase
 
 ENDS = torch.tensor([0.0, 2.0], dtype=torch.float64)
 INSIDE = torch.tensor([0.3, 0.62, 0.85], dtype=torch.float64)
-HELD = PID(smallest=0.9999999, largest=1.0000001)
 FLOOR = 1e-11  # an error from which on rounding counts
 
 
@@ -54,8 +53,8 @@ def of_step(solver: PathSolver, h: float) -> PathSolver:
     """The solver with steps of one size."""
     if not isinstance(solver, AdaptiveSolver):
         return replace(solver, dt=h)
-    solved = {"stage_tol": 1e-20, "newton_steps": 50} if hasattr(solver, "stage_tol") else {}
-    return replace(solver, rtol=1e6, atol=1e6, dt0=h, control=HELD, **solved)
+    stages = {"rtol": 1e-5, "atol": 1e-5, "stage_tol": 1e-9, "newton_steps": 50} if hasattr(solver, "stage_tol") else {}
+    return replace(solver, control=Fixed(h), **stages)
 
 
 def measured_order(solver: PathSolver, case: PathCase = GROWTH, inside: bool = False) -> float:

@@ -182,12 +182,12 @@ def test_the_total_derivative_knows_the_time():
     assert torch.allclose(layer.penalties[0], torch.full((2,), 4.0, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("steps", ["per-sample", "joint"])
-def test_penalties_do_not_steer(steps):
+@pytest.mark.parametrize("stepping", ["per-sample", "joint"])
+def test_penalties_do_not_steer(stepping):
     field, y = network(), double(5, 2)
-    plain = ti.nn.NeuralODE(field, autonomous=True, steps=steps)
+    plain = ti.nn.NeuralODE(field, autonomous=True, stepping=stepping)
     expected = plain(y)
-    watched = ti.nn.NeuralODE(field, autonomous=True, steps=steps, penalties=PENALTIES)
+    watched = ti.nn.NeuralODE(field, autonomous=True, stepping=stepping, penalties=PENALTIES)
     assert torch.allclose(watched(y), expected, rtol=1e-12)
     assert torch.equal(watched.report.steps, plain.report.steps)
     tight = ti.Tsit5(rtol=torch.tensor([1e-9, 1e-9], dtype=torch.float64))
@@ -230,7 +230,7 @@ def test_batch_norm_is_warned_of():
     text = r"NeuralODE: the field's '1' is a BatchNorm1d.*paths then depend on each other. Try GroupNorm"
     with pytest.warns(UserWarning, match=text):
         ti.nn.NeuralODE(net, autonomous=True)
-    ti.nn.NeuralODE(net, autonomous=True, steps="joint")  # there the batch is one system
+    ti.nn.NeuralODE(net, autonomous=True, stepping="joint")  # there the batch is one system
     ti.nn.NeuralODE(net.eval(), autonomous=True)  # an affine map
     bare = nn.BatchNorm1d(2)
     with pytest.warns(UserWarning, match="the field is a BatchNorm1d"):

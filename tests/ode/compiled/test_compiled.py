@@ -42,18 +42,18 @@ def field():
     return Decay()
 
 
-def solve(field, compile, outputs, steps: Any = "per-sample", solver=SOLVER):
+def solve(field, compile, outputs, stepping: Any = "per-sample", solver=SOLVER):
     y0 = torch.linspace(0.5, 1.5, 6, dtype=torch.float64).view(3, 2).requires_grad_()
     drive = torch.tensor([[1.0], [2.0], [6.0]], dtype=torch.float64, requires_grad=True)
     ts = torch.linspace(0, 2, outputs, dtype=torch.float64)
-    solution: Any = ti.odeint(field, y0, ts, drive, solver=solver, steps=steps, compile=compile)
+    solution: Any = ti.odeint(field, y0, ts, drive, solver=solver, stepping=stepping, compile=compile)
     weight = torch.linspace(1, 2, solution.value.numel(), dtype=torch.float64).view_as(solution.value)
     return solution, torch.autograd.grad((weight * solution.value).sum(), (y0, drive, field.rate))
 
 
-@pytest.mark.parametrize(("outputs", "steps"), [(2, "per-sample"), (5, "per-sample"), (2, "joint")])
-def test_values_gradients_and_counts_are_those_of_plain_steps(field, outputs, steps):
-    compare(field, outputs, steps)
+@pytest.mark.parametrize(("outputs", "stepping"), [(2, "per-sample"), (5, "per-sample"), (2, "joint")])
+def test_values_gradients_and_counts_are_those_of_plain_steps(field, outputs, stepping):
+    compare(field, outputs, stepping)
 
 
 @pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler, which torch.compile needs")
@@ -62,9 +62,9 @@ def test_machine_code_agrees(monkeypatch):
     compare(Decay(), 2, "per-sample")
 
 
-def compare(field, outputs, steps):
-    plain, plain_grads = solve(field, False, outputs, steps)
-    fused, fused_grads = solve(field, True, outputs, steps)
+def compare(field, outputs, stepping):
+    plain, plain_grads = solve(field, False, outputs, stepping)
+    fused, fused_grads = solve(field, True, outputs, stepping)
     assert torch.allclose(fused.value, plain.value, rtol=0, atol=1e-11)
     for got, expected in zip(fused_grads, plain_grads, strict=True):
         assert torch.allclose(got, expected, rtol=1e-10, atol=1e-11)

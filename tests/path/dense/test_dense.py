@@ -126,8 +126,8 @@ def test_nested_complex_and_joint():
     def field(t, y, w):
         return {"z": 1j * w * y["z"], "s": -y["s"]}
 
-    for steps in ("per-sample", "joint"):
-        path = ti.odeint(field, start, double(0.0, 1.0), w, solver=TIGHT, steps=steps, dense=True).path
+    for stepping in ("per-sample", "joint"):
+        path = ti.odeint(field, start, double(0.0, 1.0), w, solver=TIGHT, stepping=stepping, dense=True).path
         found = path(double(0.25, 0.75))
         assert found["z"].shape == (2, 2, 3)
         assert found["s"].shape == (2, 2, 1, 2)

@@ -269,7 +269,7 @@ def test_nested_states_and_joint_steps():
     assert first.state["z"].shape == (2, 2, 1)
     assert none.state["z"].shape == (0, 2, 1)
     event = Event(lambda t, y, w: y[:, 0].sum(), terminal=False)
-    joint = ti.odeint(swing, START, double(0.0, 3.0), double(1.0)[0], steps="joint", solver=TIGHT, event=event)
+    joint = ti.odeint(swing, START, double(0.0, 3.0), double(1.0)[0], stepping="joint", solver=TIGHT, event=event)
     assert joint.crossings[0].time.shape == (1, 1)
     assert joint.crossings[0].state.shape == (1, 3, 2)
 

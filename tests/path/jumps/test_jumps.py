@@ -311,9 +311,9 @@ def test_joint_steps_nested_and_complex_states():
     ts, jumps = double(0, 1), double(0.25)
     state = {"a": ONE.expand(3, 2), "b": (torch.ones(3, dtype=torch.complex128),)}
     doses = {"a": double(1, 2), "b": (torch.full((1, 3), 2j, dtype=torch.complex128),)}
-    for steps in ("per-sample", "joint"):
+    for stepping in ("per-sample", "joint"):
         solution = ti.odeint(
-            lambda t, y: {"a": -y["a"], "b": (1j * y["b"][0],)}, state, ts, jumps=jumps, doses=doses, steps=steps,
+            lambda t, y: {"a": -y["a"], "b": (1j * y["b"][0],)}, state, ts, jumps=jumps, doses=doses, stepping=stepping,
             solver=FINE,
         )  # fmt: skip
         a, b = solution.value["a"][-1], solution.value["b"][0][-1]

@@ -13,7 +13,7 @@ from torchimplicit.core.status import OnFailure
 from torchimplicit.nn.layer import ImplicitLayer
 from torchimplicit.ode import PathAdjoint, PathReport, PathSolver, odeint
 
-Steps = Literal["per-sample", "joint"]
+Stepping = Literal["per-sample", "joint"]
 
 
 class PathLayer(ImplicitLayer):
@@ -42,13 +42,13 @@ class PathLayer(ImplicitLayer):
         args: tuple,
         solver: PathSolver,
         batched_args: Sequence[int] | None,
-        steps: Steps = "per-sample",
+        stepping: Stepping = "per-sample",
     ) -> Any:
         """The states at all times, `(T, B, ...)`; keeps the report, of a walk that failed, too. See `odeint`."""
         options: dict[str, Any] = {
             "solver": solver,
             "adjoint": self.adjoint,
-            "steps": steps,
+            "stepping": stepping,
             "batched_args": batched_args,
         }
         return self.solve(odeint, field, state, ts, *args, **options).value

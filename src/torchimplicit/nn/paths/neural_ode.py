@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from torchimplicit.core.options import require_count
 from torchimplicit.core.status import OnFailure
 from torchimplicit.nn.parts.coupling import warn_of_batch_norm
-from torchimplicit.nn.paths.layer import PathLayer, Steps, check_field, given, keep_times, only_tensor, without_time
+from torchimplicit.nn.paths.layer import PathLayer, Stepping, check_field, given, keep_times, only_tensor, without_time
 from torchimplicit.nn.paths.penalties import Moment, PathPenalty, beside, check_penalties, draw_probe, noise_of
 from torchimplicit.ode import Checkpointed, Euler, PathAdjoint, Tsit5
 from torchimplicit.path.options import check_options
@@ -40,7 +40,7 @@ class NeuralODE(PathLayer):
         penalties: of the path, `(KineticEnergy(), JacobianFrobenius(), TaylorDerivative(order=3))` for example; their
             integrals are found in `penalties` after every call, to be added to a loss. They are solved along with the
             path and do not steer its steps: these are the same as without.
-        steps: see `odeint`.
+        stepping: see `odeint`.
         batched_args: positions of those inputs beside the state that carry the batch in dimension 0, so that a large
             batch goes on without the samples that have arrived; None for `()` where there are no such inputs.
         on_failure: "warn" (default), "raise" or "ignore" samples that do not reach the end.
@@ -69,22 +69,22 @@ class NeuralODE(PathLayer):
         autonomous: bool = False,
         output: Literal["last", "all"] = "last",
         penalties: Sequence[PathPenalty] = (),
-        steps: Steps = "per-sample",
+        stepping: Stepping = "per-sample",
         batched_args: Sequence[int] | None = None,
         on_failure: OnFailure = "warn",
     ):
         """Keeps the field and the options; solves nothing."""
         super().__init__()
-        check_options(solver, adjoint, steps, on_failure)
+        check_options(solver, adjoint, stepping, on_failure)
         name = type(self).__name__
         check_field(name, field, autonomous)
-        if steps == "per-sample":  # else the batch is one system
+        if stepping == "per-sample":  # else the batch is one system
             warn_of_batch_norm(name, "field", field, "paths")
         if output not in ("last", "all"):
             raise ValueError(f"{name}(output={output!r}): expected 'last' or 'all'")
         self.field, self.autonomous = field, autonomous
         self.solver, self.adjoint = solver, adjoint
-        self.steps: Steps = steps
+        self.stepping: Stepping = stepping
         self.output, self.batched_args = output, batched_args
         self.on_failure: OnFailure = on_failure
         self.wanted = check_penalties(name, penalties)
@@ -121,10 +121,10 @@ class NeuralODE(PathLayer):
             costs = first.new_zeros(len(first), len(self.wanted), dtype=first.dtype.to_real())
             field = partial(_with_penalties, self.field, self.autonomous, self.wanted)
             state, more = (y0, costs), (probe, *args)
-            solver = beside(solver, state, y0, 1 if self.steps == "per-sample" else 0)
+            solver = beside(solver, state, y0, 1 if self.stepping == "per-sample" else 0)
             batched = None if batched is None else (*([0] if probe is not None else []), *(i + 1 for i in batched))
-        batched = None if self.steps == "joint" else batched
-        value = self.walk(field, state, self.ts if ts is None else ts, more, solver, batched, self.steps)
+        batched = None if self.stepping == "joint" else batched
+        value = self.walk(field, state, self.ts if ts is None else ts, more, solver, batched, self.stepping)
         if self.wanted:
             value, costs = value
             self.penalties = costs[-1].unbind(1)

@@ -164,7 +164,7 @@ def back(
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
     solver = adjoint.solver or call.solver
     own = None
-    if isinstance(solver, AdaptiveSolver) and not adjoint.seminorm:
+    if isinstance(solver, AdaptiveSolver) and solver.adapts and not adjoint.seminorm:
         own = _least(solver.rtol), _least(solver.atol)
     with call.bind(ts, leaves) as field, torch.no_grad():
         integral = Integral(field, wanted, size, solver.order, own) if wanted else None

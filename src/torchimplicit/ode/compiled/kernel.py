@@ -248,6 +248,7 @@ def find_kernel(solver: PathSolver, bare: Bare | None, joint: bool, dense: bool)
     assert isinstance(solver, AdaptiveSolver)
     assert isinstance(solver.rtol, float)
     assert isinstance(solver.atol, float)
+    assert isinstance(solver.control, PID)
     tableau: Tableau = solver.tableau  # type: ignore[attr-defined]
     shape = tuple(bare.shape) if joint else tuple(bare.shape[1:])
     plan = Plan(
@@ -262,6 +263,7 @@ def can_compile(solver: PathSolver) -> bool:
     return (
         isinstance(solver, AdaptiveSolver)
         and isinstance(getattr(solver, "tableau", None), Tableau)
+        and isinstance(solver.control, PID)
         and not solver.control.remembers
         and isinstance(solver.rtol, float)
         and isinstance(solver.atol, float)

@@ -61,13 +61,15 @@ def implicit_step(
             fast.append(size * quick(times[i], end))
     rows = slow if quick is None else [a + b for a, b in zip(slow, fast, strict=True)]
     end = end if tableau.stiffly_accurate else _combine(y, tableau.b, rows)
-    error = None
+    error = failed = None
     if derivatives is None:
         end, error = keeper.judge(end, _combine(torch.zeros_like(y), tableau.e or (), rows), tableau.damps)
+        failed = keeper.failed
     last = None
     if tableau.stiffly_accurate:  # a slope of zero where nothing moves: nobody looks at it
         last = rows[-1] / torch.where(size == 0, 1.0, size)
-    return Stepped(end, error, last, interpolant(known, Rows(rows), rows[0], field, span, size, y, end, last))
+    inside = interpolant(known, Rows(rows), rows[0], field, span, size, y, end, last)
+    return Stepped(end, error, last, inside, failed)
 
 
 def _combine(y: Tensor, row: Row, increments: Sequence[Tensor]) -> Tensor:

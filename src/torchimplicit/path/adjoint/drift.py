@@ -13,7 +13,7 @@ from torchimplicit.core.status import Status
 from torchimplicit.path.call import PathCall
 from torchimplicit.path.record import Phase
 from torchimplicit.path.report import WALKS_BACK, PathReport
-from torchimplicit.path.solver import AdaptiveSolver, PathSolver
+from torchimplicit.path.solver import PathSolver
 from torchimplicit.path.stepsize import Tolerance
 
 LIMIT = 10.0  # tolerances; beyond it the gradient tends to be further from the exact one than that, too
@@ -69,7 +69,7 @@ class DriftReport(BackwardReport):
 
 def looser(there: PathSolver, back: PathSolver, like: Tensor) -> tuple[Tensor, Tensor]:
     """What drifts are held against, `(rtol, atol)`: a walk back cannot meet states better than they are known."""
-    solvers = [solver for solver in (there, back) if isinstance(solver, AdaptiveSolver)]
+    solvers = [solver for solver in (there, back) if solver.adapts]
     if len(solvers) < 2:
         return like.new_tensor(FIXED), like.new_tensor(FIXED)
     rtols, atols = (

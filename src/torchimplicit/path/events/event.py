@@ -37,8 +37,8 @@ class Event:
 
     Args:
         condition: `condition(t, y, *args) -> (B,)`, a real number per sample, of the arguments that `f` gets; one
-            number, of shape `()`, with `steps="joint"`. Tensors that shall get a gradient are arguments, or parameters
-            of the condition where that is an `nn.Module`.
+            number, of shape `()`, with `stepping="joint"`. Tensors that shall get a gradient are arguments, or
+            parameters of the condition where that is an `nn.Module`.
         direction: 1 for crossings from below zero to above, -1 from above to below, 0 for both; as the path is walked,
             whichever way time runs.
         terminal: whether the walk of a sample ends there. Where it does not, every crossing is in
@@ -130,7 +130,9 @@ class Trigger(Dynamics):
                 "changes at the event; try y[:, 0] - threshold in place of y[:, 0] > threshold"
             )
         if value.shape != shape:
-            hint = "try flatten()" if self.batch_dims else 'the batch has one clock: try amin(), or steps="per-sample"'
+            hint = (
+                "try flatten()" if self.batch_dims else 'the batch has one clock: try amin(), or stepping="per-sample"'
+            )
             raise ValueError(
                 f"{name} returned shape {tuple(value.shape)}, expected {shape}, one number "
                 f"{'per sample' if self.batch_dims else 'in all'}; {hint}"
