@@ -28,8 +28,8 @@ class Boastful(Ralston):
 
 @dataclass(frozen=True, kw_only=True)
 class Mixing(Ralston):
-    def stepper(self, like):
-        step = super().stepper(like)
+    def stepper(self, like, graph):
+        step = super().stepper(like, graph)
 
         def mixing(field, span, y, slope):
             stepped = step(field, span, y, slope)

@@ -91,19 +91,20 @@ class SteadyState(Solver):
     def step(self, problem: Residual, state: FlowState) -> FlowState:
         """One step along the flow; a sample whose error was too large stays, with a smaller step."""
         with torch.no_grad():
-            done = self._walk(problem, state, state.h)
+            done = self._walk(problem, state, state.h, graph=False)
             ratio = self._ratio(state.z, done, problem.eps).nan_to_num(torch.inf, torch.inf)
             assert isinstance(self.solver.control, PID)
             h = state.h * self.solver.control.factor(ratio, None, self.solver.order)
             moves = (ratio <= 1).unsqueeze(1)
         if torch.is_grad_enabled():  # the same step again, where it is to be differentiated
-            done = self._walk(problem, state, torch.where(ratio <= 1, state.h, 0.0))
+            done = self._walk(problem, state, torch.where(ratio <= 1, state.h, 0.0), graph=True)
         z = torch.where(moves, done.y, state.z)
         residual = problem(z) if done.slope is None else torch.where(moves, -done.slope, state.residual)
         return FlowState(z, residual, h)
 
-    def _walk(self, problem: Residual, state: FlowState, h: Tensor) -> Stepped:
-        return self.solver.stepper(state.z)(_flow(problem), Span(torch.zeros_like(h), h, h), state.z, -state.residual)
+    def _walk(self, problem: Residual, state: FlowState, h: Tensor, graph: bool) -> Stepped:
+        step, span = self.solver.stepper(state.z, graph), Span(torch.zeros_like(h), h, h)
+        return step(_flow(problem), span, state.z, -state.residual)
 
     def _ratio(self, z: Tensor, done: Stepped, eps: float) -> Tensor:
         """The error of a step over what it may be, `(B,)`; `eps` is the rounding of slopes, which is no error."""

@@ -49,9 +49,9 @@ class SymplecticSolver(FixedSolver):
                 "a tensor (B, 2 d) whose halves they are; try y0 = (q, p), and f(t, y) that returns the slopes of both"
             )
 
-    def stepper(self, like: Tensor) -> Stepper:
+    def stepper(self, like: Tensor, graph: bool) -> Stepper:
         """See `PathSolver.stepper`."""
-        checked = torch.is_grad_enabled()  # a path that is made again has been checked
+        checked = graph  # a path that is made again has been checked
 
         def step(field: Field, span: Span, y: Tensor, slope: Tensor | None) -> Stepped:
             nonlocal checked

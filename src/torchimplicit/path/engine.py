@@ -63,8 +63,7 @@ class Engine:
     def backward(self, leg: Leg, flow: Tensor) -> tuple[Tensor, Gradients]:
         """The gradients of the states before a phase, from that after it, `(B, n)`, and of the leaves."""
         totals: Gradients = [None] * len(leg.wanted)
-        with torch.enable_grad():
-            stepper = leg.solver.stepper(flow)
+        stepper = leg.solver.stepper(flow, graph=True)
         for step, outputs, y in leg.retrace():
             with torch.enable_grad():
                 leaf = y.detach().requires_grad_()

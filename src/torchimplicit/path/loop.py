@@ -59,7 +59,7 @@ class Walk:
         self.watch, self.observer, self.largest = watch, observer, largest
         self.solver, self.field, self.who, self.values, self.phase, self.rows = solver, field, who, values, phase, rows
         self.limit, self.narrow, self.attempts, self.few = limit, narrow, 0, False
-        self.step = solver.stepper(who.y)
+        self.step = solver.stepper(who.y, graph=False)
         self.end, self.eps = who.ts[-1], torch.finfo(who.t.dtype).eps
         self.lands = solver.lands
         self.control = self.dt = None

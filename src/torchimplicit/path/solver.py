@@ -56,10 +56,13 @@ class PathSolver:
     def check(self, layout: Layout) -> None:
         """Refuses states that the method cannot take, with a `ValueError`; most take any."""
 
-    def stepper(self, like: Tensor) -> Stepper:
-        """A function that makes a step; where no graph is recorded it keeps buffers for states like this one.
+    def stepper(self, like: Tensor, graph: bool) -> Stepper:
+        """A function that makes a step: of the field, the `Span`, the states `(B, n)` and the slopes there, or None.
 
-        It takes the field, the `Span` of the step, the states `(B, n)` at its start and the slopes there, or None.
+        Args:
+            like: states like those that it will be asked for.
+            graph: whether steps, known to be good, are recorded for a gradient. Else it may write over what the step
+                before has found within, and must estimate the error where the method does.
         """
         raise NotImplementedError
 

@@ -14,7 +14,7 @@ from torchimplicit.core import transforms
 from torchimplicit.core.options import require
 from torchimplicit.core.status import Status
 from torchimplicit.ode.adjoint.augmented import for_pairs
-from torchimplicit.ode.explicit.step import choose_stages, explicit_step
+from torchimplicit.ode.explicit.step import explicit_step, stages_of
 from torchimplicit.ode.explicit.tableau import Tableau
 from torchimplicit.path.adjoint.base import PathAdjoint
 from torchimplicit.path.adjoint.checkpointed import CheckpointedWalk
@@ -97,13 +97,14 @@ class Coupled(PathSolver):
     tableau: ClassVar[Tableau]
     coupling: float
 
-    def stepper(self, like: Tensor) -> Stepper:
+    def stepper(self, like: Tensor, graph: bool) -> Stepper:
         """See `PathSolver.stepper`."""
-        estimate, plain = _increments(self.tableau, like), _increments(without_last(self.tableau), like)
+        plain = _increments(without_last(self.tableau), like, graph)
+        first = plain if graph else _increments(self.tableau, like, graph)  # which estimates the error
 
         def step(field: Field, span: Span, pair: Tensor, _: Tensor | None) -> Stepped:
             y, z = pair.chunk(2, dim=1)
-            there, error = (plain if torch.is_grad_enabled() else estimate)(field, span, z)
+            there, error = first(field, span, z)
             pull = torch.where(span.h == 0, 1.0, self.coupling).to(y.dtype).unsqueeze(1)  # who stands still, stays
             y = torch.lerp(z, y, pull) + there
             z = z - plain(field, span.back(), y)[0]
@@ -114,7 +115,7 @@ class Coupled(PathSolver):
 
     def undoer(self, like: Tensor) -> Undoer:
         """See `PathSolver.undoer`."""
-        plain = _increments(without_last(self.tableau), like)
+        plain = _increments(without_last(self.tableau), like, graph=False)
 
         def undo(field: Field, span: Span, pair: Tensor) -> Tensor:
             y, z = pair.chunk(2, dim=1)
@@ -157,14 +158,12 @@ def without_last(tableau: Tableau) -> Tableau:
     return Tableau(tableau.c[:stages], tableau.a[:stages], tableau.b[:stages])
 
 
-def _increments(tableau: Tableau, like: Tensor) -> Callable[..., tuple[Tensor, Tensor | None]]:
+def _increments(tableau: Tableau, like: Tensor, graph: bool) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """What a step adds to states `(B, n)`, and the estimate of its error; `like` is a pair."""
-    half, graph = like.chunk(2, dim=1)[0], torch.is_grad_enabled()
-    kept = choose_stages(tableau, half)
+    stages = stages_of(tableau, like.chunk(2, dim=1)[0], graph)
 
     def increment(field: Field, span: Span, y: Tensor) -> tuple[Tensor, Tensor | None]:
-        stages = choose_stages(tableau, half) if graph else kept
-        done = explicit_step(tableau, field, span, y, None, stages)
+        done = explicit_step(tableau, field, span, y, None, stages())
         return done.y - y, done.error
 
     return increment

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.ode.explicit.dopri8_tableau import DOPRI8, DOPRI8_INSIDE, THIRD
-from torchimplicit.ode.explicit.step import Stages, choose_stages, explicit_step
+from torchimplicit.ode.explicit.step import Stages, explicit_step, stages_of
 from torchimplicit.ode.explicit.tableau import weights
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.interpolant import PolynomialInterpolant
@@ -35,15 +35,15 @@ class Dopri8(AdaptiveSolver):
 
     order: ClassVar[int] = 8
 
-    def stepper(self, like: Tensor) -> Stepper:
+    def stepper(self, like: Tensor, graph: bool) -> Stepper:
         """See `PathSolver.stepper`."""
-        stages, graph = choose_stages(DOPRI8, like), torch.is_grad_enabled()
+        stages = stages_of(DOPRI8, like, graph)
         tolerance = Tolerance(self.rtol, self.atol, like)
         third, matrix = like.new_tensor(THIRD), weights(DOPRI8_INSIDE, like.dtype, like.device).interpolant
         assert matrix is not None
 
         def step(field: Field, span: Span, y: Tensor, slope: Tensor | None) -> Stepped:
-            into = choose_stages(DOPRI8, like) if graph else stages
+            into = stages()
             done = explicit_step(DOPRI8, field, span, y, slope, into)
             size = span.h.to(y.dtype).unsqueeze(1)
             inside = PolynomialInterpolant(matrix, LateStages(into, field, span, size, y), size, y, done.y)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from torchimplicit.ode.explicit import tableau as tableaus
-from torchimplicit.ode.explicit.step import choose_stages, explicit_step
+from torchimplicit.ode.explicit.step import explicit_step, stages_of
 from torchimplicit.ode.explicit.tableau import Tableau
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.solver import AdaptiveSolver, FixedSolver, PathSolver, Stepper
@@ -25,14 +24,12 @@ class ExplicitRK(PathSolver):
 
     tableau: ClassVar[Tableau]
 
-    def stepper(self, like: Tensor) -> Stepper:
+    def stepper(self, like: Tensor, graph: bool) -> Stepper:
         """See `PathSolver.stepper`."""
-        stages = choose_stages(self.tableau, like)
-        graph = torch.is_grad_enabled()
+        stages = stages_of(self.tableau, like, graph)
 
         def step(field: Field, span: Span, y: Tensor, slope: Tensor | None) -> Stepped:
-            into = choose_stages(self.tableau, like) if graph else stages
-            return explicit_step(self.tableau, field, span, y, slope, into)
+            return explicit_step(self.tableau, field, span, y, slope, stages())
 
         return step
 

@@ -171,6 +171,9 @@ def _put_last(stages: Stages, rate: Callable, t: Tensor, end: Tensor, h: Tensor)
     stages.put(len(stages.known.c) - 1, rate(t, end), h)
 
 
-def choose_stages(tableau: Tableau, like: Tensor) -> Stages:
-    """Where to keep a step's increments: in place, unless a graph is recorded."""
-    return GraphStages(tableau, like) if torch.is_grad_enabled() else Stages(tableau, like)
+def stages_of(tableau: Tableau, like: Tensor, graph: bool) -> Callable[[], Stages]:
+    """Gives where to keep a step's increments: always the same in place, or new tensors where a graph is recorded."""
+    if graph:
+        return partial(GraphStages, tableau, like)
+    kept = Stages(tableau, like)
+    return lambda: kept

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from torchimplicit.core.options import require, require_count
@@ -63,10 +62,10 @@ class StiffSolver(AdaptiveSolver):
         require_count(self, "newton_steps", least=2)
         require_count(self, "derivatives")
 
-    def stepper(self, like: Tensor) -> Stepper:
+    def stepper(self, like: Tensor, graph: bool) -> Stepper:
         """See `PathSolver.stepper`."""
         keeper = Keeper(self.tableau.gamma, Tolerance(self.rtol, self.atol, like), self.stage_tol, self.newton_steps)
-        derivatives = self.derivatives if torch.is_grad_enabled() else None
+        derivatives = self.derivatives if graph else None
 
         def step(field: Field, span: Span, y: Tensor, slope: Tensor | None) -> Stepped:
             return implicit_step(self.tableau, field, span, y, slope, keeper, derivatives)
@@ -116,9 +115,9 @@ class KenCarp4(StiffSolver):
     order: ClassVar[int] = 4
     tableau: ClassVar[StiffTableau] = tableaus.KENCARP4
 
-    def stepper(self, like: Tensor) -> Stepper:
+    def stepper(self, like: Tensor, graph: bool) -> Stepper:
         """See `PathSolver.stepper`."""
-        step = super().stepper(like)
+        step = super().stepper(like, graph)
 
         def checked(field: Field, span: Span, y: Tensor, slope: Tensor | None) -> Stepped:
             if field.parts is None:

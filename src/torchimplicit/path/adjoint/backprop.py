@@ -111,7 +111,7 @@ def _retraced(
     def advance(step: Step, y: Tensor) -> Tensor:
         nonlocal again
         with torch.no_grad():
-            again = solver.stepper(like) if again is None else again
+            again = solver.stepper(like, graph=False) if again is None else again
             return _moved(step, y, again(field, Span.of(step.start, step.stop), y, None).y)
 
     def retreat(step: Step, y: Tensor) -> Tensor:

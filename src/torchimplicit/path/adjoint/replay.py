@@ -34,7 +34,7 @@ class Remade(NamedTuple):
 
 def remake(call: PathCall, field: Field, starts: Tensor, stops: Tensor, y: Tensor, ts: Tensor) -> Iterator[Remade]:
     """All steps again, in one graph; arguments as those of `whole`."""
-    stepper = call.solver.stepper(y)
+    stepper = call.solver.stepper(y, graph=True)
     for before, after in zip(starts.unbind(), stops.unbind(), strict=True):
         span = Span.of(tied(before, ts), tied(after, ts))
         done = stepper(field, span, y, None)

@@ -233,11 +233,11 @@ def _look(
         rows, y = phase.rows, y0
         own = times if rows is None else times[:, rows]
         with call.bind(own, call.dynamics.take(tensors, rows), rows, len(ts) - 1) as field:
-            stepper = call.solver.stepper(phase.states[0])
+            stepper = call.solver.stepper(phase.states[0], graph=False)
             for number, kept in phase.forwards(sorted(outputs)):
                 y = y if kept is None else kept
                 if call.solver.remembers:  # of this step alone, whatever else is looked at
-                    stepper = call.solver.stepper(y)
+                    stepper = call.solver.stepper(y, graph=False)
                 within = outputs.get(number)
                 y, found = make_step(stepper, field, phase.steps[number], y, own, query, within)
                 if within is not None and found is not None:
