@@ -22,7 +22,7 @@ from torchimplicit.optim.cone.sound import DERIVATIVES
 from torchimplicit.optim.control.solution import PLANS
 from torchimplicit.optim.projection.verdict import PROJECTIONS
 from torchimplicit.optim.quadprog.report import PROGRAMS
-from torchimplicit.path.report import PATHS, WALKS_BACK
+from torchimplicit.path.report import BACKWARD_SOLVES, PATHS
 from torchimplicit.solve.report import POINTS
 
 FAMILIES = {
@@ -30,7 +30,7 @@ FAMILIES = {
     "linear": LINEAR,
     "unrolled": UNROLLED,
     "paths": PATHS,
-    "walks back": WALKS_BACK,
+    "walks back": BACKWARD_SOLVES,
     "programs": PROGRAMS,
     "cones": CONES,
     "derivatives of cones": DERIVATIVES,

@@ -225,7 +225,7 @@ def second_derivative(remedy):
     assert torch.autograd.grad(first, w)[0] == pytest.approx(torch.exp(-w).item(), rel=1e-2)
 
 
-@case("got a symplectic walk back", "Checkpointed()", "Backsolve(solver=RK4(dt=...))")
+@case("got a symplectic backward solve", "Checkpointed()", "Backsolve(solver=RK4(dt=...))")
 def symplectic_back(remedy):
     adjoints = {
         "Checkpointed()": ti.Checkpointed(),

@@ -15,7 +15,7 @@ MUTANTS = [
     ),
     Mutant(
         "path/loop.py", "steps have no largest",
-        "who.h = torch.minimum(who.h, self.largest)", "pass",
+        "state.h = torch.minimum(state.h, self.largest)", "pass",
         "tests/path/test_dt_max.py::test_no_step_is_longer_and_every_sample_has_its_own",
     ),
     Mutant(

@@ -5,8 +5,8 @@ from tests.mutants.mutant import Mutant
 MUTANTS = [
     Mutant(
         "path/loop.py", "steps are accepted at twice the tolerance",
-        "accept = ratio <= 1 if self.all_running else (ratio <= 1) & who.running",
-        "accept = ratio <= 2 if self.all_running else (ratio <= 2) & who.running",
+        "accept = ratio <= 1 if self.all_running else (ratio <= 1) & state.running",
+        "accept = ratio <= 2 if self.all_running else (ratio <= 2) & state.running",
         "tests/path/test_stepsize.py",
     ),
     Mutant(
@@ -21,7 +21,7 @@ MUTANTS = [
     ),
     Mutant(
         "path/loop.py", "steps that are used up count as arrival",
-        "self._stop(self.who.running, Status.MAX_STEPS)", "self._stop(self.who.running, Status.CONVERGED)",
+        "self._stop(self.state.running, Status.MAX_STEPS)", "self._stop(self.state.running, Status.CONVERGED)",
         "tests/ode/test_odeint.py::test_a_limit_of_steps_is_a_status_with_the_path_so_far",
     ),
     Mutant(
@@ -47,7 +47,7 @@ MUTANTS = [
     ),
     Mutant(
         "path/events/watch.py", "the direction is turned round",
-        "who.side * self.directions <= 0", "who.side * self.directions >= 0",
+        "state.side * self.directions <= 0", "state.side * self.directions >= 0",
         "tests/path/events/test_event.py::test_direction",
     ),
     Mutant(
@@ -75,8 +75,8 @@ MUTANTS = [
     ),
     Mutant(
         "path/call.py", "a condition that is no number was not met",
-        "unknown = (who.event < 0) & ~conditions",
-        "unknown = (who.event < -1) & ~conditions",
+        "unknown = (state.event < 0) & ~conditions",
+        "unknown = (state.event < -1) & ~conditions",
         "tests/path/test_quarantine.py::test_a_condition_that_is_not_finite_stays_out_too",
     ),
     Mutant(
@@ -87,7 +87,7 @@ MUTANTS = [
     ),
     Mutant(
         "path/quarantine.py", "samples without a gradient are differentiated",
-        "sick = sick if lost is None else sick | lost",
+        "nonfinite = nonfinite if lost is None else nonfinite | lost",
         "pass",
         "tests/path/test_quarantine.py::test_a_sample_whose_steps_are_not_found_again_gets_no_gradient",
     ),
@@ -105,7 +105,7 @@ MUTANTS = [
     ),
     Mutant(
         "path/events/watch.py", "an event that has just been met fires again",
-        "met = value.abs() <= ROUNDINGS * eps * (moved + self._sway(who, value))",
+        "met = value.abs() <= ROUNDINGS * eps * (moved + self._sway(state, value))",
         "met = value.abs() < 0",
         "tests/path/events/test_bounces.py",
     ),
@@ -117,8 +117,8 @@ MUTANTS = [
     ),
     Mutant(
         "path/events/watch.py", "the probe of an event is of the horizon's size",
-        "h = stop - who.t\n        ahead",
-        "h = who.ts[-1] - who.t\n        ahead",
+        "h = stop - state.t\n        ahead",
+        "h = state.ts[-1] - state.t\n        ahead",
         "tests/path/test_own_time.py::test_an_event_before_a_far_horizon",
     ),
     Mutant(
@@ -129,14 +129,14 @@ MUTANTS = [
     ),
     Mutant(
         "path/span.py", "a rounding leads beyond the last time",
-        "return torch.lerp(self.start, self.stop, part)",
-        "return self.start + part * self.h",
+        "return torch.lerp(self.start, self.stop, theta)",
+        "return self.start + theta * self.h",
         "tests/path/test_span.py",
     ),
     Mutant(
         "path/loop.py", "the smallest step is that of the horizon",
-        "torch.add(self.who.least, self.who.t.abs(), alpha=4 * self.eps)",
-        "torch.add(self.who.least, self.end.abs(), alpha=4 * self.eps)",
+        "torch.add(self.state.least, self.state.t.abs(), alpha=4 * self.eps)",
+        "torch.add(self.state.least, self.end.abs(), alpha=4 * self.eps)",
         "tests/path/test_own_time.py::test_the_time_of_an_event_does_not_depend_on_the_horizon",
     ),
     Mutant(
@@ -171,18 +171,18 @@ MUTANTS = [
     ),
     Mutant(
         "path/events/watch.py", "a crossing where a step ends is met again",
-        "who.side = torch.where(fires & (self.ends == 0), 0.0, who.side)",
+        "state.side = torch.where(fires & (self.ends == 0), 0.0, state.side)",
         "pass",
         "tests/path/events/test_crossings.py::test_a_crossing_where_a_step_ends_is_one",
     ),
     Mutant(
-        "path/dense/follow.py", "crossings of sick samples carry gradients",
-        "met.append(Met(torch.where(which, one.t, two.t), torch.where(sick, one.y, two.y)))",
+        "path/dense/result.py", "crossings of sick samples carry gradients",
+        "met.append(Met(torch.where(which, one.t, two.t), torch.where(nonfinite, one.y, two.y)))",
         "met.append(two)",
         "tests/path/events/test_crossings.py::test_a_sick_sample_stays_out",
     ),
     Mutant(
-        "path/dense/follow.py", "events require grad whether anything does or not",
+        "path/dense/result.py", "events require grad whether anything does or not",
         "if transforms.differentiating((y0, ts, *tensors, *event_tensors)):",
         "if torch.is_grad_enabled():",
         "tests/path/events/test_event.py::test_what_requires_no_grad_gives_none",
@@ -195,13 +195,13 @@ MUTANTS = [
     ),
     Mutant(
         "path/loop.py", "a path goes on beyond its event",
-        "who.y = torch.where(halt.fires.unsqueeze(1), halt.y, y)",
+        "state.y = torch.where(halt.fires.unsqueeze(1), halt.y, y)",
         "pass",
         "tests/path/events/test_event.py::test_a_ball_meets_the_ground",
     ),
     Mutant(
         "path/loop.py", "rejected steps are taken",
-        "y = torch.where(moved, y, who.y)",
+        "y = torch.where(moved, y, state.y)",
         "pass",
         "tests/ode/test_odeint.py::test_a_sample_does_not_see_its_mates",
     ),
@@ -252,7 +252,7 @@ MUTANTS = [
     ),
     Mutant(
         "path/gate.py", "stand-ins get the sick sample's cotangent",
-        "grad = torch.where(sick.unsqueeze(1), 0, grad)", "pass",
+        "grad = torch.where(nonfinite.unsqueeze(1), 0, grad)", "pass",
         "tests/path/test_gate.py",
     ),
 ]  # fmt: skip

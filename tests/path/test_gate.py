@@ -51,7 +51,7 @@ def test_the_failure_is_raised_by_default_and_nothing_is_left_of_it():
     y0, w, scale = leaves([0, 1, 2])
     solution = ti.odeint(swirl, y0, TIMES, w, scale)
     factor = double(1.0, math.nan, 1.0)[:, None]
-    with pytest.raises(ti.ConvergenceError, match="backward walk: 1 of 3 samples cannot trust their gradient"):
+    with pytest.raises(ti.ConvergenceError, match="backward solve: 1 of 3 samples cannot trust their gradient"):
         torch.autograd.grad((factor * solution.value).sum(), w, retain_graph=True)
     (found,) = torch.autograd.grad(solution.value.sum(), w)
     assert found.isfinite()

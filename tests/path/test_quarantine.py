@@ -187,7 +187,7 @@ def test_a_sample_whose_steps_became_too_small_keeps_its_gradient_under_an_expli
 def test_fixed_steps_that_meet_nan(solver, options, since):
     """There is no smaller step to try: the sample stops before the step, and the others are as without it."""
     if "adjoint" in options and hasattr(solver, "substeps"):
-        with pytest.raises(ValueError, match=r"got a symplectic walk back.*Backsolve\(solver=RK4"):
+        with pytest.raises(ValueError, match=r"got a symplectic backward solve.*Backsolve\(solver=RK4"):
             ti.odeint(lambda t, y: -y, START, TIMES, solver=solver, **options)
         options = {"adjoint": ti.Backsolve(solver=ti.RK4(dt=0.1))}
 

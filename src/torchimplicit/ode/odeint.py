@@ -57,7 +57,7 @@ def odeint(
         *args: further arguments of `f`, nested; tensors and modules among them are differentiated.
         solver: `Tsit5()`, `Dopri5()`, `RK4(dt=...)`, ... with its tolerances.
         adjoint: `Checkpointed()`, `Direct()`, ...
-        stepping: "per-sample" gives each sample step sizes of its own, so that no answer depends on its batch mates;
+        stepping: "per-sample" gives each sample step sizes of its own, so that no answer depends on other samples;
             "joint" one step size for all, as if the batch were one system: cheaper where samples are alike.
         batched_args: positions of those `args` that carry the batch in dimension 0, the others being the same for every
             sample; `()` for none. Lets the solve go on without the samples that have arrived, once half of a large
@@ -65,9 +65,9 @@ def odeint(
             ones, whose Jacobians are then renewed, within their tolerance.
         on_failure: "raise", "warn" or "ignore" samples that do not reach the last time, forward and backward. Their
             outputs beyond the time reached hold the last state.
-        event: ends the walk of every sample where its condition changes sign: outputs at later times hold the event's
+        event: ends the solve of every sample where its condition changes sign: outputs at later times hold the event's
             state, `solution.event_time` and `solution.event_state` tell of it. One that never fires is no failure. Of
-            several, the first to fire ends the walk; `solution.event_index` says which, `solution.crossings` where
+            several, the first to fire ends the solve; `solution.event_index` says which, `solution.crossings` where
             each was met, those that are not `terminal` included.
         dense: give `solution.path`, the path as a function of time.
         compile: True makes steps by `torch.compile`, several a call: up to ten times faster where the state is small or
@@ -77,11 +77,11 @@ def odeint(
             compiled once, and once more, at the same price, for a second batch size and for every new value of an
             attribute that it reads. "auto" begins to once 20 seconds were spent on an `f` and a small state, and goes
             on without where it cannot.
-        callback: `callback(t, y, moved)`, called after every step of the forward walk in which some sample has moved:
+        callback: `callback(t, y, moved)`, called after every step of the forward solve in which some sample has moved:
             times `(B,)` and states like `y0`, copies without a gradient, and which samples moved, bool `(B,)`; `()` for
             times with `stepping="joint"`. For progress, logs and plots: what it returns, or writes into, changes
             nothing, and it is not called in the backward pass. An exception ends the solve and comes out of it; to end
-            a sample's walk and keep its path, use an `event`.
+            a sample's solve and keep its path, use an `event`.
         dt_max: the largest step, in the unit of the times: a number, or `(B,)` for every sample's own; None for any.
             For what is shorter than steps that the tolerance allows: a pulse within one is seen by none of its stages,
             and stepped over without a sign. Adaptive solvers.

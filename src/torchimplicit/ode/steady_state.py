@@ -50,7 +50,7 @@ class SteadyState(Solver):
     ODEs, 2021.
 
     Args:
-        solver: how to walk: an adaptive path solver with its tolerances, `dt0` and `control`; its `max_steps` and
+        solver: how to integrate: an adaptive path solver with its tolerances, `dt0` and `control`; its `max_steps` and
             `dt_min` play no part.
         rtol: see `Solver`; of the rate.
         atol: see `Solver`.
@@ -91,18 +91,18 @@ class SteadyState(Solver):
     def step(self, problem: Residual, state: FlowState) -> FlowState:
         """One step along the flow; a sample whose error was too large stays, with a smaller step."""
         with torch.no_grad():
-            done = self._walk(problem, state, state.h, graph=False)
+            done = self._stepped(problem, state, state.h, graph=False)
             ratio = self._ratio(state.z, done, problem.eps).nan_to_num(torch.inf, torch.inf)
             assert isinstance(self.solver.control, PID)
             h = state.h * self.solver.control.factor(ratio, None, self.solver.order)
             moves = (ratio <= 1).unsqueeze(1)
         if torch.is_grad_enabled():  # the same step again, where it is to be differentiated
-            done = self._walk(problem, state, torch.where(ratio <= 1, state.h, 0.0), graph=True)
+            done = self._stepped(problem, state, torch.where(ratio <= 1, state.h, 0.0), graph=True)
         z = torch.where(moves, done.y, state.z)
         residual = problem(z) if done.slope is None else torch.where(moves, -done.slope, state.residual)
         return FlowState(z, residual, h)
 
-    def _walk(self, problem: Residual, state: FlowState, h: Tensor, graph: bool) -> Stepped:
+    def _stepped(self, problem: Residual, state: FlowState, h: Tensor, graph: bool) -> Stepped:
         step, span = self.solver.stepper(state.z, graph), Span(torch.zeros_like(h), h, h)
         return step(_flow(problem), span, state.z, -state.residual)
 

@@ -1,4 +1,4 @@
-"""One call of `odeint`: what to walk, how, and how it went. Adjoints turn it into a differentiable path."""
+"""One call of `odeint`: what to integrate, how, and how it went. Adjoints turn it into a differentiable path."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from torchimplicit.path.observer import Observer
 from torchimplicit.path.record import Outputs, Path, Phase
 from torchimplicit.path.report import PathReport
 from torchimplicit.path.solver import PathSolver
-from torchimplicit.path.state import Traveller
+from torchimplicit.path.state import IntegratorState
 
 
 @dataclass
 class PathRecord(Record):
-    """How the walks of one call went.
+    """How the solves of one call went.
 
     Attributes:
-        path: the walk as it can be made again; taken by whoever keeps it.
+        path: the solve as it can be made again; taken by whoever keeps it.
         reached: the time that each sample reached, as solvers count it, `(B,)`.
-        event: which event ended the walk of each sample, -1 for none, `(B,)`; None without events.
+        event: which event ended the solve of each sample, -1 for none, `(B,)`; None without events.
         met: the crossings of every event.
-        side: the signs of the events' conditions where each walk ended, `(B, E)`; None without events.
+        side: the signs of the events' conditions where each solve ended, `(B, E)`; None without events.
         lost: which samples have a path but no gradient, `(B,)`, for their steps are not found again; None where that is
             none, or was not looked at.
-        stretch: which stretch between jumps the last walk back was of.
+        stretch: which stretch between jumps the last backward solve was of.
     """
 
     report: PathReport | None = None
@@ -64,7 +64,7 @@ class PathRecord(Record):
 
 @dataclass(frozen=True)
 class PathCall(Call):
-    """Dynamics, and the solver to walk along them.
+    """Dynamics, and the solver to integrate them.
 
     Attributes:
         dynamics: the vector field; mapped inside `torch.vmap`.
@@ -73,10 +73,10 @@ class PathCall(Call):
         checkpoints: how many states to keep on the way; 0 keeps none, and no path.
         trigger: the events' conditions; None for no event.
         engine: makes the steps.
-        callback: the user's, told of every step of the forward walk; None for nobody.
+        callback: the user's, told of every step of the forward solve; None for nobody.
         dt_max: the largest step of every sample, `(B,)`; None for any.
         between: whether the field may jump at the first and the last time, and is asked strictly between them.
-        side: the signs of the events' conditions from which the walk comes over a jump, `(B, E)`; None for no jump.
+        side: the signs of the events' conditions from which the solve comes over a jump, `(B, E)`; None for no jump.
     """
 
     dynamics: Dynamics | MappedDynamics
@@ -90,15 +90,15 @@ class PathCall(Call):
     between: bool = False
     side: Tensor | None = None
     record: PathRecord = field(default_factory=PathRecord, kw_only=True)
-    backward_name: ClassVar[str] = "backward walk"
+    backward_name: ClassVar[str] = "backward solve"
 
     def forward(
         self, y0: Tensor, ts: Tensor, tensors: Sequence[Tensor], condition_tensors: Sequence[Tensor] = ()
     ) -> Tensor:
-        """Walks from `y0` `(B, n)` along the times `ts` `(T, B)`; returns the states there, `(T, B, n)`."""
+        """Integrates from `y0` `(B, n)` along the times `ts` `(T, B)`; returns the states there, `(T, B, n)`."""
         with torch.no_grad(), self.noting_writes(tensors):
             values, slope = self.engine.forward(
-                partial(self._walk, y0.detach(), ts.detach(), condition_tensors), tensors
+                partial(self._solve, y0.detach(), ts.detach(), condition_tensors), tensors
             )
         if y0.shape[0] > 1:
             self._check_samples(y0.detach(), ts.detach(), slope, tensors)
@@ -137,15 +137,15 @@ class PathCall(Call):
         if found is not None:
             report.status = Status.COUPLED.where(found, report.status)
 
-    def _walk(
+    def _solve(
         self, y0: Tensor, ts: Tensor, condition_tensors: Sequence[Tensor], engine: Engine, tensors: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor | None]:
-        """The outputs `(T, B, n)` and the slope at the start, `(B, n)`, where the walk began by asking for that."""
+        """The outputs `(T, B, n)` and the slope at the start, `(B, n)`, where the solve began by asking for that."""
         values = y0.new_empty((len(ts), *y0.shape))
         values[0] = y0
-        path, whole = Path() if self.checkpoints else None, Traveller.start(ts, y0)
+        path, whole = Path() if self.checkpoints else None, IntegratorState.start(ts, y0)
         log, whole.side = None if self.trigger is None else Log(len(self.trigger.events), whole.t), self.side
-        slope, nfev = self._walk_phases(engine, whole, values, path, tensors, condition_tensors, log)
+        slope, nfev = self._solve_phases(engine, whole, values, path, tensors, condition_tensors, log)
         self.record.reached = whole.t
         if log is not None:
             self._check_conditions(condition_tensors, whole)
@@ -160,50 +160,50 @@ class PathCall(Call):
             path.held, self.record.path = held, path
         return values, slope
 
-    def _walk_phases(
+    def _solve_phases(
         self,
         engine: Engine,
-        who: Traveller,
+        state: IntegratorState,
         values: Tensor,
         path: Path | None,
         tensors: Sequence[Tensor],
         condition_tensors: Sequence[Tensor],
         log: Log | None,
     ) -> tuple[Tensor | None, int]:
-        """Walks until all have stopped, going on with those alone that do once they are few.
+        """Integrates until all have stopped, going on with those alone that do once they are few.
 
         Returns the slope at the start, where that was asked for, and how many evaluations it took.
         """
         rows, parents, left, nfev, slope = None, [], self.solver.max_steps, 0, None
         audit, observer = self.audit, None
         if self.callback is not None and isinstance(self.dynamics, Dynamics):
-            observer = Observer(self.callback, self.dynamics, who)
+            observer = Observer(self.callback, self.dynamics, state)
         while True:
             phase = None if path is None else Phase(rows, self.checkpoints)
             inputs = self.dynamics.take(tensors, rows)
             with (
-                self.bind(who.ts, inputs, rows, audit=audit and rows is None, keep_buffers=True) as field,
+                self.bind(state.ts, inputs, rows, audit=audit and rows is None, keep_buffers=True) as field,
                 self._watch(condition_tensors, rows, log) as watch,
             ):
                 solver, narrow = self.solver.take(rows), self.dynamics.can_narrow
                 largest = self.dt_max if self.dt_max is None or rows is None else self.dt_max[rows]
-                walk = engine.loop(solver, field, who, values, phase, left, narrow, rows, watch, observer, largest)
+                loop = engine.loop(solver, field, state, values, phase, left, narrow, rows, watch, observer, largest)
                 if rows is None:
-                    walk.begin()
-                    slope = who.slope
-                left -= walk.run()
+                    loop.begin()
+                    slope = state.slope
+                left -= loop.run()
             nfev += field.nfev
             if path is not None and phase is not None and phase.steps:
-                phase.end = who.y if self.solver.has_inverse else None
+                phase.end = state.y if self.solver.has_inverse else None
                 path.phases.append(phase)
-            if not walk.any_running:
+            if not loop.any_running:
                 break
-            some = torch.nonzero(who.running).flatten()
-            parents.append((who, some))
-            who, rows = who.take(some), some if rows is None else rows[some]
+            some = torch.nonzero(state.running).flatten()
+            parents.append((state, some))
+            state, rows = state.take(some), some if rows is None else rows[some]
         for parent, some in reversed(parents):
-            parent.put(some, who)
-            who = parent
+            parent.put(some, state)
+            state = parent
         return slope, nfev
 
     @contextmanager
@@ -216,13 +216,13 @@ class PathCall(Call):
         with self.trigger.bind(some, audit=self.audit and rows is None, rows=rows) as conditions:
             yield Watch(self.trigger, conditions, log, rows)
 
-    def _check_conditions(self, tensors: Sequence[Tensor], who: Traveller) -> None:
+    def _check_conditions(self, tensors: Sequence[Tensor], state: IntegratorState) -> None:
         """Fails the samples of which nobody can say on which side of their events they have ended."""
         assert self.trigger is not None
-        assert who.event is not None
+        assert state.event is not None
         with self.trigger.bind(list(tensors)) as conditions:
-            unknown = (who.event < 0) & ~conditions.of_all(who.t, who.y).isfinite().all(1)
-        who.status = Status.NON_FINITE.where(unknown, who.status)
+            unknown = (state.event < 0) & ~conditions.of_all(state.t, state.y).isfinite().all(1)
+        state.status = Status.NON_FINITE.where(unknown, state.status)
 
     def mapped(self, count: int, dims: Sequence[int | None]) -> PathCall:
         """The same call with a mapped dimension of size `count` folded into the batch."""
@@ -231,11 +231,11 @@ class PathCall(Call):
         return replace(self, dynamics=dynamics, solver=self.solver.mapped(count), dt_max=dt_max)
 
 
-def _hold(who: Traveller, values: Tensor) -> Outputs | None:
+def _hold(state: IntegratorState, values: Tensor) -> Outputs | None:
     """Fills the outputs that were not reached with the last states; says which they are."""
-    late = torch.arange(len(values), device=values.device).unsqueeze(1) >= who.next
+    late = torch.arange(len(values), device=values.device).unsqueeze(1) >= state.next
     if not bool(late.any()):
         return None
     places, samples = torch.nonzero(late, as_tuple=True)
-    values[places, samples] = who.y[samples]
+    values[places, samples] = state.y[samples]
     return Outputs(samples, places)

@@ -1,4 +1,4 @@
-"""How the steps of a walk are made, forward and for gradients: chosen once, by who calls, and handed in."""
+"""How the steps of a solve are made, forward and for gradients: chosen once, by who calls, and handed in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchimplicit.adjoint.products import Gradients, summed
 from torchimplicit.path.field.dynamics import Field
-from torchimplicit.path.loop import Walk
+from torchimplicit.path.loop import StepLoop
 from torchimplicit.path.query import Query
 from torchimplicit.path.record import Outputs, Step
 from torchimplicit.path.remake import make_step
@@ -47,32 +47,33 @@ class Leg:
 class Engine:
     """Makes steps one at a time, each by the host."""
 
-    def forward(self, walk: Callable[[Engine, Sequence[Tensor]], T], tensors: Sequence[Tensor]) -> T:
-        """Walks.
+    def forward(self, solve: Callable[[Engine, Sequence[Tensor]], T], tensors: Sequence[Tensor]) -> T:
+        """Solves.
 
         Args:
-            walk: a whole walk by an engine's loops, of the explicit tensors.
+            solve: a whole solve by an engine's loops, of the explicit tensors.
             tensors: these.
         """
-        return walk(self, tensors)
+        return solve(self, tensors)
 
-    def loop(self, *args: Any) -> Walk:
-        """The loop over the steps of a phase; arguments as those of `Walk`."""
-        return Walk(*args)
+    def loop(self, *args: Any) -> StepLoop:
+        """The loop over the steps of a phase; arguments as those of `StepLoop`."""
+        return StepLoop(*args)
 
-    def backward(self, leg: Leg, flow: Tensor) -> tuple[Tensor, Gradients]:
+    def backward(self, leg: Leg, cotangent: Tensor) -> tuple[Tensor, Gradients]:
         """The gradients of the states before a phase, from that after it, `(B, n)`, and of the leaves."""
         totals: Gradients = [None] * len(leg.wanted)
-        stepper = leg.solver.stepper(flow, graph=True)
+        stepper = leg.solver.stepper(cotangent, graph=True)
         for step, outputs, y in leg.retrace():
+            # Each graph is differentiated before the next one is made: the memory is that of one step.
             with torch.enable_grad():
                 leaf = y.detach().requires_grad_()
                 end, values = make_step(
                     stepper, leg.field, step, leaf, leg.ts, leg.query, outputs, leg.ts.requires_grad
                 )
-            ends, flows = [end], [flow]
+            ends, cotangents = [end], [cotangent]
             if outputs is not None and values is not None:
-                ends, flows = [end, values], [flow, leg.grad[outputs.places, outputs.samples]]
-            flow, *found = torch.autograd.grad(ends, [leaf, *leg.wanted], flows, allow_unused=True)
+                ends, cotangents = [end, values], [cotangent, leg.grad[outputs.places, outputs.samples]]
+            cotangent, *found = torch.autograd.grad(ends, [leaf, *leg.wanted], cotangents, allow_unused=True)
             totals = summed(totals, found)
-        return flow, totals
+        return cotangent, totals

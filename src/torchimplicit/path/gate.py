@@ -19,16 +19,16 @@ from torchimplicit.core.status import Status, react
 from torchimplicit.path.adjoint.base import PathAdjoint
 from torchimplicit.path.adjoint.drift import BackwardReport, DriftReport
 from torchimplicit.path.call import PathCall
-from torchimplicit.path.dense.follow import Followed
+from torchimplicit.path.dense.result import PathResult
 from torchimplicit.path.engine import Engine
 from torchimplicit.path.inputs import Inputs
-from torchimplicit.path.jumps.stretches import walked
+from torchimplicit.path.jumps.stretches import integrate
 from torchimplicit.path.quarantine import stand_in
 
 
 @dataclass
 class PathGate:
-    """One solve, as autograd will walk back through it.
+    """One solve, as autograd will go back through it.
 
     Attributes:
         call: the call.
@@ -54,16 +54,16 @@ class PathGate:
             return self.inputs
         return self.inputs.of(watched(self.inputs.everything(), self._outgoing))
 
-    def leave(self, rows: Tensor, followed: Followed | None) -> None:
-        """Watches what is given away: the outputs `(T, B, n)`; of a walk with events or dense output the rest, too."""
-        self._watch(rows, 1, alone=followed is None)
-        if followed is not None:
-            self._watch(followed.t, 0)
-            self._watch(followed.y, 0)
-            for each in followed.met:
+    def leave(self, rows: Tensor, result: PathResult | None) -> None:
+        """Watches what is given away: the outputs `(T, B, n)`; of a solve with events or dense output the rest, too."""
+        self._watch(rows, 1, alone=result is None)
+        if result is not None:
+            self._watch(result.t, 0)
+            self._watch(result.y, 0)
+            for each in result.met:
                 self._watch(each.t, 1)
                 self._watch(each.y, 1)
-            followed.path.watch = self._watch
+            result.path.watch = self._watch
 
     def _watch(self, value: Tensor, batch_dim: int, alone: bool = False) -> None:
         def incoming(grad: Tensor | None) -> Tensor | None:
@@ -92,7 +92,7 @@ class PathGate:
             # Those that the forward pass keeps out are known: were they looked for, nobody would be left without them.
             held = torch.zeros_like(grad[0, :, 0], dtype=torch.bool) if self.held is None else self.held
             known = held if lost is None else held | lost
-            lost, apart = find_apart(lambda sick: self._without(sick, grad, found), known)
+            lost, apart = find_apart(lambda nonfinite: self._without(nonfinite, grad, found), known)
             if apart is None:
                 warn_of_leak()
                 return found
@@ -100,9 +100,9 @@ class PathGate:
         self._report(lost)
         return found
 
-    def _without(self, sick: Tensor, grad: Tensor, found: Gradients) -> Gradients | None:
-        """The gradients by a walk in which healthy samples stand in for the sick; None where not all are finite."""
-        if bool(sick.all()):
+    def _without(self, nonfinite: Tensor, grad: Tensor, found: Gradients) -> Gradients | None:
+        """The gradients with healthy samples in the place of the others; None where not all are finite."""
+        if bool(nonfinite.all()):
             return [None if each is None else torch.zeros_like(each) for each in found]
         differentiable = torch.is_grad_enabled()
         everything = self.inputs.everything()
@@ -111,9 +111,9 @@ class PathGate:
         wanted = [each for each in everything if each.requires_grad]
         with torch.enable_grad():
             call = replace(self.call, on_failure="ignore", engine=Engine())
-            again, healthy = stand_in(call, self.inputs.of(everything), sick)
-            rows = walked(again, self.adjoint, healthy)
-            grad = torch.where(sick.unsqueeze(1), 0, grad)
+            again, healthy = stand_in(call, self.inputs.of(everything), nonfinite)
+            rows = integrate(again, self.adjoint, healthy)
+            grad = torch.where(nonfinite.unsqueeze(1), 0, grad)
             apart = torch.autograd.grad(rows, wanted, grad, allow_unused=True, create_graph=differentiable)
         return list(apart) if all_finite(apart) else None
 

@@ -1,4 +1,4 @@
-"""All that a walk depends on."""
+"""All that a solve depends on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Jumps:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a walk depends on.
+    """What a solve depends on.
 
     Attributes:
         y0: the start, `(B, n)`.

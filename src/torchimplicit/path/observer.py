@@ -1,4 +1,4 @@
-"""Telling the user of every step of a walk."""
+"""Telling the user of every step of a solve."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.path.field.dynamics import Dynamics
-from torchimplicit.path.state import Traveller
+from torchimplicit.path.state import IntegratorState
 
 
 class Observer:
@@ -17,22 +17,22 @@ class Observer:
     Args:
         callback: `callback(t, y, moved)`; see `odeint`.
         dynamics: for the form of times and states.
-        who: where the samples start.
+        state: where the samples start.
     """
 
-    def __init__(self, callback: Callable, dynamics: Dynamics, who: Traveller):
+    def __init__(self, callback: Callable, dynamics: Dynamics, state: IntegratorState):
         self.callback, self.dynamics = callback, dynamics
-        self.t, self.y = who.t.clone(), who.y.clone()
+        self.t, self.y = state.t.clone(), state.y.clone()
 
-    def see(self, who: Traveller, before: Tensor, rows: Tensor | None) -> None:
+    def see(self, state: IntegratorState, before: Tensor, rows: Tensor | None) -> None:
         """Tells of a step of the samples `rows`, all for None, which stood at these times `(B,)` before it."""
-        moves = who.t != before
+        moves = state.t != before
         if not bool(moves.any()):
             return
         if rows is None:
-            self.t, self.y, moved = who.t, who.y, moves
+            self.t, self.y, moved = state.t, state.y, moves
         else:
-            self.t, self.y = self.t.index_copy(0, rows, who.t), self.y.index_copy(0, rows, who.y)
+            self.t, self.y = self.t.index_copy(0, rows, state.t), self.y.index_copy(0, rows, state.y)
             moved = torch.zeros_like(self.t, dtype=torch.bool).index_copy(0, rows, moves)
         shape = (-1,) if self.dynamics.batch_dims else ()
         t = self.dynamics.user_time(self.t).clone().view(shape)

@@ -14,14 +14,14 @@ from torchimplicit.core.options import check_on_failure, require_instance
 from torchimplicit.core.status import OnFailure
 from torchimplicit.core.tree import Layout
 from torchimplicit.path.adjoint.base import PathAdjoint
-from torchimplicit.path.dense.follow import check_follows
+from torchimplicit.path.dense.result import check_recorded
 from torchimplicit.path.events.event import Event
 from torchimplicit.path.solver import AdaptiveSolver, PathSolver
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to walk a path, and what to tell of it; see `odeint`."""
+    """How to solve for a path, and what to tell of it; see `odeint`."""
 
     solver: PathSolver
     adjoint: PathAdjoint
@@ -46,17 +46,17 @@ class Options:
         return (self.event,) if isinstance(self.event, Event) else self.event
 
     @property
-    def follows(self) -> bool:
+    def needs_record(self) -> bool:
         """Whether more is wanted of the path than its outputs."""
         return self.event is not None or self.dense
 
     @property
     def plain(self) -> bool:
         """Whether nothing is wanted but outputs of a path without jumps."""
-        return not self.follows and self.callback is None and self.jumps is None
+        return not self.needs_record and self.callback is None and self.jumps is None
 
     def checkpoints(self, differentiable: bool) -> int:
-        """How many states the walk shall keep."""
+        """How many states the solve shall keep."""
         if self.dense and (self.solver.remembers or not differentiable):
             return self.solver.max_steps
         return self.adjoint.checkpoints if differentiable else 2 * (self.event is not None)
@@ -87,7 +87,7 @@ def check_options(
         raise TypeError(f"callback: got {callback!r}, expected a callable callback(t, y, moved)")
     adjoint.check(solver)
     if event is not None or dense:
-        check_follows(solver, adjoint)
+        check_recorded(solver, adjoint)
     if stepping not in ("per-sample", "joint"):
         raise ValueError(f"stepping: got {stepping!r}, expected 'per-sample' or 'joint'")
     check_on_failure(on_failure)
@@ -97,7 +97,7 @@ def check_reachable(solver: PathSolver, layout: Layout, y0: Any) -> None:
     """Refuses tolerances below the rounding of the state's dtype, at which `f` sees it.
 
     Raises:
-        ValueError: they are, where the walk starts.
+        ValueError: they are, where the solve starts.
     """
     if not isinstance(solver, AdaptiveSolver) or not solver.adapts or _smallest(solver.rtol) >= layout.eps:
         return

@@ -19,21 +19,21 @@ class Query:
     Attributes:
         outputs: for each phase, the times within its steps.
         held: times that no step reached, where the value is the last state; None for none.
-        walked: how many of the times, the first ones, are those that the walk was for; None for all, and then the
-            values are those that the walk gave.
+        given: how many of the times, the first ones, are those that the solve was for; None for all, and then the
+            values are those that the solve gave.
         order: how many derivatives by time are asked for beside the state.
         values_only: places of times below this one carry none all the same; zeros stand in their place.
     """
 
     outputs: list[ByStep]
     held: Outputs | None
-    walked: int | None = None
+    given: int | None = None
     order: int = 0
     values_only: int = 0
 
     @classmethod
     def of_outputs(cls, path: Path) -> Query:
-        """The outputs of the walk itself."""
+        """The outputs of the solve itself."""
         found = [
             {number: step.outputs for number, step in enumerate(phase.steps) if step.outputs is not None}
             for phase in path.phases
@@ -42,11 +42,11 @@ class Query:
 
     @classmethod
     def at(cls, path: Path, ts: Tensor, at: Tensor, order: int = 0, values_only: int = 0) -> Query:
-        """Other times, whose places come after those of the walk.
+        """Other times, whose places come after those of the solve.
 
         Args:
             path: the record.
-            ts: the times that the walk was for, `(T, B)`.
+            ts: the times that the solve was for, `(T, B)`.
             at: the others, `(K, B)`, in any order.
             order: how many derivatives.
             values_only: how many of the others, the first ones, carry none.
@@ -67,11 +67,11 @@ class Query:
         return cls(found, Outputs(samples, places + len(ts)), len(ts), order, len(ts) + values_only)
 
 
-def _by_step(number: Tensor, inside: Tensor, walked: int) -> ByStep:
+def _by_step(number: Tensor, inside: Tensor, given: int) -> ByStep:
     """Which times lie in which step, from the numbers of the steps, `(M, K)`, as far as they are inside of one."""
     samples, places = torch.nonzero(inside, as_tuple=True)
     numbers, order = number[samples, places].sort()
-    samples, places = samples[order], places[order] + walked
+    samples, places = samples[order], places[order] + given
     which, counts = torch.unique_consecutive(numbers, return_counts=True)
     groups = zip(samples.split(counts.tolist()), places.split(counts.tolist()), strict=True)
     return {i: Outputs(*each) for i, each in zip(which.tolist(), groups, strict=False)}

@@ -53,7 +53,7 @@ class Phase:
         limit: how many states to keep at most.
         steps: the steps.
         states: states before some of the steps, by their number; always that before the first.
-        end: states after the last step, where the method can be walked back from them; None otherwise.
+        end: states after the last step, where the method can be undone from them; None otherwise.
     """
 
     rows: Tensor | None

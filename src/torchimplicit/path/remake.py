@@ -48,27 +48,27 @@ def make_step(
     """
     start, stop = step.start, step.stop
     if wants_times:
-        start, stop = (tied(each, ts[: query.walked]) for each in (start, stop))
+        start, stop = (tied(each, ts[: query.given]) for each in (start, stop))
     span = Span.of(start, stop)
     done = stepper(field, span, y, None)
     end = done.y if step.all_move else torch.where((step.stop > step.start).unsqueeze(1), done.y, y)
     if outputs is None:
         return end, None
     places, samples = outputs.places, outputs.samples
-    part = (ts[places, samples] - start[samples]) / span.h[samples]
-    if query.walked is None:
-        return end, done.inside.at(part, samples)
-    return end, _asked(done.inside, part, outputs, query)
+    theta = (ts[places, samples] - start[samples]) / span.h[samples]
+    if query.given is None:
+        return end, done.inside.at(theta, samples)
+    return end, _asked(done.inside, theta, outputs, query)
 
 
-def _asked(inside: Interpolant, part: Tensor, outputs: Outputs, query: Query) -> Tensor:
+def _asked(inside: Interpolant, theta: Tensor, outputs: Outputs, query: Query) -> Tensor:
     """States and derivatives `(M, (1 + order) n)` within a step of a path that is evaluated afterwards."""
     samples, order = outputs.samples, query.order
     full = torch.nonzero(outputs.places >= query.values_only).flatten()
     if order == 0 or len(full) == len(samples):
-        return inside.series(part, samples, order)
-    values = padded(inside.series(part, samples, 0), order)
-    return values if not len(full) else values.index_copy(0, full, inside.series(part[full], samples[full], order))
+        return inside.series(theta, samples, order)
+    values = padded(inside.series(theta, samples, 0), order)
+    return values if not len(full) else values.index_copy(0, full, inside.series(theta[full], samples[full], order))
 
 
 def padded(states: Tensor, order: int) -> Tensor:

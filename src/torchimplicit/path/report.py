@@ -1,4 +1,4 @@
-"""How a path was walked, sample by sample."""
+"""How a path was solved, sample by sample."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PATHS = {
         "adds nothing to the gradients."
     ),
     Status.DRIFTED: Remedy(
-        "The path that was walked back does not meet the path that was walked forward, or the two states of "
+        "The path that was integrated backward does not meet the one that was integrated forward, or the two states of "
         "Reversible() have parted: the field contracts.",
         (
             "Checkpointed(), which is exact for the steps taken",
@@ -51,7 +51,7 @@ PATHS = {
         ),
     ),
 }
-WALKS_BACK = PATHS | {
+BACKWARD_SOLVES = PATHS | {
     Status.NON_FINITE: Remedy(
         "The incoming gradient is not finite, or the field's Jacobian on this path is not. Such a sample adds nothing "
         "to the gradients."
@@ -67,7 +67,7 @@ class PathReport(Report):
         accepted: accepted steps per sample, int64 `(B,)`.
         rejected: rejected steps per sample, int64 `(B,)`.
         reached: the time that each sample reached, `(B,)`.
-        event: which event, by its place, ended the walk of each sample, int64 `(B,)`; -1 for none, None without events.
+        event: which event, by its place, ended each sample's solve, int64 `(B,)`; -1 for none, None without events.
     """
 
     failure: ClassVar[str] = "did not reach the last time"
@@ -80,7 +80,7 @@ class PathReport(Report):
 
     @property
     def fired(self) -> Tensor | None:
-        """Which samples' walks an event ended, bool `(B,)`; None without events."""
+        """Which samples' solves an event ended, bool `(B,)`; None without events."""
         return None if self.event is None else self.event >= 0
 
     def describe(self, sample: int) -> str:
@@ -100,7 +100,7 @@ class PathReport(Report):
         return text if self.backward is None else f"{text}; {self.backward}"
 
     def then(self, later: Self) -> Self:
-        """Of a walk and of its going on; `later` is of the same samples, those that failed standing still."""
+        """Of a solve and of its going on; `later` is of the same samples, those that failed standing still."""
         failed = self.status != Status.CONVERGED
         event = self.event
         if event is not None and later.event is not None:

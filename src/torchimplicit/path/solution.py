@@ -29,13 +29,13 @@ class Crossings(NamedTuple):
 
 @dataclass(frozen=True)
 class PathSolution(Solution):
-    """A path at its output times, `(T, B, ...)`, and how it was walked.
+    """A path at its output times, `(T, B, ...)`, and how it was solved.
 
     Attributes:
         ts: the output times, `(T, B)`, a sample's last one in place of its padding.
-        event_time: when an event ended each sample's walk, `(B,)`; NaN where none did. None without events.
+        event_time: when an event ended each sample's solve, `(B,)`; NaN where none did. None without events.
         event_state: the states there, like `y0`, or the last ones where none did. None without events.
-        crossings: where each event was met, `Crossings` in the order of the events, those that ended a walk included.
+        crossings: where each event was met, `Crossings` in the order of the events, those that ended a solve included.
         path: the solution as a function of time, with `dense=True`.
     """
 
@@ -52,12 +52,12 @@ class PathSolution(Solution):
 
     @property
     def fired(self) -> Tensor | None:
-        """Which samples' walks an event ended, bool `(B,)`; None without events."""
+        """Which samples' solves an event ended, bool `(B,)`; None without events."""
         assert isinstance(self.report, PathReport)
         return self.report.fired
 
     @property
     def event_index(self) -> Tensor | None:
-        """Which event, by its place among them, ended each walk, int64 `(B,)`; -1 for none, None without events."""
+        """Which event, by its place among them, ended each solve, int64 `(B,)`; -1 for none, None without events."""
         assert isinstance(self.report, PathReport)
         return self.report.event

@@ -13,16 +13,16 @@ from torchimplicit.core.status import react
 from torchimplicit.core.tree import Layout, own
 from torchimplicit.path.call import PathCall
 from torchimplicit.path.dense.dense_path import stacked
-from torchimplicit.path.dense.follow import Followed
+from torchimplicit.path.dense.result import PathResult
 from torchimplicit.path.engine import Engine
 from torchimplicit.path.events.event import Trigger
 from torchimplicit.path.field.dynamics import Dynamics
 from torchimplicit.path.gate import PathGate
 from torchimplicit.path.inputs import Inputs
 from torchimplicit.path.jumps.check import check_jumps
-from torchimplicit.path.jumps.stretches import followed_to_end, walked
+from torchimplicit.path.jumps.stretches import integrate, integrate_recorded
 from torchimplicit.path.options import Options, check_reachable, flat_tolerances
-from torchimplicit.path.quarantine import find_sick, quarantine, quarantine_followed
+from torchimplicit.path.quarantine import find_nonfinite, quarantine, quarantine_result
 from torchimplicit.path.report import PathReport
 from torchimplicit.path.solution import Crossings, PathSolution
 from torchimplicit.path.times import check_dt_max, check_times
@@ -62,47 +62,47 @@ def solve(
         options.callback, check_dt_max(options.dt_max, solver, layout, ts.dtype), on_failure=options.on_failure,
     )  # fmt: skip
     gate = PathGate(call, options.adjoint, inputs)
-    rows, followed = _walked(gate, differentiable, options.follows)
-    gate.leave(rows, followed)
+    rows, result = _integrated(gate, differentiable, options.needs_record)
+    gate.leave(rows, result)
     report = call.record.report
     assert report is not None
-    found, outputs = _found(followed, dynamics, report, options.dense), ts.detach().expand(-1, layout.batch)
+    found, outputs = _found(result, dynamics, report, options.dense), ts.detach().expand(-1, layout.batch)
     solution = PathSolution(own(stacked(layout, rows)), report, ts=outputs, **found)
     react(report, options.on_failure, solution)
     return solution
 
 
-def _walked(gate: PathGate, differentiable: bool, follows: bool) -> tuple[Tensor, Followed | None]:
-    """The outputs `(T, B, n)`, and what else there is to look at of a walk that is followed; the sick kept apart."""
+def _integrated(gate: PathGate, differentiable: bool, needs_record: bool) -> tuple[Tensor, PathResult | None]:
+    """The outputs `(T, B, n)`, and all else that was asked for; samples that are not finite kept apart."""
     call, adjoint = gate.call, gate.adjoint
-    inputs, followed = gate.enter() if differentiable else gate.inputs, None
-    if follows:
-        followed = followed_to_end(call, adjoint, inputs)
-        rows = followed.rows
+    inputs, result = gate.enter() if differentiable else gate.inputs, None
+    if needs_record:
+        result = integrate_recorded(call, adjoint, inputs)
+        rows = result.rows
     else:
-        rows = walked(call, adjoint, inputs)
+        rows = integrate(call, adjoint, inputs)
     assert call.record.report is not None
     if differentiable and not bool(call.record.report.steps.any()):  # gradients of zero, as of other layers
         rows = unmoved(rows, [inputs.ts, *inputs.tensors])
-    if (sick := find_sick(call, rows)) is None:
-        return rows, followed
-    gate.held = sick
-    if followed is None:
-        return quarantine(call, adjoint, rows, inputs, sick), None
-    followed = quarantine_followed(call, adjoint, followed, inputs, sick)
-    return followed.rows, followed
+    if (nonfinite := find_nonfinite(call, rows)) is None:
+        return rows, result
+    gate.held = nonfinite
+    if result is None:
+        return quarantine(call, adjoint, rows, inputs, nonfinite), None
+    result = quarantine_result(call, adjoint, result, inputs, nonfinite)
+    return result.rows, result
 
 
-def _found(followed: Followed | None, dynamics: Dynamics, report: PathReport, dense: bool) -> dict[str, Any]:
+def _found(result: PathResult | None, dynamics: Dynamics, report: PathReport, dense: bool) -> dict[str, Any]:
     """What a `PathSolution` tells of its events and its path."""
     found: dict[str, Any] = {}
-    if followed is not None and report.fired is not None:
-        found["event_time"] = torch.where(report.fired, dynamics.user_time(followed.t), torch.nan)
-        found["event_state"] = own(dynamics.layout.unflatten(followed.y))
+    if result is not None and report.fired is not None:
+        found["event_time"] = torch.where(report.fired, dynamics.user_time(result.t), torch.nan)
+        found["event_state"] = own(dynamics.layout.unflatten(result.y))
         found["crossings"] = tuple(
             Crossings(dynamics.user_time(t), own(stacked(dynamics.layout, y)), ~t.detach().isnan())
-            for t, y in followed.met
+            for t, y in result.met
         )
-    if followed is not None and dense:
-        found["path"] = followed.path
+    if result is not None and dense:
+        found["path"] = result.path
     return found

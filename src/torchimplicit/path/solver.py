@@ -32,13 +32,13 @@ class PathSolver:
 
     Attributes:
         order: of the method.
-        lands: whether its steps end at every output time, because it knows no path inside them.
+        stops_at_outputs: whether its steps end at every output time, because it knows no path inside them.
         has_inverse: whether it can take steps back (`undoer`).
         remembers: whether a step depends, within its tolerance, on what earlier ones left (the Jacobian).
     """
 
     order: ClassVar[int]
-    lands: ClassVar[bool] = False
+    stops_at_outputs: ClassVar[bool] = False
     has_inverse: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
 
@@ -74,8 +74,8 @@ class PathSolver:
         """The solver for a batch so many times as large, as `torch.vmap` makes it."""
         return self
 
-    def rate(self, field: Field) -> Field:
-        """The field of the states that it walks, where those hold more than the user's; for the first step size."""
+    def state_field(self, field: Field) -> Field:
+        """The field of the states that it works on, where those hold more than the user's; for the first step size."""
         return field
 
     def undoer(self, like: Tensor) -> Undoer:

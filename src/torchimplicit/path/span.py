@@ -20,10 +20,10 @@ class Span(NamedTuple):
         """From one time to another."""
         return cls(start, stop, stop - start)
 
-    def at(self, part: Tensor | float) -> Tensor:
+    def at(self, theta: Tensor | float) -> Tensor:
         """Times at parts of it, from 0 to 1, never beyond its ends: `start + part * h` may be, by a rounding."""
-        return torch.lerp(self.start, self.stop, part)
+        return torch.lerp(self.start, self.stop, theta)
 
     def back(self) -> Span:
-        """The same walked back."""
+        """The same backward."""
         return Span(self.stop, self.start, -self.h)

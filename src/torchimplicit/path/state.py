@@ -1,4 +1,4 @@
-"""Where the samples of a walk stand."""
+"""Where the samples of a solve stand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchimplicit.path.stepsize import History
 
 
 @dataclass
-class Traveller:
+class IntegratorState:
     """Where every sample stands; the tensors are `(B,)` but for `y`, `slope` `(B, n)` and `ts` `(T, B)`.
 
     Attributes:
@@ -49,7 +49,7 @@ class Traveller:
     event: Tensor | None = None
 
     @classmethod
-    def start(cls, ts: Tensor, y: Tensor) -> Traveller:
+    def start(cls, ts: Tensor, y: Tensor) -> IntegratorState:
         """At the first time."""
         count = torch.zeros(len(y), dtype=torch.int64, device=y.device)
         t = ts[0].clone()
@@ -57,13 +57,13 @@ class Traveller:
         zero = torch.zeros_like(t)
         return cls(ts, t, y, zero, zero, count + 1, count, running, count, count, torch.zeros_like(y[:, 0]))
 
-    def take(self, rows: Tensor) -> Traveller:
+    def take(self, rows: Tensor) -> IntegratorState:
         """Some samples alone."""
         some = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor) and name != "ts"}
         history = None if self.history is None else History(*(each[rows] for each in self.history))
-        return Traveller(ts=self.ts[:, rows], history=history, **some)
+        return IntegratorState(ts=self.ts[:, rows], history=history, **some)
 
-    def put(self, rows: Tensor, some: Traveller) -> None:
+    def put(self, rows: Tensor, some: IntegratorState) -> None:
         """Puts back what `take` gave, once it has ended."""
         for name in ("t", "y", "h", "next", "status", "running", "tried", "rejected", "ratio"):
             setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(some, name)))

@@ -2,7 +2,7 @@
 
 import torch
 
-from torchimplicit.ode.implicit.newton import REJECTED, Equation, Factors, Keeper, jacobian
+from torchimplicit.ode.implicit.newton import REJECTED, Equation, Factors, JacobianCache, jacobian
 from torchimplicit.path.stepsize import Tolerance
 
 T = torch.zeros(3, dtype=torch.float64)
@@ -38,11 +38,11 @@ def test_a_stage_that_has_not_arrived_in_time_has_failed():
 
 
 def test_the_step_of_a_stage_that_failed_is_rejected_and_its_state_kept():
-    keeper = Keeper(1.0, Tolerance(1e-3, 1e-6, BASE), 0.1, 20)
-    keeper.begin(some_have_no_root, T, torch.ones_like(T), BASE)
-    w = keeper.solve(T, BASE, torch.zeros_like(BASE))
-    end, error = keeper.judge(BASE + w, torch.zeros_like(BASE), damps=False)
+    cache = JacobianCache(1.0, Tolerance(1e-3, 1e-6, BASE), 0.1, 20)
+    cache.begin(some_have_no_root, T, torch.ones_like(T), BASE)
+    w = cache.solve(T, BASE, torch.zeros_like(BASE))
+    end, error = cache.judge(BASE + w, torch.zeros_like(BASE), damps=False)
     assert torch.allclose(end, torch.tensor([[0.5], [0.0], [1.0]], dtype=torch.float64))
-    ratio = keeper.tolerance.ratio(error, BASE, end)
+    ratio = cache.tolerance.ratio(error, BASE, end)
     assert ratio[[0, 2]].tolist() == [0, 0]
     assert ratio[1] > 0.1 * REJECTED

@@ -1,1 +1,1 @@
-"""Adjoints of ordinary differential equations that walk back."""
+"""Adjoints of ordinary differential equations that integrate backward."""

@@ -1,4 +1,4 @@
-r"""The walk back along a path, the gradient of the states beside it: the continuous adjoint equation.
+r"""The backward solve along a path, the gradient of the states beside it: the continuous adjoint equation.
 
 With $g(t)$ the gradient of the loss by the state at time $t$, $\dot g = -(\partial f / \partial y)^\top g$, and $g$
 jumps by an output's own gradient at the time of the output. The gradient of the explicit tensors $a$ is
@@ -20,10 +20,10 @@ from torchimplicit.adjoint.products import Gradients, summed
 from torchimplicit.core import transforms
 from torchimplicit.core.status import Status
 from torchimplicit.path.field.dynamics import Field
-from torchimplicit.path.loop import Walk
+from torchimplicit.path.loop import StepLoop
 from torchimplicit.path.record import Outputs
 from torchimplicit.path.solver import AdaptiveSolver, PathSolver
-from torchimplicit.path.state import Traveller
+from torchimplicit.path.state import IntegratorState
 from torchimplicit.path.step import Stepped
 from torchimplicit.path.stepsize import Tolerance
 
@@ -32,22 +32,22 @@ def augmented(field: Field) -> Field:
     r"""The field of `(y, g)`, `(B, 2n)`, against the time: $-f$ and $(\partial f / \partial y)^\top g$ at `t = -s`."""
 
     def evaluate(s: Tensor, rows: Tensor) -> Tensor:
-        y, flow = rows.chunk(2, dim=1)
+        y, cotangent = rows.chunk(2, dim=1)
         if transforms.active() or (torch.is_grad_enabled() and rows.requires_grad):  # a stage's equation, linearised
             slope, back, *_ = torch.func.vjp(lambda y: field(-s, y), y)
-            return torch.cat((-slope, back(flow)[0]), dim=1)
+            return torch.cat((-slope, back(cotangent)[0]), dim=1)
         with torch.enable_grad():
             y = y.detach().requires_grad_()
             slope = field(-s, y)
-        pulled = torch.autograd.grad(slope, y, flow, allow_unused=True)[0] if slope.requires_grad else None
-        return torch.cat((-slope.detach(), torch.zeros_like(flow) if pulled is None else pulled), dim=1)
+        pulled = torch.autograd.grad(slope, y, cotangent, allow_unused=True)[0] if slope.requires_grad else None
+        return torch.cat((-slope.detach(), torch.zeros_like(cotangent) if pulled is None else pulled), dim=1)
 
     return Field(evaluate)
 
 
 @dataclass
 class Marks:
-    """Where the walk back stops, every sample for itself: the outputs, and further states that were kept.
+    """Where the backward solve stops, every sample for itself: the outputs, and further states that were kept.
 
     Attributes:
         ts: times, against the time, so increasing, `(K, B)`.
@@ -76,7 +76,7 @@ class Integral:
         field: the vector field.
         leaves: the tensors that want a gradient.
         size: what the cotangents are to be multiplied with, `(B, 1)`.
-        order: of the walk.
+        order: of the solve.
         tolerance: `(rtol, atol)` that the quadrature's own error is held against; None where it shall not count.
     """
 
@@ -92,7 +92,7 @@ class Integral:
         self.count = -(-order // 2)
         self.totals: Gradients = [None] * len(self.leaves)
 
-    def over(self, done: Stepped, who: Traveller, h: Tensor, accept: Tensor, count: int) -> Gradients:
+    def over(self, done: Stepped, state: IntegratorState, h: Tensor, accept: Tensor, count: int) -> Gradients:
         """The integral over one step, of the samples that accept it, from so many nodes."""
         everybody = torch.arange(len(h), device=h.device)
         found: Gradients = [None] * len(self.leaves)
@@ -100,19 +100,19 @@ class Integral:
         for node, weight in gauss(count):
             inside = done.inside.at(torch.full_like(h, node), everybody)
             # Zero times NaN is NaN: where a step was not accepted, the field is asked for its start.
-            y, flow = torch.where(moves, inside, who.y).chunk(2, dim=1)
-            flow = torch.where(moves, flow * (weight * h.to(y.dtype).unsqueeze(1)) * self.size, 0.0)
+            y, cotangent = torch.where(moves, inside, state.y).chunk(2, dim=1)
+            cotangent = torch.where(moves, cotangent * (weight * h.to(y.dtype).unsqueeze(1)) * self.size, 0.0)
             with torch.enable_grad():
-                slope = self.field(-(who.t + node * h), y)
+                slope = self.field(-(state.t + node * h), y)
             if slope.requires_grad:
-                found = summed(found, torch.autograd.grad(slope, self.leaves, flow, allow_unused=True))
+                found = summed(found, torch.autograd.grad(slope, self.leaves, cotangent, allow_unused=True))
         return found
 
-    def error(self, found: Gradients, done: Stepped, who: Traveller, h: Tensor, accept: Tensor) -> Tensor:
+    def error(self, found: Gradients, done: Stepped, state: IntegratorState, h: Tensor, accept: Tensor) -> Tensor:
         """The error over its tolerance, one number: the distance to the quadrature with a node less."""
         assert self.tolerance is not None
         rtol, atol = self.tolerance
-        fewer = self.over(done, who, h, accept, max(1, self.count - 1))
+        fewer = self.over(done, state, h, accept, max(1, self.count - 1))
         squares, unknowns = h.new_zeros(()), 0
         for one, other, total in zip(found, fewer, self.totals, strict=True):
             if one is not None and other is not None:
@@ -126,8 +126,8 @@ class Integral:
         self.totals = summed(self.totals, found)
 
 
-class WalkBack(Walk):
-    """The walk back, from where every sample was to the first time: one solve, whose state jumps at the marks.
+class BackwardLoop(StepLoop):
+    """The backward solve, from where every sample was to the first time: one solve, whose state jumps at the marks.
 
     Args:
         solver: the method, with tolerances for `(B, 2n)`.
@@ -138,7 +138,7 @@ class WalkBack(Walk):
         integral: of the explicit tensors; None where none wants a gradient.
         wants_times: whether the times want a gradient.
         tolerance: for drifts of `y`.
-        largest: see `Walk`.
+        largest: see `StepLoop`.
     """
 
     def __init__(
@@ -158,33 +158,34 @@ class WalkBack(Walk):
         self.everybody = torch.arange(len(reached), device=reached.device)
         behind = marks.ts <= -reached
         place = behind.sum(0)
-        flow = torch.where(behind.unsqueeze(2), marks.grads, 0.0).sum(0)
-        who = Traveller.start(marks.ts, torch.cat((marks.values[place - 1, self.everybody], flow), dim=1))
-        who.t, who.next = -reached, place
-        super().__init__(solver, augmented(field), who, marks.values, None, limit, largest=largest)
-        self.lands = True
-        self.drift, self.size = torch.zeros_like(who.ratio), self._size()
+        cotangent = torch.where(behind.unsqueeze(2), marks.grads, 0.0).sum(0)
+        state = IntegratorState.start(marks.ts, torch.cat((marks.values[place - 1, self.everybody], cotangent), dim=1))
+        state.t, state.next = -reached, place
+        super().__init__(solver, augmented(field), state, marks.values, None, limit, largest=largest)
+        self.stops_at_outputs = True
+        self.drift, self.size = torch.zeros_like(state.ratio), self._size()
         self.gains = torch.zeros_like(marks.ts)
 
     def begin(self) -> None:
-        """See `Walk.begin`; a sample that never left the first time is there."""
-        who = self.who
+        """See `StepLoop.begin`; a sample that never left the first time is there."""
+        state = self.state
         if self.wants_times:
-            places, samples = torch.nonzero(self.marks.ts == who.t, as_tuple=True)
-            self._gain(self.field(who.t, who.y), Outputs(samples, places))
+            places, samples = torch.nonzero(self.marks.ts == state.t, as_tuple=True)
+            self._gain(self.field(state.t, state.y), Outputs(samples, places))
         super().begin()
-        self._stop(who.next == len(who.ts), Status.CONVERGED)
+        self._stop(state.next == len(state.ts), Status.CONVERGED)
 
     def _ratio(self, done: Stepped, h: Tensor) -> Tensor:
         ratio = super()._ratio(done, h)
         if self.integral is None or self.integral.tolerance is None:
             return ratio
-        accept = (ratio <= 1) & self.who.running
-        self.part = self.integral.over(done, self.who, h, accept, self.integral.count)
-        return torch.maximum(ratio, self.integral.error(self.part, done, self.who, h, accept))
+        # The quadrature's error can reject the step, too; what it costs is kept for `_integrate`, should it not.
+        accept = (ratio <= 1) & self.state.running
+        self.part = self.integral.over(done, self.state, h, accept, self.integral.count)
+        return torch.maximum(ratio, self.integral.error(self.part, done, self.state, h, accept))
 
     def _go_on(self, done: Stepped, stop: Tensor, h: Tensor, ratio: Tensor) -> None:
-        self._integrate(done, h, self.who.running)
+        self._integrate(done, h, self.state.running)
         super()._go_on(done, stop, h, ratio)
         self.size = torch.maximum(self.size, self._size())
 
@@ -198,7 +199,7 @@ class WalkBack(Walk):
     def _integrate(self, done: Stepped, h: Tensor, accept: Tensor) -> None:
         if self.integral is not None:
             part = (
-                self.integral.over(done, self.who, h, accept, self.integral.count) if self.part is None else self.part
+                self.integral.over(done, self.state, h, accept, self.integral.count) if self.part is None else self.part
             )
             self.integral.add(part)
 
@@ -211,24 +212,25 @@ class WalkBack(Walk):
 
         One that is zero at the mark has no other size of its own.
         """
-        return self.who.y.chunk(2, dim=1)[0].abs()
+        return self.state.y.chunk(2, dim=1)[0].abs()
 
     def _land(self) -> None:
         """Sets the states that came to a mark back on the path, and adds the gradients there."""
-        who, marks, samples, places = self.who, self.marks, self.landed.samples, self.landed.places
-        here = torch.zeros_like(who.running).index_fill(0, samples, True)
-        y, flow = who.y.chunk(2, dim=1)
-        stored = marks.values[who.next - 1, self.everybody]
+        state, marks, samples, places = self.state, self.marks, self.landed.samples, self.landed.places
+        here = torch.zeros_like(state.running).index_fill(0, samples, True)
+        y, cotangent = state.y.chunk(2, dim=1)
+        stored = marks.values[state.next - 1, self.everybody]
         drift = self.drift_tolerance.ratio(stored - y, stored, self.size).nan_to_num(math.inf, math.inf)
         self.drift = torch.where(here, torch.maximum(self.drift, drift), self.drift)
         y = torch.where(here.unsqueeze(1), stored, y)
         self.size = torch.where(here.unsqueeze(1), stored.abs(), self.size)
-        flow = flow.index_put((samples,), marks.grads[places, samples], accumulate=True)
-        who.y = torch.cat((y, flow), dim=1)
-        if self.wants_times or who.slope is not None:
-            slope = self.field(who.t, who.y)
+        cotangent = cotangent.index_put((samples,), marks.grads[places, samples], accumulate=True)
+        state.y = torch.cat((y, cotangent), dim=1)
+        # The jump makes the last slope wrong, which methods hand on to the next step.
+        if self.wants_times or state.slope is not None:
+            slope = self.field(state.t, state.y)
             self._gain(slope, self.landed)
-            who.slope = None if who.slope is None else torch.where(here.unsqueeze(1), slope, who.slope)
+            state.slope = None if state.slope is None else torch.where(here.unsqueeze(1), slope, state.slope)
 
     def _gain(self, slope: Tensor, landed: Outputs) -> None:
         """What the loss gains when an output's time grows."""
@@ -238,8 +240,8 @@ class WalkBack(Walk):
 
     def gain_of_start(self) -> Tensor:
         """What the loss gains when the first time grows, `(B,)`."""
-        y, flow = self.who.y.chunk(2, dim=1)
-        return (self.field(self.who.t, self.who.y)[:, : y.shape[1]] * flow).sum(1)
+        y, cotangent = self.state.y.chunk(2, dim=1)
+        return (self.field(self.state.t, self.state.y)[:, : y.shape[1]] * cotangent).sum(1)
 
 
 def for_pairs(solver: PathSolver, like: Tensor) -> PathSolver:

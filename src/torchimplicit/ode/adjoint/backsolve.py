@@ -1,4 +1,4 @@
-"""The continuous adjoint: walk back, keep nothing of the way there."""
+"""The continuous adjoint: integrate backward, keep nothing of the way there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchimplicit.adjoint.products import Gradients
 from torchimplicit.core import transforms
 from torchimplicit.core.options import require, require_count
 from torchimplicit.core.tree import norm
-from torchimplicit.ode.adjoint.augmented import Integral, Marks, WalkBack, for_pairs
+from torchimplicit.ode.adjoint.augmented import BackwardLoop, Integral, Marks, for_pairs
 from torchimplicit.ode.symplectic import SymplecticSolver
 from torchimplicit.path.adjoint.base import PathAdjoint
 from torchimplicit.path.adjoint.drift import DriftReport, judge, looser
@@ -26,16 +26,16 @@ from torchimplicit.path.stepsize import Tolerance
 
 @dataclass(frozen=True)
 class Backsolve(PathAdjoint):
-    r"""Solves the adjoint equation back in time, along the path walked back: memory that no step adds to.
+    r"""Solves the adjoint equation back in time, along the path integrated backward: memory that no step adds to.
 
     One solve for all outputs: its steps end at each of them, where the state is put back on the stored one and the
     output's gradient is added; step sizes are carried on. The gradient is that of the exact path and not of the steps
-    that were taken, so it is right to about the tolerance, whatever the size of the loss: the walk back is scaled to
-    it. Costs two evaluations and a vector-Jacobian product for each evaluation of the forward walk, and about half as
-    many again for the tensors.
+    that were taken, so it is right to about the tolerance, whatever the size of the loss: the backward solve is scaled
+    to it. Costs two evaluations and a vector-Jacobian product for each evaluation of the forward solve, and about half
+    as many again for the tensors.
 
-    A contracting field, walked back, expands: the path walked back then leaves the one walked forward, and the gradient
-    is wrong. At every output the two are compared; `solution.backward`, a `PathReport` with the field `drift`, says
+    A contracting field, integrated backward, expands: the path back then leaves the path there, and the gradient is
+    wrong. At every output the two are compared; `solution.backward`, a `PathReport` with the field `drift`, says
     by how many tolerances they differed, and a sample with too many is `DRIFTED`, a failure as `on_failure` has it.
     Not for chaotic, stiff or strongly damped fields, nor for second derivatives, forward mode or `torch.func`: there
     `Checkpointed()`, the default, is right.
@@ -47,8 +47,8 @@ class Backsolve(PathAdjoint):
         seminorm: let state and its gradient alone choose the steps. False holds the error of the tensors' gradient,
             too, against the tolerance: all samples' together, so that a step is made only where the batch as a whole
             is accurate; about twice the work.
-        solver: for the walk back; None takes that of the forward walk.
-        checkpoints: how many more states of the way to keep, and to put the walk back on the path at: less drift for
+        solver: for the backward solve; None takes that of the forward solve.
+        checkpoints: how many more states of the way to keep, for the backward solve to begin at anew: less drift for
             more memory.
     """
 
@@ -68,16 +68,16 @@ class Backsolve(PathAdjoint):
         back = self.solver or solver
         if isinstance(back, SymplecticSolver):
             raise ValueError(
-                f"odeint(solver={type(solver).__name__}(...), adjoint=Backsolve(...)): got a symplectic walk back, "
-                "expected another solver, for the adjoint equation is not separable; try Checkpointed(), or "
-                "Backsolve(solver=RK4(dt=...))"
+                f"odeint(solver={type(solver).__name__}(...), adjoint=Backsolve(...)): got a symplectic "
+                "backward solve, expected another solver, for the adjoint equation is not separable; try "
+                "Checkpointed(), or Backsolve(solver=RK4(dt=...))"
             )
 
     def solve(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `PathAdjoint.solve`."""
         if transforms.active():
             raise _unsupported("transforms of torch.func and torch.vmap")
-        return BacksolveWalk.apply(call, self, y0, ts, *tensors)
+        return BacksolveSolve.apply(call, self, y0, ts, *tensors)
 
 
 def _unsupported(what: str) -> NotImplementedError:
@@ -86,12 +86,12 @@ def _unsupported(what: str) -> NotImplementedError:
     )
 
 
-class BacksolveWalk(Function):
+class BacksolveSolve(Function):
     """The outputs `(T, B, n)`."""
 
     @staticmethod
     def forward(ctx: Any, call: PathCall, adjoint: Backsolve, y0: Tensor, ts: Tensor, *tensors: Tensor) -> Tensor:
-        """Walks, and keeps what it found at the outputs."""
+        """Solves, and keeps what it found at the outputs."""
         values = call.forward(y0, ts, tensors)
         reached = call.record.reached
         assert reached is not None
@@ -110,8 +110,8 @@ class BacksolveWalk(Function):
         adjoint, (ts, values, reached, *rest) = ctx.adjoint, ctx.saved_tensors
         further, tensors = (rest[:2], rest[2:]) if adjoint.checkpoints else ((), rest)
         _, _, needs_y0, *needs = ctx.needs_input_grad
-        flow, *found = back(ctx.call, adjoint, ts, values, grad, reached, further, tensors, needs)
-        return None, None, flow if needs_y0 else None, *found
+        cotangent, *found = back(ctx.call, adjoint, ts, values, grad, reached, further, tensors, needs)
+        return None, None, cotangent if needs_y0 else None, *found
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
@@ -120,7 +120,7 @@ class BacksolveWalk(Function):
 
 
 def _further(path: Path, ts: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Times `(K, B)` and states `(K, B, n)` that the walk kept; the first ones for samples that it did not keep."""
+    """Times `(K, B)` and states `(K, B, n)` that the solve kept; the first ones for samples that it did not keep."""
     times, states = [ts[:0]], [values[:0]]
     for phase in path.phases:
         for number, state in phase.states.items():
@@ -143,16 +143,16 @@ def back(
     tensors: Sequence[Tensor],
     needs: Sequence[bool],
 ) -> Gradients:
-    """The gradients of the start, of the output times and of the explicit tensors; reports on the walk back.
+    """The gradients of the start, of the output times and of the explicit tensors; reports on the backward solve.
 
     Args:
-        call: the call that walked.
-        adjoint: how to walk back.
+        call: the call that was solved.
+        adjoint: how to integrate backward.
         ts: output times, `(T, B)`.
         values: the states there, `(T, B, n)`.
         grad: their gradients, `(T, B, n)`.
         reached: the time that each sample reached, `(B,)`.
-        further: times and states to put the walk back on the path at, `(K, B)` and `(K, B, n)`; or none.
+        further: times and states to put the backward solve on the path at, `(K, B)` and `(K, B, n)`; or none.
         tensors: the explicit tensors.
         needs: which of the times and the tensors want a gradient.
     """
@@ -169,7 +169,7 @@ def back(
     with call.bind(ts, leaves) as field, torch.no_grad():
         integral = Integral(field, wanted, size, solver.order, own) if wanted else None
         limit = solver.max_steps + len(marks.ts)
-        walk = WalkBack(
+        loop = BackwardLoop(
             for_pairs(solver, values[0]),
             field,
             reached,
@@ -180,15 +180,15 @@ def back(
             Tolerance(*looser(call.solver, solver, values[0]), values[0]),
             call.dt_max,
         )
-        walk.begin()
-        walk.run()
-        arrived = walk.who.next == len(marks.ts)
-        times = _of_times(walk, order, len(ts), arrived) * size.T if needs[0] else None
+        loop.begin()
+        loop.run()
+        arrived = loop.state.next == len(marks.ts)
+        times = _of_times(loop, order, len(ts), arrived) * size.T if needs[0] else None
         nfev = field.nfev
-    flow = torch.where(arrived.unsqueeze(1), walk.who.y.chunk(2, dim=1)[1] * size, 0.0) + grad[0]
+    cotangent = torch.where(arrived.unsqueeze(1), loop.state.y.chunk(2, dim=1)[1] * size, 0.0) + grad[0]
     rest = iter(integral.totals if integral is not None else [])
-    call.finish_backward(_report(call, walk, nfev))
-    return [flow, times, *(next(rest) if need else None for need in needs[1:])]
+    call.finish_backward(_report(call, loop, nfev))
+    return [cotangent, times, *(next(rest) if need else None for need in needs[1:])]
 
 
 def _size(grad: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ def _least(tolerance: float | Tensor) -> float:
 
 
 def _marks(ts: Tensor, values: Tensor, grad: Tensor, further: Sequence[Tensor]) -> tuple[Marks, Tensor]:
-    """Where to stop, in the order of the walk back; and which of the outputs and further states each mark is."""
+    """Where to stop, in the order of the backward solve; and which of the outputs and further states each mark is."""
     if further:
         ts, values = torch.cat((ts, further[0])), torch.cat((values, further[1]))
         grad = torch.cat((grad, torch.zeros_like(further[1])))
@@ -213,17 +213,18 @@ def _marks(ts: Tensor, values: Tensor, grad: Tensor, further: Sequence[Tensor]) 
     return Marks(back, values.gather(0, rows), grad), order
 
 
-def _of_times(walk: WalkBack, order: Tensor, count: int, arrived: Tensor) -> Tensor:
+def _of_times(loop: BackwardLoop, order: Tensor, count: int, arrived: Tensor) -> Tensor:
     """The gradients of the output times, `(T, B)`."""
-    gains = torch.zeros_like(walk.gains).scatter_(0, order, walk.gains)[:count]
-    gains[0] = torch.where(arrived, walk.gain_of_start().to(gains.dtype), 0.0)
+    gains = torch.zeros_like(loop.gains).scatter_(0, order, loop.gains)[:count]
+    gains[0] = torch.where(arrived, loop.gain_of_start().to(gains.dtype), 0.0)
     return gains
 
 
-def _report(call: PathCall, walk: WalkBack, nfev: int) -> DriftReport:
-    who = walk.who
-    status, drift = judge(who.status, walk.drift)
+def _report(call: PathCall, loop: BackwardLoop, nfev: int) -> DriftReport:
+    state = loop.state
+    status, drift = judge(state.status, loop.drift)
     return DriftReport(
-        status, who.tried, who.ratio, nfev,
-        accepted=who.tried - who.rejected, rejected=who.rejected, reached=call.dynamics.user_time(-who.t), drift=drift,
+        status, state.tried, state.ratio, nfev,
+        accepted=state.tried - state.rejected, rejected=state.rejected,
+        reached=call.dynamics.user_time(-state.t), drift=drift,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A method that can be walked back exactly, step by step, made from any explicit one."""
+"""A method that can be undone exactly, step by step, made from any explicit one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torchimplicit.ode.adjoint.augmented import for_pairs
 from torchimplicit.ode.explicit.step import explicit_step, stages_of
 from torchimplicit.ode.explicit.tableau import Tableau
 from torchimplicit.path.adjoint.base import PathAdjoint
-from torchimplicit.path.adjoint.checkpointed import CheckpointedWalk
+from torchimplicit.path.adjoint.checkpointed import CheckpointedSolve
 from torchimplicit.path.adjoint.drift import LIMIT, looser
 from torchimplicit.path.call import PathCall
 from torchimplicit.path.field.dynamics import Field
@@ -29,7 +29,7 @@ from torchimplicit.path.step import Stepped
 
 @dataclass(frozen=True)
 class Reversible(PathAdjoint):
-    r"""Walks with a method that has an inverse: exact gradients of the steps taken, and no state kept on the way.
+    r"""Integrates by a method that has an inverse: exact gradients of the steps taken, and no state kept on the way.
 
     Two states $y$ and $z$ are carried along, both the start at first, and
     $y_{k+1} = \lambda y_k + (1 - \lambda) z_k + \Psi_h(t_k, z_k)$, $z_{k+1} = z_k - \Psi_{-h}(t_{k+1}, y_{k+1})$, where
@@ -61,11 +61,11 @@ class Reversible(PathAdjoint):
     def solve(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `PathAdjoint.solve`."""
         pair, paired = torch.cat((y0, y0), dim=1), self._paired(call, y0)
-        values = CheckpointedWalk.apply(paired, pair, ts, *tensors)[0]
+        values = CheckpointedSolve.apply(paired, pair, ts, *tensors)[0]
         return _first(call, values)
 
-    def walk(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
-        """See `PathAdjoint.walk`: by the same method."""
+    def forward(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
+        """See `PathAdjoint.forward`: by the same method."""
         return _first(call, self._paired(call, y0).forward(torch.cat((y0, y0), dim=1), ts, tensors))
 
     def _paired(self, call: PathCall, y0: Tensor) -> PathCall:
@@ -92,7 +92,7 @@ def _first(call: PathCall, values: Tensor) -> Tensor:
 class Coupled(PathSolver):
     """An explicit method made reversible, on pairs `(y, z)`, `(B, 2n)`; mixed into the method's own class."""
 
-    lands: ClassVar[bool] = True
+    stops_at_outputs: ClassVar[bool] = True
     has_inverse: ClassVar[bool] = True
     tableau: ClassVar[Tableau]
     coupling: float
@@ -125,7 +125,7 @@ class Coupled(PathSolver):
 
         return undo
 
-    def rate(self, field: Field) -> Field:
+    def state_field(self, field: Field) -> Field:
         """See `PathSolver.rate`: at the start, where both states are the same."""
         return Field(lambda t, pair: field(t, pair.chunk(2, dim=1)[0]).repeat(1, 2))
 

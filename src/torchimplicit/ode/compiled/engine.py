@@ -12,9 +12,9 @@ from torch import Tensor
 
 from torchimplicit.adjoint.products import Gradients
 from torchimplicit.ode.compiled.kernel import CompileError, can_compile, identity
-from torchimplicit.ode.compiled.loop import ChunkedWalk, backward_in_chunks
+from torchimplicit.ode.compiled.loop import ChunkedLoop, backward_in_chunks
 from torchimplicit.path.engine import Engine, Leg
-from torchimplicit.path.loop import Walk
+from torchimplicit.path.loop import StepLoop
 from torchimplicit.path.solver import PathSolver
 
 T = TypeVar("T")
@@ -74,19 +74,19 @@ def choose_engine(compile: bool | str, f: Any, solver: PathSolver, size: int, pl
 class Compiled(Engine):
     """Makes steps by compiled kernels, several a call; one at a time where times want a gradient."""
 
-    def forward(self, walk: Callable[[Engine, Sequence[Tensor]], T], tensors: Sequence[Tensor]) -> T:
+    def forward(self, solve: Callable[[Engine, Sequence[Tensor]], T], tensors: Sequence[Tensor]) -> T:
         """See `Engine.forward`."""
         # Without this a kernel would be compiled once for parameters and once for tensors.
-        return walk(self, [tensor.detach() for tensor in tensors])
+        return solve(self, [tensor.detach() for tensor in tensors])
 
-    def loop(self, *args: Any) -> Walk:
+    def loop(self, *args: Any) -> StepLoop:
         """See `Engine.loop`."""
-        return ChunkedWalk(*args)
+        return ChunkedLoop(*args)
 
-    def backward(self, leg: Leg, flow: Tensor) -> tuple[Tensor, Gradients]:
+    def backward(self, leg: Leg, cotangent: Tensor) -> tuple[Tensor, Gradients]:
         """See `Engine.backward`."""
-        plain = not leg.ts.requires_grad and leg.query.walked is None
-        return backward_in_chunks(leg, flow) if plain else super().backward(leg, flow)
+        plain = not leg.ts.requires_grad and leg.query.given is None
+        return backward_in_chunks(leg, cotangent) if plain else super().backward(leg, cotangent)
 
 
 class CompiledIfPossible(Compiled):
@@ -99,20 +99,20 @@ class CompiledIfPossible(Compiled):
     def __init__(self, f: Any):
         self.f = f
 
-    def forward(self, walk: Callable[[Engine, Sequence[Tensor]], T], tensors: Sequence[Tensor]) -> T:
+    def forward(self, solve: Callable[[Engine, Sequence[Tensor]], T], tensors: Sequence[Tensor]) -> T:
         """See `Engine.forward`."""
         try:
-            return super().forward(walk, tensors)
+            return super().forward(solve, tensors)
         except CompileError:
             _seconds[identity(self.f)] = math.inf
-            return walk(Engine(), tensors)
+            return solve(Engine(), tensors)
 
-    def backward(self, leg: Leg, flow: Tensor) -> tuple[Tensor, Gradients]:
+    def backward(self, leg: Leg, cotangent: Tensor) -> tuple[Tensor, Gradients]:
         """See `Engine.backward`."""
         try:
-            return super().backward(leg, flow)
+            return super().backward(leg, cotangent)
         except CompileError:
-            return Engine().backward(leg, flow)
+            return Engine().backward(leg, cotangent)
 
 
 class Timed(Engine):
@@ -125,9 +125,9 @@ class Timed(Engine):
     def __init__(self, f: Any):
         self.f = f
 
-    def forward(self, walk: Callable[[Engine, Sequence[Tensor]], T], tensors: Sequence[Tensor]) -> T:
+    def forward(self, solve: Callable[[Engine, Sequence[Tensor]], T], tensors: Sequence[Tensor]) -> T:
         """See `Engine.forward`."""
         start = time.perf_counter()
-        found = walk(self, tensors)
+        found = solve(self, tensors)
         _seconds[identity(self.f)] = _seconds.get(identity(self.f), 0.0) + time.perf_counter() - start
         return found

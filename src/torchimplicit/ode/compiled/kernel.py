@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.ode.explicit.tableau import Tableau
-from torchimplicit.path.field.dynamics import Bare
+from torchimplicit.path.field.dynamics import RawField
 from torchimplicit.path.solver import AdaptiveSolver, PathSolver
 from torchimplicit.path.stepsize import PID
 
@@ -70,7 +70,7 @@ class Plan:
         atol: absolute tolerance.
         control: the controller, of the last error alone.
         shape: of the state but for its batch; with its batch for `joint`.
-        time_shape: see `Bare`.
+        time_shape: see `RawField`.
         joint: whether the batch is one sample.
         dense: whether increments are wanted.
         same: whether the last slope of a step is the first one of the next.
@@ -129,9 +129,9 @@ def _sum(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
     return total
 
 
-def _make_walk(plan: Plan) -> Callable[..., Chunk]:
-    def walk(
-        f: Callable, args: tuple, t: Tensor, h: Tensor, y: Tensor, slope: Tensor, end: Tensor, ahead: Tensor,
+def _make_advance(plan: Plan) -> Callable[..., Chunk]:
+    def advance(
+        f: Callable, args: tuple, t: Tensor, h: Tensor, y: Tensor, slope: Tensor, end: Tensor, next_output: Tensor,
         alive: Tensor, least: Tensor, largest: Tensor | None,
     ) -> Chunk:  # fmt: skip
         stops, ends, increments, facts = [], [], [], []
@@ -149,7 +149,7 @@ def _make_walk(plan: Plan) -> Callable[..., Chunk]:
             reject = alive & ~accept
             h = torch.minimum(h, end - t) * plan.factor(ratio)
             low = reject & (h < least + rounding * t.abs())
-            facts += [alive.any(), accept.any(), accept.all(), (accept & (stop >= ahead)).any()]
+            facts += [alive.any(), accept.any(), accept.all(), (accept & (stop >= next_output)).any()]
             tried, rejected, stuck = tried + alive, rejected + reject, stuck | low
             last = torch.where(accept | low, ratio, last)
             moved = accept.unsqueeze(1)
@@ -167,7 +167,7 @@ def _make_walk(plan: Plan) -> Callable[..., Chunk]:
             tried, rejected, stuck, facts,
         )  # fmt: skip
 
-    return walk
+    return advance
 
 
 def _make_again(plan: Plan) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -199,9 +199,9 @@ class Kernel:
         self.plan = plan
 
     @cached_property
-    def walk(self) -> Callable[..., Chunk]:
+    def advance(self) -> Callable[..., Chunk]:
         """`CHUNK` steps with their controller; see `Chunk`. Takes no gradient."""
-        return _compiled(_make_walk(self.plan))
+        return _compiled(_make_advance(self.plan))
 
     @cached_property
     def again(self) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -241,21 +241,21 @@ def _keep_guards(entries: Any) -> list[bool]:
 _kernels: WeakKeyDictionary[Any, dict[Hashable, Kernel]] = WeakKeyDictionary()
 
 
-def find_kernel(solver: PathSolver, bare: Bare | None, joint: bool, dense: bool) -> Kernel | None:
+def find_kernel(solver: PathSolver, raw: RawField | None, joint: bool, dense: bool) -> Kernel | None:
     """The kernel for a bound vector field; None where the method or the field is not one that can be compiled so."""
-    if bare is None or not can_compile(solver):
+    if raw is None or not can_compile(solver):
         return None
     assert isinstance(solver, AdaptiveSolver)
     assert isinstance(solver.rtol, float)
     assert isinstance(solver.atol, float)
     assert isinstance(solver.control, PID)
     tableau: Tableau = solver.tableau  # type: ignore[attr-defined]
-    shape = tuple(bare.shape) if joint else tuple(bare.shape[1:])
+    shape = tuple(raw.shape) if joint else tuple(raw.shape[1:])
     plan = Plan(
-        tableau, solver.order, solver.rtol, solver.atol, solver.control, shape, bare.time_shape, joint, dense,
+        tableau, solver.order, solver.rtol, solver.atol, solver.control, shape, raw.time_shape, joint, dense,
         tableau.first_same_as_last,
     )  # fmt: skip
-    return _kernels.setdefault(identity(bare.f), {}).setdefault(plan, Kernel(plan))
+    return _kernels.setdefault(identity(raw.f), {}).setdefault(plan, Kernel(plan))
 
 
 def can_compile(solver: PathSolver) -> bool:

@@ -1,4 +1,4 @@
-"""Walking forward and back by compiled kernels, a few steps a call: what `odeint(compile=True)` does."""
+"""Steps forward and their gradients by compiled kernels, a few steps a call: what `odeint(compile=True)` does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchimplicit.ode.explicit.tableau import weights
 from torchimplicit.path.engine import Leg
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.interpolant import EndOnly, Interpolant, Rows
-from torchimplicit.path.loop import Walk
+from torchimplicit.path.loop import StepLoop
 from torchimplicit.path.record import Outputs, Step
 from torchimplicit.path.solver import PathSolver
 from torchimplicit.path.span import Span
@@ -29,8 +29,8 @@ def kernel_for(solver: PathSolver, field: Field, y: Tensor, outputs: int) -> Ker
     Raises:
         CompileError: the field works on something else than one real tensor.
     """
-    joint = field.bare is not None and field.bare.time_shape == ()
-    kernel = find_kernel(solver, field.bare, joint, outputs > 2)
+    joint = field.raw is not None and field.raw.time_shape == ()
+    kernel = find_kernel(solver, field.raw, joint, outputs > 2)
     if kernel is None:
         raise CompileError(
             "compile: got a state that is not one real tensor of single or double precision, times that decrease, "
@@ -39,29 +39,29 @@ def kernel_for(solver: PathSolver, field: Field, y: Tensor, outputs: int) -> Ker
     return kernel
 
 
-class ChunkedWalk(Walk):
-    """A walk whose steps are made `CHUNK` at a time; see `Walk`."""
+class ChunkedLoop(StepLoop):
+    """A solve whose steps are made `CHUNK` at a time; see `StepLoop`."""
 
     def attempt(self) -> None:
         """Tries `CHUNK` steps of all samples; one where no more are allowed."""
         if self.limit - self.attempts < CHUNK:
             super().attempt()
             return
-        who, bare = self.who, self.field.bare
-        kernel = kernel_for(self.solver, self.field, who.y, len(who.ts))
-        assert bare is not None
-        slope = who.slope if who.slope is not None else torch.zeros_like(who.y)
-        chunk = kernel.walk(
-            bare.bound.f, bare.bound.args, who.t, who.h, who.y, slope, self.end, self.ahead, who.running,
-            who.least, self.largest,
+        state, raw = self.state, self.field.raw
+        kernel = kernel_for(self.solver, self.field, state.y, len(state.ts))
+        assert raw is not None
+        slope = state.slope if state.slope is not None else torch.zeros_like(state.y)
+        chunk = kernel.advance(
+            raw.bound.f, raw.bound.args, state.t, state.h, state.y, slope, self.end, self.next_output, state.running,
+            state.least, self.largest,
         )  # fmt: skip
         *facts, stuck = chunk.facts.tolist()
         self._follow(kernel, chunk, facts)
-        who.h, who.slope = chunk.h, chunk.slope if kernel.plan.same else None
-        who.tried, who.rejected = who.tried + chunk.tried, who.rejected + chunk.rejected
-        who.ratio = torch.where((chunk.tried > chunk.rejected) | chunk.stuck, chunk.ratio, who.ratio)
+        state.h, state.slope = chunk.h, chunk.slope if kernel.plan.same else None
+        state.tried, state.rejected = state.tried + chunk.tried, state.rejected + chunk.rejected
+        state.ratio = torch.where((chunk.tried > chunk.rejected) | chunk.stuck, chunk.ratio, state.ratio)
         if any(facts[3::4]):
-            self._stop(who.running & (who.t >= self.end), Status.CONVERGED)
+            self._stop(state.running & (state.t >= self.end), Status.CONVERGED)
         if stuck:
             finite = chunk.ratio.isfinite()
             self._stop(chunk.stuck & finite, Status.STEP_TOO_SMALL)
@@ -69,7 +69,7 @@ class ChunkedWalk(Walk):
 
     def _follow(self, kernel: Kernel, chunk: Chunk, facts: list[bool]) -> None:
         """Goes where the kernel went, step by step, past the outputs."""
-        who, stages = self.who, len(kernel.plan.tableau.c)
+        state, stages = self.state, len(kernel.plan.tableau.c)
         increments = [None] * CHUNK if chunk.increments is None else chunk.increments.unbind()
         for i, (stop, end, table) in enumerate(zip(chunk.stops.unbind(), chunk.ends.unbind(), increments, strict=True)):
             tries, moves, all_move, crosses = facts[4 * i : 4 * i + 4]
@@ -79,12 +79,12 @@ class ChunkedWalk(Walk):
                 continue
             outputs = None
             if crosses:
-                span = Span.of(who.t, stop)
-                inside = _inside(kernel, self.field, table, span, who.y, end)
+                span = Span.of(state.t, stop)
+                inside = _inside(kernel, self.field, table, span, state.y, end)
                 outputs = self._outputs(stop, Stepped(end, None, None, inside), span.h)
             if self.phase is not None:
-                self.phase.add(Step(who.t, stop, all_move, outputs), who.y)
-            who.t, who.y = stop, end
+                self.phase.add(Step(state.t, stop, all_move, outputs), state.y)
+            state.t, state.y = stop, end
 
 
 def _inside(kernel: Kernel, field: Field, table: Tensor | None, span: Span, y: Tensor, end: Tensor) -> Interpolant:
@@ -96,11 +96,11 @@ def _inside(kernel: Kernel, field: Field, table: Tensor | None, span: Span, y: T
     return interpolant(known, Rows(table.unbind()), table[0], field, span, size, y, end, None)
 
 
-def backward_in_chunks(leg: Leg, flow: Tensor) -> tuple[Tensor, Gradients]:
+def backward_in_chunks(leg: Leg, cotangent: Tensor) -> tuple[Tensor, Gradients]:
     """See `Engine.backward`."""
     field, ts, wanted, backwards = leg.field, leg.ts, leg.wanted, leg.retrace()
-    kernel = kernel_for(leg.solver, field, flow, len(ts))
-    assert field.bare is not None
+    kernel = kernel_for(leg.solver, field, cotangent, len(ts))
+    assert field.raw is not None
     totals: Gradients = [None] * len(wanted)
     while group := list(islice(backwards, CHUNK)):
         steps, outputs, states = zip(*reversed(group), strict=True)
@@ -109,22 +109,22 @@ def backward_in_chunks(leg: Leg, flow: Tensor) -> tuple[Tensor, Gradients]:
         stops = torch.stack([*(step.stop for step in steps), *rest])
         with torch.enable_grad():
             y = states[0].detach().requires_grad_()
-            ends, increments = kernel.again(field.bare.bound.f, field.bare.bound.args, starts, stops, y)
-        flows = [None if increments is None else torch.zeros_like(increments), torch.zeros_like(ends)]
-        flows[1][-1] = flow
-        extra = _pull_outputs(kernel, leg, steps, outputs, y.detach(), ends.detach(), increments, flows)
+            ends, increments = kernel.again(field.raw.bound.f, field.raw.bound.args, starts, stops, y)
+        cotangents = [None if increments is None else torch.zeros_like(increments), torch.zeros_like(ends)]
+        cotangents[1][-1] = cotangent
+        extra = _pull_outputs(kernel, leg, steps, outputs, y.detach(), ends.detach(), increments, cotangents)
         made = [each for each in (increments, ends) if each is not None]
-        flow, *found = torch.autograd.grad(
-            made, [y, *wanted], [each for each in flows if each is not None], allow_unused=True
+        cotangent, *found = torch.autograd.grad(
+            made, [y, *wanted], [each for each in cotangents if each is not None], allow_unused=True
         )
-        flow = flow if extra is None else flow + extra
+        cotangent = cotangent if extra is None else cotangent + extra
         totals = summed(totals, found)
-    return flow, totals
+    return cotangent, totals
 
 
 def _pull_outputs(
     kernel: Kernel, leg: Leg, steps: Sequence[Step], outputs: Sequence[Outputs | None], first: Tensor, ends: Tensor,
-    increments: Tensor | None, flows: list,
+    increments: Tensor | None, cotangents: list,
 ) -> Tensor | None:  # fmt: skip
     """Adds the outputs' gradients to those of the states after each step and of the increments.
 
@@ -137,7 +137,7 @@ def _pull_outputs(
         samples, places = within.samples, within.places
         arriving = leg.grad[places, samples]
         if increments is None:
-            flows[1][i].index_add_(0, samples, arriving)
+            cotangents[1][i].index_add_(0, samples, arriving)
             continue
         span = Span.of(step.start, step.stop)
         leaves = [each.detach().requires_grad_() for each in (first if i == 0 else ends[i - 1], ends[i], increments[i])]
@@ -146,11 +146,11 @@ def _pull_outputs(
             inside = _inside(kernel, leg.field, table, span, y, end)
             values = inside.at((leg.ts[places, samples] - step.start[samples]) / span.h[samples], samples)
         by_y, by_end, by_table = torch.autograd.grad(values, leaves, arriving, allow_unused=True)
-        flows[1][i] += by_end
+        cotangents[1][i] += by_end
         if by_table is not None:
-            flows[0][i] += by_table
+            cotangents[0][i] += by_table
         if by_y is not None and i > 0:
-            flows[1][i - 1] += by_y
+            cotangents[1][i - 1] += by_y
         elif by_y is not None:
             extra = by_y
     return extra

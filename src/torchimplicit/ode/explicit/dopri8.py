@@ -45,8 +45,8 @@ class Dopri8(AdaptiveSolver):
         def step(field: Field, span: Span, y: Tensor, slope: Tensor | None) -> Stepped:
             into = stages()
             done = explicit_step(DOPRI8, field, span, y, slope, into)
-            size = span.h.to(y.dtype).unsqueeze(1)
-            inside = PolynomialInterpolant(matrix, LateStages(into, field, span, size, y), size, y, done.y)
+            h_state = span.h.to(y.dtype).unsqueeze(1)
+            inside = PolynomialInterpolant(matrix, LateStages(into, field, span, h_state, y), h_state, y, done.y)
             if done.error is None:
                 return done._replace(inside=inside)
             cruder = done.y - y - into.combined(third)

@@ -120,12 +120,12 @@ def explicit_step(
     """
     slope = field(span.start, y) if slope is None else slope
     times = span.at(stages.known.c.to(span.h.dtype).unsqueeze(1))
-    size = span.h.to(y.dtype).unsqueeze(1)
-    if field.bare is None:
-        rate, shape, scale, clock = field, y.shape, size, times.unbind()
+    h_state = span.h.to(y.dtype).unsqueeze(1)
+    if field.raw is None:
+        evaluate, shape, scale, clock = field, y.shape, h_state, times.unbind()
     else:
-        rate, shape, time_shape = field.bare.bound, field.bare.shape, field.bare.time_shape
-        scale, clock = size.view(time_shape), times.to(y.dtype).view(len(times), *time_shape).unbind()
+        evaluate, shape, time_shape = field.raw.bound, field.raw.shape, field.raw.time_shape
+        scale, clock = h_state.view(time_shape), times.to(y.dtype).view(len(times), *time_shape).unbind()
         field.nfev += tableau.stages - 1
     stages.begin(y, shape)
     stages.put(0, slope.reshape(shape), scale)
@@ -134,14 +134,14 @@ def explicit_step(
     for i in range(1, tableau.stages):
         end = stages.state(i)
         if same and i == tableau.stages - 1 and isinstance(stages, GraphStages):
-            stages.find_last = partial(_put_last, stages, rate, clock[i], end, scale)
+            stages.find_last = partial(_put_last, stages, evaluate, clock[i], end, scale)
             last = None
         else:
-            last = rate(clock[i], end)
+            last = evaluate(clock[i], end)
             stages.put(i, last, scale)
     end = (end if same else stages.end()).reshape(y.shape)
     slope = last.reshape(y.shape) if same and last is not None else None
-    inside = interpolant(stages.known, stages, stages.rows[0], field, span, size, y, end, slope)
+    inside = interpolant(stages.known, stages, stages.rows[0], field, span, h_state, y, end, slope)
     return Stepped(end, stages.error(), slope, inside)
 
 
@@ -167,8 +167,8 @@ def interpolant(
     return PolynomialInterpolant(known.interpolant, increments, h, y, end)
 
 
-def _put_last(stages: Stages, rate: Callable, t: Tensor, end: Tensor, h: Tensor) -> None:
-    stages.put(len(stages.known.c) - 1, rate(t, end), h)
+def _put_last(stages: Stages, evaluate: Callable, t: Tensor, end: Tensor, h: Tensor) -> None:
+    stages.put(len(stages.known.c) - 1, evaluate(t, end), h)
 
 
 def stages_of(tableau: Tableau, like: Tensor, graph: bool) -> Callable[[], Stages]:

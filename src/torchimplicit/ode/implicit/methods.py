@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torchimplicit.core.options import require, require_count
 from torchimplicit.ode.implicit import tableau as tableaus
-from torchimplicit.ode.implicit.newton import Keeper
+from torchimplicit.ode.implicit.newton import JacobianCache
 from torchimplicit.ode.implicit.step import implicit_step
 from torchimplicit.ode.implicit.tableau import StiffTableau
 from torchimplicit.path.field.dynamics import Field
@@ -64,11 +64,13 @@ class StiffSolver(AdaptiveSolver):
 
     def stepper(self, like: Tensor, graph: bool) -> Stepper:
         """See `PathSolver.stepper`."""
-        keeper = Keeper(self.tableau.gamma, Tolerance(self.rtol, self.atol, like), self.stage_tol, self.newton_steps)
+        cache = JacobianCache(
+            self.tableau.gamma, Tolerance(self.rtol, self.atol, like), self.stage_tol, self.newton_steps
+        )
         derivatives = self.derivatives if graph else None
 
         def step(field: Field, span: Span, y: Tensor, slope: Tensor | None) -> Stepped:
-            return implicit_step(self.tableau, field, span, y, slope, keeper, derivatives)
+            return implicit_step(self.tableau, field, span, y, slope, cache, derivatives)
 
         return step
 

@@ -12,14 +12,14 @@ from torchimplicit.core.tree import norm
 from torchimplicit.linear import Jacobian
 from torchimplicit.path.stepsize import Tolerance
 
-Rate = Callable[[Tensor, Tensor], Tensor]  # of (t, y)
+FieldFunction = Callable[[Tensor, Tensor], Tensor]  # of (t, y)
 
 SLOW = 0.1  # a contraction worse than this asks for a new Jacobian
 REJECTED = 1e6  # error over tolerance of a step whose equations were not solved
 DRIFT = 0.2  # a relative change of the step size beyond this asks for a new factorisation
 
 
-def jacobian(field: Rate, t: Tensor, y: Tensor) -> Tensor:
+def jacobian(field: FieldFunction, t: Tensor, y: Tensor) -> Tensor:
     """The Jacobians of a field by the state, `(B, n, n)`, without a graph: `n` vector-Jacobian products at once."""
     y = y.detach()
     if not transforms.active():
@@ -68,7 +68,7 @@ class Equation:
         scale: an update of this size, `(B, n)`, has norm 1.
     """
 
-    def __init__(self, field: Rate, t: Tensor, g: Tensor, base: Tensor, scale: Tensor):
+    def __init__(self, field: FieldFunction, t: Tensor, g: Tensor, base: Tensor, scale: Tensor):
         self.field, self.t, self.g, self.base, self.scale = field, t, g, base, scale
 
     def update(self, w: Tensor, factors: Factors) -> Tensor:
@@ -115,24 +115,24 @@ class Equation:
         return w, failed | ~done, worst
 
 
-class Keeper:
-    """The Jacobians and factors of a walk, renewed for those samples that need it.
+class JacobianCache:
+    """The Jacobians and factors of a solve, renewed for those samples that need it.
 
     A sample's Jacobian serves over stages and steps until its Newton steps contract slowly or fail; its factors until
-    its step size has changed by more than a fifth. Who renews does not depend on batch mates.
+    its step size has changed by more than a fifth. Who renews does not depend on other samples.
 
     Args:
         gamma: the method's diagonal.
         tolerance: of the solve.
-        strictness: the error of a stage over the tolerance.
+        stage_tol: the error of a stage over the tolerance.
         limit: Newton steps a stage at most.
     """
 
-    def __init__(self, gamma: float, tolerance: Tolerance, strictness: float, limit: int):
-        self.gamma, self.tolerance, self.strictness, self.limit = gamma, tolerance, strictness, limit
+    def __init__(self, gamma: float, tolerance: Tolerance, stage_tol: float, limit: int):
+        self.gamma, self.tolerance, self.stage_tol, self.limit = gamma, tolerance, stage_tol, limit
         self.jac: Tensor | None = None
 
-    def begin(self, field: Rate, t: Tensor, h: Tensor, y: Tensor) -> None:
+    def begin(self, field: FieldFunction, t: Tensor, h: Tensor, y: Tensor) -> None:
         """Readies for a step of sizes `(B,)` from `(t, y)`."""
         self.field, self.t, self.y = field, t, y
         self.g = (self.gamma * h).to(y.dtype).unsqueeze(1)
@@ -164,12 +164,12 @@ class Keeper:
     def solve(self, t: Tensor, base: Tensor, guess: Tensor) -> Tensor:
         """A stage's `w`, `(B, n)`, at times `(B,)`; notes who failed."""
         equation = Equation(self.field, t, self.g, base, self.scale)
-        w, failed, worst = equation.solve(guess, self.factors, self.failed, self.strictness, self.limit)
+        w, failed, worst = equation.solve(guess, self.factors, self.failed, self.stage_tol, self.limit)
         again = failed & (self.when != self.t)
         if bool(again.any()):
             self._renew(again)
             self._factor(again)
-            other, fails, rate = equation.solve(guess, self.factors, ~again, self.strictness, self.limit)
+            other, fails, rate = equation.solve(guess, self.factors, ~again, self.stage_tol, self.limit)
             w, worst = torch.where(again.unsqueeze(1), other, w), torch.where(again, rate, worst)
             failed = torch.where(again, fails, failed)
         self.slow = self.slow | (worst > SLOW)
@@ -203,7 +203,7 @@ class Keeper:
         self.factored = torch.where(which.unsqueeze(1), self.g, self.factored)
 
 
-def attached(equation: Equation, guess: Tensor, factors: Factors, derivatives: int) -> Tensor:
+def differentiable_stage(equation: Equation, guess: Tensor, factors: Factors, derivatives: int) -> Tensor:
     r"""A stage's `w` with its graph: exact to rounding, and so are its derivatives up to an order.
 
     From a solution $w_0$ without a graph, of an equation with one, a step $w - (I - g J)^{-1} (w - g f(t, b + w))$ with

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from torchimplicit.ode.explicit.step import interpolant
 from torchimplicit.ode.explicit.tableau import Row, weights
-from torchimplicit.ode.implicit.newton import Equation, Factors, Keeper, Rate, attached, jacobian
+from torchimplicit.ode.implicit.newton import (
+    Equation,
+    Factors,
+    FieldFunction,
+    JacobianCache,
+    differentiable_stage,
+    jacobian,
+)
 from torchimplicit.ode.implicit.tableau import StiffTableau, predictor
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.interpolant import Rows
@@ -23,7 +30,7 @@ def implicit_step(
     span: Span,
     y: Tensor,
     slope: Tensor | None,
-    keeper: Keeper,
+    cache: JacobianCache,
     derivatives: int | None,
 ) -> Stepped:
     """One step.
@@ -34,20 +41,20 @@ def implicit_step(
         span: from when to when.
         y: states, `(B, n)`.
         slope: the slope there, if it is known.
-        keeper: of the Jacobians.
+        cache: of the Jacobians.
         derivatives: how many orders of derivatives shall be exact; None for a step without a graph.
     """
     known = weights(tableau, y.dtype, y.device)
     t, times = span.start, span.at(known.c.to(span.h.dtype).unsqueeze(1)).unbind()
-    size = span.h.to(y.dtype).unsqueeze(1)
-    quick: Rate | None = None
-    stiff: Rate = field
+    h_state = span.h.to(y.dtype).unsqueeze(1)
+    quick: FieldFunction | None = None
+    stiff: FieldFunction = field
     if tableau.explicit:
         assert field.parts is not None
         quick, stiff = field.parts
-    fast = [] if quick is None else [size * quick(t, y)]
-    slow = [size * (slope if slope is not None and quick is None else stiff(t, y))]
-    solver = keeper if derivatives is None else _Attached(keeper, derivatives)
+    fast = [] if quick is None else [h_state * quick(t, y)]
+    slow = [h_state * (slope if slope is not None and quick is None else stiff(t, y))]
+    solver = cache if derivatives is None else _DifferentiableStages(cache, derivatives)
     solver.begin(stiff, t, span.h, y)
     guesses, end = predictor(tableau), y
     for i in range(1, tableau.stages):
@@ -58,17 +65,17 @@ def implicit_step(
         slow.append(w / tableau.gamma)
         end = base + w
         if quick is not None:
-            fast.append(size * quick(times[i], end))
+            fast.append(h_state * quick(times[i], end))
     rows = slow if quick is None else [a + b for a, b in zip(slow, fast, strict=True)]
     end = end if tableau.stiffly_accurate else _combine(y, tableau.b, rows)
     error = failed = None
     if derivatives is None:
-        end, error = keeper.judge(end, _combine(torch.zeros_like(y), tableau.e or (), rows), tableau.damps)
-        failed = keeper.failed
+        end, error = cache.judge(end, _combine(torch.zeros_like(y), tableau.e or (), rows), tableau.damps)
+        failed = cache.failed
     last = None
     if tableau.stiffly_accurate:  # a slope of zero where nothing moves: nobody looks at it
-        last = rows[-1] / torch.where(size == 0, 1.0, size)
-    inside = interpolant(known, Rows(rows), rows[0], field, span, size, y, end, last)
+        last = rows[-1] / torch.where(h_state == 0, 1.0, h_state)
+    inside = interpolant(known, Rows(rows), rows[0], field, span, h_state, y, end, last)
     return Stepped(end, error, last, inside, failed)
 
 
@@ -78,19 +85,21 @@ def _combine(y: Tensor, row: Row, increments: Sequence[Tensor]) -> Tensor:
     return y
 
 
-class _Attached:
+class _DifferentiableStages:
     """Solves a step's stages with their graph."""
 
-    def __init__(self, keeper: Keeper, derivatives: int):
-        self.keeper, self.derivatives = keeper, derivatives
+    def __init__(self, cache: JacobianCache, derivatives: int):
+        self.cache, self.derivatives = cache, derivatives
 
-    def begin(self, field: Rate, t: Tensor, h: Tensor, y: Tensor) -> None:
-        """See `Keeper.begin`."""
-        self.field, self.g = field, (self.keeper.gamma * h).to(y.dtype).unsqueeze(1)
+    def begin(self, field: FieldFunction, t: Tensor, h: Tensor, y: Tensor) -> None:
+        """See `JacobianCache.begin`."""
+        self.field, self.g = field, (self.cache.gamma * h).to(y.dtype).unsqueeze(1)
         jac = jacobian(field, t.detach(), y)
-        self.scale = self.keeper.strict_scale(y.detach())
+        self.scale = self.cache.strict_scale(y.detach())
         self.factors = Factors(jac, self.g.detach())
 
     def solve(self, t: Tensor, base: Tensor, guess: Tensor) -> Tensor:
-        """See `Keeper.solve`."""
-        return attached(Equation(self.field, t, self.g, base, self.scale), guess, self.factors, self.derivatives)
+        """See `JacobianCache.solve`."""
+        return differentiable_stage(
+            Equation(self.field, t, self.g, base, self.scale), guess, self.factors, self.derivatives
+        )

@@ -19,7 +19,7 @@ from torchimplicit.path.solver import PathSolver
 from torchimplicit.path.span import Span
 
 
-def sweep(
+def backprop(
     call: PathCall,
     path: Path,
     ts: Tensor,
@@ -31,7 +31,7 @@ def sweep(
     """The gradients of the start, of the times and of the explicit tensors.
 
     Args:
-        call: the call that walked.
+        call: the call that was solved.
         path: its record.
         ts: the times of the query, `(T, B)`.
         tensors: the explicit tensors.
@@ -42,34 +42,35 @@ def sweep(
     query = Query.of_outputs(path) if query is None else query
     inputs = [ts.detach(), *(tensor.detach() for tensor in call.unshared(tensors))]
     width = grad.shape[2] // (1 + query.order)
-    flow = torch.zeros_like(grad[0, :, :width])  # of the states at the time that has been reached, walking back
+    cotangent = torch.zeros_like(grad[0, :, :width])  # of the states at the time that has been reached, going backward
+    # Outputs that were not reached are the last state: their gradients begin there, before any step.
     if query.held is not None:
         places, samples = query.held.places, query.held.samples
-        flow.index_put_((samples,), grad[places, samples, :width], accumulate=True)
+        cotangent.index_put_((samples,), grad[places, samples, :width], accumulate=True)
     totals: Gradients = [None] * len(inputs)
-    pass_back = Sweep(call, query, needs, Drifts(flow) if call.solver.has_inverse else None)
+    backward = Backprop(call, query, needs, Drifts(cotangent) if call.solver.has_inverse else None)
     for phase, outputs in zip(reversed(path.phases), reversed(query.outputs), strict=True):
         rows = phase.rows
         if rows is None:
-            flow, found = pass_back.phase(phase, outputs, flow, inputs, grad)
+            cotangent, found = backward.phase(phase, outputs, cotangent, inputs, grad)
         else:
             some = [inputs[0][:, rows], *call.dynamics.take(inputs[1:], rows)]
-            moved, found = pass_back.phase(phase, outputs, flow[rows], some, grad[:, rows])
-            flow = flow.index_copy(0, rows, moved)
+            moved, found = backward.phase(phase, outputs, cotangent[rows], some, grad[:, rows])
+            cotangent = cotangent.index_copy(0, rows, moved)
             dims = [1, *(0 if batched else None for batched in call.dynamics.batched)]
             found = [_spread(*each, rows) for each in zip(found, inputs, dims, strict=True)]
         totals = summed(totals, found)
-    if pass_back.drifts is not None:
-        call.finish_backward(pass_back.drifts.report(call, ts[0]))
-    return [flow + grad[0, :, :width], *totals]
+    if backward.drifts is not None:
+        call.finish_backward(backward.drifts.report(call, ts[0]))
+    return [cotangent + grad[0, :, :width], *totals]  # the first output is the start itself
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Backprop:
     """One backward pass.
 
     Attributes:
-        call: the call that walked.
+        call: the call that was solved.
         query: what was asked of the path.
         needs: which of the times and the tensors want a gradient.
         drifts: how far undone steps lead from the path; None where steps are made again.
@@ -81,20 +82,23 @@ class Sweep:
     drifts: Drifts | None
 
     def phase(
-        self, phase: Phase, outputs: ByStep, flow: Tensor, inputs: list[Tensor], grad: Tensor
+        self, phase: Phase, outputs: ByStep, cotangent: Tensor, inputs: list[Tensor], grad: Tensor
     ) -> tuple[Tensor, Gradients]:
         """The gradient of the states before a phase, from that after it, and the gradients of its inputs."""
         call, query = self.call, self.query
+        # Leaves anew for every phase: a step's graph must end at them, and not lead into the caller's.
         leaves = [each.detach().requires_grad_(need) for each, need in zip(inputs, self.needs, strict=True)]
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        solver, last = call.solver.take(phase.rows), -1 if query.walked is None else query.walked - 1
+        solver, last = call.solver.take(phase.rows), -1 if query.given is None else query.given - 1
         with call.bind(leaves[0], leaves[1:], phase.rows, last) as field:
 
             def retrace() -> Iterator[tuple[Step, Outputs | None, Tensor]]:
-                for number, y in _retraced(solver, field, phase, flow, self.drifts):
+                for number, y in _retraced(solver, field, phase, cotangent, self.drifts):
                     yield phase.steps[number], outputs.get(number), y
 
-            before, totals = call.engine.backward(Leg(solver, field, retrace, query, leaves[0], wanted, grad), flow)
+            before, totals = call.engine.backward(
+                Leg(solver, field, retrace, query, leaves[0], wanted, grad), cotangent
+            )
         rest = iter(totals)
         return before, [next(rest) if need else None for need in self.needs]
 
@@ -104,7 +108,7 @@ def _retraced(
 ) -> Iterator[tuple[int, Tensor]]:
     """The numbers of the steps of a phase, last first, each with the state before it.
 
-    That was kept, or is walked to again; where a step has an inverse, it is what undoing the step gives.
+    That was kept, or is integrated to again; where a step has an inverse, it is what undoing the step gives.
     """
     again = undo = None
 

@@ -12,7 +12,7 @@ class PathAdjoint:
     """Base of the adjoints of paths: how outputs get their gradient. But for `Reversible` not a bit of a value changes.
 
     Attributes:
-        checkpoints: how many states the walk shall keep; 0 for none, and no record of it.
+        checkpoints: how many states the solve shall keep; 0 for none, and no record of it.
     """
 
     checkpoints: int = 0
@@ -21,7 +21,7 @@ class PathAdjoint:
         """Refuses solvers that the adjoint cannot differentiate, with a `ValueError`; most take any."""
 
     def solve(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
-        """Walks and attaches the gradient.
+        """Solves and attaches the gradient.
 
         Args:
             call: the call.
@@ -34,6 +34,6 @@ class PathAdjoint:
         """
         raise NotImplementedError
 
-    def walk(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
+    def forward(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
         """The same outputs without a gradient."""
         return call.forward(y0, ts, tensors)

@@ -13,7 +13,7 @@ from torch.autograd import Function
 from torchimplicit.adjoint.products import fold, pull, push
 from torchimplicit.core import transforms
 from torchimplicit.core.options import require_count
-from torchimplicit.path.adjoint.backprop import sweep
+from torchimplicit.path.adjoint.backprop import backprop
 from torchimplicit.path.adjoint.base import PathAdjoint
 from torchimplicit.path.adjoint.replay import note_lost, valued, whole
 from torchimplicit.path.call import PathCall
@@ -25,7 +25,7 @@ class Checkpointed(PathAdjoint):
 
     The exact derivative of the numerical solution, step sizes held, at one more evaluation of the field for each, plus
     its vector-Jacobian product: no graph but that of one step is ever kept. With more steps than checkpoints, stretches
-    between them are walked again. Second derivatives, forward mode and `vmap` work; they keep the graph of all steps.
+    between them are made again. Second derivatives, forward mode and `vmap` work; they keep the graph of all steps.
 
     Args:
         checkpoints: states to keep, at least 2. As many steps cost no evaluation more; a quarter of the square of it
@@ -40,7 +40,7 @@ class Checkpointed(PathAdjoint):
 
     def solve(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `PathAdjoint.solve`."""
-        values, starts, stops = CheckpointedWalk.apply(call, y0, ts, *tensors)
+        values, starts, stops = CheckpointedSolve.apply(call, y0, ts, *tensors)
         note_lost(call, starts, stops, y0, ts, tensors)
         return values
 
@@ -58,7 +58,7 @@ class Direct(PathAdjoint):
     def solve(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `PathAdjoint.solve`."""
         fixed = [each.detach() for each in (y0, ts, *tensors)]
-        known, starts, stops = CheckpointedWalk.apply(call, *fixed)
+        known, starts, stops = CheckpointedSolve.apply(call, *fixed)
         values = whole(call, starts, stops, y0, ts, tensors)
         if transforms.active():
             return valued(known, values)
@@ -67,12 +67,12 @@ class Direct(PathAdjoint):
         return torch.where(found.unsqueeze(1), valued(known, values), known)
 
 
-class CheckpointedWalk(Function):
+class CheckpointedSolve(Function):
     """The outputs `(T, B, n)`, and the times before and after every step, `(S, B)` each."""
 
     @staticmethod
     def forward(call: PathCall, y0: Tensor, ts: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Walks; nothing of it is recorded."""
+        """Solves; nothing of it is recorded."""
         values = call.forward(y0, ts, tensors)
         assert call.record.path is not None
         return values, *call.record.path.times(ts)
@@ -94,11 +94,12 @@ class CheckpointedWalk(Function):
     def backward(ctx: Any, grad: Tensor, _starts: None, _stops: None) -> tuple[Tensor | None, ...]:
         """The gradients of the start, the times and the tensors."""
         states, (y0, ts, starts, stops, *tensors) = ctx.saved_tensors[: ctx.states], ctx.saved_tensors[ctx.states :]
+        # Second derivatives, or a transform: the pass itself must be differentiable, as one graph of all steps is.
         if torch.is_grad_enabled() or transforms.level(grad) >= 0:
             return None, *pull(_again(ctx.call, starts, stops), (y0, ts, *tensors), ctx.needs_input_grad[1:], grad)
         _, needs_y0, *needs = ctx.needs_input_grad
-        flow, *found = sweep(ctx.call, ctx.path.joined(states), ts, tensors, needs, grad)
-        return None, flow if needs_y0 else None, *found
+        cotangent, *found = backprop(ctx.call, ctx.path.joined(states), ts, tensors, needs, grad)
+        return None, cotangent if needs_y0 else None, *found
 
     @staticmethod
     def jvp(ctx: Any, _call: None, *tangents: Tensor | None) -> tuple[Tensor, None, None]:
@@ -112,7 +113,7 @@ class CheckpointedWalk(Function):
         _, y0_dim, ts_dim, *dims = in_dims
         count = info.batch_size
         front = ts.expand(count, *ts.shape) if ts_dim is None else ts.movedim(ts_dim, 0)
-        found = CheckpointedWalk.apply(
+        found = CheckpointedSolve.apply(
             call.mapped(count, dims), fold(y0, y0_dim, count), front.movedim(0, 1).flatten(1), *tensors
         )
         return tuple(each.unflatten(1, (count, -1)) for each in found), (1, 1, 1)

@@ -1,4 +1,4 @@
-"""Whether a path that was walked back meets the one that was walked forward."""
+"""Whether a path that was integrated backward meets the one that was integrated forward."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 from torchimplicit.core.status import Status
 from torchimplicit.path.call import PathCall
 from torchimplicit.path.record import Phase
-from torchimplicit.path.report import WALKS_BACK, PathReport
+from torchimplicit.path.report import BACKWARD_SOLVES, PathReport
 from torchimplicit.path.solver import PathSolver
 from torchimplicit.path.stepsize import Tolerance
 
 LIMIT = 10.0  # tolerances; beyond it the gradient tends to be further from the exact one than that, too
 
 FIXED = 1e-3  # fixed steps have no tolerance: what a drift is measured by then
-FAR = 1e6  # times the size of both ends of a path, where no path that is walked back has anything to look for
+FAR = 1e6  # times the size of both ends of a path, where no path back has anything to look for
 
 
 @dataclass
@@ -27,11 +27,11 @@ class BackwardReport(PathReport):
     """A `PathReport` of a backward pass: of samples that have no gradient."""
 
     failure: ClassVar[str] = "cannot trust their gradient"
-    table = WALKS_BACK
+    table = BACKWARD_SOLVES
 
     @staticmethod
     def of(call: PathCall, start: Tensor, lost: Tensor) -> BackwardReport:
-        """Of a pass back to the first times, `(B,)`, through the steps of the walk there, but of the samples `lost`."""
+        """Of a pass back to the first times, `(B,)`, through the steps of the solve, but of the samples `lost`."""
         there = call.record.report
         assert there is not None
         status = Status.NON_FINITE.where(lost, torch.zeros_like(there.status))
@@ -44,11 +44,11 @@ class BackwardReport(PathReport):
 
 @dataclass
 class DriftReport(BackwardReport):
-    """A `BackwardReport` of a walk back.
+    """A `BackwardReport` of a backward solve.
 
     Attributes:
-        drift: the largest distance between a state walked back to and the one that was there, over the tolerance,
-            `(B,)`; beyond `LIMIT` the status is `DRIFTED`.
+        drift: the largest distance between a state that the backward solve came to and the one that was there, over
+            the tolerance, `(B,)`; beyond `LIMIT` the status is `DRIFTED`.
     """
 
     drift: Tensor = field(kw_only=True)
@@ -68,7 +68,7 @@ class DriftReport(BackwardReport):
 
 
 def looser(there: PathSolver, back: PathSolver, like: Tensor) -> tuple[Tensor, Tensor]:
-    """What drifts are held against, `(rtol, atol)`: a walk back cannot meet states better than they are known."""
+    """What drifts are held against, `(rtol, atol)`: a backward solve cannot meet states better than they are known."""
     solvers = [solver for solver in (there, back) if solver.adapts]
     if len(solvers) < 2:
         return like.new_tensor(FIXED), like.new_tensor(FIXED)
@@ -91,7 +91,7 @@ class Drifts:
     def __init__(self, like: Tensor):
         self.largest, self.nfev = torch.zeros_like(like[:, 0]), 0
         self.root = math.sqrt(torch.finfo(like.dtype).eps)
-        self.size: Tensor | None = None  # of the unknowns of the phase, `(M, n)`, as far as it was walked back
+        self.size: Tensor | None = None  # of the unknowns of the phase, `(M, n)`, as far as it was integrated backward
 
     def mended(self, phase: Phase, found: Tensor) -> Tensor:
         """States found within a phase, `(M, n)`, with those that have left every bound put back to its start.
@@ -117,7 +117,7 @@ class Drifts:
         self.nfev, self.size = self.nfev + nfev, None
 
     def report(self, call: PathCall, start: Tensor) -> DriftReport:
-        """Of a walk back to the first times, `(B,)`, by the steps of the walk there."""
+        """Of a backward solve to the first times, `(B,)`, by the steps of the solve there."""
         there = call.record.report
         assert there is not None
         status, drift = judge(torch.zeros_like(there.status), self.largest)
@@ -129,9 +129,9 @@ class Drifts:
 
 
 def judge(status: Tensor, drift: Tensor) -> tuple[Tensor, Tensor]:
-    """Statuses and drifts `(B,)` of a walk back along a path that was walked forward without failing.
+    """Statuses and drifts `(B,)` of a backward solve along a path that was integrated forward without failing.
 
-    A walk that breaks down where there was a path has left it.
+    A solve that breaks down where there was a path has left it.
     """
     lost = (status == Status.STEP_TOO_SMALL) | (status == Status.NON_FINITE)
     drift = torch.where(lost, math.inf, drift)

@@ -27,7 +27,7 @@ class Remade(NamedTuple):
     y: Tensor
     end: Tensor
 
-    def part(self, t: Tensor) -> Tensor:
+    def theta(self, t: Tensor) -> Tensor:
         """Which part of the step times are, `(B,)`."""
         return (t - self.span.start) / torch.where(self.span.h == 0, 1.0, self.span.h)
 
@@ -47,7 +47,7 @@ def whole(call: PathCall, starts: Tensor, stops: Tensor, y0: Tensor, ts: Tensor,
     """The outputs `(T, B, n)` again, all steps in one graph that every transform can go through.
 
     Args:
-        call: the call that walked.
+        call: the call that was solved.
         starts: times before every step, `(S, B)`; those of samples that stand still equal their `stops`.
         stops: times after it.
         y0: states at the first time, `(B, n)`.
@@ -60,8 +60,8 @@ def whole(call: PathCall, starts: Tensor, stops: Tensor, y0: Tensor, ts: Tensor,
         for step in remake(call, field, starts, stops, y0, ts):
             within = (ts > step.before) & (ts <= step.after)
             for place in relevant(within, 1):
-                part = step.part(ts[place])
-                value, other = step.done.inside.at(part, everybody), values[place]
+                theta = step.theta(ts[place])
+                value, other = step.done.inside.at(theta, everybody), values[place]
                 values[place] = torch.where(within[place].unsqueeze(1), value, step.y if other is None else other)
             y = step.end
         reached = stops[-1] if len(stops) else ts[0]

@@ -11,17 +11,17 @@ from torch import Tensor
 from torchimplicit.adjoint import unmoved
 from torchimplicit.core import transforms
 from torchimplicit.path.adjoint.replay import valued
-from torchimplicit.path.dense.evaluate import Trail
+from torchimplicit.path.dense.evaluate import RecordedPath
 from torchimplicit.path.events.event import Condition
 from torchimplicit.path.events.watch import Met
 
 
 class Recorded(NamedTuple):
-    """What a walk found, without a graph.
+    """What a solve found, without a graph.
 
     Attributes:
         rows: the outputs, `(T, B, n)`.
-        reached: when each sample's walk ended, `(B,)`.
+        reached: when each sample's solve ended, `(B,)`.
         event: which event ended it, -1 for none, `(B,)`.
         met: the crossings of every event.
     """
@@ -32,28 +32,30 @@ class Recorded(NamedTuple):
     met: Sequence[Met]
 
 
-def attached(trail: Trail, event_tensors: list[Tensor], known: Recorded) -> tuple[Tensor, Tensor, Tensor, list[Met]]:
-    """The outputs of a walk, where it ended, times `(B,)` and states `(B, n)`, and its crossings, with their graphs.
+def attached(
+    recorded: RecordedPath, event_tensors: list[Tensor], known: Recorded
+) -> tuple[Tensor, Tensor, Tensor, list[Met]]:
+    """The outputs of a solve, where it ended, times `(B,)` and states `(B, n)`, and its crossings, with their graphs.
 
     Args:
-        trail: the walk.
+        recorded: the solve.
         event_tensors: those of the events' conditions, with their graphs.
         known: what it found.
     """
-    late = trail.ts > known.reached
-    ahead = torch.where(late, known.reached, trail.ts)
+    late = recorded.ts > known.reached
+    ahead = torch.where(late, known.reached, recorded.ts)
     if not known.met:
-        rows = trail.at(ahead, known=known.rows)
+        rows = recorded.at(ahead, known=known.rows)
         return rows, known.reached, rows[-1], []
     there = [~each.t.isnan() for each in known.met]
     times = [torch.where(fires, each.t, known.reached) for fires, each in zip(there, known.met, strict=True)]
     at = torch.cat((ahead, *times))
-    found = trail.at(at, 2 if len(at) > len(late) else 0, known.rows)
+    found = recorded.at(at, 2 if len(at) > len(late) else 0, known.rows)
     rows, *series = found.split([len(late), *(len(each) for each in times)])
-    rows = rows[..., : trail.y0.shape[1]]
-    t, y, met = known.reached, rows[-1], _crossed(trail, event_tensors, known.met, times, series)
+    rows = rows[..., : recorded.y0.shape[1]]
+    t, y, met = known.reached, rows[-1], _crossed(recorded, event_tensors, known.met, times, series)
     for i, each in enumerate(met):
-        if len(each.t):  # the one crossing of an event that ends walks
+        if len(each.t):  # the one crossing of an event that ends solves
             here = known.event == i
             t, y = torch.where(here, each.t[0], t), torch.where(here.unsqueeze(1), each.y[0], y)
     rows = torch.where((late & (known.event >= 0)).unsqueeze(2), y, rows)
@@ -61,20 +63,24 @@ def attached(trail: Trail, event_tensors: list[Tensor], known: Recorded) -> tupl
         Met(torch.where(fires, each.t, torch.nan), torch.where(fires.unsqueeze(2), each.y, y))
         for fires, each in zip(there, met, strict=True)
     ]
-    inputs = [trail.y0, trail.ts, *trail.tensors, *event_tensors]
+    inputs = [recorded.y0, recorded.ts, *recorded.tensors, *event_tensors]
     if any(len(each.t) == 0 for each in met):  # gradients of zero, as of samples that an event has not fired for
         t, met = unmoved(t, inputs), [Met(*(unmoved(part, inputs) for part in each)) for each in met]
     return rows, t, y, met
 
 
 def _crossed(
-    trail: Trail, event_tensors: list[Tensor], known: Sequence[Met], times: Sequence[Tensor], series: Sequence[Tensor]
+    recorded: RecordedPath,
+    event_tensors: list[Tensor],
+    known: Sequence[Met],
+    times: Sequence[Tensor],
+    series: Sequence[Tensor],
 ) -> list[Met]:
     """The crossings of every event with their graphs, from the path's series at their times; see `differentiated`."""
-    if trail.call.trigger is None:
+    if recorded.call.trigger is None:
         return []
     met = []
-    with trail.call.trigger.bind(event_tensors) as conditions:
+    with recorded.call.trigger.bind(event_tensors) as conditions:
         for condition, each, at, rows in zip(conditions.each, known, times, series, strict=True):
             places = zip(at.unbind(), rows.unbind(), (~each.t.isnan()).unbind(), strict=True)
             found = [differentiated(condition, *place) for place in places]

@@ -11,8 +11,8 @@ from torch.utils import _pytree as pytree
 
 from torchimplicit.core import transforms
 from torchimplicit.core.tree import Layout
-from torchimplicit.path.dense.chain import Chain
-from torchimplicit.path.dense.evaluate import Mended, Trail
+from torchimplicit.path.dense.chain import ChainedPath
+from torchimplicit.path.dense.evaluate import MaskedPath, RecordedPath
 from torchimplicit.path.field.dynamics import Dynamics
 
 
@@ -20,7 +20,7 @@ class DensePath:
     """The solution between the first and the last time, as a function of time: `solution.path`.
 
     Differentiable by the time asked for and by all that the path depends on, as the outputs are: the steps that were
-    taken are made again where they are looked at, so that a call costs as many evaluations as its steps, plus those
+    taken are made again where they are asked for, so that a call costs as many evaluations as its steps, plus those
     back to the last state that was kept (`Checkpointed(checkpoints=...)`; without gradients all are). A sample that
     failed or met its event holds its last state from then on, with a derivative of zero; `reached` says from when.
 
@@ -28,10 +28,12 @@ class DensePath:
         reached: the time that each sample reached, `(B,)`.
     """
 
-    def __init__(self, trail: Trail | Chain | Mended, dynamics: Dynamics, reached: Tensor, end: Tensor):
-        """Of a trail whose samples reached these times `(B,)`, and hold states `(B, n)` from then on."""
+    def __init__(
+        self, recorded: RecordedPath | ChainedPath | MaskedPath, dynamics: Dynamics, reached: Tensor, end: Tensor
+    ):
+        """Of a recorded path whose samples reached these times `(B,)`, and hold states `(B, n)` from then on."""
         self.watch: Callable[[Tensor, int], None] | None = None  # told of all that is given away
-        self._trail, self._dynamics, self._until, self._end = trail, dynamics, reached, end
+        self._recorded, self._dynamics, self._until, self._end = recorded, dynamics, reached, end
         self.reached = dynamics.user_time(reached)
 
     def __call__(self, t: Tensor | float) -> Any:
@@ -47,39 +49,39 @@ class DensePath:
             ValueError: a time before the first or after the last, or of another shape.
         """
         at, late = self._place(t)
-        return self._nested(torch.where(late.unsqueeze(2), self._end, self._trail.at(at)), t)
+        return self._nested(torch.where(late.unsqueeze(2), self._end, self._recorded.at(at)), t)
 
     def derivative(self, t: Tensor | float) -> Any:
         """The derivative of the path by time, in the form of `path(t)`: that of the interpolant, near to `f`."""
         at, late = self._place(t)
-        rows = self._trail.at(at, order=1)[..., self._trail.y0.shape[1] :]
+        rows = self._recorded.at(at, order=1)[..., self._recorded.y0.shape[1] :]
         rows = torch.where(late.unsqueeze(2), 0.0, rows)
         return self._nested(rows if self._dynamics.sign is None else rows * self._dynamics.sign.unsqueeze(1), t)
 
     def detach(self) -> DensePath:
         """The same path without a gradient."""
-        assert not isinstance(self._trail, Mended)
-        return DensePath(self._trail.detach(), self._dynamics, self._until, self._end.detach())
+        assert not isinstance(self._recorded, MaskedPath)
+        return DensePath(self._recorded.detach(), self._dynamics, self._until, self._end.detach())
 
     @property
-    def trail(self) -> Trail:
-        """The recorded walk."""
-        assert isinstance(self._trail, Trail)
-        return self._trail
+    def recorded(self) -> RecordedPath:
+        """The recorded solve."""
+        assert isinstance(self._recorded, RecordedPath)
+        return self._recorded
 
-    def along(self, chain: Chain, reached: Tensor, end: Tensor) -> DensePath:
-        """The path of a walk in stretches of which this is the last; see `DensePath`."""
+    def along(self, chain: ChainedPath, reached: Tensor, end: Tensor) -> DensePath:
+        """The path of a solve in stretches of which this is the last; see `DensePath`."""
         return DensePath(chain, self._dynamics, reached, end)
 
     def ending(self, end: Tensor) -> DensePath:
         """The same path with these states `(B, n)` from its end on."""
-        return DensePath(self._trail, self._dynamics, self._until, end)
+        return DensePath(self._recorded, self._dynamics, self._until, end)
 
     def beside(self, other: DensePath, which: Tensor, end: Tensor) -> DensePath:
         """This path, detached, for some samples `(B,)`, another for the rest; with the states at the ends of both."""
-        assert not isinstance(self._trail, Mended)
-        assert not isinstance(other._trail, Mended)
-        return DensePath(Mended(self._trail, other._trail, which), self._dynamics, self._until, end)
+        assert not isinstance(self._recorded, MaskedPath)
+        assert not isinstance(other._recorded, MaskedPath)
+        return DensePath(MaskedPath(self._recorded, other._recorded, which), self._dynamics, self._until, end)
 
     def _nested(self, rows: Tensor, t: Tensor | float) -> Any:
         if self.watch is not None:
@@ -90,7 +92,7 @@ class DensePath:
 
     def _place(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """Times as solvers count them, `(K, B)`, none beyond what was reached; which of them were beyond."""
-        ts, batch = self._trail.ts, self._dynamics.layout.batch
+        ts, batch = self._recorded.ts, self._dynamics.layout.batch
         # A number would be taken for one of single precision.
         t = torch.as_tensor(t, dtype=ts.dtype if isinstance(t, float) else None, device=ts.device)
         if t.dim() > 2 or t.numel() == 0 or (t.dim() == 2 and t.shape[1] not in (1, batch)) or t.is_complex():

@@ -1,4 +1,4 @@
-"""A recorded walk looked at afterwards, at any time: the steps that are looked at, made again."""
+"""A recorded solve evaluated afterwards, at any time: the steps that are asked for, made again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.autograd import Function
 
 from torchimplicit.adjoint.products import pull, push
 from torchimplicit.core import transforms
-from torchimplicit.path.adjoint.backprop import sweep
+from torchimplicit.path.adjoint.backprop import backprop
 from torchimplicit.path.adjoint.replay import relevant, remake, valued
 from torchimplicit.path.call import PathCall
 from torchimplicit.path.query import Query
@@ -21,16 +21,16 @@ from torchimplicit.path.remake import make_step, padded
 
 
 @dataclass(frozen=True)
-class Trail:
-    """A recorded walk with what it depends on; times as solvers count them.
+class RecordedPath:
+    """A recorded solve with what it depends on; times as solvers count them.
 
     Attributes:
-        call: the call that walked.
+        call: the call that was solved.
         path: its record.
         starts: times before every step, `(S, B)`.
         stops: times after it.
         y0: states at the first time, `(B, n)`, with their graph, as for the next two.
-        ts: the times that the walk was for, `(T, B)`.
+        ts: the times that the solve was for, `(T, B)`.
         tensors: the explicit tensors.
         in_one: whether to differentiate in one graph of all steps.
     """
@@ -44,7 +44,7 @@ class Trail:
     tensors: tuple[Tensor, ...]
     in_one: bool
 
-    def detach(self) -> Trail:
+    def detach(self) -> RecordedPath:
         """The same without a gradient."""
         tensors = tuple(tensor.detach() for tensor in self.tensors)
         return replace(self, y0=self.y0.detach(), ts=self.ts.detach(), tensors=tensors)
@@ -60,53 +60,55 @@ class Trail:
         """
         if self.in_one and torch.is_grad_enabled():
             plain = 0 if known is None else len(known)
-            found = look_whole(self.call, self.starts, self.stops, self.y0, self.ts, at, self.tensors, order, plain)
+            found = evaluate_in_one(
+                self.call, self.starts, self.stops, self.y0, self.ts, at, self.tensors, order, plain
+            )
             with torch.no_grad():
                 value = self.detach().at(at.detach(), order, known)
             return valued(value, found)
-        return Look.apply(
+        return Evaluate.apply(
             self.call, self.path, order, self.starts, self.stops, known, self.y0, self.ts, at, *self.tensors
         )
 
 
 @dataclass(frozen=True)
-class Mended:
-    """A trail of which some samples are held, without a gradient, while healthy ones walk in their place.
+class MaskedPath:
+    """A recorded path of which some samples are held, without a gradient, while healthy ones stand in their place.
 
     Attributes:
-        held: the trail of all samples, or a chain of such, detached.
+        held: that of all samples, or a chain of such, detached.
         healthy: that of the healthy ones and of those that stand in.
-        sick: which samples are held, `(B,)`.
+        nonfinite: which samples are held, `(B,)`.
     """
 
     held: Any
     healthy: Any
-    sick: Tensor
+    nonfinite: Tensor
 
     @property
     def y0(self) -> Tensor:
-        """See `Trail`."""
-        return torch.where(self.sick.unsqueeze(1), self.held.y0, self.healthy.y0)
+        """See `RecordedPath`."""
+        return torch.where(self.nonfinite.unsqueeze(1), self.held.y0, self.healthy.y0)
 
     @property
     def ts(self) -> Tensor:
-        """See `Trail`."""
-        return torch.where(self.sick, self.held.ts, self.healthy.ts)
+        """See `RecordedPath`."""
+        return torch.where(self.nonfinite, self.held.ts, self.healthy.ts)
 
     def at(self, at: Tensor, order: int = 0) -> Tensor:
-        """See `Trail.at`."""
+        """See `RecordedPath.at`."""
         with torch.no_grad():
             held = self.held.at(at.detach(), order)
-        found = self.healthy.at(torch.where(self.sick, self.healthy.ts[0].detach(), at), order)
-        return torch.where(self.sick.unsqueeze(1), held, found)
+        found = self.healthy.at(torch.where(self.nonfinite, self.healthy.ts[0].detach(), at), order)
+        return torch.where(self.nonfinite.unsqueeze(1), held, found)
 
 
-class RecordedWalk(Function):
+class RecordedSolve(Function):
     """Outputs `(T, B, n)`, times around every step, `(S, B)` each, times reached, which events ended it, crossings."""
 
     @staticmethod
     def forward(call: PathCall, count: int, y0: Tensor, ts: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Walks; the first `count` tensors are the dynamics', the others the events'."""
+        """Solves; the first `count` tensors are the dynamics', the others the events'."""
         values = call.forward(y0, ts, tensors[:count], tensors[count:])
         record = call.record
         assert record.path is not None
@@ -137,20 +139,20 @@ class RecordedWalk(Function):
         raise _unmapped()
 
 
-class Look(Function):
-    """`Trail.at`, differentiated from the states kept on the way, step by step; all at once at higher orders."""
+class Evaluate(Function):
+    """`RecordedPath.at`, differentiated from the states kept on the way, step by step; all at once at higher orders."""
 
     @staticmethod
     def forward(
         call: PathCall, path: Path, order: int, starts: Tensor, stops: Tensor, known: Tensor | None,
         y0: Tensor, ts: Tensor, at: Tensor, *tensors: Tensor,
     ) -> Tensor:  # fmt: skip
-        """Makes the steps again that are looked at."""
+        """Makes the steps again that are asked for."""
         if known is not None and len(known) == len(at):
             return padded(known.clone(), order)
         plain = 0 if known is None else len(known)
         with torch.no_grad():
-            found = _look(call, path, Query.at(path, ts, at[plain:], order), y0, ts, at[plain:], tensors)
+            found = _evaluated(call, path, Query.at(path, ts, at[plain:], order), y0, ts, at[plain:], tensors)
         return found if known is None else torch.cat((padded(known, order), found))
 
     @staticmethod
@@ -164,7 +166,7 @@ class Look(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of the start, the times of the walk, those looked at, and the tensors."""
+        """The gradients of the start, the times of the solve, those asked for, and the tensors."""
         starts, stops, y0, ts, at, *tensors = ctx.saved_tensors
         needs_y0, needs_ts, needs_at, *needs = ctx.needs_input_grad[6:]
         if torch.is_grad_enabled() or transforms.level(grad) >= 0:
@@ -172,9 +174,9 @@ class Look(Function):
             return (None,) * 6 + tuple(pull(function, (y0, ts, at, *tensors), ctx.needs_input_grad[6:], grad))
         given, query = len(ts), Query.at(ctx.path, ts, at, ctx.order, ctx.plain)
         grad, needs = torch.cat((grad.new_zeros(given, *grad.shape[1:]), grad)), [needs_ts or needs_at, *needs]
-        flow, times, *found = sweep(ctx.call, ctx.path, torch.cat((ts, at)), tensors, needs, grad, query)
+        cotangent, times, *found = backprop(ctx.call, ctx.path, torch.cat((ts, at)), tensors, needs, grad, query)
         by_ts, by_at = (None, None) if times is None else (times[:given], times[given:])
-        return (None,) * 6 + (flow if needs_y0 else None, by_ts, by_at, *found)
+        return (None,) * 6 + (cotangent if needs_y0 else None, by_ts, by_at, *found)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
@@ -197,16 +199,19 @@ def _unmapped() -> RuntimeError:
 
 def _again(call: PathCall, starts: Tensor, stops: Tensor, order: int, plain: int) -> Callable[..., Tensor]:
     def states(y0: Tensor, ts: Tensor, at: Tensor, *tensors: Tensor) -> Tensor:
-        return look_whole(call, starts, stops, y0, ts, at, tensors, order, plain)
+        return evaluate_in_one(call, starts, stops, y0, ts, at, tensors, order, plain)
 
     return states
 
 
-def look_whole(
+def evaluate_in_one(
     call: PathCall, starts: Tensor, stops: Tensor, y0: Tensor, ts: Tensor, at: Tensor, tensors: Sequence[Tensor],
     order: int, plain: int,
 ) -> Tensor:  # fmt: skip
-    """As `Trail.at`, all steps in one graph that every transform can go through; the first `plain` times stay plain."""
+    """As `RecordedPath.at`, all steps in one graph that every transform can go through.
+
+    The first `plain` times carry no derivatives.
+    """
     everybody = torch.arange(len(y0), device=y0.device)
     values = [padded(y0, order)] * len(at)
     with call.bind(ts, call.unshared(tensors)) as field, torch.enable_grad():
@@ -214,14 +219,14 @@ def look_whole(
             after_start = (at > step.before) | ((at <= ts[0]) & (step.before <= ts[0]))
             within = after_start & (at <= step.after) & (step.after > step.before)
             for place in relevant(within):
-                part = step.part(at[place])
-                value = step.done.inside.series(part, everybody, 0 if place < plain else order)
+                theta = step.theta(at[place])
+                value = step.done.inside.series(theta, everybody, 0 if place < plain else order)
                 value = padded(value, order) if place < plain else value
                 values[place] = torch.where(within[place].unsqueeze(1), value, values[place])
     return torch.stack(values)
 
 
-def _look(
+def _evaluated(
     call: PathCall, path: Path, query: Query, y0: Tensor, ts: Tensor, at: Tensor, tensors: Sequence[Tensor]
 ) -> Tensor:
     """What is asked of a path, from the states that it keeps, with no step made that is not needed."""
@@ -236,7 +241,7 @@ def _look(
             stepper = call.solver.stepper(phase.states[0], graph=False)
             for number, kept in phase.forwards(sorted(outputs)):
                 y = y if kept is None else kept
-                if call.solver.remembers:  # of this step alone, whatever else is looked at
+                if call.solver.remembers:  # of this step alone, whatever else is asked for
                     stepper = call.solver.stepper(y, graph=False)
                 within = outputs.get(number)
                 y, found = make_step(stepper, field, phase.steps[number], y, own, query, within)

@@ -21,14 +21,14 @@ def crossing(value: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, wante
     """
     eps = 2 * torch.finfo(low.dtype).eps
     a, fa, b, fb = torch.ones_like(low), high, torch.zeros_like(low), low
-    c, fc, part = b, fb, torch.full_like(low, 0.5)
+    c, fc, theta = b, fb, torch.full_like(low, 0.5)
     best = a
     for _ in range(100):
         best, least = torch.where(fa.abs() < fb.abs(), a, b), torch.minimum(fa.abs(), fb.abs())
         limit = eps / (b - a).abs()
         if bool(((limit > 0.5) | (least == 0) | ~wanted).all()):
             break
-        x = a + part * (b - a)
+        x = a + theta * (b - a)
         fx = value(x)
         same = fx.sign() == fa.sign()
         c, fc = torch.where(same, a, b), torch.where(same, fa, fb)
@@ -38,5 +38,5 @@ def crossing(value: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, wante
         safe = (phi**2 < xi) & ((1 - phi) ** 2 < 1 - xi)
         curved = fa / (fb - fa) * fc / (fb - fc) + (c - a) / (b - a) * fa / (fc - fa) * fb / (fc - fb)
         limit = (eps / (b - a).abs()).clamp_max(0.5)
-        part = torch.minimum(torch.maximum(torch.where(safe, curved, 0.5), limit), 1 - limit)
+        theta = torch.minimum(torch.maximum(torch.where(safe, curved, 0.5), limit), 1 - limit)
     return best

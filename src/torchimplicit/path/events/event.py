@@ -20,7 +20,7 @@ Condition = Callable[[Tensor, Tensor], Tensor]  # of times (B,) and flat states 
 
 @dataclass(frozen=True)
 class Event:
-    r"""Where $g(t, y, a)$, its `condition`, changes sign: ends the walk of that sample, or is noted on the way.
+    r"""Where $g(t, y, a)$, its `condition`, changes sign: ends the solve of that sample, or is noted on the way.
 
     The crossing is found on the interpolant of the step that it lies in, to rounding. Its time $t^*$ and state are
     differentiable by all that the path and the condition depend on, the condition's own parameters $\theta$ included:
@@ -39,9 +39,9 @@ class Event:
         condition: `condition(t, y, *args) -> (B,)`, a real number per sample, of the arguments that `f` gets; one
             number, of shape `()`, with `stepping="joint"`. Tensors that shall get a gradient are arguments, or
             parameters of the condition where that is an `nn.Module`.
-        direction: 1 for crossings from below zero to above, -1 from above to below, 0 for both; as the path is walked,
-            whichever way time runs.
-        terminal: whether the walk of a sample ends there. Where it does not, every crossing is in
+        direction: 1 for crossings from below zero to above, -1 from above to below, 0 for both; in the order of the
+            solve, whichever way time runs.
+        terminal: whether the solve of a sample ends there. Where it does not, every crossing is in
             `solution.crossings`, with a gradient like that of an end, and the path is the one without the event.
 
     Examples:

@@ -1,4 +1,4 @@
-"""Looking out for events while a walk goes on: where each is, whose walk it ends, and which crossings there were."""
+"""Looking out for events while a solve goes on: where each is, whose solve it ends, and which crossings there were."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torchimplicit.path.events.crossing import crossing
 from torchimplicit.path.events.event import Condition, Conditions, Trigger
 from torchimplicit.path.interpolant import Interpolant
 from torchimplicit.path.span import Span
-from torchimplicit.path.state import Traveller
+from torchimplicit.path.state import IntegratorState
 
-ROUNDINGS = 64  # of time and state, within which an event is where a walk starts
+ROUNDINGS = 64  # of time and state, within which an event is where a solve starts
 
 
 class Met(NamedTuple):
@@ -36,7 +36,7 @@ class Met(NamedTuple):
 
     @staticmethod
     def joined(parts: Sequence[Met], end: Tensor) -> Met:
-        """The crossings of walks one after another; `end` are the samples' last states, `(B, n)`."""
+        """The crossings of solves one after another; `end` are the samples' last states, `(B, n)`."""
         t, y = (torch.cat(each) for each in zip(*parts, strict=True))
         blank = t.detach().isnan()
         count = int((~blank).sum(0).max())
@@ -46,7 +46,7 @@ class Met(NamedTuple):
 
 
 class Log:
-    """The crossings that a walk has come to.
+    """The crossings that a solve has come to.
 
     Args:
         events: how many events there are.
@@ -58,7 +58,7 @@ class Log:
         self.counts, self.nothing = t.new_zeros(events, len(t), dtype=torch.int64), t[None][:0]
 
     def add(self, event: int, which: Tensor, t: Tensor, y: Tensor, rows: Tensor | None) -> None:
-        """Notes a crossing each of some samples, `(B,)` bool, at these times and states; `rows` as in `Walk`."""
+        """Notes a crossing each of some samples, `(B,)` bool, at these times and states; `rows` as in `StepLoop`."""
         some = torch.nonzero(which).flatten()
         samples = some if rows is None else rows[some]
         self.found[event].append((self.counts[event, samples], samples, t[some], y[some]))
@@ -76,7 +76,7 @@ class Log:
 
 
 class Halt(NamedTuple):
-    """Samples whose walk ends within a step: which, `(B,)`, and where, times `(B,)` and states `(B, n)`."""
+    """Samples whose solve ends within a step: which, `(B,)`, and where, times `(B,)` and states `(B, n)`."""
 
     fires: Tensor
     t: Tensor
@@ -84,101 +84,101 @@ class Halt(NamedTuple):
 
 
 class Watch:
-    """Looks out for the events of the samples of a walk, whose sides of them are kept in their `Traveller`.
+    """Looks out for the events of the samples of a solve, whose sides of them are kept in their `IntegratorState`.
 
     Args:
         trigger: the events.
         conditions: theirs, bound.
         log: where crossings are noted.
-        rows: see `Walk`.
+        rows: see `StepLoop`.
     """
 
     def __init__(self, trigger: Trigger, conditions: Conditions, log: Log, rows: Tensor | None = None):
         self.events, self.directions, self.conditions = trigger.events, trigger.directions, conditions
         self.log, self.rows = log, rows
 
-    def begin(self, who: Traveller, slope: Tensor, stop: Tensor) -> None:
+    def begin(self, state: IntegratorState, slope: Tensor, stop: Tensor) -> None:
         """On which side every sample starts: the one that it moves to where it starts at zero.
 
         Args:
-            who: where they stand; a side that they come with is theirs, unless it is zero.
+            state: where they stand; a side that they come with is theirs, unless it is zero.
             slope: the slopes there, `(B, n)`.
             stop: where the first step ends, `(B,)`; the probe is a small part of it.
         """
-        value, eps = self.conditions.of_all(who.t, who.y), torch.finfo(who.t.dtype).eps
-        h = stop - who.t
+        value, eps = self.conditions.of_all(state.t, state.y), torch.finfo(state.t.dtype).eps
+        h = stop - state.t
         ahead = eps**0.25 * h
-        there = torch.addcmul(who.y, ahead.to(who.y.dtype).unsqueeze(1), slope)
-        change = self.conditions.of_all(who.t + ahead, there) - value
-        moved = torch.where((h > 0).unsqueeze(1), change.abs() * ((who.t.abs() + h) / ahead).unsqueeze(1), 0.0)
-        met = value.abs() <= ROUNDINGS * eps * (moved + self._sway(who, value))
+        there = torch.addcmul(state.y, ahead.to(state.y.dtype).unsqueeze(1), slope)
+        change = self.conditions.of_all(state.t + ahead, there) - value
+        moved = torch.where((h > 0).unsqueeze(1), change.abs() * ((state.t.abs() + h) / ahead).unsqueeze(1), 0.0)
+        met = value.abs() <= ROUNDINGS * eps * (moved + self._sway(state, value))
         side = torch.where(met, change, value).sign()
-        who.side = side if who.side is None else torch.where(who.side != 0, who.side, side)
-        who.event = torch.full_like(who.status, -1)
+        state.side = side if state.side is None else torch.where(state.side != 0, state.side, side)
+        state.event = torch.full_like(state.status, -1)
 
-    def _sway(self, who: Traveller, value: Tensor) -> Tensor:
+    def _sway(self, state: IntegratorState, value: Tensor) -> Tensor:
         """How much the conditions change by where every unknown changes by about its size, `(B, E)`."""
-        root = torch.finfo(who.y.dtype).eps ** 0.5
-        places = torch.arange(who.y.shape[1], dtype=who.y.dtype, device=who.y.device)
+        root = torch.finfo(state.y.dtype).eps ** 0.5
+        places = torch.arange(state.y.shape[1], dtype=state.y.dtype, device=state.y.device)
         apart = 1 + root * (1 + (0.618034 * places).frac())  # by no common factor, for their changes might cancel
-        return (self.conditions.of_all(who.t, who.y * apart) - value).abs() / root
+        return (self.conditions.of_all(state.t, state.y * apart) - value).abs() / root
 
-    def sees(self, who: Traveller, stop: Tensor, y: Tensor) -> Tensor:
+    def sees(self, state: IntegratorState, stop: Tensor, y: Tensor) -> Tensor:
         """Which samples would meet an event in a step to this time and state, `(B,)`; moves nothing."""
-        assert who.side is not None
+        assert state.side is not None
         self.ends = self.conditions.of_all(stop, y)
-        crosses = (who.side * self.ends <= 0) & (who.side != 0) & who.running.unsqueeze(1)
-        self.fires = crosses & (who.side * self.directions <= 0)
+        crosses = (state.side * self.ends <= 0) & (state.side != 0) & state.running.unsqueeze(1)
+        self.fires = crosses & (state.side * self.directions <= 0)
         return self.fires.any(1)
 
-    def passes(self, who: Traveller, accept: Tensor) -> None:
+    def passes(self, state: IntegratorState, accept: Tensor) -> None:
         """The samples that accept the step are on the side where it ends."""
-        assert who.side is not None
+        assert state.side is not None
         moved = accept.unsqueeze(1) & (self.ends != 0) & ~self.ends.isnan()
-        who.side = torch.where(moved, self.ends.sign(), who.side)
+        state.side = torch.where(moved, self.ends.sign(), state.side)
 
-    def halt(self, who: Traveller, accept: Tensor, span: Span, inside: Interpolant) -> Halt | None:
-        """Where events end walks within an accepted step; None where they end no walk. Notes all crossings."""
-        assert who.side is not None
-        assert who.event is not None
+    def halt(self, state: IntegratorState, accept: Tensor, span: Span, inside: Interpolant) -> Halt | None:
+        """Where events end solves within an accepted step; None where they end no solve. Notes all crossings."""
+        assert state.side is not None
+        assert state.event is not None
         fires = self.fires & accept.unsqueeze(1)
-        met = {i: self._meet(i, who, span, inside) for i, some in enumerate(fires.any(0).tolist()) if some}
-        index, last, state = torch.full_like(who.event, -1), torch.full_like(who.t, torch.inf), who.y
+        met = {i: self._meet(i, state, span, inside) for i, some in enumerate(fires.any(0).tolist()) if some}
+        index, last, ended = torch.full_like(state.event, -1), torch.full_like(state.t, torch.inf), state.y
         for i, (t, y) in met.items():  # the first one ends it, of several at once the first in the list
             if self.events[i].terminal:
                 sooner = fires[:, i] & (t < last)
                 index, last = torch.where(sooner, i, index), torch.where(sooner, t, last)
-                state = torch.where(sooner.unsqueeze(1), y, state)
+                ended = torch.where(sooner.unsqueeze(1), y, ended)
         for i, (t, y) in met.items():
             ends = self.events[i].terminal
             self.log.add(i, fires[:, i] & ((index == i) if ends else (t <= last)), t, y, self.rows)
         # A crossing just where the step ends is behind it: the side is that to which the next step leads.
-        who.side = torch.where(fires & (self.ends == 0), 0.0, who.side)
+        state.side = torch.where(fires & (self.ends == 0), 0.0, state.side)
         if not any(self.events[i].terminal for i in met):
             return None
-        who.event = torch.where(index >= 0, index, who.event)
-        return Halt(index >= 0, last, state)
+        state.event = torch.where(index >= 0, index, state.event)
+        return Halt(index >= 0, last, ended)
 
-    def _meet(self, i: int, who: Traveller, span: Span, inside: Interpolant) -> tuple[Tensor, Tensor]:
+    def _meet(self, i: int, state: IntegratorState, span: Span, inside: Interpolant) -> tuple[Tensor, Tensor]:
         """Where one event is within a step: times `(B,)` and states `(B, n)`, of the samples that it fires for."""
-        assert who.side is not None
-        side, ends, condition = who.side[:, i], self.ends[:, i], self.conditions.each[i]
+        assert state.side is not None
+        side, ends, condition = state.side[:, i], self.ends[:, i], self.conditions.each[i]
         everybody = torch.arange(len(side), device=side.device)
 
-        def value(part: Tensor) -> Tensor:
-            return condition(span.at(part), inside.series(part, everybody, 0))
+        def value(theta: Tensor) -> Tensor:
+            return condition(span.at(theta), inside.series(theta, everybody, 0))
 
-        low = value(torch.zeros_like(who.t))
+        low = value(torch.zeros_like(state.t))
         # At a start at zero, rounding may have given it the wrong sign: it counts as one on its side of the event.
-        part = crossing(value, torch.where(low * side > 0, low, side * ends.abs()), ends, self.fires[:, i])
-        y, slope = inside.series(part, everybody, 1).chunk(2, dim=1)
-        return span.at(part), onto(condition, span, span.at(part), y, slope)
+        theta = crossing(value, torch.where(low * side > 0, low, side * ends.abs()), ends, self.fires[:, i])
+        y, slope = inside.series(theta, everybody, 1).chunk(2, dim=1)
+        return span.at(theta), onto(condition, span, span.at(theta), y, slope)
 
 
 def onto(condition: Condition, span: Span, t: Tensor, y: Tensor, slope: Tensor) -> Tensor:
     """States `(B, n)` moved along their slopes onto the condition: by roundings of the path, larger than its own.
 
-    So a walk that starts from there starts at zero.
+    So a solve that starts from there starts at zero.
     """
     eps = torch.finfo(t.dtype).eps
     probe, most = eps**0.25 * span.h, ROUNDINGS * eps * (t.abs() + span.h)

@@ -48,7 +48,7 @@ class Between(Field):
 
     def __init__(self, field: Field, within: Within):
         self.field, self.within = field, within
-        self.bare = self.parts = None
+        self.raw = self.parts = None
         if field.parts is not None:
             self.parts = tuple(partial(_asked, part, within) for part in field.parts)
 

@@ -17,7 +17,7 @@ from torchimplicit.core.problem import Problem
 from torchimplicit.path.field.split import Split
 
 
-class Bare(NamedTuple):
+class RawField(NamedTuple):
     """The user's function as it is, for loops that would rather shape once a step than once an evaluation.
 
     Attributes:
@@ -42,7 +42,7 @@ class Field:
 
     def __init__(self, evaluate: Callable[[Tensor, Tensor], Tensor]):
         self.evaluate = evaluate
-        self.bare: Bare | None = None
+        self.raw: RawField | None = None
         self.parts: tuple[Callable[[Tensor, Tensor], Tensor], ...] | None = None  # of a `Split`: explicit, implicit
         self.nfev = 0
 
@@ -163,17 +163,17 @@ class Dynamics(Problem):
             return slope if sign is None else slope * sign
 
         def evaluate_once(t: Tensor, y: Tensor) -> Tensor:
-            field.evaluate, field.bare = evaluate, bare
+            field.evaluate, field.raw = evaluate, raw
             value = self.evaluate_first(lambda: value_at(t, y), y, tensors if audit else None)
             slope = layout.flatten(value)
             return slope if sign is None else slope * sign
 
         with self.explicit.bind(tensors, keep_buffers) as bound, self.autocast.off():
-            function, bare = self.autocast.around(bound), None
+            function, raw = self.autocast.around(bound), None
             if layout.plain and layout.channels_last == [False] and sign is None and not self.autocast.enabled:
-                bare = Bare(bound, layout.shapes[0], self.time_shape, self.f)
+                raw = RawField(bound, layout.shapes[0], self.time_shape, self.f)
             field = Field(evaluate_once if looks else evaluate)
-            field.bare = None if looks else bare
+            field.raw = None if looks else raw
             if isinstance(bound.f, Split):
                 halves = (Bound(part, bound.args) for part in (bound.f.explicit, bound.f.implicit))
                 parts = [self.autocast.around(part) for part in halves]

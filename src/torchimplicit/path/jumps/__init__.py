@@ -1,1 +1,1 @@
-"""Paths that jump: cut into stretches, each walked by itself."""
+"""Paths that jump: cut into stretches, each solved by itself."""

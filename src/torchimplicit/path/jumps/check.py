@@ -19,7 +19,7 @@ def check_jumps(jumps: Any, doses: Any, dynamics: Dynamics, ts: Tensor) -> Jumps
     Args:
         jumps: `(J,)`, or `(J, B)` for every sample's own; not finite where a sample has fewer.
         doses: like the state, with the jumps in front, or what broadcasts against that.
-        dynamics: of the walk.
+        dynamics: of the solve.
         ts: output times, `(T, B)` or `(T, 1)`.
 
     Raises:

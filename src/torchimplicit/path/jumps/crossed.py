@@ -17,7 +17,7 @@ class Crossed(NamedTuple):
 
     Attributes:
         side: the signs of their conditions behind it, `(B, E)`.
-        event: which event ends the walk there, -1 for none, `(B,)`.
+        event: which event ends the solve there, -1 for none, `(B,)`.
         met: the crossings of every event, at the time of the jump and the state behind it; none where nobody crosses.
     """
 
@@ -45,10 +45,10 @@ class BeforeJump(NamedTuple):
 def crossed(
     trigger: Trigger, tensors: list[Tensor], start: BeforeJump, t: Tensor, y: Tensor, goes_on: Tensor
 ) -> Crossed:
-    """Compares conditions before a jump and behind it: another sign is a crossing, and so is a zero, as within a walk.
+    """Compares conditions before a jump and behind it: another sign is a crossing, and so is a zero, as within a solve.
 
     A zero is one to rounding, for a dose of 1 that is to bring 1 to 0 does not quite. Where a condition has not
-    changed at the jump, walks find by their signs what there is.
+    changed at the jump, solves find by their signs what there is.
 
     Args:
         trigger: the events.
@@ -56,7 +56,7 @@ def crossed(
         start: the samples before the jump.
         t: the times of the jump, `(B,)`, with their graph.
         y: the states behind it, `(B, n)`, with their graph.
-        goes_on: whose walk goes on behind it, `(B,)`; the others cross nothing.
+        goes_on: whose solve goes on behind it, `(B,)`; the others cross nothing.
     """
     before, behind, rounding = _values(trigger, tensors, start, t, y)
     side = start.side

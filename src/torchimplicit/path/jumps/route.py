@@ -1,4 +1,4 @@
-"""The times of a walk, cut into stretches where it jumps."""
+"""The times of a solve, cut into stretches where it jumps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Route:
         edges: where the stretches begin, and where the last one ends, `(K + 1, B)`, with their graph.
         doses: what is added to the state behind all stretches but the last, `(K - 1, B, n)`; None for nothing.
         wants_times: whether output times or jumps may want a gradient.
-        walks: by stretch, whether any sample moves.
+        moves: by stretch, whether any sample moves.
         lands: by stretch, whether any output is at its end.
         starts: whether any sample jumps at its start.
     """
@@ -68,8 +68,8 @@ class Route:
         facts = ((edges[1:] > edges[:-1]).any(1), landed.any(1), counts.amax(1))
         odd = torch.stack((same.any(), ~finite.all(), ((edges[1] == edges[0]) & dosed[0]).any()))
         *facts, odd = (transforms.plain(each).tolist() for each in (*facts, odd))
-        self.walks, self.lands, self.counts = facts
-        self.walks[-1] = True  # someone has to say how it went
+        self.moves, self.lands, self.counts = facts
+        self.moves[-1] = True  # someone has to say how it went
         equal, infinite, self.starts = odd
         if infinite:
             raise ValueError("doses: got NaN or infinity at a jump, expected finite amounts; try 0 for none")

@@ -1,4 +1,4 @@
-r"""Walking in stretches from jump to jump, each a walk of its own, and their outputs put together.
+r"""Integration in stretches from jump to jump, each a solve of its own, and their outputs put together.
 
 So nothing is carried over a jump but the state, and on which side of events it is. A jump's time has its gradient from
 the stretch that ends there and from the one that begins: $(f_- - f_+)^\top \lambda$, the fields at both sides times
@@ -17,8 +17,8 @@ from torchimplicit.core import transforms
 from torchimplicit.core.status import Report
 from torchimplicit.path.adjoint.base import PathAdjoint
 from torchimplicit.path.call import PathCall, PathRecord
-from torchimplicit.path.dense.chain import Chain
-from torchimplicit.path.dense.follow import Followed, follow
+from torchimplicit.path.dense.chain import ChainedPath
+from torchimplicit.path.dense.result import PathResult, solve_recorded
 from torchimplicit.path.events.watch import Met
 from torchimplicit.path.inputs import Inputs
 from torchimplicit.path.jumps.crossed import BeforeJump, Crossed, crossed
@@ -26,33 +26,33 @@ from torchimplicit.path.jumps.route import Route
 from torchimplicit.path.report import PathReport
 
 
-def walked(call: PathCall, adjoint: PathAdjoint, inputs: Inputs) -> Tensor:
+def integrate(call: PathCall, adjoint: PathAdjoint, inputs: Inputs) -> Tensor:
     """The outputs `(T, B, n)`, differentiable where gradients are recorded."""
-    walk = adjoint.solve if torch.is_grad_enabled() else adjoint.walk
+    solve = adjoint.solve if torch.is_grad_enabled() else adjoint.forward
     if inputs.jumps is None:
-        return walk(call, inputs.y0, inputs.ts, inputs.tensors)
+        return solve(call, inputs.y0, inputs.ts, inputs.tensors)
     trip = Trip(call, inputs)
-    for k in range(len(trip.route.walks)):
-        if trip.route.walks[k]:
-            trip.arrive(k, walk(*trip.leave(k), inputs.tensors))
+    for k in range(len(trip.route.moves)):
+        if trip.route.moves[k]:
+            trip.arrive(k, solve(*trip.leave(k), inputs.tensors))
         trip.jump(k)
     return trip.finish()
 
 
-def followed_to_end(call: PathCall, adjoint: PathAdjoint, inputs: Inputs) -> Followed:
-    """As `walked`, of a walk with events or dense output."""
+def integrate_recorded(call: PathCall, adjoint: PathAdjoint, inputs: Inputs) -> PathResult:
+    """As `integrate`, of a solve with events or dense output."""
     if inputs.jumps is None:
-        return follow(call, adjoint, inputs.y0, inputs.ts, inputs.tensors, inputs.event_tensors)
-    trip, trails, stops, met, t, path = Trip(call, inputs), [], [], [], inputs.ts[0], None
-    trip.route.walks[0] |= call.trigger is not None  # someone has to say on which side of events it starts
-    for k in range(len(trip.route.walks)):
-        if trip.route.walks[k]:
+        return solve_recorded(call, adjoint, inputs.y0, inputs.ts, inputs.tensors, inputs.event_tensors)
+    trip, parts, stops, met, t, path = Trip(call, inputs), [], [], [], inputs.ts[0], None
+    trip.route.moves[0] |= call.trigger is not None  # someone has to say on which side of events it starts
+    for k in range(len(trip.route.moves)):
+        if trip.route.moves[k]:
             stood = trip.stands
             own, y, times = trip.leave(k)
-            found = follow(own, adjoint, y, times, inputs.tensors, inputs.event_tensors)
+            found = solve_recorded(own, adjoint, y, times, inputs.tensors, inputs.event_tensors)
             trip.arrive(k, found.rows, found.y)
             path, t = found.path, torch.where(stood, t, found.t)
-            trails.append(path.trail)
+            parts.append(path.recorded)
             stops.append(trip.route.edges[k + 1].detach())
             met.append(found.met)
         trip.jump(k)
@@ -61,14 +61,14 @@ def followed_to_end(call: PathCall, adjoint: PathAdjoint, inputs: Inputs) -> Fol
             t = torch.where(passed.event >= 0, trip.route.edges[k + 1], t)
     rows, y = trip.finish(), trip.y
     assert path is not None
-    chain = Chain(tuple(trails), torch.stack(stops), trip.route.ts)
+    chain = ChainedPath(tuple(parts), torch.stack(stops), trip.route.ts)
     crossings = [Met.joined(each, y) for each in zip(*met, strict=True)]
-    return Followed(rows, t, y, path.along(chain, trip.reached, y), crossings)
+    return PathResult(rows, t, y, path.along(chain, trip.reached, y), crossings)
 
 
 @dataclass
 class StretchRecord(PathRecord):
-    """How the walks of a stretch went, told to the record of the whole.
+    """How the solves of a stretch went, told to the record of the whole.
 
     Attributes:
         whole: that record.
@@ -92,10 +92,10 @@ class StretchRecord(PathRecord):
 
 
 class Trip:
-    """A walk in stretches, as far as it has come.
+    """A solve in stretches, as far as it has come.
 
     Args:
-        call: of the whole walk, whose record is filled in the end.
+        call: of the whole solve, whose record is filled in the end.
         inputs: what it depends on.
 
     Attributes:
@@ -103,7 +103,7 @@ class Trip:
         stands: which samples go no further, `(B,)`: they have failed, or met their event.
         reached: the time that each sample reached, `(B,)`.
         before_jump: where the samples last came to a jump, or started; None without events, and at first.
-        event: which event has ended a walk at a jump, -1 for none, `(B,)`.
+        event: which event has ended a solve at a jump, -1 for none, `(B,)`.
     """
 
     def __init__(self, call: PathCall, inputs: Inputs):
@@ -124,7 +124,7 @@ class Trip:
         self.event = torch.full_like(self.stands, -1, dtype=torch.int64)
 
     def leave(self, k: int) -> tuple[PathCall, Tensor, Tensor]:
-        """What to walk on a stretch: its call, states and times, `(2 + M, B)`; those that stand still go nowhere."""
+        """What to solve on a stretch: its call, states and times, `(2 + M, B)`; those that stand still go nowhere."""
         self.records.append(StretchRecord(whole=self.whole.record, number=k))
         side = None if self.before_jump is None else self.before_jump.side
         times = torch.where(self.stands, self.reached, self.route.times(k))
@@ -166,9 +166,9 @@ class Trip:
     def jump(self, k: int) -> None:
         """Goes over the jump behind a stretch."""
         route = self.route
-        if not route.walks[k]:
+        if not route.moves[k]:
             self.rows.append(self.y.unsqueeze(0)[:0])
-        if k == 0 and route.starts and route.wants_times:  # on a stretch of no length nobody has walked
+        if k == 0 and route.starts and route.wants_times:  # on a stretch of no length no step was made
             here = route.edges[1] == route.edges[0]
             moved = torch.where(here, route.edges[1] - route.edges[0], 0.0).unsqueeze(1)
             self.y = self.y + moved.to(self.y.dtype) * self._slope(route.ts[[0, -1]], start=True)
@@ -194,7 +194,7 @@ class Trip:
             return field(ends[0 if start else -1].detach(), self.y).nan_to_num(0.0, 0.0, 0.0)
 
     def finish(self) -> Tensor:
-        """The outputs `(T, B, n)`; fills the record of the whole walk."""
+        """The outputs `(T, B, n)`; fills the record of the whole solve."""
         record, reports = self.whole.record, [each.report for each in self.records if each.report is not None]
         report = reduce(PathReport.then, reports)
         record.report, record.reached = report, self.reached
