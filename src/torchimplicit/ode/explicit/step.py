@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from torchimplicit.ode.explicit.tableau import Tableau, Weights, weights
+from torchimplicit.ode.explicit.tableau import Tableau, Weights, combine, weights
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.interpolant import HermiteInterpolant, Increments, Interpolant, PolynomialInterpolant
 from torchimplicit.path.span import Span
@@ -81,17 +81,11 @@ class GraphStages(Stages):
 
     def state(self, i: int) -> Tensor:
         """See `Stages.state`."""
-        return self._combine(self.tableau.a[i])
+        return combine(self.y, self.tableau.a[i], self.rows)
 
     def end(self) -> Tensor:
         """See `Stages.end`."""
-        return self._combine(self.tableau.b)
-
-    def _combine(self, row: tuple[float, ...]) -> Tensor:
-        y = self.y
-        for weight, increment in zip(row, self.rows, strict=True):
-            y = y if weight == 0.0 else torch.add(y, increment, alpha=weight)
-        return y
+        return combine(self.y, self.tableau.b, self.rows)
 
     def error(self) -> None:
         """Not wanted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
@@ -85,6 +86,13 @@ class Weights(NamedTuple):
     c: Tensor
     e: Tensor | None
     interpolant: Tensor | None
+
+
+def combine(y: Tensor, row: Row, increments: Sequence[Tensor]) -> Tensor:
+    """`y` and a weighted sum of increments, of like shapes: an operation for every weight that is not zero."""
+    for weight, increment in zip(row, increments, strict=True):
+        y = y if weight == 0.0 else torch.add(y, increment, alpha=weight)
+    return y
 
 
 @lru_cache(maxsize=64)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from torchimplicit.ode.explicit.step import interpolant
-from torchimplicit.ode.explicit.tableau import Row, weights
+from torchimplicit.ode.explicit.tableau import combine, weights
 from torchimplicit.ode.implicit.newton import (
     Equation,
     Factors,
@@ -58,31 +56,25 @@ def implicit_step(
     solver.begin(stiff, t, span.h, y)
     guesses, end = predictor(tableau), y
     for i in range(1, tableau.stages):
-        base = _combine(y, tableau.a[i], slow)
-        base = base if quick is None else _combine(base, tableau.explicit[i], fast)
-        guess = tableau.gamma * _combine(torch.zeros_like(y), guesses[i], slow)
+        base = combine(y, tableau.a[i], slow)
+        base = base if quick is None else combine(base, tableau.explicit[i], fast)
+        guess = tableau.gamma * combine(torch.zeros_like(y), guesses[i], slow)
         w = solver.solve(times[i], base, guess)
         slow.append(w / tableau.gamma)
         end = base + w
         if quick is not None:
             fast.append(h_state * quick(times[i], end))
     rows = slow if quick is None else [a + b for a, b in zip(slow, fast, strict=True)]
-    end = end if tableau.stiffly_accurate else _combine(y, tableau.b, rows)
+    end = end if tableau.stiffly_accurate else combine(y, tableau.b, rows)
     error = failed = None
     if derivatives is None:
-        end, error = cache.judge(end, _combine(torch.zeros_like(y), tableau.e or (), rows), tableau.damps)
+        end, error = cache.judge(end, combine(torch.zeros_like(y), tableau.e or (), rows), tableau.damps)
         failed = cache.failed
     last = None
     if tableau.stiffly_accurate:  # a slope of zero where nothing moves: nobody looks at it
         last = rows[-1] / torch.where(h_state == 0, 1.0, h_state)
     inside = interpolant(known, Rows(rows), rows[0], field, span, h_state, y, end, last)
     return Stepped(end, error, last, inside, failed)
-
-
-def _combine(y: Tensor, row: Row, increments: Sequence[Tensor]) -> Tensor:
-    for weight, increment in zip(row, increments, strict=True):
-        y = y if weight == 0.0 else torch.add(y, increment, alpha=weight)
-    return y
 
 
 class _DifferentiableStages:
