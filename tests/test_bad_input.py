@@ -161,8 +161,8 @@ def test_every_gradient_is_right_or_its_sample_is_reported(name, adjoint):
         return
     solution.value.sum().backward()
     backward = solution.backward
-    sick = bool((solution.status == ti.Status.NON_FINITE).all())
-    assert (backward is None) == (sick or isinstance(adjoint, ti.Phantom))
+    nonfinite = bool((solution.status == ti.Status.NON_FINITE).all())
+    assert (backward is None) == (nonfinite or isinstance(adjoint, ti.Phantom))
     gradient = torch.zeros_like(x) if x.grad is None else x.grad
     arrived = solution.status == ti.Status.CONVERGED
     if backward is not None:

@@ -428,14 +428,14 @@ def test_healthy_samples_keep_their_gradient_where_the_solution_hides_a_weight()
         value = ti.fixed_point(lambda z, w, x: torch.tanh(z @ w) + x, torch.zeros_like(x), w, x, **options).value
         return torch.autograd.grad(value[[0, 2]].sum(), (w, x))
 
-    sick = x.clone()
-    sick[1, 0] = torch.nan
-    (good_w, good_x), (w, x) = gradients(x), gradients(sick)
+    nonfinite = x.clone()
+    nonfinite[1, 0] = torch.nan
+    (good_w, good_x), (w, x) = gradients(x), gradients(nonfinite)
     assert torch.allclose(w, good_w, atol=1e-3)
     assert torch.allclose(x[[0, 2]], good_x[[0, 2]], atol=1e-3)
 
 
-def test_a_sick_sample_that_cannot_be_kept_apart_is_reported():
+def test_a_nonfinite_sample_that_cannot_be_kept_apart_is_reported():
     x = torch.ones(2, 3, 4)  # the batch is its second dimension
     x[0, 1] = torch.nan
     weight = (0.2 * torch.eye(4)).requires_grad_()

@@ -117,11 +117,13 @@ def test_no_backward_solve_claims_a_residual_that_the_true_operator_does_not_hav
 
 
 @quick
-@given(seed=seeds, batch=st.integers(2, 5), sick=st.integers(0, 4), value=st.floats(-2, 2), constant=st.booleans())
-def test_a_sick_sample_moves_no_gradient_between_the_entries_of_a_shared_tensor(seed, batch, sick, value, constant):
+@given(seed=seeds, batch=st.integers(2, 5), nonfinite=st.integers(0, 4), value=st.floats(-2, 2), constant=st.booleans())
+def test_a_nonfinite_sample_moves_no_gradient_between_the_entries_of_a_shared_tensor(
+    seed, batch, nonfinite, value, constant
+):
     weight, x = 0.2 * random(seed, batch, batch), random(seed + 1, batch, batch)
     shared = torch.full((batch,), value, dtype=torch.float64) if constant else random(seed + 2, batch)
-    keep = torch.arange(batch) != sick % batch
+    keep = torch.arange(batch) != nonfinite % batch
 
     def gradient(x):
         leaf = shared.clone().requires_grad_()

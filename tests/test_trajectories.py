@@ -141,7 +141,7 @@ def test_the_solution_keeps_its_own_gradient():
     "adjoint", [ti.Implicit(), ti.Phantom(steps=2), ti.Unrolled(), ti.Unrolled(checkpoint=True)], ids=str
 )
 @pytest.mark.parametrize("bad", ["at once", "later"])
-def test_sick_samples_are_kept_out(adjoint, bad):
+def test_nonfinite_samples_are_kept_out(adjoint, bad):
     weight, x = leaves()
     x, start = x.detach().clone(), START.clone()
     if bad == "at once":
@@ -185,7 +185,7 @@ def test_sick_samples_are_kept_out(adjoint, bad):
             assert not by_x[2].any()
 
 
-def test_all_samples_sick():
+def test_all_samples_nonfinite():
     weight, x = leaves()
     x = torch.full_like(x, torch.nan).requires_grad_()
     for adjoint in (ti.Implicit(), ti.Phantom()):

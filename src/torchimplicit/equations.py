@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from torchimplicit.adjoint import Adjoint, Implicit, PointCall, Unrolled, attached, find_sick, quarantine, unmoved
+from torchimplicit.adjoint import Adjoint, Implicit, PointCall, Unrolled, attached, find_nonfinite, quarantine, unmoved
 from torchimplicit.core import transforms
 from torchimplicit.core.front_door import front_door
 from torchimplicit.core.options import check_on_failure, is_count, require_instance
@@ -219,13 +219,13 @@ def _finished(
     result = call.record.take_result()
     report = result.report
     report.name = type(call.problem).__name__
-    sick, again = find_sick(value, report), None
-    if sick is not None:
-        value, again = quarantine(call, adjoint, value, start, tensors, sick)
+    nonfinite, again = find_nonfinite(value, report), None
+    if nonfinite is not None:
+        value, again = quarantine(call, adjoint, value, start, tensors, nonfinite)
     saved = [result.saved[step] for step in options.save_steps]
     if saved and call.audit:  # where gradients are wanted
         kept = again and [again.saved[step] for step in options.save_steps]
-        saved = attached(call, adjoint, saved, tensors, sick, kept)
+        saved = attached(call, adjoint, saved, tensors, nonfinite, kept)
     solution = _presented(call.problem, value, report, saved, result, options)
     react(report, options.on_failure, solution)
     return solution

@@ -28,12 +28,12 @@ def test_a_shared_tensor_as_long_as_the_batch_keeps_its_gradient(adjoint, bias):
         solution.value[:3].square().sum().backward()
         return shared.grad, x.grad
 
-    sick = x.clone()
-    sick[3, 1] = torch.nan
+    nonfinite = x.clone()
+    nonfinite[3, 1] = torch.nan
     state = torch.random.get_rng_state()
-    (expected, by_x), (got, by_sick) = gradient(x), gradient(sick)
+    (expected, by_x), (got, by_nonfinite) = gradient(x), gradient(nonfinite)
     assert torch.allclose(got, expected, rtol=1e-12)
-    assert torch.equal(by_sick, by_x)
+    assert torch.equal(by_nonfinite, by_x)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -51,9 +51,9 @@ def test_a_shared_tensor_of_no_slope_keeps_its_second_derivative(adjoint):
         (first,) = torch.autograd.grad(value[:3].sum(), shared, create_graph=True)
         return torch.autograd.grad(first.sum(), shared)[0]
 
-    sick = x.clone()
-    sick[3, 1] = torch.nan
-    torch.testing.assert_close(curvature(sick), curvature(x), rtol=1e-6, atol=0)
+    nonfinite = x.clone()
+    nonfinite[3, 1] = torch.nan
+    torch.testing.assert_close(curvature(nonfinite), curvature(x), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("adjoint", [ti.Implicit(), ti.Unrolled(), ti.Phantom()], ids=str)
@@ -69,9 +69,9 @@ def test_a_shared_tensor_that_changes_no_value_keeps_its_gradient(adjoint):
         ).value  # fmt: skip
         return torch.autograd.grad(value[:3].square().sum(), shared)[0]
 
-    sick = x.clone()
-    sick[3, 1] = torch.nan
-    torch.testing.assert_close(gradient(sick), gradient(x), rtol=1e-12, atol=0)
+    nonfinite = x.clone()
+    nonfinite[3, 1] = torch.nan
+    torch.testing.assert_close(gradient(nonfinite), gradient(x), rtol=1e-12, atol=0)
 
 
 def infinite_slope(z, x, w):

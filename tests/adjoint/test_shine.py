@@ -105,10 +105,10 @@ def test_an_exploding_factor_gives_the_jacobian_free_gradient(monkeypatch, facto
     Sabotage(monkeypatch, {1: factor, 4: factor})
     with pytest.warns(ti.ConvergenceWarning, match="explodes"):
         (_, fallen), solution = gradients(adjoint, on_failure="warn")
-    sick, others = [1, 4], [0, 2, 3, 5]
-    assert torch.allclose(fallen[sick], free[sick], rtol=1e-13)
+    nonfinite, others = [1, 4], [0, 2, 3, 5]
+    assert torch.allclose(fallen[nonfinite], free[nonfinite], rtol=1e-13)
     assert torch.equal(fallen[others], plain[others])
-    assert (solution.backward.status[sick] == ti.Status.DIVERGED).all()
+    assert (solution.backward.status[nonfinite] == ti.Status.DIVERGED).all()
     assert (solution.backward.status[others] == ti.Status.CONVERGED).all()
 
 
@@ -156,7 +156,7 @@ def test_samples_that_stop_early_keep_a_good_factor():
     assert torch.allclose(mixed[1:], alone, atol=1e-12)
 
 
-def test_a_sick_sample_reaches_no_gradient():
+def test_a_nonfinite_sample_reaches_no_gradient():
     x = X.clone()
     x[2, 3] = torch.nan
     for adjoint in (ti.Shine(refine=1), ti.Implicit(ti.GMRES(rtol=1e-12), precondition=True)):

@@ -100,13 +100,13 @@ MUTANTS = [
     ),
     Mutant(
         "adjoint/quarantine.py", "equal rows tell whose they are",
-        "_perturbed(tensors[i].detach()[rows], sick)",
+        "_perturbed(tensors[i].detach()[rows], nonfinite)",
         "tensors[i].detach()[rows]",
         "tests/adjoint/test_quarantine.py::test_a_shared_tensor_of_no_slope_keeps_its_second_derivative",
     ),
     Mutant(
         "adjoint/quarantine.py", "nobody asks for derivatives by a row",
-        "if _has_gradient(new[i]) and _depends(evaluate, new, i, sick):",
+        "if _has_gradient(new[i]) and _depends(evaluate, new, i, nonfinite):",
         "if False:",
         "tests/adjoint/test_quarantine.py::test_a_shared_tensor_that_changes_no_value_keeps_its_gradient",
     ),
@@ -117,14 +117,14 @@ MUTANTS = [
         "tests/test_equations.py::test_healthy_samples_keep_their_gradient_where_the_solution_hides_a_weight",
     ),
     Mutant(
-        "adjoint/quarantine.py", "stand-ins get the sick sample's cotangent",
-        "pull(quiet, torch.where(sick.unsqueeze(1), 0, grad), z[rows], healthy)",
+        "adjoint/quarantine.py", "stand-ins get the non-finite sample's cotangent",
+        "pull(quiet, torch.where(nonfinite.unsqueeze(1), 0, grad), z[rows], healthy)",
         "pull(quiet, grad, z[rows], healthy)",
         "tests/adjoint/test_quarantine.py",
     ),
     Mutant(
         "adjoint/quarantine.py", "what halving finds is not said",
-        "report.status = Status.NON_FINITE.where(sick, report.status)",
+        "report.status = Status.NON_FINITE.where(nonfinite, report.status)",
         "pass",
         "tests/adjoint/test_quarantine.py::test_a_slope_by_a_parameter_that_is_infinite_is_found_by_halving",
     ),
@@ -136,7 +136,8 @@ MUTANTS = [
     ),
     Mutant(
         "adjoint/quarantine.py", "where nobody is left, all has been kept apart",
-        "apart = None if len(sick) > 1 and bool(sick.all()) else attempt(sick)", "apart = attempt(sick)",
+        "apart = None if len(nonfinite) > 1 and bool(nonfinite.all()) else attempt(nonfinite)",
+        "apart = attempt(nonfinite)",
         "tests/path/test_quarantine.py::test_a_sick_sample_that_cannot_be_kept_apart_is_said",
     ),
     Mutant(

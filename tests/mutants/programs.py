@@ -188,14 +188,14 @@ MUTANTS = [
     ),
     Mutant(
         "optim/projection/batch.py", "what is not finite has a projection",
-        "return y.masked_fill(self.spread(sick), torch.nan)",
+        "return y.masked_fill(self.spread(nonfinite), torch.nan)",
         "return y",
         "tests/optim/projection/test_projection.py::test_a_sample_that_is_not_finite_touches_no_other",
     ),
     Mutant(
         "optim/projection/verdict.py", "a point that misses its condition is one that meets it",
-        "off = sick | ~(gap <= play + torch.finfo(gap.dtype).tiny)",
-        "off = sick",
+        "off = nonfinite | ~(gap <= play + torch.finfo(gap.dtype).tiny)",
+        "off = nonfinite",
         "tests/optim/projection/test_conditions.py::test_a_point_that_misses_its_condition_is_told",
     ),
     Mutant(

@@ -4,7 +4,7 @@ from torchimplicit.adjoint.call import Adjoint, PointCall, PointRecord
 from torchimplicit.adjoint.implicit import Implicit, ImplicitSolve
 from torchimplicit.adjoint.iterates import attached
 from torchimplicit.adjoint.phantom import Phantom
-from torchimplicit.adjoint.quarantine import find_sick, quarantine, unmoved
+from torchimplicit.adjoint.quarantine import find_nonfinite, quarantine, unmoved
 from torchimplicit.adjoint.shine import Shine
 from torchimplicit.adjoint.unrolled import Unrolled
 
@@ -18,7 +18,7 @@ __all__ = [
     "Shine",
     "Unrolled",
     "attached",
-    "find_sick",
+    "find_nonfinite",
     "quarantine",
     "unmoved",
 ]

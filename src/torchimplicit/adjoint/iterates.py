@@ -16,17 +16,17 @@ def attached(
     adjoint: Adjoint,
     iterates: list[Tensor],
     tensors: list[Tensor],
-    sick: Tensor | None,
+    nonfinite: Tensor | None,
     again: list[Tensor] | None,
 ) -> list[Tensor]:
-    """Iterates `(B, n)` with gradients; sick samples are kept out of them, whose stand-ins' iterates `again` holds."""
+    """Iterates `(B, n)` with gradients, without non-finite samples', whose stand-ins' `again` holds."""
     if transforms.active() and not isinstance(adjoint, Unrolled):
         raise NotImplementedError("save_steps does not work under torch.func transforms but with adjoint=Unrolled()")
-    if sick is None:
+    if nonfinite is None:
         return [adjoint.attach(call, z, tensors) for z in iterates]
     if again is not None and isinstance(adjoint, Unrolled):  # whose iterates have graphs
-        return [torch.where(sick[:, None], z.detach(), new) for z, new in zip(iterates, again, strict=True)]
+        return [torch.where(nonfinite[:, None], z.detach(), new) for z, new in zip(iterates, again, strict=True)]
     return [
-        without(call, z.detach(), tensors, sick, lambda rows, healthy, z=z: adjoint.attach(call, z[rows], healthy))
+        without(call, z.detach(), tensors, nonfinite, lambda rows, healthy, z=z: adjoint.attach(call, z[rows], healthy))
         for z in iterates
     ]

@@ -2,9 +2,9 @@
 
 A zero cotangent is not enough: zero times NaN is NaN, so the gradient of a shared weight would be lost to one bad
 sample. Such a sample is therefore replaced by a copy of a healthy one before anything is differentiated, and the copy
-gets no cotangent. Which arguments carry the batch dimension is found by experiment: perturbed rows of the sick samples
-change no healthy sample's residual by a single bit, and no healthy sample has a derivative by them. The backward pass
-does the same where only a derivative is not finite.
+gets no cotangent. Which arguments carry the batch dimension is found by experiment: perturbed rows of the non-finite
+samples change no healthy sample's residual by a single bit, and no healthy sample has a derivative by them. The
+backward pass does the same where only a derivative is not finite.
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ from torchimplicit.core.status import ConvergenceWarning, Report, Status, react
 MOST_ATTEMPTS = 64  # to find the samples that spoil a gradient
 
 
-def find_sick(value: Tensor, report: Report) -> Tensor | None:
+def find_nonfinite(value: Tensor, report: Report) -> Tensor | None:
     """Which samples must be kept out of gradients, `(B,)` bool; None where there are none, or no gradients."""
     if not value.requires_grad or transforms.active() or report.converged:
         return None
-    sick = report.status == Status.NON_FINITE
-    return sick if bool(sick.any()) else None
+    nonfinite = report.status == Status.NON_FINITE
+    return nonfinite if bool(nonfinite.any()) else None
 
 
 def quarantine(
-    call: PointCall, adjoint: Adjoint, value: Tensor, z0: Tensor, tensors: list[Tensor], sick: Tensor
+    call: PointCall, adjoint: Adjoint, value: Tensor, z0: Tensor, tensors: list[Tensor], nonfinite: Tensor
 ) -> tuple[Tensor, Any]:
-    """The solution again, differentiable without the sick samples.
+    """The solution again, differentiable without the non-finite samples.
 
     Args:
         call: the call that gave `value`.
         adjoint: how to differentiate.
-        value: the solution `(B, n)`, sick samples held at their last finite iterate.
+        value: the solution `(B, n)`, non-finite samples held at their last finite iterate.
         z0: its start, `(B, n)`.
         tensors: the explicit tensors.
-        sick: which samples are not finite, `(B,)` bool.
+        nonfinite: which samples are not finite, `(B,)` bool.
 
     Returns:
         `value`, with gradients from the healthy samples only; and the result of the solve that healthy samples stood
-        in for sick ones in, None where there is no healthy one.
+        in for non-finite ones in, None where there is no healthy one.
     """
     held = value.detach()
     again = replace(call, record=PointRecord(), audit=False)
     with transforms.random_state_kept(held.device):
-        value = without(call, held, tensors, sick, lambda rows, tensors: adjoint.solve(again, z0[rows], tensors))
+        value = without(call, held, tensors, nonfinite, lambda rows, tensors: adjoint.solve(again, z0[rows], tensors))
     result = again.record.take_result()
     again.record.report = call.record.report  # backward reports go to the first solve's report
     return value, result
@@ -66,32 +66,32 @@ def without(
     call: PointCall,
     held: Tensor,
     tensors: list[Tensor],
-    sick: Tensor,
+    nonfinite: Tensor,
     differentiable: Callable[[Tensor, list[Tensor]], Tensor],
 ) -> Tensor:
     """`held` `(B, n)`, with a gradient that comes from the healthy samples only.
 
     Args:
         call: the call.
-        held: values, the sick ones finite.
+        held: values, the non-finite ones finite.
         tensors: the explicit tensors.
-        sick: which samples are not finite, `(B,)` bool.
+        nonfinite: which samples are not finite, `(B,)` bool.
         differentiable: gives the healthy samples' values their gradient, from the rows `(B,)` that stand in for each
             sample and from tensors in which they do, too.
     """
-    if bool(sick.all()):
+    if bool(nonfinite.all()):
         return unmoved(held, tensors)
-    rows = stand_ins(sick)
-    healthy, residual = _with_stand_ins(call, held, tensors, rows, sick)
+    rows = stand_ins(nonfinite)
+    healthy, residual = _with_stand_ins(call, held, tensors, rows, nonfinite)
     if not residual.isfinite().all():
         warn_of_leak()
-    return torch.where(sick.unsqueeze(1), held, differentiable(rows, healthy))
+    return torch.where(nonfinite.unsqueeze(1), held, differentiable(rows, healthy))
 
 
 def _with_stand_ins(
-    call: PointCall, z: Tensor, tensors: list[Tensor], rows: Tensor, sick: Tensor
+    call: PointCall, z: Tensor, tensors: list[Tensor], rows: Tensor, nonfinite: Tensor
 ) -> tuple[list[Tensor], Tensor]:
-    """The tensors in which healthy samples stand in for the sick ones, and the residual `(B, n)` there."""
+    """The tensors in which healthy samples stand in for the non-finite ones, and the residual `(B, n)` there."""
     assert isinstance(call.problem, Problem)
     # At the solution and at another state: where a weight meets a zero of the solution, replacing it changes nothing.
     states = (z[rows], jolted(z[rows]))
@@ -100,7 +100,7 @@ def _with_stand_ins(
         with call.problem.bind(call.unshared(tensors)) as residual:
             return torch.stack([residual(state) for state in states], dim=1)
 
-    healthy = replaced(residuals, tensors, call.problem.explicit.shared, rows, sick)
+    healthy = replaced(residuals, tensors, call.problem.explicit.shared, rows, nonfinite)
     with torch.no_grad():
         return healthy, residuals(healthy)[:, 0]
 
@@ -126,71 +126,72 @@ def pull_apart(
     if all_finite(found) or not isinstance(call.problem, Problem):
         return found
     report = call.record.report and call.record.report.backward
-    sick = torch.zeros_like(grad[:, 0], dtype=torch.bool) if report is None else report.status == Status.NON_FINITE
+    nonfinite = torch.zeros_like(grad[:, 0], dtype=torch.bool) if report is None else report.status == Status.NON_FINITE
     quiet = replace(call, record=replace(call.record, report=None), on_failure="ignore")
 
-    def attempt(sick: Tensor) -> list[Tensor | None] | None:
-        if bool(sick.all()):
+    def attempt(nonfinite: Tensor) -> list[Tensor | None] | None:
+        if bool(nonfinite.all()):
             return [None if each is None else torch.zeros_like(each) for each in found]
-        rows = stand_ins(sick)
-        healthy, _ = _with_stand_ins(call, z.detach(), tensors, rows, sick)
-        grads = pull(quiet, torch.where(sick.unsqueeze(1), 0, grad), z[rows], healthy)
+        rows = stand_ins(nonfinite)
+        healthy, _ = _with_stand_ins(call, z.detach(), tensors, rows, nonfinite)
+        grads = pull(quiet, torch.where(nonfinite.unsqueeze(1), 0, grad), z[rows], healthy)
         if not all_finite(grads):
             return None
-        # What replaced a sick sample's row has no cotangent, but its place is the sick sample's.
+        # What replaced a non-finite sample's row has no cotangent, but its place is the non-finite sample's.
         own = [new is not old for new, old in zip(healthy, tensors, strict=True)]
         return [
-            _zeroed(each, sick) if mine and each is not None else each for each, mine in zip(grads, own, strict=True)
+            _zeroed(each, nonfinite) if mine and each is not None else each
+            for each, mine in zip(grads, own, strict=True)
         ]
 
-    sick, apart = find_apart(attempt, sick)
+    nonfinite, apart = find_apart(attempt, nonfinite)
     if apart is None:
         warn_of_leak()
         return found
-    if report is not None and bool((sick & (report.status != Status.NON_FINITE)).any()):
-        report.status = Status.NON_FINITE.where(sick, report.status)
+    if report is not None and bool((nonfinite & (report.status != Status.NON_FINITE)).any()):
+        report.status = Status.NON_FINITE.where(nonfinite, report.status)
         react(report, call.on_failure)
     return apart
 
 
 def find_apart(
-    attempt: Callable[[Tensor], list[Tensor | None] | None], sick: Tensor
+    attempt: Callable[[Tensor], list[Tensor | None] | None], nonfinite: Tensor
 ) -> tuple[Tensor, list[Tensor | None] | None]:
     """Which samples spoil the gradients, `(B,)` bool, and the gradients without them; None where they stay spoilt.
 
     Args:
         attempt: gives the gradients without these samples, None where they are not finite.
-        sick: samples that are known to be sick.
+        nonfinite: samples that are known to be non-finite.
     """
-    with transforms.random_state_kept(sick.device):
-        apart = attempt(sick) if bool(sick.any()) else None
+    with transforms.random_state_kept(nonfinite.device):
+        apart = attempt(nonfinite) if bool(nonfinite.any()) else None
         if apart is None:
-            sick = _search(attempt, sick)
-            apart = None if len(sick) > 1 and bool(sick.all()) else attempt(sick)
-    return sick, apart
+            nonfinite = _search(attempt, nonfinite)
+            apart = None if len(nonfinite) > 1 and bool(nonfinite.all()) else attempt(nonfinite)
+    return nonfinite, apart
 
 
-def _search(attempt: Callable[[Tensor], Any], sick: Tensor) -> Tensor:
+def _search(attempt: Callable[[Tensor], Any], nonfinite: Tensor) -> Tensor:
     """Which samples spoil the gradients, by halving: `(B,)` bool; all when that cannot be found out.
 
     Args:
         attempt: gives None where not all of the samples that are not given to it are healthy.
-        sick: samples that are known to be sick.
+        nonfinite: samples that are known to be non-finite.
     """
-    todo, sick = [*torch.nonzero(~sick).flatten().tensor_split(2)], sick.clone()
+    todo, nonfinite = [*torch.nonzero(~nonfinite).flatten().tensor_split(2)], nonfinite.clone()
     for _ in range(MOST_ATTEMPTS):
         if not todo:
-            return sick
+            return nonfinite
         some = todo.pop()
-        others = torch.ones_like(sick)
+        others = torch.ones_like(nonfinite)
         others[some] = False
         if len(some) == 0 or attempt(others) is not None:
             continue
         if len(some) == 1:
-            sick[some] = True
+            nonfinite[some] = True
         else:
             todo += some.tensor_split(2)
-    return torch.ones_like(sick)
+    return torch.ones_like(nonfinite)
 
 
 def all_finite(tensors: Sequence[Tensor | None]) -> bool:
@@ -201,9 +202,9 @@ def all_finite(tensors: Sequence[Tensor | None]) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in found)  # a sum may overflow
 
 
-def _zeroed(tensor: Tensor, sick: Tensor) -> Tensor:
-    """A tensor with zeros in the sick samples' rows."""
-    return torch.where(_column(sick, tensor), 0, tensor)
+def _zeroed(tensor: Tensor, nonfinite: Tensor) -> Tensor:
+    """A tensor with zeros in the non-finite samples' rows."""
+    return torch.where(_column(nonfinite, tensor), 0, tensor)
 
 
 def _column(which: Tensor, like: Tensor) -> Tensor:
@@ -215,62 +216,64 @@ def unmoved(held: Tensor, tensors: list[Tensor]) -> Tensor:
     return held + sum(tensor.reshape(-1)[:0].sum() for tensor in tensors if tensor.is_floating_point())
 
 
-def stand_ins(sick: Tensor) -> Tensor:
-    """Which sample stands at each place, `(B,)`: a healthy one, the same one for all, for the sick."""
-    return torch.where(sick, int(torch.nonzero(~sick)[0]), torch.arange(len(sick), device=sick.device))
+def stand_ins(nonfinite: Tensor) -> Tensor:
+    """Which sample stands at each place, `(B,)`: a healthy one, the same one for all, for those that are not."""
+    return torch.where(
+        nonfinite, int(torch.nonzero(~nonfinite)[0]), torch.arange(len(nonfinite), device=nonfinite.device)
+    )
 
 
 def replaced(
-    evaluate: Callable[[list[Tensor]], Tensor], tensors: list[Tensor], shared: int, rows: Tensor, sick: Tensor
+    evaluate: Callable[[list[Tensor]], Tensor], tensors: list[Tensor], shared: int, rows: Tensor, nonfinite: Tensor
 ) -> list[Tensor]:
-    """The tensors with the sick samples' rows replaced, wherever no healthy sample depends on these rows.
+    """The tensors with the non-finite samples' rows replaced, wherever no healthy sample depends on these rows.
 
     Args:
         evaluate: the function's values, samples in dimension 0, from the tensors.
         tensors: the explicit tensors.
         shared: how many of them, the first ones, belong to no sample.
         rows: which sample shall stand at each place, `(B,)`.
-        sick: which samples are not finite, `(B,)` bool.
+        nonfinite: which samples are not finite, `(B,)` bool.
     """
     new, chosen = list(tensors), []
     with torch.no_grad():
-        before = evaluate(tensors)[~sick]
+        before = evaluate(tensors)[~nonfinite]
         for i in range(shared, len(tensors)):
             if tensors[i].dim() and len(tensors[i]) == len(rows):
                 # Not by equal rows, which change nothing whomever they belong to.
-                perturbed = [*tensors[:i], _perturbed(tensors[i].detach()[rows], sick), *tensors[i + 1 :]]
-                if torch.equal(evaluate(perturbed)[~sick], before):
+                perturbed = [*tensors[:i], _perturbed(tensors[i].detach()[rows], nonfinite), *tensors[i + 1 :]]
+                if torch.equal(evaluate(perturbed)[~nonfinite], before):
                     chosen.append(i)
     for i in chosen:
         new[i] = tensors[i][rows]
     for i in chosen:
-        if _has_gradient(new[i]) and _depends(evaluate, new, i, sick):
+        if _has_gradient(new[i]) and _depends(evaluate, new, i, nonfinite):
             new[i] = tensors[i]
     return new
 
 
-def _perturbed(tensor: Tensor, sick: Tensor) -> Tensor:
-    return torch.where(_column(sick, tensor), jolted(tensor), tensor) if _has_gradient(tensor) else tensor
+def _perturbed(tensor: Tensor, nonfinite: Tensor) -> Tensor:
+    return torch.where(_column(nonfinite, tensor), jolted(tensor), tensor) if _has_gradient(tensor) else tensor
 
 
 def _has_gradient(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _depends(evaluate: Callable[[list[Tensor]], Tensor], tensors: list[Tensor], i: int, sick: Tensor) -> bool:
-    """Whether some healthy sample's values have a derivative by the sick samples' rows of tensor `i`."""
+def _depends(evaluate: Callable[[list[Tensor]], Tensor], tensors: list[Tensor], i: int, nonfinite: Tensor) -> bool:
+    """Whether some healthy sample's values have a derivative by the non-finite samples' rows of tensor `i`."""
     leaf = tensors[i].detach().requires_grad_()
     with torch.enable_grad():
         values = evaluate([*(tensor.detach() for tensor in tensors[:i]), leaf, *(t.detach() for t in tensors[i + 1 :])])
     if not values.requires_grad:
         return False
-    cotangent = torch.where(_column(sick, values), 0, noise(values))
+    cotangent = torch.where(_column(nonfinite, values), 0, noise(values))
     (found,) = torch.autograd.grad(values, leaf, cotangent, allow_unused=True)
-    return found is not None and not bool((found[sick] == 0).all())
+    return found is not None and not bool((found[nonfinite] == 0).all())
 
 
 def warn_of_leak() -> None:
-    """Says that sick samples are still among the healthy ones."""
+    """Says that non-finite samples are still among the healthy ones."""
     warnings.warn(
         ConvergenceWarning(
             "samples that are not finite could not be kept apart: they will reach the gradients of shared tensors. "

@@ -218,12 +218,12 @@ def _gradient_errors(
     The last is what the backward residual and the error of the point add to that bound, absolutely, from their `parts`
     `(2, B)` of the bound of `u`.
     """
-    sick = own.report.status == Status.NON_FINITE  # such samples add nothing to either gradient
+    nonfinite = own.report.status == Status.NON_FINITE  # such samples add nothing to either gradient
     backward, point = (float(norm(part[None])) for part in parts)
-    if not bool((known | sick).all()) or bool(sick.all()):
+    if not bool((known | nonfinite).all()) or bool(nonfinite.all()):
         return torch.inf, torch.inf, (backward, point)
     estimate, whole = relative_error(own.gradient, reference.gradient), float(norm(bound[None]))
-    if bool(sick.any()):
+    if bool(nonfinite.any()):
         return estimate, torch.inf, (backward, point)
     if not trial.tensors:
         return estimate, _quotient(whole, _size([reference.u])), (backward, point)

@@ -139,8 +139,8 @@ def check_independence(solver: Solver, bad: str = "nan") -> None:
         worse_gain[1] = 1e3
     good, bad_run = run(x, ones), run(worse_x, worse_gain)
     others = [0, 2]
-    for healthy, sick in zip(_outcomes(*good), _outcomes(*bad_run), strict=True):
-        assert torch.equal(healthy[others], sick[others]), "samples depend on their batch mates"
+    for healthy, nonfinite in zip(_outcomes(*good), _outcomes(*bad_run), strict=True):
+        assert torch.equal(healthy[others], nonfinite[others]), "samples depend on their batch mates"
     if bad == "nan":
         assert bad_run[0].status[1] == Status.NON_FINITE
         assert bad_run[0].value[1].isfinite().all(), "a sample that is not finite is held at its last finite iterate"

@@ -244,7 +244,7 @@ def test_copies_states_and_diagnoses():
     assert (layer.cell(value, inputs()) - value).abs().max() < 1e-11
 
 
-def test_sick_samples_stay_apart():
+def test_nonfinite_samples_stay_apart():
     layer = ti.nn.DEQ(Cell(), on_failure="ignore", **TIGHT)
     x = inputs().clone()
     x[1, 0] = torch.nan

@@ -271,9 +271,9 @@ def test_a_sample_with_nan_touches_no_other(name, bounds):
     given["A"] = given["A"].requires_grad_()
 
     def solve(value):
-        sick = given | {name: given[name].clone()}
-        sick[name][1, 0] = value
-        plan = lqr(**sick, **bounds, on_failure="ignore")
+        nonfinite = given | {name: given[name].clone()}
+        nonfinite[name][1, 0] = value
+        plan = lqr(**nonfinite, **bounds, on_failure="ignore")
         loss = plan.value.sum() + plan.states.sum() + plan.cost.sum()
         parts = torch.stack([plan.value.sum((1, 2)), plan.states.sum((1, 2)), plan.cost])[:, [0, 2]].sum()
         return plan, torch.autograd.grad(loss if value != value else parts, given["A"])[0]

@@ -270,18 +270,18 @@ def test_a_sample_that_is_not_finite_touches_no_other(name, poison):
     healthy = [argument.clone().requires_grad_() for argument in arguments]
     rows = [0, 2, 3, 4]
     function(*healthy)[rows].square().sum().backward()
-    for sick in range(len(arguments)):
-        if (name, sick) in SHARED or (math.isinf(poison) and sick > 0):
+    for nonfinite in range(len(arguments)):
+        if (name, nonfinite) in SHARED or (math.isinf(poison) and nonfinite > 0):
             continue
         inputs = [argument.clone() for argument in arguments]
-        inputs[sick].view(5, -1)[1, 0] = poison
+        inputs[nonfinite].view(5, -1)[1, 0] = poison
         inputs = [argument.requires_grad_() for argument in inputs]
         with pytest.raises(ti.ConvergenceError, match=r"1 of 5 .*\n  non_finite: sample 1 "):
             function(*inputs)
         y = function(*inputs, on_failure="ignore")
         assert y[1].isnan().all()
         assert torch.equal(y[rows], function(*arguments)[rows])
-        y.square().sum().backward()  # through the sick sample, too
+        y.square().sum().backward()  # through the non-finite sample, too
         for got, expected in zip(inputs, healthy, strict=True):
             assert torch.equal(got.grad, expected.grad)
 

@@ -204,16 +204,16 @@ def test_a_sample_that_is_not_finite_touches_no_other(name):
     y = function(x, steps)
     rows = [0, 2, 3, 4]
     y[rows].square().sum().backward()
-    sick, own = x.detach().clone(), STEPS.clone().requires_grad_()
-    sick.view(5, -1)[1, 2] = math.nan
+    nonfinite, own = x.detach().clone(), STEPS.clone().requires_grad_()
+    nonfinite.view(5, -1)[1, 2] = math.nan
     with pytest.raises(ti.ConvergenceError, match=r"non_finite: sample 1"):
-        function(sick, own)
-    z = function(sick.requires_grad_(), own, on_failure="ignore")
+        function(nonfinite, own)
+    z = function(nonfinite.requires_grad_(), own, on_failure="ignore")
     assert z[1].isnan().all()
     assert torch.allclose(z[rows], y[rows], atol=1e-9)
     z.square().sum().backward()
-    assert torch.allclose(sick.grad[rows], x.grad[rows], atol=1e-8)
-    assert not sick.grad[1].any()
+    assert torch.allclose(nonfinite.grad[rows], x.grad[rows], atol=1e-8)
+    assert not nonfinite.grad[1].any()
     assert torch.allclose(own.grad, steps.grad, atol=1e-8)
 
 

@@ -131,8 +131,8 @@ def _solve(problem: Control, start: Tensor, low: Tensor, high: Tensor, solver: B
     z = adjoint.solve(call, z0, tensors) if differentiable else call.forward(z0, tensors)
     best: Best = call.record.take_result()
     best = best._replace(z=best.z.detach())  # it is the value itself, which has a graph by now
-    sick = best.report.status == Status.NON_FINITE
-    if differentiable and not transforms.active() and bool(sick.any()):
+    nonfinite = best.report.status == Status.NON_FINITE
+    if differentiable and not transforms.active() and bool(nonfinite.any()):
         u, states, cost = _without(call, adjoint, best, z0, tensors, plan)
     else:
         u, states, cost = plan(z, tensors)
@@ -148,20 +148,20 @@ def _without(
 ) -> tuple[Tensor, ...]:
     """The plan, of which samples that are not finite are only numbers; healthy ones stand in for them meanwhile."""
     again = replace(call, record=PointRecord(), audit=False)
-    sick, plans = best.report.status == Status.NON_FINITE, []
+    nonfinite, plans = best.report.status == Status.NON_FINITE, []
 
     def solve(rows: Tensor, healthy: list[Tensor]) -> Tensor:
         z = adjoint.solve(again, z0[rows], healthy)
         plans.append(plan(z, healthy))
         return z
 
-    z = without(call, best.z, tensors, sick, solve)
+    z = without(call, best.z, tensors, nonfinite, solve)
     again.record.report = best.report  # backward reports go to the first solve's report
     with torch.no_grad():
         held = plan(best.z, tensors)
     if not plans:  # nobody is healthy
         return z.view(held[0].shape), *held[1:]
-    return tuple(torch.where(like(sick, mine), mine, theirs) for mine, theirs in zip(held, plans[0], strict=True))
+    return tuple(torch.where(like(nonfinite, mine), mine, theirs) for mine, theirs in zip(held, plans[0], strict=True))
 
 
 def check_options(functions: dict[str, Any], horizon: Any, solver: Any, on_failure: Any) -> None:

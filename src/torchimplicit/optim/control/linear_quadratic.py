@@ -50,14 +50,14 @@ class LinearQuadratic:
         x0: first states, `(B, nx)`.
         control_bounds: lower and upper, `(B, T, nu)`; None where there is none.
         state_bounds: lower and upper of `x_1` to `x_T`, `(B, T, nx)`; None where there is none.
-        sick: samples with NaN or infinity in their data, `(B,)`; benign data stand in for theirs.
+        nonfinite: samples with NaN or infinity in their data, `(B,)`; benign data stand in for theirs.
     """
 
     stages: Stages
     x0: Tensor
     control_bounds: tuple[Tensor, Tensor] | None
     state_bounds: tuple[Tensor, Tensor] | None
-    sick: Tensor
+    nonfinite: Tensor
 
 
 def assemble(given: Given) -> LinearQuadratic:
@@ -146,19 +146,19 @@ def _pair(given: Given, low_name: str, high_name: str, shape: tuple[int, ...]) -
 def _healthy(data: LinearQuadratic) -> LinearQuadratic:
     """The same with benign data for the samples that have NaN or infinity in theirs."""
     bounds = [*(data.control_bounds or ()), *(data.state_bounds or ())]
-    sick = ~data.x0.isfinite().all(1)
+    nonfinite = ~data.x0.isfinite().all(1)
     for part in data.stages:
-        sick = sick if part is None else sick | ~part.flatten(1).isfinite().all(1)
+        nonfinite = nonfinite if part is None else nonfinite | ~part.flatten(1).isfinite().all(1)
     for bound in bounds:
-        sick = sick | bound.flatten(1).isnan().any(1)
-    if not bool(sick.any()):
-        return replace(data, sick=sick)
+        nonfinite = nonfinite | bound.flatten(1).isnan().any(1)
+    if not bool(nonfinite.any()):
+        return replace(data, nonfinite=nonfinite)
 
     def within(pair: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
-        return None if pair is None else (put(sick, pair[0], -1.0), put(sick, pair[1], 1.0))
+        return None if pair is None else (put(nonfinite, pair[0], -1.0), put(nonfinite, pair[1], 1.0))
 
     pairs = within(data.control_bounds), within(data.state_bounds)
-    return LinearQuadratic(benign(data.stages, sick), put(sick, data.x0, 0.0), *pairs, sick)
+    return LinearQuadratic(benign(data.stages, nonfinite), put(nonfinite, data.x0, 0.0), *pairs, nonfinite)
 
 
 def benign(stages: Stages, which: Tensor) -> Stages:

@@ -127,7 +127,7 @@ def lqr(
     x, u = walk(stages, policy, data.x0)
     push, residual = _multipliers(stages, gains, x, u, *duals)
     status = Status.STAGNATED.where((status == Status.CONVERGED) & ~(residual < ACCURATE), status)
-    status = Status.NON_FINITE.where(data.sick, status)
+    status = Status.NON_FINITE.where(data.nonfinite, status)
     report = ControlReport(status, steps, residual, 1, "lqr")
     values = x, u, _cost(stages, x, u), push, *duals
     states, controls, *others = (_out(value, status != Status.CONVERGED, given.x0.dtype) for value in values)

@@ -58,8 +58,8 @@ class Batch:
         x = x.float() if x.dtype.itemsize < 4 else x
         size = x.detach().abs() if masks == "no" else x.detach()
         largest = size.amax(tuple(range(-event, 0)))
-        self.sick = ~((largest.abs() if masks == "some" else largest) < torch.inf)  # NaN is less than nothing
-        self.x = x.masked_fill(self.spread(self.sick), 0)
+        self.nonfinite = ~((largest.abs() if masks == "some" else largest) < torch.inf)  # NaN is less than nothing
+        self.x = x.masked_fill(self.spread(self.nonfinite), 0)
 
     def scalar(self, name: str, value: Scalar, at_least: float | None = None) -> Tensor:
         """A number per sample, or one for all, as `(..., 1)` or `(..., 1, 1)` beside the points.
@@ -134,7 +134,7 @@ class Batch:
         Raises:
             ValueError: there is such a sample; it says which.
         """
-        empty = empty & ~self.sick
+        empty = empty & ~self.nonfinite
         everywhere = transforms.plain(empty)
         found = everywhere.nonzero()
         if not len(found):
@@ -158,22 +158,22 @@ class Batch:
             gap: by how much each misses its condition, `(...)` or `(..., 1)`; None where nothing can go wrong.
             play: how much of that is rounding.
         """
-        sick = self.sick
+        nonfinite = self.nonfinite
         if self.dtype != y.dtype:  # numbers may be too large for half precision
             y = y.to(self.dtype)
-            sick = sick | ~(y.detach().abs().amax(tuple(range(-self.event, 0))) < torch.inf)
-        if tell(self.name, sick, gap, play, self.on_failure):
+            nonfinite = nonfinite | ~(y.detach().abs().amax(tuple(range(-self.event, 0))) < torch.inf)
+        if tell(self.name, nonfinite, gap, play, self.on_failure):
             return y
-        return y.masked_fill(self.spread(sick), torch.nan)
+        return y.masked_fill(self.spread(nonfinite), torch.nan)
 
     def healthy(self, tensor: Tensor, event: int, harmless: float, infinite: bool = False) -> Tensor:
         """A parameter with something harmless in the samples where it is not finite, which are noted."""
         value = tensor.detach()
-        sick = value.isnan() if infinite else ~(value.abs() < torch.inf)
+        nonfinite = value.isnan() if infinite else ~(value.abs() < torch.inf)
         if event:
-            sick = sick.flatten(-event).any(-1)
-        self.sick = self.sick | sick
-        return tensor.masked_fill(sick[(..., *[None] * event)], harmless)
+            nonfinite = nonfinite.flatten(-event).any(-1)
+        self.nonfinite = self.nonfinite | nonfinite
+        return tensor.masked_fill(nonfinite[(..., *[None] * event)], harmless)
 
     def check_masks(self, lower: Tensor) -> None:
         """Excludes samples that have an entry of `-inf` without a finite lower bound, to which it could go."""
@@ -182,7 +182,7 @@ class Batch:
     def exclude(self, lost: Tensor) -> None:
         """Adds the samples of such entries to those that are not finite."""
         lost = lost.flatten(-self.event).any(-1)
-        self.sick, self.x = self.sick | lost, self.x.masked_fill(self.spread(lost), 0)
+        self.nonfinite, self.x = self.nonfinite | lost, self.x.masked_fill(self.spread(lost), 0)
 
     def spread(self, tensor: Tensor) -> Tensor:
         """What there is one of a sample, beside the points."""

@@ -34,14 +34,14 @@ class PointReport(Report):
 
 
 @front_door
-def tell(name: str, sick: Tensor, gap: Tensor | None, play: Tensor | float, on_failure: OnFailure) -> bool:
+def tell(name: str, nonfinite: Tensor, gap: Tensor | None, play: Tensor | float, on_failure: OnFailure) -> bool:
     """Raises or warns of samples that are not finite, or miss their condition; whether it is known that none is.
 
     Not within the function of a solve, which looks at every iterate itself.
 
     Args:
         name: of the projection.
-        sick: which samples are not finite, `(...)`.
+        nonfinite: which samples are not finite, `(...)`.
         gap: by how much each misses its condition, `(...)` or `(..., 1)`; None where nothing can go wrong.
         play: how much of that is rounding, likewise.
         on_failure: "raise", "warn" or "ignore".
@@ -54,17 +54,17 @@ def tell(name: str, sick: Tensor, gap: Tensor | None, play: Tensor | float, on_f
     """
     if on_failure == "ignore" or evaluating():
         return False
-    play = play.reshape(sick.shape) if isinstance(play, Tensor) else play
-    gap = None if gap is None else gap.reshape(sick.shape)
-    if not _some(off := sick if gap is None else sick | ~(gap <= play)):
+    play = play.reshape(nonfinite.shape) if isinstance(play, Tensor) else play
+    gap = None if gap is None else gap.reshape(nonfinite.shape)
+    if not _some(off := nonfinite if gap is None else nonfinite | ~(gap <= play)):
         return True
     if gap is not None:  # of numbers below the normal ones, rounding is no part of their size
-        off = sick | ~(gap <= play + torch.finfo(gap.dtype).tiny)
+        off = nonfinite | ~(gap <= play + torch.finfo(gap.dtype).tiny)
         if not _some(off):
             return True
     # One tensor, so that what torch.vmap hides stands in one place: of samples that are well it is not positive.
     gap = off.double() if gap is None else gap.double()
-    signed = transforms.plain(torch.where(sick, torch.nan, torch.where(off, gap, -gap))).flatten()
+    signed = transforms.plain(torch.where(nonfinite, torch.nan, torch.where(off, gap, -gap))).flatten()
     status = Status.STAGNATED.where(signed > 0, Status.CONVERGED)
     status = Status.NON_FINITE.unless(signed.isfinite(), status)
     react(PointReport(status, torch.zeros_like(status), signed.abs(), 0, name), on_failure)
