@@ -118,8 +118,8 @@ MUTANTS = [
     ),
     Mutant(
         "adjoint/quarantine.py", "stand-ins get the non-finite sample's cotangent",
-        "pull(quiet, torch.where(nonfinite.unsqueeze(1), 0, grad), z[rows], healthy)",
-        "pull(quiet, grad, z[rows], healthy)",
+        "vjp(quiet, torch.where(nonfinite.unsqueeze(1), 0, grad), z[rows], healthy)",
+        "vjp(quiet, grad, z[rows], healthy)",
         "tests/adjoint/test_quarantine.py",
     ),
     Mutant(

@@ -50,7 +50,7 @@ def remember(memory, steps, changes):
     secants = Secants(steps[0], memory)
     for step, change in zip(steps, changes, strict=True):
         secants.propose(torch.zeros_like(step))
-        secants.push(step, change)
+        secants.append(step, change)
     return secants
 
 
@@ -179,7 +179,7 @@ def test_a_factor_that_is_singular_at_the_end_is_the_identity():
     steps = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]], dtype=torch.float64).permute(1, 0, 2)
     secants = Secants(steps[0], 2)
     secants.propose(steps[0])
-    secants.push(steps[0], torch.tensor([[0.0, 1.0], [0.0, 1.0]], dtype=torch.float64) * torch.tensor([[1.0], [2.0]]))
+    secants.append(steps[0], torch.tensor([[0.0, 1.0], [0.0, 1.0]], dtype=torch.float64) * torch.tensor([[1.0], [2.0]]))
     secants.matrix[0] = torch.zeros(2, 2)
     assert secants.inverse().dense(steps[0]).isfinite().all()
 
@@ -234,7 +234,7 @@ def test_tape_and_ring_propose_the_same():
     steps, changes = pairs(6)
     tape = SecantTape(4)
     for step, change in zip(steps, changes, strict=True):
-        tape.push(step, change)
+        tape.append(step, change)
     residual = rand(3, 6, seed=7)
     assert torch.allclose(tape.propose(residual), remember(4, steps, changes).propose(residual), atol=1e-12)
 

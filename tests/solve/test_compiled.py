@@ -25,8 +25,8 @@ def test_it_makes_the_same_steps_and_knows_the_same():
         if k == 7:
             step[1] = 0.0  # a sample that stands still
         change = step @ matrix
-        plain.push(step, change)
-        compiled.push(step, change)
+        plain.append(step, change)
+        compiled.append(step, change)
         residual = residual + change
     v = torch.randn_like(z)
     for product in ("matvec", "rmatvec"):

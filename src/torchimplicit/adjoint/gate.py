@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torchimplicit.adjoint.call import PointCall
-from torchimplicit.adjoint.quarantine import all_finite, pull_apart, warn_of_leak
+from torchimplicit.adjoint.quarantine import all_finite, finite_gradients, warn_of_leak
 from torchimplicit.core import transforms
 from torchimplicit.core.status import Report, Status
 from torchimplicit.linear.report import LinearReport
@@ -103,7 +103,7 @@ class Gate:
         wanted = [i for i, tensor in enumerate(self.tensors) if tensor.requires_grad]
         some = iter(found)
         everything = [next(some) if i in wanted else None for i in range(len(self.tensors))]
-        everything = pull_apart(self.call, self.z, self.tensors, grad, partial(self._pull, wanted), everything)
+        everything = finite_gradients(self.call, self.z, self.tensors, grad, partial(self._vjp, wanted), everything)
         return [everything[i] for i in wanted]
 
     def _report(self, grad: Tensor, found: list[Tensor | None] | None) -> Report:
@@ -120,7 +120,7 @@ class Gate:
             report.status = Status.NON_FINITE.where(self.lost, report.status)
         return report
 
-    def _pull(
+    def _vjp(
         self, wanted: list[int], call: PointCall, grad: Tensor, z: Tensor, tensors: list[Tensor]
     ) -> list[Tensor | None]:
         """The gradients of the tensors, by steps made again."""

@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.func import vjp
 
 from torchimplicit.adjoint.call import Adjoint, PointCall
 from torchimplicit.adjoint.gate import said, watched
-from torchimplicit.adjoint.products import fold, pull, push
-from torchimplicit.adjoint.quarantine import pull_apart
+from torchimplicit.adjoint.products import fold, jvp, vjp
+from torchimplicit.adjoint.quarantine import finite_gradients
 from torchimplicit.adjoint.system import System, operator
 from torchimplicit.core import transforms
 from torchimplicit.core.options import require
@@ -101,19 +100,19 @@ class ImplicitSolve(Function):
         differentiable = torch.is_grad_enabled() or transforms.level(grad) >= 0
         order = _any_order if differentiable else _first_order
 
-        def pull_all(call: PointCall, grad: Tensor, z: Tensor, tensors: list[Tensor]) -> list[Tensor | None]:
+        def gradients(call: PointCall, grad: Tensor, z: Tensor, tensors: list[Tensor]) -> list[Tensor | None]:
             return order(call, ctx.linear_solver, grad, z, tensors, needs)
 
-        found = pull_all(ctx.call, grad, z, tensors)
+        found = gradients(ctx.call, grad, z, tensors)
         if not transforms.active():
-            found = pull_apart(ctx.call, z, tensors, grad, pull_all, found)
+            found = finite_gradients(ctx.call, z, tensors, grad, gradients, found)
         return None, None, None, *found
 
     @staticmethod
     def jvp(ctx: Any, _call: None, _linear_solver: None, _z0: Any, *tangents: Tensor | None) -> Tensor:
         """`-B^{-1} (dr/da) da`."""
         z, *tensors = ctx.saved_tensors
-        b = push(lambda *all_: _residual(ctx.call, z, all_), tensors, tangents)
+        b = jvp(lambda *all_: _residual(ctx.call, z, all_), tensors, tangents)
         return LinearSolve.apply(ctx.call, ctx.linear_solver, False, -b, z, *tensors)
 
     @staticmethod
@@ -156,7 +155,7 @@ class LinearSolve(Function):
         u, *inputs = ctx.saved_tensors
         w = LinearSolve.apply(ctx.call, ctx.linear_solver, not ctx.transpose, grad, *inputs)
         needs = ctx.needs_input_grad[4:]
-        return None, None, None, w, *pull(_product(ctx.call, ctx.transpose, u), inputs, needs, -w)
+        return None, None, None, w, *vjp(_product(ctx.call, ctx.transpose, u), inputs, needs, -w)
 
     @staticmethod
     def jvp(
@@ -164,7 +163,7 @@ class LinearSolve(Function):
     ) -> Tensor:
         """`B^{-1} (db - dB u)`."""
         u, *inputs = ctx.saved_tensors
-        right = -push(_product(ctx.call, ctx.transpose, u), inputs, tangents)
+        right = -jvp(_product(ctx.call, ctx.transpose, u), inputs, tangents)
         right = right if b is None else right + b
         return LinearSolve.apply(ctx.call, ctx.linear_solver, ctx.transpose, right, *inputs)
 
@@ -192,7 +191,7 @@ def _any_order(
     """The gradients of the tensors, themselves differentiable; what is not finite of their derivatives is said."""
     tensors = tensors if transforms.active() else watched(tensors, said)
     u: Tensor = LinearSolve.apply(call, linear_solver, True, grad, z, *tensors)
-    return pull(lambda *all_: _residual(call, z, all_), tensors, needs, -u)
+    return vjp(lambda *all_: _residual(call, z, all_), tensors, needs, -u)
 
 
 def _first_order(
@@ -227,9 +226,9 @@ def _product(call: PointCall, transpose: bool, u: Tensor) -> Callable[..., Tenso
     """`(z, *tensors) -> B u` or `B^T u`; `B u` by the double-vjp trick, for forward mode does not nest."""
 
     def product(z: Tensor, *tensors: Tensor) -> Tensor:
-        _, back, *_ = vjp(lambda z: _residual(call, z, tensors), z)
+        _, back, *_ = torch.func.vjp(lambda z: _residual(call, z, tensors), z)
         if transpose:
             return back(u)[0]
-        return vjp(lambda v: back(v)[0], torch.zeros_like(u))[1](u)[0]
+        return torch.func.vjp(lambda v: back(v)[0], torch.zeros_like(u))[1](u)[0]
 
     return product

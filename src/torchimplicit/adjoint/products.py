@@ -5,31 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
-from torch.func import vjp
+from torch import Tensor, func
 
 Gradients = list[Tensor | None]
 
 
-def pull(
+def vjp(
     function: Callable[..., Tensor], inputs: Sequence[Tensor], needs: Sequence[bool], cotangent: Tensor
 ) -> list[Tensor | None]:
     """The vector-Jacobian product of a function by those inputs that need it."""
     wanted = [i for i, need in enumerate(needs) if need]
     if not wanted:
         return [None] * len(needs)
-    _, back, *_ = vjp(_of_some(function, inputs, wanted), *(inputs[i] for i in wanted))
+    _, back, *_ = func.vjp(_of_some(function, inputs, wanted), *(inputs[i] for i in wanted))
     grads: list[Tensor | None] = [None] * len(needs)
     for i, grad in zip(wanted, back(cotangent), strict=True):
         grads[i] = grad
     return grads
 
 
-def push(function: Callable[..., Tensor], inputs: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Tensor:
+def jvp(function: Callable[..., Tensor], inputs: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Tensor:
     """The Jacobian-vector product of a function by those inputs that have a tangent."""
     wanted = [i for i, tangent in enumerate(tangents) if tangent is not None]
-    value, back, *_ = vjp(_of_some(function, inputs, wanted), *(inputs[i] for i in wanted))
-    _, back_twice, *_ = vjp(back, torch.zeros_like(value))
+    value, back, *_ = func.vjp(_of_some(function, inputs, wanted), *(inputs[i] for i in wanted))
+    _, back_twice, *_ = func.vjp(back, torch.zeros_like(value))
     return back_twice(tuple(tangents[i].clone() for i in wanted))[0]  # type: ignore[union-attr]
 
 

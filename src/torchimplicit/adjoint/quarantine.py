@@ -105,11 +105,11 @@ def _with_stand_ins(
         return healthy, residuals(healthy)[:, 0]
 
 
-Pull = Callable[[PointCall, Tensor, Tensor, list[Tensor]], list[Tensor | None]]
+VJP = Callable[[PointCall, Tensor, Tensor, list[Tensor]], list[Tensor | None]]
 
 
-def pull_apart(
-    call: PointCall, z: Tensor, tensors: list[Tensor], grad: Tensor, pull: Pull, found: list[Tensor | None]
+def finite_gradients(
+    call: PointCall, z: Tensor, tensors: list[Tensor], grad: Tensor, vjp: VJP, found: list[Tensor | None]
 ) -> list[Tensor | None]:
     """The gradients of the tensors without the samples that make them NaN or infinite.
 
@@ -120,7 +120,7 @@ def pull_apart(
         z: the solution, `(B, n)`.
         tensors: the explicit tensors.
         grad: the incoming gradient, `(B, n)`.
-        pull: gives the gradients of the tensors, `(call, grad, z, tensors) -> grads`, and reports.
+        vjp: gives the gradients of the tensors, `(call, grad, z, tensors) -> grads`, and reports.
         found: what it gave.
     """
     if all_finite(found) or not isinstance(call.problem, Problem):
@@ -134,7 +134,7 @@ def pull_apart(
             return [None if each is None else torch.zeros_like(each) for each in found]
         rows = stand_ins(nonfinite)
         healthy, _ = _with_stand_ins(call, z.detach(), tensors, rows, nonfinite)
-        grads = pull(quiet, torch.where(nonfinite.unsqueeze(1), 0, grad), z[rows], healthy)
+        grads = vjp(quiet, torch.where(nonfinite.unsqueeze(1), 0, grad), z[rows], healthy)
         if not all_finite(grads):
             return None
         # What replaced a non-finite sample's row has no cotangent, but its place is the non-finite sample's.

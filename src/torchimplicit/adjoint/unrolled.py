@@ -144,10 +144,10 @@ class Unrolled(Adjoint):
         found: list[Tensor | None] | None,
     ) -> Report:
         """How well the steps have solved the adjoint equation, by minus `u`, and what that gave the tensors."""
-        pull, own = _linearised(call, z, tensors), _own(call, tensors, len(z))
+        vjp, own = _linearised(call, z, tensors), _own(call, tensors, len(z))
         # Squares of small or large gradients may be zero or infinite.
         scale = torch.linalg.vector_norm(grad, torch.inf, dim=1, keepdim=True).clamp_min(torch.finfo(grad.dtype).tiny)
-        product, *expected = pull(total)
+        product, *expected = vjp(total)
         size, gap = norm(grad / scale), norm((grad + product) / scale)
 
         def said(like: Sequence[Tensor | None] | None) -> Report:
@@ -234,13 +234,13 @@ def _linearised(call: PointCall, z: Tensor, tensors: list[Tensor]) -> Callable[[
         jacobian = Jacobian(residual, z)
     by = [jacobian.z, *(leaf for leaf in leaves if leaf.requires_grad)]
 
-    def pull(v: Tensor) -> list[Tensor]:
+    def vjp(v: Tensor) -> list[Tensor]:
         found: Sequence[Tensor | None] = [None] * len(by)
         if jacobian.value.requires_grad:
             found = torch.autograd.grad(jacobian.value, by, v, retain_graph=True, allow_unused=True)
         return [torch.zeros_like(leaf) if each is None else each for each, leaf in zip(found, by, strict=True)]
 
-    return pull
+    return vjp
 
 
 def _own(call: PointCall, tensors: list[Tensor], batch: int) -> list[bool]:

@@ -72,10 +72,10 @@ class Equilibrium(Function):
         coupling, force, value, free = ctx.saved_tensors
         w, report = respond(coupling, force, value, free, grad, ctx.descent, ctx.call.record.report)
         ctx.call.finish_backward(report)
-        pull = w.flatten(1) @ value.flatten(1).T
+        product = w.flatten(1) @ value.flatten(1).T
         # A fixed vector acts through the forces on the others, and is an output itself.
         held = torch.where(free.unsqueeze(2), 0.0, grad - (coupling @ w.flatten(1)).view_as(w))
-        return -(pull + pull.T) / 2, -w.sum(1), held, None, None, None
+        return -(product + product.T) / 2, -w.sum(1), held, None, None, None
 
 
 def descend(coupling: Tensor, force: Tensor, start: Tensor, free: Tensor, descent: Descent) -> tuple[Tensor, Report]:
@@ -180,8 +180,8 @@ def _sweep(
     flat = z.flatten(1)
     for span, shift in zip(spans, shifts, strict=True):
         old = z[span]
-        pull = (coupling[span] @ flat).view_as(old) - shift * old + force[span].unsqueeze(1)
-        new = -pull * torch.rsqrt((pull * pull).sum(2, keepdim=True))
+        slope = (coupling[span] @ flat).view_as(old) - shift * old + force[span].unsqueeze(1)
+        new = -slope * torch.rsqrt((slope * slope).sum(2, keepdim=True))
         new = torch.where(moving[span].unsqueeze(2), new, old)
         moved += (new - old).square().sum((0, 2))
         z[span] = new

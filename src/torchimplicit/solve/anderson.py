@@ -72,7 +72,7 @@ class Anderson(Solver):
     def step(self, problem: Residual, state: AndersonState) -> AndersonState:
         """One step, accelerated when its turn has come."""
         z, residual, history = state
-        z = history.push(z, residual, self.damping)
+        z = history.append(z, residual, self.damping)
         if self.window > 1 and history.count > 1 and history.count % self.period == 0:
             z = history.combine()
         return AndersonState(z, problem(z, out=history.slot), history)

@@ -102,5 +102,5 @@ class Broyden(Solver):
         else:
             new_z = z + step
             new_residual = problem(new_z)
-        secants.push(step, new_residual - residual)
+        secants.append(step, new_residual - residual)
         return BroydenState(new_z, new_residual, secants)

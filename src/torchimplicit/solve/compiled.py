@@ -37,8 +37,8 @@ class CompiledSecants(Secants):
             step = torch.where(self._keep_sound(weights, residual).unsqueeze(1), step, -residual)
         return step
 
-    def push(self, step: Tensor, change: Tensor) -> None:
-        """See `Secants.push`."""
+    def append(self, step: Tensor, change: Tensor) -> None:
+        """See `Secants.append`."""
         place = self.places[self.count % self.memory]
         _compiled(_learn)(self.steps, self.gaps, self.matrix, step, change, place)
         self.count += 1

@@ -39,7 +39,7 @@ class Ring:
         """Where the next residual shall be written, `(B, n)`."""
         return self.slots[self.count % self.window]
 
-    def push(self, z: Tensor, residual: Tensor, damping: float) -> Tensor:
+    def append(self, z: Tensor, residual: Tensor, damping: float) -> Tensor:
         """Takes an iterate whose residual stands in `slot`; returns its target, valid until it is overwritten."""
         target = torch.sub(z, residual, alpha=damping, out=self.target_slots[self.count % self.window])
         self.count += 1
@@ -78,8 +78,8 @@ class Tape:
         self.residuals: list[Tensor] = []
         self.targets: list[Tensor] = []
 
-    def push(self, z: Tensor, residual: Tensor, damping: float) -> Tensor:
-        """See `Ring.push`."""
+    def append(self, z: Tensor, residual: Tensor, damping: float) -> Tensor:
+        """See `Ring.append`."""
         self.residuals = [*self.residuals, residual][-self.window :]
         self.targets = [*self.targets, torch.sub(z, residual, alpha=damping)][-self.window :]
         self.count += 1

@@ -51,7 +51,7 @@ class Pairs:
     def __init__(self, pairs: tuple[Pair, ...] = ()):
         self.pairs = pairs
 
-    def push(self, pair: Pair, memory: int) -> Pairs:
+    def append(self, pair: Pair, memory: int) -> Pairs:
         """With a new pair, and no more than `memory`."""
         return Pairs((*self.pairs, pair)[-memory:])
 
@@ -176,4 +176,4 @@ class LBFGS(Minimiser):
             pairs = pairs.forget(lost)
             scale = torch.where(lost.unsqueeze(1), self._first_scale(problem, moved), scale)
         pair = Pair.of(step, change, torch.where(bends, 1 / product, 0).unsqueeze(1))
-        return LBFGSState(*moved, active, pairs.push(pair, self.memory), scale, noise, age)
+        return LBFGSState(*moved, active, pairs.append(pair, self.memory), scale, noise, age)

@@ -70,7 +70,7 @@ class Secants:
         self._forget(~sound)
         return sound
 
-    def push(self, step: Tensor, change: Tensor) -> None:
+    def append(self, step: Tensor, change: Tensor) -> None:
         """Takes the step that was made, `(B, n)`, and the change of the residual along it."""
         place = self.count % self.memory
         if step is not self.proposed:  # a line search has shortened it
@@ -160,7 +160,7 @@ class SecantTape:
         matrix = matrix + torch.finfo(matrix.dtype).tiny * torch.eye(len(self.steps)).to(matrix)
         return torch.linalg.solve_ex(matrix, torch.bmm(steps, residual.unsqueeze(2)))[0], gaps
 
-    def push(self, step: Tensor, change: Tensor) -> None:
-        """See `Secants.push`."""
+    def append(self, step: Tensor, change: Tensor) -> None:
+        """See `Secants.append`."""
         self.steps = [*self.steps, step][-self.memory :]
         self.gaps = [*self.gaps, step - change][-self.memory :]

@@ -189,7 +189,7 @@ def test_steps_of_each_sample_are_those_of_its_own_curvature():
     assert (curvature_bound(bowl_of, start, bends, products=1) > 0).all()
     split = ProjectedGradient(bowl_of, lambda v: v)
     one = ti.fixed_point(split, start, bends, solver=ti.Picard(**options(1e-10)))
-    torch.testing.assert_close(split.rate, 1 / bends.amax(1))
+    torch.testing.assert_close(split.safe_step, 1 / bends.amax(1))
     scaled = ti.fixed_point(split, start, 1e6 * bends, solver=ti.Picard(**options(1e-10)))
     assert torch.equal(one.steps, scaled.steps), "the energy's scale does not matter"
     coupled = ti.fixed_point(

@@ -82,7 +82,7 @@ class Products:
         """Evaluates the cell once."""
         self.evaluate, self.watches = evaluate, False
         if transforms.active():
-            self.value, self._pull, *_ = torch.func.vjp(evaluate, *z)
+            self.value, self._vjp, *_ = torch.func.vjp(evaluate, *z)
             return
         # Views: where an argument depends on the state, or is the state, the derivative by it is not meant.
         self.z = [leaf.view_as(leaf) if leaf.requires_grad else leaf.detach().requires_grad_() for leaf in z]
@@ -94,14 +94,14 @@ class Products:
         # One that is marked `once_differentiable` shows it only where the vector itself wants a gradient.
         self.watches = any(isinstance(node, BackwardCFunction) for node in nodes_behind(self.value))
 
-    def _pull(self, probe: list[Tensor]) -> tuple[Tensor, ...]:
+    def _vjp(self, probe: list[Tensor]) -> tuple[Tensor, ...]:
         return torch.autograd.grad(self.value, self.z, probe, create_graph=True, materialize_grads=True)
 
     def square(self) -> Tensor:
         """`|J^T v|^2` of the whole batch, for a random `v`."""
         probe = [torch.randn_like(leaf) for leaf in self.value]
         probe = [leaf.requires_grad_() for leaf in probe] if self.watches else probe
-        products = self._pull(probe)
+        products = self._vjp(probe)
         square = torch.stack([product.abs().square().sum() for product in products]).sum()
         if not transforms.active() and any(node.name() in ONCE for node in nodes_behind(products)):
             change = self._change(probe, products)

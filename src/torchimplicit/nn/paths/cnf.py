@@ -202,7 +202,7 @@ def _with_density(
         assert probe is not None
         volume = (moment.pulled * probe).flatten(1).sum(1)
     found = (moment.slope, volume.unsqueeze(1))
-    return (*found, torch.stack([penalty.rate(moment) for penalty in penalties], dim=1)) if penalties else found
+    return (*found, torch.stack([penalty.density(moment) for penalty in penalties], dim=1)) if penalties else found
 
 
 def _check_base(base: Any, shape: torch.Size) -> Any:

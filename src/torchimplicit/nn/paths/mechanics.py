@@ -111,12 +111,12 @@ class LagrangianNet(_Mechanics):
     def energy(self, y: Tensor, *args: Any) -> Tensor:
         r"""$v \cdot \partial_v L - L$ at states `(B, 2n)`: `(B,)`."""
         half = self._halves(y)
-        value, pull = linearise(lambda y: self.lagrangian(y, *args), y)
-        return (y[:, half:] * pull(torch.ones_like(value))[:, half:]).sum(1) - value.reshape(len(y))
+        value, vjp = linearise(lambda y: self.lagrangian(y, *args), y)
+        return (y[:, half:] * vjp(torch.ones_like(value))[:, half:]).sum(1) - value.reshape(len(y))
 
     def _second(self, y: Tensor, args: tuple) -> tuple[Tensor, Tensor]:
         r"""The gradient of the Lagrangian, `(B, 2n)`, and that of every $\partial_{v_i} L$, `(B, n, 2n)`."""
         half = y.shape[1] // 2
-        slope, pull = linearise(lambda y: gradient(lambda y: self.lagrangian(y, *args), y), y)
+        slope, vjp = linearise(lambda y: gradient(lambda y: self.lagrangian(y, *args), y), y)
         basis = torch.eye(2 * half, dtype=y.dtype, device=y.device)[half:]
-        return slope, torch.stack([pull(row.expand_as(slope)) for row in basis], dim=1)
+        return slope, torch.stack([vjp(row.expand_as(slope)) for row in basis], dim=1)

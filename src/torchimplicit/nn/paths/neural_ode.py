@@ -194,5 +194,5 @@ def _with_penalties(
 ) -> Any:
     """The field of a state and the integrals beside it."""
     moment = Moment(given(field, autonomous, args), t, state[0], probe, plain=probe is None)
-    rates = [penalty.rate(moment) for penalty in penalties]
-    return moment.slope, torch.stack(rates, dim=1)
+    densities = [penalty.density(moment) for penalty in penalties]
+    return moment.slope, torch.stack(densities, dim=1)

@@ -54,11 +54,11 @@ class Moment:
 
     def trace(self) -> Tensor:
         r"""$\operatorname{tr} \partial f / \partial y$, `(B,)`, exactly: a product for every entry of a sample."""
-        slope, pull = self._linear
+        slope, vjp = self._linear
         total = torch.zeros_like(slope[:, :1].flatten(1)[:, 0])
         basis = torch.eye(slope.shape[1:].numel(), dtype=slope.dtype, device=slope.device)
         for i, row in enumerate(basis.view(-1, *slope.shape[1:])):
-            total = total + pull(row.expand_as(slope)).flatten(1)[:, i]
+            total = total + vjp(row.expand_as(slope)).flatten(1)[:, i]
         return total
 
     @cached_property
@@ -71,17 +71,17 @@ class Moment:
             return self.slope
         tangent = torch.ones_like(self.t)
 
-        def rate(order: int, t: Tensor, y: Tensor) -> Tensor:
+        def derivative(order: int, t: Tensor, y: Tensor) -> Tensor:
             if order == 1:
                 return self.field(t, y)
-            return torch.func.jvp(lambda t, y: rate(order - 1, t, y), (t, y), (tangent, self.field(t, y)))[1]
+            return torch.func.jvp(lambda t, y: derivative(order - 1, t, y), (t, y), (tangent, self.field(t, y)))[1]
 
-        return rate(order, self.t, self.y)
+        return derivative(order, self.t, self.y)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PathPenalty:
-    """Base of the penalties of a path. A subclass says their rate.
+    """Base of the penalties of a path. A subclass says their density.
 
     Attributes:
         noise: what its probe is drawn from, once a solve; None for none.
@@ -92,7 +92,7 @@ class PathPenalty:
         """See the class."""
         return None
 
-    def rate(self, moment: Moment) -> Tensor:
+    def density(self, moment: Moment) -> Tensor:
         """What is integrated, `(B,)`."""
         raise NotImplementedError
 
@@ -104,8 +104,8 @@ class KineticEnergy(PathPenalty):
     Source: C. Finlay, J.-H. Jacobsen, L. Nurbekyan, A. Oberman, arXiv 2002.02798.
     """
 
-    def rate(self, moment: Moment) -> Tensor:
-        """See `PathPenalty.rate`."""
+    def density(self, moment: Moment) -> Tensor:
+        """See `PathPenalty.density`."""
         total = sum(leaf.abs().square().flatten(1).sum(1) for leaf in pytree.tree_leaves(moment.slope))
         assert isinstance(total, Tensor)
         return total
@@ -135,8 +135,8 @@ class JacobianFrobenius(PathPenalty):
         """See `PathPenalty`."""
         return self.probe
 
-    def rate(self, moment: Moment) -> Tensor:
-        """See `PathPenalty.rate`."""
+    def density(self, moment: Moment) -> Tensor:
+        """See `PathPenalty.density`."""
         return moment.pulled.square().flatten(1).sum(1)
 
 
@@ -161,8 +161,8 @@ class TaylorDerivative(PathPenalty):
         """Refuses other numbers."""
         require_count(self, "order")
 
-    def rate(self, moment: Moment) -> Tensor:
-        """See `PathPenalty.rate`."""
+    def density(self, moment: Moment) -> Tensor:
+        """See `PathPenalty.density`."""
         return moment.derivative(self.order).square().flatten(1).sum(1)
 
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from torchimplicit.core import transforms
 
-Pull = Callable[[Tensor], Tensor]
+VJP = Callable[[Tensor], Tensor]
 
 
-def linearise(function: Callable[[Tensor], Tensor], y: Tensor) -> tuple[Tensor, Pull]:
+def linearise(function: Callable[[Tensor], Tensor], y: Tensor) -> tuple[Tensor, VJP]:
     """The value at `y`, and a function from cotangents of the value to those of `y`; both differentiable to any order.
 
     Plain autograd where that does, which is leaner than `torch.func`; under transforms and compilers the latter. So,
@@ -20,8 +20,8 @@ def linearise(function: Callable[[Tensor], Tensor], y: Tensor) -> tuple[Tensor, 
     """
     if torch.is_inference_mode_enabled():  # which records nothing, so that every product would be zero
         with torch.inference_mode(False), torch.no_grad():
-            value, pull = linearise(function, y.clone())
-        return value, torch.inference_mode(False)(pull)
+            value, vjp = linearise(function, y.clone())
+        return value, torch.inference_mode(False)(vjp)
     recording = torch.is_grad_enabled()
     if transforms.active() or torch.compiler.is_compiling() or (recording and not y.requires_grad):
         value, back, *_ = torch.func.vjp(function, y)
@@ -44,10 +44,10 @@ def linearise(function: Callable[[Tensor], Tensor], y: Tensor) -> tuple[Tensor, 
 
 def gradient(function: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
     """The gradients of every sample's number, `(B,)` or `(B, 1)`, by its own row of `y`; samples are independent."""
-    value, pull = linearise(function, y)
+    value, vjp = linearise(function, y)
     if value.numel() != len(y):
         raise ValueError(
             f"the energy returned shape {tuple(value.shape)}, expected ({len(y)},) or ({len(y)}, 1), one number per "
             "sample; try summing over every dimension but that of the batch"
         )
-    return pull(torch.ones_like(value))
+    return vjp(torch.ones_like(value))

@@ -125,11 +125,11 @@ def lqr(
         policy = held(data, policy, by_kind(data, program.active.bounds)[0])
         duals = by_kind(data, put(lost, program.duals.bounds, 0.0))
     x, u = walk(stages, policy, data.x0)
-    push, residual = _multipliers(stages, gains, x, u, *duals)
+    costate, residual = _multipliers(stages, gains, x, u, *duals)
     status = Status.STAGNATED.where((status == Status.CONVERGED) & ~(residual < ACCURATE), status)
     status = Status.NON_FINITE.where(data.nonfinite, status)
     report = ControlReport(status, steps, residual, 1, "lqr")
-    values = x, u, _cost(stages, x, u), push, *duals
+    values = x, u, _cost(stages, x, u), costate, *duals
     states, controls, *others = (_out(value, status != Status.CONVERGED, given.x0.dtype) for value in values)
     names = ("cost", "costates", "control_duals", "state_duals")
     solution = ControlSolution(controls, report, states=states, **dict(zip(names, others, strict=True)))
@@ -161,9 +161,11 @@ def _multipliers(
         by_state = by_state + torch.cat((torch.zeros_like(by_state[:, :1]), state_duals[:, :-1]), 1)
         final = final + state_duals[:, -1]
     A, B = stages.F[..., :nx], stages.F[..., nx:]
-    push = costates(A + B @ K, by_state + times(K.mT, by_control), final)
-    left = (by_control + times(B.mT, push)).detach().abs().amax((1, 2))
-    return push, left / (1 + torch.maximum(by_control, push.abs().amax(2, keepdim=True)).detach().abs().amax((1, 2)))
+    costate = costates(A + B @ K, by_state + times(K.mT, by_control), final)
+    left = (by_control + times(B.mT, costate)).detach().abs().amax((1, 2))
+    return costate, left / (
+        1 + torch.maximum(by_control, costate.abs().amax(2, keepdim=True)).detach().abs().amax((1, 2))
+    )
 
 
 def _out(value: Tensor | None, lost: Tensor, dtype: torch.dtype) -> Any:

@@ -61,9 +61,9 @@ def _missed(x: Tensor, y: Tensor, mass: Tensor, block: Tensor) -> tuple[Tensor, 
     The sums of $w (x - y)$ up to every place are the multipliers: never negative, and zero where a block ends. That
     means are in order is what the last round has seen.
     """
-    push = (mass * (x - y)).cumsum(-1)
+    multiplier = (mass * (x - y)).cumsum(-1)
     ends = torch.nn.functional.pad(block.diff(dim=-1) != 0, (0, 1), value=True)
-    missed = torch.where(ends, push.abs(), -push).amax(-1, keepdim=True)
+    missed = torch.where(ends, multiplier.abs(), -multiplier).amax(-1, keepdim=True)
     play = 4 * torch.finfo(x.dtype).eps * (x.shape[-1] + 8) * (mass * x).abs().sum(-1, keepdim=True)
     return missed, play
 

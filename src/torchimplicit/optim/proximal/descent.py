@@ -71,7 +71,7 @@ class ProximalGradient(PreparedMap):
         -2.0
     """
 
-    rate: Tensor | None
+    safe_step: Tensor | None
     _word: ClassVar[str] = "prox"
 
     def __init__(self, energy: Callable, prox: Callable, step: float | None = None, *, prox_args: Sequence[int] = ()):
@@ -86,7 +86,7 @@ class ProximalGradient(PreparedMap):
         if not positions:
             raise ValueError(f"{name}({self._word}_args={prox_args!r}): expected positions of arguments, such as (1,)")
         self.energy, self.prox, self.step, self.prox_args = energy, prox, step, tuple(prox_args)
-        self.register_buffer("rate", None, persistent=False)
+        self.register_buffer("safe_step", None, persistent=False)
 
     def forward(self, z: Tensor, *args: Any) -> Tensor:
         """The map, at a state `(B, ...)`."""
@@ -94,13 +94,13 @@ class ProximalGradient(PreparedMap):
         gradient = self._slope(z, smooth)
         if self.step is not None:
             return self._proximal(z - self.step * gradient, self.step, others)
-        if self.rate is None:
+        if self.safe_step is None:
             raise RuntimeError(
                 f"{type(self).__name__}(step=None) chooses its step when a solve begins; call it within fixed_point, "
                 "or give a step"
             )
-        column = self.rate.reshape(*self.rate.shape, *(1,) * (z.dim() - self.rate.dim()))
-        return self._proximal(z - column * gradient, self.rate, others)
+        column = self.safe_step.reshape(*self.safe_step.shape, *(1,) * (z.dim() - self.safe_step.dim()))
+        return self._proximal(z - column * gradient, self.safe_step, others)
 
     def begin(self, z0: Any, args: tuple, batch_dims: int) -> PreparedMap:
         """Chooses the steps of a solve, where that is left to the map, for a copy of it; itself keeps the last ones."""
@@ -121,15 +121,15 @@ class ProximalGradient(PreparedMap):
                 "as 1 / optim.curvature_bound(energy, z0, *args).max()"
             )
         bound = curvature_bound(self.energy, z0, *self._parts(args)[0], batch_dims=batch_dims)
-        rate = torch.where(bound > 0, 1 / bound, 1)
+        safe_step = torch.where(bound > 0, 1 / bound, 1)
         own: Any = alone(self).copies[id(self)]
-        own.rate = self.rate = rate if batch_dims else rate.reshape(())
+        own.safe_step = self.safe_step = safe_step if batch_dims else safe_step.reshape(())
         return own
 
     def advice(self, z: Tensor, args: tuple, batch_dims: int) -> str:
         """Whether the step is too long for how the energy bends at `z`, and for whom."""
         bound = curvature_bound(self.energy, z, *self._parts(args)[0], batch_dims=batch_dims)
-        step = torch.full_like(bound, self.step) if self.step is not None else self.rate
+        step = torch.full_like(bound, self.step) if self.step is not None else self.safe_step
         assert step is not None
         step = step.expand_as(bound)
         samples = torch.nonzero(step * bound > 2).flatten().tolist()

@@ -108,8 +108,8 @@ def _refuse(changed: Tensor, rounds: int) -> None:
 def _pieces(x: Tensor, step: Tensor, jumps: Tensor) -> Tensor:
     """The signal `(..., n)` whose jumps have the given signs and whose pieces are at rest."""
     piece = torch.nn.functional.pad((jumps != 0).cumsum(-1), (1, 0))
-    pull = step * torch.nn.functional.pad(jumps, (1, 1))
+    force = step * torch.nn.functional.pad(jumps, (1, 1))
     nothing = torch.zeros_like(x)
-    total = nothing.scatter_add(-1, piece, x + pull.diff(dim=-1))
+    total = nothing.scatter_add(-1, piece, x + force.diff(dim=-1))
     length = nothing.scatter_add(-1, piece, torch.ones_like(x))
     return (total / length.clamp_min(1)).gather(-1, piece)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from torchimplicit.adjoint.products import fold, pull, push
+from torchimplicit.adjoint.products import fold, jvp, vjp
 from torchimplicit.core import transforms
 from torchimplicit.core.options import require_count
 from torchimplicit.path.adjoint.backprop import backprop
@@ -96,7 +96,7 @@ class CheckpointedSolve(Function):
         states, (y0, ts, starts, stops, *tensors) = ctx.saved_tensors[: ctx.states], ctx.saved_tensors[ctx.states :]
         # Second derivatives, or a transform: the pass itself must be differentiable, as one graph of all steps is.
         if torch.is_grad_enabled() or transforms.level(grad) >= 0:
-            return None, *pull(_again(ctx.call, starts, stops), (y0, ts, *tensors), ctx.needs_input_grad[1:], grad)
+            return None, *vjp(_again(ctx.call, starts, stops), (y0, ts, *tensors), ctx.needs_input_grad[1:], grad)
         _, needs_y0, *needs = ctx.needs_input_grad
         cotangent, *found = backprop(ctx.call, ctx.path.joined(states), ts, tensors, needs, grad)
         return None, cotangent if needs_y0 else None, *found
@@ -105,7 +105,7 @@ class CheckpointedSolve(Function):
     def jvp(ctx: Any, _call: None, *tangents: Tensor | None) -> tuple[Tensor, None, None]:
         """The derivative along tangents of the inputs."""
         y0, ts, starts, stops, *tensors = ctx.saved_tensors
-        return push(_again(ctx.call, starts, stops), (y0, ts, *tensors), tangents), None, None
+        return jvp(_again(ctx.call, starts, stops), (y0, ts, *tensors), tangents), None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, call: PathCall, y0: Tensor, ts: Tensor, *tensors: Tensor) -> tuple:

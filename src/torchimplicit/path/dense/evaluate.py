@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from torchimplicit.adjoint.products import pull, push
+from torchimplicit.adjoint.products import jvp, vjp
 from torchimplicit.core import transforms
 from torchimplicit.path.adjoint.backprop import backprop
 from torchimplicit.path.adjoint.replay import relevant, remake, valued
@@ -171,7 +171,7 @@ class Evaluate(Function):
         needs_y0, needs_ts, needs_at, *needs = ctx.needs_input_grad[6:]
         if torch.is_grad_enabled() or transforms.level(grad) >= 0:
             function = _again(ctx.call, starts, stops, ctx.order, ctx.plain)
-            return (None,) * 6 + tuple(pull(function, (y0, ts, at, *tensors), ctx.needs_input_grad[6:], grad))
+            return (None,) * 6 + tuple(vjp(function, (y0, ts, at, *tensors), ctx.needs_input_grad[6:], grad))
         given, query = len(ts), Query.at(ctx.path, ts, at, ctx.order, ctx.plain)
         grad, needs = torch.cat((grad.new_zeros(given, *grad.shape[1:]), grad)), [needs_ts or needs_at, *needs]
         cotangent, times, *found = backprop(ctx.call, ctx.path, torch.cat((ts, at)), tensors, needs, grad, query)
@@ -182,7 +182,7 @@ class Evaluate(Function):
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         """The derivative along tangents of the inputs."""
         starts, stops, *inputs = ctx.saved_tensors
-        return push(_again(ctx.call, starts, stops, ctx.order, ctx.plain), inputs, tangents[6:])
+        return jvp(_again(ctx.call, starts, stops, ctx.order, ctx.plain), inputs, tangents[6:])
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple:
