@@ -1,4 +1,4 @@
-"""The front doors: what goes in wrong comes out as a clear error, what goes wrong inside as a status."""
+"""The public functions: what goes in wrong comes out as a clear error, what goes wrong inside as a status."""
 
 import dataclasses
 

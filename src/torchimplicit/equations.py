@@ -1,4 +1,4 @@
-"""The front doors of nonlinear equations: what to solve, by which solver, differentiated by which adjoint."""
+"""The public functions of nonlinear equations: what to solve, by which solver, differentiated by which adjoint."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch.utils import _pytree as pytree
 
 from torchimplicit.adjoint import Adjoint, Implicit, PointCall, Unrolled, attached, find_nonfinite, quarantine, unmoved
 from torchimplicit.core import transforms
-from torchimplicit.core.front_door import front_door
 from torchimplicit.core.options import check_on_failure, is_count, require_instance
 from torchimplicit.core.problem import FixedPoint, Problem, Residual, Root
+from torchimplicit.core.public import public
 from torchimplicit.core.status import OnFailure, Report, Solution, react
 from torchimplicit.core.tree import Layout, own
 from torchimplicit.linear import LU
 from torchimplicit.solve import DENSE, Anderson, Newton, PreparedMap, Result, Solver, iterate
 
 
-@front_door
+@public
 @transforms.outside_inference_mode
 def fixed_point(
     f: Callable,
@@ -94,7 +94,7 @@ def _ask(f: PreparedMap, z0: Any, args: tuple, batch_dims: int, residual: Residu
         result.report.advice = f.advice(z, args, batch_dims)
 
 
-@front_door
+@public
 @transforms.outside_inference_mode
 def root(
     g: Callable,

@@ -136,7 +136,7 @@ def test_samples_of_one_number_each_are_not():
 
 
 @pytest.mark.parametrize("front", ["argmin", "root", "vmap"])
-def test_features_taken_for_samples_are_refused_by_every_front_door(front):
+def test_features_taken_for_samples_are_refused_by_every_public_function(front):
     a = rand(4)
     with pytest.raises(ValueError, match=r"shape \(4,\).*depend on each other"):  # noqa: PT012
         if front == "argmin":

@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz`: random cases over all front doors, in parallel, and a table of what became of them."""
+"""`python -m tests.fuzz`: random cases over all public functions, in parallel, and a table of what became of them."""
 
 from tests.fuzz.run import main
 

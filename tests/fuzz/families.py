@@ -1,4 +1,4 @@
-"""Which front doors are under fuzz, how often, and what is known to be wrong."""
+"""Which public functions are under fuzz, how often, and what is known to be wrong."""
 
 from tests.fuzz.constrained import constrained
 from tests.fuzz.degenerate import degenerate

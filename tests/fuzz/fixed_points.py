@@ -88,7 +88,7 @@ def condition(dice, low=True):
 
 
 def layer(f, z0, *args, solver, adjoint, on_failure, batched_args=None, save_steps=(), **others):
-    """`nn.DEQ` as a front door."""
+    """`nn.DEQ` as a public function."""
     deq = ti.nn.DEQ(f, solver, adjoint, lambda *inputs: z0, batched_args=batched_args, on_failure=on_failure)
     value = deq(*args, save_steps=save_steps)
     return ti.Solution(value[0] if save_steps else value, deq.report)

@@ -55,7 +55,7 @@ def minima(call, rows, solution):
     """The same for the energy's slope; and whether the energy falls to a side, if that was to be looked at."""
     if not call.condition.extra["minimum"]:
         return roots(call, rows, solution)
-    play = PLAY * call.form.eps**0.5  # the front door's own is the root of the rounding
+    play = PLAY * call.form.eps**0.5  # the public function's own is the root of the rounding
 
     def falls(hessian, units):
         bends = torch.linalg.eigvalsh(hessian * units[:, None] * units)

@@ -1,4 +1,4 @@
-"""Options of the front doors of points, drawn from all that are allowed."""
+"""Options of the public functions of points, drawn from all that are allowed."""
 
 import torch
 

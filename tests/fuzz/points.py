@@ -1,4 +1,4 @@
-"""The front doors of points under fuzz: what is called, and what is looked at afterwards, in float64."""
+"""The public functions of points under fuzz: what is called, and what is looked at afterwards, in float64."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +20,7 @@ class Condition:
     adjoint system itself. The next belong to the samples (`own` of them, the probe included), the others to all.
 
     Attributes:
-        function: what the front door takes, of rows: a map, a residual, an energy, or terms.
+        function: what the public function takes, of rows: a map, a residual, an energy, or terms.
         residual: `(z, *args) -> (B, n)`, which vanishes at the solution.
         args: float64, the probe first.
         start: float64 rows.
@@ -49,7 +49,7 @@ class Condition:
 
 @dataclass
 class Call:
-    """One call of a front door and its options."""
+    """One call of a public function and its options."""
 
     door: object
     condition: Condition
@@ -91,7 +91,7 @@ class Call:
 
     @property
     def solver(self):
-        """The solver, also where the front door chooses."""
+        """The solver, also where the public function chooses."""
         return self.options["solver"] or ti.LBFGS()
 
     @property

@@ -117,13 +117,13 @@ MUTANTS = [
         "tests/core/test_independence.py",
     ),
     Mutant(
-        "core/front_door.py", "a recorded example passes for a solve",
+        "core/public.py", "a recorded example passes for a solve",
         "if tracing or torch.compiler.is_exporting():",
         "if False:",
         "tests/test_wrapping.py::test_exporters_are_refused_in_words",
     ),
     Mutant(
-        "core/front_door.py", "scripting is not refused",
+        "core/public.py", "scripting is not refused",
         "marks.__prepare_scriptable__ =",
         "marks.prepare =",
         "tests/test_wrapping.py::test_scripting_a_function_that_solves_is_refused_in_words",

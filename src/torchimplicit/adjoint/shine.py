@@ -69,7 +69,7 @@ class _Refinement(LinearSolver):
 
     def prepare(self, operator: LinearOperator, inverse: LinearOperator | None = None) -> Prepared:
         """Makes ready for an operator and its approximate inverse."""
-        if inverse is None:  # not for want of a solver that learns: the front door has seen to that
+        if inverse is None:  # not for want of a solver that learns: the public function has seen to that
             raise NotImplementedError(
                 "Shine cannot tell whose inverse is whose where a derivative is mapped inside of torch.vmap, as in "
                 "vmap(jacrev(f)); try jacrev outside of vmap, or Implicit()"

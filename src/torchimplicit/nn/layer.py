@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from torchimplicit.core.failures import Failures, name_of
-from torchimplicit.core.front_door import front_door, refuse_scripting
+from torchimplicit.core.public import public, refuse_scripting
 from torchimplicit.core.status import ConvergenceError
 
 
@@ -32,9 +32,9 @@ class ImplicitLayer(nn.Module):
         super().__init__()
         self.report, self.failures = None, Failures(advice=type(self).advice)
 
-    @front_door
+    @public
     def solve(self, function: Callable, *args: Any, **options: Any) -> Any:
-        """The solution of a front door, whose failures are this layer's; keeps the report."""
+        """The solution of a public function, whose failures are this layer's; keeps the report."""
         try:
             solution = function(*args, on_failure=self.counted(), **options)
         except ConvergenceError as error:

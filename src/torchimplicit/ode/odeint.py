@@ -1,4 +1,4 @@
-"""The front door of ordinary differential equations."""
+"""The public function of ordinary differential equations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from torchimplicit.core import transforms
-from torchimplicit.core.front_door import front_door
+from torchimplicit.core.public import public
 from torchimplicit.core.status import OnFailure
 from torchimplicit.core.tree import Layout
 from torchimplicit.ode.compiled.engine import check_compile, choose_engine
@@ -22,7 +22,7 @@ from torchimplicit.path.solve import solve
 from torchimplicit.path.solver import PathSolver
 
 
-@front_door
+@public
 @transforms.outside_inference_mode
 def odeint(
     f: Callable,

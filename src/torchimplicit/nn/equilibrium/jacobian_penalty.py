@@ -11,8 +11,8 @@ from torch.autograd.function import BackwardCFunction
 from torch.utils import _pytree as pytree
 
 from torchimplicit.core import transforms
-from torchimplicit.core.front_door import front_door
 from torchimplicit.core.options import require_count
+from torchimplicit.core.public import public
 from torchimplicit.linear.operator import nodes_behind
 from torchimplicit.nn.equilibrium.deq import DEQ
 
@@ -21,7 +21,7 @@ from torchimplicit.nn.equilibrium.deq import DEQ
 ONCE = ("torch::autograd::Error", "torch::autograd::NotImplemented", "CompiledFunctionBackwardBackward")
 
 
-@front_door
+@public
 def jacobian_penalty(layer: Callable, z: Any, x: Any, *args: Any, probes: int = 1) -> Tensor:
     r"""Estimates $\|J\|_F^2 / n$, $J = \partial\,\mathrm{cell} / \partial z$ at `z`, averaged over the batch.
 

@@ -44,7 +44,7 @@ def _signed(number: int) -> int:
 class VariationalDropout(nn.Module):
     """Dropout whose mask is drawn once a solve and is the same at every evaluation, in the backward pass, too.
 
-    Plain dropout inside a cell is another map at every evaluation, which has no fixed point. Here a front door
+    Plain dropout inside a cell is another map at every evaluation, which has no fixed point. Here a public function
     (`fixed_point`, `root`, `argmin`, `nn.DEQ`) draws a new seed when a solve begins, from torch's generator, and the
     mask follows from the seed and the shape. The seed belongs to the solve: its backward pass sees the same mask even
     when the module has been solved again in between. Called by itself the module keeps the mask of the last solve;

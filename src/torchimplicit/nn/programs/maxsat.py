@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from torchimplicit.core.call import Call
-from torchimplicit.core.front_door import front_door
 from torchimplicit.core.options import is_count, require, require_count
+from torchimplicit.core.public import public
 from torchimplicit.core.status import OnFailure, Report, react
 from torchimplicit.nn.layer import ImplicitLayer
 from torchimplicit.optim.maxsat import Descent, Equilibrium
@@ -129,7 +129,7 @@ class MaxSAT(ImplicitLayer):
         cosine = self.cosine(x, given).clamp(-inside, inside)
         return torch.where(given, x, torch.arccos(-cosine) / math.pi)
 
-    @front_door
+    @public
     def cosine(self, x: Tensor, given: Tensor) -> Tensor:
         """As `forward`, but $v_i^T v_0$, 1 for true and -1 for false: smooth, with bounded slopes."""
         self._check(x, given)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchimplicit.core.front_door import front_door
+from torchimplicit.core.public import public
 from torchimplicit.core.status import Report
 from torchimplicit.optim.cone.affine import Affine
 from torchimplicit.optim.cone.cones import Cones
@@ -74,7 +74,7 @@ class ConvexProgram:
             data = data._replace(q=data.q.expand(len(vector), -1))
         return data
 
-    @front_door
+    @public
     def solve(
         self,
         values: Sequence[Tensor],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core import transforms
-from torchimplicit.core.front_door import front_door
+from torchimplicit.core.public import public
 from torchimplicit.optim.cone.cones import Cones
 from torchimplicit.optim.cone.convex import ConvexProgram, ConvexSolution
 from torchimplicit.optim.cone.parameters import ParameterRule
@@ -81,7 +81,7 @@ class GeometricProgram:
         """Those of the convex program."""
         return self.program.cones
 
-    @front_door
+    @public
     def solve(self, values: Sequence[Tensor], **options: Any) -> ConvexSolution:
         """Solves for these values of the parameters; see `ConvexProgram.solve`.
 

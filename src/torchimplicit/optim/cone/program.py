@@ -11,9 +11,9 @@ from torch import Tensor
 
 from torchimplicit.adjoint import Implicit, PointCall
 from torchimplicit.core import transforms
-from torchimplicit.core.front_door import front_door
 from torchimplicit.core.options import check_on_failure, require_count
 from torchimplicit.core.problem import Root
+from torchimplicit.core.public import public
 from torchimplicit.core.status import Report, Solution, Status, react
 from torchimplicit.optim.cone.cones import Cones
 from torchimplicit.optim.cone.scaling import Scaling
@@ -41,7 +41,7 @@ class ConeSolution(Solution):
     start: tuple[Tensor, Tensor, Tensor] = None  # type: ignore[assignment]
 
 
-@front_door
+@public
 @transforms.outside_inference_mode
 def cone_program(
     P: Tensor | None,

@@ -1,4 +1,4 @@
-"""What the front doors of control refuse, and the shapes that they bring their arguments to."""
+"""What the public functions of control refuse, and the shapes that they bring their arguments to."""
 
 from __future__ import annotations
 

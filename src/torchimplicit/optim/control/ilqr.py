@@ -1,4 +1,4 @@
-"""The front door of nonlinear control: the best controls of a horizon, differentiably."""
+"""The public function of nonlinear control: the best controls of a horizon, differentiably."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 from torchimplicit.adjoint import Implicit, PointCall, PointRecord
 from torchimplicit.adjoint.quarantine import without
 from torchimplicit.core import transforms
-from torchimplicit.core.front_door import front_door
 from torchimplicit.core.options import check_on_failure, require_count, require_instance
 from torchimplicit.core.problem import Residual
+from torchimplicit.core.public import public
 from torchimplicit.core.status import OnFailure, Solution, Status, react
 from torchimplicit.optim.control.bounds import Bound, as_bound, check_order, check_start
 from torchimplicit.optim.control.box_ddp import Best, BoxDDP, free_of_bounds, like
@@ -23,7 +23,7 @@ from torchimplicit.optim.control.optimality import Band, Control, Optimality
 from torchimplicit.optim.control.solution import ControlSolution
 
 
-@front_door
+@public
 @transforms.outside_inference_mode
 def ilqr(
     dynamics: Callable,

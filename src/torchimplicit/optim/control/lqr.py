@@ -1,4 +1,4 @@
-"""The front door of linear-quadratic control."""
+"""The public function of linear-quadratic control."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core import transforms
-from torchimplicit.core.front_door import front_door
 from torchimplicit.core.options import check_on_failure
+from torchimplicit.core.public import public
 from torchimplicit.core.status import OnFailure, Status, react
 from torchimplicit.linear.batched import times
 from torchimplicit.optim.control.bounds import Bound
@@ -21,7 +21,7 @@ from torchimplicit.optim.control.solution import ControlReport, ControlSolution
 ACCURATE = 1e-7  # residual of the controls' slope beyond which a plan is not vouched for
 
 
-@front_door
+@public
 @transforms.outside_inference_mode
 def lqr(
     A: Tensor,

@@ -1,4 +1,4 @@
-"""What the front doors of control return."""
+"""What the public functions of control return."""
 
 from __future__ import annotations
 

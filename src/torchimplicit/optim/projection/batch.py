@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torchimplicit.core import transforms
-from torchimplicit.core.front_door import front_door
+from torchimplicit.core.public import public
 from torchimplicit.core.status import OnFailure
 from torchimplicit.optim.projection.verdict import tell
 
@@ -127,7 +127,7 @@ class Batch:
             )
         return tensor
 
-    @front_door
+    @public
     def refuse(self, empty: Tensor, expected: str, **values: Tensor) -> None:
         """Refuses the samples set in `empty`, `()` or as the batch; of the first of them, the `values` are shown.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchimplicit.core.front_door import front_door
+from torchimplicit.core.public import public
 from torchimplicit.core.status import OnFailure
 from torchimplicit.optim.projection.batch import Batch, polar
 from torchimplicit.optim.projection.spectral import PositivePart
@@ -55,7 +55,7 @@ def onto_second_order_cone(x: Tensor) -> tuple[Tensor, Tensor | None, float]:
     return torch.where(inside, x, surface.masked_fill(below, 0)), gap, play
 
 
-@front_door
+@public
 def semidefinite_cone(X: Tensor, *, on_failure: OnFailure = "raise") -> Tensor:
     r"""The nearest positive semidefinite matrix, of the symmetric part of $X$: its eigenvalues' positive parts.
 

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchimplicit.core.front_door import front_door
+from torchimplicit.core.public import public
 from torchimplicit.core.status import OnFailure
 from torchimplicit.optim.projection.batch import Batch, Label
 
 
-@front_door
+@public
 def isotonic(x: Tensor, weights: Tensor | None = None, *, on_failure: OnFailure = "raise") -> Tensor:
     r"""The nearest nondecreasing vector, $\min_y \sum_i w_i (y_i - x_i)^2$ with $y_1 \le \dots \le y_n$, exactly.
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchimplicit.core.front_door import front_door
+from torchimplicit.core.public import public
 from torchimplicit.core.status import OnFailure
 from torchimplicit.optim.projection.balls import bounds
 from torchimplicit.optim.projection.batch import Batch, Label, Scalar
@@ -23,7 +23,7 @@ from torchimplicit.optim.projection.batch import Batch, Label, Scalar
 _LOOKS = 5  # at the breakpoints: one, but for far points and small offsets
 
 
-@front_door
+@public
 def box_section(
     x: Tensor, lower: Scalar, upper: Scalar, a: Tensor, b: Scalar, *, on_failure: OnFailure = "raise"
 ) -> Tensor:
@@ -60,7 +60,7 @@ def box_section(
     return _section("box_section", x, lower, upper, a, b, "min a'y <= b <= max a'y over the box", on_failure)
 
 
-@front_door
+@public
 def capped_simplex(x: Tensor, total: Scalar = 1.0, cap: Scalar = 1.0, *, on_failure: OnFailure = "raise") -> Tensor:
     r"""The nearest point of $\{0 \le y \le c,\ \sum_i y_i = s\}$, exactly: a choice of $s$ entries, relaxed.
 

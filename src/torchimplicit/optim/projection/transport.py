@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchimplicit.core.front_door import front_door
+from torchimplicit.core.public import public
 from torchimplicit.core.status import OnFailure
 from torchimplicit.optim.projection.batch import Batch, Label
 from torchimplicit.optim.projection.simplex import onto_simplex
@@ -27,7 +27,7 @@ _DAMPING = 1e-3  # of the Hessian, times the error that is left
 _RANK = 1e-11  # eigenvalues of Laplacians below this part of the largest are zero
 
 
-@front_door
+@public
 def transport_polytope(X: Tensor, rows: Tensor, columns: Tensor, *, on_failure: OnFailure = "raise") -> Tensor:
     r"""The nearest matrix of $\{Y \ge 0,\ Y 1 = r,\ Y^\top 1 = c\}$, exactly: a plan of transport.
 
@@ -71,7 +71,7 @@ def transport_polytope(X: Tensor, rows: Tensor, columns: Tensor, *, on_failure: 
     return _projected(batch, *sums)
 
 
-@front_door
+@public
 def birkhoff_polytope(X: Tensor, *, on_failure: OnFailure = "raise") -> Tensor:
     r"""The nearest doubly stochastic matrix, $\{Y \ge 0,\ Y 1 = 1,\ Y^\top 1 = 1\}$, exactly: a relaxed permutation.
 

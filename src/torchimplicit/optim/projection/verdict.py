@@ -7,7 +7,7 @@ from torch import Tensor
 
 from torchimplicit.core import transforms
 from torchimplicit.core.explicit import evaluating
-from torchimplicit.core.front_door import front_door
+from torchimplicit.core.public import public
 from torchimplicit.core.status import OnFailure, Remedy, Report, Status, react
 
 PROJECTIONS = {
@@ -33,7 +33,7 @@ class PointReport(Report):
         return f"off by {float(self.residual[sample]):.2e}"
 
 
-@front_door
+@public
 def tell(name: str, nonfinite: Tensor, gap: Tensor | None, play: Tensor | float, on_failure: OnFailure) -> bool:
     """Raises or warns of samples that are not finite, or miss their condition; whether it is known that none is.
 

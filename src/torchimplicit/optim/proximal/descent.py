@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.core import transforms
-from torchimplicit.core.front_door import front_door
 from torchimplicit.core.options import is_count, require_count
+from torchimplicit.core.public import public
 from torchimplicit.core.stand_in import alone
 from torchimplicit.core.stationary import Stationary, no_slope, slope
 from torchimplicit.linear import Jacobian, eigenvalue_range, probe
@@ -216,7 +216,7 @@ class ProjectedGradient(ProximalGradient):
 
 
 @torch.no_grad()
-@front_door
+@public
 @transforms.outside_inference_mode
 def curvature_bound(energy: Callable, z: Any, *args: Any, products: int = PRODUCTS, batch_dims: int = 1) -> Tensor:
     r"""How strongly an energy bends at a state: the largest modulus of an eigenvalue of its Hessian.

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from torchimplicit.core.front_door import front_door
+from torchimplicit.core.public import public
 from torchimplicit.core.status import OnFailure
 from torchimplicit.optim.projection.balls import onto_ball, onto_box
 from torchimplicit.optim.projection.batch import Batch, Scalar
@@ -203,7 +203,7 @@ def group(x: Tensor, step: Scalar, groups: Tensor | Sequence[int], *, on_failure
     return batch.finish(x * shrink.gather(-1, labels))
 
 
-@front_door
+@public
 def nuclear(X: Tensor, step: Scalar = 1.0, *, on_failure: OnFailure = "raise") -> Tensor:
     r"""Of the sum of a matrix's singular values: every one is lowered by $\alpha$, down to zero.
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchimplicit.core.front_door import front_door
+from torchimplicit.core.public import public
 from torchimplicit.core.status import OnFailure, Status, react
 from torchimplicit.optim.projection.batch import Batch, Label, Scalar
 from torchimplicit.solve.report import SolveReport
@@ -20,7 +20,7 @@ _PATIENCE = 20  # rounds without fewer wrong edges than ever, before a sample ch
 _ROUNDS = 10  # times the number of entries, and 1000 more: the most rounds that are taken
 
 
-@front_door
+@public
 def total_variation(x: Tensor, step: Scalar = 1.0, *, on_failure: OnFailure = "raise") -> Tensor:
     r"""Of $\sum_i |x_{i+1} - x_i|$, exactly: a piecewise constant signal near $x$.
 

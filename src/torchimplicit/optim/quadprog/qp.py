@@ -1,4 +1,4 @@
-"""The front door of quadratic programs."""
+"""The public function of quadratic programs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from torchimplicit.adjoint import unmoved
 from torchimplicit.core import transforms
-from torchimplicit.core.front_door import front_door
 from torchimplicit.core.options import check_on_failure, require_count
+from torchimplicit.core.public import public
 from torchimplicit.core.status import OnFailure, Status, react
 from torchimplicit.core.tree import own
 from torchimplicit.optim.quadprog.derivative import Optimum, ProgramCall
@@ -28,7 +28,7 @@ from torchimplicit.optim.quadprog.sparse.solve import by_clarabel, fall_back
 from torchimplicit.optim.quadprog.standard_form import Form, assemble, benign, broken, check_symmetric
 
 
-@front_door
+@public
 @transforms.outside_inference_mode
 def qp(
     Q: Tensor | None,

@@ -1,4 +1,4 @@
-"""The front doors of smooth minimisation: an energy, a sum of squares, an energy under equality constraints."""
+"""The public functions of smooth minimisation: an energy, a sum of squares, an energy under equality constraints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from torchimplicit.adjoint import Adjoint
 from torchimplicit.core import transforms
-from torchimplicit.core.front_door import front_door
+from torchimplicit.core.public import public
 from torchimplicit.core.stationary import LeastSquares, Stationary
 from torchimplicit.core.status import OnFailure, Solution
 from torchimplicit.equations import Options, solve_problem
@@ -18,7 +18,7 @@ from torchimplicit.optim.smooth.constrained import ConstrainedSolution, first_mu
 from torchimplicit.solve import LBFGS, LevenbergMarquardt, Minimiser, Newton, Solver
 
 
-@front_door
+@public
 @transforms.outside_inference_mode
 def argmin(
     energy: Callable,
@@ -125,7 +125,7 @@ def argmin(
     return solve_problem(problem, state, options)
 
 
-@front_door
+@public
 @transforms.outside_inference_mode
 def least_squares(
     residuals: Callable,

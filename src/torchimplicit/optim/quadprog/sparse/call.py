@@ -14,7 +14,7 @@ from torchimplicit.optim.quadprog.sparse_matrix import SparseMatrix
 
 @dataclass(frozen=True)
 class SparseCall(ProgramCall):
-    """One call of the front door, whose matrices are tensors of entries `(k,)` that all programs share.
+    """One call of the public function, whose matrices are tensors of entries `(k,)` that all programs share.
 
     Attributes:
         patterns: of `Q` and of the rows.

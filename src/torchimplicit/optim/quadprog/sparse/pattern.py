@@ -11,7 +11,7 @@ from torchimplicit.core import transforms
 from torchimplicit.optim.quadprog.solver import stays_sparse
 from torchimplicit.optim.quadprog.sparse_matrix import SparseMatrix
 
-_MATRICES = (0, 2, 4, 6)  # of what the front door takes
+_MATRICES = (0, 2, 4, 6)  # of what the public function takes
 
 
 def as_solved(tensors: tuple[Any, ...], solver: Any, **options: Any) -> tuple[Any, ...]:

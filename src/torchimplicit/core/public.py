@@ -21,7 +21,7 @@ REASON = (
 )
 
 
-def front_door(function: Callable[P, R]) -> Callable[P, R]:
+def public(function: Callable[P, R]) -> Callable[P, R]:
     """A function that solves, as a call that `torch.compile` leaves out of its graphs, and that exporters refuse.
 
     Raises:
