@@ -130,7 +130,7 @@ class Explicit:
 
 
 def modules_behind(f: Any) -> list[nn.Module]:
-    """The modules that a function is, or is a method of; of a partial one also those behind what it is given."""
+    """The modules behind a function: itself, its method's owner; for a partial one also those of its arguments."""
     if isinstance(f, partial):
         return [module for part in (f.func, *f.args, *f.keywords.values()) for module in modules_behind(part)]
     owner = f if isinstance(f, nn.Module) else getattr(f, "__self__", None)

@@ -56,7 +56,7 @@ def require_instance(name: str, value: Any, expected: type, usual: str) -> None:
 
 
 def check_on_failure(on_failure: Any, *more: str) -> None:
-    """Refuses what is none of the words for what to do about samples that failed.
+    """Refuses any word but those of `on_failure`.
 
     Args:
         on_failure: what was given.

@@ -97,7 +97,7 @@ class Tape:
 
 
 def _regularisation(ridge: float, window: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """What the Gram matrix is multiplied by, entry by entry, and what is added to it before, `(window, window)` each.
+    """Elementwise scale and shift that regularise the Gram matrix, `(window, window)` each; the shift comes first.
 
     The factor of the diagonal is never so near one that more residuals than unknowns are singular; the addition keeps
     residuals of zero solvable, whose NaN would reach a gradient even by a zero cotangent.

@@ -66,7 +66,7 @@ def held(data: LinearQuadratic, policy: Policy, side: Tensor | None) -> Policy:
 
 
 def by_kind(data: LinearQuadratic, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """The rows of the program `(B, r)`, those of controls `(B, T, nu)` and those of states `(B, T, nx)`."""
+    """Splits the constraints' multipliers `(B, r)` into those of controls `(B, T, nu)` and of states `(B, T, nx)`."""
     parts: list[Any] = []
     for pair in (data.control_bounds, data.state_bounds):
         size = 0 if pair is None else pair[0].shape[1:].numel()

@@ -50,7 +50,7 @@ class LinearQuadratic:
         x0: first states, `(B, nx)`.
         control_bounds: lower and upper, `(B, T, nu)`; None where there is none.
         state_bounds: lower and upper of `x_1` to `x_T`, `(B, T, nx)`; None where there is none.
-        nonfinite: samples with NaN or infinity in their data, `(B,)`; benign data stand in for theirs.
+        nonfinite: samples with NaN or infinity in their data, `(B,)`; placeholders stand in for theirs.
     """
 
     stages: Stages
@@ -144,7 +144,7 @@ def _pair(given: Given, low_name: str, high_name: str, shape: tuple[int, ...]) -
 
 
 def _healthy(data: LinearQuadratic) -> LinearQuadratic:
-    """The same with benign data for the samples that have NaN or infinity in theirs."""
+    """The same with placeholders for the samples that have NaN or infinity in theirs."""
     bounds = [*(data.control_bounds or ()), *(data.state_bounds or ())]
     nonfinite = ~data.x0.isfinite().all(1)
     for part in data.stages:
@@ -158,11 +158,11 @@ def _healthy(data: LinearQuadratic) -> LinearQuadratic:
         return None if pair is None else (put(nonfinite, pair[0], -1.0), put(nonfinite, pair[1], 1.0))
 
     pairs = within(data.control_bounds), within(data.state_bounds)
-    return LinearQuadratic(benign(data.stages, nonfinite), put(nonfinite, data.x0, 0.0), *pairs, nonfinite)
+    return LinearQuadratic(trivial(data.stages, nonfinite), put(nonfinite, data.x0, 0.0), *pairs, nonfinite)
 
 
-def benign(stages: Stages, which: Tensor) -> Stages:
-    """The stages with those of some samples, `(B,)` bool, such that nothing moves and rest is best."""
+def trivial(stages: Stages, which: Tensor) -> Stages:
+    """The stages, for some samples, `(B,)` bool, those of a trivial problem whose solution is zero."""
     F, c, H, g, P, p = stages
     n, nx = H.shape[-1], p.shape[-1]
     eye = torch.eye(n, dtype=H.dtype, device=H.device)

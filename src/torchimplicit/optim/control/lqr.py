@@ -14,7 +14,7 @@ from torchimplicit.core.status import OnFailure, Status, react
 from torchimplicit.linear.batched import times
 from torchimplicit.optim.control.bounds import Bound
 from torchimplicit.optim.control.condense import by_kind, constrained, held
-from torchimplicit.optim.control.linear_quadratic import Given, assemble, benign, put
+from torchimplicit.optim.control.linear_quadratic import Given, assemble, put, trivial
 from torchimplicit.optim.control.riccati import Stages, costates, sweep_back, walk
 from torchimplicit.optim.control.solution import ControlReport, ControlSolution
 
@@ -113,7 +113,7 @@ def lqr(
     policy = sweep_back(stages)
     weak = ~policy.sound
     if bool(weak.any()):
-        stand_in = sweep_back(benign(stages, weak))
+        stand_in = sweep_back(trivial(stages, weak))
         policy = stand_in._replace(K=put(weak, stand_in.K, 0.0), k=put(weak, stand_in.k, 0.0))
     status = Status.NONCONVEX.where(weak, Status.CONVERGED)
     steps, duals, gains = torch.ones_like(status), (None, None), policy.K

@@ -129,7 +129,7 @@ def _on_pieces(
     shift: Tensor,
     again: Tensor,
 ) -> Tensor:
-    """The projection where it is known which entries are free and at which bound the others are; see `_pieces`."""
+    """The projection from the active set: the free entries, and the bounds of the others; see `_pieces`."""
     still = a.detach() == 0  # the hyperplane does not see these
     clipped = torch.where(x <= lower, lower, torch.where(x >= upper, upper, x))
     held = torch.where(at_lower, lower, upper).masked_fill(free | still, 0)
