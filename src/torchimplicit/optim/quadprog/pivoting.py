@@ -24,6 +24,8 @@ _ROUNDING = 1e-12
 _BLOCKS = 4  # rounds, after which rows change one at a time wherever it are not fewer and fewer that would
 _FEWER = 4  # times as few programs go on alone
 
+Found = tuple[Tensor, Tensor, Tensor]  # active bounds, rounds taken, whether these have led to an end
+
 
 @dataclass
 class Board:
@@ -142,13 +144,12 @@ def pivot(board: Board, active: Tensor | None, rounds: int) -> tuple[Tensor, Ten
     return every.active(target), steps, ended
 
 
-def _kept(whole: tuple[Tensor, ...], index: Tensor | None, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _kept(whole: Found, index: Tensor | None, parts: Found) -> Found:
     """What was found of all programs, with that of some of them in its place."""
-    return (
-        parts
-        if index is None
-        else tuple(mine.index_copy(0, index, its) for mine, its in zip(whole, parts, strict=True))
-    )
+    if index is None:
+        return parts
+    target, steps, ended = (mine.index_copy(0, index, its) for mine, its in zip(whole, parts, strict=True))
+    return target, steps, ended
 
 
 def _last(changed: Tensor) -> Tensor:
