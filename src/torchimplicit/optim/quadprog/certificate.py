@@ -9,6 +9,7 @@ falls for ever, it does so along the projection of $-q$ onto the directions that
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -99,19 +100,19 @@ def _support(program: Program, y: Tensor) -> Tensor:
 
 def ray(program: Program, find: Callable[[Program], Tensor]) -> Tensor:
     """Directions along which the objective falls for ever and no bound is ever met, `(B, n)`; zero without such."""
-    units = Units.of(program)
-    scaled = units.scaled(program)
-    n, steep = program.q.shape[1], largest(scaled.q).unsqueeze(1)
-    down = torch.where(steep > 0, scaled.q / steep, 0.0)
-    eye = torch.eye(n, dtype=down.dtype, device=down.device).expand(program.batch, -1, -1)
-    zero, far = torch.zeros_like(down), torch.full_like(scaled.lower, torch.inf)
-    lower, upper = torch.where(scaled.lower.isfinite(), 0.0, -far), torch.where(scaled.upper.isfinite(), 0.0, far)
+    n, zero, far = program.q.shape[1], torch.zeros_like(program.q), torch.full_like(program.lower, torch.inf)
+    lower, upper = torch.where(program.lower.isfinite(), 0.0, -far), torch.where(program.upper.isfinite(), 0.0, far)
+    rows = torch.cat((program.Q, program.rows), 1)  # whatever the cost's unit, what does not bend is an equation
     cone = Program(
-        eye, down, torch.cat((scaled.Q, scaled.rows), 1), torch.cat((zero, lower), 1), torch.cat((zero, upper), 1), n
+        torch.zeros_like(program.Q), program.q, rows, torch.cat((zero, lower), 1), torch.cat((zero, upper), 1), n
     )
-    d = find(cone)
-    d = torch.where((largest(d) > _NONE).unsqueeze(1), d, 0.0)
-    return torch.where(falls(scaled, d).unsqueeze(1), d * units.z, 0.0)
+    units = Units.of(cone)
+    cone = units.scaled(cone)
+    steep = largest(cone.q).unsqueeze(1)
+    eye = torch.eye(n, dtype=cone.q.dtype, device=cone.q.device).expand(program.batch, -1, -1)
+    d = find(replace(cone, Q=eye, q=torch.where(steep > 0, cone.q / steep, 0.0)))
+    d = torch.where((largest(d) > _NONE).unsqueeze(1), d * units.z, 0.0)
+    return torch.where(falls(program, d).unsqueeze(1), d, 0.0)
 
 
 def falls(program: Program, d: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ _ACCURATE = 1e-15
 _SOLVED = 1e-6
 _RANK = 1e-9
 _LOOSE = 1e-3  # part of a random force that the shift alone holds back: where nothing else does
+_FORCES = 3
 
 
 @dataclass
@@ -116,14 +117,17 @@ class Singular:
         return z, pad(y, (0, 1)).scatter(1, self.holder, left)[:, :-1], residual
 
     def loose(self) -> tuple[Tensor, Tensor]:
-        """Whether unknowns, and whether multipliers, are not determined, `(B,)` each: a random force moves them far."""
+        """Whether unknowns, and whether multipliers, are not determined, `(B,)` each: random forces move them far.
+
+        Several, for one may by chance be nearly at right angles to what nothing else holds.
+        """
         f, generator = self.free[0].shape[1], torch.Generator().manual_seed(0)
-        noise = torch.randn(self.matrix.shape[1], 2, generator=generator, dtype=torch.float64).to(self.Q)
+        noise = torch.randn(self.matrix.shape[1], 2 * _FORCES, generator=generator, dtype=torch.float64).to(self.Q)
         noise = noise.expand(len(self.Q), -1, -1) * torch.cat((self.free[1], self.work[1]), 1).unsqueeze(2)
-        noise[:, :f, 1], noise[:, f:, 0] = 0.0, 0.0
+        noise[:, :f, _FORCES:], noise[:, f:, :_FORCES] = 0.0, 0.0
         factors = _factored(self.matrix, self.free[1], self.work[1], _SHIFTS[-1])
         moved = torch.linalg.ldl_solve(*factors, noise).abs() * _SHIFTS[-1] > _LOOSE
-        return moved[:, :f, 0].any(1), moved[:, f:, 1].any(1)
+        return moved[:, :f, :_FORCES].any(2).any(1), moved[:, f:, _FORCES:].any(2).any(1)
 
     def _refined(self, right: Tensor, terms: Tensor | None) -> tuple[Tensor, Tensor]:
         """Refines with smaller and smaller shifts: a large one keeps rounding out of what nothing determines."""
