@@ -90,13 +90,28 @@ MUTANTS = [
         "tests/optim/quadprog/test_verdict.py",
     ),
     Mutant(
+        "optim/quadprog/far.py", "bounds are measured in rows' own units alone",
+        "size = 1 / Units.of(program).rows", "pass",
+        "tests/optim/quadprog/test_hard_programs.py::test_numbers_that_are_not_far_out_of_all_rows",
+    ),
+    Mutant(
+        "optim/quadprog/far.py", "a mate's far bounds are everybody's",
+        "apart = spread & (", "apart = (",
+        "tests/optim/quadprog/test_hard_programs.py::test_mates_with_far_bounds_change_nothing",
+    ),
+    Mutant(
+        "optim/quadprog/singular.py", "one force looks for what nothing holds",
+        "_FORCES = 3", "_FORCES = 1",
+        "tests/optim/quadprog/test_determined.py::test_no_direction_is_missed_by_chance",
+    ),
+    Mutant(
         "optim/quadprog/far.py", "large bounds are dropped for good",
         "    yield None", "    yield torch.full_like(size, 1e5)",
         "tests/optim/quadprog/test_hard_programs.py",
     ),
     Mutant(
         "optim/quadprog/singular.py", "all multipliers are unique",
-        "moved[:, f:, 1].any(1)", "~moved[:, f:, 1].any(1) & False",
+        "moved[:, f:, _FORCES:].any(2).any(1)", "torch.zeros_like(self.Q[:, 0, 0], dtype=torch.bool)",
         "tests/optim/quadprog/test_determined.py",
     ),
     Mutant(

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from tests.fuzz.degenerate import KINDS
+from tests.fuzz.dice import Dice
 from torchimplicit import Status, qp
 
 
@@ -78,3 +80,11 @@ def test_what_has_no_solution_determines_none_and_leaves_no_residual_of_zero(smo
     assert [Status(s).name for s in solution.status.tolist()] == ["NON_FINITE", "CONVERGED", "INFEASIBLE"]
     assert solution.determined.value.tolist() == solution.determined.duals.tolist() == [False, True, False]
     assert solution.residual.isfinite().tolist() == [False, True, False]
+
+
+def test_no_direction_is_missed_by_chance():
+    """What nothing holds is at right angles, to 1e-3, to the first of the forces that look for it."""
+    known = KINDS["repeated rows, in other units"](Dice("repeated rows, in other units 7710000"))
+    solution = known.scaled(torch.ones_like(known.z), 1e6 * torch.ones_like(known.l)).solve()
+    assert solution.report.converged
+    assert solution.determined.value.tolist() == [False]

@@ -117,6 +117,50 @@ def test_units_of_costs_rows_and_unknowns_change_no_verdict(kind):
         assert dear.solve().status.item() == known.status, size
 
 
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(["repeated rows", "curved", "no interior"]),
+    st.integers(0, 10**6),
+    st.sampled_from([1e15, 1e17, 1e19, 1e20, 1e300]),
+)
+def test_any_number_says_no_bound_in_any_units(kind, seed, big):
+    """In rows of units 1e8 apart the same number is in some no further out than others' bounds."""
+    known = KINDS[f"{kind}, in other units"](Dice(f"{kind}, in other units {seed}"))
+    solution = replace(known, l=known.l.clamp_min(-big), u=known.u.clamp_max(big)).solve()
+    assert solution.report.converged
+    assert not faults_of(known, solution)
+
+
+@pytest.mark.parametrize(
+    ("kind", "seed", "big"),
+    [("no interior", 60009, 1e12), ("no interior", 60009, 1e15), ("repeated rows", 7710003, 1e12),
+     ("curved", 60011, 1e12), ("no interior", 7710005, 1e17), ("repeated rows", 330004, 1e15),
+     ("curved", 330008, 1e10)],
+)  # fmt: skip
+def test_numbers_that_are_not_far_out_of_all_rows(kind, seed, big):
+    known = KINDS[f"{kind}, in other units"](Dice(f"{kind}, in other units {seed}"))
+    solution = replace(known, l=known.l.clamp_min(-big), u=known.u.clamp_max(big)).solve()
+    assert solution.report.converged
+    assert not faults_of(known, solution)
+
+
+def test_mates_with_far_bounds_change_nothing():
+    """Bounds from 1 to 1e3, beside one of 1e12."""
+    C, q = t([[1.0, 1.0], [1.0, 0.0]], [[1.0, 1.0], [1.0, 0.0]]), t([-1.0, -2.0], [-1.0, -2.0])
+    u, low = t([1e3, 1.0], [1e12, 1.0]), t([0.0, 0.0], [0.0, 0.0])
+    together = qp(None, q, C, u, l=low)
+    alone = qp(None, q[0], C[0], u[0], l=low[0])
+    assert torch.equal(together.value[0], alone.value)
+    assert together.steps[0] == alone.steps
+
+
+@pytest.mark.parametrize("cost", [1e-12, 1e-9, 1e-6, 1.0, 1e6, 1e12])
+def test_a_ray_is_found_whatever_the_unit_of_the_cost(cost):
+    """Of a small cost the curvature is lost beside the rows, in units of the whole system."""
+    known = KINDS["endless"](Dice("endless 60009"))
+    assert replace(known, Q=cost * known.Q, q=cost * known.q).solve().status.item() == Status.UNBOUNDED
+
+
 @pytest.mark.parametrize("dear", [1.0, 1e6, 1e12])
 def test_a_solution_of_zero_is_zero_whatever_it_costs(dear):
     """Where all bounds are zero nothing has a size."""

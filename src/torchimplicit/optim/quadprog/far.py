@@ -29,7 +29,7 @@ def ever_further(program: Program, gap: float = _GAP) -> Iterator[Tensor | None]
     """How far out bounds are to be taken along, `(B, r)`: up to a gap in their sizes, up to the next, and all: None."""
     size = torch.where(program.length > 0, program.length, 1.0)
     bounds, high, low = _sizes(program, size)
-    if bounds.shape[1] and bool((high.amax(1) > gap * low.amin(1)).any()):
+    if bounds.shape[1] and bool((spread := high.amax(1, keepdim=True) > gap * low.amin(1, keepdim=True)).any()):
         # One number for "no bound" in all rows is further out in some than in others, by the units of these.
         size = 1 / Units.of(program).rows
         bounds, high, low = _sizes(program, size)
@@ -41,7 +41,7 @@ def ever_further(program: Program, gap: float = _GAP) -> Iterator[Tensor | None]
         ratio = torch.cat((order[:, 1:], torch.full_like(order[:, :1], torch.inf)), 1) / order
         # Of the gaps from the start on, those that are wide, or the widest where none is.
         inner = torch.where((order >= start) & ratio.isfinite(), ratio, 0.0)
-        apart = (ratio > gap) | ((ratio >= largest(inner).unsqueeze(1)) & (ratio > _NARROW))
+        apart = spread & ((ratio > gap) | ((ratio >= largest(inner).unsqueeze(1)) & (ratio > _NARROW)))
         for _ in range(_TIMES):
             reach = torch.where(apart & (order >= start), order, torch.inf).amin(1, keepdim=True)
             if bool((reach >= largest(high).unsqueeze(1)).all()):
