@@ -119,7 +119,7 @@ def pivot(board: Board, active: Tensor | None, rounds: int) -> tuple[Tensor, Ten
     """
     target = board.aim(board.w) if active is None else board.target(active)
     steps = torch.full((len(target),), 0 if active is not None else 1, device=target.device)
-    fewest, whole = steps + target.shape[1], ()
+    fewest, whole = steps + target.shape[1], (target, steps, steps)
     index, every = None, board  # of those that go on, once it is not all of them
     for step in range(rounds):
         then, sound = board.round(target)
