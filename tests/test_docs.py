@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import torchimplicit.testing
+import torchimplicit
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -93,12 +93,6 @@ def test_pages(page, namespace, capsys):
             printed = capsys.readouterr().out
         elif language == "text" and printed is not None:
             assert alike(printed, text), f"{page.name}, line {line}: shown\n{text}\nprinted\n{printed}"
-
-
-def test_the_solver_of_the_contribution_guide_keeps_the_contract(namespace):
-    (source,) = [text for language, text, _ in blocks(ROOT / "CONTRIBUTING.md") if language == "python"]
-    exec(source, namespace)
-    torchimplicit.testing.check_solver(namespace["HeavyBall"]())
 
 
 def modules():

@@ -1,7 +1,7 @@
 """The one iteration loop, over whatever solver, and what every solver has in common.
 
-A solver proposes iterates; `Samples` judges them. Where the problem can be narrowed to some of its samples, the loop
-goes on with those that still run once they are few.
+A solver proposes iterates; `Samples` (of roots and minima `Claims`) judges them and says when each stops. Where the
+problem can be narrowed to some of its samples, the loop goes on with those that still run once they are few.
 """
 
 from __future__ import annotations

@@ -138,8 +138,8 @@ def coupled(solver: PathSolver, coupling: float) -> Any:
     """
     if type(getattr(solver, "tableau", None)) is not Tableau:  # those of implicit methods are a subclass
         raise ValueError(
-            f"odeint(solver={type(solver).__name__}(...), adjoint=Reversible()): expected Euler, Midpoint, Heun, "
-            "Bosh3, RK4, Dopri5 or Tsit5; for others try adjoint=Checkpointed()"
+            f"odeint(solver={type(solver).__name__}(...), adjoint=Reversible()): expected a method "
+            "that an explicit `Tableau` alone describes, such as Tsit5 or RK4; for others try adjoint=Checkpointed()"
         )
     made = _class_of(type(solver))(**{each.name: getattr(solver, each.name) for each in fields(solver)})
     object.__setattr__(made, "coupling", coupling)

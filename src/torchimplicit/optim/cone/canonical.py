@@ -126,7 +126,8 @@ def _problem_data(cvxpy: Any, problem: Any) -> tuple[dict, Any, Any]:
 def _cones(program: Any) -> Cones:
     dims = program.cone_dims
     power = [(float(alpha), 1 - float(alpha)) for alpha in dims.p3d] + [tuple(map(float, alpha)) for alpha in dims.pnd]
-    return Cones(dims.zero, dims.nonneg, tuple(dims.soc), tuple(dims.psd), dims.exp, tuple(power))
+    soc, psd = tuple(dims.soc), tuple(dims.psd)
+    return Cones(zero=dims.zero, nonneg=dims.nonneg, soc=soc, psd=psd, exp=dims.exp, power=tuple(power))
 
 
 def _block(tensor: Any, places: Tensor, sign: float = 1.0) -> Affine:

@@ -259,8 +259,7 @@ class EquilibriumModule(LightningModule):
             self.meters[f"{stage}/forward"].add(report)
 
     def _log_training(self) -> None:
-        metrics = self.metrics["train_metrics"].compute()
-        loss = torch.stack(self._losses).mean()
+        metrics, loss = self.metrics["train_metrics"].compute(), torch.stack(self._losses).mean()
         forward, backward = self.meters["train/forward"].read(), self.meters["train/backward"].read()
         self.log_dict(
             {"train/loss": loss}
@@ -291,9 +290,8 @@ class EquilibriumModule(LightningModule):
 
     def _warn_of_failures(self, stage: Stage) -> None:
         fractions = {name: meter.finish_epoch() for name, meter in self.meters.items() if name.startswith(stage)}
-        failures = [
-            f"{100 * value:.3g} % of its {name.rpartition('/')[2]} solves" for name, value in fractions.items() if value
-        ]
+        parts = {name.rpartition("/")[2]: value for name, value in fractions.items() if value}
+        failures = [f"{100 * value:.3g} % of its {part} solves" for part, value in parts.items()]
         if failures:
             rank_zero_warn(
                 f"{stage}, epoch {self.current_epoch}: {' and '.join(failures)} did not converge. Try more max_steps, "
