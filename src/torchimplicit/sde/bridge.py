@@ -1,0 +1,104 @@
+"""What is known of a Brownian path over a part of an interval, and over two intervals as one.
+
+`W` is the increment over an interval of length `h`; `H` its space-time area, the mean of the path above its chord,
+`H = 1/h int_0^h (W_u - u/h W) du`, with the law N(0, h/12), independent of `W`.
+
+Source: Foster, "Numerical approximations for stochastic differential equations", thesis, Oxford 2020, theorem 6.1.4.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Increment(NamedTuple):
+    """A Brownian path over one step.
+
+    Attributes:
+        W: the increment, `(B, m)`.
+        H: the space-time area, `(B, m)`; None where it was not asked for.
+    """
+
+    W: Tensor
+    H: Tensor | None
+
+
+def bridge(whole: Increment, s: Tensor, r: Tensor, x: Tensor, z: Tensor) -> tuple[Increment, Increment]:
+    """An interval in two parts: draws from the law of both, given the whole. What they add up to is the whole.
+
+    With `p = s/h`, `q = r/h` and `D^2 = p^3 + q^3 = 1 - 3pq`:
+
+        W1 = p W + 6pq H + sqrt(h p q) D x
+        H1 = p^2 H + sqrt(h p q) / D (-p^2/2 x + q/sqrt(12) z)
+        H2 = q^2 H + sqrt(h p q) / D (-q^2/2 x - p/sqrt(12) z)
+
+    and without the area `W1 = p W + sqrt(h p q) x`.
+
+    Args:
+        whole: the path over an interval of length `h = s + r`.
+        s: length of the first part; broadcasts against the increments.
+        r: length of the second part.
+        x: standard normals.
+        z: standard normals; of no matter without the area.
+    """
+    p, q = s / (s + r), r / (s + r)
+    spread = (s * q).sqrt()
+    if whole.H is None:
+        first = p * whole.W + spread * x
+        return Increment(first, None), Increment(whole.W - first, None)
+    depth = (1 - 3 * p * q).sqrt()
+    first = p * whole.W + 6 * p * q * whole.H + spread * depth * x
+    spread = spread / depth
+    side = z / math.sqrt(12)
+    return (
+        Increment(first, p**2 * whole.H + spread * (q * side - 0.5 * p**2 * x)),
+        Increment(whole.W - first, q**2 * whole.H - spread * (p * side + 0.5 * q**2 * x)),
+    )
+
+
+def joined(first: Increment, second: Increment, s: float | Tensor, r: float | Tensor) -> Increment:
+    """The path over two neighbouring intervals of lengths `s` and `r` (Chen's relation)."""
+    W = first.W + second.W
+    if first.H is None or second.H is None:
+        return Increment(W, None)
+    h = s + r
+    return Increment(W, (s * first.H + r * second.H + 0.5 * (r * first.W - s * second.W)) / h)
+
+
+def scaled(W: Tensor, H: Tensor | None, h: float | Tensor) -> Increment:
+    """Standard normals `(..., B, m)` as the path over steps of length `h`, a number or a tensor that broadcasts."""
+    root = h.sqrt() if isinstance(h, Tensor) else math.sqrt(h)
+    return Increment(W * root, None if H is None else H * (root / math.sqrt(12)))
+
+
+def levy_area(path: Increment, h: float | Tensor, x: Tensor) -> Tensor:
+    """The space-space areas of a step, `A_ij = 1/2 int (W_i dW_j - W_j dW_i)`, in an approximation of Foster's.
+
+        A_ij = H_i W_j - W_i H_j + sqrt(h^2/20 + h/5 (H_i^2 + H_j^2)) x_ij,   i < j
+
+    It has the mean and the variance that the areas have when `W` and `H` are known; so the variance is `h^2/4`. Areas
+    of one step are not those of its halves together: bridge `W` and `H`, then ask for the areas of each half.
+
+    Args:
+        path: over the step, with its area.
+        h: length of the step, a number, or `(B,)`.
+        x: standard normals, `(B, m (m - 1) / 2)`, for the pairs (0, 1), (0, 2), ..., (1, 2), ...
+
+    Returns:
+        Antisymmetric matrices, `(B, m, m)`.
+
+    Source: Foster's thesis (above). The constants are also those that a fine path shows.
+    """
+    W, H = path
+    assert H is not None
+    m = W.shape[-1]
+    i, j = torch.triu_indices(m, m, 1, device=W.device)
+    length = h[:, None] if isinstance(h, Tensor) and h.dim() else h
+    spread = (length**2 / 20 + length / 5 * (H[:, i] ** 2 + H[:, j] ** 2)).sqrt()
+    half = W.new_zeros(len(W), m, m)
+    half[:, i, j] = H[:, i] * W[:, j] - W[:, i] * H[:, j] + spread * x
+    return half - half.mT

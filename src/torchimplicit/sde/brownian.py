@@ -1,0 +1,174 @@
+"""Brownian motion asked for by the number of a step: the same answer forward, backward, alone and among others."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core.options import require
+from torchimplicit.sde import normals
+from torchimplicit.sde.bridge import Increment, levy_area, scaled
+from torchimplicit.sde.draws import Draws
+from torchimplicit.sde.seeds import Seeded
+from torchimplicit.sde.steps import Steps
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Brownian(Seeded):
+    """A source of Brownian paths, one for every sample, that depend on nothing but the sample's seed.
+
+    A sample's path is the same to the bit in any batch, at any place in it, in any order of asking, and in the
+    backward pass, which asks again and remembers nothing. It needs the step's number, so steps of a fixed size;
+    adaptive ones draw from a `Stack`, and a path is asked at any time in a `Tree`.
+
+    Args:
+        seed: see `Seeded`.
+        base: a length of steps. The path is then the same at steps of `base`, `base / 2`, `base / 4`, ... and
+            `2 base`, `4 base`, ..., for about two draws a step; without it another length of steps is another path,
+            made of the same normals.
+
+    Raises:
+        TypeError: a seed that is no integer.
+        ValueError: a seed of another shape; a base that is not positive.
+
+    Example:
+        >>> noise = Brownian(seed=3, base=0.5).bind(torch.empty(2, 1, dtype=torch.float64))
+        >>> whole, halves = noise.increment(0, 0.5), [noise.increment(number, 0.25) for number in (0, 1)]
+        >>> torch.allclose(halves[0].W + halves[1].W, whole.W)
+        True
+    """
+
+    base: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses impossible values."""
+        super().__post_init__()
+        fits = self.base is None or (isinstance(self.base, int | float) and 0 < self.base < math.inf)
+        require(self, "base", fits, "None or a length of steps > 0")
+
+    def bind(self, like: Any, area: bool = False) -> Noise:
+        """The noise of one solve.
+
+        Args:
+            like: tensors `(B, ...)`, nested at will, of the shapes, dtypes and device that increments shall have.
+            area: whether increments have a space-time area. The path is the same with and without.
+
+        Raises:
+            ValueError: another number of seeds than of samples.
+        """
+        return Noise(self, like, area)
+
+
+class Noise(Draws):
+    """The noise of one solve; `Brownian.bind` makes it.
+
+    Args:
+        source: what asks for it.
+        like: see `Draws`.
+        area: whether increments have a space-time area.
+    """
+
+    source: Brownian
+
+    def __init__(self, source: Brownian, like: Any, area: bool = False):
+        super().__init__(source, like)
+        self.area = area
+        self._renew()
+
+    def _renew(self) -> None:
+        self._steps = Steps(self.keys, self.channels, self.dtype)
+        self._made: tuple[tuple[int, int | None], Increment] | None = None
+
+    def take(self, samples: Tensor) -> Self:
+        """See `Draws`."""
+        some = super().take(samples)
+        some._renew()
+        return some
+
+    def increment(self, number: int, h: float | Tensor) -> Increment:
+        """The path over a step; new tensors at each call.
+
+        Normals are held, not the path: with a length that has a gradient, `W = sqrt(h) z` has one.
+
+        Args:
+            number: of the step, from the start of the path; where the source has a `base`, in steps of `h`.
+            h: length of the step, > 0: a number, or a tensor `()` or `(B,)`.
+
+        Raises:
+            ValueError: a length that is not positive, or is no base times a power of two.
+        """
+        if self.source.base is None:
+            W, H = self._block(number, None)
+            return scaled(W, H, _length(h))
+        return self._block(number, self._level(h))
+
+    def words(self, first: int, count: int, area: bool = False) -> Tensor:
+        """The words of `count` steps from an even number on, `(count / 2,)`, for `normals.normals_of_steps`.
+
+        Compiled kernels make there what `increment` makes here, but for the factors `sqrt(h)` and, for areas,
+        `sqrt(h / 12)`.
+        """
+        if first % 2 or count % 2 or self.source.base is not None:
+            raise ValueError(
+                f"words: got {count} steps from number {first} on and base={self.source.base!r}, expected even numbers, "
+                "a word being for two steps, and no base; try increment"
+            )
+        return self._steps.words(normals.AREA if area else normals.PATH, first // 2, count // 2)
+
+    def levy_area(self, number: int, h: float | Tensor, path: Increment) -> Tensor:
+        """The space-space areas of a step, `(B, m, m)`; see `bridge.levy_area`.
+
+        Args:
+            number: of the step.
+            h: its length.
+            path: over the step, with its area.
+        """
+        m = len(self.channels)
+        channels = normals.hash_of(torch.arange(m * (m - 1) // 2, device=self.device))
+        place = normals.place(normals.LEVY + (self._level(h) or 0), number)
+        x, _ = normals.pair(self.keys[:, None], channels + place, self.dtype)
+        return levy_area(path, h, x)
+
+    def _level(self, h: float | Tensor) -> int | None:
+        """How often the base is halved to make a step; None without a base."""
+        base = self.source.base
+        if base is None:
+            return None
+        if not isinstance(h, Tensor) and 0 < h < math.inf:
+            level = round(math.log2(base / h))
+            if abs(base / 2**level - h) <= 1e-6 * h:
+                return level
+        raise ValueError(
+            f"increment: got a step of length {h!r}, expected base={base!r} times a power of two, as a number; try a "
+            "dt that is one and divides the time between outputs, or base=None"
+        )
+
+    def _block(self, number: int, level: int | None) -> Increment:
+        """The path over a step, or its normals where there are no levels; made for some steps around at once."""
+        count = self._steps.count >> max(0, -(level or 0)) or 1  # a coarser step is made of many
+        first = number - number % count
+        if self._made is None or self._made[0] != (first, level):
+            self._made = None  # frees it first
+            self._made = (first, level), self._make(first, count, level)
+        W, H = self._made[1]
+        return Increment(W[number - first], None if H is None else H[number - first])
+
+    def _make(self, first: int, count: int, level: int | None) -> Increment:
+        if level is not None:
+            path = self._steps.path(level, first, count, float(self.source.base))
+            return path if self.area else Increment(path.W, None)
+        area = self._steps.normals(normals.AREA, first, count) if self.area else None
+        return Increment(self._steps.normals(normals.PATH, first, count), area)
+
+
+def _length(h: float | Tensor) -> float | Tensor:
+    """A length of steps, a column where every sample has its own."""
+    if isinstance(h, Tensor):
+        return h.unsqueeze(1) if h.dim() else h
+    if not 0 < h < math.inf:
+        raise ValueError(f"increment: got a step of length {h!r}, expected a number > 0")
+    return h

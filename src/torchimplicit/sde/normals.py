@@ -1,0 +1,137 @@
+"""Standard normals by counting: each is a pure function of a sample's seed, a place in its path and a channel.
+
+A place is hashed to 64 bits by the finaliser of splitmix64, and these make two normals (Box and Muller). Nothing is
+remembered and nothing drawn in turn, so that a normal is the same whoever asks for it, when, and with which mates. The
+integers are the same on every device; normals are the same to the bit on one device, and to rounding across devices
+and in compiled code, whose logarithms and sines are others.
+
+Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014 (the finaliser: Stafford's mix 13).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+GOLDEN = 0x9E3779B97F4A7C15
+_ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
+_ALL = (1 << 64) - 1
+
+# What a normal is for. Of one sample, number and channel, those for different purposes are independent.
+PATH, AREA, ATTEMPT, NODE = range(4)
+LEVEL = 2**16  # and the levels of refinement around it
+LEVY = 2**17  # likewise
+
+
+def signed(word: int) -> int:
+    """An integer modulo 2**64 as torch's int64 has it."""
+    word &= _ALL
+    return word - (1 << 64) if word >> 63 else word
+
+
+def hashed(word: int) -> int:
+    """The finaliser of a Python integer, as a signed one."""
+    word &= _ALL
+    for shift, factor in _ROUNDS:
+        word = ((word ^ (word >> shift)) * factor) & _ALL
+    return signed(word)
+
+
+def hash_(words: Tensor, spare: Tensor) -> Tensor:
+    """The finaliser of int64 words in place; `spare`, of the same shape, is overwritten."""
+    for shift, factor in _ROUNDS:
+        torch.bitwise_right_shift(words, shift, out=spare)
+        words.bitwise_xor_(spare.bitwise_and_((1 << (64 - shift)) - 1))  # a logical shift: torch's keeps the sign
+        if factor != 1:
+            words.mul_(signed(factor))
+    return words
+
+
+def hash_of(words: Tensor) -> Tensor:
+    """The finaliser of int64 words."""
+    return hash_(words.clone(), torch.empty_like(words))
+
+
+def place(purpose: int, number: int) -> int:
+    """The word of a numbered step, attempt or node."""
+    return hashed(hashed(purpose) + number * GOLDEN)
+
+
+def places(purpose: int, numbers: Tensor) -> Tensor:
+    """The words of numbers, int64 of any shape; see `place`."""
+    return hash_of(numbers * signed(GOLDEN) + hashed(purpose))
+
+
+class Room:
+    """Buffers for the making of normals, kept because making them costs more than filling them.
+
+    Args:
+        size: the most words at a time.
+        dtype: of the normals.
+        device: where they are made.
+    """
+
+    def __init__(self, size: int, dtype: torch.dtype, device: torch.device):
+        self.size = size
+        self.whole = torch.empty(2, size, dtype=torch.int64, device=device)
+        self.real = torch.empty(3, size, dtype=dtype, device=device)
+
+    def of(self, shape: torch.Size) -> tuple[Tensor, ...]:
+        """Two buffers of integers and three of reals, of this shape."""
+        size = shape.numel()
+        return tuple(each[:size].view(shape) for each in (*self.whole, *self.real))
+
+
+def pair(
+    a: Tensor, b: Tensor, dtype: torch.dtype, room: Room | None = None, out: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Two independent standard normals for every sum of two words.
+
+    Args:
+        a: int64 words.
+        b: int64 words that broadcast against them.
+        dtype: of the normals.
+        room: buffers to work in.
+        out: where to put the normals; new tensors when None.
+    """
+    shape = torch.broadcast_shapes(a.shape, b.shape)
+    words, spare, radius, angle, wave = (Room(shape.numel(), dtype, a.device) if room is None else room).of(shape)
+    hash_(torch.add(a, b, out=words), spare)
+    return box_muller(words, spare, radius, angle, wave, out)
+
+
+def box_muller(
+    words: Tensor, spare: Tensor, radius: Tensor, angle: Tensor, wave: Tensor, out: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """Two normals of every 64-bit word: the high half is the radius, the low half the angle. All but `out` is scratch.
+
+    The uniform number under the logarithm is `|high + 1/2| / 2**31`, the half being added to a signed integer: never
+    zero, in single precision either, where `high + 2**31 + 1/2` may round to it. The largest normal is 6.66.
+    """
+    torch.bitwise_and(words, 0xFFFFFFFF, out=spare)
+    angle.copy_(spare).mul_(math.tau * 2.0**-32)
+    radius.copy_(words.bitwise_right_shift_(32)).add_(0.5).abs_().mul_(2.0**-31)
+    radius.log_().mul_(-2.0).sqrt_()
+    torch.cos(angle, out=wave)
+    angle.sin_()
+    if out is None:
+        return radius * wave, radius * angle
+    return torch.mul(radius, wave, out=out[0]), torch.mul(radius, angle, out=out[1])
+
+
+def normals_of_steps(keys: Tensor, words: Tensor, channels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Standard normals of consecutive steps, for a compiled kernel: it takes nothing but tensors.
+
+    Args:
+        keys: words of the samples, `(B,)`.
+        words: words of pairs of steps, `(P,)`, from `Noise.words`.
+        channels: words of the channels, `(m,)`.
+        dtype: of the normals.
+
+    Returns:
+        `(2 P, B, m)`.
+    """
+    even, odd = pair(keys[:, None], (words[:, None] + channels)[:, None], dtype)
+    return torch.stack([even, odd], 1).flatten(0, 1)

@@ -1,0 +1,81 @@
+"""Normals of numbered steps, some steps at a time, made in buffers that are kept."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchimplicit.sde import normals
+from torchimplicit.sde.bridge import Increment, bridge, joined, scaled
+from torchimplicit.sde.normals import Room
+
+BLOCK = {"cpu": 2**16}  # normals at a time: enough to make the calls of torch cheap, few enough to stay in a cache
+LARGE = 2**22  # elsewhere
+LONGEST = 32  # steps at a time, so that short paths draw little for nothing
+
+
+class Steps:
+    """What paths do in numbered steps.
+
+    Args:
+        keys: words of the samples, `(B,)`.
+        channels: words of the channels, `(m,)`.
+        dtype: of the normals.
+
+    Attributes:
+        count: steps that are best made at a time, a power of two, 2 at least.
+    """
+
+    def __init__(self, keys: Tensor, channels: Tensor, dtype: torch.dtype):
+        self.keys, self.channels, self.dtype = keys, channels, dtype
+        self.shape = (len(keys), len(channels))
+        self.block = BLOCK.get(keys.device.type, LARGE)
+        size = max(1, len(keys) * len(channels))
+        self.count = 2 ** (min(LONGEST, max(2, self.block // size)).bit_length() - 1)
+        self._room: Room | None = None
+
+    def words(self, purpose: int, first: int, count: int) -> Tensor:
+        """The words of consecutive numbers, `(count,)`."""
+        some = [normals.place(purpose, number) for number in range(first, first + count)]
+        return torch.tensor(some, dtype=torch.int64, device=self.keys.device)
+
+    def pairs(self, purpose: int, first: int, out: tuple[Tensor, Tensor]) -> None:
+        """Two normals for every number, sample and channel, into two `(count, B, m)`."""
+        count, batch, width = out[0].shape
+        words = (self.words(purpose, first, count).unsqueeze(1) + self.channels).unsqueeze(1)
+        rows = max(1, self.block // 2 // (count * width))
+        size = count * min(rows, batch) * width
+        if self._room is None or self._room.size < size:
+            self._room = Room(size, self.dtype, self.keys.device)
+        for low in range(0, batch, rows):
+            some = slice(low, low + rows)
+            normals.pair(self.keys[some, None], words, self.dtype, self._room, (out[0][:, some], out[1][:, some]))
+
+    def normals(self, purpose: int, first: int, count: int) -> Tensor:
+        """Standard normals of consecutive steps, `(count, B, m)`: one word gives those of two steps."""
+        begin, end = first // 2, (first + count + 1) // 2
+        made = torch.empty(2 * (end - begin), *self.shape, dtype=self.dtype, device=self.keys.device)
+        self.pairs(purpose, begin, (made[0::2], made[1::2]))
+        return made[first - 2 * begin :][:count]
+
+    def path(self, level: int, first: int, count: int, base: float) -> Increment:
+        """Consecutive steps of length `base / 2^level`, `(count, B, m)`, of one path for all levels.
+
+        Those of level 0 are drawn; a finer level halves the steps of the one above it, which takes a word a step of
+        that; a coarser one joins the steps of the one below it.
+        """
+        if level == 0:
+            W, H = (self.normals(purpose, first, count) for purpose in (normals.PATH, normals.AREA))
+            return scaled(W, H, base)
+        if level < 0:
+            W, H = self.path(level + 1, 2 * first, 2 * count, base)
+            assert H is not None
+            return joined(Increment(W[0::2], H[0::2]), Increment(W[1::2], H[1::2]), 0.5, 0.5)
+        begin, end = first // 2, (first + count + 1) // 2
+        whole = self.path(level - 1, begin, end - begin, base)
+        x, z = torch.empty_like(whole.W), torch.empty_like(whole.W)
+        self.pairs(normals.LEVEL + level, begin, (x, z))
+        half = torch.tensor(base / 2**level, dtype=self.dtype, device=self.keys.device)
+        parts = bridge(whole, half, half, x, z)
+        W, H = (torch.stack(both, 1).flatten(0, 1)[first - 2 * begin :][:count] for both in zip(*parts, strict=True))
+        return Increment(W, H)

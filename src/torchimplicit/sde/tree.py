@@ -1,0 +1,135 @@
+"""Brownian motion asked for by times: a dyadic tree of bridges, walked down anew for every question."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core.options import require
+from torchimplicit.sde import normals
+from torchimplicit.sde.bridge import Increment, bridge, scaled
+from torchimplicit.sde.draws import Draws
+from torchimplicit.sde.seeds import Seeded
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tree(Seeded):
+    """A source of Brownian paths whose increments and areas are had for any interval, at times of each sample's own.
+
+    The span is halved `depth` times; in the last cell the path is bridged to the very time. The law is right for times
+    in different cells. Within a cell all times share their draws, so intervals shorter than one are refused.
+
+    A question takes some 25 operations for each of `depth + 1` levels: for steps of fixed sizes `Brownian(base=...)`
+    gives the same path at `dt`, `dt / 2`, ... for two draws a step.
+
+    Args:
+        seed: see `Seeded`.
+        span: times between which the path is known; it starts at zero.
+        depth: how often the span is halved, 1 to 50: `2 ** -depth` of it must be less than the shortest step.
+
+    Raises:
+        TypeError: a seed that is no integer.
+        ValueError: a seed of another shape, an empty span, another depth.
+    """
+
+    span: tuple[float, float] = (0.0, 1.0)
+    depth: int = 16
+
+    def __post_init__(self) -> None:
+        """Refuses impossible values."""
+        super().__post_init__()
+        fits = isinstance(self.span, tuple) and len(self.span) == 2 and self.span[0] < self.span[1]
+        require(self, "span", fits, "a start and an end after it")
+        fits = isinstance(self.depth, int) and 1 <= self.depth <= 50
+        require(self, "depth", fits, "an integer from 1 to 50: float64 times have 52 bits")
+
+    @property
+    def cell(self) -> float:
+        """The length of the shortest interval whose law is right."""
+        return (self.span[1] - self.span[0]) / 2**self.depth
+
+    def bind(self, like: Any) -> PathInTree:
+        """The path of one solve; see `Brownian.bind`."""
+        return PathInTree(self, like)
+
+
+class PathInTree(Draws):
+    """The path of one solve; `Tree.bind` makes it. See `Draws`."""
+
+    source: Tree
+
+    def at(self, t: float | Tensor) -> Tensor:
+        """The path at some times, `(..., B, m)`.
+
+        Args:
+            t: a number, or times `(B,)` or `(..., B)`.
+
+        Raises:
+            ValueError: a time outside of the span.
+        """
+        return self._walk(self._times(t))[0].to(self.dtype)
+
+    def between(self, start: float | Tensor, stop: float | Tensor) -> Increment:
+        """The path over intervals and its space-time area, `(..., B, m)`.
+
+        Args:
+            start: a number, or times `(B,)` or `(..., B)`.
+            stop: likewise, after the start.
+
+        Raises:
+            ValueError: an interval that is shorter than a cell, or not within the span.
+        """
+        a, b = torch.broadcast_tensors(self._times(start), self._times(stop))
+        h = (b - a).unsqueeze(-1)
+        if bool((h < self.source.cell * (1 - 1e-9)).any()):
+            raise ValueError(
+                f"between: got an interval of length {h.min().item():.3g}, expected at least {self.source.cell:.3g}, a "
+                f"cell of Tree(depth={self.source.depth}), within which increments are not independent; try a larger "
+                "depth, or longer steps"
+            )
+        path, integral = self._walk(torch.stack([a, b]))
+        W = path[1] - path[0]
+        H = (integral[1] - integral[0]) / h - path[0] - 0.5 * W
+        return Increment(W.to(self.dtype), H.to(self.dtype))
+
+    def _times(self, t: float | Tensor) -> Tensor:
+        """Times in double precision, one a sample."""
+        low, high = self.source.span
+        times = torch.as_tensor(t, dtype=torch.float64, device=self.device)
+        if not bool(((times >= low) & (times <= high)).all()):
+            raise ValueError(f"Tree: got a time outside of span={self.source.span}; try a longer span")
+        return times.expand(*times.shape[:-1], len(self.keys))
+
+    def _draw(self, node: Tensor) -> tuple[Tensor, Tensor]:
+        """Two normals `(..., B, m)` for nodes `(..., B)`."""
+        words = self.keys + normals.places(normals.NODE, node)
+        return normals.pair(words.unsqueeze(-1), self.channels, torch.float64)
+
+    def _walk(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The path and its integral from the start at times `(..., B)`: down the cells that hold them."""
+        left, right = (torch.full_like(t, time).unsqueeze(-1) for time in self.source.span)
+        t = t.unsqueeze(-1)
+        node = torch.zeros_like(t[..., 0], dtype=torch.int64)
+        cell = scaled(*self._draw(node), right - left)
+        node = node + 1
+        W = integral = torch.zeros_like(cell.W)
+        for _ in range(self.source.depth):
+            middle = 0.5 * (left + right)
+            first, second = bridge(cell, middle - left, right - middle, *self._draw(node))
+            later = t >= middle
+            W, integral = _after(W, integral, first, middle - left, later)
+            cell = Increment(*(torch.where(later, b, a) for a, b in zip(first, second, strict=True)))
+            left, right = torch.where(later, middle, left), torch.where(later, right, middle)
+            node = 2 * node + later.squeeze(-1)
+        first, _ = bridge(cell, t - left, right - t, *self._draw(node))
+        return _after(W, integral, first, t - left, torch.ones_like(t, dtype=torch.bool))
+
+
+def _after(W: Tensor, integral: Tensor, part: Increment, h: Tensor, passed: Tensor) -> tuple[Tensor, Tensor]:
+    """Path and integral behind a part of length `h`, where it is passed."""
+    assert part.H is not None
+    further = integral + h * (W + 0.5 * part.W + part.H)
+    return torch.where(passed, W + part.W, W), torch.where(passed, further, integral)
