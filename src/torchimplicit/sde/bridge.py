@@ -9,6 +9,7 @@ Source: Foster, "Numerical approximations for stochastic differential equations"
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,10 @@ class Increment(NamedTuple):
 
     W: Tensor
     H: Tensor | None
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> Increment:
+        """What a function makes of both."""
+        return Increment(function(self.W), None if self.H is None else function(self.H))
 
 
 def bridge(whole: Increment, s: Tensor, r: Tensor, x: Tensor, z: Tensor) -> tuple[Increment, Increment]:
@@ -67,6 +72,19 @@ def joined(first: Increment, second: Increment, s: float | Tensor, r: float | Te
         return Increment(W, None)
     h = s + r
     return Increment(W, (s * first.H + r * second.H + 0.5 * (r * first.W - s * second.W)) / h)
+
+
+def chosen(samples: Tensor, a: Increment, b: Increment) -> Increment:
+    """The first of two paths for some samples, `(..., B)`, and the second one for the others."""
+    column = samples.unsqueeze(-1)
+    H = None if a.H is None or b.H is None else torch.where(column, a.H, b.H)
+    return Increment(torch.where(column, a.W, b.W), H)
+
+
+def alternating(a: Increment, b: Increment) -> Increment:
+    """Steps `(K, B, m)` of two paths in turn, `(2 K, B, m)`."""
+    H = None if a.H is None or b.H is None else torch.stack([a.H, b.H], 1).flatten(0, 1)
+    return Increment(torch.stack([a.W, b.W], 1).flatten(0, 1), H)
 
 
 def scaled(W: Tensor, H: Tensor | None, h: float | Tensor) -> Increment:

@@ -114,8 +114,8 @@ class Noise(Draws):
         """
         if first % 2 or count % 2 or self.source.base is not None:
             raise ValueError(
-                f"words: got {count} steps from number {first} on and base={self.source.base!r}, expected even numbers, "
-                "a word being for two steps, and no base; try increment"
+                f"words: got {count} steps from number {first} on and base={self.source.base!r}, expected even "
+                "numbers, a word being for two steps, and no base; try increment"
             )
         return self._steps.words(normals.AREA if area else normals.PATH, first // 2, count // 2)
 
@@ -154,12 +154,12 @@ class Noise(Draws):
         if self._made is None or self._made[0] != (first, level):
             self._made = None  # frees it first
             self._made = (first, level), self._make(first, count, level)
-        W, H = self._made[1]
-        return Increment(W[number - first], None if H is None else H[number - first])
+        return self._made[1].each(lambda steps: steps[number - first])
 
     def _make(self, first: int, count: int, level: int | None) -> Increment:
-        if level is not None:
-            path = self._steps.path(level, first, count, float(self.source.base))
+        base = self.source.base
+        if base is not None and level is not None:
+            path = self._steps.path(level, first, count, base)
             return path if self.area else Increment(path.W, None)
         area = self._steps.normals(normals.AREA, first, count) if self.area else None
         return Increment(self._steps.normals(normals.PATH, first, count), area)

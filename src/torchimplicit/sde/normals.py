@@ -32,8 +32,8 @@ def signed(word: int) -> int:
 
 
 def hashed(word: int) -> int:
-    """The finaliser of a Python integer, as a signed one."""
-    word &= _ALL
+    """The generator's output for a state, a Python integer; signed. (The finaliser alone would leave zero as it is.)"""
+    word = (word + GOLDEN) & _ALL
     for shift, factor in _ROUNDS:
         word = ((word ^ (word >> shift)) * factor) & _ALL
     return signed(word)
@@ -50,8 +50,8 @@ def hash_(words: Tensor, spare: Tensor) -> Tensor:
 
 
 def hash_of(words: Tensor) -> Tensor:
-    """The finaliser of int64 words."""
-    return hash_(words.clone(), torch.empty_like(words))
+    """What `hashed` makes of int64 words."""
+    return hash_(words + signed(GOLDEN), torch.empty_like(words))
 
 
 def place(purpose: int, number: int) -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.sde import normals
-from torchimplicit.sde.bridge import Increment, bridge, scaled
+from torchimplicit.sde.bridge import Increment, bridge, chosen, scaled
 from torchimplicit.sde.brownian import Noise
 
 WHOLE = 0.999  # the share of a waiting part from which on all of it is tried: no slivers are left
@@ -96,11 +96,11 @@ class Stack:
         x, z = normals.pair(words[:, None], noise.channels, noise.dtype)
         s, r = ((b - a).to(noise.dtype).unsqueeze(1) for a, b in ((t, stop), (stop, ends)))
         on_top = self._at(top)
-        whole = Increment(*(None if each is None else each[on_top] for each in self._waiting))
+        whole = self._waiting.each(lambda parts: parts[on_top])
         drawn = scaled(x, z if noise.area else None, s.clamp_min(0))
         benign = torch.where(splits.unsqueeze(1), r, s)  # halves, where nothing is split
         first, rest = bridge(whole, s, benign, x, z)
-        return _choose(fresh, drawn, _choose(splits, first, whole)), rest
+        return chosen(fresh, drawn, chosen(splits, first, whole)), rest
 
     def _at(self, height: Tensor) -> Tensor:
         """Rows of parts at these places of the samples' stacks."""
@@ -109,11 +109,6 @@ class Stack:
     def _put(self, samples: Tensor, height: Tensor, ends: Tensor, path: Increment) -> None:
         rows = self._at(torch.where(samples, height, self.depth))
         self._ends[rows] = ends
-        for buffer, value in zip(self._waiting, path, strict=True):
-            if buffer is not None:
-                buffer[rows] = value
-
-
-def _choose(condition: Tensor, a: Increment, b: Increment) -> Increment:
-    column = condition.unsqueeze(1)
-    return Increment(*(None if x is None else torch.where(column, x, y) for x, y in zip(a, b, strict=True)))
+        self._waiting.W[rows] = path.W
+        if self._waiting.H is not None and path.H is not None:
+            self._waiting.H[rows] = path.H

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.sde import normals
-from torchimplicit.sde.bridge import Increment, bridge, joined, scaled
+from torchimplicit.sde.bridge import Increment, alternating, bridge, joined, scaled
 from torchimplicit.sde.normals import Room
 
 BLOCK = {"cpu": 2**16}  # normals at a time: enough to make the calls of torch cheap, few enough to stay in a cache
@@ -68,14 +68,12 @@ class Steps:
             W, H = (self.normals(purpose, first, count) for purpose in (normals.PATH, normals.AREA))
             return scaled(W, H, base)
         if level < 0:
-            W, H = self.path(level + 1, 2 * first, 2 * count, base)
-            assert H is not None
-            return joined(Increment(W[0::2], H[0::2]), Increment(W[1::2], H[1::2]), 0.5, 0.5)
+            both = self.path(level + 1, 2 * first, 2 * count, base)
+            return joined(both.each(lambda steps: steps[0::2]), both.each(lambda steps: steps[1::2]), 0.5, 0.5)
         begin, end = first // 2, (first + count + 1) // 2
         whole = self.path(level - 1, begin, end - begin, base)
         x, z = torch.empty_like(whole.W), torch.empty_like(whole.W)
         self.pairs(normals.LEVEL + level, begin, (x, z))
         half = torch.tensor(base / 2**level, dtype=self.dtype, device=self.keys.device)
-        parts = bridge(whole, half, half, x, z)
-        W, H = (torch.stack(both, 1).flatten(0, 1)[first - 2 * begin :][:count] for both in zip(*parts, strict=True))
-        return Increment(W, H)
+        parts = alternating(*bridge(whole, half, half, x, z))
+        return parts.each(lambda steps: steps[first - 2 * begin :][:count])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchimplicit.core.options import require
 from torchimplicit.sde import normals
-from torchimplicit.sde.bridge import Increment, bridge, scaled
+from torchimplicit.sde.bridge import Increment, bridge, chosen, scaled
 from torchimplicit.sde.draws import Draws
 from torchimplicit.sde.seeds import Seeded
 
@@ -121,7 +121,7 @@ class PathInTree(Draws):
             first, second = bridge(cell, middle - left, right - middle, *self._draw(node))
             later = t >= middle
             W, integral = _after(W, integral, first, middle - left, later)
-            cell = Increment(*(torch.where(later, b, a) for a, b in zip(first, second, strict=True)))
+            cell = chosen(later.squeeze(-1), second, first)
             left, right = torch.where(later, middle, left), torch.where(later, right, middle)
             node = 2 * node + later.squeeze(-1)
         first, _ = bridge(cell, t - left, right - t, *self._draw(node))
