@@ -7,7 +7,7 @@ import torch
 
 def check_normal(z, sigmas=4.0):
     """Mean, variance, third and fourth moment within some standard deviations; Kolmogorov and Smirnov at 1 in 1,000."""
-    n, z = z.numel(), z.double()
+    n, z = z.numel(), z.double().flatten()
     for power, expected, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         assert abs((z**power).mean().item() - expected) < sigmas * math.sqrt(variance / n), f"moment {power}"
     assert distance(z) * math.sqrt(n) < 1.95
