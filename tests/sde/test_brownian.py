@@ -145,9 +145,7 @@ def test_any_shape_of_channels():
 
 def test_the_format_of_images_changes_no_path():
     plain = torch.empty(2, 3, 4, 5)
-    noise = [
-        Brownian(seed=4).bind(images) for images in (plain, plain.to(memory_format=torch.channels_last))
-    ]
+    noise = [Brownian(seed=4).bind(images) for images in (plain, plain.to(memory_format=torch.channels_last))]
     a, b = (each.shaped(each.increment(2, 0.1).W) for each in noise)
     assert torch.equal(a, b)
 
@@ -164,7 +162,7 @@ def test_copies_and_pickles():
 
 @pytest.mark.parametrize("h", [0.0, -0.1, float("nan"), float("inf")])
 def test_no_length(h):
-    with pytest.raises(ValueError, match="got a step of length .*expected a number > 0"):
+    with pytest.raises(ValueError, match=r"got a step of length .*expected a number > 0"):
         Brownian(seed=1).bind(like(1, 1)).increment(0, h)
     with pytest.raises(ValueError, match=r"expected base=0\.1 times a power of two"):
         Brownian(seed=1, base=0.1).bind(like(1, 1)).increment(0, h)

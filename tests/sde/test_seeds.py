@@ -38,7 +38,9 @@ def test_any_integer_is_a_seed():
 
 def test_neighbouring_seeds_share_no_path():
     """Sample 1 of seed 0 is not sample 0 of seed 1."""
-    paths = torch.cat([first(seed=seed) for seed in range(50)] + [first(seed=torch.arange(4) + 4 * k) for k in range(9)])
+    paths = torch.cat(
+        [first(seed=seed) for seed in range(50)] + [first(seed=torch.arange(4) + 4 * k) for k in range(9)]
+    )
     assert paths.unique(dim=0).shape == paths.shape
 
 
@@ -90,7 +92,9 @@ class TestBadInput:
 
     @pytest.mark.parametrize("shape", [(), (4, 1)])
     def test_seeds_of_another_shape(self, source, shape):
-        with pytest.raises(ValueError, match=r"got a tensor of shape \(.*\), expected None, an int, or a tensor \(B,\)"):
+        with pytest.raises(
+            ValueError, match=r"got a tensor of shape \(.*\), expected None, an int, or a tensor \(B,\)"
+        ):
             source(seed=torch.zeros(shape, dtype=torch.int64))
 
     @pytest.mark.parametrize("seed", [0.5, "a", True, [1, 2], (3,)])

@@ -9,7 +9,7 @@ from tests.sde.law import check_normal, largest_correlation
 from torchimplicit.sde import Tree, joined
 
 D = torch.float64
-SAMPLES = 20_000
+SAMPLES = 5_000
 quick = settings(max_examples=20, deadline=None, derandomize=True)
 times = st.lists(st.floats(0.0, 2.0), min_size=3, max_size=3, unique=True).map(sorted)
 

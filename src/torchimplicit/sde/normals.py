@@ -32,7 +32,7 @@ def signed(word: int) -> int:
 
 
 def hashed(word: int) -> int:
-    """The generator's output for a state, a Python integer; signed. (The finaliser alone would leave zero as it is.)"""
+    """The generator's output for a state, a Python integer; signed. The finaliser alone would leave zero as it is."""
     word = (word + GOLDEN) & _ALL
     for shift, factor in _ROUNDS:
         word = ((word ^ (word >> shift)) * factor) & _ALL

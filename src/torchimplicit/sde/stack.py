@@ -1,7 +1,7 @@
 """The path of an adaptive walk: what a rejected step has drawn of it is kept, in parts, and never drawn again.
 
 A step is rejected because of its increment. To draw another one for a shorter step would select paths by what the
-error estimate thinks of them, and the law would be another (in a test the variance of W(1) falls to 0.2). So the
+error estimate thinks of them, and the law would be another (in a test the variance of W(1) falls to 0.4). So the
 rejected increment is bridged into the part that is tried next and the rest, which waits on a stack. No end of a step
 that was once tried is skipped, which general noise needs for convergence.
 
