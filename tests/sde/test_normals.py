@@ -30,8 +30,8 @@ def test_the_most_extreme_words_give_finite_normals(dtype):
     high = torch.tensor([0, -1, 1, -2, 2**31 - 1, -(2**31)])
     low = torch.tensor([0, 1, 2**31, 2**32 - 1])
     words = (high[:, None] * 2**32 + low).flatten()
-    scratch = [torch.empty(len(words), dtype=dtype) for _ in range(3)]
-    a, b = normals.box_muller(words, torch.empty_like(words), *scratch, None)
+    room = normals.Room.of(words.shape, dtype, words.device)
+    a, b = normals.box_muller(room._replace(words=words))
     radius = (a**2 + b**2).sqrt().view(6, 4)
     assert radius.isfinite().all()
     assert torch.allclose(radius[:2], torch.full((2, 4), 6.6604, dtype=dtype), atol=1e-4)  # sqrt(-2 log 2^-32)
@@ -74,7 +74,7 @@ def test_kernels_get_words_and_make_the_same_normals_for_every_step():
     kernel = torch.compile(normals.normals_of_steps, fullgraph=True, backend=counter)
     for first in (0, 4, 2**33):
         for area, factor in ((False, 1.0), (True, 12**-0.5)):
-            z = kernel(noise.keys, noise.words(first, 4, area), noise.channels, D)
+            z = kernel(noise.seeds, noise.words(first, 4, area), noise.channels, D)
             for k in range(4):
                 path = noise.increment(first + k, 1.0)
                 expected = path.H if area else path.W
@@ -87,7 +87,7 @@ def test_kernels_get_words_and_make_the_same_normals_for_every_step():
 def test_machine_code_agrees():
     noise = Brownian(seed=3).bind(torch.empty(5, 3, dtype=D))
     kernel = torch.compile(normals.normals_of_steps, fullgraph=True)
-    z = kernel(noise.keys, noise.words(6, 2), noise.channels, D)
+    z = kernel(noise.seeds, noise.words(6, 2), noise.channels, D)
     expected = torch.stack([noise.increment(6, 1.0).W, noise.increment(7, 1.0).W])
     assert torch.allclose(z, expected, rtol=1e-12, atol=1e-14)
     torch._dynamo.reset()

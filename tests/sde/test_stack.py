@@ -17,7 +17,7 @@ class Walk:
 
     def __init__(self, noise, volatility=1.5, redraws=False):
         self.noise, self.volatility, self.redraws = noise, volatility, redraws
-        batch = len(noise.keys)
+        batch = len(noise.seeds)
         self.t, self.y = torch.zeros(batch, dtype=D), torch.ones(batch, 1, dtype=D)
         self.W, self.h = torch.zeros(batch, 1, dtype=D), torch.full((batch,), 0.5, dtype=D)
         self.tried = self.rejected = 0

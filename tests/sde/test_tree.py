@@ -73,9 +73,10 @@ def test_a_deeper_tree_is_the_same_path_at_the_nodes():
 
 def test_single_precision_is_rounded_at_the_end():
     """Areas of short intervals are small differences: in single precision all through nothing would be left of them."""
-    single, double = (bind(5, dtype=dtype, depth=24).between(0.7, 0.7 + 1e-5) for dtype in (torch.float32, D))
+    single, double = (bind(SAMPLES, dtype=dtype, depth=24).between(0.7, 0.7 + 1e-5) for dtype in (torch.float32, D))
     assert single.H.dtype == torch.float32
     assert torch.allclose(single.H.double(), double.H, rtol=1e-6)
+    check_normal(single.H / (1e-5 / 12) ** 0.5)
 
 
 def test_intervals_within_a_cell_are_refused_and_what_helps():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -63,6 +63,20 @@ class Brownian(Seeded):
         return Noise(self, like, area)
 
 
+class Kept(NamedTuple):
+    """Consecutive steps that were made at a time.
+
+    Attributes:
+        first: number of the first.
+        level: of refinement; None for standard normals.
+        steps: each `(B, m)`.
+    """
+
+    first: int
+    level: int | None
+    steps: list[Increment]
+
+
 class Noise(Draws):
     """The noise of one solve; `Brownian.bind` makes it.
 
@@ -80,8 +94,9 @@ class Noise(Draws):
         self._renew()
 
     def _renew(self) -> None:
-        self._steps = Steps(self.keys, self.channels, self.dtype)
-        self._made: tuple[tuple[int, int | None], Increment] | None = None
+        self._steps = Steps(self.seeds, self.channels, self.dtype)
+        self._kept: Kept | None = None
+        self._room: list[Tensor | None] = [None, None]  # for normals of path and area
 
     def take(self, samples: Tensor) -> Self:
         """See `Draws`."""
@@ -90,7 +105,7 @@ class Noise(Draws):
         return some
 
     def increment(self, number: int, h: float | Tensor) -> Increment:
-        """The path over a step; new tensors at each call.
+        """The path over a step; with a `base` it is kept for the next who asks, so not to be written to.
 
         Normals are held, not the path: with a length that has a gradient, `W = sqrt(h) z` has one.
 
@@ -101,10 +116,11 @@ class Noise(Draws):
         Raises:
             ValueError: a length that is not positive, or is no base times a power of two.
         """
-        if self.source.base is None:
-            W, H = self._block(number, None)
-            return scaled(W, H, _length(h))
-        return self._block(number, self._level(h))
+        kept, level = self._kept, self._level(h)
+        if kept is None or kept.level != level or not 0 <= number - kept.first < len(kept.steps):
+            kept = self._kept = self._make(number, level)
+        step = kept.steps[number - kept.first]
+        return step if level is not None else scaled(*step, _length(h))
 
     def words(self, first: int, count: int, area: bool = False) -> Tensor:
         """The words of `count` steps from an even number on, `(count / 2,)`, for `normals.normals_of_steps`.
@@ -130,7 +146,7 @@ class Noise(Draws):
         m = len(self.channels)
         channels = normals.hash_of(torch.arange(m * (m - 1) // 2, device=self.device))
         place = normals.place(normals.LEVY + (self._level(h) or 0), number)
-        x, _ = normals.pair(self.keys[:, None], channels + place, self.dtype)
+        x, _ = normals.pair(self.seeds[:, None], channels + place, self.dtype)
         return levy_area(path, h, x)
 
     def _level(self, h: float | Tensor) -> int | None:
@@ -147,22 +163,17 @@ class Noise(Draws):
             "dt that is one and divides the time between outputs, or base=None"
         )
 
-    def _block(self, number: int, level: int | None) -> Increment:
-        """The path over a step, or its normals where there are no levels; made for some steps around at once."""
+    def _make(self, number: int, level: int | None) -> Kept:
+        """A step with some around it: paths of a level, or normals where there are none."""
         count = self._steps.count >> max(0, -(level or 0)) or 1  # a coarser step is made of many
-        first = number - number % count
-        if self._made is None or self._made[0] != (first, level):
-            self._made = None  # frees it first
-            self._made = (first, level), self._make(first, count, level)
-        return self._made[1].each(lambda steps: steps[number - first])
-
-    def _make(self, first: int, count: int, level: int | None) -> Increment:
-        base = self.source.base
+        first, base = number - number % count, self.source.base
         if base is not None and level is not None:
-            path = self._steps.path(level, first, count, base)
-            return path if self.area else Increment(path.W, None)
-        area = self._steps.normals(normals.AREA, first, count) if self.area else None
-        return Increment(self._steps.normals(normals.PATH, first, count), area)
+            W, H = self._steps.path(level, first, count, base)
+        else:
+            W = self._room[0] = self._steps.normals(normals.PATH, first, count, self._room[0])
+            H = self._room[1] = self._steps.normals(normals.AREA, first, count, self._room[1]) if self.area else None
+        areas = H.unbind() if self.area and H is not None else count * (None,)
+        return Kept(first, level, list(map(Increment, W.unbind(), areas)))
 
 
 def _length(h: float | Tensor) -> float | Tensor:

@@ -27,7 +27,6 @@ class Draws:
     Attributes:
         source: with a seed.
         seeds: one a sample, `(B,)`; those of some samples repeat these samples alone.
-        keys: words of the samples, `(B,)`.
         channels: words of the channels, `(m,)`.
         dtype: of the increments.
         device: of the increments.
@@ -38,7 +37,6 @@ class Draws:
         self.layout = Layout(_contiguous(like))
         self.dtype, self.device = self.layout.dtype, self.layout.device
         self.seeds = seeds_of_samples(type(source).__name__, self.seed, self.layout.batch, self.device)
-        self.keys = normals.hash_of(self.seeds + normals.hashed(1))
         self.channels = normals.hash_of(torch.arange(self.layout.width, device=self.device))
 
     @property
@@ -55,7 +53,7 @@ class Draws:
         """The noise of some samples, `(M,)` indices: what they have of it among all."""
         some = copy.copy(self)
         some.layout = self.layout.of_batch(len(samples))
-        some.seeds, some.keys = self.seeds[samples], self.keys[samples]
+        some.seeds = self.seeds[samples]
         return some
 
 

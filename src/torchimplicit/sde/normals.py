@@ -11,6 +11,7 @@ Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 20
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,24 +65,20 @@ def places(purpose: int, numbers: Tensor) -> Tensor:
     return hash_of(numbers * signed(GOLDEN) + hashed(purpose))
 
 
-class Room:
-    """Buffers for the making of normals, kept because making them costs more than filling them.
+class Room(NamedTuple):
+    """Tensors of one shape for the making of normals; kept, because to make them costs as much as to fill them."""
 
-    Args:
-        size: the most words at a time.
-        dtype: of the normals.
-        device: where they are made.
-    """
+    words: Tensor
+    spare: Tensor
+    radius: Tensor
+    angle: Tensor
+    wave: Tensor
 
-    def __init__(self, size: int, dtype: torch.dtype, device: torch.device):
-        self.size = size
-        self.whole = torch.empty(2, size, dtype=torch.int64, device=device)
-        self.real = torch.empty(3, size, dtype=dtype, device=device)
-
-    def of(self, shape: torch.Size) -> tuple[Tensor, ...]:
-        """Two buffers of integers and three of reals, of this shape."""
-        size = shape.numel()
-        return tuple(each[:size].view(shape) for each in (*self.whole, *self.real))
+    @classmethod
+    def of(cls, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Room:
+        """Room for normals of some shape and dtype."""
+        whole = [torch.empty(shape, dtype=torch.int64, device=device) for _ in range(2)]
+        return cls(*whole, *(torch.empty(shape, dtype=dtype, device=device) for _ in range(3)))
 
 
 def pair(
@@ -93,23 +90,22 @@ def pair(
         a: int64 words.
         b: int64 words that broadcast against them.
         dtype: of the normals.
-        room: buffers to work in.
+        room: what is overwritten.
         out: where to put the normals; new tensors when None.
     """
-    shape = torch.broadcast_shapes(a.shape, b.shape)
-    words, spare, radius, angle, wave = (Room(shape.numel(), dtype, a.device) if room is None else room).of(shape)
-    hash_(torch.add(a, b, out=words), spare)
-    return box_muller(words, spare, radius, angle, wave, out)
+    if room is None:
+        room = Room.of(torch.broadcast_shapes(a.shape, b.shape), dtype, a.device)
+    hash_(torch.add(a, b, out=room.words), room.spare)
+    return box_muller(room, out)
 
 
-def box_muller(
-    words: Tensor, spare: Tensor, radius: Tensor, angle: Tensor, wave: Tensor, out: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor]:
-    """Two normals of every 64-bit word: the high half is the radius, the low half the angle. All but `out` is scratch.
+def box_muller(room: Room, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """Two normals of every 64-bit word in a room, which is overwritten: the high half is the radius, the low the angle.
 
     The uniform number under the logarithm is `|high + 1/2| / 2**31`, the half being added to a signed integer: never
     zero, in single precision either, where `high + 2**31 + 1/2` may round to it. The largest normal is 6.66.
     """
+    words, spare, radius, angle, wave = room
     torch.bitwise_and(words, 0xFFFFFFFF, out=spare)
     angle.copy_(spare).mul_(math.tau * 2.0**-32)
     radius.copy_(words.bitwise_right_shift_(32)).add_(0.5).abs_().mul_(2.0**-31)
@@ -121,11 +117,11 @@ def box_muller(
     return torch.mul(radius, wave, out=out[0]), torch.mul(radius, angle, out=out[1])
 
 
-def normals_of_steps(keys: Tensor, words: Tensor, channels: Tensor, dtype: torch.dtype) -> Tensor:
+def normals_of_steps(seeds: Tensor, words: Tensor, channels: Tensor, dtype: torch.dtype) -> Tensor:
     """Standard normals of consecutive steps, for a compiled kernel: it takes nothing but tensors.
 
     Args:
-        keys: words of the samples, `(B,)`.
+        seeds: of the samples, `(B,)`.
         words: words of pairs of steps, `(P,)`, from `Noise.words`.
         channels: words of the channels, `(m,)`.
         dtype: of the normals.
@@ -133,5 +129,5 @@ def normals_of_steps(keys: Tensor, words: Tensor, channels: Tensor, dtype: torch
     Returns:
         `(2 P, B, m)`.
     """
-    even, odd = pair(keys[:, None], (words[:, None] + channels)[:, None], dtype)
+    even, odd = pair(seeds[:, None], (words[:, None] + channels)[:, None], dtype)
     return torch.stack([even, odd], 1).flatten(0, 1)

@@ -42,6 +42,7 @@ class Stack:
     """The paths of a batch, each at its own times, drawn as a walk needs them.
 
     A sample's draws are numbered by its own attempts: its path depends on no mate. `propose` and `settle` take turns.
+    No step goes past an end that was asked for before, so that steps which are asked for up to an output land on it.
 
     Args:
         noise: of the solve.
@@ -51,7 +52,7 @@ class Stack:
 
     def __init__(self, noise: Noise, start: Tensor, depth: int = 32):
         self.noise, self.depth = noise, depth
-        batch, width = len(noise.keys), len(noise.channels)
+        batch, width = len(noise.seeds), len(noise.channels)
         # Beside the places of the stack there is one for what is not to be kept.
         self._ends = start.new_zeros((depth + 1) * batch)
         made = torch.zeros(2 if noise.area else 1, (depth + 1) * batch, width, dtype=noise.dtype, device=noise.device)
@@ -92,7 +93,7 @@ class Stack:
     ) -> tuple[Increment, Increment]:
         """The path over what is tried, and over what is left of what it is taken from."""
         noise = self.noise
-        words = noise.keys + normals.places(normals.ATTEMPT, self._attempt)
+        words = noise.seeds + normals.places(normals.ATTEMPT, self._attempt)
         x, z = normals.pair(words[:, None], noise.channels, noise.dtype)
         s, r = ((b - a).to(noise.dtype).unsqueeze(1) for a, b in ((t, stop), (stop, ends)))
         on_top = self._at(top)

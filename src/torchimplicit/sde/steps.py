@@ -18,7 +18,7 @@ class Steps:
     """What paths do in numbered steps.
 
     Args:
-        keys: words of the samples, `(B,)`.
+        seeds: of the samples, `(B,)`.
         channels: words of the channels, `(m,)`.
         dtype: of the normals.
 
@@ -26,37 +26,45 @@ class Steps:
         count: steps that are best made at a time, a power of two, 2 at least.
     """
 
-    def __init__(self, keys: Tensor, channels: Tensor, dtype: torch.dtype):
-        self.keys, self.channels, self.dtype = keys, channels, dtype
-        self.shape = (len(keys), len(channels))
-        self.block = BLOCK.get(keys.device.type, LARGE)
-        size = max(1, len(keys) * len(channels))
+    def __init__(self, seeds: Tensor, channels: Tensor, dtype: torch.dtype):
+        self.seeds, self.channels, self.dtype = seeds, channels, dtype
+        self.shape = (len(seeds), len(channels))
+        self.block = BLOCK.get(seeds.device.type, LARGE)
+        size = max(1, len(seeds) * len(channels))
         self.count = 2 ** (min(LONGEST, max(2, self.block // size)).bit_length() - 1)
-        self._room: Room | None = None
+        self._rooms: dict[torch.Size, Room] = {}
 
     def words(self, purpose: int, first: int, count: int) -> Tensor:
         """The words of consecutive numbers, `(count,)`."""
         some = [normals.place(purpose, number) for number in range(first, first + count)]
-        return torch.tensor(some, dtype=torch.int64, device=self.keys.device)
+        return torch.tensor(some, dtype=torch.int64, device=self.seeds.device)
 
     def pairs(self, purpose: int, first: int, out: tuple[Tensor, Tensor]) -> None:
         """Two normals for every number, sample and channel, into two `(count, B, m)`."""
         count, batch, width = out[0].shape
         words = (self.words(purpose, first, count).unsqueeze(1) + self.channels).unsqueeze(1)
         rows = max(1, self.block // 2 // (count * width))
-        size = count * min(rows, batch) * width
-        if self._room is None or self._room.size < size:
-            self._room = Room(size, self.dtype, self.keys.device)
         for low in range(0, batch, rows):
-            some = slice(low, low + rows)
-            normals.pair(self.keys[some, None], words, self.dtype, self._room, (out[0][:, some], out[1][:, some]))
+            some = (out[0][:, low : low + rows], out[1][:, low : low + rows]) if rows < batch else out
+            shape = some[0].shape
+            if shape not in self._rooms:
+                self._rooms[shape] = Room.of(shape, self.dtype, words.device)
+            normals.pair(self.seeds[low : low + rows, None], words, self.dtype, self._rooms[shape], some)
 
-    def normals(self, purpose: int, first: int, count: int) -> Tensor:
-        """Standard normals of consecutive steps, `(count, B, m)`: one word gives those of two steps."""
+    def normals(self, purpose: int, first: int, count: int, room: Tensor | None = None) -> Tensor:
+        """Standard normals of consecutive steps, `(count, B, m)`: one word gives those of two steps.
+
+        Args:
+            purpose: of the normals.
+            first: number of the first step.
+            count: of steps.
+            room: what was made for as many steps from an even number on, to be overwritten.
+        """
         begin, end = first // 2, (first + count + 1) // 2
-        made = torch.empty(2 * (end - begin), *self.shape, dtype=self.dtype, device=self.keys.device)
-        self.pairs(purpose, begin, (made[0::2], made[1::2]))
-        return made[first - 2 * begin :][:count]
+        if room is None:
+            room = torch.empty(2 * (end - begin), *self.shape, dtype=self.dtype, device=self.seeds.device)
+        self.pairs(purpose, begin, (room[0::2], room[1::2]))
+        return room[first - 2 * begin :][:count]
 
     def path(self, level: int, first: int, count: int, base: float) -> Increment:
         """Consecutive steps of length `base / 2^level`, `(count, B, m)`, of one path for all levels.
@@ -74,6 +82,6 @@ class Steps:
         whole = self.path(level - 1, begin, end - begin, base)
         x, z = torch.empty_like(whole.W), torch.empty_like(whole.W)
         self.pairs(normals.LEVEL + level, begin, (x, z))
-        half = torch.tensor(base / 2**level, dtype=self.dtype, device=self.keys.device)
+        half = torch.tensor(base / 2**level, dtype=self.dtype, device=self.seeds.device)
         parts = alternating(*bridge(whole, half, half, x, z))
         return parts.each(lambda steps: steps[first - 2 * begin :][:count])

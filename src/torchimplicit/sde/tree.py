@@ -101,11 +101,11 @@ class PathInTree(Draws):
         times = torch.as_tensor(t, dtype=torch.float64, device=self.device)
         if not bool(((times >= low) & (times <= high)).all()):
             raise ValueError(f"Tree: got a time outside of span={self.source.span}; try a longer span")
-        return times.expand(*times.shape[:-1], len(self.keys))
+        return times.expand(*times.shape[:-1], len(self.seeds))
 
     def _draw(self, node: Tensor) -> tuple[Tensor, Tensor]:
         """Two normals `(..., B, m)` for nodes `(..., B)`."""
-        words = self.keys + normals.places(normals.NODE, node)
+        words = self.seeds + normals.places(normals.NODE, node)
         return normals.pair(words.unsqueeze(-1), self.channels, torch.float64)
 
     def _walk(self, t: Tensor) -> tuple[Tensor, Tensor]:
