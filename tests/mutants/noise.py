@@ -83,12 +83,12 @@ MUTANTS = [
     ),
     Mutant(
         "sde/bridge.py", "the area is not used in the bridge",
-        "+ 6 * p * q * whole.H", "+ 0 * whole.H",
+        "(6 * p * q, H)", "(0 * p * q, H)",
         "tests/sde/test_bridge.py::test_the_parts_have_the_law_of_paths",
     ),
     Mutant(
         "sde/bridge.py", "the area of the first part has the sign of the rest's",
-        "spread * (q * side - 0.5", "spread * (-q * side - 0.5",
+        "(side * q, z)", "(-side * q, z)",
         "tests/sde/test_bridge.py::test_the_parts_make_the_whole",
     ),
     Mutant(

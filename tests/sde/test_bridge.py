@@ -98,6 +98,11 @@ def test_areas_of_steps():
     assert torch.allclose(each, A[[7, 2]])
 
 
+def test_one_channel_has_no_areas():
+    noise = Brownian(seed=6).bind(torch.empty(3, 1, dtype=D), area=True)
+    assert torch.equal(noise.levy_area(0, 0.1, noise.increment(0, 0.1)), torch.zeros(3, 1, 1, dtype=D))
+
+
 def test_areas_of_other_levels_are_others():
     noise = Brownian(seed=6, base=0.2).bind(torch.empty(2, 2, dtype=D), area=True)
     rests = []

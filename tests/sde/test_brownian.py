@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.sde.law import check_normal, largest_correlation
 from torchimplicit.sde import Brownian, joined
 
 D = torch.float64
@@ -99,6 +100,17 @@ def test_a_finer_path_is_the_same_path(number, level, finer, width):
         total = joined(total, noise.increment(number * count + k, fine), k * fine, fine)
     assert torch.allclose(total.W, whole.W, rtol=0, atol=1e-14)
     assert torch.allclose(total.H, whole.H, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("level", [3, -2])
+def test_a_finer_path_has_the_law_of_paths(level):
+    h = 0.3 / 2**level
+    noise = Brownian(seed=8, base=0.3).bind(like(20_000, 1), area=True)
+    steps = [noise.increment(number, h) for number in range(3, 9)]
+    rows = torch.cat([torch.cat([step.W / h**0.5, step.H / (h / 12) ** 0.5], 1) for step in steps], 1).T
+    for row in rows[:4]:
+        check_normal(row)
+    assert largest_correlation(rows) < 4 / 20_000**0.5
 
 
 def test_a_base_is_the_path_of_steps_of_its_length():

@@ -51,18 +51,25 @@ def bridge(whole: Increment, s: Tensor, r: Tensor, x: Tensor, z: Tensor) -> tupl
         z: standard normals; of no matter without the area.
     """
     p, q = s / (s + r), r / (s + r)
-    spread = (s * q).sqrt()
-    if whole.H is None:
-        first = p * whole.W + spread * x
-        return Increment(first, None), Increment(whole.W - first, None)
+    spread, (W, H) = (s * q).sqrt(), whole
+    if H is None:
+        first = _sum((p, W), (spread, x))
+        return Increment(first, None), Increment(W - first, None)
     depth = (1 - 3 * p * q).sqrt()
-    first = p * whole.W + 6 * p * q * whole.H + spread * depth * x
-    spread = spread / depth
-    side = z / math.sqrt(12)
+    first = _sum((p, W), (6 * p * q, H), (spread * depth, x))
+    half, side = -0.5 * spread / depth, spread / depth / math.sqrt(12)
     return (
-        Increment(first, p**2 * whole.H + spread * (q * side - 0.5 * p**2 * x)),
-        Increment(whole.W - first, q**2 * whole.H - spread * (p * side + 0.5 * q**2 * x)),
+        Increment(first, _sum((p**2, H), (half * p**2, x), (side * q, z))),
+        Increment(W - first, _sum((q**2, H), (half * q**2, x), (-side * p, z))),
     )
+
+
+def _sum(first: tuple[Tensor, Tensor], *terms: tuple[Tensor, Tensor]) -> Tensor:
+    """Products of coefficients, a few numbers, with tensors, in a pass each."""
+    total = first[0] * first[1]
+    for coefficient, tensor in terms:
+        total = torch.addcmul(total, coefficient, tensor)
+    return total
 
 
 def joined(first: Increment, second: Increment, s: float | Tensor, r: float | Tensor) -> Increment:

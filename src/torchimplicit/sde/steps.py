@@ -11,7 +11,7 @@ from torchimplicit.sde.normals import Room
 
 BLOCK = {"cpu": 2**16}  # normals at a time: enough to make the calls of torch cheap, few enough to stay in a cache
 LARGE = 2**22  # elsewhere
-LONGEST = 32  # steps at a time, so that short paths draw little for nothing
+LONGEST = 64  # steps at a time, so that short paths draw little for nothing
 
 
 class Steps:
@@ -23,7 +23,7 @@ class Steps:
         dtype: of the normals.
 
     Attributes:
-        count: steps that are best made at a time, a power of two, 2 at least.
+        count: steps that are best made at a time, an even number.
     """
 
     def __init__(self, seeds: Tensor, channels: Tensor, dtype: torch.dtype):
@@ -31,7 +31,7 @@ class Steps:
         self.shape = (len(seeds), len(channels))
         self.block = BLOCK.get(seeds.device.type, LARGE)
         size = max(1, len(seeds) * len(channels))
-        self.count = 2 ** (min(LONGEST, max(2, self.block // size)).bit_length() - 1)
+        self.count = min(LONGEST, max(2, self.block // size // 2 * 2))
         self._rooms: dict[torch.Size, Room] = {}
 
     def words(self, purpose: int, first: int, count: int) -> Tensor:
