@@ -52,7 +52,7 @@ MUTANTS = [
     ),
     Mutant(
         "sde/steps.py", "the second of two steps is the first again",
-        "(made[0::2], made[1::2])", "(made[1::2], made[0::2])",
+        "(room[0::2], room[1::2])", "(room[1::2], room[0::2])",
         "tests/sde/test_normals.py::test_kernels_get_words_and_make_the_same_normals_for_every_step",
     ),
     Mutant(

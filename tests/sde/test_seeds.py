@@ -89,6 +89,7 @@ class TestBadInput:
     def test_seeds_that_are_not_integers(self, source, dtype):
         with pytest.raises(TypeError, match=rf"got a tensor of {dtype}, expected None, an int, or .*try seed\.long"):
             source(seed=torch.zeros(4, dtype=dtype))
+        source(seed=torch.zeros(4, dtype=dtype).real.long()).bind(LIKE)
 
     @pytest.mark.parametrize("shape", [(), (4, 1)])
     def test_seeds_of_another_shape(self, source, shape):

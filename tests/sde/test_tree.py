@@ -99,6 +99,10 @@ def test_times_outside(t):
         bind(2).at(t)
 
 
+def test_a_longer_span_helps():
+    assert Tree(seed=1, span=(-1.0, 3.0)).bind(torch.empty(2, 1)).at(2.1).isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
