@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from itertools import count, islice
 
 import torch
 
@@ -27,6 +28,7 @@ def noise(sizes: Sequence[tuple[int, int]] = SIZES, seconds: float = 4.0, steps:
         f"Nanoseconds for one normal of W, {steps} steps asked for one by one, over `torch.randn(B, m) * sqrt(h)`.",
         ["dtype", "B x m", "randn", "by number", "same path at dt/2^l", "with area", "ratio", "bar", "verdict"],
     )
+    numbers = count()  # never the same ones, which may be kept
     for dtype in (torch.float32, torch.float64):
         for batch, width in sizes:
             like = torch.empty(batch, width, dtype=dtype)
@@ -36,7 +38,7 @@ def noise(sizes: Sequence[tuple[int, int]] = SIZES, seconds: float = 4.0, steps:
                 "area": Brownian(seed=1).bind(like, area=True),
             }
             runs = {
-                name: lambda source=source: [source.increment(k, STEP) for k in range(steps)]
+                name: lambda source=source: [source.increment(k, STEP) for k in islice(numbers, steps)]
                 for name, source in sources.items()
             }
             randn = lambda like=like: [torch.randn_like(like) * math.sqrt(STEP) for _ in range(steps)]  # noqa: E731
