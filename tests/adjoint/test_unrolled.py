@@ -85,6 +85,19 @@ def test_a_solve_that_takes_no_steps_at_all_has_a_gradient():
     assert torch.allclose(theta.grad, torch.full_like(theta, 2.0), rtol=1e-3)
 
 
+@pytest.mark.parametrize("of_the_start", [False, True])
+def test_no_steps_from_anywhere_near_are_said_to_give_no_gradient(of_the_start):
+    """A start that is loose enough to count as the solution, and so is all that lies aside of it."""
+    weight, x = (torch.full((1, 1), value, dtype=torch.float64) for value in (0.5, 1.0))
+    z0 = torch.full((1, 1), 2.01, dtype=torch.float64, requires_grad=of_the_start)
+    solution = ti.fixed_point(
+        lambda z, w, x: z @ w + x, z0, weight.requires_grad_(), x, solver=ti.Picard(rtol=0.1), adjoint=ti.Unrolled()
+    )
+    assert solution.report.steps.tolist() == [0]
+    with pytest.raises(ti.ConvergenceError, match=r"has not come to that of the solution.*Implicit\(\)"):
+        solution.value.sum().backward()
+
+
 @pytest.mark.parametrize("solver", EVERY, ids=str)
 @pytest.mark.parametrize("offset", [0.0, 1e-8, 1e-4, 1e-2, 0.3, 3.0])
 def test_the_gradient_agrees_with_implicit_or_the_report_says_by_how_much_it_may_not(solver, offset):

@@ -38,8 +38,8 @@ def values(walk, values, solution):
     faults = []
     if not values.isfinite().all():
         faults.append(silent(f"the value is not finite: statuses {solution.status.tolist()}"))
-    wrong = torch.nonzero(there & (walk.sick | walk.flow.blown)).flatten().tolist()
-    faults += [silent("arrived, and holds NaN" if walk.sick[b] else "arrived, beyond a blow-up", b) for b in wrong]
+    wrong = torch.nonzero(there & (walk.invalid | walk.flow.blown)).flatten().tolist()
+    faults += [silent("arrived, and holds NaN" if walk.invalid[b] else "arrived, beyond a blow-up", b) for b in wrong]
     if faults or not bool(there.any()):
         return faults
     y0, times = walk.y0.detach().double(), walk.times.detach().double()
@@ -56,7 +56,7 @@ def gradients(walk, grads, solution, said):
     if any("could not be kept apart" in message for message in said):
         return []
     faults = []
-    well = ~walk.sick & (solution.status != ti.Status.NON_FINITE if walk.form.batch_dims else torch.tensor(True))
+    well = ~walk.invalid & (solution.status != ti.Status.NON_FINITE if walk.form.batch_dims else torch.tensor(True))
     for name, grad in zip(("y0", "ts", "x", "A"), grads, strict=False):
         kept = grad[well] if name in ("y0", "x") else grad[:, well] if grad.dim() == 2 and name == "ts" else grad
         if not kept.isfinite().all():

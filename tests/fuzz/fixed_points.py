@@ -54,13 +54,13 @@ def condition(dice, low=True):
     coupled = 0.0
     if batch > 1 and form.batch_dims and dice.chance(0.06):
         coupled = dice.power(-3, 0)
-    sick = None
+    invalid = None
     if not coupled and dice.chance(0.1):
-        sick = torch.zeros(batch, dtype=torch.bool)
-        sick[dice.between(0, batch - 1)] = True
-        x[sick, dice.between(0, width - 1)] = dice.pick(math.nan, math.inf, -math.inf)
+        invalid = torch.zeros(batch, dtype=torch.bool)
+        invalid[dice.between(0, batch - 1)] = True
+        x[invalid, dice.between(0, width - 1)] = dice.pick(math.nan, math.inf, -math.inf)
     drift = 0.0
-    nowhere = name == "linear" and not coupled and sick is None and form.eps < 1e-6 and dice.chance(0.1)
+    nowhere = name == "linear" and not coupled and invalid is None and form.eps < 1e-6 and dice.chance(0.1)
     if nowhere:  # z = z + s, from near zero: far away s is within the relative tolerance
         start = s * dice.normal(batch, width)
         w, x, c, drift = torch.eye(width, dtype=torch.float64), torch.zeros_like(x), torch.zeros_like(c), s
@@ -71,7 +71,7 @@ def condition(dice, low=True):
         return value + coupled * (z - z.mean(0, keepdim=True)) if coupled else value
 
     title = f"{name} of {drawn}, scale {s:.3g}, {batch} x {width}" + (f", coupled {coupled:.3g}" if coupled else "")
-    title += "" if sick is None else f", sick {sick.tolist()}"
+    title += "" if invalid is None else f", invalid {invalid.tolist()}"
     return form, Condition(
         title,
         image,
@@ -81,7 +81,7 @@ def condition(dice, low=True):
         s * torch.ones(width, dtype=torch.float64),
         (1 + float(torch.linalg.matrix_norm(w))) * torch.ones(width, dtype=torch.float64),
         1 + float(torch.linalg.matrix_norm(w)),
-        sick=sick,
+        invalid=invalid,
         coupled=bool(coupled),
         extra={"sign": 1.0},
     )

@@ -30,7 +30,7 @@ class Formula:
         condition: by which rounding may be magnified, `(B,)` or a number.
         accuracy: what is promised beyond rounding, relative; as the condition.
         options: `on_failure` among them, where there is one.
-        sick: which samples hold something that is not finite, or have no solution, `(B,)`.
+        invalid: which samples hold something that is not finite, or have no solution, `(B,)`.
     """
 
     title: str
@@ -43,7 +43,7 @@ class Formula:
     condition: object = 1.0
     accuracy: object = 0.0
     options: dict = field(default_factory=lambda: {"on_failure": "ignore"})
-    sick: torch.Tensor | None = None
+    invalid: torch.Tensor | None = None
 
 
 def play(formula):
@@ -61,11 +61,13 @@ def play(formula):
         converged = solution.report.converged
         faults += reactions(formula, outcome, solution)
     arrived = solution.status == ti.Status.CONVERGED
-    if formula.sick is not None:
-        faults += [silent("converged, without a solution", b) for b in torch.nonzero(arrived & formula.sick).flatten()]
+    if formula.invalid is not None:
+        faults += [
+            silent("converged, without a solution", b) for b in torch.nonzero(arrived & formula.invalid).flatten()
+        ]
         faults += [
             silent(f"has a solution, and is said to be {ti.Status(int(solution.status[b])).name}", b)
-            for b in torch.nonzero(~formula.sick).flatten().tolist()
+            for b in torch.nonzero(~formula.invalid).flatten().tolist()
             if solution.status[b] in (ti.Status.INFEASIBLE, ti.Status.UNBOUNDED, ti.Status.NONCONVEX)
         ]
     if not faults and bool(arrived.any()):

@@ -120,7 +120,7 @@ class Walk:
     form: Form
     ts: torch.Tensor
     tau: float
-    sick: torch.Tensor
+    invalid: torch.Tensor
     options: dict
     cotangent: torch.Tensor
     scale: float
@@ -136,8 +136,10 @@ class Walk:
     def title(self):
         words = ", ".join(f"{name}={value}" for name, value in self.options.items())
         times = f"{self.ts.flatten()[0].item():.3g} to {self.ts.flatten()[-1].item():.3g} of {tuple(self.ts.shape)}"
-        sick = f", sick {self.sick.tolist()}" if bool(self.sick.any()) else ""
-        return f"{self.flow.title}, scale {self.scale:.3g}, {times}, {self.form.name} {self.form.dtype}{sick}, {words}"
+        invalid = f", invalid {self.invalid.tolist()}" if bool(self.invalid.any()) else ""
+        return (
+            f"{self.flow.title}, scale {self.scale:.3g}, {times}, {self.form.name} {self.form.dtype}{invalid}, {words}"
+        )
 
     def field(self, t, state, *args):
         rows = self.form.unpack(state)
@@ -176,24 +178,24 @@ def odeint(dice, known):
         ts, field = -ts, flow.field
         flow.field, forward = lambda t, y, *args: -field(-t, y, *args), flow.solution
         flow.solution = lambda t, y0, *args: forward(-t, y0, *args)
-    sick = torch.zeros(batch, dtype=torch.bool)
+    invalid = torch.zeros(batch, dtype=torch.bool)
     if dice.chance(0.1):
-        sick[dice.between(0, batch - 1)] = True
-        flow.args[0][sick] = math.nan
+        invalid[dice.between(0, batch - 1)] = True
+        flow.args[0][invalid] = math.nan
     options = {
         "solver": solver(dice, form, s),
         "adjoint": adjoint(dice),
         "stepping": dice.weighted({"per-sample": 4, "joint": 1})
-        if not bool(sick.any()) and ts.dim() == 1
+        if not bool(invalid.any()) and ts.dim() == 1
         else "per-sample",
         "on_failure": dice.weighted({"ignore": 3, "warn": 1, "raise": 1}),
     }
-    if bool(sick.any()) or ts.dim() == 2:
+    if bool(invalid.any()) or ts.dim() == 2:
         options["stepping"] = "per-sample"
     if options["stepping"] == "per-sample" and dice.chance(0.3):
         options["batched_args"] = (0,)
     form = Form(form.name, form.dtype, int(options["stepping"] == "per-sample"))
-    walk = Walk(flow, form, ts, tau, sick, options, dice.normal(count, batch, width), s)
+    walk = Walk(flow, form, ts, tau, invalid, options, dice.normal(count, batch, width), s)
     return walk.title, lambda: play(walk)
 
 

@@ -43,10 +43,10 @@ def lqr(dice, known):
     Q, R = price * (root @ root.T), price * dice.power(-2, 1) * torch.eye(nu, dtype=one)
     x0 = s * dice.normal(batch, nx)
     limit = s * dice.power(-1, 1)
-    sick = torch.zeros(batch, dtype=torch.bool)
+    invalid = torch.zeros(batch, dtype=torch.bool)
     if dice.chance(0.1):
-        sick[dice.between(0, batch - 1)] = True
-        x0[sick, 0] = math.nan
+        invalid[dice.between(0, batch - 1)] = True
+        x0[invalid, 0] = math.nan
     options = {"on_failure": dice.weighted({"ignore": 3, "warn": 1, "raise": 1})}
     bounds = {"lower": -limit, "upper": limit} if bounded else {}
     width = horizon * nu
@@ -70,8 +70,11 @@ def lqr(dice, known):
 
     def exact(solution, *tensors):
         H, g = program(horizon, *tensors)
-        met = (weights(solution) > 0) & ~sick[:, None]
-        H, g = torch.where(sick[:, None, None], torch.eye(width, dtype=one), H), torch.where(sick[:, None], 0.0, g)
+        met = (weights(solution) > 0) & ~invalid[:, None]
+        H, g = (
+            torch.where(invalid[:, None, None], torch.eye(width, dtype=one), H),
+            torch.where(invalid[:, None], 0.0, g),
+        )
         value, formula.condition = on_rows(H, g, rows, sides, met)
         return value.reshape(batch, horizon, nu)
 
@@ -81,6 +84,7 @@ def lqr(dice, known):
     title = f"{batch} x {nx}, {nu} controls, {horizon} steps, units {s:.2g} {price:.2g}, {dtype}, {options}"
     title += f", within {limit:.2g}" if bounded else ""
     formula = Formula(
-        title, solve, exact, [A, B, Q, R, x0], dtype, dice.normal(batch, horizon, nu), look, options=options, sick=sick,
+        title, solve, exact, [A, B, Q, R, x0], dtype, dice.normal(batch, horizon, nu), look, options=options,
+        invalid=invalid,
     )  # fmt: skip
     return title, lambda: play(formula)

@@ -27,7 +27,7 @@ class Condition:
         units: of the unknowns, `(n,)`.
         size: of the residual's slope by each unknown, `(n,)`, for where functions saturate, and rounding does not.
         steep: the largest slope of the function in units of its own.
-        sick: which samples hold something that is not finite, `(B,)`.
+        invalid: which samples hold something that is not finite, `(B,)`.
         coupled: whether the samples are not independent.
         nowhere: whether there is no solution at all.
     """
@@ -41,7 +41,7 @@ class Condition:
     size: torch.Tensor
     steep: float = 1.0
     own: int = 2
-    sick: torch.Tensor | None = None
+    invalid: torch.Tensor | None = None
     coupled: bool = False
     nowhere: bool = False
     extra: dict = field(default_factory=dict)

@@ -69,18 +69,18 @@ def qp(dice, known):
     q, G = cost / unit * dice.normal(batch, n) * 2, row / unit * dice.normal(batch, rows, n)
     inside = unit * dice.normal(batch, n)
     h = (G @ inside[:, :, None])[:, :, 0] + row * dice.normal(batch, rows).abs()
-    sick = torch.zeros(batch, dtype=torch.bool)
+    invalid = torch.zeros(batch, dtype=torch.bool)
     fate = dice.weighted({"feasible": 12, "infeasible": 1, "NaN": 1, "not convex": 0.5})
     if fate != "feasible":
-        sick[dice.between(0, batch - 1)] = True
+        invalid[dice.between(0, batch - 1)] = True
     if fate == "infeasible" and rows > 1:
-        G[sick, 1], h[sick, 1] = -G[sick, 0], -h[sick, 0] - row
+        G[invalid, 1], h[invalid, 1] = -G[invalid, 0], -h[invalid, 0] - row
     elif fate == "NaN":
-        q[sick, 0] = math.nan
+        q[invalid, 0] = math.nan
     elif fate == "not convex":
-        Q[sick] = -Q[sick]
+        Q[invalid] = -Q[invalid]
     else:
-        sick[:] = False
+        invalid[:] = False
     options = {"on_failure": dice.weighted({"ignore": 3, "warn": 1, "raise": 1})}
 
     def look(solution, Q, q, G, h):
@@ -93,13 +93,13 @@ def qp(dice, known):
     def exact(solution, Q, q, G, h):
         Q = symmetric(Q)
         met = solution.active.inequality.bool()
-        held = torch.where(sick[:, None, None], torch.eye(n, dtype=one), Q), torch.where(sick[:, None], 0.0, q)
-        value, formula.condition = on_rows(*held, G, h, met & ~sick[:, None])
+        held = torch.where(invalid[:, None, None], torch.eye(n, dtype=one), Q), torch.where(invalid[:, None], 0.0, q)
+        value, formula.condition = on_rows(*held, G, h, met & ~invalid[:, None])
         return value
 
     title = f"{fate}, {batch} x {n}, {rows} rows, units {unit:.2g} {cost:.2g} {row:.2g}, {dtype}, {options}"
     formula = Formula(
         title, lambda Q, *rest: ti.qp(symmetric(Q), *rest, **options), exact, [Q, q, G, h], dtype,
-        dice.normal(batch, n), look, options=options, sick=sick,
+        dice.normal(batch, n), look, options=options, invalid=invalid,
     )  # fmt: skip
     return title, lambda: play(formula)

@@ -47,10 +47,10 @@ def reactions(call, outcome, solution):
 
 def healthy(call):
     """Which of the groups that the library counts as samples hold finite numbers alone, `(G,)`."""
-    sick = call.condition.sick
-    if sick is None:
-        sick = torch.zeros(len(call.condition.start), dtype=torch.bool)
-    return ~sick if call.form.batch_dims else ~sick.any().reshape(1)
+    invalid = call.condition.invalid
+    if invalid is None:
+        invalid = torch.zeros(len(call.condition.start), dtype=torch.bool)
+    return ~invalid if call.form.batch_dims else ~invalid.any().reshape(1)
 
 
 def statuses(call, rows, solution):

@@ -138,7 +138,7 @@ MUTANTS = [
         "adjoint/quarantine.py", "where nobody is left, all has been kept apart",
         "apart = None if len(nonfinite) > 1 and bool(nonfinite.all()) else attempt(nonfinite)",
         "apart = attempt(nonfinite)",
-        "tests/path/test_quarantine.py::test_a_sick_sample_that_cannot_be_kept_apart_is_said",
+        "tests/path/test_quarantine.py::test_a_non_finite_sample_that_cannot_be_kept_apart_is_said",
     ),
     Mutant(
         "adjoint/quarantine.py", "nobody is told of a leak",

@@ -17,7 +17,7 @@ MUTANTS = [
     Mutant(
         "path/loop.py", "a field that is not finite counts as too small a step",
         "self._stop(stuck & ~finite, Status.NON_FINITE)", "self._stop(stuck & ~finite, Status.STEP_TOO_SMALL)",
-        "tests/path/test_quarantine.py::test_a_sick_sample_stays_out_of_events_and_dense_output",
+        "tests/path/test_quarantine.py::test_a_non_finite_sample_stays_out_of_events_and_dense_output",
     ),
     Mutant(
         "path/loop.py", "steps that are used up count as arrival",
@@ -95,7 +95,7 @@ MUTANTS = [
         "path/quarantine.py", "nobody is told of a leak",
         'warn_of_leak()\n    again',
         'pass\n    again',
-        "tests/path/test_quarantine.py::test_a_sick_sample_that_cannot_be_kept_apart_is_said",
+        "tests/path/test_quarantine.py::test_a_non_finite_sample_that_cannot_be_kept_apart_is_said",
     ),
     Mutant(
         "path/events/crossing.py", "events are found to three digits",
@@ -176,10 +176,10 @@ MUTANTS = [
         "tests/path/events/test_crossings.py::test_a_crossing_where_a_step_ends_is_one",
     ),
     Mutant(
-        "path/dense/result.py", "crossings of sick samples carry gradients",
+        "path/dense/result.py", "crossings of invalid samples carry gradients",
         "met.append(Met(torch.where(which, one.t, two.t), torch.where(nonfinite, one.y, two.y)))",
         "met.append(two)",
-        "tests/path/events/test_crossings.py::test_a_sick_sample_stays_out",
+        "tests/path/events/test_crossings.py::test_a_non_finite_sample_stays_out",
     ),
     Mutant(
         "path/dense/result.py", "events require grad whether anything does or not",
@@ -251,7 +251,7 @@ MUTANTS = [
         "tests/path/test_gate.py::test_the_failure_is_raised_by_default_and_nothing_is_left_of_it",
     ),
     Mutant(
-        "path/gate.py", "stand-ins get the sick sample's cotangent",
+        "path/gate.py", "stand-ins get the invalid sample's cotangent",
         "grad = torch.where(nonfinite.unsqueeze(1), 0, grad)", "pass",
         "tests/path/test_gate.py",
     ),

@@ -78,11 +78,11 @@ def test_nan_from_the_start(solver):
     assert solution.value[-1, 0].item() == pytest.approx(math.e, rel=1e-4)
 
 
-@pytest.mark.parametrize("sick", [math.nan, math.inf])
+@pytest.mark.parametrize("invalid", [math.nan, math.inf])
 @pytest.mark.parametrize("solver", [ti.Tsit5(), ti.RK4(dt=0.01)], ids=str)
-def test_nan_or_infinity_midway(solver, sick):
+def test_nan_or_infinity_midway(solver, invalid):
     def field(t, y):
-        return torch.where(t > 0.505, sick, -y)
+        return torch.where(t > 0.505, invalid, -y)
 
     text = r"non_finite: sample 0 \(reached t = 0\.5.*\n.*NaN or infinity however small the step"
     solution = fails(field, ONE, double(0, 0.25, 0.5, 1), text, solver=solver)

@@ -152,16 +152,16 @@ def test_narrowing_keeps_every_samples_own_tolerance():
     assert torch.allclose(*slopes, rtol=1e-8, atol=1e-10)
 
 
-def test_a_sick_sample_leaves_the_others_alone():
+def test_a_non_finite_sample_leaves_the_others_alone():
     start, mu = torch.ones(5, 2, dtype=torch.float64), torch.full((5, 1), 2.0, dtype=torch.float64)
     benign = ti.odeint(stiffness, start, torch.tensor([0.0, 2.0]).double(), mu)
     mu[2] = torch.nan
-    sick = ti.odeint(stiffness, start, torch.tensor([0.0, 2.0]).double(), mu, on_failure="ignore")
+    invalid = ti.odeint(stiffness, start, torch.tensor([0.0, 2.0]).double(), mu, on_failure="ignore")
     others = [0, 1, 3, 4]
-    assert sick.status.tolist() == [0, 0, int(ti.Status.NON_FINITE), 0, 0]
-    assert torch.equal(sick.value[:, others], benign.value[:, others])
-    assert torch.equal(sick.steps[others], benign.steps[others])
-    assert torch.equal(sick.value[-1, 2], start[2])
+    assert invalid.status.tolist() == [0, 0, int(ti.Status.NON_FINITE), 0, 0]
+    assert torch.equal(invalid.value[:, others], benign.value[:, others])
+    assert torch.equal(invalid.steps[others], benign.steps[others])
+    assert torch.equal(invalid.value[-1, 2], start[2])
 
 
 @pytest.mark.parametrize("stepping", ["per-sample", "joint"])

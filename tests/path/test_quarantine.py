@@ -46,7 +46,7 @@ def everything(solution, rows, t):
 @pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
 @pytest.mark.parametrize("scale", SICK, ids=["nan", "blow-up"])
 @pytest.mark.parametrize("what", ["event", "dense", "both"])
-def test_a_sick_sample_stays_out_of_events_and_dense_output(adjoint, scale, what):
+def test_a_non_finite_sample_stays_out_of_events_and_dense_output(adjoint, scale, what):
     t, found = double(0.3, 0.9), []
     for rows in ([0, 1, 2], ROWS):
         w = double(1.3)[0].requires_grad_()
@@ -63,7 +63,7 @@ def test_a_sick_sample_stays_out_of_events_and_dense_output(adjoint, scale, what
     assert torch.allclose(*found, rtol=1e-12, atol=1e-13)
 
 
-def test_a_sick_sample_of_many_directions_and_times_is_held_on_its_path():
+def test_a_non_finite_sample_of_many_directions_and_times_is_held_on_its_path():
     def field(t, y, w, scale):
         return torch.where(t.abs() > 0.505, scale.unsqueeze(1), 1.0) * w * y
 
@@ -120,7 +120,7 @@ OPTIONS += [{"dense": True}, {"event": ti.Event(lambda t, y, w, x: y[:, 0] - 0.3
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=range(len(OPTIONS)))
-def test_a_sick_sample_that_cannot_be_kept_apart_is_said(options):
+def test_a_non_finite_sample_that_cannot_be_kept_apart_is_said(options):
     """The batch is the second dimension of `x`, where no sample's row is found: NaN gets into the shared gradient."""
 
     def field(t, y, w, x):
@@ -191,14 +191,14 @@ def test_fixed_steps_that_meet_nan(solver, options, since):
             ti.odeint(lambda t, y: -y, START, TIMES, solver=solver, **options)
         options = {"adjoint": ti.Backsolve(solver=ti.RK4(dt=0.1))}
 
-    def field(t, y, w, sick):
-        return torch.stack((y[:, 1], -y[:, 0]), 1) * w * torch.where(t > since, sick.unsqueeze(1), 1.0)
+    def field(t, y, w, invalid):
+        return torch.stack((y[:, 1], -y[:, 0]), 1) * w * torch.where(t > since, invalid.unsqueeze(1), 1.0)
 
     found = []
     for rows in ([0, 1, 2], ROWS):
-        w, sick = double(1.0)[0].requires_grad_(), double(1.0, math.nan, 1.0)[rows]
+        w, invalid = double(1.0)[0].requires_grad_(), double(1.0, math.nan, 1.0)[rows]
         times = double(0.0, 0.5, 1.0)
-        solution = ti.odeint(field, START[rows], times, w, sick, solver=solver, on_failure="ignore", **options)
+        solution = ti.odeint(field, START[rows], times, w, invalid, solver=solver, on_failure="ignore", **options)
         if len(rows) == 3:
             assert solution.status.tolist() == [0, int(ti.Status.NON_FINITE), 0]
             assert solution.value.isfinite().all()
@@ -224,10 +224,10 @@ def test_a_shared_tensor_as_long_as_the_batch_keeps_its_gradient(bias):
         solution.value[-1, :2].square().sum().backward()
         return shared.grad
 
-    sick = x.clone()
-    sick[2, 1] = torch.nan
+    invalid = x.clone()
+    invalid[2, 1] = torch.nan
     state = torch.random.get_rng_state()
-    assert torch.allclose(gradient(sick), gradient(x), rtol=1e-10)
+    assert torch.allclose(gradient(invalid), gradient(x), rtol=1e-10)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 

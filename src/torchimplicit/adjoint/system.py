@@ -11,7 +11,7 @@ from torch import Tensor
 from torchimplicit.adjoint.call import PointCall
 from torchimplicit.core.independence import leakage
 from torchimplicit.core.status import Report, Status
-from torchimplicit.core.tree import norm
+from torchimplicit.core.tree import largest, norm
 from torchimplicit.linear import LU, Jacobian, LinearResult, LinearSolver
 from torchimplicit.linear.solver import PLAY
 
@@ -46,7 +46,7 @@ class System:
     @staticmethod
     def solve(call: PointCall, solver: LinearSolver, jacobian: Jacobian, b: Tensor, transpose: bool) -> System:
         """Solves, and believes what the linear solver says."""
-        scale = torch.linalg.vector_norm(b, torch.inf, dim=1, keepdim=True).clamp_min(torch.finfo(b.dtype).tiny)
+        scale = largest(b).clamp_min(torch.finfo(b.dtype).tiny)
         b = b / scale
         prepared = solver.prepare(jacobian, call.inverse(len(b)))
         again = prepared.solve_transpose if transpose else prepared.solve

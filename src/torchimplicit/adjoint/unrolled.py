@@ -20,7 +20,7 @@ from torchimplicit.core.options import require
 from torchimplicit.core.outcome import Remedy
 from torchimplicit.core.problem import Problem, Residual
 from torchimplicit.core.status import Report, Status
-from torchimplicit.core.tree import norm
+from torchimplicit.core.tree import largest, norm
 from torchimplicit.linear import Jacobian
 from torchimplicit.linear.report import LINEAR
 
@@ -106,6 +106,8 @@ class Unrolled(Adjoint):
             result = call.run(watched, z0)
             call.check_samples(residual, result)
         value = z0.clone() if result.z is z0 else result.z
+        if len(evaluations) == 1:  # no step: nothing is taken of the evaluation but its graph, so that this is judged
+            value = torch.where(torch.zeros_like(value, dtype=torch.bool), evaluations[0][1], value)
         return _Steps(value, result, norm(evaluations[0][1].detach()), *evaluations[-1])
 
     def _from_aside(
@@ -146,7 +148,7 @@ class Unrolled(Adjoint):
         """How well the steps have solved the adjoint equation, by minus `u`, and what that gave the tensors."""
         vjp, own = _linearised(call, z, tensors), _own(call, tensors, len(z))
         # Squares of small or large gradients may be zero or infinite.
-        scale = torch.linalg.vector_norm(grad, torch.inf, dim=1, keepdim=True).clamp_min(torch.finfo(grad.dtype).tiny)
+        scale = largest(grad).clamp_min(torch.finfo(grad.dtype).tiny)
         product, *expected = vjp(total)
         size, gap = norm(grad / scale), norm((grad + product) / scale)
 
@@ -279,7 +281,7 @@ def _away(
 def _largest(tensor: Tensor, rows: bool) -> Tensor:
     """The largest entry, of every row `(B,)` or of all."""
     tensor = tensor if tensor.layout == torch.strided else tensor.to_dense()
-    return torch.linalg.vector_norm(tensor.reshape(len(tensor), -1) if rows else tensor, torch.inf, 1 if rows else None)
+    return largest(tensor.reshape(len(tensor), -1)).squeeze(1) if rows else tensor.abs().amax()
 
 
 def _lent(value: Tensor, lender: Tensor) -> Tensor:

@@ -18,11 +18,16 @@ def norm(rows: Tensor) -> Tensor:
     return torch.linalg.vector_norm(rows, dim=1)
 
 
+def largest(rows: Tensor) -> Tensor:
+    """The largest magnitude in every row of a matrix `(B, n)`, `(B, 1)`; torch's maximum norm takes far longer."""
+    return rows.abs().amax(1, keepdim=True)
+
+
 def scaled_norm(rows: Tensor) -> Tensor:
     """`norm` of rows whose squares may be zero or infinite in their dtype, at the price of a few passes more."""
-    top = rows.abs().amax(1)
+    top = largest(rows)
     unit = torch.where((top > 0) & top.isfinite(), top, 1)
-    return norm(rows / unit.unsqueeze(1)) * unit
+    return norm(rows / unit) * unit.squeeze(1)
 
 
 class Layout:

@@ -258,14 +258,14 @@ def test_a_sample_that_runs_out_of_steps_is_differentiated_up_to_there(adjoint):
 
 
 @pytest.mark.parametrize("adjoint", [*ALL, Backsolve(checkpoints=4), Backsolve(seminorm=False)], ids=str)
-@pytest.mark.parametrize("sickness", ["argument", "start", "blow-up"])
-def test_a_sick_sample_adds_nothing_to_the_gradients(adjoint, sickness):
+@pytest.mark.parametrize("cause", ["argument", "start", "blow-up"])
+def test_a_non_finite_sample_adds_nothing_to_the_gradients(adjoint, cause):
     start, scale = double(4, 2), torch.tensor([1.0, 0.7], dtype=torch.float64, requires_grad=True)
     weight = double(4, 1, seed=3)
-    if sickness == "start":
+    if cause == "start":
         start[1, 0] = torch.nan
     else:
-        weight[1] = torch.nan if sickness == "argument" else 1e4
+        weight[1] = torch.nan if cause == "argument" else 1e4
     ts = torch.linspace(0, 1, 4, dtype=torch.float64)
 
     def gradients(rows):
@@ -281,10 +281,10 @@ def test_a_sick_sample_adds_nothing_to_the_gradients(adjoint, sickness):
         found = torch.autograd.grad(solution.value.square().sum(), inputs)
         return solution, found
 
-    sick, found = gradients([0, 1, 2, 3])
+    invalid, found = gradients([0, 1, 2, 3])
     healthy, expected = gradients([0, 2, 3])
-    assert sick.status.tolist() == [0, int(ti.Status.NON_FINITE), 0, 0]
-    assert torch.allclose(sick.value[:, [0, 2, 3]], healthy.value, atol=1e-14)
+    assert invalid.status.tolist() == [0, int(ti.Status.NON_FINITE), 0, 0]
+    assert torch.allclose(invalid.value[:, [0, 2, 3]], healthy.value, atol=1e-14)
     tolerance = 1e-6 if adjoint == Backsolve(seminorm=False) else 1e-12
     for one, other in zip(found, expected, strict=True):
         batched = len(one) == 4 and len(other) == 3

@@ -172,13 +172,13 @@ def lonely(t, y, mu):
 
 
 @pytest.mark.parametrize("method", [ti.Tsit5, ti.ESDIRK54])
-@pytest.mark.parametrize(("sick", "status"), [(1e5, Status.MAX_STEPS), (math.nan, Status.NON_FINITE)])
-def test_one_sick_sample_of_many_changes_no_other(method, sick, status):
+@pytest.mark.parametrize(("invalid", "status"), [(1e5, Status.MAX_STEPS), (math.nan, Status.NON_FINITE)])
+def test_one_invalid_sample_of_many_changes_no_other(method, invalid, status):
     generator = torch.Generator().manual_seed(0)
     y0 = torch.randn(1024, 2, dtype=torch.float64, generator=generator)
     mu = torch.rand(1024, dtype=torch.float64, generator=generator)
     ill = mu.clone()
-    ill[17] = sick
+    ill[17] = invalid
     solver, ts = method(rtol=1e-4, atol=1e-6, max_steps=60), times(0.0, 0.7, 2.0)
     with torch.no_grad():
         well = ti.odeint(lonely, y0, ts, mu, solver=solver)

@@ -274,7 +274,7 @@ def test_nested_states_and_joint_steps():
     assert joint.crossings[0].state.shape == (1, 3, 2)
 
 
-def test_a_sick_sample_stays_out():
+def test_a_non_finite_sample_stays_out():
     """It walks beside samples with more and with fewer crossings than it has, or the healthy one in its place."""
     w = double([1.0], [2.0], [1.0]).requires_grad_()
 

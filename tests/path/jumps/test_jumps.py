@@ -347,15 +347,15 @@ def test_a_sample_that_is_not_finite_stays_out_of_every_gradient():
     y0 = double([1.0], [2.0]).requires_grad_()
     jumps, doses = double(0.5).requires_grad_(), double(1.0).view(1, 1, 1).requires_grad_()
 
-    def sick(t, y, x, scale):
+    def invalid(t, y, x, scale):
         return torch.where(t < 0.5, -scale * y, scale * x * y)
 
     x = double([-1.0], [NAN])
     inputs = y0, scale, jumps, doses
-    solution = ti.odeint(sick, y0, double(0, 1), x, scale, jumps=jumps, doses=doses, on_failure="ignore")
+    solution = ti.odeint(invalid, y0, double(0, 1), x, scale, jumps=jumps, doses=doses, on_failure="ignore")
     assert solution.status.tolist() == [0, int(ti.Status.NON_FINITE)]
     found = torch.autograd.grad(solution.value[-1].sum(), inputs)
-    alone = ti.odeint(sick, y0[:1], double(0, 1), x[:1], scale, jumps=jumps, doses=doses)
+    alone = ti.odeint(invalid, y0[:1], double(0, 1), x[:1], scale, jumps=jumps, doses=doses)
     each = torch.autograd.grad(alone.value[-1].sum(), inputs)
     assert float(found[0][1]) == 0
     for one, other in zip(found[1:], each[1:], strict=True):

@@ -79,7 +79,7 @@ class Point:
     def take(self, index: Tensor) -> Point:
         """Some of the programs, without the factor."""
         loose = None if self.loose is None else self.loose[index]
-        return Point(*(part[index] for part in self.parts()), loose=loose)  # type: ignore[call-arg]
+        return Point(*(part[index] for part in self.parts()), loose=loose)
 
     def parts(self) -> tuple[Tensor, ...]:
         """All but `loose`, the factor and `sure`."""

@@ -158,7 +158,7 @@ class _Whole:
         matrix[:, :n, :n] = Q if folded is None else Q + folded
         matrix[:, n:, :n], matrix[:, :n, n:] = E, E.mT
         matrix.diagonal(dim1=1, dim2=2).add_(torch.cat((shift, -corner), 1))
-        return _Whole(matrix, tuple(torch.linalg.ldl_factor_ex(matrix)[:2]))  # type: ignore[arg-type]
+        return _Whole(matrix, tuple(torch.linalg.ldl_factor_ex(matrix)[:2]))
 
     def solve(self, top: Tensor, below: Tensor) -> tuple[Tensor, Tensor]:
         right = torch.cat((top, below), 1).unsqueeze(2)

@@ -151,7 +151,7 @@ class Optimum(Function):
         if ctx.call.kept.kkt is None:  # which is there if all were solved
             solved = solved.unsqueeze(1)
             grad_z, grad_y = torch.where(solved, grad_z, 0.0), torch.where(solved, grad_y, 0.0)
-        v, w = KKTSolve.apply(ctx.call, Q, rows, active, grad_z, grad_y)  # type: ignore[misc]
+        v, w = KKTSolve.apply(ctx.call, Q, rows, active, grad_z, grad_y)
         _, by_curvature, by_q, by_rows, by_lower, by_upper = ctx.needs_input_grad
         return (
             None,
@@ -175,7 +175,7 @@ class Optimum(Function):
         t = t if dupper is None else t + torch.where(active > 0, dupper, 0.0)
         solved = solved.unsqueeze(1)
         r, t = torch.where(solved, r, 0.0), torch.where(solved, t, 0.0)
-        dz, dy = KKTSolve.apply(ctx.call, Q, rows, active, r, t)  # type: ignore[misc]
+        dz, dy = KKTSolve.apply(ctx.call, Q, rows, active, r, t)
         return dz, dy, None, None
 
     @staticmethod
@@ -183,7 +183,7 @@ class Optimum(Function):
         """The mapped dimension joins the batch."""
         folded = [fold(x, dim, info.batch_size) for x, dim in zip(tensors, in_dims[1:], strict=True)]
         found = Optimum.apply(call.mapped(), *folded)
-        return tuple(x.unflatten(0, (info.batch_size, -1)) for x in found), (0,) * 4  # type: ignore[union-attr]
+        return tuple(x.unflatten(0, (info.batch_size, -1)) for x in found), (0,) * 4
 
 
 class KKTSolve(Function):
@@ -214,7 +214,7 @@ class KKTSolve(Function):
     def backward(ctx: Any, grad_z: Tensor, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         """The system is symmetric: the same solve again."""
         Q, rows, active, z, y = ctx.saved_tensors
-        v, w = KKTSolve.apply(ctx.call, Q, rows, active, grad_z, grad_y)  # type: ignore[misc]
+        v, w = KKTSolve.apply(ctx.call, Q, rows, active, grad_z, grad_y)
         by_curvature, by_rows = ctx.needs_input_grad[1:3]
         return (
             None,
@@ -232,14 +232,14 @@ class KKTSolve(Function):
         r = torch.zeros_like(z) if dr is None else dr
         t = torch.zeros_like(y) if dt is None else dt
         r, t = _moved(ctx.call, r, t, z, y, dcurvature, drows)
-        return KKTSolve.apply(ctx.call, Q, rows, active, r, t)  # type: ignore[return-value]
+        return KKTSolve.apply(ctx.call, Q, rows, active, r, t)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, call: ProgramCall, *tensors: Tensor) -> tuple:
         """The mapped dimension joins the batch."""
         folded = [fold(x, dim, info.batch_size) for x, dim in zip(tensors, in_dims[1:], strict=True)]
         found = KKTSolve.apply(call.mapped(), *folded)
-        return tuple(x.unflatten(0, (info.batch_size, -1)) for x in found), (0, 0)  # type: ignore[union-attr]
+        return tuple(x.unflatten(0, (info.batch_size, -1)) for x in found), (0, 0)
 
 
 for _function in (Optimum, KKTSolve):  # autograd asks for it at every call, and Python would read it anew

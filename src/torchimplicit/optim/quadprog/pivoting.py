@@ -69,7 +69,7 @@ class Board:
 
     def take(self, index: Tensor) -> Board:
         """Some of the programs."""
-        return Board(*(part[index] for part in self._parts()), in_place=self.in_place)  # type: ignore[call-arg]
+        return Board(*(part[index] for part in self._parts()), in_place=self.in_place)
 
     def _parts(self) -> tuple[Tensor, ...]:
         return self.gram, self.own, self.far, self.w, self.lower, self.upper, self.idle, self.floor

@@ -45,4 +45,4 @@ class Prepared:
         if len(index) == self.program.batch:
             return self
         parts = (part[index] for part in (self.cholesky, self.free, self.w, self.gram))
-        return Prepared(self.program.take(index), *parts, in_place=self.in_place)  # type: ignore[call-arg]
+        return Prepared(self.program.take(index), *parts, in_place=self.in_place)

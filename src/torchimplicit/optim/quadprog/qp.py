@@ -117,14 +117,14 @@ def qp(
         return _solved_nothing(given, form)
     guess = None if warm_start is None else _guess(warm_start, form, given)
     react_to: Any = "ignore" if on_failure == "nan" else on_failure
-    sick, stated = _quarantined(uncrossed(given) if closest_feasible else given, form)
+    invalid, stated = _quarantined(uncrossed(given) if closest_feasible else given, form)
     program = nearest_feasible(stated) if closest_feasible else stated
     if smoothed is not None:
-        z, y, report = _smoothed(program, float(smoothed), max_steps, sick, react_to)
+        z, y, report = _smoothed(program, float(smoothed), max_steps, invalid, react_to)
         active, outcome, solved = torch.zeros_like(y, dtype=torch.int8), None, report.status == Status.CONVERGED
     else:
         options: dict[str, Any] = {"solver": solver, "max_steps": max_steps, "inside": transforms.active()}
-        run = partial(_run, form=form, guess=guess, sick=sick, **options)
+        run = partial(_run, form=form, guess=guess, invalid=invalid, **options)
         z, y, active, solved, report, outcome = _exact(program, run, react_to)
         z = _on_its_bounds(program, form, z, active) if C is None else z
     if on_failure == "nan":
@@ -202,12 +202,12 @@ def _solution(
 
 
 def _smoothed(
-    program: Program, weight: float, max_steps: int, sick: tuple | None, on_failure: OnFailure
+    program: Program, weight: float, max_steps: int, invalid: tuple | None, on_failure: OnFailure
 ) -> tuple[Tensor, Tensor, ProgramReport]:
     """Solution, multipliers and report of smoothed programs; zero where there is no solution."""
     z, y, report = smooth(program, weight, max_steps, on_failure)
-    if sick is not None:
-        _tell_sick(report, sick)
+    if invalid is not None:
+        _note_invalid(report, invalid)
     solved = (report.status == Status.CONVERGED).unsqueeze(1)
     return torch.where(solved, z, 0.0), torch.where(solved, y, 0.0), report
 
@@ -217,18 +217,18 @@ def _quarantined(program: Program, form: Form) -> tuple[tuple[Tensor, Tensor] | 
     if transforms.active():  # values cannot be looked at here; `_run` does
         return None, program
     with torch.no_grad():
-        sick = broken(program)
-        check_symmetric(program.Q if sick is None else benign(program, sick[0] | sick[1]).Q, form.dtype)
-    return sick, program if sick is None else benign(program, sick[0] | sick[1])
+        invalid = broken(program)
+        check_symmetric(program.Q if invalid is None else benign(program, invalid[0] | invalid[1]).Q, form.dtype)
+    return invalid, program if invalid is None else benign(program, invalid[0] | invalid[1])
 
 
 def _run(
-    program: Program, form: Form, guess: Tensor | None, solver: Any, max_steps: int, sick: Any, inside: bool
+    program: Program, form: Form, guess: Tensor | None, solver: Any, max_steps: int, invalid: Any, inside: bool
 ) -> Outcome:
     """Solves plain programs; those of function transforms have not been looked at yet."""
     if inside:
-        sick = broken(program)
-        program = program if sick is None else benign(program, sick[0] | sick[1])
+        invalid = broken(program)
+        program = program if invalid is None else benign(program, invalid[0] | invalid[1])
         check_symmetric(program.Q, form.dtype)
     if guess is not None and len(guess) != program.batch:  # under torch.vmap
         guess = guess.repeat(program.batch // len(guess), 1)
@@ -239,15 +239,15 @@ def _run(
         outcome = solve(program, guess, max_steps, rounding)
         if not outcome.point.sure and may_ask(solver):
             fall_back(program, outcome, max_steps, rounding)
-    if sick is not None:
+    if invalid is not None:
         outcome.point.sure = False
-        _tell_sick(outcome, sick)
+        _note_invalid(outcome, invalid)
     return outcome
 
 
-def _tell_sick(found: Outcome | ProgramReport, sick: tuple[Tensor, Tensor]) -> None:
+def _note_invalid(found: Outcome | ProgramReport, invalid: tuple[Tensor, Tensor]) -> None:
     """Says of stand-ins what they stand for, and that nothing was solved."""
-    for which, word in zip(sick, (Status.NON_FINITE, Status.INFEASIBLE), strict=True):
+    for which, word in zip(invalid, (Status.NON_FINITE, Status.INFEASIBLE), strict=True):
         found.status = word.where(which, found.status)
         found.residual = torch.where(which, torch.inf, found.residual)
 

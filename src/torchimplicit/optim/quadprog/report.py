@@ -82,7 +82,7 @@ class SmoothedReport(ProgramReport):
         super().__init__(status, steps, root.residual, root.nfev, "smoothed program")
 
     @property
-    def backward(self) -> Report | None:  # type: ignore[override]
+    def backward(self) -> Report | None:
         """The report of the last backward solve; None until a backward pass has run."""
         return self.root.backward
 

@@ -61,7 +61,7 @@ class Outcome:
             return
         parts, loose = (part.to(device) for part in self.point.parts()), self.point.loose
         loose = None if loose is None else loose.to(device)
-        self.point = Point(*parts, loose=loose, kkt=self.point.kkt)  # type: ignore[call-arg]
+        self.point = Point(*parts, loose=loose, kkt=self.point.kkt)
         self.status, self.residual = self.status.to(device), self.residual.to(device)
         self.proof = None if self.proof is None else (self.proof[0].to(device), self.proof[1].to(device))
         self.by_clarabel = None if self.by_clarabel is None else self.by_clarabel.to(device)

@@ -190,9 +190,9 @@ def broken(program: Program) -> tuple[Tensor, Tensor] | None:
     return ~numbers, numbers & ~apart
 
 
-def benign(program: Program, sick: Tensor) -> Program:
-    """The programs with trivial ones in place of the sick: keeps NaN out of the gradients of shared tensors."""
-    row, matrix = sick.unsqueeze(1), sick[:, None, None]
+def benign(program: Program, invalid: Tensor) -> Program:
+    """The programs with trivial ones in place of the invalid ones: keeps NaN out of the gradients of shared tensors."""
+    row, matrix = invalid.unsqueeze(1), invalid[:, None, None]
     infinity = torch.full_like(program.lower, torch.inf)
     infinity[:, : program.equalities] = 0.0
     if program.is_sparse:  # the matrices are those of the others, too

@@ -19,8 +19,8 @@ _LOOSE = 1e-2
 def import_scipy() -> Any:
     """The part of scipy that factors sparse matrices, or an error that says how to install it."""
     try:
-        import scipy.sparse  # pyright: ignore[reportMissingImports]
-        import scipy.sparse.linalg  # pyright: ignore[reportMissingImports]
+        import scipy.sparse
+        import scipy.sparse.linalg
     except ImportError as error:
         raise ImportError(
             "qp: sparse programs are factored by scipy, which is not installed; try pip install torchimplicit[optim]"
