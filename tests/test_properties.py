@@ -9,7 +9,7 @@ import torchimplicit as ti
 from torchimplicit.core.tree import Layout
 from torchimplicit.linear import Matrix
 
-quick = settings(max_examples=30, deadline=None, derandomize=True)
+quick = settings(max_examples=30, derandomize=True)
 seeds = st.integers(0, 2**31 - 1)
 
 

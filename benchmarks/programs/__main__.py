@@ -1,4 +1,4 @@
-"""Quadratic programs and projections against moreau, proxsuite, qpth and cvxpylayers: speed, warm starts, errors.
+"""Programs and projections against moreau, proxsuite, qpth, cvxpylayers, Clarabel, HiGHS: speed, warm starts, errors.
 
 python -m benchmarks.programs              everything; rewrites benchmarks/OPTIM.md
 python -m benchmarks.programs --quick      tiny sizes, writes nothing
@@ -22,6 +22,7 @@ from torch import Tensor
 from benchmarks.kit.measure import interleaved
 from benchmarks.kit.table import Table, at_least, at_most, write_page
 from benchmarks.programs.cases import NAMES, Exact, Programs, exact, kkt_residual, programs, relative
+from benchmarks.programs.linear import linear
 from benchmarks.programs.peers import Contestant, Found, contestants
 from benchmarks.programs.projections import projections
 from benchmarks.programs.sparse import sparse
@@ -31,7 +32,7 @@ HOW = (
     "interleaved repeats, everything in double precision. The machine was shared with other work, so times are "
     "CPU times, and even these are to be compared within a size only."
 )
-LIBRARIES = ("torchimplicit", "moreau", "proxsuite", "qpth", "cvxpylayers", "cvxpy")
+LIBRARIES = ("torchimplicit", "moreau", "proxsuite", "qpth", "cvxpylayers", "cvxpy", "clarabel", "scipy")
 SIZES = (10, 50, 100)
 EXACT = 1e-9  # relative error of solution, multipliers and gradient
 
@@ -149,12 +150,14 @@ def sections(quick: bool) -> dict[str, Callable[[], list[Table]]]:
         return {
             "speed": lambda: speed((10,), 4, 0),
             "warm": lambda: [warm((10,), 4, (1e-3,), 0)],
+            "linear": lambda: [linear((5,), 0)],
             "sparse": lambda: [sparse(60, 0)],
             "projections": lambda: [projections(4, 6, 0)],
         }
     return {
         "speed": lambda: speed(SIZES, 128, 20),
         "warm": lambda: [warm(SIZES, 128, (1e-3, 1e-2, 5e-2), 5)],
+        "linear": lambda: [linear((10, 25), 10)],
         "sparse": lambda: [sparse(10_000, 10)],
         "projections": lambda: [projections(1024, 50, 5)],
     }

@@ -61,7 +61,7 @@ def test_a_start_at_or_near_the_solution_loses_no_gradient(solver, start):
     assert (solution.backward.residual < 1e-3).all()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.floats(-30, 3))
 def test_what_lends_its_gradient_leaves_the_value_as_it_is(power):
     """Steps from aside may be larger than the value by any factor, and their rounding with them."""
@@ -135,7 +135,7 @@ def test_steps_that_jump_to_a_solution_do_not_pass_for_its_gradient_by_the_weigh
         assert solution.backward.status.tolist() == [ti.Status.MAX_STEPS]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     solver=st.sampled_from([ti.Picard, ti.Anderson, ti.Broyden]),
     rtol=st.sampled_from([1e-1, 1e-2, 1e-4, 1e-8]),

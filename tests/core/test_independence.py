@@ -38,7 +38,7 @@ def test_every_ordered_pair_of_samples_is_parted_by_some_experiment(batch):
     assert len(list(halves(batch, CPU, bits=2))) == min(4, count)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(st.integers(2, 9), st.data())
 def test_one_sample_that_gets_something_of_another_is_found_and_no_other(batch, data):
     giver = data.draw(st.integers(0, batch - 1))

@@ -44,7 +44,7 @@ def leaves_of(value):
     return [getattr(value, "__self__", value)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(nests)
 def test_exchange_and_back(value):
     new = exchanged(value, FORTH, depth=9)

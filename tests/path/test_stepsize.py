@@ -39,7 +39,7 @@ def test_the_tolerance_is_relative_to_the_state(size):
 
 
 @pytest.mark.parametrize("solver", [ti.Bosh3, ti.Tsit5, ti.Dopri5, ti.Dopri8])
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.floats(-12, 2), st.floats(-6, -4), st.floats(-6, 6))
 def test_a_path_is_the_same_in_any_unit_of_time(solver, power, accuracy, size):
     """The first step is: one of a state's own time, where the estimate of `Bosh3` is blind to a decay, was accepted."""

@@ -58,7 +58,7 @@ def follow(method, ts, adjoint, **options):
     seed=st.integers(0, 10**6), sign=st.sampled_from([1, -1]), adjoint=st.sampled_from(KEPT),
     dense=st.booleans(), single=st.booleans(),
 )  # fmt: skip
-@settings(max_examples=4, deadline=None, derandomize=True)
+@settings(max_examples=4, derandomize=True)
 def test_within_the_times(method, seed, sign, adjoint, dense, single):
     """Of times without any pattern, in which roundings are as they come."""
     generator = torch.Generator().manual_seed(seed)

@@ -12,7 +12,7 @@ from tests.sde.law import check_normal, largest_correlation
 from torchimplicit.sde import Brownian, joined
 
 D = torch.float64
-quick = settings(max_examples=25, deadline=None, derandomize=True)
+quick = settings(max_examples=25, derandomize=True)
 widths, batches, numbers = st.integers(1, 9), st.integers(1, 12), st.integers(0, 2**40)
 
 

@@ -9,7 +9,7 @@ from tests.sde.law import check_normal, distance
 from torchimplicit.sde import Brownian, Stack, joined
 
 D = torch.float64
-quick = settings(max_examples=20, deadline=None, derandomize=True)
+quick = settings(max_examples=20, derandomize=True)
 
 
 class Walk:

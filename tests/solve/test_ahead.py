@@ -31,7 +31,7 @@ def step(matrix, residual):
     return found[0], bool(singular)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(EXPONENTS, EXPONENTS)
 def test_the_step_is_that_of_newton_in_any_units(unknowns, equations):
     columns, rows = 10.0 ** double(*unknowns), 10.0 ** double(*equations)

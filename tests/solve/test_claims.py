@@ -10,7 +10,7 @@ import torchimplicit as ti
 ONE = torch.ones(1, 1, dtype=torch.float64)
 DOWN = [ti.LBFGS(), ti.NewtonCG()]
 EXPONENTS = st.lists(st.integers(-6, 6), min_size=3, max_size=3)
-QUIET = settings(max_examples=15, deadline=None, derandomize=True)
+QUIET = settings(max_examples=15, derandomize=True)
 
 
 def double(*values):

@@ -41,7 +41,7 @@ def close(first, second, tolerance=1e-12):
     return all((a - b).abs().max() <= tolerance for a, b in zip(first, second, strict=True))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     widths=st.lists(st.integers(1, 7), min_size=2, max_size=6),
     activation=st.sampled_from(ACTIVATIONS),
@@ -223,7 +223,7 @@ def equilibria(*widths, scales=None, **options):
     ]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(widths=st.lists(st.integers(1, 5), min_size=2, max_size=4), seed=st.integers(0, 2**31))
 def test_stacked_equilibria_are_one(widths, seed):
     torch.manual_seed(seed)

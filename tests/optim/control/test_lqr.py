@@ -158,7 +158,7 @@ def test_rounding_does_not_grow_along_an_unstable_system():
     assert optimality(plan, **bounds, **given, horizon=80) < 1e-9  # open loop, the states would round to 1.3**80 eps
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @drawn(st.floats(0, 8), st.sampled_from([torch.float32, D]))
 def test_a_control_at_its_bound_is_the_bound_to_the_bit(power, dtype):
     given = {name: value.to(dtype) for name, value in problem().items()}

@@ -15,7 +15,7 @@ from torchimplicit.optim.projection.batch import Batch
 DOUBLE = torch.float64
 FAR = st.integers(-30, 30).map(lambda power: 10.0**power)
 dtypes = st.sampled_from([torch.float32, DOUBLE])
-often = settings(max_examples=60, deadline=None, derandomize=True)
+often = settings(max_examples=60, derandomize=True)
 
 
 def random(seed, *shape):

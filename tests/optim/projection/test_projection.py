@@ -184,7 +184,7 @@ def test_affine_sets_with_rows_that_repeat_each_other():
 
 
 @each
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(seed=st.integers(0, 2**31 - 1), scale=st.sampled_from([1e-3, 1.0, 1e3]), whole=st.booleans())
 def test_idempotent_and_nonexpansive(name, seed, scale, whole):
     function, (x, *parameters) = case(name)

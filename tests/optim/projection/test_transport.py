@@ -36,7 +36,7 @@ def check_nearest(X, Y, play):
         assert float(push[rows, columns].sum() - (push * y).sum()) <= play * float(push.abs().sum())
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(
     seed=st.integers(0, 2**31 - 1),
     dtype=st.sampled_from([torch.float32, DOUBLE]),
@@ -56,7 +56,7 @@ def test_the_nearest_doubly_stochastic_matrix(seed, dtype, size, n, whole):
     assert torch.allclose(projection.birkhoff_polytope(Y), Y, rtol=0, atol=10 * play)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(seed=st.integers(0, 2**31 - 1), unit=st.integers(-30, 30).map(lambda power: 10.0**power))
 def test_plans_are_those_of_the_simplex_in_any_unit(seed, unit):
     # With one column of free sums in all but name, rows are simplices: a column that takes what is left.

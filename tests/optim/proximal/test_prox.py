@@ -67,7 +67,7 @@ STEPS = torch.tensor([0.3, 0.5, 0.9, 0.1, 0.6], dtype=DOUBLE)
 
 
 @each
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=10, derandomize=True)
 @given(seed=st.integers(0, 2**31 - 1), step=st.floats(0.05, 3.0))
 def test_no_other_point_is_better(name, seed, step):
     function, penalty, _ = MAPS[name]
@@ -134,7 +134,7 @@ def test_the_conjugate_by_moreau_and_its_own_conjugate(name):
 
 
 @exact
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(seed=st.integers(0, 2**31 - 1), step=st.floats(0.0, 4.0), whole=st.booleans())
 def test_firmly_nonexpansive(name, seed, step, whole):
     function, _, _ = MAPS[name]

@@ -117,7 +117,7 @@ def test_units_of_costs_rows_and_unknowns_change_no_verdict(kind):
         assert dear.solve().status.item() == known.status, size
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, derandomize=True)
 @given(
     st.sampled_from(["repeated rows", "curved", "no interior"]),
     st.integers(0, 10**6),
@@ -215,7 +215,7 @@ def test_mates_change_no_verdict():
             torch.testing.assert_close(alone.value, together.value[i], rtol=1e-9, atol=1e-12)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, derandomize=True)
 @given(
     st.sampled_from(["repeated rows", "repeated rows, curved", "no interior", "transport", "contradictory", "endless"]),
     st.integers(0, 10**6),

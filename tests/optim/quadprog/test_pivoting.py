@@ -38,7 +38,7 @@ def same_either_way(program, monkeypatch):
 
 
 @given(st.integers(0, 10_000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_bounds_are_those_of_the_solution(seed):
     with torch.no_grad():
         tensors = [part.detach() for part in programs(8, 6, 6, 1, seed)]

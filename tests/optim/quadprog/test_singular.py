@@ -14,7 +14,7 @@ def t(*values):
     return torch.tensor(values, dtype=torch.float64)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(ANGLE, st.floats(-3, 3), st.floats(-3, 3))
 def test_rows_that_are_nearly_one_are_solved(angle, first, second):
     rows, force = t([1.0, 1.0], [1.0, 1.0 + angle]), t(first, second)
@@ -25,7 +25,7 @@ def test_rows_that_are_nearly_one_are_solved(angle, first, second):
     assert residual.item() <= 1e-6
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(ANGLE)
 def test_a_corner_of_nearly_one_row_has_its_derivative(angle):
     rows, h = t([1.0, 1.0], [1.0, 1.0 + angle]), t(1.0, 1.0).requires_grad_()

@@ -153,7 +153,7 @@ def test_a_crossing_where_a_step_ends_is_one():
     assert found.crossings[0].time.tolist() == [[0.5] * 3]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 999), batch=st.integers(1, 4), solver=st.sampled_from([ti.Tsit5(), ti.RK4(dt=0.3)]))
 def test_events_of_a_batch_are_those_of_each_sample_alone(seed, batch, solver):
     draw = torch.Generator().manual_seed(seed)
@@ -187,7 +187,7 @@ def test_events_of_a_batch_are_those_of_each_sample_alone(seed, batch, solver):
             assert torch.allclose(one[0], each[i], rtol=1e-7, atol=1e-9)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 999), direction=st.sampled_from([-1, 0, 1]))
 def test_crossings_are_those_of_scipy(seed, direction):
     draw = torch.Generator().manual_seed(seed)

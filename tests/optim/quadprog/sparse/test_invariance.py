@@ -50,7 +50,7 @@ def same(first, second):
 
 @example(seed=0, n=5, rows=1, fate=Status.UNBOUNDED, unit=3)
 @example(seed=1, n=5, rows=1, fate=Status.UNBOUNDED, unit=-6)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=seeds,
     n=st.integers(2, 12),
