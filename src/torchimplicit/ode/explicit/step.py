@@ -1,4 +1,4 @@
-"""One step of a Runge-Kutta method, written once for every use: in place without gradients, as a graph with them."""
+"""One step of an explicit Runge-Kutta method, in place without gradients, a graph with them; kernels have another."""
 
 from __future__ import annotations
 
