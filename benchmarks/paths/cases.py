@@ -20,7 +20,7 @@ class Case:
         end: the last time; the first one is 0.
         tol: relative and absolute tolerance.
         joint: whether this library makes steps of one size for the batch, as torchdiffeq does.
-        in_jax: which of the fields of `ode_jax.py` it is; None where that is not written.
+        in_jax: which of the fields of `jax_process.py` it is; None where that is not written.
     """
 
     name: str

@@ -126,7 +126,7 @@ class Coupled(PathSolver):
         return undo
 
     def state_field(self, field: Field) -> Field:
-        """See `PathSolver.rate`: at the start, where both states are the same."""
+        """See `PathSolver.state_field`: at the start, where both states are the same."""
         return Field(lambda t, pair: field(t, pair.chunk(2, dim=1)[0]).repeat(1, 2))
 
 
