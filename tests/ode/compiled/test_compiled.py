@@ -133,6 +133,7 @@ def test_auto_waits_until_it_pays(monkeypatch):
     [
         ({"compile": "always"}, "expected False, True or 'auto'"),
         ({"compile": True, "dense": True}, "output times alone"),
+        ({"compile": True, "jumps": torch.tensor(0.5)}, "got True with jumps"),
         ({"compile": True, "solver": RK4(dt=0.1)}, "explicit adaptive solver"),
     ],
 )

@@ -34,7 +34,7 @@ def check_compile(compile: Any, solver: PathSolver, plain: bool) -> None:
         plain: whether this is a solve of nothing but output times.
 
     Raises:
-        ValueError: neither a bool nor "auto"; or True for an event, dense output, a callback or another kind of solver.
+        ValueError: neither a bool nor "auto"; or True for more than output times or another kind of solver.
     """
     if compile not in (True, False, "auto"):
         raise ValueError(f"compile: got {compile!r}, expected False, True or 'auto'")
@@ -42,7 +42,7 @@ def check_compile(compile: Any, solver: PathSolver, plain: bool) -> None:
         return
     if not plain:
         raise ValueError(
-            "compile: got True with an event, dense output or a callback, expected output times alone; "
+            "compile: got True with jumps, an event, dense output or a callback, expected output times alone; "
             "try compile=False"
         )
     if not can_compile(solver):
