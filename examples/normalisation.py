@@ -2,7 +2,7 @@
 
 A continuous normalising flow has its density from an integral along a path, so that the solver's error is an error of
 the density. A flow of one dimension learns a mixture of three normal densities; then its density is integrated over a
-fine grid, walked with tolerances from 1e-1 to 1e-7. Runs in about twenty seconds on one core.
+fine grid, solved with tolerances from 1e-1 to 1e-7. Runs in about twenty seconds on one core.
 """
 
 import sys

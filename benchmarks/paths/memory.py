@@ -19,7 +19,7 @@ except ImportError:
 
 
 class Swirl(nn.Module):
-    """A field that neither contracts nor expands, so that it can be walked back."""
+    """A field that neither contracts nor expands, so that it can be integrated back."""
 
     def __init__(self, width: int):
         super().__init__()

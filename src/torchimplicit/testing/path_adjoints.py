@@ -20,8 +20,8 @@ def check_path_adjoint(adjoint: PathAdjoint, exact: bool = True, second: bool = 
     """Holds an adjoint of paths to the contract.
 
     Each is right to a hundred times the solver's tolerance. An exact one passes `gradcheck` and `gradgradcheck` for the
-    steps that it takes; any other reports how its walk back went. None changes the value, and none lets a sample that
-    is not finite into a shared gradient.
+    steps that it takes; any other reports how its backward solve went. None changes the value, and none lets a sample
+    that is not finite into a shared gradient.
 
     Args:
         adjoint: the adjoint.
@@ -46,7 +46,7 @@ def check_path_adjoint(adjoint: PathAdjoint, exact: bool = True, second: bool = 
         off = float((ours - theirs).norm() / theirs.norm())
         assert off < bound, f"the gradient of the {name} is off by {off:.1e} of its size"
     if not exact:
-        assert solution.backward is not None, "a walk back is reported"
+        assert solution.backward is not None, "a backward solve is reported"
         assert solution.backward.converged, solution.backward
     else:
         _check_differences(adjoint, second)

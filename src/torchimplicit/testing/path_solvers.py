@@ -106,7 +106,7 @@ def _check_limit(solver: PathSolver, case: PathCase) -> None:
         case.solve(ENDS, solver=short)
     except ConvergenceError:
         return
-    raise AssertionError("a path that was not walked to its end must raise by default")
+    raise AssertionError("a path that was not integrated to its end must raise by default")
 
 
 def _check_gradients(solver: PathSolver, case: PathCase) -> None:

@@ -54,7 +54,7 @@ class CNF(PathLayer):
         on_failure: see `NeuralODE`.
 
     Attributes:
-        report: how the last paths were walked; None before the first.
+        report: how the last paths were integrated; None before the first.
         penalties: the integrals along the paths of the last `log_prob`, `(B,)` each, with their graphs.
 
     Examples:
@@ -131,7 +131,7 @@ class CNF(PathLayer):
         probe = None if self.noise is None else draw_probe(self.noise, x)
         field = partial(_with_density, self.field, self.autonomous, self.trace, self.wanted)
         args = (probe, *_some(context))
-        z, volume, *rest = self.walk(field, state, self.ts.flip(0), args, solver, tuple(range(len(args))))
+        z, volume, *rest = self.integrate(field, state, self.ts.flip(0), args, solver, tuple(range(len(args))))
         if self.wanted:  # integrals against the time
             self.penalties = (rest[0][-1] * torch.sign(self.ts[0] - self.ts[-1]).to(x.dtype)).unbind(1)
         return z[-1], -volume[-1, :, 0]
@@ -162,7 +162,7 @@ class CNF(PathLayer):
         self._check(z)
         field = partial(without_time, self.field) if self.autonomous else self.field
         args = _some(context)
-        return self.walk(field, z, ts, args, self.solver, tuple(range(len(args))))
+        return self.integrate(field, z, ts, args, self.solver, tuple(range(len(args))))
 
     def _base_log_prob(self, z: Tensor) -> Tensor:
         if self.base is not None:

@@ -1,4 +1,4 @@
-"""What layers that walk along a field have in common."""
+"""What layers that integrate a field have in common."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Stepping = Literal["per-sample", "joint"]
 
 
 class PathLayer(ImplicitLayer):
-    """Base of the layers that walk: a subclass sets the adjoint and `on_failure`, and calls `walk`.
+    """Base of the layers that integrate: a subclass sets the adjoint and `on_failure`, and calls `integrate`.
 
     Attributes:
-        report: how the last path was walked; None before the first.
+        report: how the last path was integrated; None before the first.
         penalties: the integrals of the last path, `(B,)` each, with their graphs.
     """
 
@@ -30,11 +30,11 @@ class PathLayer(ImplicitLayer):
     penalties: tuple[Tensor, ...]
 
     def __init__(self):
-        """Has walked nowhere yet."""
+        """Has integrated nothing yet."""
         super().__init__()
         self.penalties = ()
 
-    def walk(
+    def integrate(
         self,
         field: Callable,
         state: Any,
@@ -44,7 +44,7 @@ class PathLayer(ImplicitLayer):
         batched_args: Sequence[int] | None,
         stepping: Stepping = "per-sample",
     ) -> Any:
-        """The states at all times, `(T, B, ...)`; keeps the report, of a walk that failed, too. See `odeint`."""
+        """The states at all times, `(T, B, ...)`; keeps the report, of a solve that failed, too. See `odeint`."""
         options: dict[str, Any] = {
             "solver": solver,
             "adjoint": self.adjoint,

@@ -33,7 +33,7 @@ class NeuralODE(PathLayer):
     Args:
         field: `field(t, y, ...) -> dy/dt`, a module, or a plain function of its arguments alone; `t` is `(B, 1, ...)`.
         ts: the times, start and end, or more where they are wanted; a tensor, a parameter where they are learned.
-        solver: how to walk: `Tsit5()`, `RK4(dt=0.1)`, ...
+        solver: how to integrate: `Tsit5()`, `RK4(dt=0.1)`, ...
         adjoint: how to differentiate.
         autonomous: whether the field does without the time: `field(y, ...)`, an `nn.Sequential` for one.
         output: "last" returns the state at the last time, `(B, ...)`; "all" those at all times, `(T, B, ...)`.
@@ -46,7 +46,7 @@ class NeuralODE(PathLayer):
         on_failure: "warn" (default), "raise" or "ignore" samples that do not reach the end.
 
     Attributes:
-        report: how the last path was walked; None before the first.
+        report: how the last path was integrated; None before the first.
         penalties: the integrals of the last path, `(B,)` each, with their graphs.
 
     Examples:
@@ -124,7 +124,7 @@ class NeuralODE(PathLayer):
             solver = beside(solver, state, y0, 1 if self.stepping == "per-sample" else 0)
             batched = None if batched is None else (*([0] if probe is not None else []), *(i + 1 for i in batched))
         batched = None if self.stepping == "joint" else batched
-        value = self.walk(field, state, self.ts if ts is None else ts, more, solver, batched, self.stepping)
+        value = self.integrate(field, state, self.ts if ts is None else ts, more, solver, batched, self.stepping)
         if self.wanted:
             value, costs = value
             self.penalties = costs[-1].unbind(1)

@@ -55,7 +55,7 @@ class ConvolutionalODE(nn.Module):
         strides: of the convolutions before it, one each.
         pool: the image that the dense layer sees is averaged to `pool x pool`.
         classes: number of classes.
-        solver: walks the path.
+        solver: integrates the path.
         adjoint: differentiates it.
         penalties: of the path, see `nn.NeuralODE`.
         penalty: their weight; 0 leaves them out.

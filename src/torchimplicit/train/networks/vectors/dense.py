@@ -46,7 +46,7 @@ class DenseODE(nn.Module):
         layers: see `DenseField`.
         duration: of the path.
         times: how many states of it are returned, in equal steps from the start on; 1 returns the last one.
-        solver: walks the path.
+        solver: integrates the path.
         adjoint: differentiates it.
         penalties: of the path, see `nn.NeuralODE`.
         penalty: their weight; 0 leaves them out.

@@ -24,7 +24,7 @@ class DenseFlow(nn.Module):
         hidden: see `DenseField`.
         layers: see `DenseField`.
         trace: "exact", or "hutchinson" while training (measured it is exact).
-        solver: walks the paths.
+        solver: integrates the paths.
         adjoint: differentiates them.
         penalties: of the paths, see `nn.NeuralODE`.
         penalty: their weight; 0 leaves them out.
