@@ -1,7 +1,7 @@
 """How far a path may be from its closed form, and its gradient.
 
 A value may be off by `PLAY` = 10 times the tolerance a step, for every step, times what the field magnifies errors by;
-a gradient by ten times that again, for its own equation is walked along with steps that the state has chosen.
+a gradient by ten times that again, for its own equation is integrated with steps that the state has chosen.
 """
 
 import torch
@@ -12,39 +12,39 @@ from tests.fuzz.verdict import ROUNDINGS, rms, silent
 PLAY, GRADIENT = 10.0, 10.0
 
 
-def arrived(walk, solution):
+def arrived(call, solution):
     """Which rows have arrived."""
     arrived = solution.status == ti.Status.CONVERGED
-    return arrived.expand(len(walk.y0)) if walk.options["stepping"] == "joint" else arrived
+    return arrived.expand(len(call.y0)) if call.options["stepping"] == "joint" else arrived
 
 
-def bounds(walk, values, solution):
+def bounds(call, values, solution):
     """How far off every sample may be, relative to its largest state, `(B,)`; and that state."""
-    solver, report = walk.options["solver"], solution.report
+    solver, report = call.options["solver"], solution.report
     size = torch.stack([rms(rows) for rows in values]).amax(0).clamp_min(1e-300)
     steps = report.accepted.double().clamp_min(1)
-    steps = steps.expand(len(size)) if walk.options["stepping"] == "joint" else steps
-    if walk.options["stepping"] == "joint":
+    steps = steps.expand(len(size)) if call.options["stepping"] == "joint" else steps
+    if call.options["stepping"] == "joint":
         size = size.amax().expand(len(size))
         steps = steps * len(size) ** 0.5
-    local = solver.rtol + solver.atol / size + ROUNDINGS * walk.form.eps
+    local = solver.rtol + solver.atol / size + ROUNDINGS * call.form.eps
     # Times are rounded, too: a solution that changes by its own size within `tau` moves by that.
-    moved = ROUNDINGS * torch.finfo(walk.times.dtype).eps * float(walk.ts.abs().max()) / walk.tau
-    return PLAY * steps * walk.flow.growth * (local + moved), size
+    moved = ROUNDINGS * torch.finfo(call.times.dtype).eps * float(call.ts.abs().max()) / call.tau
+    return PLAY * steps * call.flow.growth * (local + moved), size
 
 
-def values(walk, values, solution):
-    there = arrived(walk, solution)
+def values(call, values, solution):
+    there = arrived(call, solution)
     faults = []
     if not values.isfinite().all():
         faults.append(silent(f"the value is not finite: statuses {solution.status.tolist()}"))
-    wrong = torch.nonzero(there & (walk.invalid | walk.flow.blown)).flatten().tolist()
-    faults += [silent("arrived, and holds NaN" if walk.invalid[b] else "arrived, beyond a blow-up", b) for b in wrong]
+    wrong = torch.nonzero(there & (call.invalid | call.flow.blown)).flatten().tolist()
+    faults += [silent("arrived, and holds NaN" if call.invalid[b] else "arrived, beyond a blow-up", b) for b in wrong]
     if faults or not bool(there.any()):
         return faults
-    y0, times = walk.y0.detach().double(), walk.times.detach().double()
-    expected = walk.exact(y0, times, [arg.detach().double() for arg in walk.args])
-    bound, size = bounds(walk, expected.nan_to_num(0), solution)
+    y0, times = call.y0.detach().double(), call.times.detach().double()
+    expected = call.exact(y0, times, [arg.detach().double() for arg in call.args])
+    bound, size = bounds(call, expected.nan_to_num(0), solution)
     for b in torch.nonzero(there).flatten().tolist():
         error = float(rms(values[:, b] - expected[:, b]).max())
         if not error <= bound[b] * size[b]:
@@ -52,28 +52,28 @@ def values(walk, values, solution):
     return faults
 
 
-def gradients(walk, grads, solution, said):
+def gradients(call, grads, solution, said):
     if any("could not be kept apart" in message for message in said):
         return []
     faults = []
-    well = ~walk.invalid & (solution.status != ti.Status.NON_FINITE if walk.form.batch_dims else torch.tensor(True))
+    well = ~call.invalid & (solution.status != ti.Status.NON_FINITE if call.form.batch_dims else torch.tensor(True))
     for name, grad in zip(("y0", "ts", "x", "A"), grads, strict=False):
         kept = grad[well] if name in ("y0", "x") else grad[:, well] if grad.dim() == 2 and name == "ts" else grad
         if not kept.isfinite().all():
             faults.append(silent(f"the gradient of {name} is not finite for a sample that is"))
     backward = solution.backward
-    if faults or not bool(arrived(walk, solution).all()) or (backward is not None and not backward.converged):
+    if faults or not bool(arrived(call, solution).all()) or (backward is not None and not backward.converged):
         return faults
-    y0, times = walk.y0.detach().double().requires_grad_(), walk.times.detach().double().requires_grad_()
-    args = [arg.detach().double().requires_grad_() for arg in walk.args]
-    expected = walk.exact(y0, times, args)
-    true = torch.autograd.grad((expected * walk.cotangent).sum(), [y0, times, *args])
-    bound, size = bounds(walk, expected.detach(), solution)
-    span = float((walk.ts[-1] - walk.ts[0]).abs().max())
-    flow = float(walk.cotangent.abs().sum()) * walk.flow.growth
+    y0, times = call.y0.detach().double().requires_grad_(), call.times.detach().double().requires_grad_()
+    args = [arg.detach().double().requires_grad_() for arg in call.args]
+    expected = call.exact(y0, times, args)
+    true = torch.autograd.grad((expected * call.cotangent).sum(), [y0, times, *args])
+    bound, size = bounds(call, expected.detach(), solution)
+    span = float((call.ts[-1] - call.ts[0]).abs().max())
+    flow = float(call.cotangent.abs().sum()) * call.flow.growth
     largest = float(size.max())
-    unit = {"logistic": largest, "decay": largest, "blow-up": largest**2 / walk.scale}.get(walk.flow.title, 1.0)
-    weights = (1.0, largest / walk.tau, unit * span / walk.tau, largest * span / walk.tau)
+    unit = {"logistic": largest, "decay": largest, "blow-up": largest**2 / call.scale}.get(call.flow.title, 1.0)
+    weights = (1.0, largest / call.tau, unit * span / call.tau, largest * span / call.tau)
     for name, grad, want, weight in zip(("y0", "ts", "x", "A"), grads, true, weights, strict=False):
         scale = float(want.abs().max()) + flow * weight
         error = float((grad - want).abs().max())

@@ -1,4 +1,4 @@
-"""Front doors whose answer a formula in float64 says, derivatives included: programs, plans, projections.
+"""Public functions whose answer a formula in float64 says, derivatives included: programs, plans, projections.
 
 A value may be off by `ROUNDINGS` = 100 roundings times the condition number, in units of its own; a gradient by
 `GRADIENT` = 10 times that, relative to its own size or to what a change of a tensor by its size is worth.

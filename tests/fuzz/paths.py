@@ -113,7 +113,7 @@ def adjoint(dice):
 
 
 @dataclass
-class Walk:
+class Call:
     """One call and its options."""
 
     flow: Flow
@@ -195,30 +195,30 @@ def odeint(dice, known):
     if options["stepping"] == "per-sample" and dice.chance(0.3):
         options["batched_args"] = (0,)
     form = Form(form.name, form.dtype, int(options["stepping"] == "per-sample"))
-    walk = Walk(flow, form, ts, tau, invalid, options, dice.normal(count, batch, width), s)
-    return walk.title, lambda: play(walk)
+    call = Call(flow, form, ts, tau, invalid, options, dice.normal(count, batch, width), s)
+    return call.title, lambda: play(call)
 
 
-def play(walk):
+def play(call):
     """Solves, differentiates, and compares with the closed form."""
-    outcome = watched(walk.solve)
+    outcome = watched(call.solve)
     faults, said = list(outcome.faults), list(outcome.said)
     solution = outcome.error.solution if isinstance(outcome.error, ti.ConvergenceError) else outcome.value
     if solution is None:
         return "broken" if faults else "refused", faults
-    low, high = walk.times.min().item(), walk.times.max().item()
-    if walk.seen[0] < low or walk.seen[1] > high:
-        faults.append(silent(f"f was evaluated at {walk.seen}, outside of [{low}, {high}]"))
-    values = torch.stack([walk.form.unpack(_at(solution.value, k)) for k in range(len(walk.times))])
-    faults += arrivals.values(walk, values.detach().double(), solution)
+    low, high = call.times.min().item(), call.times.max().item()
+    if call.seen[0] < low or call.seen[1] > high:
+        faults.append(silent(f"f was evaluated at {call.seen}, outside of [{low}, {high}]"))
+    values = torch.stack([call.form.unpack(_at(solution.value, k)) for k in range(len(call.times))])
+    faults += arrivals.values(call, values.detach().double(), solution)
     if not faults and values.requires_grad:
-        loss = (values * walk.cotangent.to(values.dtype)).sum()
-        tensors = [walk.y0, walk.times, *walk.args]
+        loss = (values * call.cotangent.to(values.dtype)).sum()
+        tensors = [call.y0, call.times, *call.args]
         outcome = watched(lambda: torch.autograd.grad(loss, tensors, allow_unused=True))
         faults, said = faults + outcome.faults, said + outcome.said
         if outcome.value is not None:
             grads = [torch.zeros_like(a) if g is None else g for g, a in zip(outcome.value, tensors, strict=True)]
-            faults += arrivals.gradients(walk, [grad.double() for grad in grads], solution, said)
+            faults += arrivals.gradients(call, [grad.double() for grad in grads], solution, said)
         elif not faults and not isinstance(outcome.error, ti.ConvergenceError | NotImplementedError | ValueError):
             faults.append(Fault("exception", f"backward: {outcome.error!r}"))
     return "converged" if solution.report.converged else "failed", faults

@@ -55,7 +55,7 @@ def crossing(level, span, y0, x, A, place=0):
 
 
 def meeting(levels, span, y0, x, A):
-    """When the second unknown ends a walk at its level and the first has passed its own, -1 for never; how surely."""
+    """When the second unknown ends a solve at its level and the first has passed its own, -1 for never; how surely."""
     (end, speed, ends), (pass_by, other, passes) = (
         crossing(level, span, y0, x, A, place) for place, level in ((1, levels[1]), (0, levels[0]))
     )

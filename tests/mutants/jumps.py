@@ -21,7 +21,7 @@ MUTANTS = [
     Mutant(
         "ode/compiled/kernel.py", "compiled steps have no largest",
         "h = h if largest is None else torch.minimum(h, largest)", "pass",
-        "tests/path/test_dt_max.py::test_compiled_walks_keep_to_it",
+        "tests/path/test_dt_max.py::test_compiled_solves_keep_to_it",
     ),
     Mutant(
         "ode/adjoint/backsolve.py", "steps back have no largest",
@@ -71,12 +71,12 @@ MUTANTS = [
     Mutant(
         "path/jumps/stretches.py", "a sample that met its event goes on behind a jump",
         "stands = stands | (record.event >= 0)", "pass",
-        "tests/path/jumps/test_jumps.py::test_an_event_at_the_time_of_a_jump_ends_the_walk_there",
+        "tests/path/jumps/test_jumps.py::test_an_event_at_the_time_of_a_jump_ends_the_solve_there",
     ),
     Mutant(
-        "path/jumps/stretches.py", "a walk back tells of its last stretch alone",
+        "path/jumps/stretches.py", "a backward solve tells of its last stretch alone",
         "report = before.then(report)", "pass",
-        "tests/path/jumps/test_jumps.py::test_a_walk_back_tells_of_all_stretches",
+        "tests/path/jumps/test_jumps.py::test_a_backward_solve_tells_of_all_stretches",
     ),
     Mutant(
         "path/report.py", "a failure on the way is forgotten",

@@ -10,7 +10,7 @@ MUTANTS = [
         "tests/path/test_stepsize.py",
     ),
     Mutant(
-        "path/loop.py", "a walk that is stuck counts as arrived",
+        "path/loop.py", "a solve that is stuck counts as arrived",
         "self._stop(stuck & finite, Status.STEP_TOO_SMALL)", "self._stop(stuck & finite, Status.CONVERGED)",
         "tests/path/test_quarantine.py",
     ),
@@ -40,7 +40,7 @@ MUTANTS = [
         "tests/path/test_stepsize.py",
     ),
     Mutant(
-        "path/adjoint/drift.py", "a walk back that breaks down has not drifted",
+        "path/adjoint/drift.py", "a backward solve that breaks down has not drifted",
         "lost = (status == Status.STEP_TOO_SMALL) | (status == Status.NON_FINITE)",
         "lost = status == Status.NON_FINITE",
         "tests/path/test_stepsize.py",
@@ -158,16 +158,16 @@ MUTANTS = [
         "tests/path/events/test_event.py::test_gradients_are_exact_for_the_steps_taken",
     ),
     Mutant(
-        "path/events/watch.py", "the last of several events ends a walk",
+        "path/events/watch.py", "the last of several events ends a solve",
         "fires[:, i] & (t < last)",
         "fires[:, i]",
-        "tests/path/events/test_crossings.py::test_the_first_of_several_ends_the_walk_and_those_behind_it_are_not_met",
+        "tests/path/events/test_crossings.py::test_the_first_of_several_ends_the_solve_and_those_behind_it_are_not_met",
     ),
     Mutant(
-        "path/events/watch.py", "crossings behind the end of a walk are met",
+        "path/events/watch.py", "crossings behind the end of a solve are met",
         "((index == i) if ends else (t <= last))",
         "((index == i) if ends else (t == t))",
-        "tests/path/events/test_crossings.py::test_the_first_of_several_ends_the_walk_and_those_behind_it_are_not_met",
+        "tests/path/events/test_crossings.py::test_the_first_of_several_ends_the_solve_and_those_behind_it_are_not_met",
     ),
     Mutant(
         "path/events/watch.py", "a crossing where a step ends is met again",
@@ -188,7 +188,7 @@ MUTANTS = [
         "tests/path/events/test_event.py::test_what_requires_no_grad_gives_none",
     ),
     Mutant(
-        "path/observer.py", "a callback may write into the walk",
+        "path/observer.py", "a callback may write into the solve",
         "self.dynamics.layout.unflatten(self.y.clone())",
         "self.dynamics.layout.unflatten(self.y)",
         "tests/path/test_observer.py::test_what_it_does_changes_nothing",

@@ -1,4 +1,4 @@
-"""Input that odeint cannot use: an error before the walk, or a status that says where and what to try."""
+"""Input that odeint cannot use: an error before the solve, or a status that says where and what to try."""
 
 import math
 

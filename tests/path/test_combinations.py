@@ -47,7 +47,7 @@ def lagging(t, y, rate):
 @pytest.mark.parametrize("solver", [ti.Tsit5(), ti.Dopri8(rtol=1e-6)])
 @pytest.mark.parametrize("fires", [False, True])
 def test_dense_output_and_events_do_not_depend_on_narrowing_or_the_way_time_runs(solver, fires):
-    batch = 8200  # above the size from which walks go on with fewer samples
+    batch = 8200  # above the size from which solves go on with fewer samples
     torch.manual_seed(0)
     start = torch.randn(batch, 2, dtype=torch.float64)
     last = torch.linspace(0.2, 2.0, batch, dtype=torch.float64)
@@ -110,7 +110,7 @@ def test_events_and_dense_output_under_stiff_and_symplectic_solvers(solver, fiel
 
 @pytest.mark.parametrize("on_net", [False, True])
 def test_autocast_with_events_and_dense_output(on_net):
-    """The field sees half precision, the walk and the gradients do not."""
+    """The field sees half precision, the solve and the gradients do not."""
     torch.manual_seed(0)
     net, start, ts = (
         nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)),
@@ -179,7 +179,7 @@ def test_coefficients_that_a_transform_asks_for_first_serve_afterwards():
         assert torch.allclose(torch.vmap(torch.func.jacfwd(torch.func.grad(loss)))(w.expand(2)), second, rtol=1e-10)
 
 
-def test_vmap_of_a_gradient_along_a_path_that_is_walked_backward():
+def test_vmap_of_a_gradient_along_a_path_backward_in_time():
     start, w = double([1.0, 0.0], [0.5, 0.3]), double(2.0, 1.5)
     tolerance = double(1e-8, 1e-9)  # a tensor, too, that is made within the transforms
 

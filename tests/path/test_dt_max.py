@@ -1,4 +1,4 @@
-"""The largest step: what is shorter than a free step is seen with it, by every kind of walk."""
+"""The largest step: what is shorter than a free step is seen with it, by every kind of solve."""
 
 import math
 
@@ -79,7 +79,7 @@ def test_with_jumps_and_joint_steps():
     assert float(value[-1]) == pytest.approx(after_pulse(20) + math.exp(-1.8), rel=1e-2)
 
 
-def test_compiled_walks_keep_to_it(monkeypatch):
+def test_compiled_solves_keep_to_it(monkeypatch):
     monkeypatch.setattr("torchimplicit.ode.compiled.kernel.BACKEND", "eager")
     assert can_compile(ti.Tsit5())
     y0, largest = torch.zeros(2, 1, dtype=torch.float64), double(0.1, 0.2)

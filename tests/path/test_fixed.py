@@ -59,7 +59,7 @@ def test_gradients_are_those_of_the_steps(adjoint):
     assert torch.autograd.gradcheck(end, rate, atol=1e-8)
 
 
-def test_a_continuous_adjoint_walks_back_in_such_steps():
+def test_a_continuous_adjoint_integrates_back_in_such_steps():
     rate, solver = double(0.5).requires_grad_(), ti.Dopri5(rtol=1e-12, atol=1e-12, control=ti.Fixed(0.05))
     for seminorm in (True, False):
         adjoint = ti.Backsolve(seminorm=seminorm)

@@ -43,8 +43,8 @@ def test_what_it_does_changes_nothing():
         assert torch.equal(run(meddles, **options).value, run(**options).value)
 
 
-def test_it_is_told_of_the_forward_walk_alone_and_once():
-    """Not of the backward pass, nor of the second walk that keeps a invalid sample out of the gradients."""
+def test_it_is_told_of_the_forward_solve_alone_and_once():
+    """Not of the backward pass, nor of the second solve that keeps an invalid sample out of the gradients."""
     seen, rate = [], torch.tensor([[1.0], [torch.nan]], dtype=D, requires_grad=True)
     found = ti.odeint(
         decay, torch.ones(2, 1, dtype=D), TS, rate, on_failure="ignore", callback=lambda *told: seen.append(told)

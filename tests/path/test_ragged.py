@@ -58,7 +58,7 @@ def test_every_sample_is_as_alone(solver, adjoint):
 
 
 @pytest.mark.parametrize("adjoint", [ti.Backsolve(), ti.Backsolve(checkpoints=3), ti.Reversible()], ids=str)
-def test_adjoints_that_walk_back_agree(adjoint):
+def test_adjoints_that_integrate_back_agree(adjoint):
     inputs = [each.requires_grad_() for each in (double(4, 3), TS.clone(), 0.5 * double(3, 3, seed=1))]
     fine = ti.Tsit5(rtol=1e-9, atol=1e-9)
     exact = ti.odeint(swirl, *inputs, solver=fine).value.square().sum()

@@ -1,4 +1,4 @@
-"""The record of a walk: which states it keeps, and how it finds the others again."""
+"""The record of a solve: which states it keeps, and how it finds the others again."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from torchimplicit.path.record import Path, Phase, Step
 
 
-def walked(steps, limit):
+def recorded(steps, limit):
     """A phase whose state before step `k` is `k`."""
     phase = Phase(None, limit)
     for number in range(steps):
@@ -18,7 +18,7 @@ def walked(steps, limit):
 @pytest.mark.parametrize("limit", [1, 2, 3, 8, 256])
 @pytest.mark.parametrize("steps", [1, 2, 7, 64, 100])
 def test_states_are_thinned_evenly(steps, limit):
-    phase = walked(steps, limit)
+    phase = recorded(steps, limit)
     places = sorted(phase.states)
     assert places[0] == 0
     assert len(places) <= limit
@@ -30,7 +30,7 @@ def test_states_are_thinned_evenly(steps, limit):
 @pytest.mark.parametrize("limit", [2, 3, 8, 256])
 @pytest.mark.parametrize("steps", [1, 2, 7, 64, 100])
 def test_every_step_comes_once_last_first_with_its_state(steps, limit):
-    phase, advances = walked(steps, limit), 0
+    phase, advances = recorded(steps, limit), 0
 
     def advance(step, y):
         nonlocal advances
@@ -47,7 +47,7 @@ def test_every_step_comes_once_last_first_with_its_state(steps, limit):
 
 
 def test_as_many_states_as_promised_are_alive():
-    phase, alive, most = walked(200, 6), set(), 0
+    phase, alive, most = recorded(200, 6), set(), 0
 
     class State(torch.Tensor):
         def __del__(self):
@@ -67,7 +67,7 @@ def test_as_many_states_as_promised_are_alive():
 
 @pytest.mark.parametrize("numbers", [[], [0], [9], [2, 3], [1, 5, 9]])
 def test_no_step_is_made_to_come_by_others_that_is_not_needed(numbers):
-    phase, y, made = walked(10, 5), None, []  # keeps the states before 0, 4 and 8, or more
+    phase, y, made = recorded(10, 5), None, []  # keeps the states before 0, 4 and 8, or more
     for number, kept in phase.forwards(numbers):
         y = kept if kept is not None else y
         assert float(y) == number
@@ -79,14 +79,14 @@ def test_no_step_is_made_to_come_by_others_that_is_not_needed(numbers):
 
 
 def test_steps_are_undone_from_the_end():
-    phase = walked(5, 1)
+    phase = recorded(5, 1)
     phase.end = torch.tensor([[5.0]])
     found = [(number, float(y)) for number, y in phase.undone(lambda _, y: y - 1)]
     assert found == [(number, float(number)) for number in reversed(range(5))]
 
 
 def test_a_path_is_parted_from_its_states_and_joined_again():
-    path = Path([walked(10, 3), walked(5, 3)])
+    path = Path([recorded(10, 3), recorded(5, 3)])
     path.phases[1].end = torch.ones(1, 1)
     bare, states = path.part()
     assert all(state.numel() == 0 for phase in bare.phases for state in phase.states.values())

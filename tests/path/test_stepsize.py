@@ -1,4 +1,4 @@
-"""Which steps are accepted, and which walks back are believed."""
+"""Which steps are accepted, and which backward solves are believed."""
 
 import math
 
@@ -53,7 +53,7 @@ def test_a_path_is_the_same_in_any_unit_of_time(solver, power, accuracy, size):
     assert error <= 10 * solution.report.steps.item() * 10**accuracy
 
 
-def test_a_walk_back_that_breaks_down_or_leads_elsewhere_has_drifted():
+def test_a_backward_solve_that_breaks_down_or_leads_elsewhere_has_drifted():
     status = torch.tensor([S.CONVERGED, S.CONVERGED, S.CONVERGED, S.STEP_TOO_SMALL, S.NON_FINITE, S.MAX_STEPS])
     drift = torch.tensor([0.0, 1.01 * LIMIT, math.nan, 0.0, 0.0, 0.0])
     judged, drift = judge(status, drift)

@@ -38,7 +38,7 @@ class Fenced:
 
 
 def follow(method, ts, adjoint, **options):
-    """A walk, forward and backward; the fence looks at all of it."""
+    """A solve, forward and backward; the fence looks at all of it."""
     fenced = Fenced(ts)
     field = ti.Split(fenced.half, fenced.half) if method is ti.KenCarp4 else fenced
     y0 = torch.tensor([[1.0, 0.0], [0.2, -1.0]], dtype=torch.float64, requires_grad=True)

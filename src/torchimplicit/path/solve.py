@@ -1,4 +1,4 @@
-"""From a field, a start and times to a solution: what every door of paths does."""
+"""From a field, a start and times to a solution: what every public function of paths does."""
 
 from __future__ import annotations
 

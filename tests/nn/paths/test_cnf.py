@@ -202,7 +202,7 @@ def test_samples_of_another_shape_are_refused():
 
 @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
 def test_transforms_of_transforms_of_a_log_density(trace):
-    """Per-sample scores, Hessians and gradients of parameters; the walk runs backward in time."""
+    """Per-sample scores, Hessians and gradients of parameters; the solve runs backward in time."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 2)).double()
     flow = ti.nn.CNF(net, 2, autonomous=True, trace=trace, penalties=(ti.nn.KineticEnergy(),))

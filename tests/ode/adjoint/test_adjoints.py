@@ -132,7 +132,7 @@ def test_backsolve_of_a_field_that_looks_at_nothing_but_the_time():
     assert torch.equal(start.grad, torch.full((1, 2), 3.0, dtype=torch.float64))
 
 
-def test_the_walk_back_is_one_solve_within_the_times():
+def test_backward_is_one_solve_within_the_times():
     y0, _, W = problem()
     W.requires_grad_()
     seen = []

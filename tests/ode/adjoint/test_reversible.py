@@ -1,4 +1,4 @@
-"""The reversible adjoint: its derivatives, its order, what it walks and when it says that it is wrong."""
+"""The reversible adjoint: its derivatives, its order, what steps it takes and when it says that it is wrong."""
 
 from typing import Any
 
@@ -67,7 +67,7 @@ def test_reversible_keeps_the_order(method, order):
     assert errors[0] / errors[1] > 0.8 * 2**order
 
 
-def test_reversible_walks_the_same_way_without_a_gradient():
+def test_reversible_takes_the_same_steps_without_a_gradient():
     y0, ts, W = problem()
     adjoint = Reversible(coupling=0.9)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Chains of events: what a walk found is the value, with gradients and without, and is where the next one starts."""
+"""Chains of events: what a solve found is the value, with gradients and without, and is where the next one starts."""
 
 import pytest
 import torch

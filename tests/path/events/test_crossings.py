@@ -1,4 +1,4 @@
-"""Several events in one walk, and events that a walk passes by: where they are, and their gradients."""
+"""Several events in one solve, and events that a solve passes by: where they are, and their gradients."""
 
 import math
 
@@ -103,7 +103,7 @@ def test_a_ball_falls_past_a_mark_to_the_ground_with_drag(solver):
         assert all(torch.allclose(*pair, rtol=1e-5) for pair in zip(*pairs, strict=True))
 
 
-def test_the_first_of_several_ends_the_walk_and_those_behind_it_are_not_met():
+def test_the_first_of_several_ends_the_solve_and_those_behind_it_are_not_met():
     late, soon = (Event(lambda t, y, w, at=at: t[:, 0] - at) for at in (2.0, 1.0))
     passed = [Event(lambda t, y, w, at=at: t[:, 0] - at, terminal=False) for at in (0.9, 1.0, 1.1)]
     ts, w, events = double(0.0, 3.0), double(1.0)[0], [late, *passed, soon]
@@ -139,7 +139,7 @@ def test_direction_and_time_that_runs_backward(direction, end):
 
 
 @pytest.mark.parametrize("solver", [ti.RK4(dt=0.25), ti.Tsit5(), ti.ESDIRK54(), ti.Leapfrog(dt=0.1)], ids=str)
-def test_a_walk_is_not_changed_by_what_it_passes(solver):
+def test_a_solve_is_not_changed_by_what_it_passes(solver):
     ts, w = torch.linspace(0, 3, 4, dtype=D), double(1.3)[0]
     found = ti.odeint(swing, START, ts, w, solver=solver, event=[Event(place, terminal=False), Event(speed, 1, False)])
     plain = ti.odeint(swing, START, ts, w, solver=solver)
@@ -275,7 +275,7 @@ def test_nested_states_and_joint_steps():
 
 
 def test_a_non_finite_sample_stays_out():
-    """It walks beside samples with more and with fewer crossings than it has, or the healthy one in its place."""
+    """It is solved beside samples with more and with fewer crossings than it has, or the healthy one in its place."""
     w = double([1.0], [2.0], [1.0]).requires_grad_()
 
     def field(t, y, w):

@@ -82,7 +82,7 @@ def test_direction(direction, expected):
 
 
 @pytest.mark.parametrize(("direction", "expected"), [(0, -0.5), (1, -1.5), (-1, -0.5)])
-def test_direction_goes_with_the_walk_when_time_runs_backward(direction, expected):
+def test_direction_goes_with_the_solve_when_time_runs_backward(direction, expected):
     event = Event(lambda t, y: y[:, 0] + 0 * t.squeeze(1), direction)
     found = ti.odeint(oscillate, double([1.0, 0.0]), double(0.0, -7.0), solver=TIGHT, event=event)
     assert found.event_time.item() == pytest.approx(expected * torch.pi, abs=1e-8)

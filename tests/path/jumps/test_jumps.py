@@ -139,7 +139,7 @@ def test_the_derivative_by_the_time_is_seen_at_a_jump():
     assert float(slope) == pytest.approx(1.5)
 
 
-def test_a_walk_back_tells_of_all_stretches():
+def test_a_backward_solve_tells_of_all_stretches():
     y0 = ONE.clone().requires_grad_()
     first = ti.odeint(decay, y0, double(0, 1), adjoint=ti.Backsolve())
     torch.autograd.grad(first.value[-1].sum(), y0)
@@ -410,7 +410,7 @@ def test_events_between_jumps():
     assert torch.allclose(slope.T, double([-1.5, 1.5, 0], [-1.5, 1.5, 0]), atol=1e-8)
 
 
-def test_an_event_at_the_time_of_a_jump_ends_the_walk_there():
+def test_an_event_at_the_time_of_a_jump_ends_the_solve_there():
     at = double(2.0).requires_grad_()
     moment = ti.Event(lambda t, y, at: t[:, 0] - at[0])
     solution = ti.odeint(
