@@ -69,7 +69,7 @@ class Reversible(PathAdjoint):
         return _first(call, self._paired(call, y0).forward(torch.cat((y0, y0), dim=1), ts, tensors))
 
     def _paired(self, call: PathCall, y0: Tensor) -> PathCall:
-        return replace(call, solver=coupled(for_pairs(call.solver, y0), self.coupling))
+        return replace(call, solver=made_reversible(for_pairs(call.solver, y0), self.coupling))
 
 
 def _first(call: PathCall, values: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def _first(call: PathCall, values: Tensor) -> Tensor:
     return y.contiguous()
 
 
-class Coupled(PathSolver):
+class Paired(PathSolver):
     """An explicit method made reversible, on pairs `(y, z)`, `(B, 2n)`; mixed into the method's own class."""
 
     stops_at_outputs: ClassVar[bool] = True
@@ -130,7 +130,7 @@ class Coupled(PathSolver):
         return Field(lambda t, pair: field(t, pair.chunk(2, dim=1)[0]).repeat(1, 2))
 
 
-def coupled(solver: PathSolver, coupling: float) -> Any:
+def made_reversible(solver: PathSolver, coupling: float) -> Any:
     """An explicit solver made reversible, with the same options.
 
     Raises:
@@ -148,7 +148,7 @@ def coupled(solver: PathSolver, coupling: float) -> Any:
 
 @lru_cache
 def _class_of(method: type[PathSolver]) -> type[PathSolver]:
-    return type(f"Coupled{method.__name__}", (Coupled, method), {})
+    return type(f"Paired{method.__name__}", (Paired, method), {})
 
 
 @lru_cache

@@ -87,7 +87,7 @@ class Plan:
     dense: bool
     same: bool
 
-    def rate(self, f: Callable, args: tuple, t: Tensor, y: Tensor) -> Tensor:
+    def slope(self, f: Callable, args: tuple, t: Tensor, y: Tensor) -> Tensor:
         """The slope `(B, n)` at times `(B,)` and states `(B, n)`."""
         state = y.reshape(self.shape) if self.joint else y.reshape(-1, *self.shape)
         return f(t.to(y.dtype).reshape(self.time_shape), state, *args).reshape(y.shape)
@@ -97,12 +97,12 @@ class Plan:
     ) -> tuple[Tensor, list[Tensor]]:
         """The state after a step, `(B, n)`, and its slopes, the last one of a method that has it at the end."""
         h = stop - t
-        slopes = [self.rate(f, args, t, y) if slope is None else slope]
+        slopes = [self.slope(f, args, t, y) if slope is None else slope]
         size = h.to(y.dtype).unsqueeze(1)
         end = y
         for c, row in zip(self.tableau.c[1:], self.tableau.a[1:], strict=True):
             end = y + size * _sum(row, slopes)
-            slopes.append(self.rate(f, args, stop if c == 1.0 else t + c * h, end))  # `t + h` may be beyond
+            slopes.append(self.slope(f, args, stop if c == 1.0 else t + c * h, end))  # `t + h` may be beyond
         if not self.same:
             end = y + size * _sum(self.tableau.b, slopes)
         return end, slopes
