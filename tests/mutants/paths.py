@@ -195,7 +195,7 @@ MUTANTS = [
     ),
     Mutant(
         "path/loop.py", "a path goes on beyond its event",
-        "state.y = torch.where(halt.fires.unsqueeze(1), halt.y, y)",
+        "state.y = torch.where(ending.fires.unsqueeze(1), ending.y, y)",
         "pass",
         "tests/path/events/test_event.py::test_a_ball_meets_the_ground",
     ),

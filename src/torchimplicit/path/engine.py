@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Leg:
+class PhaseBackward:
     """What the backward pass through one phase needs.
 
     Attributes:
@@ -60,20 +60,20 @@ class Engine:
         """The loop over the steps of a phase; arguments as those of `StepLoop`."""
         return StepLoop(*args)
 
-    def backward(self, leg: Leg, cotangent: Tensor) -> tuple[Tensor, Gradients]:
+    def backward(self, phase: PhaseBackward, cotangent: Tensor) -> tuple[Tensor, Gradients]:
         """The gradients of the states before a phase, from that after it, `(B, n)`, and of the leaves."""
-        totals: Gradients = [None] * len(leg.wanted)
-        stepper = leg.solver.stepper(cotangent, graph=True)
-        for step, outputs, y in leg.retrace():
+        totals: Gradients = [None] * len(phase.wanted)
+        stepper = phase.solver.stepper(cotangent, graph=True)
+        for step, outputs, y in phase.retrace():
             # Each graph is differentiated before the next one is made: the memory is that of one step.
             with torch.enable_grad():
                 leaf = y.detach().requires_grad_()
                 end, values = make_step(
-                    stepper, leg.field, step, leaf, leg.ts, leg.query, outputs, leg.ts.requires_grad
+                    stepper, phase.field, step, leaf, phase.ts, phase.query, outputs, phase.ts.requires_grad
                 )
             ends, cotangents = [end], [cotangent]
             if outputs is not None and values is not None:
-                ends, cotangents = [end, values], [cotangent, leg.grad[outputs.places, outputs.samples]]
-            cotangent, *found = torch.autograd.grad(ends, [leaf, *leg.wanted], cotangents, allow_unused=True)
+                ends, cotangents = [end, values], [cotangent, phase.grad[outputs.places, outputs.samples]]
+            cotangent, *found = torch.autograd.grad(ends, [leaf, *phase.wanted], cotangents, allow_unused=True)
             totals = summed(totals, found)
         return cotangent, totals

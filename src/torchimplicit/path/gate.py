@@ -22,7 +22,7 @@ from torchimplicit.path.call import PathCall
 from torchimplicit.path.dense.result import PathResult
 from torchimplicit.path.engine import Engine
 from torchimplicit.path.inputs import Inputs
-from torchimplicit.path.jumps.stretches import integrate
+from torchimplicit.path.jumps.stretched import integrate
 from torchimplicit.path.quarantine import stand_in
 
 

@@ -240,18 +240,18 @@ class StepLoop:
             stop = torch.where(accept, stop, state.t)
             y = torch.where(moved, y, state.y)
             slope = slope if slope is None or state.slope is None else torch.where(moved, slope, state.slope)
-        halt = None if self.watch is None else self.watch.halt(state, accept, span, done.inside)
+        ending = None if self.watch is None else self.watch.ending(state, accept, span, done.inside)
         # Outputs behind an event hold its state, as all do that a sample does not reach.
-        until = stop if halt is None else torch.where(halt.fires, halt.t, stop)
+        until = stop if ending is None else torch.where(ending.fires, ending.t, stop)
         outputs = self._outputs(until, done, h) if crosses else None
         if self.phase is not None:
             self.phase.add(Step(state.t, stop, not some_stay, outputs), state.y)
         if self.watch is not None:
             self.watch.passes(state, accept)
         state.t, state.y, state.slope = until, y, slope
-        if halt is not None:
-            state.y = torch.where(halt.fires.unsqueeze(1), halt.y, y)
-            self._stop(halt.fires, Status.CONVERGED)
+        if ending is not None:
+            state.y = torch.where(ending.fires.unsqueeze(1), ending.y, y)
+            self._stop(ending.fires, Status.CONVERGED)
 
     def _outputs(self, stop: Tensor, done: Stepped, h: Tensor) -> Outputs:
         """Writes the outputs within this step; says which they are."""

@@ -23,7 +23,7 @@ from torchimplicit.path.dense.result import PathResult
 from torchimplicit.path.events.watch import Met
 from torchimplicit.path.field.dynamics import Dynamics
 from torchimplicit.path.inputs import Inputs
-from torchimplicit.path.jumps.stretches import integrate, integrate_recorded
+from torchimplicit.path.jumps.stretched import integrate, integrate_recorded
 
 D = TypeVar("D", bound=Dynamics)
 

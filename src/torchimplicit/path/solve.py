@@ -20,7 +20,7 @@ from torchimplicit.path.field.dynamics import Dynamics
 from torchimplicit.path.gate import PathGate
 from torchimplicit.path.inputs import Inputs
 from torchimplicit.path.jumps.check import check_jumps
-from torchimplicit.path.jumps.stretches import integrate, integrate_recorded
+from torchimplicit.path.jumps.stretched import integrate, integrate_recorded
 from torchimplicit.path.options import Options, check_reachable, flat_tolerances
 from torchimplicit.path.quarantine import find_nonfinite, quarantine, quarantine_result
 from torchimplicit.path.report import PathReport

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchimplicit.adjoint.products import Gradients
 from torchimplicit.ode.compiled.kernel import CompileError, can_compile, identity
 from torchimplicit.ode.compiled.loop import ChunkedLoop, backward_in_chunks
-from torchimplicit.path.engine import Engine, Leg
+from torchimplicit.path.engine import Engine, PhaseBackward
 from torchimplicit.path.loop import StepLoop
 from torchimplicit.path.solver import PathSolver
 
@@ -83,10 +83,10 @@ class Compiled(Engine):
         """See `Engine.loop`."""
         return ChunkedLoop(*args)
 
-    def backward(self, leg: Leg, cotangent: Tensor) -> tuple[Tensor, Gradients]:
+    def backward(self, phase: PhaseBackward, cotangent: Tensor) -> tuple[Tensor, Gradients]:
         """See `Engine.backward`."""
-        plain = not leg.ts.requires_grad and leg.query.given is None
-        return backward_in_chunks(leg, cotangent) if plain else super().backward(leg, cotangent)
+        plain = not phase.ts.requires_grad and phase.query.given is None
+        return backward_in_chunks(phase, cotangent) if plain else super().backward(phase, cotangent)
 
 
 class CompiledIfPossible(Compiled):
@@ -107,12 +107,12 @@ class CompiledIfPossible(Compiled):
             _seconds[identity(self.f)] = math.inf
             return solve(Engine(), tensors)
 
-    def backward(self, leg: Leg, cotangent: Tensor) -> tuple[Tensor, Gradients]:
+    def backward(self, phase: PhaseBackward, cotangent: Tensor) -> tuple[Tensor, Gradients]:
         """See `Engine.backward`."""
         try:
-            return super().backward(leg, cotangent)
+            return super().backward(phase, cotangent)
         except CompileError:
-            return Engine().backward(leg, cotangent)
+            return Engine().backward(phase, cotangent)
 
 
 class Timed(Engine):

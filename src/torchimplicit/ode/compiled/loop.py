@@ -13,7 +13,7 @@ from torchimplicit.core.status import Status
 from torchimplicit.ode.compiled.kernel import CHUNK, Chunk, CompileError, Kernel, find_kernel
 from torchimplicit.ode.explicit.step import interpolant
 from torchimplicit.ode.explicit.tableau import weights
-from torchimplicit.path.engine import Leg
+from torchimplicit.path.engine import PhaseBackward
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.interpolant import EndOnly, Interpolant, Rows
 from torchimplicit.path.loop import StepLoop
@@ -96,10 +96,10 @@ def _inside(kernel: Kernel, field: Field, table: Tensor | None, span: Span, y: T
     return interpolant(known, Rows(table.unbind()), table[0], field, span, size, y, end, None)
 
 
-def backward_in_chunks(leg: Leg, cotangent: Tensor) -> tuple[Tensor, Gradients]:
+def backward_in_chunks(phase: PhaseBackward, cotangent: Tensor) -> tuple[Tensor, Gradients]:
     """See `Engine.backward`."""
-    field, ts, wanted, backwards = leg.field, leg.ts, leg.wanted, leg.retrace()
-    kernel = kernel_for(leg.solver, field, cotangent, len(ts))
+    field, ts, wanted, backwards = phase.field, phase.ts, phase.wanted, phase.retrace()
+    kernel = kernel_for(phase.solver, field, cotangent, len(ts))
     assert field.raw is not None
     totals: Gradients = [None] * len(wanted)
     while group := list(islice(backwards, CHUNK)):
@@ -112,7 +112,7 @@ def backward_in_chunks(leg: Leg, cotangent: Tensor) -> tuple[Tensor, Gradients]:
             ends, increments = kernel.again(field.raw.bound.f, field.raw.bound.args, starts, stops, y)
         cotangents = [None if increments is None else torch.zeros_like(increments), torch.zeros_like(ends)]
         cotangents[1][-1] = cotangent
-        extra = _pull_outputs(kernel, leg, steps, outputs, y.detach(), ends.detach(), increments, cotangents)
+        extra = _pull_outputs(kernel, phase, steps, outputs, y.detach(), ends.detach(), increments, cotangents)
         made = [each for each in (increments, ends) if each is not None]
         cotangent, *found = torch.autograd.grad(
             made, [y, *wanted], [each for each in cotangents if each is not None], allow_unused=True
@@ -123,8 +123,8 @@ def backward_in_chunks(leg: Leg, cotangent: Tensor) -> tuple[Tensor, Gradients]:
 
 
 def _pull_outputs(
-    kernel: Kernel, leg: Leg, steps: Sequence[Step], outputs: Sequence[Outputs | None], first: Tensor, ends: Tensor,
-    increments: Tensor | None, cotangents: list,
+    kernel: Kernel, phase: PhaseBackward, steps: Sequence[Step], outputs: Sequence[Outputs | None], first: Tensor,
+    ends: Tensor, increments: Tensor | None, cotangents: list,
 ) -> Tensor | None:  # fmt: skip
     """Adds the outputs' gradients to those of the states after each step and of the increments.
 
@@ -135,7 +135,7 @@ def _pull_outputs(
         if within is None:
             continue
         samples, places = within.samples, within.places
-        arriving = leg.grad[places, samples]
+        arriving = phase.grad[places, samples]
         if increments is None:
             cotangents[1][i].index_add_(0, samples, arriving)
             continue
@@ -143,8 +143,8 @@ def _pull_outputs(
         leaves = [each.detach().requires_grad_() for each in (first if i == 0 else ends[i - 1], ends[i], increments[i])]
         y, end, table = leaves
         with torch.enable_grad():
-            inside = _inside(kernel, leg.field, table, span, y, end)
-            values = inside.at((leg.ts[places, samples] - step.start[samples]) / span.h[samples], samples)
+            inside = _inside(kernel, phase.field, table, span, y, end)
+            values = inside.at((phase.ts[places, samples] - step.start[samples]) / span.h[samples], samples)
         by_y, by_end, by_table = torch.autograd.grad(values, leaves, arriving, allow_unused=True)
         cotangents[1][i] += by_end
         if by_table is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchimplicit.adjoint.products import Gradients, summed
 from torchimplicit.path.adjoint.drift import Drifts
 from torchimplicit.path.call import PathCall
-from torchimplicit.path.engine import Leg
+from torchimplicit.path.engine import PhaseBackward
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.query import ByStep, Query
 from torchimplicit.path.record import Outputs, Path, Phase, Step
@@ -97,7 +97,7 @@ class Backprop:
                     yield phase.steps[number], outputs.get(number), y
 
             before, totals = call.engine.backward(
-                Leg(solver, field, retrace, query, leaves[0], wanted, grad), cotangent
+                PhaseBackward(solver, field, retrace, query, leaves[0], wanted, grad), cotangent
             )
         rest = iter(totals)
         return before, [next(rest) if need else None for need in self.needs]

@@ -75,7 +75,7 @@ class Log:
         return every
 
 
-class Halt(NamedTuple):
+class Ending(NamedTuple):
     """Samples whose solve ends within a step: which, `(B,)`, and where, times `(B,)` and states `(B, n)`."""
 
     fires: Tensor
@@ -137,7 +137,7 @@ class Watch:
         moved = accept.unsqueeze(1) & (self.ends != 0) & ~self.ends.isnan()
         state.side = torch.where(moved, self.ends.sign(), state.side)
 
-    def halt(self, state: IntegratorState, accept: Tensor, span: Span, inside: Interpolant) -> Halt | None:
+    def ending(self, state: IntegratorState, accept: Tensor, span: Span, inside: Interpolant) -> Ending | None:
         """Where events end solves within an accepted step; None where they end no solve. Notes all crossings."""
         assert state.side is not None
         assert state.event is not None
@@ -157,7 +157,7 @@ class Watch:
         if not any(self.events[i].terminal for i in met):
             return None
         state.event = torch.where(index >= 0, index, state.event)
-        return Halt(index >= 0, last, ended)
+        return Ending(index >= 0, last, ended)
 
     def _meet(self, i: int, state: IntegratorState, span: Span, inside: Interpolant) -> tuple[Tensor, Tensor]:
         """Where one event is within a step: times `(B,)` and states `(B, n)`, of the samples that it fires for."""

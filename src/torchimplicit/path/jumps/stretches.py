@@ -1,208 +1,104 @@
-r"""Integration in stretches from jump to jump, each a solve of its own, and their outputs put together.
-
-So nothing is carried over a jump but the state, and on which side of events it is. A jump's time has its gradient from
-the stretch that ends there and from the one that begins: $(f_- - f_+)^\top \lambda$, the fields at both sides times
-the gradient of the state.
-"""
+"""The times of a solve, cut into stretches where it jumps."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass, replace
-from functools import reduce
 
 import torch
 from torch import Tensor
 
 from torchimplicit.core import transforms
-from torchimplicit.core.status import Report
-from torchimplicit.path.adjoint.base import PathAdjoint
-from torchimplicit.path.call import PathCall, PathRecord
-from torchimplicit.path.dense.chain import ChainedPath
-from torchimplicit.path.dense.result import PathResult, solve_recorded
-from torchimplicit.path.events.watch import Met
-from torchimplicit.path.inputs import Inputs
-from torchimplicit.path.jumps.crossed import BeforeJump, Crossed, crossed
-from torchimplicit.path.jumps.route import Route
-from torchimplicit.path.report import PathReport
+from torchimplicit.path.inputs import Jumps
 
 
-def integrate(call: PathCall, adjoint: PathAdjoint, inputs: Inputs) -> Tensor:
-    """The outputs `(T, B, n)`, differentiable where gradients are recorded."""
-    solve = adjoint.solve if torch.is_grad_enabled() else adjoint.forward
-    if inputs.jumps is None:
-        return solve(call, inputs.y0, inputs.ts, inputs.tensors)
-    trip = Trip(call, inputs)
-    for k in range(len(trip.route.moves)):
-        if trip.route.moves[k]:
-            trip.arrive(k, solve(*trip.leave(k), inputs.tensors))
-        trip.jump(k)
-    return trip.finish()
+class Stretches:
+    """The stretches between the jumps of every sample, one after another; some may be of no length.
 
-
-def integrate_recorded(call: PathCall, adjoint: PathAdjoint, inputs: Inputs) -> PathResult:
-    """As `integrate`, of a solve with events or dense output."""
-    if inputs.jumps is None:
-        return solve_recorded(call, adjoint, inputs.y0, inputs.ts, inputs.tensors, inputs.event_tensors)
-    trip, parts, stops, met, t, path = Trip(call, inputs), [], [], [], inputs.ts[0], None
-    trip.route.moves[0] |= call.trigger is not None  # someone has to say on which side of events it starts
-    for k in range(len(trip.route.moves)):
-        if trip.route.moves[k]:
-            stood = trip.stands
-            own, y, times = trip.leave(k)
-            found = solve_recorded(own, adjoint, y, times, inputs.tensors, inputs.event_tensors)
-            trip.arrive(k, found.rows, found.y)
-            path, t = found.path, torch.where(stood, t, found.t)
-            parts.append(path.recorded)
-            stops.append(trip.route.edges[k + 1].detach())
-            met.append(found.met)
-        trip.jump(k)
-        if (passed := trip.cross(k)) is not None and passed.met:
-            met.append(passed.met)
-            t = torch.where(passed.event >= 0, trip.route.edges[k + 1], t)
-    rows, y = trip.finish(), trip.y
-    assert path is not None
-    chain = ChainedPath(tuple(parts), torch.stack(stops), trip.route.ts)
-    crossings = [Met.joined(each, y) for each in zip(*met, strict=True)]
-    return PathResult(rows, t, y, path.along(chain, trip.reached, y), crossings)
-
-
-@dataclass
-class StretchRecord(PathRecord):
-    """How the solves of a stretch went, told to the record of the whole.
-
-    Attributes:
-        whole: that record.
-        number: of the stretch.
-    """
-
-    whole: PathRecord | None = None
-    number: int = 0
-
-    def take_backward(self, report: Report) -> None:
-        """See `PathRecord.take_backward`: a pass comes by the stretches last first."""
-        super().take_backward(report)
-        whole = self.whole
-        assert whole is not None
-        assert isinstance(report, PathReport)
-        before = None if whole.report is None else whole.report.backward
-        if isinstance(before, PathReport) and self.number < whole.stretch:  # else a new pass has begun
-            report = before.then(report)
-        whole.take_backward(report)
-        whole.stretch = self.number
-
-
-class Trip:
-    """A solve in stretches, as far as it has come.
+    An output at a jump belongs to the stretch that ends there. All times are as solvers count them.
 
     Args:
-        call: of the whole solve, whose record is filled in the end.
-        inputs: what it depends on.
+        ts: output times, `(T, B)`.
+        jumps: where the path jumps.
 
     Attributes:
-        y: states now, `(B, n)`.
-        stands: which samples go no further, `(B,)`: they have failed, or met their event.
-        reached: the time that each sample reached, `(B,)`.
-        before_jump: where the samples last came to a jump, or started; None without events, and at first.
-        event: which event has ended a solve at a jump, -1 for none, `(B,)`.
+        edges: where the stretches begin, and where the last one ends, `(K + 1, B)`, with their graph.
+        doses: what is added to the state behind all stretches but the last, `(K - 1, B, n)`; None for nothing.
+        wants_times: whether output times or jumps may want a gradient.
+        solved: by stretch, whether it is solved: any sample has a way to go on it, or it is the last one.
+        output_at_end: by stretch, whether any output is at its end.
+        jumps_at_start: whether any sample jumps at the first time.
     """
 
-    def __init__(self, call: PathCall, inputs: Inputs):
-        assert inputs.jumps is not None
-        everything = inputs.everything()
-        if any(transforms.is_mapped(transforms.unwrapped(each)) for each in everything):
-            raise RuntimeError(
-                "odeint(jumps=...): got torch.vmap, expected a batch in dimension 0 of the state, of which every "
-                "sample has its own jumps already; try jumps of shape (J, B), or a loop"
+    def __init__(self, ts: Tensor, jumps: Jumps):
+        times, order = torch.sort(jumps.times, dim=0, stable=True)
+        self.ts = ts = ts.to(torch.promote_types(ts.dtype, times.dtype))
+        first, last = ts[0], ts[-1]
+        ahead = times < last
+        edges = torch.where(times < first, first, torch.where(ahead, times.to(ts.dtype), last))
+        self.edges = torch.cat((first.unsqueeze(0), edges, last.unsqueeze(0)))
+        self.doses, dosed = None, (times >= first) & ahead
+        if jumps.doses is not None:
+            doses = jumps.doses.gather(0, order.unsqueeze(2).expand_as(jumps.doses))
+            self.doses = torch.where(dosed.unsqueeze(2), doses, 0.0)
+        differentiable = jumps.times.requires_grad or transforms.level(jumps.times) >= 0
+        self.wants_times = torch.is_grad_enabled() and (differentiable or ts.requires_grad or transforms.active())
+        self._place()
+        self._read(dosed, differentiable and torch.is_grad_enabled())
+
+    def _place(self) -> None:
+        """Finds the stretch of every output but the first, `(T - 1, B)`, and the first output of every stretch."""
+        edges, later = self.edges.detach(), self.ts.detach()[1:].T.contiguous()
+        stretch = torch.searchsorted(edges[1:-1].T.contiguous(), later)
+        numbers = torch.arange(len(edges), device=edges.device).expand(edges.shape[1], -1)
+        self.first = torch.searchsorted(stretch, numbers.contiguous()).T  # (K + 1, B), counted without the start
+        self.stretch = stretch.T
+        self.jumps = edges[1:] < self.ts.detach()[-1]  # which stretches end at one, and not at the end
+
+    def _read(self, dosed: Tensor, differentiable: bool) -> None:
+        """What the host must know, in one read.
+
+        Raises:
+            ValueError: doses are not finite, or two jumps at the same time want a gradient each.
+        """
+        edges, ts, (count, batch) = self.edges.detach(), self.ts.detach(), self.first.shape
+        counts = self.first.diff(dim=0)
+        at_end = torch.zeros(count - 1, batch, dtype=torch.bool, device=ts.device)
+        at = ts[1:] == edges[1:].gather(0, self.stretch)
+        at_end = at_end.scatter_reduce(0, self.stretch, at, "amax") & self.jumps
+        same = (edges[1:-2] == edges[2:-1]) & dosed[1:] & dosed[:-1]
+        finite = torch.ones_like(dosed) if self.doses is None else self.doses.detach().isfinite().all(2)
+        facts = ((edges[1:] > edges[:-1]).any(1), at_end.any(1), counts.amax(1))
+        odd = torch.stack((same.any(), ~finite.all(), ((edges[1] == edges[0]) & dosed[0]).any()))
+        *facts, odd = (transforms.plain(each).tolist() for each in (*facts, odd))
+        self.solved, self.output_at_end, self.counts = facts
+        self.solved[-1] = True  # someone has to say how it went
+        equal, infinite, self.jumps_at_start = odd
+        if infinite:
+            raise ValueError("doses: got NaN or infinity at a jump, expected finite amounts; try 0 for none")
+        if equal and differentiable:
+            raise ValueError(
+                "jumps: got the same time twice for a sample, with a gradient: what each of the two is worth cannot be "
+                "told from f. Try one jump there, with the sum of the doses, or jumps.detach()"
             )
-        self.whole, self.inputs, self.route = call, inputs, Route(inputs.ts, inputs.jumps)
-        self.y = inputs.y0
-        self.rows: list[Tensor] = []
-        self.records: list[StretchRecord] = []
-        self.reached = self.route.ts[0].detach()
-        self.stands = torch.zeros_like(self.reached, dtype=torch.bool)
-        self.before_jump: BeforeJump | None = None
-        self.event = torch.full_like(self.stands, -1, dtype=torch.int64)
 
-    def leave(self, k: int) -> tuple[PathCall, Tensor, Tensor]:
-        """What to solve on a stretch: its call, states and times, `(2 + M, B)`; those that stand still go nowhere."""
-        self.records.append(StretchRecord(whole=self.whole.record, number=k))
-        side = None if self.before_jump is None else self.before_jump.side
-        times = torch.where(self.stands, self.reached, self.route.times(k))
-        return replace(self.whole, record=self.records[-1], between=True, side=side), self.y, times
+    def times(self, k: int) -> Tensor:
+        """Start, outputs and end of a stretch, `(2 + M, B)`, the end repeated where a sample has fewer outputs."""
+        end, count = self.edges[k + 1], self.counts[k]
+        if not count:
+            return self.edges[k : k + 2]
+        place = self.first[k] + torch.arange(count, device=end.device).unsqueeze(1)
+        t = self.ts[1:].gather(0, place.clamp_max(len(self.ts) - 2))
+        before = (place < self.first[k + 1]) & (t < end)
+        return torch.cat((self.edges[k : k + 1], torch.where(before, t, end), end.unsqueeze(0)))
 
-    def arrive(self, k: int, rows: Tensor, y: Tensor | None = None) -> None:
-        """Takes what was found on a stretch: the states at its times, and at its end, should that be another."""
-        record, route = self.records[-1], self.route
-        assert record.reached is not None
-        self.y = rows[-1] if y is None else y
-        rows = rows[1:-1]
-        stands = self.stands | (record.reached < route.edges[k + 1].detach())
-        if record.event is not None:
-            stands = stands | (record.event >= 0)
-        if route.wants_times and route.lands[k]:
-            slope = self._slope(route.edges[k : k + 2])
-            rows = rows + torch.where(stands, 0.0, route.beyond(k)).unsqueeze(2).to(slope.dtype) * slope
-        self.rows.append(rows)
-        self._land(record, k)
-        self.reached = torch.where(self.stands, self.reached, record.reached)
-        self.stands = stands
+    def beyond(self, k: int) -> Tensor:
+        """How far each output of a stretch is from the jump that it is at, `(M, B)`: zeros with their graph."""
+        end = self.edges[k + 1]
+        place = self.first[k] + torch.arange(self.counts[k], device=end.device).unsqueeze(1)
+        t = self.ts[1:].gather(0, place.clamp_max(len(self.ts) - 2))
+        return torch.where((place < self.first[k + 1]) & (t == end) & self.jumps[k], t - end, 0.0)
 
-    def _land(self, record: PathRecord, k: int) -> None:
-        """Notes where those samples that went a way on a stretch stand before the jump behind it."""
-        if record.side is None:
-            return
-        start, end = (transforms.unwrapped(each).detach() for each in self.route.edges[k : k + 2])
-        y, now = transforms.unwrapped(self.y).detach(), end - torch.finfo(end.dtype).eps ** 0.5 * (end - start)
-        just = [(each.t >= now).any(0) for each in record.met]
-        size = y.abs() if self.before_jump is None else torch.maximum(self.before_jump.size, y.abs())
-        before_jump = BeforeJump(record.side, y, size, torch.stack(just, dim=1))
-        if self.before_jump is not None:
-            went = (~self.stands & (end > start)).unsqueeze(1)
-            before_jump = BeforeJump(
-                *(torch.where(went, *both) for both in zip(before_jump, self.before_jump, strict=True))
-            )
-        self.before_jump = before_jump
-
-    def jump(self, k: int) -> None:
-        """Goes over the jump behind a stretch."""
-        route = self.route
-        if not route.moves[k]:
-            self.rows.append(self.y.unsqueeze(0)[:0])
-        if k == 0 and route.starts and route.wants_times:  # on a stretch of no length no step was made
-            here = route.edges[1] == route.edges[0]
-            moved = torch.where(here, route.edges[1] - route.edges[0], 0.0).unsqueeze(1)
-            self.y = self.y + moved.to(self.y.dtype) * self._slope(route.ts[[0, -1]], start=True)
-        if route.doses is not None and k < len(route.doses):
-            self.y = torch.where(self.stands.unsqueeze(1), self.y, self.y + route.doses[k])
-
-    def cross(self, k: int) -> Crossed | None:
-        """Which events the jump behind a stretch carries samples past; of several at a time, all of them together."""
-        route, trigger, before_jump = self.route, self.whole.trigger, self.before_jump
-        if trigger is None or before_jump is None or k + 2 == len(route.edges):
-            return None
-        edges = transforms.unwrapped(route.edges).detach()
-        goes_on = ~self.stands & (edges[k + 2] > edges[k + 1])
-        found = crossed(trigger, self.inputs.event_tensors, before_jump, route.edges[k + 1], self.y, goes_on)
-        self.before_jump, ends = before_jump._replace(side=found.side), found.event >= 0
-        self.event, self.stands = torch.where(ends, found.event, self.event), self.stands | ends
-        return found
-
-    def _slope(self, ends: Tensor, start: bool = False) -> Tensor:
-        """The slopes within a stretch at one of its ends, `(B, n)`, zero where they are not finite."""
-        call = replace(self.whole, between=True)
-        with call.bind(ends, call.unshared(self.inputs.tensors)) as field, torch.enable_grad():
-            return field(ends[0 if start else -1].detach(), self.y).nan_to_num(0.0, 0.0, 0.0)
-
-    def finish(self) -> Tensor:
-        """The outputs `(T, B, n)`; fills the record of the whole solve."""
-        record, reports = self.whole.record, [each.report for each in self.records if each.report is not None]
-        report = reduce(PathReport.then, reports)
-        record.report, record.reached = report, self.reached
-        if report.event is not None:
-            report.event = torch.where(self.event >= 0, self.event, report.event)
-        record.event = report.event
-        record.mutated = tuple({i for each in self.records for i in each.mutated})
-        for each in self.records:
-            if each.lost is not None:
-                record.lose(each.lost)
-        return self.route.outputs(self.inputs.y0, self.rows)
+    def outputs(self, start: Tensor, rows: list[Tensor]) -> Tensor:
+        """The states at all output times, `(T, B, n)`, from the one at the start and those of every stretch."""
+        lengths = torch.tensor([0, *(len(each) for each in rows[:-1])], device=start.device).cumsum(0)
+        place = torch.arange(len(self.ts) - 1, device=start.device).unsqueeze(1) - self.first.gather(0, self.stretch)
+        place = (place + lengths[self.stretch]).unsqueeze(2).expand(-1, -1, start.shape[1])
+        return torch.cat((start.unsqueeze(0), torch.cat(rows).gather(0, place)))
