@@ -105,7 +105,7 @@ MUTANTS = [
     ),
     Mutant(
         "path/events/watch.py", "an event that has just been met fires again",
-        "met = value.abs() <= ROUNDINGS * eps * (moved + self._sway(state, value))",
+        "met = value.abs() <= ROUNDINGS * eps * (moved + swayed)",
         "met = value.abs() < 0",
         "tests/path/events/test_bounces.py",
     ),

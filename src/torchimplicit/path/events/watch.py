@@ -10,11 +10,10 @@ from torch import Tensor
 
 from torchimplicit.path.events.crossing import crossing
 from torchimplicit.path.events.event import Condition, Conditions, Trigger
+from torchimplicit.path.events.rounding import ROUNDINGS, sway
 from torchimplicit.path.interpolant import Interpolant
 from torchimplicit.path.span import Span
 from torchimplicit.path.state import IntegratorState
-
-ROUNDINGS = 64  # of time and state, within which an event is where a solve starts
 
 
 class Met(NamedTuple):
@@ -111,17 +110,11 @@ class Watch:
         there = torch.addcmul(state.y, ahead.to(state.y.dtype).unsqueeze(1), slope)
         change = self.conditions.of_all(state.t + ahead, there) - value
         moved = torch.where((h > 0).unsqueeze(1), change.abs() * ((state.t.abs() + h) / ahead).unsqueeze(1), 0.0)
-        met = value.abs() <= ROUNDINGS * eps * (moved + self._sway(state, value))
+        swayed = sway(self.conditions.of_all, value, state.t, state.y, state.y.abs())
+        met = value.abs() <= ROUNDINGS * eps * (moved + swayed)
         side = torch.where(met, change, value).sign()
         state.side = side if state.side is None else torch.where(state.side != 0, state.side, side)
         state.event = torch.full_like(state.status, -1)
-
-    def _sway(self, state: IntegratorState, value: Tensor) -> Tensor:
-        """How much the conditions change by where every unknown changes by about its size, `(B, E)`."""
-        root = torch.finfo(state.y.dtype).eps ** 0.5
-        places = torch.arange(state.y.shape[1], dtype=state.y.dtype, device=state.y.device)
-        apart = 1 + root * (1 + (0.618034 * places).frac())  # by no common factor, for their changes might cancel
-        return (self.conditions.of_all(state.t, state.y * apart) - value).abs() / root
 
     def sees(self, state: IntegratorState, stop: Tensor, y: Tensor) -> Tensor:
         """Which samples would meet an event in a step to this time and state, `(B,)`; moves nothing."""

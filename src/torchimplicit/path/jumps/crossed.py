@@ -9,7 +9,8 @@ from torch import Tensor
 
 from torchimplicit.core import transforms
 from torchimplicit.path.events.event import Trigger
-from torchimplicit.path.events.watch import ROUNDINGS, Met
+from torchimplicit.path.events.rounding import ROUNDINGS, sway
+from torchimplicit.path.events.watch import Met
 
 
 class Crossed(NamedTuple):
@@ -82,10 +83,8 @@ def _values(
     """The conditions before a jump and behind it, and their roundings there, `(B, E)` each."""
     t, y = (transforms.unwrapped(each).detach() for each in (t, y))
     eps = torch.finfo(y.dtype).eps
-    places = torch.arange(y.shape[1], dtype=y.dtype, device=y.device)
     size = torch.maximum(start.size, y.abs())
-    apart = eps**0.5 * (1 + (0.618034 * places).frac()) * size  # by no common factor, for their changes might cancel
     with torch.no_grad(), trigger.bind([transforms.unwrapped(each).detach() for each in tensors]) as conditions:
         before, behind = conditions.of_all(t, start.y), conditions.of_all(t, y)
-        moved = conditions.of_all(t * (1 + 0.381966 * eps**0.5), y + apart) - behind
-    return before, behind, ROUNDINGS * eps**0.5 * moved.abs()
+        swayed = sway(conditions.of_all, behind, t * (1 + 0.381966 * eps**0.5), y, size)
+    return before, behind, ROUNDINGS * eps * swayed
