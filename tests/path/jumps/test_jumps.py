@@ -584,6 +584,17 @@ def test_transforms():
         torch.vmap(last, in_dims=(0, None))(torch.stack((starts, starts)), k)
 
 
+def test_a_path_that_has_been_large_is_at_zero_to_the_rounding_of_that():
+    """It comes from 1e8 to 1, to 1e-8, and a dose takes that away: the event is met there, on whichever side it is."""
+    start = torch.linspace(1e8, 3e8, 16, dtype=torch.float64).unsqueeze(1)
+    solution = ti.odeint(
+        lambda t, y, start: torch.where(t < 1, 1 - start, torch.ones_like(y)), start, double(0, 2), start,
+        jumps=double(1), doses=-ONE[None], event=ti.Event(lambda t, y, start: y[:, 0]),
+    )  # fmt: skip
+    assert solution.event_time.tolist() == [1.0] * 16
+    assert bool((solution.event_state > 0).any())
+
+
 def test_in_inference_mode_and_without_gradients():
     jumps, doses = double(0.5), double(2.0).view(1, 1, 1)
     with torch.inference_mode():

@@ -29,7 +29,7 @@ class Event:
 
     A condition that is zero at the first time, to the rounding of time and state, counts as one that has just been met:
     it does not fire there, so that a ball can leave the ground from the `event_state` that it came to. A dose that
-    carries the condition past zero (`odeint(doses=...)`) is a crossing at the time of the dose. Signs are
+    carries the condition to zero or past it (`odeint(doses=...)`) is a crossing at the time of the dose. Signs are
     compared at the ends of steps: two crossings within one step are not seen (try a smaller `dt` or a tighter `rtol`),
     nor is a condition that touches zero and turns back. Where the path grazes the condition,
     $g_t + g_y \dot y = 0$, the time has no derivative: an error, but under `no_grad`. A condition that has not fired

@@ -33,7 +33,7 @@ class BeforeJump(NamedTuple):
     Attributes:
         side: the signs of the events' conditions, `(B, E)`; zero where an event has just been met.
         y: the states, `(B, n)`.
-        size: how large they have been on the way, whose roundings they carry, `(B, n)`.
+        size: how large they have been where stretches began and ended, whose roundings they carry, `(B, n)`.
         just: which events were met within roundings of here, `(B, E)`.
     """
 

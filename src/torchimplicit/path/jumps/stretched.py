@@ -136,7 +136,7 @@ class StretchedSolve:
         """Takes what was found on a stretch: the states at its times, and at its end, should that be another."""
         record, stretches = self.records[-1], self.stretches
         assert record.reached is not None
-        self.y = rows[-1] if y is None else y
+        began, self.y = self.y, rows[-1] if y is None else y
         rows = rows[1:-1]
         stopped = self.stopped | (record.reached < stretches.edges[k + 1].detach())
         if record.event is not None:
@@ -145,18 +145,19 @@ class StretchedSolve:
             slope = self._slope(stretches.edges[k : k + 2])
             rows = rows + torch.where(stopped, 0.0, stretches.beyond(k)).unsqueeze(2).to(slope.dtype) * slope
         self.rows.append(rows)
-        self._note_before_jump(record, k)
+        self._note_before_jump(record, k, began)
         self.reached = torch.where(self.stopped, self.reached, record.reached)
         self.stopped = stopped
 
-    def _note_before_jump(self, record: PathRecord, k: int) -> None:
+    def _note_before_jump(self, record: PathRecord, k: int, began: Tensor) -> None:
         """Notes where those samples that went a way on a stretch stand before the jump behind it."""
         if record.side is None:
             return
         start, end = (transforms.unwrapped(each).detach() for each in self.stretches.edges[k : k + 2])
         y, now = transforms.unwrapped(self.y).detach(), end - torch.finfo(end.dtype).eps ** 0.5 * (end - start)
         just = [(each.t >= now).any(0) for each in record.met]
-        size = y.abs() if self.before_jump is None else torch.maximum(self.before_jump.size, y.abs())
+        size = torch.maximum(transforms.unwrapped(began).detach().abs(), y.abs())
+        size = size if self.before_jump is None else torch.maximum(self.before_jump.size, size)
         before_jump = BeforeJump(record.side, y, size, torch.stack(just, dim=1))
         if self.before_jump is not None:
             went = (~self.stopped & (end > start)).unsqueeze(1)
