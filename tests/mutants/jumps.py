@@ -79,6 +79,11 @@ MUTANTS = [
         "tests/path/jumps/test_jumps.py::test_a_backward_solve_tells_of_all_stretches",
     ),
     Mutant(
+        "path/jumps/stretched.py", "a path that has been large has small roundings",
+        "size = torch.maximum(transforms.unwrapped(began).detach().abs(), y.abs())", "size = y.abs()",
+        "tests/path/jumps/test_jumps.py::test_a_path_that_has_been_large_is_at_zero_to_the_rounding_of_that",
+    ),
+    Mutant(
         "path/report.py", "a failure on the way is forgotten",
         "status=torch.where(failed, self.status, later.status)", "status=later.status",
         "tests/path/jumps/test_jumps.py::test_a_sample_that_fails_stays_where_it_was",
