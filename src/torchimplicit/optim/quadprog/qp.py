@@ -25,7 +25,7 @@ from torchimplicit.optim.quadprog.solver import Clarabel, InteriorPoint, check_s
 from torchimplicit.optim.quadprog.sparse.call import SparseCall
 from torchimplicit.optim.quadprog.sparse.pattern import as_solved
 from torchimplicit.optim.quadprog.sparse.solve import by_clarabel, fall_back
-from torchimplicit.optim.quadprog.standard_form import Form, assemble, benign, broken, check_symmetric
+from torchimplicit.optim.quadprog.standard_form import Form, assemble, quarantined
 
 
 @public
@@ -117,13 +117,15 @@ def qp(
         return _solved_nothing(given, form)
     guess = None if warm_start is None else _guess(warm_start, form, given)
     react_to: Any = "ignore" if on_failure == "nan" else on_failure
-    invalid, stated = _quarantined(uncrossed(given) if closest_feasible else given, form)
+    inside, stated = transforms.active(), uncrossed(given) if closest_feasible else given
+    # Inside function transforms values cannot be looked at here: `_run` does.
+    invalid, stated = (None, stated) if inside else quarantined(stated, form.dtype)
     program = nearest_feasible(stated) if closest_feasible else stated
     if smoothed is not None:
         z, y, report = _smoothed(program, float(smoothed), max_steps, invalid, react_to)
         active, outcome, solved = torch.zeros_like(y, dtype=torch.int8), None, report.status == Status.CONVERGED
     else:
-        options: dict[str, Any] = {"solver": solver, "max_steps": max_steps, "inside": transforms.active()}
+        options: dict[str, Any] = {"solver": solver, "max_steps": max_steps, "inside": inside}
         run = partial(_run, form=form, guess=guess, invalid=invalid, **options)
         z, y, active, solved, report, outcome = _exact(program, run, react_to)
         z = _on_its_bounds(program, form, z, active) if C is None else z
@@ -212,24 +214,12 @@ def _smoothed(
     return torch.where(solved, z, 0.0), torch.where(solved, y, 0.0), report
 
 
-def _quarantined(program: Program, form: Form) -> tuple[tuple[Tensor, Tensor] | None, Program]:
-    """Which programs are no numbers, which have crossing bounds; and the programs, with stand-ins for those."""
-    if transforms.active():  # values cannot be looked at here; `_run` does
-        return None, program
-    with torch.no_grad():
-        invalid = broken(program)
-        check_symmetric(program.Q if invalid is None else benign(program, invalid[0] | invalid[1]).Q, form.dtype)
-    return invalid, program if invalid is None else benign(program, invalid[0] | invalid[1])
-
-
 def _run(
     program: Program, form: Form, guess: Tensor | None, solver: Any, max_steps: int, invalid: Any, inside: bool
 ) -> Outcome:
     """Solves plain programs; those of function transforms have not been looked at yet."""
     if inside:
-        invalid = broken(program)
-        program = program if invalid is None else benign(program, invalid[0] | invalid[1])
-        check_symmetric(program.Q, form.dtype)
+        invalid, program = quarantined(program, form.dtype)
     if guess is not None and len(guess) != program.batch:  # under torch.vmap
         guess = guess.repeat(program.batch // len(guess), 1)
     rounding = torch.finfo(form.dtype).eps if form.dtype != torch.float64 else 0.0
@@ -246,7 +236,7 @@ def _run(
 
 
 def _note_invalid(found: Outcome | ProgramReport, invalid: tuple[Tensor, Tensor]) -> None:
-    """Says of stand-ins what they stand for, and that nothing was solved."""
+    """Says of placeholders what they stand for, and that nothing was solved."""
     for which, word in zip(invalid, (Status.NON_FINITE, Status.INFEASIBLE), strict=True):
         found.status = word.where(which, found.status)
         found.residual = torch.where(which, torch.inf, found.residual)

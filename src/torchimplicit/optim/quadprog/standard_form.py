@@ -161,26 +161,30 @@ def _check_shapes(given: dict[str, Tensor | None], n: int) -> None:
             )
 
 
-def check_symmetric(Q: Tensor | SparseMatrix, dtype: torch.dtype) -> None:
-    """Refuses what rounding cannot explain.
+def quarantined(program: Program, dtype: torch.dtype) -> tuple[tuple[Tensor, Tensor] | None, Program]:
+    """Looks at what programs hold.
+
+    Args:
+        program: as given.
+        dtype: that it was given in.
+
+    Returns:
+        Which programs hold what is no number `(B,)`, and which have bounds that cross, `(B,)`, or None if all are well;
+        and the programs, with placeholders for those.
 
     Raises:
-        ValueError: names the programs.
+        ValueError: a `Q` is not symmetric.
     """
-    if isinstance(Q, Tensor) and torch.equal(Q, Q.mT):
-        return
-    skew = Q.skew() if isinstance(Q, SparseMatrix) else (Q - Q.mT).abs().amax((1, 2))
-    wrong = skew > _SYMMETRIC * torch.finfo(dtype).eps * Q.abs().amax((1, 2))
-    if bool(wrong.any()):
-        samples = torch.nonzero(wrong).flatten().tolist()[:5]
-        raise ValueError(
-            f"qp(Q=...): got a Q that is not symmetric for programs {samples}, expected Q = Q.mT; try (Q + Q.mT) / 2, "
-            "which has the same objective"
-        )
+    with torch.no_grad():
+        invalid = _invalid(program)
+    program = program if invalid is None else _with_placeholders(program, invalid[0] | invalid[1])
+    with torch.no_grad():
+        _check_symmetric(program.Q, dtype)
+    return invalid, program
 
 
-def broken(program: Program) -> tuple[Tensor, Tensor] | None:
-    """Which programs hold what is no number `(B,)`, and which have bounds that cross, `(B,)`; None if all are well."""
+def _invalid(program: Program) -> tuple[Tensor, Tensor] | None:
+    """See `quarantined`."""
     # A sum is finite if all its terms are, in one pass; equal infinities differ by what is no number.
     total = program.Q.sum((1, 2)) + program.q.sum(1) + program.rows.sum((1, 2))
     numbers, apart = total - total == 0, (program.upper - program.lower >= 0).all(1)
@@ -190,7 +194,7 @@ def broken(program: Program) -> tuple[Tensor, Tensor] | None:
     return ~numbers, numbers & ~apart
 
 
-def benign(program: Program, invalid: Tensor) -> Program:
+def _with_placeholders(program: Program, invalid: Tensor) -> Program:
     """The programs with trivial ones in place of the invalid ones: keeps NaN out of the gradients of shared tensors."""
     row, matrix = invalid.unsqueeze(1), invalid[:, None, None]
     infinity = torch.full_like(program.lower, torch.inf)
@@ -204,3 +208,17 @@ def benign(program: Program, invalid: Tensor) -> Program:
         Q, torch.where(row, 0.0, program.q), rows,  # type: ignore[arg-type]
         torch.where(row, -infinity, program.lower), torch.where(row, infinity, program.upper), program.equalities,
     )  # fmt: skip
+
+
+def _check_symmetric(Q: Tensor | SparseMatrix, dtype: torch.dtype) -> None:
+    """Refuses what rounding cannot explain."""
+    if isinstance(Q, Tensor) and torch.equal(Q, Q.mT):
+        return
+    skew = Q.skew() if isinstance(Q, SparseMatrix) else (Q - Q.mT).abs().amax((1, 2))
+    wrong = skew > _SYMMETRIC * torch.finfo(dtype).eps * Q.abs().amax((1, 2))
+    if bool(wrong.any()):
+        samples = torch.nonzero(wrong).flatten().tolist()[:5]
+        raise ValueError(
+            f"qp(Q=...): got a Q that is not symmetric for programs {samples}, expected Q = Q.mT; try (Q + Q.mT) / 2, "
+            "which has the same objective"
+        )
