@@ -9,6 +9,8 @@ import torchimplicit as ti
 from torchimplicit.optim.quadprog.active_set import Point
 from torchimplicit.optim.quadprog.exchange import exchanged
 from torchimplicit.optim.quadprog.program import Program
+from torchimplicit.optim.quadprog.singular import Singular
+from torchimplicit.optim.quadprog.sparse.kkt import SparseKKT
 from torchimplicit.optim.quadprog.sparse_matrix import SparseMatrix
 from torchimplicit.optim.quadprog.verdict import judge
 
@@ -37,7 +39,7 @@ def test_from_the_wrong_side_of_every_box_to_the_solution(prices, filled, sparse
     begin = Point.nothing(program)
     begin.z, begin.y[0, 1:] = torch.full((1, n), 0.5, dtype=torch.float64), -q
     begin.active = torch.tensor([[1] + [-1] * n], dtype=torch.int8)
-    found = exchanged(program, begin)
+    found = exchanged(program, begin, SparseKKT if sparse else Singular.of)
     assert judge(program, found.z, found.y)[0].item() <= 1e-15
     assert torch.equal(found.z[0], z)
 

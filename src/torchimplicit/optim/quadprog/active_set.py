@@ -7,16 +7,16 @@ J. Optim. 13(3), 2002), for those programs alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
-from torchimplicit.optim.quadprog.kkt import KKT
+from torchimplicit.optim.quadprog.kkt import KKT, Factored
 from torchimplicit.optim.quadprog.program import Program, Terms, largest, times, times_transposed
-from torchimplicit.optim.quadprog.singular import Singular
-from torchimplicit.optim.quadprog.sparse.kkt import SparseKKT, Systems
+from torchimplicit.optim.quadprog.singular import Saddle, Singular
 from torchimplicit.optim.quadprog.verdict import judge
 
 _SIGN = 1e-10  # multipliers and slacks of less than this part of the largest are zero
@@ -49,7 +49,7 @@ class Point:
     steps: Tensor
     residual: Tensor
     loose: Tensor | None = None
-    kkt: KKT | Singular | SparseKKT | Systems | None = None
+    kkt: Factored | None = None
     sure: bool = False
 
     @staticmethod
@@ -157,25 +157,27 @@ def repaired(program: Program, active: Tensor, slack: Tensor, beyond: Tensor, re
 
 @dataclass(frozen=True)
 class SingularSolver:
-    """Solves guesses for any convex programs and any rows, and for a sparse program alone.
+    """Solves guesses for any convex programs and any rows.
 
     Attributes:
         program: the programs.
         center: solution and multipliers to stay near where those are not unique, `(B, n)` and `(B, r)`.
+        build: factors the systems of the active rows, `(B, r)`; that of a sparse program is another.
     """
 
     program: Program
     center: tuple[Tensor, Tensor] | None = None
+    build: Callable[[Program, Tensor], Saddle] = Singular.of
 
     def take(self, index: Tensor) -> SingularSolver:
         """That of some of the programs."""
         center = None if self.center is None else (self.center[0][index], self.center[1][index])
-        return SingularSolver(self.program.take(index), center)
+        return replace(self, program=self.program.take(index), center=center)
 
     def attempt(self, active: Tensor, steps: Tensor) -> tuple[Point, Tensor]:
         """The solution for a guess, and the next guess."""
         program = self.program
-        kkt = SparseKKT(program, active[0]) if program.is_sparse else Singular.build(program.Q, program.rows, active)
+        kkt = self.build(program, active)
         z, y = self._near(active, kkt)
         terms = Terms.of(program, z, y)
         slack, room, rounding = wrong(program, active, y, terms)
@@ -185,7 +187,7 @@ class SingularSolver:
         residual = judge(program, z, y)[0]
         return Point(z, y, active, residual <= _RESIDUAL, steps, residual, kkt=kkt), better
 
-    def _near(self, active: Tensor, kkt: Singular | SparseKKT) -> tuple[Tensor, Tensor]:
+    def _near(self, active: Tensor, kkt: Saddle) -> tuple[Tensor, Tensor]:
         """The solution for a guess that is nearest to the center, and its multipliers."""
         program = self.program
         right, target = -program.q, program.target(active)

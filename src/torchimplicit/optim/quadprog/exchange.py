@@ -7,6 +7,7 @@ Along these the multipliers change nothing of the slope and improve the dual, un
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -14,8 +15,7 @@ from torch import Tensor
 
 from torchimplicit.optim.quadprog.active_set import Point
 from torchimplicit.optim.quadprog.program import Program, largest, times, times_transposed
-from torchimplicit.optim.quadprog.singular import Singular
-from torchimplicit.optim.quadprog.sparse.kkt import SparseKKT
+from torchimplicit.optim.quadprog.singular import Saddle, Singular
 from torchimplicit.optim.quadprog.verdict import judge
 
 _ROUNDS = 40
@@ -24,12 +24,13 @@ _ZERO = 1e-12  # of the largest multiplier
 _NOTHING = 1e-6  # of the largest weight
 
 
-def to_the_last_digit(program: Program, point: Point) -> None:
+def to_the_last_digit(program: Program, point: Point, build: Callable[[Program, Tensor], Saddle] = Singular.of) -> None:
     """Exchanges points that solve programs to the tolerance for points that solve them, where they are found.
 
     Args:
         program: in units in which all is about one.
         point: what the guesses of the active bounds gave; optimal ones are left as they are.
+        build: factors the systems of working rows, see `SingularSolver`.
     """
     left = torch.nonzero(~point.optimal).flatten()
     if not len(left):
@@ -38,17 +39,18 @@ def to_the_last_digit(program: Program, point: Point) -> None:
     for number in torch.nonzero(near).flatten().tolist():
         at, before = left[number : number + 1], residual[number]
         own = program.take(at)
-        found = exchanged(own, point.take(at))
+        found = exchanged(own, point.take(at), build)
         if bool(judge(own, found.z, found.y)[0] < before):
             point.put(at, found)
 
 
-def exchanged(program: Program, point: Point) -> Point:
+def exchanged(program: Program, point: Point, build: Callable[[Program, Tensor], Saddle] = Singular.of) -> Point:
     """Exchanges working rows one by one until all of them are met, and no other bound is violated.
 
     Args:
         program: one program, in units in which all is about one.
         point: next to the solution, its multipliers of the right signs.
+        build: factors the systems of working rows, see `SingularSolver`.
 
     Returns:
         The solution, to be judged; the point itself where none was reached.
@@ -56,7 +58,7 @@ def exchanged(program: Program, point: Point) -> Point:
     locked = (program.lower == program.upper) & (program.length > 0)
     z, y, active = point.z, point.y, torch.where(locked & (point.active == 0), 1, point.active)
     for _ in range(_ROUNDS):
-        kkt = SparseKKT(program, active[0]) if program.is_sparse else Singular.build(program.Q, program.rows, active)
+        kkt = build(program, active)
         y = torch.where(active != 0, y, 0.0)
         slope = -program.q - times(program.Q, z) - times_transposed(program.rows, y)
         dz, dy, _ = kkt.solve(slope, program.target(active) - times(program.rows, z))
@@ -89,7 +91,7 @@ def _violations(program: Program, z: Tensor, active: Tensor) -> tuple[Tensor, Te
     return missed, beyond / size.clamp_min(torch.finfo(size.dtype).tiny)
 
 
-def _balanced(program: Program, kkt: SparseKKT | Singular, missed: Tensor) -> Tensor:
+def _balanced(program: Program, kkt: Saddle, missed: Tensor) -> Tensor:
     """Weights of the working rows that move no unknown: what least squares leave, and what balances it, `(1, r)`."""
     holder, entry = kkt.holder.flatten(), kkt.entry.flatten()
     held = holder < missed.shape[1]

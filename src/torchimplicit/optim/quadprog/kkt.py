@@ -12,6 +12,7 @@ rows). `KKT` holds Cholesky factors of $Q$ and of $S = E Q^{-1} E^\top$.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +25,14 @@ _ACCURATE = 1e-12
 _DEFINITE = 1e-12
 FAR = 1e20  # times its own entry of the diagonal: a row that is to have no multiplier
 _DEPENDENT = 1e-12  # part of a row that no other explains
+
+
+class Factored(Protocol):
+    """Systems that can be solved with."""
+
+    def solve(self, r: Tensor, t: Tensor, /) -> tuple[Tensor, Tensor, Tensor]:
+        """Solution, multipliers, and the relative residual, for two right-hand sides."""
+        ...
 
 
 @dataclass

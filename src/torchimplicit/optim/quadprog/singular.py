@@ -8,13 +8,14 @@ is solved whether or not its solution is unique; which one is found is the neare
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from torchimplicit.optim.quadprog.kkt import compact
-from torchimplicit.optim.quadprog.program import times, times_transposed
+from torchimplicit.optim.quadprog.program import Program, times, times_transposed
 
 _SHIFTS = (1e-6, 1e-9, 1e-12)
 _ROUNDS = 8
@@ -24,6 +25,19 @@ _SOLVED = 1e-6
 _RANK = 1e-9
 _LOOSE = 1e-3  # part of a random force that the shift alone holds back: where nothing else does
 _FORCES = 3
+
+
+class Saddle(Protocol):
+    """What `Singular` and the factor of a sparse program have in common."""
+
+    holder: Tensor
+    entry: Tensor
+
+    def solve(
+        self, r: Tensor, t: Tensor, shortest: bool = False, terms: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Singular.solve`."""
+        ...
 
 
 @dataclass
@@ -53,6 +67,11 @@ class Singular:
     scale: Tensor
     matrix: Tensor
     factors: tuple[Tensor, Tensor]
+
+    @staticmethod
+    def of(program: Program, active: Tensor) -> Singular:
+        """Factors the systems of the active rows of programs."""
+        return Singular.build(program.Q, program.rows, active)
 
     @staticmethod
     def build(Q: Tensor, rows: Tensor, active: Tensor) -> Singular:

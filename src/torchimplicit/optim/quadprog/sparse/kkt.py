@@ -18,13 +18,13 @@ class SparseKKT:
 
     Args:
         program: one program, its matrices `SparseMatrix`, in units in which all is about one.
-        active: not zero at the working rows, `(r,)`.
+        active: not zero at the working rows, `(1, r)`.
     """
 
     def __init__(self, program: Program, active: Tensor):
         """Factors it."""
         Q, R = program.sparse
-        self.program, self.on = program, active != 0
+        self.program, self.on = program, active[0] != 0
         self.holder, self.entry = _holders(R, self.on)
         self.held = self.holder < R.size[0]
         holds = torch.zeros(R.size[0] + 1, dtype=torch.bool).index_fill(0, self.holder, True)[:-1]

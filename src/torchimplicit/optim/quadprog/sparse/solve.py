@@ -96,7 +96,7 @@ def _solve(program: Program, guess: Tensor | None, max_steps: int) -> tuple[Outc
         if stage is None:
             active = torch.zeros_like(best.point.active) if guess is None else guess
             active = with_equations(scaled, torch.where(scaled.target(active).isfinite(), active, 0))
-            point = polish(SingularSolver(scaled), active, steps, _WARM_ROUNDS)
+            point = polish(SingularSolver(scaled, build=SparseKKT), active, steps, _WARM_ROUNDS)
         else:
             tol, rounds = stage
             claim = interior_point(scaled, max_steps, tol)
@@ -104,9 +104,9 @@ def _solve(program: Program, guess: Tensor | None, max_steps: int) -> tuple[Outc
             if claim.status in (Status.INFEASIBLE, Status.UNBOUNDED):
                 break
             active = with_equations(scaled, _heading_for(scaled, claim.z, claim.y))
-            point = polish(SingularSolver(scaled, (claim.z, claim.y)), active, steps, rounds)
+            point = polish(SingularSolver(scaled, (claim.z, claim.y), SparseKKT), active, steps, rounds)
         steps = point.steps
-        to_the_last_digit(scaled, point)
+        to_the_last_digit(scaled, point, SparseKKT)
         point.z, point.y = point.z * units.z, point.y * units.y
         residual, point.optimal = judge(program, point.z, point.y)
         point.residual = residual.nan_to_num(torch.inf)
@@ -130,7 +130,7 @@ def _solved(scaled: Program, units: Units, found: Outcome) -> tuple[Outcome, Sys
     point, kkt = found.point, found.point.kkt
     found.status.fill_(int(Status.CONVERGED))
     if not isinstance(kkt, SparseKKT) or bool((kkt.on != (point.active[0] != 0)).any()):
-        kkt = SparseKKT(scaled, point.active[0])
+        kkt = SparseKKT(scaled, point.active)
     point.loose = torch.tensor([kkt.loose()])
     return found, (kkt, units)
 
