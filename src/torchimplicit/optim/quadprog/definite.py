@@ -123,7 +123,8 @@ class CholeskySolver:
     def _seen(self, active: Tensor, z: Tensor, y: Tensor, pulled: Tensor | None = None) -> _Seen:
         program, terms = self.program, Terms.of(self.program, z, y, pulled)
         slack, room, rounding = wrong(program, active, y, terms)
-        against = slack | ((room <= rounding) & (active == 0) & program.filled if self.strict else room < -rounding)
+        near = (room <= rounding) & program.filled if self.strict else room < -rounding
+        against = slack | (near & (active == 0))  # how well rows are met that are to be is the residual's to say
         return _Seen(terms, at_least(program, terms), slack, room, rounding, against.any(1))
 
 
