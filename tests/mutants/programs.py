@@ -131,12 +131,22 @@ MUTANTS = [
     ),
     Mutant(
         "optim/quadprog/kkt.py", "derivatives of what is left of large numbers have lost no digits",
-        "        if self.careful:", "        if False:",
+        "blind = self.careful and not step", "blind = False",
         "tests/optim/quadprog/test_definite.py",
     ),
     Mutant(
         "optim/quadprog/derivative.py", "derivatives by a new factor have lost no digits",
         "        kkt.careful = True", "        kkt.careful = False",
+        "tests/optim/quadprog/test_definite.py",
+    ),
+    Mutant(
+        "optim/quadprog/kkt.py", "a step of care is taken wherever it leads",
+        "residual <= best.clamp_min(_ACCURATE) if blind", "residual < torch.inf if blind",
+        "tests/optim/quadprog/test_definite.py",
+    ),
+    Mutant(
+        "optim/quadprog/definite.py", "a row that is met to fewer digits refutes a guess",
+        "slack | (near & (active == 0))", "slack | near",
         "tests/optim/quadprog/test_definite.py",
     ),
     Mutant(

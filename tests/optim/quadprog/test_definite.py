@@ -54,10 +54,28 @@ def test_derivatives_are_refined_where_the_factor_of_the_solution_is_not_at_hand
     assert torch.autograd.grad(worth.sum(), both)[0].abs().max() <= 1e-13
 
 
-def test_systems_that_join_others_bring_the_care_that_they_need():
-    Q, rows = torch.eye(2, dtype=torch.float64).expand(2, 2, 2), torch.ones(2, 1, 2, dtype=torch.float64)
-    both = KKT.build(Q, rows, torch.ones(2, 1))
-    other = KKT.build(Q[:1], rows[:1], torch.zeros(1, 1))
-    other.careful = True
-    both.put(torch.tensor([1]), other)
-    assert both.careful
+def test_a_program_solved_from_inside_is_refined_among_others_that_pivoting_solved(monkeypatch):
+    """Its last row is at its bound and holds nothing, which pivoting leaves to the interior point."""
+    monkeypatch.delattr("torchimplicit.optim.quadprog.search.general")  # which leaves no factor
+    z, one = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64), torch.eye(SIZE, dtype=torch.float64)
+    rows = torch.tensor([[4.0, 1.0, 0.0], [-1.0, 5.0, 0.0], [0.0, 0.0, 4.0]], dtype=torch.float64)
+    Q = torch.stack((3.0**-20 * one, one))
+    q = (-(z @ Q).squeeze(1) - rows[0] - rows[1]).requires_grad_()
+    h = (z @ rows.mT + torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]])).requires_grad_()
+    solution = qp(Q, q, rows, h)
+    assert solution.active.inequality.tolist() == [[1, 1, 0]] * 2
+    assert (solution.value - z).abs().max() <= 1e-14
+    worth = solution.value @ (rows[0] + 2 * rows[1])  # which the rows that are met hold fast
+    by_q, by_h = torch.autograd.grad(worth.sum(), (q, h))
+    assert by_q.abs().max() <= 1e-13
+    assert (by_h - torch.tensor([1.0, 2.0, 0.0])).abs().max() <= 1e-13
+
+
+def test_a_step_of_care_that_makes_it_worse_is_not_taken():
+    """With a factor of a third of the matrix every refinement doubles what is missing."""
+    Q = torch.eye(2, dtype=torch.float64)[None]
+    kkt = KKT.build(Q, torch.ones(1, 0, 2, dtype=torch.float64), torch.zeros(1, 0), torch.sqrt(Q / 3))
+    r, t = torch.ones(1, 2, dtype=torch.float64), torch.zeros(1, 0, dtype=torch.float64)
+    careless = kkt.solve(r, t)
+    kkt.careful = True
+    assert all(map(torch.equal, kkt.solve(r, t), careless))

@@ -125,19 +125,17 @@ class KKT:
         """
         z, y, free = self._solve(r, t)
         left_r, left_t, best = self._residual(z, y, r, t, free)
-        if self.careful:
+        rough = best > accurate
+        for step in range(self.careful + _REFINEMENTS):
             # The residual sees no more than the rounding of the forces. A step of refinement leaves that of the
             # solution (R. D. Skeel, Math. Comp. 35(151), 1980).
-            dz, dy, _ = self._solve(left_r, left_t)
-            z, y = z + dz, y + dy
-            left_r, left_t, best = self._residual(z, y, r, t, free)
-        rough = best > accurate
-        for _ in range(_REFINEMENTS):
-            if not bool(rough.any()):
+            blind = self.careful and not step
+            if not (blind or bool(rough.any())):
                 break
             dz, dy, _ = self._solve(left_r, left_t)
             left_r, left_t, residual = self._residual(z + dz, y + dy, r, t, free)
-            better = rough & (residual < best)  # where it got worse the system is singular, or rounding is all there is
+            # Where it got worse the system is singular, or rounding is all there is.
+            better = residual <= best.clamp_min(_ACCURATE) if blind else rough & (residual < best)
             z, y = torch.where(better.unsqueeze(1), z + dz, z), torch.where(better.unsqueeze(1), y + dy, y)
             best = torch.where(better, residual, best)
             rough = better & (best > accurate)
