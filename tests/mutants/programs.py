@@ -40,7 +40,7 @@ MUTANTS = [
     ),
     Mutant(
         "optim/quadprog/exchange.py", "of two bounds next to each other either is right",
-        "found = exchanged(own, point.take(at))", "found = point.take(at)",
+        "found = exchanged(own, point.take(at), build)", "found = point.take(at)",
         "tests/optim/quadprog/test_exchange.py",
     ),
     Mutant(
@@ -174,6 +174,11 @@ MUTANTS = [
         "optim/quadprog/verdict.py", "a residual of one is good",
         "TOLERANCE = 1e-9", "TOLERANCE = 1.0",
         "tests/optim/quadprog/test_verdict.py",
+    ),
+    Mutant(
+        "optim/quadprog/derivative.py", "a factor serves any batch",
+        "        return replace(self, kept=Kept())", "        return self",
+        "tests/optim/quadprog/test_derivative.py",
     ),
     Mutant(
         "optim/quadprog/derivative.py", "a derivative that is not there is vouched for",

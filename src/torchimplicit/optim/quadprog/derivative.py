@@ -99,9 +99,8 @@ class ProgramCall(Call):
 
     def kkt(self, Q: Tensor, rows: Tensor, active: Tensor) -> KKT | Singular:
         """The factored systems, from the forward solve if it left them."""
-        kept = self.kept.kkt
-        if kept is not None and len(kept.Q) == len(Q):
-            return kept
+        if self.kept.kkt is not None:  # of this very batch: others are `mapped`
+            return self.kept.kkt
         cholesky, sound = factor(Q)
         definite = bool(is_definite(Q, cholesky, sound).all())
         if not definite:
