@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -204,10 +204,8 @@ def _with_placeholders(program: Program, invalid: Tensor) -> Program:
     else:
         one = torch.eye(program.q.shape[1], dtype=program.q.dtype, device=program.q.device)
         Q, rows = torch.where(matrix, one, program.Q), torch.where(matrix, 0.0, program.rows)
-    return Program(
-        Q, torch.where(row, 0.0, program.q), rows,  # type: ignore[arg-type]
-        torch.where(row, -infinity, program.lower), torch.where(row, infinity, program.upper), program.equalities,
-    )  # fmt: skip
+    lower, upper = torch.where(row, -infinity, program.lower), torch.where(row, infinity, program.upper)
+    return replace(program, Q=Q, q=torch.where(row, 0.0, program.q), rows=rows, lower=lower, upper=upper)
 
 
 def _check_symmetric(Q: Tensor | SparseMatrix, dtype: torch.dtype) -> None:

@@ -117,7 +117,7 @@ def _directions(program: Program) -> Program:
     lower = torch.cat((zero, torch.where(program.lower.isfinite(), 0.0, -far)), 1)
     upper = torch.cat((zero, torch.where(program.upper.isfinite(), 0.0, far)), 1)
     down = program.q / largest(program.q).clamp_min(torch.finfo(zero.dtype).tiny)
-    return Program(eye, down, rows, lower, upper, n)  # type: ignore[arg-type]
+    return replace(program, Q=eye, q=down, rows=rows, lower=lower, upper=upper, equalities=n)
 
 
 def _onto_kernel(M: SparseMatrix, point: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -73,7 +75,7 @@ def _alone(program: Program, at: Tensor) -> Program:
     if one.is_sparse:
         return one
     Q, rows = SparseMatrix.of(one.Q[0]), SparseMatrix.of(one.rows[0])
-    return Program(Q, one.q, rows, one.lower, one.upper, one.equalities)  # type: ignore[arg-type]
+    return replace(one, Q=Q, rows=rows)
 
 
 def _convex(program: Program, rounding: float) -> Tensor:
