@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -90,7 +89,6 @@ class PathCall(Call):
     between: bool = False
     side: Tensor | None = None
     record: PathRecord = field(default_factory=PathRecord, kw_only=True)
-    backward_name: ClassVar[str] = "backward solve"
 
     def forward(
         self, y0: Tensor, ts: Tensor, tensors: Sequence[Tensor], condition_tensors: Sequence[Tensor] = ()
