@@ -17,6 +17,7 @@ from torchimplicit.path.adjoint.base import PathAdjoint
 from torchimplicit.path.dense.result import check_recorded
 from torchimplicit.path.events.event import Event
 from torchimplicit.path.solver import AdaptiveSolver, PathSolver
+from torchimplicit.path.stepsize import tightest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +100,10 @@ def check_reachable(solver: PathSolver, layout: Layout, y0: Any) -> None:
     Raises:
         ValueError: they are, where the solve starts.
     """
-    if not isinstance(solver, AdaptiveSolver) or not solver.adapts or _smallest(solver.rtol) >= layout.eps:
+    if not isinstance(solver, AdaptiveSolver) or not solver.adapts or tightest(solver.rtol) >= layout.eps:
         return
     size = 1.0 if transforms.active() or not layout.batch else float(layout.flatten(y0).detach().abs().max())
-    if _smallest(solver.atol) < layout.eps * size:
+    if tightest(solver.atol) < layout.eps * size:
         coarsest = max(layout.dtypes, key=lambda dtype: torch.finfo(dtype).eps)
         name = type(solver).__name__
         raise ValueError(
@@ -110,10 +111,6 @@ def check_reachable(solver: PathSolver, layout: Layout, y0: Any) -> None:
             f"{coarsest}, which is {layout.eps:.1e} of its size; try {name}(rtol={max(1e-5, 2 * layout.eps):.1g}), or "
             "y0 of a finer dtype, y0.double() or y0.float()"
         )
-
-
-def _smallest(tolerance: float | Tensor) -> float:
-    return float(tolerance.min()) if isinstance(tolerance, Tensor) else tolerance
 
 
 def flat_tolerances(solver: PathSolver, layout: Layout) -> PathSolver:

@@ -96,6 +96,11 @@ class Fixed:
         require(self, "dt", self.dt is None or 0 < self.dt < math.inf, "a number > 0, or None")
 
 
+def tightest(tolerance: float | Tensor) -> float:
+    """The smallest of tolerances, or the one that there is."""
+    return float(tolerance.min()) if isinstance(tolerance, Tensor) else tolerance
+
+
 class History(NamedTuple):
     """The errors over tolerances of the last accepted step and of the one before, `(B,)`, never near zero."""
 

@@ -21,7 +21,7 @@ from torchimplicit.path.adjoint.drift import DriftReport, judge, looser
 from torchimplicit.path.call import PathCall
 from torchimplicit.path.record import Path
 from torchimplicit.path.solver import AdaptiveSolver, PathSolver
-from torchimplicit.path.stepsize import Tolerance
+from torchimplicit.path.stepsize import Tolerance, tightest
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def back(
     solver = adjoint.solver or call.solver
     own = None
     if isinstance(solver, AdaptiveSolver) and solver.adapts and not adjoint.seminorm:
-        own = _least(solver.rtol), _least(solver.atol)
+        own = tightest(solver.rtol), tightest(solver.atol)
     with call.bind(ts, leaves) as field, torch.no_grad():
         integral = Integral(field, wanted, size, solver.order, own) if wanted else None
         limit = solver.max_steps + len(marks.ts)
@@ -195,10 +195,6 @@ def _size(grad: Tensor) -> Tensor:
     """The size of every sample's largest gradient, `(B, 1)`: what is linear in it shall not depend on it."""
     size = torch.stack([norm(each) for each in grad.unbind()]).amax(0).unsqueeze(1) / grad.shape[2] ** 0.5
     return torch.where(size > 0, size, 1.0)
-
-
-def _least(tolerance: float | Tensor) -> float:
-    return float(tolerance.min()) if isinstance(tolerance, Tensor) else tolerance
 
 
 def _marks(ts: Tensor, values: Tensor, grad: Tensor, further: Sequence[Tensor]) -> tuple[Marks, Tensor]:
