@@ -16,11 +16,11 @@ from torchimplicit.path.events.watch import Watch
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.observer import Observer
 from torchimplicit.path.record import Outputs, Phase, Step
-from torchimplicit.path.solver import AdaptiveSolver, FixedSolver, PathSolver
+from torchimplicit.path.solver import AdaptiveSolver, PathSolver
 from torchimplicit.path.span import Span
 from torchimplicit.path.state import IntegratorState
 from torchimplicit.path.step import Stepped
-from torchimplicit.path.stepsize import PID, Fixed, History, Tolerance
+from torchimplicit.path.stepsize import PID, History, Tolerance
 
 SMALL = 2**14  # numbers in a state up to which going on with fewer samples saves no time
 
@@ -64,12 +64,12 @@ class StepLoop:
         self.end, self.eps = state.ts[-1], torch.finfo(state.t.dtype).eps
         self.stops_at_outputs = solver.stops_at_outputs
         self.control = self.dt = None
-        if isinstance(solver, AdaptiveSolver) and isinstance(solver.control, PID):
+        if solver.adapts:
+            assert isinstance(solver, AdaptiveSolver)
+            assert isinstance(solver.control, PID)
             self.control, self.tolerance = solver.control, Tolerance(solver.rtol, solver.atol, state.y)
-        elif isinstance(solver, AdaptiveSolver) and isinstance(solver.control, Fixed):
-            self.dt = solver.control.dt
-        elif isinstance(solver, FixedSolver):
-            self.dt = solver.dt
+        else:
+            self.dt = solver.dt_given
         self.all_running, self.any_running = True, len(state.t) > 0
         self.quick = 0  # attempts that are not in `tried` yet: all running samples made them, one sum adds them
         self.outputs = torch.nn.functional.pad(state.ts.T, (0, 1), value=math.inf)  # a row per sample, and then none

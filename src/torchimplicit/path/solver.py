@@ -53,6 +53,11 @@ class PathSolver:
         """Whether it chooses its steps by their error."""
         return False
 
+    @property
+    def dt_given(self) -> float | None:
+        """Size of its steps where it does not choose them; None takes one step from each output time to the next."""
+        return None
+
     def check(self, layout: Layout) -> None:
         """Refuses states that the method cannot take, with a `ValueError`; most take any."""
 
@@ -103,6 +108,11 @@ class FixedSolver(PathSolver):
         super().__post_init__()
         require(self, "dt", self.dt is None or 0 < self.dt < math.inf, "a number > 0, or None")
 
+    @property
+    def dt_given(self) -> float | None:
+        """See `PathSolver.dt_given`."""
+        return self.dt
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveSolver(PathSolver):
@@ -138,6 +148,11 @@ class AdaptiveSolver(PathSolver):
     def adapts(self) -> bool:
         """See `PathSolver.adapts`."""
         return isinstance(self.control, PID)
+
+    @property
+    def dt_given(self) -> float | None:
+        """See `PathSolver.dt_given`."""
+        return self.control.dt if isinstance(self.control, Fixed) else None
 
     def take(self, rows: Tensor | None) -> PathSolver:
         """See `PathSolver.take`."""
