@@ -1,6 +1,7 @@
 """`Fixed`: steps of one size by methods that could choose their own."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -101,16 +102,20 @@ def test_events_and_dense_output_know_the_path_inside():
     assert float(met.path(0.5)) == pytest.approx(math.exp(-0.5), abs=1e-4)
 
 
-@pytest.mark.parametrize("dt", [0.0, -1.0, math.inf, math.nan])
+@pytest.mark.parametrize("dt", [0.0, -1.0, math.inf, math.nan, "a", True, double(0.1)], ids=str)
 def test_impossible_sizes_are_refused(dt):
-    with pytest.raises(ValueError, match=r"dt.*expected a number > 0, or None"):
-        ti.Fixed(dt)
+    for owner, name, make in (("Fixed", "dt", ti.Fixed), ("RK4", "dt", ti.RK4), ("Tsit5", "dt0", ti.Tsit5)):
+        text = f"{owner}({name}={dt!r}): expected a number > 0, or None"
+        with pytest.raises(ValueError, match=re.escape(text)):
+            make(**{name: dt})
 
 
 def test_what_needs_steps_that_are_chosen_refuses_it():
     solver = ti.Tsit5(control=ti.Fixed(0.1))
     with pytest.raises(ValueError, match="looks at the last error alone"):
         ti.odeint(decay, double(1)[None], double(0, 1), solver=solver, compile=True)
+    with pytest.raises(ValueError, match=r"dt_max: got 0\.1 with Tsit5.*try Tsit5\(control=Fixed\(\.\.\.\)\)"):
+        ti.odeint(decay, double(1)[None], double(0, 1), solver=solver, dt_max=0.1)
     with pytest.raises(ValueError, match="PID"):
         ti.SteadyState(solver=solver)
     with pytest.raises(ValueError, match=r"a PID\(\), or Fixed\(dt\)"):

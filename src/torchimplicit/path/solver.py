@@ -14,7 +14,7 @@ from torchimplicit.core.tree import Layout
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.span import Span
 from torchimplicit.path.step import Stepped
-from torchimplicit.path.stepsize import PID, Fixed
+from torchimplicit.path.stepsize import PID, Fixed, require_dt
 
 Stepper = Callable[[Field, Span, Tensor, Tensor | None], Stepped]  # of (field, span, y, slope)
 Undoer = Callable[[Field, Span, Tensor], Tensor]  # of (field, span, y)
@@ -106,7 +106,7 @@ class FixedSolver(PathSolver):
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         super().__post_init__()
-        require(self, "dt", self.dt is None or 0 < self.dt < math.inf, "a number > 0, or None")
+        require_dt(self)
 
     @property
     def dt_given(self) -> float | None:
@@ -140,7 +140,7 @@ class AdaptiveSolver(PathSolver):
         super().__post_init__()
         require(self, "rtol", _within(self.rtol, strict=True), "a finite number > 0, or a tensor of such")
         require(self, "atol", _within(self.atol, strict=False), "a finite number >= 0, or a tensor of such")
-        require(self, "dt0", self.dt0 is None or 0 < self.dt0 < math.inf, "a number > 0, or None")
+        require_dt(self, "dt0")
         require(self, "dt_min", 0 <= self.dt_min < math.inf, "a finite number >= 0")
         require(self, "control", isinstance(self.control, PID | Fixed), "a PID(), or Fixed(dt)")
 

@@ -93,7 +93,22 @@ class Fixed:
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
-        require(self, "dt", self.dt is None or 0 < self.dt < math.inf, "a number > 0, or None")
+        require_dt(self)
+
+
+def require_dt(config: object, name: str = "dt") -> None:
+    """Refuses what is no size of a step.
+
+    Args:
+        config: what has it as an option.
+        name: of the option.
+
+    Raises:
+        ValueError: it is neither a plain number > 0 nor None.
+    """
+    dt = getattr(config, name)
+    number = isinstance(dt, float | int) and not isinstance(dt, bool)
+    require(config, name, dt is None or (number and 0 < dt < math.inf), "a number > 0, or None")
 
 
 def tightest(tolerance: float | Tensor) -> float:
