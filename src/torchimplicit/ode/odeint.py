@@ -16,7 +16,7 @@ from torchimplicit.ode.explicit.methods import Tsit5
 from torchimplicit.path.adjoint.base import PathAdjoint
 from torchimplicit.path.adjoint.checkpointed import Checkpointed
 from torchimplicit.path.events.event import Event
-from torchimplicit.path.options import Options, check_options
+from torchimplicit.path.options import Options, Stepping
 from torchimplicit.path.solution import PathSolution
 from torchimplicit.path.solve import solve
 from torchimplicit.path.solver import PathSolver
@@ -31,7 +31,7 @@ def odeint(
     *args: Any,
     solver: PathSolver = Tsit5(),
     adjoint: PathAdjoint = Checkpointed(),
-    stepping: Literal["per-sample", "joint"] = "per-sample",
+    stepping: Stepping = "per-sample",
     batched_args: Sequence[int] | None = None,
     on_failure: OnFailure = "raise",
     event: Event | Sequence[Event] | None = None,
@@ -117,7 +117,6 @@ def odeint(
         >>> torch.allclose(rate.grad, torch.tensor(-6 * 0.36788), rtol=1e-3)
         True
     """
-    check_options(solver, adjoint, stepping, on_failure, event, dense, callback)
     options = Options(
         solver=solver, adjoint=adjoint, stepping=stepping, batched_args=batched_args, on_failure=on_failure,
         event=event, dense=dense, callback=callback, dt_max=dt_max, jumps=jumps, doses=doses,

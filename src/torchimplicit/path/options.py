@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,14 +19,21 @@ from torchimplicit.path.events.event import Event
 from torchimplicit.path.solver import AdaptiveSolver, PathSolver
 from torchimplicit.path.stepsize import tightest
 
+Stepping = Literal["per-sample", "joint"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to solve for a path, and what to tell of it; see `odeint`."""
+    """How to solve for a path, and what to tell of it; see `odeint`.
+
+    Raises:
+        TypeError: `solver`, `adjoint`, `event` or `callback` is something else, a class in place of an instance say.
+        ValueError: another word, or a solver and an adjoint, events or dense output that do not go together.
+    """
 
     solver: PathSolver
     adjoint: PathAdjoint
-    stepping: str = "per-sample"
+    stepping: Stepping = "per-sample"
     batched_args: Sequence[int] | None = None
     on_failure: OnFailure = "raise"
     event: Event | Sequence[Event] | None = None
@@ -35,6 +42,24 @@ class Options:
     dt_max: float | Tensor | None = None
     jumps: Tensor | None = None
     doses: Any = None
+
+    def __post_init__(self) -> None:
+        """Refuses what is no solver, no adjoint, no event and none of the words."""
+        require_instance("solver", self.solver, PathSolver, "Tsit5()")
+        require_instance("adjoint", self.adjoint, PathAdjoint, "Checkpointed()")
+        if isinstance(self.event, list | tuple) and self.event:
+            for i, one in enumerate(self.event):
+                require_instance(f"event[{i}]", one, Event, "Event(condition)")
+        elif self.event is not None:
+            require_instance("event", self.event, Event, "Event(condition), or a list of them")
+        if self.callback is not None and not callable(self.callback):
+            raise TypeError(f"callback: got {self.callback!r}, expected a callable callback(t, y, moved)")
+        self.adjoint.check(self.solver)
+        if self.needs_record:
+            check_recorded(self.solver, self.adjoint)
+        if self.stepping not in get_args(Stepping):
+            raise ValueError(f"stepping: got {self.stepping!r}, expected 'per-sample' or 'joint'")
+        check_on_failure(self.on_failure)
 
     @property
     def batch_dims(self) -> int:
@@ -61,37 +86,6 @@ class Options:
         if self.dense and (self.solver.remembers or not differentiable):
             return self.solver.max_steps
         return self.adjoint.checkpoints if differentiable else 2 * (self.event is not None)
-
-
-def check_options(
-    solver: Any,
-    adjoint: Any,
-    stepping: str,
-    on_failure: str,
-    event: Any = None,
-    dense: bool = False,
-    callback: Any = None,
-) -> None:
-    """Refuses what is no solver, no adjoint, no event and none of the words.
-
-    Raises:
-        TypeError: `solver`, `adjoint`, `event` or `callback` is something else, a class in place of an instance say.
-        ValueError: another word, or a solver and an adjoint, events or dense output that do not go together.
-    """
-    wanted = [("solver", solver, PathSolver, "Tsit5()"), ("adjoint", adjoint, PathAdjoint, "Checkpointed()")]
-    several = isinstance(event, (list, tuple)) and len(event) > 0
-    wanted += [(f"event[{i}]", one, Event, "Event(condition)") for i, one in enumerate(event if several else ())]
-    wanted += [] if several or event is None else [("event", event, Event, "Event(condition), or a list of them")]
-    for each in wanted:
-        require_instance(*each)
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback: got {callback!r}, expected a callable callback(t, y, moved)")
-    adjoint.check(solver)
-    if event is not None or dense:
-        check_recorded(solver, adjoint)
-    if stepping not in ("per-sample", "joint"):
-        raise ValueError(f"stepping: got {stepping!r}, expected 'per-sample' or 'joint'")
-    check_on_failure(on_failure)
 
 
 def check_reachable(solver: PathSolver, layout: Layout, y0: Any) -> None:

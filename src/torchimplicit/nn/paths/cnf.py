@@ -15,7 +15,7 @@ from torchimplicit.nn.parts.coupling import warn_of_batch_norm
 from torchimplicit.nn.paths.layer import PathLayer, check_field, given, keep_times, without_time
 from torchimplicit.nn.paths.penalties import Moment, Noise, PathPenalty, beside, check_penalties, draw_probe, noise_of
 from torchimplicit.ode import Checkpointed, PathAdjoint, Tsit5
-from torchimplicit.path.options import check_options
+from torchimplicit.path.options import Options
 from torchimplicit.path.solver import PathSolver
 
 Trace = Literal["exact", "hutchinson"]
@@ -84,7 +84,7 @@ class CNF(PathLayer):
     ):
         """Keeps the field and the options; solves nothing."""
         super().__init__()
-        check_options(solver, adjoint, "per-sample", on_failure)
+        Options(solver=solver, adjoint=adjoint, on_failure=on_failure)  # refuses impossible ones now
         check_field("CNF", field, autonomous)
         warn_of_batch_norm("CNF", "field", field, "densities")
         self.field, self.autonomous = field, autonomous

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torchimplicit.core.status import OnFailure
 from torchimplicit.nn.layer import ImplicitLayer
 from torchimplicit.ode import PathAdjoint, PathReport, PathSolver, odeint
-
-Stepping = Literal["per-sample", "joint"]
+from torchimplicit.path.options import Stepping
 
 
 class PathLayer(ImplicitLayer):

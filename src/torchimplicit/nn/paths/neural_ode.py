@@ -13,10 +13,10 @@ from torch.utils import _pytree as pytree
 from torchimplicit.core.options import require_count
 from torchimplicit.core.status import OnFailure
 from torchimplicit.nn.parts.coupling import warn_of_batch_norm
-from torchimplicit.nn.paths.layer import PathLayer, Stepping, check_field, given, keep_times, only_tensor, without_time
+from torchimplicit.nn.paths.layer import PathLayer, check_field, given, keep_times, only_tensor, without_time
 from torchimplicit.nn.paths.penalties import Moment, PathPenalty, beside, check_penalties, draw_probe, noise_of
 from torchimplicit.ode import Checkpointed, Euler, PathAdjoint, Tsit5
-from torchimplicit.path.options import check_options
+from torchimplicit.path.options import Options, Stepping
 from torchimplicit.path.solver import PathSolver
 
 
@@ -75,7 +75,7 @@ class NeuralODE(PathLayer):
     ):
         """Keeps the field and the options; solves nothing."""
         super().__init__()
-        check_options(solver, adjoint, stepping, on_failure)
+        Options(solver=solver, adjoint=adjoint, stepping=stepping, on_failure=on_failure)  # refuses impossible ones now
         name = type(self).__name__
         check_field(name, field, autonomous)
         if stepping == "per-sample":  # else the batch is one system
