@@ -118,8 +118,8 @@ def odeint(
         True
     """
     options = Options(
-        solver=solver, adjoint=adjoint, stepping=stepping, batched_args=batched_args, on_failure=on_failure,
-        event=event, dense=dense, callback=callback, dt_max=dt_max, jumps=jumps, doses=doses,
+        name="odeint", solver=solver, adjoint=adjoint, stepping=stepping, batched_args=batched_args,
+        on_failure=on_failure, event=event, dense=dense, callback=callback, dt_max=dt_max, jumps=jumps, doses=doses,
     )  # fmt: skip
     check_compile(compile, solver, options.plain)
     layout = Layout(y0, options.batch_dims)

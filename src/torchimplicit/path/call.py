@@ -1,4 +1,4 @@
-"""One call of `odeint`: what to integrate, how, and how it went. Adjoints turn it into a differentiable path."""
+"""One call along a path: what to integrate, how, and how it went. Adjoints turn it into a differentiable path."""
 
 from __future__ import annotations
 
@@ -66,6 +66,7 @@ class PathCall(Call):
     """Dynamics, and the solver to integrate them.
 
     Attributes:
+        name: of the public function, for its report and for messages.
         dynamics: the vector field; mapped inside `torch.vmap`.
         solver: the method and its tolerances.
         audit: refuse captured tensors.
@@ -78,6 +79,7 @@ class PathCall(Call):
         side: the signs of the events' conditions from which the solve comes over a jump, `(B, E)`; None for no jump.
     """
 
+    name: str
     dynamics: Dynamics | MappedDynamics
     solver: PathSolver
     audit: bool
@@ -149,7 +151,7 @@ class PathCall(Call):
             self._check_conditions(condition_tensors, whole)
             self.record.event, self.record.met, self.record.side = whole.event, log.met(whole.y), whole.side
         self.record.report = PathReport(
-            whole.status, whole.tried, whole.ratio, nfev, "odeint",
+            whole.status, whole.tried, whole.ratio, nfev, self.name,
             accepted=whole.tried - whole.rejected, rejected=whole.rejected, reached=self.dynamics.user_time(whole.t),
             event=whole.event,
         )  # fmt: skip

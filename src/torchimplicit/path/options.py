@@ -26,11 +26,15 @@ Stepping = Literal["per-sample", "joint"]
 class Options:
     """How to solve for a path, and what to tell of it; see `odeint`.
 
+    Args:
+        name: of the public function, for its report and for messages.
+
     Raises:
         TypeError: `solver`, `adjoint`, `event` or `callback` is something else, a class in place of an instance say.
         ValueError: another word, or a solver and an adjoint, events or dense output that do not go together.
     """
 
+    name: str
     solver: PathSolver
     adjoint: PathAdjoint
     stepping: Stepping = "per-sample"
@@ -56,7 +60,7 @@ class Options:
             raise TypeError(f"callback: got {self.callback!r}, expected a callable callback(t, y, moved)")
         self.adjoint.check(self.solver)
         if self.needs_record:
-            check_recorded(self.solver, self.adjoint)
+            check_recorded(self.name, self.solver, self.adjoint)
         if self.stepping not in get_args(Stepping):
             raise ValueError(f"stepping: got {self.stepping!r}, expected 'per-sample' or 'joint'")
         check_on_failure(self.on_failure)

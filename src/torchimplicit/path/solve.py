@@ -58,8 +58,9 @@ def solve(
     )
     differentiable = torch.is_grad_enabled()
     call = PathCall(
-        dynamics, flat_tolerances(solver, layout), differentiable, options.checkpoints(differentiable), trigger, engine,
-        options.callback, check_dt_max(options.dt_max, solver, layout, ts.dtype), on_failure=options.on_failure,
+        options.name, dynamics, flat_tolerances(solver, layout), differentiable, options.checkpoints(differentiable),
+        trigger, engine, options.callback, check_dt_max(options.dt_max, solver, layout, ts.dtype),
+        on_failure=options.on_failure,
     )  # fmt: skip
     gate = PathGate(call, options.adjoint, inputs)
     rows, result = _integrated(gate, differentiable, options.needs_record)

@@ -75,7 +75,8 @@ class NeuralODE(PathLayer):
     ):
         """Keeps the field and the options; solves nothing."""
         super().__init__()
-        Options(solver=solver, adjoint=adjoint, stepping=stepping, on_failure=on_failure)  # refuses impossible ones now
+        # Refuses impossible ones now.
+        Options(name="odeint", solver=solver, adjoint=adjoint, stepping=stepping, on_failure=on_failure)
         name = type(self).__name__
         check_field(name, field, autonomous)
         if stepping == "per-sample":  # else the batch is one system

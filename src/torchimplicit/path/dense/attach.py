@@ -83,7 +83,7 @@ def _crossed(
     with recorded.call.trigger.bind(event_tensors) as conditions:
         for condition, each, at, rows in zip(conditions.each, known, times, series, strict=True):
             places = zip(at.unbind(), rows.unbind(), (~each.t.isnan()).unbind(), strict=True)
-            found = [differentiated(condition, *place) for place in places]
+            found = [differentiated(recorded.call.name, condition, *place) for place in places]
             if found:
                 t, y = (torch.stack(some) for some in zip(*found, strict=True))
                 each = Met(t, valued(each.y, y))
@@ -91,13 +91,14 @@ def _crossed(
     return met
 
 
-def differentiated(condition: Condition, t: Tensor, series: Tensor, fired: Tensor) -> tuple[Tensor, Tensor]:
+def differentiated(name: str, condition: Condition, t: Tensor, series: Tensor, fired: Tensor) -> tuple[Tensor, Tensor]:
     """Times `(B,)` and states `(B, n)` of events, differentiable by what condition and path depend on, twice.
 
     Two steps of Newton's method for the root of the condition along the path. They change no value, for they start at
     the root, but carry its derivatives, exact to second order.
 
     Args:
+        name: of the public function that was called.
         condition: bound, to tensors with their graphs.
         t: the times, detached, `(B,)`.
         series: the path's states there and their first two derivatives by time, with their graphs, `(B, 3 n)`.
@@ -123,7 +124,7 @@ def differentiated(condition: Condition, t: Tensor, series: Tensor, fired: Tenso
             raise ValueError(
                 f"event: the condition of sample {sample} does not change along the path at its event, so that the "
                 "event's time has no derivative; expected a condition that crosses zero at a rate; try another one, or "
-                "torch.no_grad() around odeint"
+                f"torch.no_grad() around {name}"
             )
         step = torch.where(fired, value(later), 0.0) / rate
         later = later - (step - step.detach())

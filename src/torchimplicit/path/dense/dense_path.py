@@ -116,7 +116,7 @@ class DensePath:
             )
             raise ValueError(
                 f"path(t): got t = {got:g} for sample {sample}, expected a time within [{min(first, last):g}, "
-                f"{max(first, last):g}], where it was solved; try a later ts[-1] in odeint"
+                f"{max(first, last):g}], where it was solved; try a later ts[-1]"
             )
 
 

@@ -136,7 +136,7 @@ class RecordedSolve(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple:
         """Refused."""
-        raise _unmapped()
+        raise _unmapped(inputs[0])
 
 
 class Evaluate(Function):
@@ -187,13 +187,13 @@ class Evaluate(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple:
         """Refused."""
-        raise _unmapped()
+        raise _unmapped(inputs[0])
 
 
-def _unmapped() -> RuntimeError:
+def _unmapped(call: PathCall) -> RuntimeError:
     return RuntimeError(
-        "odeint(event=..., dense=...): got torch.vmap, expected a batch in dimension 0 of the state, of which every "
-        "sample has its own event and steps already; try that, or a loop"
+        f"{call.name}(event=..., dense=...): got torch.vmap, expected a batch in dimension 0 of the state, of which "
+        "every sample has its own event and steps already; try that, or a loop"
     )
 
 

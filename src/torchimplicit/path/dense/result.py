@@ -85,19 +85,24 @@ def solve_recorded(
     return PathResult(rows, t, y, DensePath(recorded, call.dynamics, reached, y), met)
 
 
-def check_recorded(solver: PathSolver, adjoint: PathAdjoint) -> None:
+def check_recorded(name: str, solver: PathSolver, adjoint: PathAdjoint) -> None:
     """Refuses a solver that knows no path inside its steps, and an adjoint that keeps no steps to look at.
+
+    Args:
+        name: of the public function.
+        solver: the method.
+        adjoint: how to differentiate.
 
     Raises:
         ValueError: `Reversible()`, `Backsolve()`, for example.
     """
     if solver.stops_at_outputs:
         raise ValueError(
-            f"odeint(solver={solver!r}): expected a solver that knows the path inside its steps with event=... or "
+            f"{name}(solver={solver!r}): expected a solver that knows the path inside its steps with event=... or "
             "dense=True; try Tsit5()"
         )
     if not isinstance(adjoint, Checkpointed | Direct):
         raise ValueError(
-            f"odeint(adjoint={adjoint!r}): expected Checkpointed() or Direct() with event=... or dense=True, which "
+            f"{name}(adjoint={adjoint!r}): expected Checkpointed() or Direct() with event=... or dense=True, which "
             "differentiate the steps that were taken"
         )

@@ -113,7 +113,7 @@ class StretchedSolve:
         everything = inputs.everything()
         if any(transforms.is_mapped(transforms.unwrapped(each)) for each in everything):
             raise RuntimeError(
-                "odeint(jumps=...): got torch.vmap, expected a batch in dimension 0 of the state, of which every "
+                f"{call.name}(jumps=...): got torch.vmap, expected a batch in dimension 0 of the state, of which every "
                 "sample has its own jumps already; try jumps of shape (J, B), or a loop"
             )
         self.whole, self.inputs, self.stretches = call, inputs, Stretches(inputs.ts, inputs.jumps)
