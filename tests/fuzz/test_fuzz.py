@@ -18,6 +18,14 @@ def test_no_verdict_is_wrong_in_silence_and_nothing_breaks(family, part):
     assert sum(case.word == "converged" for case in played) >= len(played) // 3
 
 
+MENDED = [("qp", 2000978), *(("sparse", seed) for seed in (2139, 2828, 5262, 5343, 4001015))]
+
+
+@pytest.mark.parametrize(("family", "seed"), MENDED)
+def test_what_was_wrong_once_is_right(family, seed):
+    assert not play(family, seed).faults
+
+
 def test_a_seed_repeats_a_case():
     for family in FAMILIES:
         first, again = play(family, 7), play(family, 7)

@@ -39,6 +39,11 @@ MUTANTS = [
         "tests/optim/quadprog/sparse/test_factor.py",
     ),
     Mutant(
+        "optim/quadprog/exchange.py", "unknowns that are zero are held to a rounding of their own",
+        "_ROUNDING * size + torch.finfo(z.dtype).eps * program.length * largest(z, keepdim=True)", "_ROUNDING * size",
+        "tests/fuzz/test_fuzz.py::test_what_was_wrong_once_is_right",
+    ),
+    Mutant(
         "optim/quadprog/exchange.py", "of two bounds next to each other either is right",
         "found = exchanged(own, point.take(at), build)", "found = point.take(at)",
         "tests/optim/quadprog/test_exchange.py",

@@ -87,7 +87,9 @@ def _violations(program: Program, z: Tensor, active: Tensor) -> tuple[Tensor, Te
     reached, size = times(program.rows, z), times(program.rows.abs(), z.abs())
     missed = torch.where(active != 0, reached - program.target(active), 0.0)
     beyond = torch.where(active == 0, reached - reached.clamp(program.lower, program.upper), 0.0)
-    missed, beyond = (torch.where(miss.abs() <= _ROUNDING * size, 0.0, miss) for miss in (missed, beyond))
+    # Unknowns that are zero are so to the rounding of the others.
+    rounding = _ROUNDING * size + torch.finfo(z.dtype).eps * program.length * largest(z, keepdim=True)
+    missed, beyond = (torch.where(miss.abs() <= rounding, 0.0, miss) for miss in (missed, beyond))
     return missed, beyond / size.clamp_min(torch.finfo(size.dtype).tiny)
 
 
