@@ -5,7 +5,9 @@ import re
 
 from latex2mathml.converter import convert
 
-FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+FORMULA = re.compile(
+    r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL
+)
 
 
 def on_page_content(content, **_):
@@ -14,4 +16,6 @@ def on_page_content(content, **_):
 
 
 def _formula(match):
-    return convert(html.unescape(match[2]), display="block" if match[1] == "div" else "inline")
+    return convert(
+        html.unescape(match[2]), display="block" if match[1] == "div" else "inline"
+    )
