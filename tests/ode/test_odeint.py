@@ -8,22 +8,11 @@ import torch
 from torch import nn
 
 import torchimplicit as ti
+from tests.ode.cases import double, problem, swirl
 
 ADAPTIVE = [ti.Tsit5, ti.Dopri5, ti.Bosh3, ti.Heun]
 FIXED = [ti.Euler, ti.Midpoint, ti.RK4]
 ADJOINTS = [ti.Checkpointed(), ti.Checkpointed(2), ti.Direct()]
-
-
-def double(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def swirl(t, y, W):
-    return torch.tanh(y @ W) * torch.cos(t)
-
-
-def problem(batch=4, times=6):
-    return double(batch, 3), torch.linspace(0, 2, times, dtype=torch.float64), 0.5 * double(3, 3, seed=1)
 
 
 @pytest.mark.parametrize("method", ADAPTIVE)

@@ -10,22 +10,11 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 import torchimplicit as ti
+from tests.ode.cases import double, problem, swirl
 from torchimplicit.ode import Backsolve, Reversible
 
 EXACT = [ti.Checkpointed(2), ti.Checkpointed(256), ti.Direct(), Reversible()]
 ALL = [*EXACT, Backsolve()]
-
-
-def double(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def swirl(t, y, W):
-    return torch.tanh(y @ W) * torch.cos(t)
-
-
-def problem(batch=4, times=6):
-    return double(batch, 3), torch.linspace(0, 2, times, dtype=torch.float64), 0.5 * double(3, 3, seed=1)
 
 
 def relative(found, expected):
