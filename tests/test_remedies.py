@@ -22,15 +22,17 @@ from torchimplicit.optim.cone.sound import DERIVATIVES
 from torchimplicit.optim.control.solution import PLANS
 from torchimplicit.optim.projection.verdict import PROJECTIONS
 from torchimplicit.optim.quadprog.report import PROGRAMS
-from torchimplicit.path.report import BACKWARD_SOLVES, PATHS
+from torchimplicit.path.report import BACKWARD_SOLVES, BACKWARD_STEPS, GIVEN_STEPS, PATHS
 from torchimplicit.solve.report import POINTS
 
-FAMILIES = {
-    "points": POINTS,
+FAMILIES = {  # one that takes remedies over from another comes behind it
     "linear": LINEAR,
+    "points": POINTS,
     "unrolled": UNROLLED,
     "paths": PATHS,
     "walks back": BACKWARD_SOLVES,
+    "given steps": GIVEN_STEPS,
+    "given steps back": BACKWARD_STEPS,
     "programs": PROGRAMS,
     "cones": CONES,
     "derivatives of cones": DERIVATIVES,
@@ -60,13 +62,11 @@ def named(keys):
 
 
 def test_every_remedy_has_a_case():
-    said = {
-        (family, status, remedy)
-        for family, table in FAMILIES.items()
-        for status, each in table.items()
-        for remedy in each.tries
-        if not any(each is first.get(status) for first in (LINEAR, PATHS) if first is not table)  # taken over
-    }
+    said, known = set(), set()
+    for family, table in FAMILIES.items():
+        own = {status: each for status, each in table.items() if id(each) not in known}  # the others are taken over
+        said |= {(family, status, remedy) for status, each in own.items() for remedy in each.tries}
+        known |= {id(each) for each in own.values()}
     assert not said - CASES.keys(), f"show by a case here that these help: {named(said - CASES.keys())}"
     assert not CASES.keys() - said, f"no report says these any more: {named(CASES.keys() - said)}"
 
@@ -75,7 +75,8 @@ def test_every_table_of_a_report_is_walked():
     def below(kind):
         return {kind, *(each for child in kind.__subclasses__() for each in below(child))}
 
-    tables = [kind.table for kind in below(Report) if kind.table]
+    kinds = below(Report)
+    tables = [table for kind in kinds for table in (kind.table, getattr(kind, "table_given", {})) if table]
     strangers = [table for table in tables if not any(table is known for known in FAMILIES.values())]
     assert not strangers, f"add these tables to FAMILIES: {strangers}"
 
@@ -382,6 +383,57 @@ def _(follow):
 @case("paths", Status.STEP_TOO_SMALL, "a smaller dt_min")
 def _(follow):
     return path(turn, ti.Tsit5(rtol=1e-8, atol=1e-8, dt_min=1e-6 if follow else 0.2)).report
+
+
+@case("given steps", Status.MAX_STEPS, "a larger dt")
+def _(follow):
+    return path(turn, ti.RK4(dt=0.1 if follow else 1e-3, max_steps=50)).report
+
+
+@case("given steps", Status.MAX_STEPS, "more max_steps")
+def _(follow):
+    return path(turn, ti.RK4(dt=0.1, max_steps=10 if follow else 9)).report
+
+
+@case("given steps", Status.MAX_STEPS, "a solver that chooses its steps, such as Tsit5()")
+def _(follow):
+    return path(turn, ti.Tsit5(max_steps=50) if follow else ti.RK4(dt=1e-3, max_steps=50)).report
+
+
+def growing(t, y):  # a step of 0.5 from y = 1 has no stages
+    return 0.9 * y**2
+
+
+@case("given steps", Status.STEP_TOO_SMALL, "a smaller dt for stage equations")
+def _(follow):
+    return path(growing, ti.ESDIRK54(control=ti.Fixed(0.1 if follow else 0.5))).report
+
+
+@case("given steps", Status.STEP_TOO_SMALL, "control=PID() for steps that the solver chooses")
+def _(follow):
+    return path(growing, ti.ESDIRK54(control=ti.PID() if follow else ti.Fixed(0.5))).report
+
+
+@case("given steps", Status.STEP_TOO_SMALL, "a larger dt for the rounding")
+def _(follow):
+    solver, ts = ti.Tsit5(control=ti.Fixed(1e-6 if follow else 1e-9)), tensor(1e9, 1e9 + 1e-5)
+    return ti.odeint(lambda t, y: -y, torch.ones(1, 1, dtype=D), ts, solver=solver, on_failure="ignore").report
+
+
+@case("given steps", Status.STEP_TOO_SMALL, "times in float64")
+def _(follow):
+    y0, ts = torch.ones(1, 1), torch.tensor([1.7e9, 1.7e9 + 1024], dtype=D if follow else torch.float32)
+    return ti.odeint(lambda t, y: -0.1 * y, y0, ts, solver=ti.RK4(dt=32.0), on_failure="ignore").report
+
+
+@case("given steps", Status.NON_FINITE, "a smaller dt")
+def _(follow):
+    return path(lambda t, y: -100 * y**3, ti.RK4(dt=0.01 if follow else 0.1)).report
+
+
+@case("given steps", Status.NON_FINITE, "a stiff solver, such as ESDIRK54()")
+def _(follow):
+    return path(stiff, ti.ESDIRK54() if follow else ti.RK4(dt=0.01)).report
 
 
 def limit_cycle(adjoint, tolerance=1e-4):

@@ -71,6 +71,8 @@ def test_a_continuous_adjoint_integrates_back_in_such_steps():
         assert float(found) == pytest.approx(-2 * math.exp(-0.5), rel=1e-9)
         assert solution.backward.converged
         assert int(solution.backward.steps) == 20
+        assert not solution.report.adapts
+        assert not solution.backward.adapts
 
 
 def test_an_unsolved_stage_is_a_failure_and_no_step():

@@ -153,7 +153,7 @@ class PathCall(Call):
         self.record.report = PathReport(
             whole.status, whole.tried, whole.ratio, nfev, self.name,
             accepted=whole.tried - whole.rejected, rejected=whole.rejected, reached=self.dynamics.user_time(whole.t),
-            event=whole.event,
+            event=whole.event, adapts=self.solver.adapts,
         )  # fmt: skip
         held = _hold(whole, values)
         if path is not None:

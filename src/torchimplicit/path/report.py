@@ -51,12 +51,38 @@ PATHS = {
         ),
     ),
 }
-BACKWARD_SOLVES = PATHS | {
+GIVEN_STEPS = PATHS | {
+    Status.MAX_STEPS: Remedy(
+        "The steps were used up on the way: of the size that was given, it takes more of them.",
+        ("a larger dt", "more max_steps", "a solver that chooses its steps, such as Tsit5()"),
+    ),
+    Status.STEP_TOO_SMALL: Remedy(
+        "A step of the size that was given cannot be made, and no other is tried: its stage equations were not solved, "
+        "for it is too long, or the solution blows up or the field jumps there; or it is below the rounding of the "
+        "times (128 for seconds since 1970 in float32). Implicit steps up to a blow-up that are not found again add "
+        "nothing to the gradients.",
+        (
+            "a smaller dt for stage equations",
+            "control=PID() for steps that the solver chooses",
+            "a larger dt for the rounding",
+            "times in float64",
+        ),
+    ),
+    Status.NON_FINITE: Remedy(
+        "The field gave NaN or infinity on a step of the size that was given, or the event's condition did at the end: "
+        "look for them in the inputs, else for a singularity or a blow-up there; or the step is too long for an "
+        "explicit solver to be stable. Such a sample is held at its last finite state and adds nothing to the "
+        "gradients.",
+        ("a smaller dt", "a stiff solver, such as ESDIRK54()"),
+    ),
+}
+_BACKWARD = {
     Status.NON_FINITE: Remedy(
         "The incoming gradient is not finite, or the field's Jacobian on this path is not. Such a sample adds nothing "
         "to the gradients."
     ),
 }
+BACKWARD_SOLVES, BACKWARD_STEPS = PATHS | _BACKWARD, GIVEN_STEPS | _BACKWARD
 
 
 @dataclass
@@ -68,20 +94,30 @@ class PathReport(Report):
         rejected: rejected steps per sample, int64 `(B,)`.
         reached: the time that each sample reached, `(B,)`.
         event: which event, by its place, ended each sample's solve, int64 `(B,)`; -1 for none, None without events.
+        adapts: whether the steps were chosen by their error.
+        table_given: what to try where they were not.
     """
 
     failure: ClassVar[str] = "did not reach the last time"
     table = PATHS
+    table_given: ClassVar[dict[Status, Remedy]] = GIVEN_STEPS
 
     accepted: Tensor = field(kw_only=True)
     rejected: Tensor = field(kw_only=True)
     reached: Tensor = field(kw_only=True)
     event: Tensor | None = field(default=None, kw_only=True)
+    adapts: bool = field(kw_only=True, repr=False)
 
     @property
     def fired(self) -> Tensor | None:
         """Which samples' solves an event ended, bool `(B,)`; None without events."""
         return None if self.event is None else self.event >= 0
+
+    @property
+    def remedies(self) -> dict[Status, str]:
+        """See `Report.remedies`."""
+        found = super().remedies
+        return found if self.adapts else {status: str(self.table_given.get(status, "")) for status in found}
 
     def describe(self, sample: int) -> str:
         """See `Report.describe`."""

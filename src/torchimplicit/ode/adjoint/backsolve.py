@@ -222,5 +222,5 @@ def _report(call: PathCall, loop: BackwardLoop, nfev: int) -> DriftReport:
     return DriftReport(
         status, state.tried, state.ratio, nfev,
         accepted=state.tried - state.rejected, rejected=state.rejected,
-        reached=call.dynamics.user_time(-state.t), drift=drift,
+        reached=call.dynamics.user_time(-state.t), drift=drift, adapts=loop.solver.adapts,
     )  # fmt: skip

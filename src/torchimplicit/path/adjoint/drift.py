@@ -12,7 +12,7 @@ from torch import Tensor
 from torchimplicit.core.status import Status
 from torchimplicit.path.call import PathCall
 from torchimplicit.path.record import Phase
-from torchimplicit.path.report import BACKWARD_SOLVES, PathReport
+from torchimplicit.path.report import BACKWARD_SOLVES, BACKWARD_STEPS, PathReport
 from torchimplicit.path.solver import PathSolver
 from torchimplicit.path.stepsize import Tolerance
 
@@ -27,7 +27,7 @@ class BackwardReport(PathReport):
     """A `PathReport` of a backward pass: of samples that have no gradient."""
 
     failure: ClassVar[str] = "cannot trust their gradient"
-    table = BACKWARD_SOLVES
+    table, table_given = BACKWARD_SOLVES, BACKWARD_STEPS
 
     @staticmethod
     def of(call: PathCall, start: Tensor, lost: Tensor) -> BackwardReport:
@@ -39,6 +39,7 @@ class BackwardReport(PathReport):
         return BackwardReport(
             status, there.accepted, torch.zeros_like(there.residual), 0,
             accepted=there.accepted, rejected=nothing, reached=call.dynamics.user_time(start),
+            adapts=there.adapts,
         )  # fmt: skip
 
 
@@ -125,6 +126,7 @@ class Drifts:
         return DriftReport(
             status, there.accepted, torch.zeros_like(drift), self.nfev,
             accepted=there.accepted, rejected=nothing, reached=call.dynamics.user_time(start), drift=drift,
+            adapts=there.adapts,
         )  # fmt: skip
 
 
