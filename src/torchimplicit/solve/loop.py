@@ -20,6 +20,7 @@ from torchimplicit.core.problem import Residual
 from torchimplicit.core.status import Report
 from torchimplicit.core.tree import norm
 from torchimplicit.solve.claims import Claims
+from torchimplicit.solve.coupling import look_again
 from torchimplicit.solve.samples import DIVERGENCE, PATIENCE, Samples
 
 # By how many roundings, and at most which part, the residual of samples alone may differ from that beside the others.
@@ -171,8 +172,7 @@ def iterate(
         samples = Claims(solver, state, problem.eps, save_steps, settled, ran)
     state, step = _run(solver, problem, state, samples, 0)
     answer = samples.answer(state.z)
-    if problem.comparable:
-        samples.look_again(problem, answer)
+    look_again(samples, problem, state, answer)
     saved = {chosen: samples.saved.get(chosen, answer) for chosen in save_steps}
     report = samples.report(step, problem.nfev, trace)
     return Result(answer, report, solver.knowledge(state), saved, samples.jacobian, samples.ran())
@@ -210,7 +210,9 @@ def _hold(problem: Residual, state: Any, samples: Samples) -> tuple[Residual, An
     running, held = samples.running.unsqueeze(1), samples.kept.detach()
 
     def evaluate(z: Tensor, out: Tensor | None) -> Tensor:
-        return torch.where(running, problem(torch.where(running, z, held)), z - held)
+        residual = problem(torch.where(running, z, held))
+        samples.beside = residual.detach()
+        return torch.where(running, residual, z - held)
 
     z, residual = torch.where(running, state.z, held), torch.where(running, state.residual, 0)
     held_problem = Residual(evaluate, problem.eps)

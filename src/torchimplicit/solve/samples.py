@@ -23,7 +23,6 @@ from torchimplicit.solve.report import SolveReport
 PATIENCE = 20  # looks without a better residual before a sample counts as stagnated, unless the solver has another,
 PATIENCE_AT_FLOOR = 3  # or this few, when its residual is within FLOOR roundings of the state's size
 FLOOR = 10.0
-PLAY = 10.0  # a converged sample's residual beside others, over its tolerance, from which on it depends on them
 SLACK = 1 + 1e-6  # relative play in comparing a residual with the tolerance and with the best one
 DIVERGENCE = 1e6  # growth of the residual over its first value that counts as divergence, unless the solver has another
 SMALL = 2**14  # numbers in a state up to which going on with fewer samples saves no time
@@ -71,6 +70,8 @@ class Samples:
         self.all_running, self.any_running, self.all_latest, self.any_stalled = True, True, True, False
         self.count = batch  # of those that run
         self.doubts = False  # whether some sample may have failed, as far as the host knows
+        self.apart = False  # whether some went on after others had stopped
+        self.beside: Tensor | None = None  # the last residual of all, where those that have stopped are held
         self.few = False  # so few run that going on without the others pays
         self.kept: Tensor | None = None
         self.jacobian: Tensor | None = None  # where samples have converged, if it took that to see it
@@ -176,6 +177,7 @@ class Samples:
         go_on = ~stops
         self.running, self.latest, self.all_running = self.running & go_on, self.latest & go_on, False
         self.count -= stopping
+        self.apart = self.apart or self.count > 0
         self.any_running, self.few = self.count > 0, z.numel() >= SMALL and 2 * self.count <= len(z)
 
     def _failure(self, residual: Tensor, scale: Tensor, stuck: Tensor | None) -> Tensor:
@@ -227,27 +229,6 @@ class Samples:
         for step, size in some.history.items():
             if step not in self.history:
                 self.history[step] = absent.index_copy(0, rows, size)
-
-    @torch.no_grad()
-    def look_again(self, problem: Residual, answer: Tensor) -> None:
-        """Where some samples have failed, sees whether the others have converged without them.
-
-        A sample that depends on others has arrived where these were then, not where they have ended: it is COUPLED. One
-        evaluation, of solves that have failed anyway.
-
-        Args:
-            problem: the residual's function.
-            answer: what the solve returns, `(B, n)`.
-        """
-        if not (self.doubts or self.any_running) or len(answer) < 2:
-            return
-        arrived = self.status == Status.CONVERGED
-        if not bool(arrived.any()) or bool(arrived.all()):
-            return
-        size, scale = scaled_norm(problem(answer)), scaled_norm(answer)
-        moved = arrived & ~(size <= PLAY * torch.add(self.atol, scale, alpha=self.rtol))
-        self.status = Status.COUPLED.where(moved, self.status)
-        self.best = torch.where(moved & size.isfinite(), size, self.best)
 
     def ran(self) -> Any:
         """What whoever goes on from failed samples must know of them; of fixed points, nothing."""
