@@ -28,6 +28,7 @@ class Formula:
         dtype: that the library gets.
         look: `(solution, *tensors) -> words` of what else is wrong, or "".
         condition: by which rounding may be magnified, `(B,)` or a number.
+        slope: the function's largest, where it is known: a gradient is a difference of terms of that size.
         accuracy: what is promised beyond rounding, relative; as the condition.
         options: `on_failure` among them, where there is one.
         invalid: which samples hold something that is not finite, or have no solution, `(B,)`.
@@ -41,6 +42,7 @@ class Formula:
     cotangent: torch.Tensor
     look: object = lambda solution, *tensors: ""
     condition: object = 1.0
+    slope: float = 0.0
     accuracy: object = 0.0
     options: dict = field(default_factory=lambda: {"on_failure": "ignore"})
     invalid: torch.Tensor | None = None
@@ -104,7 +106,8 @@ def _compared(formula, given, solution, arrived):
     weights = weights.to(formula.dtype).double()
     kept = torch.where(arrived.reshape(-1, *[1] * (got.dim() - 1)), expected, 0.0)
     wanted = torch.autograd.grad((kept * weights).sum(), tensors, allow_unused=True)
-    worth = float((weights.abs().flatten(1).sum(1) * size)[arrived].max())
+    weight = weights.abs().flatten(1).sum(1)[arrived]
+    worth, steep = float((weight * size[arrived]).max()), formula.slope * float(weight.max())
     bound = GRADIENT * float(play[arrived].max())
     for place, (grad, want, tensor) in enumerate(zip(outcome.value, wanted, tensors, strict=True)):
         grad = torch.zeros_like(tensor) if grad is None else grad.double()
@@ -114,6 +117,6 @@ def _compared(formula, given, solution, arrived):
             continue
         largest = float(tensor.detach()[tensor.isfinite()].abs().max().clamp_min(1e-300))
         error, whole = float((grad - want)[healthy].abs().max()), float(want[healthy].abs().max())
-        if not error <= bound * (whole + worth / largest) + 1e-300:
+        if not error <= bound * (whole + worth / largest + steep) + 1e-300:
             faults.append(silent(f"the gradient of tensor {place} is off by {error:.3g} of {whole:.3g}"))
     return outcome.faults + faults

@@ -35,9 +35,35 @@ MUTANTS = [
         "tests/solve/test_loop.py::test_tolerances_are_of_the_root_mean_square_which_copies_of_unknowns_do_not_change",
     ),
     Mutant(
-        "solve/samples.py", "a sample that others have moved on has converged",
-        "moved = arrived & ~(size <=", "moved = arrived & ~(size >= 0 *",
+        "solve/coupling.py", "a sample that others have moved on has converged",
+        "return arrived & ~(size <=", "return arrived & ~(size >= 0 *",
         "tests/adjoint/test_coupled.py::test_a_sample_that_a_failing_one_has_moved_on_has_not_converged",
+    ),
+    Mutant(
+        "solve/coupling.py", "who has stopped before others has converged for good, where nobody fails",
+        "if not (samples.apart or _some_failed(samples)):", "if not _some_failed(samples):",
+        "tests/solve/test_coupling.py -k starts_at_a_solution",
+    ),
+    Mutant(
+        "solve/coupling.py", "a residual that has grown is none of its own",
+        "measure(residual)) <= FAIR * tolerance", "measure(residual) * 0) <= FAIR * tolerance",
+        "tests/solve/test_coupling.py -k 'starts_at_a_solution or fixed_point'",
+    ),
+    Mutant(
+        "solve/coupling.py", "a root that others have moved on is one",
+        "return grown & ~((ahead.excess <= PLAY) | ahead.settled), size", "return grown & (size < 0), size",
+        "tests/solve/test_coupling.py -k 'starts_at_a_solution or root'",
+    ),
+    Mutant(
+        "solve/loop.py", "the residual of who is held is that of holding",
+        "samples.beside = residual.detach()", "pass",
+        "tests/solve/test_coupling.py -k starts_at_a_solution",
+    ),
+    Mutant(
+        "solve/runaway.py", "an unknown is judged beside what another one of its sample still is",
+        "torch.where(still, torch.maximum(most, largest), largest)",
+        "torch.where(out, torch.maximum(most, largest), largest)",
+        "tests/solve/test_claims.py -k chain_of_warm_starts",
     ),
     Mutant(
         "core/tree.py", "what half precision has no number for is infinite",

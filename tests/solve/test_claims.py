@@ -225,6 +225,22 @@ def test_a_warm_start_from_before_a_solve_overflowed_is_judged_by_its_own_size()
     assert torch.allclose(damped.value, a.tan(), rtol=1e-4)
 
 
+@pytest.mark.parametrize("solver", [ti.Newton(halvings=0, max_steps=20), ti.Broyden(), ti.Newton()], ids=str)
+def test_no_chain_of_warm_starts_ends_in_a_root_that_is_none(solver):
+    """Some unknowns of a sample run off, others stay: each is judged beside what it has been itself."""
+    for seed in range(30):
+        generator = torch.Generator().manual_seed(seed)
+        a = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+        unit = 10 ** (8 * torch.rand(1, 3, generator=generator, dtype=torch.float64) - 4)
+        start = unit * (a + torch.randn(3, 3, generator=generator, dtype=torch.float64))
+        call = {"solver": solver, "on_failure": "ignore"}
+        found = ti.root(lambda z, a, unit=unit: torch.atan(5 * (z / unit - a)), start, a, **call)
+        for _ in range(3):
+            right = ((found.value - a * unit).abs() <= 1e-3 * (a * unit).abs()).all(1)
+            assert right[found.status == ti.Status.CONVERGED].all(), f"{seed}: {found.report}, {found.value}"
+            found = ti.root(lambda z, a, unit=unit: torch.atan(5 * (z / unit - a)), start, a, warm_start=found, **call)
+
+
 def test_a_failed_solve_is_gone_on_with():
     """Samples that had converged are solutions at once, the others after the steps that they still need."""
     a = double([1.0], [1e6])

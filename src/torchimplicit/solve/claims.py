@@ -123,11 +123,8 @@ class Claims(Samples):
             self.usual = self.largest if step == 1 and self.earlier is None else self.usual
             moves = (z - previous).abs() / self.largest
             move = moves.amax(1)
-        return Look(state.z, residual, size, getattr(state, "energy", None), moves, move, self.low())
-
-    def low(self) -> Tensor:
-        """What rounding alone may leave of the residuals, `(B,)`."""
-        return FLOOR * self.eps * norm(self.highest)
+        low = FLOOR * self.eps * norm(self.highest)
+        return Look(state.z, residual, size, getattr(state, "energy", None), moves, move, low)
 
     def ran(self) -> Ran | None:
         """How far the samples have run that failed; None where none has."""

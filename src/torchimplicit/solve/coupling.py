@@ -75,7 +75,7 @@ def _at_claims(
 ) -> tuple[Tensor, Tensor] | None:
     """The same of roots and minima, whose residual has no unit: one that has grown is asked for its Newton step."""
     rtol, atol = samples.tolerances
-    small = PLAY * torch.fmax(samples.best, samples.low())
+    small = PLAY * samples.best
     if not _some_failed(samples):
         z, residual = ended
         near = (NEAR * (z - answer).abs() <= FAIR * (atol + rtol * samples.largest)).all(1) & (norm(residual) <= small)
@@ -89,4 +89,5 @@ def _at_claims(
     if not bool(grown.any()):
         return None
     claim = Claim(samples.steps, answer, residual, size, samples.best, samples.largest, samples.highest)
-    return grown & ~(look_ahead(problem, claim, rtol, atol, noisy=False).excess <= PLAY), size
+    ahead = look_ahead(problem, claim, rtol, atol)
+    return grown & ~((ahead.excess <= PLAY) | ahead.settled), size

@@ -29,14 +29,19 @@ class Ran(NamedTuple):
     def goes_on(self, start: Tensor, usual: Tensor, largest: Tensor, highest: Tensor) -> tuple[Tensor, ...]:
         """The same four for the next solve, from what they are at its start.
 
-        Of samples that have kept an iterate from before they ran, or one on their way to infinity, nothing is taken
-        over: beside sizes that nothing has any more, every step would be short.
+        Where an unknown began is taken over of whoever has failed; its largest size only where it still is about there.
+        Beside a size that it has no more, as where the kept iterate is from before it ran or on its way, every step
+        would be short.
         """
         first, size, most, worst = (part.to(start) for part in self[1:])
-        out = self.failed & (FARTHER * start.abs() >= most).any(1)
-        went_on = (first, size, torch.maximum(most, largest), torch.maximum(worst, highest))
-        fresh = (start, usual, largest, highest)
-        return tuple(torch.where(out.unsqueeze(1), one, other) for one, other in zip(went_on, fresh, strict=True))
+        still = self.failed.unsqueeze(1) & (FARTHER * start.abs() >= most)
+        out, failed = still.any(1, keepdim=True), self.failed.unsqueeze(1)
+        return (
+            torch.where(failed, first, start),
+            torch.where(failed, size, usual),
+            torch.where(still, torch.maximum(most, largest), largest),
+            torch.where(out, torch.maximum(worst, highest), highest),
+        )
 
 
 def has_run_off(claim: Claim, ahead: Ahead, start: Tensor, usual: Tensor, rtol: float, eps: float) -> Tensor:
