@@ -155,3 +155,23 @@ def test_second_derivatives_that_alone_are_not_finite_are_said(adjoint):
     assert first.isfinite()
     with pytest.warns(ti.ConvergenceWarning, match="could not be kept apart"):
         torch.autograd.grad(first, w)
+
+
+@pytest.mark.parametrize("adjoint", [ti.Implicit(), ti.Implicit(ti.LU()), ti.Unrolled(), ti.Phantom()], ids=str)
+def test_values_are_those_that_are_reported_where_samples_depend_on_one_that_is_not_finite(adjoint):
+    """A healthy sample that stands in for it leads the others elsewhere: not to what residuals were reported of."""
+    x, z0 = rand(4, 3), torch.zeros(4, 3, dtype=torch.float64)
+    x[2], z0[2] = torch.nan, 1e3  # where it is held is where it looks to be to the others
+    x.requires_grad_()
+
+    def solve():
+        return ti.fixed_point(
+            lambda z, x: 0.5 * z + x + torch.tanh(z[2].nan_to_num(1e3)), z0, x, adjoint=adjoint, on_failure="ignore"
+        )
+
+    with torch.no_grad():
+        plain = solve()
+    assert plain.status.tolist() == [0, 0, ti.Status.NON_FINITE, 0]
+    solution = solve()
+    assert solution.status.tolist() == [ti.Status.COUPLED, ti.Status.COUPLED, ti.Status.NON_FINITE, ti.Status.COUPLED]
+    assert torch.equal(solution.value, plain.value)

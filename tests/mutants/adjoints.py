@@ -4,6 +4,16 @@ from tests.mutants.mutant import Mutant
 
 MUTANTS = [
     Mutant(
+        "adjoint/quarantine.py", "values are those of the batch with a stand-in",
+        "Lent.apply(held, differentiable(rows, healthy))", "differentiable(rows, healthy)",
+        "tests/adjoint/test_quarantine.py -k where_samples_depend",
+    ),
+    Mutant(
+        "adjoint/quarantine.py", "who ends elsewhere beside a stand-in is independent",
+        "report.status = Status.COUPLED.where(elsewhere &", "report.status = Status.COUPLED.where(False & elsewhere &",
+        "tests/adjoint/test_quarantine.py -k where_samples_depend",
+    ),
+    Mutant(
         "adjoint/implicit.py", "the adjoint's sign",
         "torch.autograd.grad(jacobian.value, inputs, -system.solution, allow_unused=True)",
         "torch.autograd.grad(jacobian.value, inputs, system.solution, allow_unused=True)",

@@ -37,7 +37,7 @@ class PointRecord(Record):
         return result
 
 
-class _Lent(Function):
+class Lent(Function):
     """A value with the gradient of another; their difference, added, would be NaN where that is infinite."""
 
     generate_vmap_rule = True
@@ -108,7 +108,7 @@ class PointCall(Call):
     def phantom(self, z: Tensor, tensors: Sequence[Tensor], steps: int = 1, damping: float = 1.0) -> Tensor:
         """A point `(B, n)` with the gradient of a few damped steps from it; its value stays."""
         z = z.detach()
-        return _Lent.apply(z, self.moved(z, tensors, steps, damping))
+        return Lent.apply(z, self.moved(z, tensors, steps, damping))
 
     def moved(self, z: Tensor, tensors: Sequence[Tensor], steps: int, damping: float) -> Tensor:
         """Where a few damped steps lead from a point, `(B, n)`."""

@@ -19,12 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchimplicit.adjoint.call import Adjoint, PointCall, PointRecord
+from torchimplicit.adjoint.call import Adjoint, Lent, PointCall, PointRecord
 from torchimplicit.core import transforms
 from torchimplicit.core.independence import jolted, noise
 from torchimplicit.core.problem import Problem
 from torchimplicit.core.status import ConvergenceWarning, Report, Status, react
+from torchimplicit.core.tree import norm
 
+ELSEWHERE = 0.1  # part of a sample's solution, or way there, by which two solves of it never differ
 MOST_ATTEMPTS = 64  # to find the samples that spoil a gradient
 
 
@@ -58,8 +60,16 @@ def quarantine(
     with transforms.random_state_kept(held.device):
         value = without(call, held, tensors, nonfinite, lambda rows, tensors: adjoint.solve(again, z0[rows], tensors))
     result = again.record.take_result()
+    if result is not None and call.record.report is not None:
+        _compare(call.record.report, z0.detach(), held, result.z.detach())
     again.record.report = call.record.report  # backward reports go to the first solve's report
     return value, result
+
+
+def _compare(report: Report, z0: Tensor, held: Tensor, again: Tensor) -> None:
+    """A sample that ends elsewhere, with others in the place of some, depends on these: it is COUPLED."""
+    elsewhere = ~(norm(again - held) <= ELSEWHERE * torch.maximum(norm(held), norm(held - z0)))
+    report.status = Status.COUPLED.where(elsewhere & (report.status == Status.CONVERGED), report.status)
 
 
 def without(
@@ -85,7 +95,7 @@ def without(
     healthy, residual = _with_stand_ins(call, held, tensors, rows, nonfinite)
     if not residual.isfinite().all():
         warn_of_leak()
-    return torch.where(nonfinite.unsqueeze(1), held, differentiable(rows, healthy))
+    return torch.where(nonfinite.unsqueeze(1), held, Lent.apply(held, differentiable(rows, healthy)))
 
 
 def _with_stand_ins(

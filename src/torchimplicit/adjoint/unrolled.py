@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from torchimplicit.adjoint.call import Adjoint, PointCall
+from torchimplicit.adjoint.call import Adjoint, Lent, PointCall
 from torchimplicit.adjoint.gate import Gate
 from torchimplicit.core import transforms
 from torchimplicit.core.independence import jolted, noise
@@ -131,7 +131,7 @@ class Unrolled(Adjoint):
             back = norm(again.value.detach() - held) <= ASIDE * norm(aside)
             report = again.result.report
             taken = near & back & (report.status == Status.CONVERGED) & (report.steps > 0)
-            value = torch.where(taken.unsqueeze(1), _lent(held, again.value), value)
+            value = torch.where(taken.unsqueeze(1), Lent.apply(held, again.value), value)
             waiting = waiting & ~taken
         return value
 
@@ -282,8 +282,3 @@ def _largest(tensor: Tensor, rows: bool) -> Tensor:
     """The largest entry, of every row `(B,)` or of all."""
     tensor = tensor if tensor.layout == torch.strided else tensor.to_dense()
     return largest(tensor.reshape(len(tensor), -1)).squeeze(1) if rows else tensor.abs().amax()
-
-
-def _lent(value: Tensor, lender: Tensor) -> Tensor:
-    """A value with the gradient of another that is next to it."""
-    return value + (lender - lender.detach())  # zero, however large it is beside the value
