@@ -44,18 +44,21 @@ class Lent(Function):
 
     @staticmethod
     def forward(value: Tensor, lender: Tensor) -> Tensor:
+        """The value."""
         return value.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        pass
+        """Nothing is kept."""
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        """All to the lender."""
         return None, grad
 
     @staticmethod
     def jvp(ctx: Any, _value: None, tangent: Tensor) -> Tensor:
+        """The lender's."""
         return tangent.clone()
 
 
