@@ -175,3 +175,37 @@ def test_values_are_those_that_are_reported_where_samples_depend_on_one_that_is_
     solution = solve()
     assert solution.status.tolist() == [ti.Status.COUPLED, ti.Status.COUPLED, ti.Status.NON_FINITE, ti.Status.COUPLED]
     assert torch.equal(solution.value, plain.value)
+
+
+@pytest.mark.parametrize("adjoint", [ti.Implicit(), ti.Implicit(ti.LU()), ti.Unrolled(), ti.Phantom()], ids=str)
+@pytest.mark.parametrize("unit", [1e-21, 1.0, 1e20])
+def test_a_weight_as_long_as_the_batch_keeps_its_gradient_whatever_the_unit(adjoint, unit):
+    """A solution of zero does not tell in which units a function saturates, where it depends on no weight."""
+
+    def gradient(x):
+        weight, x = (0.3 * rand(2, 2)).requires_grad_(), (unit * x).requires_grad_()
+        value = ti.fixed_point(
+            lambda z, weight, x: unit * torch.tanh(z / unit @ weight) + x, torch.zeros(2, 2, dtype=torch.float64),
+            weight, x, solver=ti.Picard(rtol=1e-3, atol=1e-5), adjoint=adjoint, on_failure="ignore",
+        ).value  # fmt: skip
+        return torch.autograd.grad(value[0].sum(), x)[0][0]
+
+    healthy = rand(2, 2, seed=1)
+    nonfinite = healthy.clone()
+    nonfinite[1, 1] = torch.inf
+    healthy[1] = healthy[0]
+    assert torch.allclose(gradient(nonfinite), gradient(healthy), rtol=1e-9)
+
+
+def test_a_failed_sample_has_the_gradient_of_where_the_value_is():
+    """It depends on the one that is not finite, and would end elsewhere beside a healthy one."""
+    x, z0 = rand(3, 2), torch.zeros(3, 2, dtype=torch.float64)
+    x[2], z0[2] = torch.nan, 1e3
+    weight = torch.tensor([0.5, -0.4], dtype=torch.float64, requires_grad=True)
+    solution = ti.fixed_point(
+        lambda z, weight, x: weight * torch.sin(z) + x + torch.tanh(z[2].nan_to_num(1e3)), z0, weight, x,
+        adjoint=ti.Implicit(ti.LU()), solver=ti.Picard(rtol=1e-9, max_steps=2), on_failure="ignore",
+    )  # fmt: skip
+    z = solution.value.detach()[:2]
+    (by_weight,) = torch.autograd.grad(solution.value[:2].sum(), weight)
+    assert torch.allclose(by_weight, (torch.sin(z) / (1 - weight * torch.cos(z))).sum(0), rtol=1e-12)

@@ -93,6 +93,16 @@ def test_everything_is_moved_by_about_its_size_and_no_random_number_is_drawn(siz
     assert (moves < 5 * unit).all()
 
 
+def test_what_the_others_are_moves_no_row():
+    tensor = 10.0 ** torch.tensor([[-200.0], [0.0], [100.0]], dtype=torch.float64) * rand(3, 4)
+    others = torch.cat((tensor[:2], -(10.0**50) * tensor[2:]))
+    assert torch.equal(jolted(tensor)[:2], jolted(others)[:2])
+    moves = (jolted(tensor) - tensor).abs().amax(1) / tensor.abs().amax(1)
+    assert ((moves > 0.1) & (moves < 5)).all()
+    zero = torch.cat((tensor[:1], torch.zeros(1, 4, dtype=torch.float64)))
+    assert (jolted(zero)[1].abs() < 1e-190).all()
+
+
 def test_what_moves_with_others_shows_in_one_evaluation():
     generator = torch.Generator().manual_seed(1)
     z = torch.randn(7, 3, dtype=torch.float64, generator=generator)

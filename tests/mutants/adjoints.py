@@ -4,6 +4,21 @@ from tests.mutants.mutant import Mutant
 
 MUTANTS = [
     Mutant(
+        "adjoint/quarantine.py", "what is zero has the unit one",
+        "if bool((states[0] == 0).all(1).any()):", "if False:",
+        "tests/adjoint/test_quarantine.py -k whatever_the_unit",
+    ),
+    Mutant(
+        "adjoint/quarantine.py", "gradients are of where a solve with a stand-in ends",
+        "return result if result.z.requires_grad else", "return result if True else",
+        "tests/adjoint/test_quarantine.py -k of_where_the_value_is",
+    ),
+    Mutant(
+        "core/independence.py", "a sample is moved by the size of another",
+        "torch.where((size > 0) & size.isfinite(), size, whole)", "whole",
+        "tests/core/test_independence.py -k moves_no_row",
+    ),
+    Mutant(
         "adjoint/quarantine.py", "values are those of the batch with a stand-in",
         "Lent.apply(held, differentiable(rows, healthy))", "differentiable(rows, healthy)",
         "tests/adjoint/test_quarantine.py -k where_samples_depend",
@@ -122,8 +137,8 @@ MUTANTS = [
     ),
     Mutant(
         "adjoint/quarantine.py", "rows are looked at where the solution hides a weight",
-        "(z[rows], jolted(z[rows]))",
-        "(z[rows], z[rows])",
+        "[z[rows], jolted(z[rows])]",
+        "[z[rows], z[rows]]",
         "tests/test_equations.py::test_healthy_samples_keep_their_gradient_where_the_solution_hides_a_weight",
     ),
     Mutant(
@@ -182,7 +197,7 @@ MUTANTS = [
     ),
     Mutant(
         "adjoint/unrolled.py", "the value takes the rounding of steps from aside",
-        "return value + (lender - lender.detach())", "return lender + (value - lender).detach()",
+        "Lent.apply(held, again.value)", "again.value + (held - again.value).detach()",
         "tests/adjoint/test_unrolled.py::test_what_lends_its_gradient_leaves_the_value_as_it_is",
     ),
     Mutant(

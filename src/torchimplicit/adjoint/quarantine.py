@@ -22,9 +22,9 @@ from torch import Tensor
 from torchimplicit.adjoint.call import Adjoint, Lent, PointCall, PointRecord
 from torchimplicit.core import transforms
 from torchimplicit.core.independence import jolted, noise
-from torchimplicit.core.problem import Problem
+from torchimplicit.core.problem import Problem, Residual
 from torchimplicit.core.status import ConvergenceWarning, Report, Status, react
-from torchimplicit.core.tree import norm
+from torchimplicit.core.tree import largest, norm
 
 ELSEWHERE = 0.1  # part of a sample's solution, or way there, by which two solves of it never differ
 MOST_ATTEMPTS = 64  # to find the samples that spoil a gradient
@@ -55,13 +55,20 @@ def quarantine(
         `value`, with gradients from the healthy samples only; and the result of the solve that healthy samples stood
         in for non-finite ones in, None where there is no healthy one.
     """
-    held = value.detach()
-    again = replace(call, record=PointRecord(), audit=False)
+    held, solved = value.detach(), []
+
+    def run(residual: Residual, z: Tensor) -> Any:
+        result = call.run(residual, z)
+        solved.append(result.z.detach())
+        # Linearised where the report is about; steps that are differentiated themselves can be so only where they end.
+        return result if result.z.requires_grad else replace(result, z=held[stand_ins(nonfinite)])
+
+    again = replace(call, run=run, record=PointRecord(), audit=False)
     with transforms.random_state_kept(held.device):
         value = without(call, held, tensors, nonfinite, lambda rows, tensors: adjoint.solve(again, z0[rows], tensors))
     result = again.record.take_result()
-    if result is not None and call.record.report is not None:
-        _compare(call.record.report, z0.detach(), held, result.z.detach())
+    if solved and call.record.report is not None:
+        _compare(call.record.report, z0.detach(), held, solved[0])
     again.record.report = call.record.report  # backward reports go to the first solve's report
     return value, result
 
@@ -104,12 +111,15 @@ def _with_stand_ins(
     """The tensors in which healthy samples stand in for the non-finite ones, and the residual `(B, n)` there."""
     assert isinstance(call.problem, Problem)
     # At the solution and at another state: where a weight meets a zero of the solution, replacing it changes nothing.
-    states = (z[rows], jolted(z[rows]))
+    states = [z[rows], jolted(z[rows])]
 
     def residuals(tensors: list[Tensor]) -> Tensor:
         with call.problem.bind(call.unshared(tensors)) as residual:
             return torch.stack([residual(state) for state in states], dim=1)
 
+    if bool((states[0] == 0).all(1).any()):  # zeros have no unit, in which functions saturate: values may
+        with torch.no_grad():
+            states.append(states[0] + noise(z) * largest(residuals(tensors)[:, 0])[rows])
     healthy = replaced(residuals, tensors, call.problem.explicit.shared, rows, nonfinite)
     with torch.no_grad():
         return healthy, residuals(healthy)[:, 0]

@@ -6,7 +6,6 @@ numbers differ in some bit, so that all bits, both ways, find every coupling.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -46,9 +45,15 @@ def noise(like: Tensor) -> Tensor:
 
 
 def jolted(tensor: Tensor, part: float = 1.0) -> Tensor:
-    """A tensor moved by about its own size, or a part of that, every entry by something else."""
-    size = float(tensor.detach().abs().amax()) if tensor.numel() else 0.0
-    return torch.add(tensor, noise(tensor), alpha=part * size if 0 < size < math.inf else part)
+    """A tensor moved by about its rows' own sizes, or a part of them, every entry by something else.
+
+    What the others are moves no row, but rows of zeros, whose unit is the others'; of one where all are zero.
+    """
+    size = tensor.detach().abs()
+    size = size.flatten(1).amax(1).reshape(-1, *[1] * (size.dim() - 1)) if size.dim() > 1 and size.numel() else size
+    whole = size.amax() if size.numel() else size.sum()
+    whole = torch.where((whole > 0) & whole.isfinite(), whole, 1)
+    return tensor + noise(tensor) * (part * torch.where((size > 0) & size.isfinite(), size, whole))
 
 
 def leakage(product: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
