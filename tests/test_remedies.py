@@ -23,6 +23,7 @@ from torchimplicit.optim.control.solution import PLANS
 from torchimplicit.optim.projection.verdict import PROJECTIONS
 from torchimplicit.optim.quadprog.report import PROGRAMS
 from torchimplicit.path.report import BACKWARD_SOLVES, BACKWARD_STEPS, GIVEN_STEPS, PATHS
+from torchimplicit.sde.report import STEPS
 from torchimplicit.solve.report import POINTS
 
 FAMILIES = {  # one that takes remedies over from another comes behind it
@@ -33,6 +34,7 @@ FAMILIES = {  # one that takes remedies over from another comes behind it
     "walks back": BACKWARD_SOLVES,
     "given steps": GIVEN_STEPS,
     "given steps back": BACKWARD_STEPS,
+    "noisy steps": STEPS,
     "programs": PROGRAMS,
     "cones": CONES,
     "derivatives of cones": DERIVATIVES,
@@ -434,6 +436,69 @@ def _(follow):
 @case("given steps", Status.NON_FINITE, "a stiff solver, such as ESDIRK54()")
 def _(follow):
     return path(stiff, ti.ESDIRK54() if follow else ti.RK4(dt=0.01)).report
+
+
+def noisy(drift, diffusion, ts=(0.0, 1.0), y0=((1.0,), (2.0,)), dtype=D, **options):
+    """By a method of Euler and Maruyama with these options."""
+    y0, ts = torch.tensor(y0, dtype=dtype), torch.tensor(ts, dtype=options.pop("times", dtype))
+    solver = ti.sde.EulerMaruyama(**options)
+    return ti.sdeint(drift, diffusion, y0, ts, solver=solver, brownian=1, on_failure="ignore").report
+
+
+def fall(t, y):
+    return -y
+
+
+def small(t, y):
+    return 0.1 * y
+
+
+@case("noisy steps", Status.MAX_STEPS, "a larger dt")
+def _(follow):
+    return noisy(fall, small, dt=0.1 if follow else 0.01, max_steps=50)
+
+
+@case("noisy steps", Status.MAX_STEPS, "more max_steps")
+def _(follow):
+    return noisy(fall, small, dt=0.1, max_steps=10 if follow else 9)
+
+
+@case("noisy steps", Status.STEP_TOO_SMALL, "a larger dt")
+def _(follow):
+    return noisy(fall, small, ts=(1e9, 1e9 + 1e-4), dt=1e-5 if follow else 1e-9)
+
+
+@case("noisy steps", Status.STEP_TOO_SMALL, "times in float64")
+def _(follow):
+    return noisy(
+        small, small, ts=(1.7e9, 1.7e9 + 1024), dt=32.0, dtype=torch.float32, times=D if follow else torch.float32
+    )
+
+
+@case("noisy steps", Status.NON_FINITE, "a smaller dt")
+def _(follow):
+    return noisy(lambda t, y: -100 * y**3, small, dt=0.001 if follow else 0.1)
+
+
+@case("noisy steps", Status.COUPLED, "eval(), GroupNorm or LayerNorm for batch statistics")
+def _(follow):
+    norm = nn.BatchNorm1d(2, dtype=D)
+    norm.train(not follow)
+    return noisy(norm_of(norm), small, y0=((1.0, 2.0), (0.5, -1.0), (3.0, 0.1)), dt=0.1)
+
+
+def norm_of(norm):
+    """A drift of a module whose own second argument it is."""
+
+    class Drift(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = norm
+
+        def forward(self, t, y):
+            return -self.norm(y)
+
+    return Drift()
 
 
 def limit_cycle(adjoint, tolerance=1e-4):

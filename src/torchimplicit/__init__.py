@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         odeint,
     )
     from torchimplicit.optim import argmin, ilqr, least_squares, lqr, qp
+    from torchimplicit.sde import sdeint
 
 __version__ = "0.1.0"
 
@@ -127,6 +128,7 @@ __all__ = [
     "optim",
     "qp",
     "root",
+    "sdeint",
 ]
 
 
@@ -135,8 +137,8 @@ def __getattr__(name: str) -> Any:
         return import_module(f"{__name__}.{name}")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "optim" if name in ("argmin", "ilqr", "least_squares", "lqr", "qp") else "ode"
-    found = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
+    home = {"sdeint": "sde"} | dict.fromkeys(("argmin", "ilqr", "least_squares", "lqr", "qp"), "optim")
+    found = globals()[name] = getattr(import_module(f"{__name__}.{home.get(name, 'ode')}"), name)
     return found
 
 

@@ -130,7 +130,7 @@ class PathCall(Call):
             elif not unmoved_by_others(slopes, y0, slopes(y0) if slope is None else slope):
                 found = coupled(slopes, y0, eps, [alternate(y0)])
             if found is not None and scalars > 1:
-                raise ValueError(not_samples(scalars, "y0[None]", 'stepping="joint"'))
+                raise ValueError(not_samples(scalars, "y0[None]", self.dynamics.joint))
             if found is not None:
                 found = coupled(slopes, y0, eps, every())
             report.nfev += field.nfev
@@ -150,7 +150,7 @@ class PathCall(Call):
         if log is not None:
             self._check_conditions(condition_tensors, whole)
             self.record.event, self.record.met, self.record.side = whole.event, log.met(whole.y), whole.side
-        self.record.report = PathReport(
+        self.record.report = self.dynamics.report(
             whole.status, whole.tried, whole.ratio, nfev, self.name,
             accepted=whole.tried - whole.rejected, rejected=whole.rejected, reached=self.dynamics.user_time(whole.t),
             event=whole.event, adapts=self.solver.adapts,
@@ -226,7 +226,7 @@ class PathCall(Call):
 
     def mapped(self, count: int, dims: Sequence[int | None]) -> PathCall:
         """The same call with a mapped dimension of size `count` folded into the batch."""
-        dynamics = MappedDynamics(self.dynamics, count, tuple(dims))
+        dynamics = self.dynamics.mapped(count, tuple(dims))
         dt_max = None if self.dt_max is None else self.dt_max.repeat(count)
         return replace(self, dynamics=dynamics, solver=self.solver.mapped(count), dt_max=dt_max)
 

@@ -130,7 +130,7 @@ class StepLoop:
         self.attempts += 1
         self.quick += 1
         stop = self._stop_time()
-        span = Span.of(state.t, stop)
+        span = Span.of(state.t, stop, state.number)
         done = self.step(self.field, span, state.y, state.slope)
         ratio = self._ratio(done, span.h)
         quiet = (ratio <= 1) & (stop < self.next_output)
@@ -182,10 +182,10 @@ class StepLoop:
         """All samples accept, and none comes past an output time."""
         state = self.state
         if self.phase is not None:
-            self.phase.add(Step(state.t, stop, self.all_running), state.y)
+            self.phase.add(Step(state.t, stop, self.all_running, None, state.number), state.y)
         if self.watch is not None:
             self.watch.passes(state, state.running)
-        state.t, state.y, state.slope = stop, done.y, done.slope
+        state.move(stop, done.y, done.slope)
         if self.control is not None:
             # As planned: of size zero, should `t + h` be `t` by rounding, a step would stay so for ever.
             state.h = state.h * self.control.factor(ratio, state.history, self.solver.order)
@@ -234,7 +234,7 @@ class StepLoop:
 
     def _move(self, done: Stepped, stop: Tensor, h: Tensor, accept: Tensor, some_stay: bool, crosses: bool) -> None:
         """Moves the samples that accept their step."""
-        state, y, slope, span = self.state, done.y, done.slope, Span(self.state.t, stop, h)
+        state, y, slope, span = self.state, done.y, done.slope, Span(self.state.t, stop, h, self.state.number)
         if some_stay:
             moved = accept.unsqueeze(1)
             stop = torch.where(accept, stop, state.t)
@@ -245,10 +245,10 @@ class StepLoop:
         until = stop if ending is None else torch.where(ending.fires, ending.t, stop)
         outputs = self._outputs(until, done, h) if crosses else None
         if self.phase is not None:
-            self.phase.add(Step(state.t, stop, not some_stay, outputs), state.y)
+            self.phase.add(Step(state.t, stop, not some_stay, outputs, state.number), state.y)
         if self.watch is not None:
             self.watch.passes(state, accept)
-        state.t, state.y, state.slope = until, y, slope
+        state.move(until, y, slope)
         if ending is not None:
             state.y = torch.where(ending.fires.unsqueeze(1), ending.y, y)
             self._stop(ending.fires, Status.CONVERGED)

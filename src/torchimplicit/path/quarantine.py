@@ -6,9 +6,7 @@ gradient shows to be, whose steps are not found again.
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,8 +22,6 @@ from torchimplicit.path.events.watch import Met
 from torchimplicit.path.field.dynamics import Dynamics
 from torchimplicit.path.inputs import Inputs
 from torchimplicit.path.jumps.stretched import integrate, integrate_recorded
-
-D = TypeVar("D", bound=Dynamics)
 
 
 def find_nonfinite(call: PathCall, values: Tensor) -> Tensor | None:
@@ -81,7 +77,7 @@ def stand_in(call: PathCall, inputs: Inputs, nonfinite: Tensor) -> tuple[PathCal
     """The call and its inputs with a healthy sample in the place of every one that is not finite."""
     rows, start, ts = stand_ins(nonfinite), inputs.y0.detach(), inputs.ts.detach()
     assert isinstance(call.dynamics, Dynamics)  # nothing is kept apart under torch.vmap
-    dynamics, trigger = _of_rows(call.dynamics, rows), None
+    dynamics, trigger = call.dynamics.of_rows(rows), None
     # At the start and at other states: where a weight meets a zero of the start, replacing it changes nothing.
     start, ts = start[rows], ts[:, rows]
     moved = jolted(start)
@@ -94,7 +90,7 @@ def stand_in(call: PathCall, inputs: Inputs, nonfinite: Tensor) -> tuple[PathCal
     tensors = replaced(slopes, inputs.tensors, dynamics.explicit.shared, rows, nonfinite)
     event_tensors = inputs.event_tensors
     if call.trigger is not None:
-        trigger = _of_rows(call.trigger, rows)
+        trigger = call.trigger.of_rows(rows)
 
         def conditions(tensors: list[Tensor]) -> Tensor:
             with trigger.bind(tensors) as conditions:
@@ -104,13 +100,6 @@ def stand_in(call: PathCall, inputs: Inputs, nonfinite: Tensor) -> tuple[PathCal
     again = replace(call, dynamics=dynamics, trigger=trigger, audit=False, record=PathRecord(), callback=None)
     jumps = None if inputs.jumps is None else inputs.jumps.take(rows)
     return again, Inputs(inputs.y0[rows], inputs.ts[:, rows], tensors, event_tensors, jumps)
-
-
-def _of_rows(dynamics: D, rows: Tensor) -> D:
-    """Dynamics, or a trigger, at whose places other samples of it stand."""
-    dynamics = copy(dynamics)
-    dynamics.sign = None if dynamics.sign is None else dynamics.sign[rows]
-    return dynamics
 
 
 def _check_leak(call: PathCall, again: PathCall) -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from torchimplicit.path.span import Span
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -36,12 +38,19 @@ class Step:
         stop: times after it, `(B,)`.
         all_move: whether every sample moves.
         outputs: the output times within it; None for none.
+        number: which of the steps it is, from the start of the path.
     """
 
     start: Tensor
     stop: Tensor
     all_move: bool
     outputs: Outputs | None = None
+    number: int = 0
+
+    @property
+    def span(self) -> Span:
+        """What it leads through."""
+        return Span.of(self.start, self.stop, self.number)
 
 
 @dataclass

@@ -46,16 +46,16 @@ def make_step(
     Returns:
         The states after it, `(B, n)`, and what was asked for, `(M, (1 + order) n)`; None where that is nothing.
     """
-    start, stop = step.start, step.stop
+    span = step.span
     if wants_times:
-        start, stop = (tied(each, ts[: query.given]) for each in (start, stop))
-    span = Span.of(start, stop)
+        start, stop = (tied(each, ts[: query.given]) for each in (step.start, step.stop))
+        span = Span.of(start, stop, step.number)
     done = stepper(field, span, y, None)
     end = done.y if step.all_move else torch.where((step.stop > step.start).unsqueeze(1), done.y, y)
     if outputs is None:
         return end, None
     places, samples = outputs.places, outputs.samples
-    theta = (ts[places, samples] - start[samples]) / span.h[samples]
+    theta = (ts[places, samples] - span.start[samples]) / span.h[samples]
     if query.given is None:
         return end, done.inside.at(theta, samples)
     return end, _asked(done.inside, theta, outputs, query)

@@ -29,7 +29,14 @@ from torchimplicit.path.times import check_dt_max, check_times
 
 
 def solve(
-    f: Callable, y0: Any, ts: Tensor, args: tuple, layout: Layout, options: Options, engine: Engine
+    f: Callable,
+    y0: Any,
+    ts: Tensor,
+    args: tuple,
+    layout: Layout,
+    options: Options,
+    engine: Engine,
+    field: Callable[..., Dynamics] = Dynamics,
 ) -> PathSolution:
     """Solves along a path, differentiably.
 
@@ -41,12 +48,13 @@ def solve(
         layout: of the state.
         options: how.
         engine: makes the steps.
+        field: makes `f` a field of flat states; takes what `Dynamics` does.
     """
     solver, batch_dims = options.solver, options.batch_dims
     ts, backward = check_times(ts, layout)
     solver.check(layout)
     check_reachable(solver, layout, y0)
-    dynamics, trigger = Dynamics(f, y0, args, batch_dims, options.batched_args, backward), None
+    dynamics, trigger = field(f, y0, args, batch_dims, options.batched_args, backward), None
     if options.events is not None:
         trigger = Trigger(options.events, y0, args, batch_dims, options.batched_args, backward)
     inputs = Inputs(

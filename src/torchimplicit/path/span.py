@@ -9,16 +9,20 @@ from torch import Tensor
 
 
 class Span(NamedTuple):
-    """Where a step of every sample starts, where it stops, and its size, `(B,)` each."""
+    """Where a step of every sample starts, where it stops, and its size, `(B,)` each.
+
+    Its number, from the start of the path, says which of the steps it is: the noise of a stochastic one is found by it.
+    """
 
     start: Tensor
     stop: Tensor
     h: Tensor
+    number: int = 0
 
     @classmethod
-    def of(cls, start: Tensor, stop: Tensor) -> Span:
+    def of(cls, start: Tensor, stop: Tensor, number: int = 0) -> Span:
         """From one time to another."""
-        return cls(start, stop, stop - start)
+        return cls(start, stop, stop - start, number)
 
     def at(self, theta: Tensor | float) -> Tensor:
         """Times at parts of it, from 0 to 1, never beyond its ends: `start + part * h` may be, by a rounding."""
@@ -26,4 +30,4 @@ class Span(NamedTuple):
 
     def back(self) -> Span:
         """The same backward."""
-        return Span(self.stop, self.start, -self.h)
+        return Span(self.stop, self.start, -self.h, self.number)

@@ -30,6 +30,7 @@ class IntegratorState:
         history: errors of the last steps, where the controller wants them.
         side: the signs of the events' conditions there, `(B, E)`.
         event: which event ended it, -1 for none.
+        number: of the next step that moves somebody, from the start of the path.
     """
 
     ts: Tensor
@@ -47,6 +48,7 @@ class IntegratorState:
     history: History | None = None
     side: Tensor | None = None
     event: Tensor | None = None
+    number: int = 0
 
     @classmethod
     def start(cls, ts: Tensor, y: Tensor) -> IntegratorState:
@@ -57,16 +59,22 @@ class IntegratorState:
         zero = torch.zeros_like(t)
         return cls(ts, t, y, zero, zero, count + 1, count, running, count, count, torch.zeros_like(y[:, 0]))
 
+    def move(self, t: Tensor, y: Tensor, slope: Tensor | None) -> None:
+        """One step further."""
+        self.t, self.y, self.slope = t, y, slope
+        self.number += 1
+
     def take(self, rows: Tensor) -> IntegratorState:
         """Some samples alone."""
         some = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor) and name != "ts"}
         history = None if self.history is None else History(*(each[rows] for each in self.history))
-        return IntegratorState(ts=self.ts[:, rows], history=history, **some)
+        return IntegratorState(ts=self.ts[:, rows], history=history, number=self.number, **some)
 
     def put(self, rows: Tensor, some: IntegratorState) -> None:
         """Puts back what `take` gave, once it has ended."""
         for name in ("t", "y", "h", "next", "status", "running", "tried", "rejected", "ratio"):
             setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(some, name)))
+        self.number = some.number
         if self.event is not None and some.event is not None:
             self.event = self.event.index_copy(0, rows, some.event)
         if self.side is not None and some.side is not None:

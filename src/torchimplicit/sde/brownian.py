@@ -97,6 +97,7 @@ class Noise(Draws):
         self._steps = Steps(self.seeds, self.channels, self.dtype)
         self._kept: Kept | None = None
         self._room: list[Tensor | None] = [None, None]  # for normals of path and area
+        self._ahead: list[Tensor | None] = [None, None]
 
     def take(self, samples: Tensor) -> Self:
         """See `Draws`."""
@@ -121,6 +122,23 @@ class Noise(Draws):
             kept = self._kept = self._make(number, level)
         step = kept.steps[number - kept.first]
         return step if level is not None else scaled(*step, _length(h))
+
+    def increments(self, first: int, h: Tensor) -> list[Increment]:
+        """The path over consecutive steps, as `increment` gives it, in tensors that the next call writes over.
+
+        Args:
+            first: number of the first step.
+            h: their lengths, `(K,)`, of the normals' dtype.
+        """
+        root, found = h.sqrt().view(-1, 1, 1), []
+        for purpose in (normals.PATH, normals.AREA)[: 1 + self.area]:
+            room = self._ahead[purpose]
+            fits = room is not None and first % 2 == 0 and len(room) == len(h)
+            steps = self._steps.normals(purpose, first, len(h), room if fits else None)
+            self._ahead[purpose] = steps
+            found.append(steps.mul_(root if purpose == normals.PATH else root / math.sqrt(12)).unbind())
+        areas = found[1] if self.area else len(h) * (None,)
+        return list(map(Increment, found[0], areas))
 
     def words(self, first: int, count: int, area: bool = False) -> Tensor:
         """The words of `count` steps from an even number on, `(count / 2,)`, for `normals.normals_of_steps`.

@@ -79,12 +79,13 @@ class ChunkedLoop(StepLoop):
                 continue
             outputs = None
             if crosses:
-                span = Span.of(state.t, stop)
+                span = Span.of(state.t, stop, state.number)
                 inside = _inside(kernel, self.field, table, span, state.y, end)
                 outputs = self._outputs(stop, Stepped(end, None, None, inside), span.h)
             if self.phase is not None:
-                self.phase.add(Step(state.t, stop, all_move, outputs), state.y)
+                self.phase.add(Step(state.t, stop, all_move, outputs, state.number), state.y)
             state.t, state.y = stop, end
+            state.number += 1
 
 
 def _inside(kernel: Kernel, field: Field, table: Tensor | None, span: Span, y: Tensor, end: Tensor) -> Interpolant:
@@ -139,7 +140,7 @@ def _pull_outputs(
         if increments is None:
             cotangents[1][i].index_add_(0, samples, arriving)
             continue
-        span = Span.of(step.start, step.stop)
+        span = step.span
         leaves = [each.detach().requires_grad_() for each in (first if i == 0 else ends[i - 1], ends[i], increments[i])]
         y, end, table = leaves
         with torch.enable_grad():

@@ -16,7 +16,6 @@ from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.query import ByStep, Query
 from torchimplicit.path.record import Outputs, Path, Phase, Step
 from torchimplicit.path.solver import PathSolver
-from torchimplicit.path.span import Span
 
 
 def backprop(
@@ -116,14 +115,14 @@ def _retraced(
         nonlocal again
         with torch.no_grad():
             again = solver.stepper(like, graph=False) if again is None else again
-            return _moved(step, y, again(field, Span.of(step.start, step.stop), y, None).y)
+            return _moved(step, y, again(field, step.span, y, None).y)
 
     def retreat(step: Step, y: Tensor) -> Tensor:
         nonlocal undo
         assert drifts is not None
         with torch.no_grad():
             undo = solver.undoer(like) if undo is None else undo
-            return _moved(step, y, drifts.mended(phase, undo(field, Span.of(step.start, step.stop), y)))
+            return _moved(step, y, drifts.mended(phase, undo(field, step.span, y)))
 
     if drifts is None:
         yield from phase.backwards(advance)

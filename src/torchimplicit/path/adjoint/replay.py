@@ -35,8 +35,8 @@ class Remade(NamedTuple):
 def remake(call: PathCall, field: Field, starts: Tensor, stops: Tensor, y: Tensor, ts: Tensor) -> Iterator[Remade]:
     """All steps again, in one graph; arguments as those of `whole`."""
     stepper = call.solver.stepper(y, graph=True)
-    for before, after in zip(starts.unbind(), stops.unbind(), strict=True):
-        span = Span.of(tied(before, ts), tied(after, ts))
+    for number, (before, after) in enumerate(zip(starts.unbind(), stops.unbind(), strict=True)):
+        span = Span.of(tied(before, ts), tied(after, ts), number)
         done = stepper(field, span, y, None)
         end = torch.where((after > before).unsqueeze(1), done.y, y)
         yield Remade(before, after, span, done, y, end)

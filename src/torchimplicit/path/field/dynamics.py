@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torchimplicit.core import transforms
 from torchimplicit.core.explicit import Bound
 from torchimplicit.core.problem import Problem
 from torchimplicit.path.field.split import Split
+from torchimplicit.path.report import PathReport
 
 
 class RawField(NamedTuple):
@@ -77,6 +79,7 @@ class Dynamics(Problem):
     """
 
     form: ClassVar[str] = "f(t, y, *args)"
+    joint: ClassVar[str] = 'stepping="joint"'  # the option that makes a batch one coupled problem
 
     def __init__(
         self,
@@ -131,6 +134,20 @@ class Dynamics(Problem):
         if self.sign is None:
             return t
         return t * (self.sign if rows is None else self.sign[rows]).to(t.dtype)
+
+    def of_rows(self, rows: Tensor) -> Self:
+        """The same with other samples of it in the places of its samples."""
+        other = copy(self)
+        other.sign = None if self.sign is None else self.sign[rows]
+        return other
+
+    def mapped(self, count: int, dims: tuple[int | None, ...]) -> MappedDynamics:
+        """The same under `torch.vmap`; see `MappedDynamics`."""
+        return MappedDynamics(self, count, dims)
+
+    def report(self, *args: Any, **kwargs: Any) -> PathReport:
+        """How a solve went, from the fields of a `PathReport`."""
+        return PathReport(*args, **kwargs)
 
     @contextmanager
     def bind(
@@ -200,11 +217,20 @@ class MappedDynamics:
         self.time_dtype: torch.dtype = dynamics.time_dtype
         self.width: int = dynamics.width
         self.eps: float = dynamics.eps
+        self.joint: str = dynamics.joint
 
     @property
     def is_split(self) -> bool:
         """Whether the field has two parts."""
         return self.dynamics.is_split
+
+    def mapped(self, count: int, dims: tuple[int | None, ...]) -> MappedDynamics:
+        """See `Dynamics.mapped`."""
+        return type(self)(self, count, dims)
+
+    def report(self, *args: Any, **kwargs: Any) -> PathReport:
+        """See `Dynamics.report`."""
+        return self.dynamics.report(*args, **kwargs)
 
     def take(self, tensors: Sequence[Tensor], rows: Tensor | None) -> list[Tensor]:
         """See `Dynamics.take`; only all samples."""

@@ -1,0 +1,117 @@
+"""The noise of a solve, asked for by the steps of a path."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core import transforms
+from torchimplicit.core.tree import Layout
+from torchimplicit.path.span import Span
+from torchimplicit.sde.bridge import Increment
+from torchimplicit.sde.brownian import Brownian, Noise
+from torchimplicit.sde.seeds import Seed, seeds_of_samples
+
+
+class Driver:
+    """What drives the samples of a solve besides their drift: an increment for every step, by its number.
+
+    A sample makes its steps in turn, whatever its mates do, so that the number of a step is its own.
+
+    Args:
+        source: of the noise.
+        layout: of the state.
+        area: whether increments have a space-time area.
+        ts: output times, as the user gave them.
+
+    Raises:
+        ValueError: another number of seeds than of samples.
+    """
+
+    def __init__(self, source: Brownian, layout: Layout, area: bool, ts: Tensor):
+        self.source, self.layout, self.area, self.ts = source.known(), layout, area, ts
+        if isinstance(self.seed, Tensor):
+            seeds_of_samples(type(source).__name__, self.seed, layout.batch, layout.device)
+        self.rows: Tensor | None = None
+        self._noise: Noise | None = None
+        self._made: tuple[int, list[Increment]] = (0, [])
+
+    @property
+    def seed(self) -> Seed:
+        """What repeats all of it."""
+        return self.source.seed
+
+    @property
+    def count(self) -> int:
+        """How many samples there are."""
+        return self.layout.batch if self.rows is None else len(self.rows)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is known how many channels there are."""
+        return self._noise is not None
+
+    def take(self, rows: Tensor) -> Self:
+        """The noise of some samples, `(M,)`, which may repeat."""
+        some = copy.copy(self)
+        some.rows = rows if self.rows is None else self.rows[rows]
+        some._noise = None if self._noise is None else self._noise.take(rows)
+        return some
+
+    def prepare(self, channels: int) -> None:
+        """Makes the noise for so many Brownian motions a sample."""
+        like = torch.empty((), dtype=self.layout.dtype, device=self.layout.device)
+        noise = self.source.bind(like.expand(self.layout.batch, channels), area=self.area)
+        self._noise = noise if self.rows is None else noise.take(self.rows)
+
+    @contextmanager
+    def ahead(self, first: int, h: Tensor) -> Iterator[None]:
+        """The paths over the next steps are made at once, for as long as the steps are.
+
+        Args:
+            first: number of the first of them.
+            h: their lengths, `(K,)`.
+        """
+        if self._noise is not None and self.source.base is None:
+            self._made = (first, self._noise.increments(first, h.to(self._noise.dtype)))
+        try:
+            yield
+        finally:
+            self._made = (0, [])
+
+    def increment(self, span: Span) -> Increment:
+        """The path over a step. Normals are held: of lengths with a gradient, `W = sqrt(h) z` has one."""
+        first, made = self._made
+        if first <= span.number < first + len(made):
+            return made[span.number - first]
+        noise = self._noise
+        assert noise is not None
+        h = span.h.to(noise.dtype)
+        if h.requires_grad or transforms.level(h) >= 0:
+            h = torch.where(h > 0, h, 1.0)  # of samples that stand still, whose root has no derivative
+        if noise.source.base is None:
+            return noise.increment(span.number, h)
+        path = self._of_base(noise, span)
+        if h.requires_grad or transforms.level(h) >= 0:
+            stretched = (h / h.detach()).sqrt().unsqueeze(1)
+            path = path.each(lambda part: part * stretched)
+        return path
+
+    def _of_base(self, noise: Noise, span: Span) -> Increment:
+        """The path over a step of a source that knows it at other steps, too; the host reads how long that is."""
+        start, h = transforms.plain(span.start).detach(), transforms.plain(span.h).detach()
+        longest = int(h.argmax())  # others stand still
+        length, since = float(h[longest]), float(start[longest] - transforms.plain(self.ts).detach().flatten()[0])
+        number = round(since / length)
+        if bool(((h > 0) & ((h - length).abs() > 1e-6 * length)).any()) or abs(number - since / length) > 1e-3:
+            raise ValueError(
+                f"Brownian(base={self.source.base!r}): got a step of length {length:.6g} from {since:.6g} behind the "
+                "first time, expected multiples of the step, the same for all samples; try output times (T,) that are "
+                "multiples of dt, or base=None"
+            )
+        return noise.increment(number, length)

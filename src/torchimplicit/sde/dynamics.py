@@ -1,0 +1,217 @@
+"""Drift and diffusion in the flat form that steps work on, with the noise that drives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core import explicit
+from torchimplicit.core.explicit import Bound
+from torchimplicit.path.field.dynamics import Dynamics, Field, MappedDynamics
+from torchimplicit.path.span import Span
+from torchimplicit.sde.bridge import Increment
+from torchimplicit.sde.diffusion import Diffusion
+from torchimplicit.sde.driver import Driver
+from torchimplicit.sde.report import StochasticReport
+
+Part = Callable[[Tensor, Tensor], Tensor]  # of times (B,) and states (B, n)
+Pair = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class NoisyField(Field):
+    """What steps of a stochastic path ask for: drift and diffusion, and the increments of the noise.
+
+    As a field it is both side by side, `(B, n + n m)`, for those who ask what depends on what.
+
+    Args:
+        drift: rows `(B, n)`.
+        diffusion: rows `(B, n)`, or matrices `(B, n, m)`.
+        both: drift and diffusion.
+        driver: the noise of these samples.
+        first: both at the first states that are asked for, looked at closely; None where no one has to look.
+    """
+
+    def __init__(self, drift: Part, diffusion: Part, both: Pair, driver: Driver, first: Pair | None = None):
+        super().__init__(self._side_by_side)
+        self._drift, self._diffusion, self._both, self.driver, self._first = drift, diffusion, both, driver, first
+
+    def drift(self, t: Tensor, y: Tensor) -> Tensor:
+        """The drift at `(t, y)`."""
+        if self._first is not None:
+            return self.both(t, y)[0]
+        self.nfev += 1
+        return self._drift(t, y)
+
+    def diffusion(self, t: Tensor, y: Tensor) -> Tensor:
+        """The diffusion at `(t, y)`."""
+        if self._first is not None:
+            return self.both(t, y)[1]
+        self.nfev += 1
+        return self._diffusion(t, y)
+
+    def both(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Drift and diffusion at `(t, y)`."""
+        self.nfev += 2
+        if self._first is None:
+            return self._both(t, y)
+        first, self._first = self._first, None
+        return first(t, y)
+
+    def prepare(self, t: Tensor, y: Tensor) -> None:
+        """Makes the noise: it takes a diffusion to know how many channels there are, at the states `(B, n)` say."""
+        if not self.driver.ready:
+            self.driver.prepare(self.diffusion(t, y).shape[-1])
+
+    def increment(self, span: Span, y: Tensor) -> Increment:
+        """The noise over a step from the states `(B, n)`."""
+        self.prepare(span.start, y)
+        return self.driver.increment(span)
+
+    def _side_by_side(self, t: Tensor, y: Tensor) -> Tensor:
+        self.nfev -= 1  # was counted as one
+        f, g = self.both(t, y)
+        return torch.cat((f, g.flatten(1)), 1)
+
+
+class StochasticDynamics(Dynamics):
+    """`dy = f(t, y, *args) dt + g(t, y, *args) dW`, its tensors explicit, its state flat.
+
+    Args:
+        equation: drift and diffusion, as `equation` has them.
+        y0: the initial state, nested.
+        args: further arguments of both.
+        batch_dims: 1.
+        batched_args: see `Problem`.
+        backward: which samples run backward in time; None, or refused.
+        diffusion: how diffusions become rows.
+        driver: the noise.
+
+    Raises:
+        ValueError: times decrease.
+    """
+
+    form: ClassVar[str] = "drift(t, y, *args) or diffusion(t, y, *args)"
+    joint: ClassVar[str] = "the same, a batch of one"
+
+    def __init__(
+        self,
+        equation: partial,
+        y0: Any,
+        args: tuple,
+        batch_dims: int,
+        batched_args: Sequence[int] | None,
+        backward: Tensor | None,
+        *,
+        diffusion: Diffusion,
+        driver: Driver,
+    ):
+        """Makes both functions and the state explicit; evaluates nothing."""
+        if backward is not None:
+            raise ValueError("ts: got decreasing times, expected increasing ones: noise is not known before its time")
+        super().__init__(equation, y0, args, batch_dims, batched_args)
+        self.diffusion, self.driver = diffusion, driver
+        if driver.layout.width and diffusion.channels is not None:
+            driver.prepare(diffusion.channels)
+
+    def of_rows(self, rows: Tensor) -> Self:
+        """See `Dynamics.of_rows`."""
+        other = super().of_rows(rows)
+        other.driver = self.driver.take(rows)
+        return other
+
+    def mapped(self, count: int, dims: tuple[int | None, ...]) -> MappedDynamics:
+        """See `Dynamics.mapped`."""
+        return MappedNoise(self, count, dims)
+
+    def report(self, *args: Any, **kwargs: Any) -> StochasticReport:
+        """See `Dynamics.report`."""
+        return StochasticReport(*args, **kwargs, seed=self.driver.seed)
+
+    def check(self, value: Any) -> None:
+        """Refuses what drift and diffusion must not return."""
+        f, g = value
+        self.layout.check(f, cast=self.autocast.enabled, subject="the drift returned")
+        self.diffusion.check(g, cast=self.autocast.enabled)
+
+    def check_captures(self, value: Any, tensors: list[Tensor] | tuple[Tensor, ...]) -> None:
+        """See `Problem.check_captures`; of each function, so that it is named."""
+        for part, each in zip(self.f.args, value, strict=True):
+            explicit.check_captures(part, each, tensors)
+
+    @contextmanager
+    def bind(
+        self,
+        tensors: list[Tensor] | tuple[Tensor, ...],
+        audit: bool = False,
+        keep_buffers: bool = False,
+        rows: Tensor | None = None,
+    ) -> Iterator[NoisyField]:
+        """See `Dynamics.bind`."""
+        tensors = [tensor.detach() for tensor in tensors] if audit else list(tensors)
+        looks = rows is None and (audit or keep_buffers)  # a path made again has been looked at
+        layout, diffusion, driver = self.layout, self.diffusion, self.driver
+        if rows is not None:
+            layout, diffusion, driver = layout.of_batch(len(rows)), diffusion.of_batch(len(rows)), driver.take(rows)
+
+        def values(t: Tensor, y: Tensor, *parts: Callable) -> list[Any]:
+            t = t if t.dtype is self.time_dtype else t.to(self.time_dtype)
+            t, y = t.view(self.time_shape), layout.unflatten(y)
+            return [part(t, y) for part in parts]
+
+        def first(t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            f, g = self.evaluate_first(partial(values, t, y, drift, noise), y, tensors if audit else None)
+            return layout.flatten(f), diffusion.flatten(g)
+
+        def both(t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            f, g = values(t, y, drift, noise)
+            return layout.flatten(f), diffusion.flatten(g)
+
+        with self.explicit.bind(tensors, keep_buffers) as bound, self.autocast.off():
+            parts: Any = bound.f
+            drift, noise = (self.autocast.around(Bound(part, bound.args)) for part in parts.args)
+            yield NoisyField(
+                lambda t, y: layout.flatten(*values(t, y, drift)),
+                lambda t, y: diffusion.flatten(*values(t, y, noise)),
+                both, driver, first if looks else None,
+            )  # fmt: skip
+
+
+class MappedNoise(MappedDynamics):
+    """Stochastic dynamics under `torch.vmap`: copies of a sample share its noise."""
+
+    dynamics: StochasticDynamics | MappedNoise
+
+    @property
+    def driver(self) -> Driver:
+        """The noise of all."""
+        driver = self.dynamics.driver
+        rows = torch.arange(driver.count, device=driver.layout.device)
+        return driver.take(rows.repeat(self.count))
+
+    @contextmanager
+    def bind(
+        self,
+        tensors: list[Tensor] | tuple[Tensor, ...],
+        audit: bool = False,
+        keep_buffers: bool = False,
+        rows: Tensor | None = None,
+    ) -> Iterator[NoisyField]:
+        """The field on `(count * B, n)`; see `Dynamics.bind`."""
+
+        def one(t: Tensor, y: Tensor, *tensors: Tensor, part: str) -> Tensor:
+            with self.dynamics.bind(tensors) as field:
+                return getattr(field, part)(t, y)
+
+        def part_of(name: str) -> Part:
+            mapped = torch.vmap(partial(one, part=name), in_dims=(0, 0, *self.dims), randomness="different")
+            return lambda t, y: mapped(
+                t.unflatten(0, (self.count, -1)), y.unflatten(0, (self.count, -1)), *tensors
+            ).flatten(0, 1)
+
+        drift, diffusion = part_of("drift"), part_of("diffusion")
+        yield NoisyField(drift, diffusion, lambda t, y: (drift(t, y), diffusion(t, y)), self.driver)

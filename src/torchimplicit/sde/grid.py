@@ -1,0 +1,51 @@
+"""The times of steps of one size, which end at every output time: a product each, never a sum of steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Grid:
+    """When the numbered steps of a solve end.
+
+    From an output time to the next one there are as many steps of `dt` as fit, and a shorter one where they do not fill
+    the gap: step `k` behind the time `a` ends at `a + k dt`. Roundings leave no sliver of a step.
+
+    Args:
+        ts: output times, increasing, the last one repeated where a sample has fewer, `(T, B)`.
+        dt: size of the steps; None for one from each output time to the next.
+
+    Attributes:
+        counts: how many steps lead up to every output time, int64 `(T, B)`.
+    """
+
+    def __init__(self, ts: Tensor, dt: float | None):
+        ts = ts if len(ts) > 1 else ts.expand(2, -1)
+        self.ts, self.dt = ts, dt
+        gaps = (ts[1:] > ts[:-1]).to(torch.float64)
+        if dt is not None:
+            eps = torch.finfo(ts.dtype).eps
+            gaps = ts.diff(dim=0).to(torch.float64) / dt
+            play = 1e-6 + 4 * eps * torch.maximum(ts[1:].abs(), ts[:-1].abs()).to(torch.float64) / dt
+            gaps = torch.where(gaps > 0, (gaps - play.clamp_max(0.5)).ceil().clamp(1, 2**52), 0)
+        self.counts = torch.nn.functional.pad(gaps.cumsum(0), (0, 0, 1, 0)).to(torch.int64)
+        self._ends = self.counts[1:].T.contiguous()
+
+    def stops(self, first: int, count: int) -> Tensor:
+        """When steps end, `(count, B)`; the last time for those behind it.
+
+        Args:
+            first: number of the first.
+            count: of steps.
+        """
+        ts, counts = self.ts, self.counts
+        numbers = torch.arange(first, first + count, device=ts.device).expand(ts.shape[1], -1).contiguous()
+        place = torch.searchsorted(self._ends, numbers, right=True).T
+        place = place.clamp_max(len(ts) - 2)  # of the output time before
+        until = numbers.T + 1 - counts.gather(0, place)
+        stops = ts.gather(0, place + 1)
+        if self.dt is None:
+            return stops
+        within = ts.gather(0, place) + (until.to(torch.float64) * self.dt).to(ts.dtype)
+        return torch.where(counts.gather(0, place + 1) > numbers.T + 1, within, stops)

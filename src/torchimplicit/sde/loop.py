@@ -1,0 +1,136 @@
+"""The loop over steps of a given size: what everybody does at the same times is looked at once in a while."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core.status import Status
+from torchimplicit.path.engine import Engine
+from torchimplicit.path.loop import StepLoop
+from torchimplicit.path.record import Outputs, Step
+from torchimplicit.path.span import Span
+from torchimplicit.sde.dynamics import NoisyField
+from torchimplicit.sde.grid import Grid
+from torchimplicit.sde.steps import LONGEST
+
+NUMBERS = 2**16  # of states that wait to be looked at
+
+
+class GridLoop(StepLoop):
+    """A solve whose steps end on a `Grid`; see `StepLoop`.
+
+    Where all samples have the same times, and all go on, nothing depends on what steps find: they are made many at a
+    time without a look. Should states not be finite then, all are made again, and from there on with a look at each.
+    """
+
+    field: NoisyField
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        ts = self.state.ts
+        self.shared = self.observer is None and ts.shape[1] > 0 and (ts.shape[1] == 1 or ts.stride(1) == 0)
+        self.grid = Grid(ts, self.dt)
+        self.blind = Grid(ts[:, :1], self.dt) if self.shared else None
+
+    def begin(self) -> None:
+        """See `StepLoop.begin`.
+
+        Raises:
+            ValueError: steps longer than the whole time.
+        """
+        ts = self.state.ts
+        longest = float((ts[-1] - ts[0]).max()) if ts.numel() else 0.0
+        if self.dt is not None and 0 < longest < self.dt * (1 - 1e-6):
+            raise ValueError(
+                f"{type(self.solver).__name__}(dt={self.dt}): got steps longer than the whole time of {longest:.6g}, "
+                "expected shorter ones; try a smaller dt, or dt=None for one step between output times"
+            )
+        super().begin()
+
+    def run(self) -> int:
+        """See `StepLoop.run`."""
+        if self.blind is not None:
+            self._hurry(self.blind)
+        return super().run()
+
+    def _free_stop(self) -> Tensor:
+        stop = self.grid.stops(self.state.number, 1)[0]
+        return stop if self.all_running else torch.where(self.state.running, stop, self.state.t)
+
+    def _stop_time(self) -> Tensor:
+        return self._free_stop()
+
+    def _hurry(self, grid: Grid) -> None:
+        """Makes steps of all samples without looking, as long as all goes well."""
+        state = self.state
+        landings = {number: place for place, number in enumerate(grid.counts.flatten().tolist())}
+        total, size = max(landings), max(1, state.y.numel())
+        while self.all_running and self.attempts < self.limit and state.number < total:
+            count = min(LONGEST, max(2, NUMBERS // size), total - state.number, self.limit - self.attempts)
+            if not self._many(grid, count, landings):
+                return
+        if self.all_running and state.number == total:
+            self._stop(state.running, Status.CONVERGED)
+
+    def _many(self, grid: Grid, count: int, landings: dict[int, int]) -> bool:
+        """Makes some steps; whether all states are finite then. If not, nothing has happened."""
+        state, y, made, landed = self.state, self.state.y, [], 0
+        self.field.prepare(state.t, y)
+        spans, h = self._spans(grid, count)
+        with self.field.driver.ahead(state.number, h):
+            for span in spans:
+                end = self.step(self.field, span, y, None).y
+                place = landings.get(span.number + 1)
+                if place is not None:
+                    landed = place
+                    self._write(place, end)
+                if self.phase is not None:
+                    made.append((Step(span.start, span.stop, True, self._all_at(place), span.number), y))
+                y = end
+        if not math.isfinite(float(y.sum())) and not bool(y.isfinite().all()):
+            return False
+        for step, before in made:
+            assert self.phase is not None
+            self.phase.add(step, before)
+        state.t, state.y, state.number = spans[-1].stop, y, state.number + count
+        self.attempts += count
+        self.quick += count
+        if landed:
+            state.next = torch.full_like(state.next, landed + 1)
+            self._see_next()
+        return True
+
+    def _spans(self, grid: Grid, count: int) -> tuple[list[Span], Tensor]:
+        """What the next steps lead through, the same for all samples, and their lengths, `(K,)`."""
+        first, (batch,) = self.state.number, self.state.t.shape
+        stops = grid.stops(first, count)
+        starts = torch.cat((self.state.t[:1].unsqueeze(0), stops[:-1]))
+        h = stops - starts
+        rows = (each.expand(-1, batch).unbind() for each in (starts, stops, h))
+        spans = zip(*rows, range(first, first + count), strict=True)
+        return [Span(*each) for each in spans], h.squeeze(1)
+
+    def _write(self, place: int, y: Tensor) -> None:
+        if self.rows is None:
+            self.values[place] = y
+        else:
+            self.values[place, self.rows] = y
+
+    def _all_at(self, place: int | None) -> Outputs | None:
+        """An output time, of all samples."""
+        if place is None:
+            return None
+        samples = torch.arange(len(self.state.t), device=self.state.t.device)
+        return Outputs(samples, torch.full_like(samples, place))
+
+
+class Steps(Engine):
+    """Makes the steps of stochastic paths; see `Engine`."""
+
+    def loop(self, *args: Any) -> StepLoop:
+        """See `Engine.loop`."""
+        return GridLoop(*args)

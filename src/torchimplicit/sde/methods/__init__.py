@@ -1,0 +1,1 @@
+"""The methods of stochastic paths, a file each."""

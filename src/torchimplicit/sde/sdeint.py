@@ -1,0 +1,151 @@
+"""The public function of stochastic differential equations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, get_args
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from torchimplicit.core import transforms
+from torchimplicit.core.options import require_instance
+from torchimplicit.core.public import public
+from torchimplicit.core.status import OnFailure
+from torchimplicit.core.tree import Layout
+from torchimplicit.path.adjoint.base import PathAdjoint
+from torchimplicit.path.adjoint.checkpointed import Checkpointed, Direct
+from torchimplicit.path.options import Options
+from torchimplicit.path.solution import PathSolution
+from torchimplicit.path.solve import solve
+from torchimplicit.sde.brownian import Brownian
+from torchimplicit.sde.diffusion import Diffusion, NoiseKind
+from torchimplicit.sde.driver import Driver
+from torchimplicit.sde.dynamics import StochasticDynamics
+from torchimplicit.sde.equation import equation
+from torchimplicit.sde.loop import Steps
+from torchimplicit.sde.solver import Calculus, SDESolver
+
+
+@public
+@transforms.outside_inference_mode
+def sdeint(
+    drift: Callable,
+    diffusion: Callable,
+    y0: Any,
+    ts: Tensor,
+    *args: Any,
+    solver: SDESolver,
+    noise: NoiseKind = "diagonal",
+    calculus: Calculus = "ito",
+    brownian: int | Tensor | Brownian | None = None,
+    adjoint: PathAdjoint = Checkpointed(),
+    batched_args: Sequence[int] | None = None,
+    on_failure: OnFailure = "raise",
+) -> PathSolution:
+    r"""Solves $dy = f(t, y, a)\,dt + g(t, y, a)\,dW$, $y(t_0) = y_0$, sample by sample, differentiably.
+
+    A sample's path depends on its seed and on nothing else: not on the batch, its order or its size. The derivative is
+    that of the computed path, the noise held: by $y_0$, by $a$, and by the times, $W$ being $\sqrt h$ times a normal.
+
+    Every tensor that shall get a gradient must be an argument, or a parameter of a function that is an `nn.Module` or a
+    bound method of one; a captured one is refused.
+
+    Args:
+        drift: `drift(t, y, *args) -> f`, structure, shapes and dtype as `y`; samples independent. `t` is shaped
+            `(B, 1, ...)`, such that it broadcasts against the first leaf of `y`.
+        diffusion: `diffusion(t, y, *args) -> g`, of the structure of `y`, its leaves shaped as `noise` says.
+        y0: start: a floating or complex tensor `(B, ...)` or a nest of such. The real and the imaginary part of a
+            complex number are two unknowns.
+        ts: times, the first one that of `y0`, strictly increasing: `(T,)`, or `(T, B)`, see `odeint`. Steps end there.
+        *args: further arguments of both functions, nested; tensors and modules among them are differentiated.
+        solver: the method and its steps, `EulerMaruyama(dt=0.01)` for example.
+        noise: "diagonal": a Brownian motion for every unknown, `g` like `y`, and $g_i$ depends on $y_i$ alone;
+            "scalar": one for all, `g` is `(B, ..., 1)`; "general": `m` of them, `g` is `(B, ..., m)`; "additive": the
+            same, or like `y` with one for every unknown, and `g` does not depend on `y`.
+        calculus: in which the equation is meant, "ito" or "stratonovich"; for additive noise they are the same. A
+            solver of the other one is refused: convert the drift, see `to_stratonovich` and `to_ito`.
+        brownian: a seed, an int, or int64 `(B,)`, one a sample; a `Brownian`; None draws a seed from torch's generator,
+            which `solution.report.seed` tells.
+        adjoint: `Checkpointed()`, which asks for the noise again by the steps' numbers, or `Direct()`.
+        batched_args: see `odeint`.
+        on_failure: "raise", "warn" or "ignore" samples that do not reach the last time, forward and backward. Their
+            outputs beyond the time reached hold the last finite state.
+
+    Returns:
+        A `PathSolution`; `solution.value` is like `y0` with the times in front, `(T, B, ...)`; `solution.report` is a
+        `StochasticReport`.
+
+    Raises:
+        ConvergenceError: some sample did not arrive (with `on_failure="raise"`); carries the solution.
+        CaptureError: a function depends on a tensor that requires grad and is neither argument nor parameter.
+        TypeError: state or times are not floating, or a function returns another dtype.
+        ValueError: the times do not increase, a function returns another structure or shape, or the solver is not for
+            this noise or this calculus.
+
+    Examples:
+        >>> import torch, torchimplicit as ti
+        >>> rate = torch.tensor(0.5, requires_grad=True)
+        >>> sol = ti.sdeint(
+        ...     lambda t, y, rate: -rate * y, lambda t, y, rate: 0.2 * y, torch.ones(3, 1), torch.linspace(0, 2, 5),
+        ...     rate, solver=ti.sde.EulerMaruyama(dt=0.01), brownian=7)
+        >>> sol.value.shape
+        torch.Size([5, 3, 1])
+        >>> sol.value[-1].mean().backward()
+        >>> bool(rate.grad < 0)
+        True
+    """
+    options = Options(
+        name="sdeint", solver=solver, adjoint=adjoint, batched_args=batched_args, on_failure=on_failure
+    )  # fmt: skip
+    _check(solver, noise, calculus, adjoint)
+    y0 = pytree.tree_map(lambda leaf: leaf.contiguous() if isinstance(leaf, Tensor) else leaf, y0)
+    layout = Layout(y0)
+    driver = Driver(_source(brownian), layout, solver.area, ts)
+    field = partial(StochasticDynamics, diffusion=Diffusion(noise, layout), driver=driver)
+    return solve(equation(drift, diffusion), y0, ts, args, layout, options, Steps(), field)
+
+
+def _check(solver: Any, noise: Any, calculus: Any, adjoint: PathAdjoint) -> None:
+    """Refuses what does not go together.
+
+    Raises:
+        TypeError: no solver of stochastic paths.
+        ValueError: another word, a solver of the other calculus or for other noise, another adjoint.
+    """
+    require_instance("solver", solver, SDESolver, "ti.sde.EulerMaruyama(dt=0.01)")
+    for name, word, words in (("noise", noise, get_args(NoiseKind)), ("calculus", calculus, get_args(Calculus))):
+        if word not in words:
+            raise ValueError(f"{name}: got {word!r}, expected one of {', '.join(map(repr, words))}")
+    name = type(solver).__name__
+    if noise not in solver.kinds:
+        raise ValueError(
+            f"noise: got {noise!r} with {name}, expected one of {', '.join(map(repr, solver.kinds))}; try "
+            "EulerMaruyama() for Ito, Heun() for Stratonovich equations, which take all"
+        )
+    if calculus != solver.calculus and noise != "additive":
+        other, to = ("Heun()", "to_ito") if calculus == "stratonovich" else ("EulerMaruyama()", "to_stratonovich")
+        raise ValueError(
+            f"calculus: got {calculus!r} with {name}, which converges to the {solver.calculus!r} process, another one; "
+            f"try {other}, or the same equation in other words: drift=ti.sde.{to}(drift, diffusion, {noise!r}), "
+            f"calculus={solver.calculus!r}"
+        )
+    if not isinstance(adjoint, Checkpointed | Direct):
+        raise ValueError(
+            f"adjoint: got {adjoint!r}, expected Checkpointed() or Direct(), which differentiate the steps that were "
+            "taken: another solve backward would be of another process"
+        )
+
+
+def _source(brownian: Any) -> Brownian:
+    """The source of noise.
+
+    Raises:
+        TypeError: neither a seed nor a source.
+    """
+    if isinstance(brownian, Brownian):
+        return brownian
+    if isinstance(brownian, Tensor) and transforms.is_mapped(brownian):
+        raise ValueError("brownian: got seeds under torch.vmap, expected them in the batch; try a batch in dimension 0")
+    return Brownian(seed=brownian)
