@@ -1,4 +1,4 @@
-"""What a door of paths can be asked for, checked."""
+"""The options of a public function of paths, checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Brownian motion asked for by times: a dyadic tree of bridges, walked down anew for every question."""
+"""Brownian motion asked for by times: a dyadic tree of bridges, descended anew for every question."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class PathInTree(Draws):
         Raises:
             ValueError: a time outside of the span.
         """
-        return self._walk(self._times(t))[0].to(self.dtype)
+        return self._descend(self._times(t))[0].to(self.dtype)
 
     def between(self, start: float | Tensor, stop: float | Tensor) -> Increment:
         """The path over intervals and its space-time area, `(..., B, m)`.
@@ -90,7 +90,7 @@ class PathInTree(Draws):
                 f"cell of Tree(depth={self.source.depth}), within which increments are not independent; try a larger "
                 "depth, or longer steps"
             )
-        path, integral = self._walk(torch.stack([a, b]))
+        path, integral = self._descend(torch.stack([a, b]))
         W = path[1] - path[0]
         H = (integral[1] - integral[0]) / h - path[0] - 0.5 * W
         return Increment(W.to(self.dtype), H.to(self.dtype))
@@ -108,7 +108,7 @@ class PathInTree(Draws):
         words = self.seeds + normals.places(normals.NODE, node)
         return normals.pair(words.unsqueeze(-1), self.channels, torch.float64)
 
-    def _walk(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def _descend(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The path and its integral from the start at times `(..., B)`: down the cells that hold them."""
         left, right = (torch.full_like(t, time).unsqueeze(-1) for time in self.source.span)
         t = t.unsqueeze(-1)

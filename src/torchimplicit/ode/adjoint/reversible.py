@@ -105,8 +105,8 @@ class Paired(PathSolver):
         def step(field: Field, span: Span, pair: Tensor, _: Tensor | None) -> Stepped:
             y, z = pair.chunk(2, dim=1)
             there, error = first(field, span, z)
-            pull = torch.where(span.h == 0, 1.0, self.coupling).to(y.dtype).unsqueeze(1)  # who stands still, stays
-            y = torch.lerp(z, y, pull) + there
+            weight = torch.where(span.h == 0, 1.0, self.coupling).to(y.dtype).unsqueeze(1)  # what stands still stays
+            y = torch.lerp(z, y, weight) + there
             z = z - plain(field, span.back(), y)[0]
             end = torch.cat((y, z), dim=1)
             return Stepped(end, None if error is None else torch.cat((error, error), dim=1), None, EndOnly(end))

@@ -25,9 +25,9 @@ def jacobian(field: FieldFunction, t: Tensor, y: Tensor) -> Tensor:
     if not transforms.active():
         with torch.no_grad():
             return Jacobian(lambda state: field(t, state), y).dense(y)
-    _, pull, *_ = torch.func.vjp(lambda state: field(t, state), y)
+    _, vjp, *_ = torch.func.vjp(lambda state: field(t, state), y)
     basis = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)
-    return torch.vmap(lambda row: pull(row.expand(y.shape))[0], out_dims=1)(basis).detach()
+    return torch.vmap(lambda row: vjp(row.expand(y.shape))[0], out_dims=1)(basis).detach()
 
 
 def all_of(mask: Tensor) -> bool:

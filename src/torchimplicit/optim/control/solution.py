@@ -56,7 +56,7 @@ class ControlSolution(Solution):
         report: see `Solution`, as for its fields.
         states: `(B, T + 1, nx)`, the first being `x0`.
         cost: of every sample's plan, `(B,)`.
-        costates: the multipliers of the dynamics, `(B, T, nx)`: what a push of `x_{t+1}` costs.
+        costates: the multipliers of the dynamics, `(B, T, nx)`: what it costs to move `x_{t+1}`.
         control_duals: the multipliers of the controls' bounds, `(B, T, nu)`: positive at an upper bound, negative at a
             lower one, zero between; None without such bounds (`lqr`).
         state_duals: those of the states' bounds, `(B, T, nx)`, for `x_1` to `x_T`; None without such bounds.
