@@ -63,12 +63,12 @@ class Backsolve(PathAdjoint):
         require(self, "solver", known, "a path solver such as Tsit5(), or None")
         require_count(self, "checkpoints", least=0)
 
-    def check(self, solver: PathSolver) -> None:
+    def check(self, name: str, solver: PathSolver) -> None:
         """See `PathAdjoint.check`: a state beside its gradient is no separable pair."""
         back = self.solver or solver
         if isinstance(back, SymplecticSolver):
             raise ValueError(
-                f"odeint(solver={type(solver).__name__}(...), adjoint=Backsolve(...)): got a symplectic "
+                f"{name}(solver={type(solver).__name__}(...), adjoint=Backsolve(...)): got a symplectic "
                 "backward solve, expected another solver, for the adjoint equation is not separable; try "
                 "Checkpointed(), or Backsolve(solver=RK4(dt=...))"
             )

@@ -69,7 +69,7 @@ class Reversible(PathAdjoint):
         return _first(call, self._paired(call, y0).forward(torch.cat((y0, y0), dim=1), ts, tensors))
 
     def _paired(self, call: PathCall, y0: Tensor) -> PathCall:
-        return replace(call, solver=made_reversible(for_pairs(call.solver, y0), self.coupling))
+        return replace(call, solver=made_reversible(call.name, for_pairs(call.solver, y0), self.coupling))
 
 
 def _first(call: PathCall, values: Tensor) -> Tensor:
@@ -130,15 +130,20 @@ class Paired(PathSolver):
         return Field(lambda t, pair: field(t, pair.chunk(2, dim=1)[0]).repeat(1, 2))
 
 
-def made_reversible(solver: PathSolver, coupling: float) -> Any:
+def made_reversible(name: str, solver: PathSolver, coupling: float) -> Any:
     """An explicit solver made reversible, with the same options.
+
+    Args:
+        name: of what the user called, for the message.
+        solver: the solver.
+        coupling: of the pair; see `Reversible`.
 
     Raises:
         ValueError: it is none that a `Tableau` alone describes.
     """
     if type(getattr(solver, "tableau", None)) is not Tableau:  # those of implicit methods are a subclass
         raise ValueError(
-            f"odeint(solver={type(solver).__name__}(...), adjoint=Reversible()): expected a method "
+            f"{name}(solver={type(solver).__name__}(...), adjoint=Reversible()): expected a method "
             "that an explicit `Tableau` alone describes, such as Tsit5 or RK4; for others try adjoint=Checkpointed()"
         )
     made = _class_of(type(solver))(**{each.name: getattr(solver, each.name) for each in fields(solver)})
