@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import is_count, is_number, require
 from torchimplicit.sde import normals
 from torchimplicit.sde.bridge import Increment, bridge, chosen, scaled
 from torchimplicit.sde.draws import Draws
@@ -41,9 +42,10 @@ class Tree(Seeded):
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         super().__post_init__()
-        fits = isinstance(self.span, tuple) and len(self.span) == 2 and self.span[0] < self.span[1]
-        require(self, "span", fits, "a start and an end after it")
-        fits = isinstance(self.depth, int) and 1 <= self.depth <= 50
+        fits = isinstance(self.span, tuple) and len(self.span) == 2 and all(map(is_number, self.span))
+        fits = fits and -math.inf < self.span[0] < self.span[1] < math.inf
+        require(self, "span", fits, "a start and an end after it, finite numbers")
+        fits = is_count(self.depth) and self.depth <= 50
         require(self, "depth", fits, "an integer from 1 to 50: float64 times have 52 bits")
 
     @property

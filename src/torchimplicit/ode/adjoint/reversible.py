@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core import transforms
-from torchimplicit.core.options import require
+from torchimplicit.core.options import is_number, require
 from torchimplicit.core.status import Status
 from torchimplicit.ode.adjoint.augmented import for_pairs
 from torchimplicit.ode.explicit.step import explicit_step, stages_of
@@ -56,7 +56,7 @@ class Reversible(PathAdjoint):
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
-        require(self, "coupling", 0 < self.coupling <= 1, "a number in (0, 1]")
+        require(self, "coupling", is_number(self.coupling) and 0 < self.coupling <= 1, "a number in (0, 1]")
 
     def solve(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `PathAdjoint.solve`."""

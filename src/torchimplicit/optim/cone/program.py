@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchimplicit.adjoint import Implicit, PointCall
 from torchimplicit.core import transforms
-from torchimplicit.core.options import check_on_failure, require_count
+from torchimplicit.core.options import check_on_failure, is_number, require_count
 from torchimplicit.core.problem import Root
 from torchimplicit.core.public import public
 from torchimplicit.core.status import Report, Solution, Status, react
@@ -165,7 +165,7 @@ def _condition(z: Tensor, solved: Tensor, *data: Any, cones: Cones) -> Tensor:
 
 def check_options(tol: float, max_steps: int, on_failure: str) -> None:
     """Refuses impossible options."""
-    if not (isinstance(tol, float | int) and 0 < tol < 1):
+    if not (is_number(tol) and 0 < tol < 1):
         raise ValueError(f"tol: got {tol!r}, expected a number between 0 and 1")
     require_count("cone_program", max_steps=max_steps)
     check_on_failure(on_failure, "nan")
