@@ -33,7 +33,6 @@ def find_nonfinite(call: PathCall, values: Tensor) -> Tensor | None:
     if not values.requires_grad or transforms.active():
         return None
     report, lost = call.record.report, call.record.lost
-    assert report is not None
     if report.converged and lost is None:
         return None
     nonfinite = report.status == Status.NON_FINITE
@@ -114,8 +113,6 @@ def _of_rows(dynamics: D, rows: Tensor) -> D:
 
 
 def _check_leak(call: PathCall, again: PathCall) -> None:
-    report = again.record.report
-    assert report is not None
-    if bool((report.status == Status.NON_FINITE).any()) or again.record.lost is not None:
+    if bool((again.record.report.status == Status.NON_FINITE).any()) or again.record.lost is not None:
         warn_of_leak()
     again.record.report = call.record.report  # that of a backward solve goes to the first solve's

@@ -93,11 +93,9 @@ class BacksolveSolve(Function):
     def forward(ctx: Any, call: PathCall, adjoint: Backsolve, y0: Tensor, ts: Tensor, *tensors: Tensor) -> Tensor:
         """Solves, and keeps what it found at the outputs."""
         values = call.forward(y0, ts, tensors)
-        reached = call.record.reached
-        assert reached is not None
         further = _further(call.record.take_path(), ts, values) if adjoint.checkpoints else ()
         ctx.call, ctx.adjoint = call, adjoint
-        ctx.save_for_backward(ts, values, reached, *further, *call.unshared(tensors))
+        ctx.save_for_backward(ts, values, call.record.reached, *further, *call.unshared(tensors))
         return values
 
     @staticmethod
