@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from torchimplicit.core.status import Remedy, Report, Solution, Status
@@ -62,9 +61,9 @@ class ControlSolution(Solution):
         state_duals: those of the states' bounds, `(B, T, nx)`, for `x_1` to `x_T`; None without such bounds.
     """
 
-    states: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
-    cost: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
-    costates: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    states: Tensor = field(kw_only=True, repr=False)
+    cost: Tensor = field(kw_only=True, repr=False)
+    costates: Tensor = field(kw_only=True, repr=False)
     control_duals: Tensor | None = field(default=None, repr=False)
     state_duals: Tensor | None = field(default=None, repr=False)
 
