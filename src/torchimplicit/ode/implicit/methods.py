@@ -122,7 +122,7 @@ class KenCarp4(StiffSolver):
         step = super().stepper(like, graph)
 
         def checked(field: Field, span: Span, y: Tensor, slope: Tensor | None) -> Stepped:
-            if field.parts is None:
+            if not field.parts:
                 raise TypeError(
                     "KenCarp4: got a field in one part, expected ti.Split(explicit, implicit); for a field that is "
                     "stiff as a whole try ESDIRK54()"

@@ -76,7 +76,7 @@ def interior(
     method, now = _begin(system, w, lower, upper, floor)
     index = torch.arange(len(w), device=w.device)
     best, since = torch.full_like(w[:, 0], torch.inf), torch.zeros_like(index)
-    found: Interior | None = None
+    found = _nothing(w, now)
     for step in range(max_steps + 1):
         products = now.slack * now.weight
         gap, left = method.residual(now, products)
@@ -85,7 +85,6 @@ def interior(
         lost = (step - since > _PATIENCE) | (left > _WORSE * best)
         stop = ~(left > tol) | lost | method.ended(now, gap)  # also where NaN appeared
         stop = stop if step < max_steps else torch.ones_like(stop)
-        found = _nothing(w, now) if found is None else found
         stopped = int(stop.sum())
         if stopped:
             at = torch.nonzero(stop).flatten()
@@ -98,7 +97,6 @@ def interior(
             method.bounds, products, gap = method.bounds.take(going), products[going], gap[going]
             best, since = best[going], since[going]
         now = method.step(system, now, products, gap)
-    assert found is not None
     return found
 
 
