@@ -95,6 +95,23 @@ def test_pages(page, namespace, capsys):
             assert alike(printed, text), f"{page.name}, line {line}: shown\n{text}\nprinted\n{printed}"
 
 
+PAGES_ON_THE_INSIDE = [page for page in PAGES if page.stem in ("architecture", "extending")]
+PAGES_ON_THE_INSIDE += sorted((ROOT / "docs" / "architecture").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES_ON_THE_INSIDE, ids=lambda page: page.stem)
+def test_files_and_classes_that_are_named_are_there(page):
+    """In backticks: a folder or a file by the end of its path, a class by its name."""
+    tree = [path for folder in ("src/torchimplicit", "tests", "docs") for path in (ROOT / folder).rglob("*")]
+    ends = [f"/{path.relative_to(ROOT).with_suffix('')}" for path in tree]
+    words = set(re.findall(r"\w+", "\n".join(path.read_text() for path in tree if path.suffix == ".py")))
+    named = re.findall(r"`([^`\s]+)`", BLOCK.sub("", page.read_text()))
+    files = {f"/{name.strip('/').removesuffix('.py')}" for name in named if "/" in name or name.endswith(".py")}
+    classes = {match[1] for name in named if (match := re.match(r"([A-Z]\w*[a-z]\w*)(\(.*\))?$", name))}
+    lost = {name for name in files if not any(end.endswith(name) for end in ends)}
+    assert lost | (classes - words) == set()
+
+
 def modules():
     return [module.name for module in pkgutil.walk_packages(torchimplicit.__path__, "torchimplicit.")]
 

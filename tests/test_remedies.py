@@ -31,7 +31,7 @@ FAMILIES = {  # one that takes remedies over from another comes behind it
     "points": POINTS,
     "unrolled": UNROLLED,
     "paths": PATHS,
-    "walks back": BACKWARD_SOLVES,
+    "solved back": BACKWARD_SOLVES,
     "given steps": GIVEN_STEPS,
     "given steps back": BACKWARD_STEPS,
     "noisy steps": STEPS,
@@ -73,7 +73,7 @@ def test_every_remedy_has_a_case():
     assert not CASES.keys() - said, f"no report says these any more: {named(CASES.keys() - said)}"
 
 
-def test_every_table_of_a_report_is_walked():
+def test_every_table_of_a_report_is_looked_at():
     def below(kind):
         return {kind, *(each for child in kind.__subclasses__() for each in below(child))}
 

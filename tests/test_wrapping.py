@@ -155,7 +155,7 @@ def test_scripting_a_function_that_solves_is_refused_in_words():
 def test_every_public_function_is_left_out_of_graphs():
     solving = [ti.fixed_point, ti.root, ti.argmin, ti.least_squares, ti.odeint, ti.qp, ti.lqr, ti.ilqr]
     solving += [ti.optim.cone_program, ti.optim.ConvexProgram.solve, ti.nn.MaxSAT.cosine, ti.nn.jacobian_penalty]
-    assert all(getattr(door, "_torchdynamo_disable", False) for door in solving)
+    assert all(getattr(function, "_torchdynamo_disable", False) for function in solving)
 
 
 def pair(x):

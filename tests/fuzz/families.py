@@ -4,6 +4,7 @@ from tests.fuzz.constrained import constrained
 from tests.fuzz.degenerate import degenerate
 from tests.fuzz.fixed_points import fixed_point
 from tests.fuzz.minima import argmin
+from tests.fuzz.path_variants import path_variant
 from tests.fuzz.paths import odeint
 from tests.fuzz.plans import lqr
 from tests.fuzz.programs import qp
@@ -12,7 +13,6 @@ from tests.fuzz.sets import sets
 from tests.fuzz.sparse import sparse
 from tests.fuzz.squares import least_squares
 from tests.fuzz.switches import switch
-from tests.fuzz.walks import walk
 
 # family -> (generator, weight)
 FAMILIES = {
@@ -22,7 +22,7 @@ FAMILIES = {
     "constrained": (constrained, 8),
     "least_squares": (least_squares, 8),
     "odeint": (odeint, 12),
-    "walk": (walk, 8),
+    "walk": (path_variant, 8),  # the word is part of what its cases are drawn from
     "switch": (switch, 6),
     "qp": (qp, 8),
     "degenerate": (degenerate, 8),

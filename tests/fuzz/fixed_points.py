@@ -98,15 +98,15 @@ def fixed_point(dice, known):
     form, problem = condition(dice)
     solver = options.equation_solver(dice, form, float(problem.units[0]))
     chosen = options.around(dice, form, solver, problem.own)
-    door = layer if form.batch_dims and dice.chance(0.2) else ti.fixed_point
+    public = layer if form.batch_dims and dice.chance(0.2) else ti.fixed_point
     call = Call(
-        door,
+        public,
         problem,
         form,
         chosen,
         dice.chance(0.3),
         "state",
         options.cotangent(dice, form, problem.start.shape),
-        door is ti.fixed_point and dice.chance(0.1),
+        public is ti.fixed_point and dice.chance(0.1),
     )
     return call.title, lambda: play(call, verdict.fixed_points)

@@ -51,7 +51,7 @@ class Condition:
 class Call:
     """One call of a public function and its options."""
 
-    door: object
+    public: object
     condition: Condition
     form: Form
     options: dict
@@ -71,7 +71,7 @@ class Call:
         words = ", ".join(f"{name}={value}" for name, value in self.options.items())
         kind = "module" if self.module else "function"
         kind += ", warm" if self.warm else ""
-        return f"{self.door.__name__} of {self.condition.title}, {self.form.name} {self.form.dtype} ({kind}), {words}"
+        return f"{self.public.__name__} of {self.condition.title}, {self.form.name} {self.form.dtype} ({kind}), {words}"
 
     def evaluate(self, state, *args):
         """The user's function."""
@@ -82,7 +82,7 @@ class Call:
 
     def solve(self):
         args = self.args[: self.condition.own] if self.module else self.args
-        solve = partial(self.door, self.cell or self.evaluate, self.form.pack(self.start), *args)
+        solve = partial(self.public, self.cell or self.evaluate, self.form.pack(self.start), *args)
         if not self.warm:
             return solve(**self.options)
         with torch.no_grad():

@@ -11,7 +11,7 @@ import torch
 import torchimplicit as ti
 from tests.fuzz.arrivals import PLAY
 from tests.fuzz.formulas import Formula, play
-from tests.fuzz.walks import EXPLICIT, adaptive, after
+from tests.fuzz.path_variants import EXPLICIT, adaptive, after
 
 one = torch.float64
 ADJOINTS = {ti.Checkpointed(): 3, ti.Direct(): 1, ti.Checkpointed(checkpoints=2): 1, ti.Backsolve(): 1}

@@ -74,7 +74,7 @@ def absolute(call):
     """The absolute tolerance: unless it is said, a hundredth of the relative one for fixed points, and 0 for others."""
     if call.solver.atol is not None:
         return call.solver.atol
-    return 0.0 if call.door in (ti.root, ti.argmin, ti.least_squares) else call.solver.rtol / 100
+    return 0.0 if call.public in (ti.root, ti.argmin, ti.least_squares) else call.solver.rtol / 100
 
 
 def arrived(call, rows, solution):

@@ -71,10 +71,10 @@ def test_what_is_given_away_of_a_path_is_watched_everywhere(adjoint):
         parts += [(solution.path.derivative(double(0.2)) * factor[:, None]).sum(-1)]
         return [part.nan_to_num(0.0).sum() if factor.isfinite().all() else part.sum() for part in parts]
 
-    (well, by_well), (invalid, by_sick) = solve(HEALTHY), solve([0, 1, 2])
+    (well, by_well), (invalid, by_invalid) = solve(HEALTHY), solve([0, 1, 2])
     for some, all_ in zip(losses(well, double(1.0, 1.0)), losses(invalid, double(1.0, math.nan, 1.0)), strict=True):
         expected = torch.autograd.grad(some, by_well, retain_graph=True)[0]
-        found = torch.autograd.grad(all_, by_sick, retain_graph=True)[0]
+        found = torch.autograd.grad(all_, by_invalid, retain_graph=True)[0]
         assert invalid.backward.status[1] == ti.Status.NON_FINITE
         assert torch.allclose(found, expected, rtol=1e-10)
 

@@ -12,7 +12,7 @@ D = torch.float64
 quick = settings(max_examples=20, derandomize=True)
 
 
-class Walk:
+class Heun:
     """Geometric Brownian motion of volatility 1.5 over [0, 1] by Heun's steps, with their embedded error."""
 
     def __init__(self, noise, volatility=1.5, redraws=False):
@@ -62,36 +62,36 @@ def bind(batch, area=False, seed=17):
 
 @pytest.mark.parametrize("area", [False, True])
 def test_the_law_of_the_path_is_right_under_heavy_rejection(area):
-    walk = Walk(bind(20_000, area)).run()
-    assert walk.rejected > 0.15 * walk.tried
-    check_normal(walk.W)
+    heun = Heun(bind(20_000, area)).run()
+    assert heun.rejected > 0.15 * heun.tried
+    check_normal(heun.W)
 
 
 def test_what_draws_anew_has_another_law():
     """The control: the test above would notice."""
-    walk = Walk(bind(4_000), redraws=True).run()
-    assert abs(walk.W.mean().item() - 0.52) < 0.06
-    assert abs(walk.W.var().item() - 0.39) < 0.06
-    assert distance(walk.W) * 4_000**0.5 > 10
+    heun = Heun(bind(4_000), redraws=True).run()
+    assert abs(heun.W.mean().item() - 0.52) < 0.06
+    assert abs(heun.W.var().item() - 0.39) < 0.06
+    assert distance(heun.W) * 4_000**0.5 > 10
 
 
-def test_a_sample_walks_the_same_with_any_mates():
+def test_a_sample_takes_the_same_path_with_any_mates():
     """Those of another volatility take other steps, and other numbers of them."""
     volatility = torch.logspace(-1, 0.3, 40, dtype=D).unsqueeze(1)
     noise = bind(40)
-    whole = Walk(noise, volatility).run()
+    whole = Heun(noise, volatility).run()
     chosen = torch.tensor([30, 2, 17])
     for some in (noise.take(chosen), Brownian(seed=noise.seeds[chosen]).bind(torch.empty(3, 1, dtype=D))):
-        part = Walk(some, volatility[chosen]).run()
+        part = Heun(some, volatility[chosen]).run()
         assert torch.equal(part.y, whole.y[chosen])
         assert torch.equal(part.W, whole.W[chosen])
 
 
 def test_no_end_of_a_step_is_skipped():
-    walk = Walk(bind(300)).run()
+    heun = Heun(bind(300)).run()
     taken = [set() for _ in range(300)]
     t = torch.zeros(300, dtype=D)
-    again = Walk(bind(300))
+    again = Heun(bind(300))
     stack = Stack(again.noise, again.t)
     while bool((running := again.t < 1).any()):
         tried = stack.propose(again.t, torch.minimum(again.t + again.h, torch.ones(())), running)
@@ -99,8 +99,8 @@ def test_no_end_of_a_step_is_skipped():
         for i in (again.t > t).nonzero().flatten().tolist():
             taken[i].add(again.t[i].item())
         t = again.t
-    assert len(again.stops) == len(walk.stops)
-    for ends in walk.stops:
+    assert len(again.stops) == len(heun.stops)
+    for ends in heun.stops:
         for i in (ends > 0).nonzero().flatten().tolist():
             assert ends[i].item() in taken[i]
 

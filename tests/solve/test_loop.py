@@ -1,4 +1,4 @@
-"""When the loop stops a sample, with which status, at which iterate: walks along residuals that are made up."""
+"""When the loop stops a sample, with which status, at which iterate: runs on residuals that are made up."""
 
 import math
 from dataclasses import dataclass, field

@@ -12,7 +12,7 @@ from torchimplicit.adjoint.call import Adjoint, PointCall
 from torchimplicit.adjoint.gate import Gate
 from torchimplicit.adjoint.implicit import ImplicitSolve
 from torchimplicit.core import transforms
-from torchimplicit.core.options import require, require_count
+from torchimplicit.core.options import is_number, require, require_count
 from torchimplicit.linear import GMRES
 
 
@@ -39,8 +39,7 @@ class Phantom(Adjoint):
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         require_count(self, "steps")
-        number = isinstance(self.damping, float | int)
-        require(self, "damping", number and 0 < self.damping <= 1, "a number in (0, 1]")
+        require(self, "damping", is_number(self.damping) and 0 < self.damping <= 1, "a number in (0, 1]")
 
     def solve(self, call: PointCall, z0: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `Adjoint.solve`."""

@@ -26,10 +26,11 @@ def vjp(
 
 def jvp(function: Callable[..., Tensor], inputs: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Tensor:
     """The Jacobian-vector product of a function by those inputs that have a tangent."""
-    wanted = [i for i, tangent in enumerate(tangents) if tangent is not None]
+    given = {i: tangent for i, tangent in enumerate(tangents) if tangent is not None}
+    wanted = list(given)
     value, back, *_ = func.vjp(_of_some(function, inputs, wanted), *(inputs[i] for i in wanted))
     _, back_twice, *_ = func.vjp(back, torch.zeros_like(value))
-    return back_twice(tuple(tangents[i].clone() for i in wanted))[0]  # type: ignore[union-attr]
+    return back_twice(tuple(tangent.clone() for tangent in given.values()))[0]
 
 
 def _of_some(function: Callable[..., Tensor], inputs: Sequence[Tensor], wanted: list[int]) -> Callable[..., Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchimplicit.adjoint.call import Adjoint, PointCall
 from torchimplicit.adjoint.implicit import ImplicitSolve
-from torchimplicit.core.options import require, require_count
+from torchimplicit.core.options import is_number, require, require_count
 from torchimplicit.core.status import Status
 from torchimplicit.core.tree import norm
 from torchimplicit.linear import LinearOperator, LinearResult, LinearSolver, Prepared
@@ -43,7 +43,7 @@ class Shine(Adjoint):
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         require_count(self, "refine", least=0)
-        require(self, "fallback", isinstance(self.fallback, float | int) and self.fallback > 0, "a number > 0")
+        require(self, "fallback", is_number(self.fallback) and self.fallback > 0, "a number > 0")
 
     @property
     def wants_inverse(self) -> bool:

@@ -16,7 +16,7 @@ from torchimplicit.adjoint.call import Adjoint, Lent, PointCall
 from torchimplicit.adjoint.gate import Gate
 from torchimplicit.core import transforms
 from torchimplicit.core.independence import jolted, noise
-from torchimplicit.core.options import require
+from torchimplicit.core.options import is_number, require
 from torchimplicit.core.outcome import Remedy
 from torchimplicit.core.problem import Problem, Residual
 from torchimplicit.core.status import Report, Status
@@ -64,7 +64,7 @@ class Unrolled(Adjoint):
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         require(self, "checkpoint", isinstance(self.checkpoint, bool), "True or False")
-        require(self, "rtol", isinstance(self.rtol, float | int) and self.rtol > 0, "a number > 0")
+        require(self, "rtol", is_number(self.rtol) and self.rtol > 0, "a number > 0")
 
     def solve(self, call: PointCall, z0: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `Adjoint.solve`."""

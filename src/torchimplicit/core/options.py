@@ -38,6 +38,11 @@ def is_count(value: Any, least: int = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
+def is_number(value: Any) -> bool:
+    """Whether something is a plain number, so that it can be compared. True is none, though Python takes it for 1."""
+    return isinstance(value, float | int) and not isinstance(value, bool)
+
+
 def require_instance(name: str, value: Any, expected: type, usual: str) -> None:
     """Refuses what is of another kind; a class in place of its instance gets its parentheses.
 

@@ -124,8 +124,7 @@ def _certificate(trial: Trial, starts: int, tolerance: float, dense: int) -> Cer
 
     parts = torch.stack([inverse * left, inverse * turned])
     gradient_error, gradient_bound, shares = _gradient_errors(trial, own, reference, bound, parts, known)
-    if not bool(solved[known].all()):
-        gradient_error = gradient_bound
+    gradient_error = gradient_error if bool(solved[known].all()) else gradient_bound
     adjoint_bound = _relative(bound, norm(reference.u))
     arrived, elsewhere = _compare_starts(trial, starts, own, residual, inverse)
     return Certificate(

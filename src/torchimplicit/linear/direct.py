@@ -52,14 +52,12 @@ class _Factored(Prepared):
         return self._solve(b, transpose=True)
 
     def solution(self, b: Tensor, rtol: Tensor | None = None, transpose: bool = False) -> Tensor:
-        self.factors = self.factors or self._factor(b)
-        _, lu, pivots = self.factors
+        _, lu, pivots = self._factored(b)
         return torch.linalg.lu_solve(lu, pivots, b.unsqueeze(2), adjoint=transpose).squeeze(2)
 
     def _solve(self, b: Tensor, transpose: bool) -> LinearResult:
         x = self.solution(b, transpose=transpose)
-        assert self.factors is not None
-        matrix = self.factors[0]
+        matrix, _, _ = self._factored(b)
         system = matrix.mT if transpose else matrix
         gap = b - torch.bmm(system, x.unsqueeze(2)).squeeze(2)
         residual, size = norm(gap), norm(b)
@@ -81,6 +79,10 @@ class _Factored(Prepared):
             residual = torch.where(finite, residual, norm(b))
         residual = residual / b.shape[1] ** 0.5
         return LinearResult(x, LinearReport(status, torch.ones_like(status), residual, b.shape[1], "linear solve"))
+
+    def _factored(self, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self.factors = self.factors or self._factor(b)
+        return self.factors
 
     def _factor(self, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         assert isinstance(self.solver, LU)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchimplicit.core.options import require, require_count
+from torchimplicit.core.options import is_number, require, require_count
 from torchimplicit.core.tree import norm
 from torchimplicit.linear.solver import PLAY, LinearResult, LinearSolver, Product, Progress
 
@@ -27,7 +27,7 @@ class _Krylov(LinearSolver):
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         # At 1 the start x = 0 would do, and every gradient would be zero.
-        require(self, "rtol", isinstance(self.rtol, float | int) and 0 < self.rtol < 1, "a number in (0, 1)")
+        require(self, "rtol", is_number(self.rtol) and 0 < self.rtol < 1, "a number in (0, 1)")
         require_count(self, "max_steps")
 
     def tolerance(self, b: Tensor) -> Tensor:

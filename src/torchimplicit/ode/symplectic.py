@@ -68,7 +68,7 @@ def _chain(substeps: Row, field: Field, span: Span, y: Tensor, slope: Tensor) ->
     """Leapfrogs of these parts of the step, one after another: kick, drift, kick."""
     size, width = span.h.to(y.dtype).unsqueeze(1), y.shape[1] // 2
     q, p = y.split(width, 1)
-    force, rate = slope[:, width:], slope
+    force = slope[:, width:]
     done = 0.0
     for i, part in enumerate(substeps):
         stride = part * size
@@ -76,13 +76,13 @@ def _chain(substeps: Row, field: Field, span: Span, y: Tensor, slope: Tensor) ->
         middle = field(span.at(done + 0.5 * part), torch.cat((q, p), 1))
         q = q + stride * middle[:, :width]
         done = 1.0 if i == len(substeps) - 1 else done + part
-        rate = field(span.at(done), torch.cat((q, p), 1))
-        force = rate[:, width:]
+        slope = field(span.at(done), torch.cat((q, p), 1))
+        force = slope[:, width:]
         p = p + 0.5 * stride * force
     end = torch.cat((q, p), 1)
     # The slope handed on is for the next step, which looks at the force alone, and that the last kick does not change.
     # It is not the whole slope, and so none of those that the path inside is made of.
-    return Stepped(end, None, rate, HermiteInterpolant(field, span, size, y, end))
+    return Stepped(end, None, slope, HermiteInterpolant(field, span, size, y, end))
 
 
 def _check_separable(field: Field, t: Tensor, h: Tensor, y: Tensor) -> None:

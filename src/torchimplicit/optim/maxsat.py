@@ -27,7 +27,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from torchimplicit.core.call import Call
-from torchimplicit.core.options import check_on_failure, require, require_count
+from torchimplicit.core.options import check_on_failure, is_number, require, require_count
 from torchimplicit.core.status import OnFailure, Report, Status
 from torchimplicit.linear import CG, LinearOperator
 from torchimplicit.solve.report import SolveReport
@@ -48,7 +48,8 @@ class Descent:
         """Refuses what cannot be."""
         require_count(self, "blocks", "max_steps", "backward_max_steps")
         for name in ("rtol", "backward_rtol"):
-            require(self, name, 0 < getattr(self, name) < 1, "a number in (0, 1)")
+            value = getattr(self, name)
+            require(self, name, is_number(value) and 0 < value < 1, "a number in (0, 1)")
         check_on_failure(self.on_failure)
 
 

@@ -30,8 +30,9 @@ class PathRecord(Record):
     """How the solves of one call went.
 
     Attributes:
-        path: the solve as it can be made again; taken by whoever keeps it.
+        report: of the forward solve; there once that is done, as is `reached`.
         reached: the time that each sample reached, as solvers count it, `(B,)`.
+        path: the solve as it can be made again; taken by whoever keeps it.
         event: which event ended the solve of each sample, -1 for none, `(B,)`; None without events.
         met: the crossings of every event.
         side: the signs of the events' conditions where each solve ended, `(B, E)`; None without events.
@@ -40,9 +41,9 @@ class PathRecord(Record):
         stretch: which stretch between jumps the last backward solve was of.
     """
 
-    report: PathReport | None = None
+    report: PathReport = field(init=False)
+    reached: Tensor = field(init=False)
     path: Path | None = None
-    reached: Tensor | None = None
     event: Tensor | None = None
     met: Sequence[Met] = ()
     side: Tensor | None = None
@@ -119,7 +120,6 @@ class PathCall(Call):
             ValueError: the state's shape is `(B,)`, so that one sample's features were taken for samples.
         """
         report, scalars, eps = self.record.report, self.dynamics.scalars, self.dynamics.eps
-        assert report is not None
         if y0.shape[1] > self.dynamics.width:  # not the second state of a pair
             y0, slope = y0[:, : self.dynamics.width], None
         t, found = ts[0].clone(), None  # not a view of one time

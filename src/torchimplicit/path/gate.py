@@ -120,7 +120,6 @@ class PathGate:
     def _report(self, lost: Tensor | None) -> None:
         """Says which samples have no gradient."""
         there = self.call.record.report
-        assert there is not None
         if lost is None:
             there.backward = there.backward if isinstance(there.backward, DriftReport) else None
         elif isinstance(there.backward, DriftReport):

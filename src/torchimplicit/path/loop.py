@@ -71,7 +71,7 @@ class StepLoop:
         else:
             self.dt = solver.dt_given
         self.all_running, self.any_running = True, len(state.t) > 0
-        self.quick = 0  # attempts that are not in `tried` yet: all running samples made them, one sum adds them
+        self.uncounted = 0  # attempts that are not in `tried` yet: all running samples made them, one sum adds them
         self.outputs = torch.nn.functional.pad(state.ts.T, (0, 1), value=math.inf)  # a row per sample, and then none
         self._see_next()
 
@@ -128,7 +128,7 @@ class StepLoop:
         """Tries one step of all samples."""
         state = self.state
         self.attempts += 1
-        self.quick += 1
+        self.uncounted += 1
         stop = self._stop_time()
         span = Span.of(state.t, stop, state.number)
         done = self.step(self.field, span, state.y, state.slope)
@@ -296,5 +296,5 @@ class StepLoop:
 
     def _settle(self) -> None:
         """Counts the attempts of those that made them."""
-        self.state.tried = self.state.tried + self.quick * self.state.running
-        self.quick = 0
+        self.state.tried = self.state.tried + self.uncounted * self.state.running
+        self.uncounted = 0

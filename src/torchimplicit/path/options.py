@@ -1,4 +1,4 @@
-"""What a door of paths can be asked for, checked."""
+"""The options of a public function of paths, checked."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Options:
             require_instance("event", self.event, Event, "Event(condition), or a list of them")
         if self.callback is not None and not callable(self.callback):
             raise TypeError(f"callback: got {self.callback!r}, expected a callable callback(t, y, moved)")
-        self.adjoint.check(self.solver)
+        self.adjoint.check(self.name, self.solver)
         if self.needs_record:
             check_recorded(self.name, self.solver, self.adjoint)
         if self.stepping not in get_args(Stepping):

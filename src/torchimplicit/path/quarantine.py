@@ -29,7 +29,6 @@ def find_nonfinite(call: PathCall, values: Tensor) -> Tensor | None:
     if not values.requires_grad or transforms.active():
         return None
     report, lost = call.record.report, call.record.lost
-    assert report is not None
     if report.converged and lost is None:
         return None
     nonfinite = report.status == Status.NON_FINITE
@@ -103,8 +102,6 @@ def stand_in(call: PathCall, inputs: Inputs, nonfinite: Tensor) -> tuple[PathCal
 
 
 def _check_leak(call: PathCall, again: PathCall) -> None:
-    report = again.record.report
-    assert report is not None
-    if bool((report.status == Status.NON_FINITE).any()) or again.record.lost is not None:
+    if bool((again.record.report.status == Status.NON_FINITE).any()) or again.record.lost is not None:
         warn_of_leak()
     again.record.report = call.record.report  # that of a backward solve goes to the first solve's

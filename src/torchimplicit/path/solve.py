@@ -74,7 +74,6 @@ def solve(
     rows, result = _integrated(gate, differentiable, options.needs_record)
     gate.leave(rows, result)
     report = call.record.report
-    assert report is not None
     found, outputs = _found(result, dynamics, report, options.dense), ts.detach().expand(-1, layout.batch)
     solution = PathSolution(own(stacked(layout, rows)), report, ts=outputs, **found)
     react(report, options.on_failure, solution)
@@ -90,7 +89,6 @@ def _integrated(gate: PathGate, differentiable: bool, needs_record: bool) -> tup
         rows = result.rows
     else:
         rows = integrate(call, adjoint, inputs)
-    assert call.record.report is not None
     if differentiable and not bool(call.record.report.steps.any()):  # gradients of zero, as of other layers
         rows = unmoved(rows, [inputs.ts, *inputs.tensors])
     if (nonfinite := find_nonfinite(call, rows)) is None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from torchimplicit.core.options import require, require_count
+from torchimplicit.core.options import is_number, require, require_count
 from torchimplicit.core.tree import Layout
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.span import Span
@@ -141,7 +141,7 @@ class AdaptiveSolver(PathSolver):
         require(self, "rtol", _within(self.rtol, strict=True), "a finite number > 0, or a tensor of such")
         require(self, "atol", _within(self.atol, strict=False), "a finite number >= 0, or a tensor of such")
         require_dt(self, "dt0")
-        require(self, "dt_min", 0 <= self.dt_min < math.inf, "a finite number >= 0")
+        require(self, "dt_min", is_number(self.dt_min) and 0 <= self.dt_min < math.inf, "a finite number >= 0")
         require(self, "control", isinstance(self.control, PID | Fixed), "a PID(), or Fixed(dt)")
 
     @property
@@ -172,4 +172,4 @@ class AdaptiveSolver(PathSolver):
 def _within(value: Any, strict: bool) -> bool:
     if isinstance(value, Tensor):
         return bool((value > 0).all() if strict else (value >= 0).all()) and bool(value.isfinite().all())
-    return isinstance(value, float | int) and (value > 0 if strict else value >= 0) and value < math.inf
+    return is_number(value) and (value > 0 if strict else value >= 0) and value < math.inf

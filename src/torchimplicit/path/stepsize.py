@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import is_number, require
 from torchimplicit.core.tree import norm
 from torchimplicit.path.field.dynamics import Field
 
@@ -44,12 +44,13 @@ class PID:
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         for name in ("proportional", "integral", "derivative"):
-            require(self, name, 0 <= getattr(self, name) < math.inf, "a finite number >= 0")
+            value = getattr(self, name)
+            require(self, name, is_number(value) and 0 <= value < math.inf, "a finite number >= 0")
         total = self.proportional + self.integral + self.derivative
         require(self, "integral", total > 0, "proportional + integral + derivative > 0, else no step ever changes")
-        require(self, "safety", 0 < self.safety <= 1, "a number in (0, 1]")
-        require(self, "smallest", 0 < self.smallest < 1, "a number in (0, 1)")
-        require(self, "largest", 1 < self.largest < math.inf, "a number > 1")
+        require(self, "safety", is_number(self.safety) and 0 < self.safety <= 1, "a number in (0, 1]")
+        require(self, "smallest", is_number(self.smallest) and 0 < self.smallest < 1, "a number in (0, 1)")
+        require(self, "largest", is_number(self.largest) and 1 < self.largest < math.inf, "a number > 1")
 
     @property
     def remembers(self) -> bool:
@@ -107,8 +108,7 @@ def require_dt(config: object, name: str = "dt") -> None:
         ValueError: it is neither a plain number > 0 nor None.
     """
     dt = getattr(config, name)
-    number = isinstance(dt, float | int) and not isinstance(dt, bool)
-    require(config, name, dt is None or (number and 0 < dt < math.inf), "a number > 0, or None")
+    require(config, name, dt is None or (is_number(dt) and 0 < dt < math.inf), "a number > 0, or None")
 
 
 def tightest(tolerance: float | Tensor) -> float:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core import transforms
+from torchimplicit.core.options import is_number
 from torchimplicit.core.tree import Layout
 from torchimplicit.path.solver import AdaptiveSolver, PathSolver
 
@@ -106,7 +107,7 @@ def check_dt_max(dt_max: Any, solver: PathSolver, layout: Layout, dtype: torch.d
             f"dt_max: got {dt_max!r} with {name}, expected an adaptive solver, for the steps of {name} are given; try "
             f"{name}({given}) of that size"
         )
-    if isinstance(dt_max, bool) or not isinstance(dt_max, float | int | Tensor):
+    if not (is_number(dt_max) or isinstance(dt_max, Tensor)):
         raise TypeError(f"dt_max: got a {type(dt_max).__name__}, expected a number, or a tensor of one for each sample")
     largest = transforms.unwrapped(torch.as_tensor(dt_max, dtype=dtype, device=layout.device).detach())
     if transforms.level(largest) >= 0 or largest.shape not in ((), (1,), (layout.batch,)):

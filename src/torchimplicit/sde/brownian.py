@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import is_number, require
 from torchimplicit.sde import normals
 from torchimplicit.sde.bridge import Increment, levy_area, scaled
 from torchimplicit.sde.draws import Draws
@@ -47,7 +47,7 @@ class Brownian(Seeded):
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         super().__post_init__()
-        fits = self.base is None or (isinstance(self.base, int | float) and 0 < self.base < math.inf)
+        fits = self.base is None or (is_number(self.base) and 0 < self.base < math.inf)
         require(self, "base", fits, "None or a length of steps > 0")
 
     def bind(self, like: Any, area: bool = False) -> Noise:

@@ -1,4 +1,4 @@
-"""The path of an adaptive walk: what a rejected step has drawn of it is kept, in parts, and never drawn again.
+"""The path of an adaptive integration: what a rejected step has drawn of it is kept, in parts, and never drawn again.
 
 A step is rejected because of its increment. To draw another one for a shorter step would select paths by what the
 error estimate thinks of them, and the law would be another (in a test the variance of W(1) falls to 0.4). So the
@@ -39,10 +39,11 @@ class Tried(NamedTuple):
 
 
 class Stack:
-    """The paths of a batch, each at its own times, drawn as a walk needs them.
+    """The paths of a batch, each at its own times, drawn as the steps need them.
 
-    A sample's draws are numbered by its own attempts: its path depends on no mate. `propose` and `settle` take turns.
-    No step goes past an end that was asked for before, so that steps which are asked for up to an output land on it.
+    A sample's draws are numbered by its own attempts: its path depends on no other sample. `propose` and `settle` take
+    turns. No step goes past an end that was asked for before, so that steps which are asked for up to an output land on
+    it.
 
     Args:
         noise: of the solve.
@@ -99,8 +100,8 @@ class Stack:
         on_top = self._at(top)
         whole = self._waiting.each(lambda parts: parts[on_top])
         drawn = scaled(x, z if noise.area else None, s.clamp_min(0))
-        benign = torch.where(splits.unsqueeze(1), r, s)  # halves, where nothing is split
-        first, rest = bridge(whole, s, benign, x, z)
+        length = torch.where(splits.unsqueeze(1), r, s)  # halves, where nothing is split
+        first, rest = bridge(whole, s, length, x, z)
         return chosen(fresh, drawn, chosen(splits, first, whole)), rest
 
     def _at(self, height: Tensor) -> Tensor:

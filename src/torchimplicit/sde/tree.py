@@ -1,14 +1,15 @@
-"""Brownian motion asked for by times: a dyadic tree of bridges, walked down anew for every question."""
+"""Brownian motion asked for by times: a dyadic tree of bridges, descended anew for every question."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import is_count, is_number, require
 from torchimplicit.sde import normals
 from torchimplicit.sde.bridge import Increment, bridge, chosen, scaled
 from torchimplicit.sde.draws import Draws
@@ -41,9 +42,10 @@ class Tree(Seeded):
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         super().__post_init__()
-        fits = isinstance(self.span, tuple) and len(self.span) == 2 and self.span[0] < self.span[1]
-        require(self, "span", fits, "a start and an end after it")
-        fits = isinstance(self.depth, int) and 1 <= self.depth <= 50
+        fits = isinstance(self.span, tuple) and len(self.span) == 2 and all(map(is_number, self.span))
+        fits = fits and -math.inf < self.span[0] < self.span[1] < math.inf
+        require(self, "span", fits, "a start and an end after it, finite numbers")
+        fits = is_count(self.depth) and self.depth <= 50
         require(self, "depth", fits, "an integer from 1 to 50: float64 times have 52 bits")
 
     @property
@@ -70,7 +72,7 @@ class PathInTree(Draws):
         Raises:
             ValueError: a time outside of the span.
         """
-        return self._walk(self._times(t))[0].to(self.dtype)
+        return self._descend(self._times(t))[0].to(self.dtype)
 
     def between(self, start: float | Tensor, stop: float | Tensor) -> Increment:
         """The path over intervals and its space-time area, `(..., B, m)`.
@@ -90,7 +92,7 @@ class PathInTree(Draws):
                 f"cell of Tree(depth={self.source.depth}), within which increments are not independent; try a larger "
                 "depth, or longer steps"
             )
-        path, integral = self._walk(torch.stack([a, b]))
+        path, integral = self._descend(torch.stack([a, b]))
         W = path[1] - path[0]
         H = (integral[1] - integral[0]) / h - path[0] - 0.5 * W
         return Increment(W.to(self.dtype), H.to(self.dtype))
@@ -108,7 +110,7 @@ class PathInTree(Draws):
         words = self.seeds + normals.places(normals.NODE, node)
         return normals.pair(words.unsqueeze(-1), self.channels, torch.float64)
 
-    def _walk(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def _descend(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The path and its integral from the start at times `(..., B)`: down the cells that hold them."""
         left, right = (torch.full_like(t, time).unsqueeze(-1) for time in self.source.span)
         t = t.unsqueeze(-1)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.core.options import require, require_count
+from torchimplicit.core.options import is_number, require, require_count
 from torchimplicit.core.problem import Residual
 from torchimplicit.solve.history import Ring, Tape
 from torchimplicit.solve.loop import Solver
@@ -58,10 +58,8 @@ class Anderson(Solver):
         """Refuses impossible values."""
         super().__post_init__()
         require_count(self, "window", "period")
-        require(self, "damping", isinstance(self.damping, float | int) and 0 < self.damping <= 2, "a number in (0, 2]")
-        require(
-            self, "ridge", isinstance(self.ridge, float | int) and 0 <= self.ridge < math.inf, "a finite number >= 0"
-        )
+        require(self, "damping", is_number(self.damping) and 0 < self.damping <= 2, "a number in (0, 2]")
+        require(self, "ridge", is_number(self.ridge) and 0 <= self.ridge < math.inf, "a finite number >= 0")
 
     def init(self, problem: Residual, z: Tensor) -> AndersonState:
         """The state at the start; allocates the history."""

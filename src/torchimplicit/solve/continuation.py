@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import is_number, require
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.tree import norm
 from torchimplicit.linear import Jacobian, LinearOperator, LinearSolver
@@ -66,7 +66,7 @@ class PseudoTransient(Solver):
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         super().__post_init__()
-        require(self, "dt", isinstance(self.dt, float | int) and self.dt > 0, "a number > 0")
+        require(self, "dt", is_number(self.dt) and self.dt > 0, "a number > 0")
         linear = self.linear_solver is None or isinstance(self.linear_solver, LinearSolver)
         require(self, "linear_solver", linear, "a LinearSolver such as LU() or GMRES(), or None")
 

@@ -41,8 +41,8 @@ def look_again(samples: Samples, problem: Residual, state: Any, answer: Tensor) 
         return
     arrived = samples.status == Status.CONVERGED
     residual = state.residual if samples.beside is None else samples.beside
-    look = _at_claims if isinstance(samples, Claims) else _at_fixed_points
-    found = look(samples, problem, arrived, (state.z, residual), answer)
+    seen = problem, arrived, (state.z, residual), answer
+    found = _at_claims(samples, *seen) if isinstance(samples, Claims) else _at_fixed_points(samples, *seen)
     if found is not None:
         moved, size = found
         samples.status = Status.COUPLED.where(moved, samples.status)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core import transforms
-from torchimplicit.core.options import require
+from torchimplicit.core.options import is_number, require
 from torchimplicit.core.problem import Slope
 from torchimplicit.core.tree import norm
 from torchimplicit.linear import CG, Jacobian, LinearOperator, LinearSolver
@@ -89,7 +89,7 @@ class LevenbergMarquardt(Minimiser):
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         super().__post_init__()
-        require(self, "damping", isinstance(self.damping, float | int) and 0 <= self.damping < 1e6, "a number >= 0")
+        require(self, "damping", is_number(self.damping) and 0 <= self.damping < 1e6, "a number >= 0")
         linear = self.linear_solver is None or isinstance(self.linear_solver, LinearSolver)
         require(self, "linear_solver", linear, "a LinearSolver such as LU() or CG(), or None")
 

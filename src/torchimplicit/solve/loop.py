@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from torchimplicit.core.options import require, require_count
+from torchimplicit.core.options import is_number, require, require_count
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.status import Report
 from torchimplicit.core.tree import norm
@@ -77,7 +77,7 @@ class Solver:
         """Refuses impossible values."""
         for name in ("rtol", "atol"):
             value = getattr(self, name)
-            fine = isinstance(value, float | int) and 0 <= value < math.inf
+            fine = is_number(value) and 0 <= value < math.inf
             require(self, name, fine or (name == "atol" and value is None), "a finite number >= 0")
         require_count(self, "max_steps", least=0)
         require_count(self, "check_every")

@@ -8,6 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from torchimplicit.core.options import is_number
+
 
 @runtime_checkable
 class Monotone(Protocol):
@@ -92,5 +94,5 @@ def check_cell(split: nn.Module, cell: nn.Module, step: float | None) -> None:
                 f"{type(split).__name__}(step=None): the cell, a {type(cell).__name__}, has neither `bounds` nor "
                 "`weight` to choose a step from; try a number"
             )
-    elif not (isinstance(step, float | int) and 0 < step < math.inf):
+    elif not (is_number(step) and 0 < step < math.inf):
         raise ValueError(f"{type(split).__name__}(step={step!r}): expected a finite number > 0, or None to choose one")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import is_number, require
 from torchimplicit.core.problem import Residual
 from torchimplicit.solve.loop import Solver
 
@@ -40,8 +40,7 @@ class Picard(Solver):
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         super().__post_init__()
-        number = isinstance(self.damping, float | int)
-        require(self, "damping", number and 0 < self.damping <= 2, "a number in (0, 2]")
+        require(self, "damping", is_number(self.damping) and 0 < self.damping <= 2, "a number in (0, 2]")
 
     def init(self, problem: Residual, z: Tensor) -> PicardState:
         """The state at the start."""

@@ -7,7 +7,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchimplicit.core.options import require, require_count
+from torchimplicit.core.options import is_number, require, require_count
 
 
 class ResidualCell(nn.Module):
@@ -62,7 +62,7 @@ class ResidualCell(nn.Module):
                 self, name, getattr(self, name) % groups == 0, f"a multiple of groups={groups}, for the group norms"
             )
         self.floor = floor
-        require(self, "floor", isinstance(floor, float | int) and 0 < floor < math.inf, "a finite number > 0")
+        require(self, "floor", is_number(floor) and 0 < floor < math.inf, "a finite number > 0")
         self.conv1 = nn.Conv2d(channels, inner, kernel_size, padding=kernel_size // 2, bias=False)
         self.conv2 = nn.Conv2d(inner, channels, kernel_size, padding=kernel_size // 2, bias=False)
         self.norm1 = nn.GroupNorm(groups, inner, eps=floor)

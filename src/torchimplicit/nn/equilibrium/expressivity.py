@@ -31,7 +31,7 @@ from torchimplicit.solve import PeacemanRachford, Picard, Solver
 
 @dataclass(frozen=True, kw_only=True)
 class _Shift(Picard):
-    """Picard's iteration that never gives up: a signal that walks through layers need not get smaller on its way."""
+    """Picard's iteration that never gives up: a signal that passes through layers need not get smaller on its way."""
 
     patience: ClassVar[int] = 1_000_000
 

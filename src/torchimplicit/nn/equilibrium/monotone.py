@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from torchimplicit.adjoint import Adjoint, Implicit
-from torchimplicit.core.options import require, require_count
+from torchimplicit.core.options import is_number, require, require_count
 from torchimplicit.core.status import OnFailure
 from torchimplicit.core.tree import own
 from torchimplicit.nn.equilibrium.deq import DEQ
@@ -75,7 +75,7 @@ class MonotoneLinear(nn.Module):
         self.width, self.strength, self.scale = width, strength, scale
         require_count(self, "width")
         require_strength(self)
-        require(self, "scale", 0 < scale < math.inf, "a finite number > 0")
+        require(self, "scale", is_number(scale) and 0 < scale < math.inf, "a finite number > 0")
         self.weight = nn.Parameter(scale * torch.randn(width, width) / width**0.5)
         register_parametrization(self, "weight", StronglyMonotone(strength))
 
@@ -212,5 +212,5 @@ def part_bounds(operators: Tensor, iterations: int = 6) -> tuple[Tensor, Tensor]
 
 def require_strength(module: Any) -> None:
     """Refuses a strength that makes nothing monotone."""
-    holds = isinstance(module.strength, float | int) and 0 < module.strength < math.inf
+    holds = is_number(module.strength) and 0 < module.strength < math.inf
     require(module, "strength", holds, "a finite number > 0")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from torchimplicit.core.options import require, require_count
+from torchimplicit.core.options import is_number, require, require_count
 from torchimplicit.nn.equilibrium.monotone import part_bounds, require_strength
 from torchimplicit.nn.parts.contractive import norm_bound
 
@@ -67,7 +67,7 @@ class MonotoneConv(nn.Module):
         self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
         require_count(self, "channels", "kernel_size")
         require_strength(self)
-        require(self, "scale", 0 < scale < math.inf, "a finite number > 0")
+        require(self, "scale", is_number(scale) and 0 < scale < math.inf, "a finite number > 0")
         require(self, "kernel_size", kernel_size % 2 == 1, "an odd number, so that the kernel has a centre")
         require(self, "size", min(self.size) >= kernel_size, f"an image no smaller than the kernel, {kernel_size}")
         fan_in = channels * kernel_size**2

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import is_number, require
 from torchimplicit.nn.equilibrium.monotone import require_strength
 from torchimplicit.nn.equilibrium.monotone_convolution import MonotoneConv, convolve
 from torchimplicit.nn.parts.contractive import ContractiveConv2d
@@ -68,7 +68,7 @@ class MonotoneTiers(nn.Module):
         self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
         require(self, "channels", bool(self.channels), "at least one tier")
         require_strength(self)
-        require(self, "coupling", 0 < coupling < math.inf, "a finite number > 0")
+        require(self, "coupling", is_number(coupling) and 0 < coupling < math.inf, "a finite number > 0")
         last = len(self.channels) - 1
         require(
             self, "size", all(n % 2**last == 0 for n in self.size), f"numbers divisible by {2**last}, for the tiers"

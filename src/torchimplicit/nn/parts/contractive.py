@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from torchimplicit.core.options import require, require_count
+from torchimplicit.core.options import is_number, require, require_count
 
 OVERSAMPLING = 6  # points of the frequency grid for every tap of a kernel
 
@@ -155,7 +155,7 @@ class ContractiveConv3d(_Convolution, nn.Conv3d):
 
 def _register(module: Any, bound: float, iterations: int) -> None:
     module.bound, module.iterations = bound, iterations
-    require(module, "bound", isinstance(bound, float | int) and 0 < bound < math.inf, "a finite number > 0")
+    require(module, "bound", is_number(bound) and 0 < bound < math.inf, "a finite number > 0")
     require_count(module, "iterations")
     mode = getattr(module, "padding_mode", "zeros")
     require(module, "padding_mode", mode in ("zeros", "circular"), "'zeros' or 'circular'")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from torchimplicit.core import transforms
 from torchimplicit.core.explicit import is_captured
-from torchimplicit.core.options import require
+from torchimplicit.core.options import is_number, require
 from torchimplicit.core.status import CaptureError
 
 KEPT = 4  # masks that a module remembers, by their seed and shape
@@ -79,7 +79,7 @@ class VariationalDropout(nn.Module):
         """Draws no mask yet."""
         super().__init__()
         self.p, self.shared = p, shared
-        require(self, "p", 0 <= p < 1, "a probability in [0, 1)")
+        require(self, "p", is_number(p) and 0 <= p < 1, "a probability in [0, 1)")
         self.register_buffer("seed", torch.zeros((), dtype=torch.int64), persistent=False)
         self._masks: list[tuple[Tensor, tuple, Tensor]] = []
 

@@ -84,7 +84,7 @@ class CNF(PathLayer):
     ):
         """Keeps the field and the options; solves nothing."""
         super().__init__()
-        Options(name="odeint", solver=solver, adjoint=adjoint, on_failure=on_failure)  # refuses impossible ones now
+        Options(name="CNF", solver=solver, adjoint=adjoint, on_failure=on_failure)  # refuses impossible ones now
         check_field("CNF", field, autonomous)
         warn_of_batch_norm("CNF", "field", field, "densities")
         self.field, self.autonomous = field, autonomous

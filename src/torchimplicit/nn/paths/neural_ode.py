@@ -75,9 +75,8 @@ class NeuralODE(PathLayer):
     ):
         """Keeps the field and the options; solves nothing."""
         super().__init__()
-        # Refuses impossible ones now.
-        Options(name="odeint", solver=solver, adjoint=adjoint, stepping=stepping, on_failure=on_failure)
         name = type(self).__name__
+        Options(name=name, solver=solver, adjoint=adjoint, stepping=stepping, on_failure=on_failure)  # refuses now
         check_field(name, field, autonomous)
         if stepping == "per-sample":  # else the batch is one system
             warn_of_batch_norm(name, "field", field, "paths")

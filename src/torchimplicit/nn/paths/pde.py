@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import is_number, require
 
 Boundary = Literal["periodic", "insulated", "zero"]
 PADDING = {"periodic": "circular", "insulated": "replicate", "zero": "constant"}
@@ -35,7 +35,7 @@ class Grid(nn.Module):
         """Keeps the geometry."""
         super().__init__()
         self.spacing, self.boundary = spacing, boundary
-        require(self, "spacing", spacing > 0, "a number > 0")
+        require(self, "spacing", is_number(spacing) and spacing > 0, "a number > 0")
         require(self, "boundary", boundary in PADDING, f"one of {', '.join(PADDING)}")
 
     def laplacian(self, u: Tensor) -> Tensor:

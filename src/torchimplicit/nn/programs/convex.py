@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from torchimplicit.core.options import check_on_failure, is_count, require
+from torchimplicit.core.options import check_on_failure, is_count, is_number, require
 from torchimplicit.core.status import OnFailure, Report
 from torchimplicit.nn.layer import ImplicitLayer
 from torchimplicit.optim.cone.canonical import canonicalise
@@ -94,7 +94,7 @@ class Convex(ImplicitLayer):
         fits = solver != "qp" or self.program.cones.polyhedral
         require(self, "solver", fits, f"'auto' or 'cone', for the program has other cones: {self.program.cones}")
         require(self, "warm_start", isinstance(warm_start, bool), "True or False")
-        require(self, "tol", isinstance(tol, float | int) and 0 < tol < 1, "a number between 0 and 1")
+        require(self, "tol", is_number(tol) and 0 < tol < 1, "a number between 0 and 1")
         require(self, "max_steps", max_steps is None or is_count(max_steps), "None or an integer >= 1")
         check_on_failure(on_failure, "nan")
         self._last: Any = None

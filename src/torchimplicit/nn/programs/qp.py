@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from torchimplicit.core.options import check_on_failure, is_count, require, require_count
+from torchimplicit.core.options import check_on_failure, is_count, is_number, require, require_count
 from torchimplicit.core.status import OnFailure, Report
 from torchimplicit.nn.layer import ImplicitLayer
 from torchimplicit.optim import Clarabel, InteriorPoint, QPSolution, qp
@@ -66,7 +66,7 @@ class QP(ImplicitLayer):
         require_count(self, "size")
         require_count(self, "inequalities", least=0)
         require(self, "equalities", is_count(equalities, 0) and equalities <= size, f"at most size={size}")
-        require(self, "ridge", ridge > 0, "a number > 0, for Q to be definite")
+        require(self, "ridge", is_number(ridge) and ridge > 0, "a number > 0, for Q to be definite")
         require(self, "upper", lower is None or upper is None or lower < upper, f"more than lower={lower}")
         check_on_failure(on_failure, "nan")
         self.curvature = nn.Parameter(torch.eye(size)) if learn_curvature else None

@@ -63,12 +63,12 @@ class Backsolve(PathAdjoint):
         require(self, "solver", known, "a path solver such as Tsit5(), or None")
         require_count(self, "checkpoints", least=0)
 
-    def check(self, solver: PathSolver) -> None:
+    def check(self, name: str, solver: PathSolver) -> None:
         """See `PathAdjoint.check`: a state beside its gradient is no separable pair."""
         back = self.solver or solver
         if isinstance(back, SymplecticSolver):
             raise ValueError(
-                f"odeint(solver={type(solver).__name__}(...), adjoint=Backsolve(...)): got a symplectic "
+                f"{name}(solver={type(solver).__name__}(...), adjoint=Backsolve(...)): got a symplectic "
                 "backward solve, expected another solver, for the adjoint equation is not separable; try "
                 "Checkpointed(), or Backsolve(solver=RK4(dt=...))"
             )
@@ -93,11 +93,9 @@ class BacksolveSolve(Function):
     def forward(ctx: Any, call: PathCall, adjoint: Backsolve, y0: Tensor, ts: Tensor, *tensors: Tensor) -> Tensor:
         """Solves, and keeps what it found at the outputs."""
         values = call.forward(y0, ts, tensors)
-        reached = call.record.reached
-        assert reached is not None
         further = _further(call.record.take_path(), ts, values) if adjoint.checkpoints else ()
         ctx.call, ctx.adjoint = call, adjoint
-        ctx.save_for_backward(ts, values, reached, *further, *call.unshared(tensors))
+        ctx.save_for_backward(ts, values, call.record.reached, *further, *call.unshared(tensors))
         return values
 
     @staticmethod

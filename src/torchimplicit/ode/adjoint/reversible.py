@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core import transforms
-from torchimplicit.core.options import require
+from torchimplicit.core.options import is_number, require
 from torchimplicit.core.status import Status
 from torchimplicit.ode.adjoint.augmented import for_pairs
 from torchimplicit.ode.explicit.step import explicit_step, stages_of
@@ -56,7 +56,7 @@ class Reversible(PathAdjoint):
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
-        require(self, "coupling", 0 < self.coupling <= 1, "a number in (0, 1]")
+        require(self, "coupling", is_number(self.coupling) and 0 < self.coupling <= 1, "a number in (0, 1]")
 
     def solve(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `PathAdjoint.solve`."""
@@ -69,7 +69,7 @@ class Reversible(PathAdjoint):
         return _first(call, self._paired(call, y0).forward(torch.cat((y0, y0), dim=1), ts, tensors))
 
     def _paired(self, call: PathCall, y0: Tensor) -> PathCall:
-        return replace(call, solver=made_reversible(for_pairs(call.solver, y0), self.coupling))
+        return replace(call, solver=made_reversible(call.name, for_pairs(call.solver, y0), self.coupling))
 
 
 def _first(call: PathCall, values: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def _first(call: PathCall, values: Tensor) -> Tensor:
     """
     y, z = values.chunk(2, dim=2)
     report = call.record.report
-    if report is not None and not transforms.active():
+    if not transforms.active():
         rtol, atol = looser(call.solver, call.solver, y[0])
         one, other = y.detach(), z.detach()
         size = torch.maximum(one.abs(), other.abs()).amax(0)  # of every unknown, which may be zero at an output
@@ -105,8 +105,8 @@ class Paired(PathSolver):
         def step(field: Field, span: Span, pair: Tensor, _: Tensor | None) -> Stepped:
             y, z = pair.chunk(2, dim=1)
             there, error = first(field, span, z)
-            pull = torch.where(span.h == 0, 1.0, self.coupling).to(y.dtype).unsqueeze(1)  # who stands still, stays
-            y = torch.lerp(z, y, pull) + there
+            weight = torch.where(span.h == 0, 1.0, self.coupling).to(y.dtype).unsqueeze(1)  # what stands still stays
+            y = torch.lerp(z, y, weight) + there
             z = z - plain(field, span.back(), y)[0]
             end = torch.cat((y, z), dim=1)
             return Stepped(end, None if error is None else torch.cat((error, error), dim=1), None, EndOnly(end))
@@ -130,15 +130,20 @@ class Paired(PathSolver):
         return Field(lambda t, pair: field(t, pair.chunk(2, dim=1)[0]).repeat(1, 2))
 
 
-def made_reversible(solver: PathSolver, coupling: float) -> Any:
+def made_reversible(name: str, solver: PathSolver, coupling: float) -> Any:
     """An explicit solver made reversible, with the same options.
+
+    Args:
+        name: of what the user called, for the message.
+        solver: the solver.
+        coupling: of the pair; see `Reversible`.
 
     Raises:
         ValueError: it is none that a `Tableau` alone describes.
     """
     if type(getattr(solver, "tableau", None)) is not Tableau:  # those of implicit methods are a subclass
         raise ValueError(
-            f"odeint(solver={type(solver).__name__}(...), adjoint=Reversible()): expected a method "
+            f"{name}(solver={type(solver).__name__}(...), adjoint=Reversible()): expected a method "
             "that an explicit `Tableau` alone describes, such as Tsit5 or RK4; for others try adjoint=Checkpointed()"
         )
     made = _class_of(type(solver))(**{each.name: getattr(solver, each.name) for each in fields(solver)})

@@ -14,7 +14,7 @@ from torchimplicit.ode.compiled.kernel import CHUNK, Chunk, CompileError, Kernel
 from torchimplicit.ode.explicit.step import interpolant
 from torchimplicit.ode.explicit.tableau import weights
 from torchimplicit.path.engine import PhaseBackward
-from torchimplicit.path.field.dynamics import Field
+from torchimplicit.path.field.dynamics import Field, RawField
 from torchimplicit.path.interpolant import EndOnly, Interpolant, Rows
 from torchimplicit.path.loop import StepLoop
 from torchimplicit.path.record import Outputs, Step
@@ -23,20 +23,20 @@ from torchimplicit.path.span import Span
 from torchimplicit.path.step import Stepped
 
 
-def kernel_for(solver: PathSolver, field: Field, y: Tensor, outputs: int) -> Kernel:
-    """The kernel of a bound field for states like `y` `(B, n)`.
+def kernel_for(solver: PathSolver, field: Field, outputs: int) -> tuple[Kernel, RawField]:
+    """The kernel of a bound field, and the field as the kernel takes it.
 
     Raises:
         CompileError: the field works on something else than one real tensor.
     """
     joint = field.raw is not None and field.raw.time_shape == ()
     kernel = find_kernel(solver, field.raw, joint, outputs > 2)
-    if kernel is None:
+    if kernel is None or field.raw is None:
         raise CompileError(
             "compile: got a state that is not one real tensor of single or double precision, times that decrease, "
             "autocast or vmap, expected none of them; try compile=False"
         )
-    return kernel
+    return kernel, field.raw
 
 
 class ChunkedLoop(StepLoop):
@@ -47,9 +47,8 @@ class ChunkedLoop(StepLoop):
         if self.limit - self.attempts < CHUNK:
             super().attempt()
             return
-        state, raw = self.state, self.field.raw
-        kernel = kernel_for(self.solver, self.field, state.y, len(state.ts))
-        assert raw is not None
+        state = self.state
+        kernel, raw = kernel_for(self.solver, self.field, len(state.ts))
         slope = state.slope if state.slope is not None else torch.zeros_like(state.y)
         chunk = kernel.advance(
             raw.bound.f, raw.bound.args, state.t, state.h, state.y, slope, self.end, self.next_output, state.running,
@@ -100,8 +99,7 @@ def _inside(kernel: Kernel, field: Field, table: Tensor | None, span: Span, y: T
 def backward_in_chunks(phase: PhaseBackward, cotangent: Tensor) -> tuple[Tensor, Gradients]:
     """See `Engine.backward`."""
     field, ts, wanted, backwards = phase.field, phase.ts, phase.wanted, phase.retrace()
-    kernel = kernel_for(phase.solver, field, cotangent, len(ts))
-    assert field.raw is not None
+    kernel, raw = kernel_for(phase.solver, field, len(ts))
     totals: Gradients = [None] * len(wanted)
     while group := list(islice(backwards, CHUNK)):
         steps, outputs, states = zip(*reversed(group), strict=True)
@@ -110,7 +108,7 @@ def backward_in_chunks(phase: PhaseBackward, cotangent: Tensor) -> tuple[Tensor,
         stops = torch.stack([*(step.stop for step in steps), *rest])
         with torch.enable_grad():
             y = states[0].detach().requires_grad_()
-            ends, increments = kernel.again(field.raw.bound.f, field.raw.bound.args, starts, stops, y)
+            ends, increments = kernel.again(raw.bound.f, raw.bound.args, starts, stops, y)
         cotangents = [None if increments is None else torch.zeros_like(increments), torch.zeros_like(ends)]
         cotangents[1][-1] = cotangent
         extra = _pull_outputs(kernel, phase, steps, outputs, y.detach(), ends.detach(), increments, cotangents)

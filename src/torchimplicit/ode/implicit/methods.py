@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from torchimplicit.core.options import require, require_count
+from torchimplicit.core.options import is_number, require, require_count
 from torchimplicit.ode.implicit import tableau as tableaus
 from torchimplicit.ode.implicit.newton import JacobianCache
 from torchimplicit.ode.implicit.step import implicit_step
@@ -58,7 +58,7 @@ class StiffSolver(AdaptiveSolver):
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         super().__post_init__()
-        require(self, "stage_tol", 0 < self.stage_tol < 1, "a number in (0, 1)")
+        require(self, "stage_tol", is_number(self.stage_tol) and 0 < self.stage_tol < 1, "a number in (0, 1)")
         require_count(self, "newton_steps", least=2)
         require_count(self, "derivatives")
 
@@ -122,7 +122,7 @@ class KenCarp4(StiffSolver):
         step = super().stepper(like, graph)
 
         def checked(field: Field, span: Span, y: Tensor, slope: Tensor | None) -> Stepped:
-            if field.parts is None:
+            if not field.parts:
                 raise TypeError(
                     "KenCarp4: got a field in one part, expected ti.Split(explicit, implicit); for a field that is "
                     "stiff as a whole try ESDIRK54()"

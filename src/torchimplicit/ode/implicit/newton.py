@@ -25,9 +25,9 @@ def jacobian(field: FieldFunction, t: Tensor, y: Tensor) -> Tensor:
     if not transforms.active():
         with torch.no_grad():
             return Jacobian(lambda state: field(t, state), y).dense(y)
-    _, pull, *_ = torch.func.vjp(lambda state: field(t, state), y)
+    _, vjp, *_ = torch.func.vjp(lambda state: field(t, state), y)
     basis = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)
-    return torch.vmap(lambda row: pull(row.expand(y.shape))[0], out_dims=1)(basis).detach()
+    return torch.vmap(lambda row: vjp(row.expand(y.shape))[0], out_dims=1)(basis).detach()
 
 
 def all_of(mask: Tensor) -> bool:
@@ -130,7 +130,8 @@ class JacobianCache:
 
     def __init__(self, gamma: float, tolerance: Tolerance, stage_tol: float, limit: int):
         self.gamma, self.tolerance, self.stage_tol, self.limit = gamma, tolerance, stage_tol, limit
-        self.jac: Tensor | None = None
+        self.begun = False
+        self.jac: Tensor  # from the first step on
 
     def begin(self, field: FieldFunction, t: Tensor, h: Tensor, y: Tensor) -> None:
         """Readies for a step of sizes `(B,)` from `(t, y)`."""
@@ -139,7 +140,8 @@ class JacobianCache:
         self.scale = self.tolerance_scale(y)
         self.moving = h != 0
         self.failed = torch.zeros_like(self.moving)
-        if self.jac is None:
+        if not self.begun:
+            self.begun = True
             self.jac, self.when, self.slow = jacobian(field, t, y), t, torch.zeros_like(self.moving)
             self.factored, self.factors = self.g, Factors(self.jac, self.g)
             return
@@ -193,12 +195,10 @@ class JacobianCache:
         return torch.where(failed, self.y, end), torch.where(failed, large, error)
 
     def _renew(self, which: Tensor) -> None:
-        assert self.jac is not None
         self.jac = torch.where(which.view(-1, 1, 1), jacobian(self.field, self.t, self.y), self.jac)
         self.when = torch.where(which, self.t, self.when)
 
     def _factor(self, which: Tensor) -> None:
-        assert self.jac is not None
         self.factors.update(which, Factors(self.jac, self.g))
         self.factored = torch.where(which.unsqueeze(1), self.g, self.factored)
 

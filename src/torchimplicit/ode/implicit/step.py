@@ -48,7 +48,6 @@ def implicit_step(
     quick: FieldFunction | None = None
     stiff: FieldFunction = field
     if tableau.explicit:
-        assert field.parts is not None
         quick, stiff = field.parts
     fast = [] if quick is None else [h_state * quick(t, y)]
     slow = [h_state * (slope if slope is not None and quick is None else stiff(t, y))]

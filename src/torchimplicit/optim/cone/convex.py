@@ -64,12 +64,12 @@ class ConvexProgram:
         vector, batched = stack(self.rules, values)
         sizes = torch.tensor([0, *(prod(rule.shape) for rule in self.rules)])
         own = torch.tensor([*batched, False])  # whether a parameter differs between the samples
-        found: dict[str, Tensor | None] = {"P": None}
+        found: dict[str, Any] = {"P": None}
         for name, block in self.blocks.items():
             owners = torch.searchsorted(sizes.cumsum(0), block.sources, right=True) - 1
             shared = block.depends and not bool(own[owners].any())
             found[name] = block(vector[:1]).squeeze(0) if shared else block(vector)
-        data = Data(**found)  # type: ignore[arg-type]
+        data = Data(**found)
         if any(batched) and data.q.dim() == 1:  # the size of the batch is read off it
             data = data._replace(q=data.q.expand(len(vector), -1))
         return data

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchimplicit.adjoint import Implicit, PointCall
 from torchimplicit.core import transforms
-from torchimplicit.core.options import check_on_failure, require_count
+from torchimplicit.core.options import check_on_failure, is_number, require_count
 from torchimplicit.core.problem import Root
 from torchimplicit.core.public import public
 from torchimplicit.core.status import Report, Solution, Status, react
@@ -36,9 +36,9 @@ class ConeSolution(Solution):
         start: what `warm_start` takes: `x`, `y` and `s` in float64, with the batch and without a graph.
     """
 
-    dual: Tensor = None  # type: ignore[assignment]
-    slack: Tensor = None  # type: ignore[assignment]
-    start: tuple[Tensor, Tensor, Tensor] = None  # type: ignore[assignment]
+    dual: Tensor = field(kw_only=True)
+    slack: Tensor = field(kw_only=True)
+    start: tuple[Tensor, Tensor, Tensor] = field(kw_only=True)
 
 
 @public
@@ -165,7 +165,7 @@ def _condition(z: Tensor, solved: Tensor, *data: Any, cones: Cones) -> Tensor:
 
 def check_options(tol: float, max_steps: int, on_failure: str) -> None:
     """Refuses impossible options."""
-    if not (isinstance(tol, float | int) and 0 < tol < 1):
+    if not (is_number(tol) and 0 < tol < 1):
         raise ValueError(f"tol: got {tol!r}, expected a number between 0 and 1")
     require_count("cone_program", max_steps=max_steps)
     check_on_failure(on_failure, "nan")
@@ -193,12 +193,11 @@ def check_shapes(data: Data, cones: Cones) -> None:
 
 def _batched(data: Data) -> Data:
     """The data in float64, all of them with a batch dimension."""
-    dims = (3, 2, 3, 2)
-    sizes = [len(part) for part, dim in zip(data, dims, strict=True) if part is not None and part.dim() == dim]
+    sizes = [len(part) for part, dim in zip(data, (3, 2, 3, 2), strict=True) if part is not None and part.dim() == dim]
     batch = sizes[0] if sizes else 1
-    return Data(
-        *(
-            part if part is None else part.double().expand(batch, *part.shape[part.dim() - dim + 1 :])
-            for part, dim in zip(data, dims, strict=True)
-        )  # type: ignore[arg-type]
-    )
+
+    def with_batch(part: Tensor, dim: int) -> Tensor:
+        return part.double().expand(batch, *part.shape[part.dim() - dim + 1 :])
+
+    P = None if data.P is None else with_batch(data.P, 3)
+    return Data(P, with_batch(data.q, 2), with_batch(data.A, 3), with_batch(data.b, 2))

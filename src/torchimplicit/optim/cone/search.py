@@ -62,7 +62,8 @@ class Data(NamedTuple):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Data:
         """A function of every part that is there."""
-        return Data(*(part if part is None else function(part) for part in self))  # type: ignore[arg-type]
+        P = None if self.P is None else function(self.P)
+        return Data(P, function(self.q), function(self.A), function(self.b))
 
 
 class ConeReport(ProgramReport):

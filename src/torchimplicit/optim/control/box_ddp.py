@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.core.options import require, require_count
+from torchimplicit.core.options import is_number, require, require_count
 from torchimplicit.core.status import Status
 from torchimplicit.core.tree import norm
 from torchimplicit.optim.control.box import boxed
@@ -87,7 +87,7 @@ class BoxDDP:
         """Refuses impossible values."""
         for name in ("rtol", "atol"):
             value = getattr(self, name)
-            fine = value is None or (isinstance(value, float | int) and 0 <= value < math.inf)
+            fine = value is None or (is_number(value) and 0 <= value < math.inf)
             require(self, name, fine, "a finite number >= 0, or None")
         require_count(self, "max_steps", least=0)
         require(self, "curvature", isinstance(self.curvature, bool), "True or False")

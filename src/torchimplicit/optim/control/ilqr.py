@@ -21,6 +21,7 @@ from torchimplicit.optim.control.bounds import Bound, as_bound, check_order, che
 from torchimplicit.optim.control.box_ddp import Best, BoxDDP, free_of_bounds, like
 from torchimplicit.optim.control.optimality import Band, Control, Optimality
 from torchimplicit.optim.control.solution import ControlSolution
+from torchimplicit.optim.control.task import Task
 
 
 @public
@@ -112,19 +113,18 @@ def _solve(problem: Control, start: Tensor, low: Tensor, high: Tensor, solver: B
     _check_returns(problem, tensors, start)
 
     def run(residual: Residual, z: Tensor) -> Best:
-        if problem.now is None:
-            raise NotImplementedError("ilqr does not work under torch.vmap; try one batch, in dimension 0 of x0")
+        task = _bound(problem)
         residual(z)  # looks for captured tensors
-        best = solver.run(problem.now, z.view(start.shape))
+        best = solver.run(task, z.view(start.shape))
         problem.f.scale = best.scale
         return best
 
     def plan(z: Tensor, tensors: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         u = z.view(start.shape)
         with problem.bind(tensors):
-            assert problem.now is not None
-            states = problem.now.rollout(u)
-            return u, states, problem.now.total(states, u)
+            task = _bound(problem)
+            states = task.rollout(u)
+            return u, states, task.total(states, u)
 
     call = PointCall(problem, run, differentiable, on_failure=on_failure)
     adjoint, z0 = Implicit(Band(problem=problem)), start.flatten(1)
@@ -141,6 +141,17 @@ def _solve(problem: Control, start: Tensor, low: Tensor, high: Tensor, solver: B
     solution = ControlSolution(u, best.report, states=states, cost=cost, costates=best.costates, control_duals=duals)
     react(best.report, on_failure, solution)
     return solution
+
+
+def _bound(problem: Control) -> Task:
+    """The task with its tensors, inside of `bind`.
+
+    Raises:
+        NotImplementedError: another problem is bound, that of all mapped samples.
+    """
+    if problem.now is None:
+        raise NotImplementedError("ilqr does not work under torch.vmap; try one batch, in dimension 0 of x0")
+    return problem.now
 
 
 def _without(
@@ -192,8 +203,7 @@ def _check_arguments(args: Any, sequences: Any, horizon: int) -> None:
 def _check_returns(problem: Control, tensors: list[Tensor], start: Tensor) -> None:
     """Evaluates each function once, at the start, and refuses what it must not return."""
     with torch.no_grad(), problem.bind(tensors):
-        task = problem.now
-        assert task is not None
+        task = _bound(problem)
         z = torch.cat((task.x0, start[:, 0]), 1)
         values = {"dynamics": task.step(z, *task.now(0)), "cost": task.stage_cost(z, *task.now(0))}
         if task.final_cost is not None:

@@ -15,7 +15,7 @@ from torchimplicit.linear.batched import times
 from torchimplicit.optim.control.bounds import Bound
 from torchimplicit.optim.control.condense import by_kind, constrained, held
 from torchimplicit.optim.control.linear_quadratic import Given, assemble, put, trivial
-from torchimplicit.optim.control.riccati import Stages, costates, sweep_back, walk
+from torchimplicit.optim.control.riccati import Stages, costates, rollout, sweep_back
 from torchimplicit.optim.control.solution import ControlReport, ControlSolution
 
 ACCURATE = 1e-7  # residual of the controls' slope beyond which a plan is not vouched for
@@ -124,7 +124,7 @@ def lqr(
         policy = policy._replace(k=policy.k + put(lost, extra, 0.0))
         policy = held(data, policy, by_kind(data, program.active.bounds)[0])
         duals = by_kind(data, put(lost, program.duals.bounds, 0.0))
-    x, u = walk(stages, policy, data.x0)
+    x, u = rollout(stages, policy, data.x0)
     costate, residual = _multipliers(stages, gains, x, u, *duals)
     status = Status.STAGNATED.where((status == Status.CONVERGED) & ~(residual < ACCURATE), status)
     status = Status.NON_FINITE.where(data.nonfinite, status)

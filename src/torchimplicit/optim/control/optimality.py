@@ -18,7 +18,7 @@ from torchimplicit.linear.operator import LinearOperator
 from torchimplicit.linear.report import LinearReport
 from torchimplicit.linear.solver import LinearResult, Prepared
 from torchimplicit.optim.control.box_ddp import free_of_bounds, residual_of
-from torchimplicit.optim.control.riccati import Policy, Stages, holding, sweep_back, walk
+from torchimplicit.optim.control.riccati import Policy, Stages, holding, rollout, sweep_back
 from torchimplicit.optim.control.task import Task
 
 REFINEMENTS = 2  # of a solve along the band: rounding grows with the horizon where dynamics are unstable
@@ -136,7 +136,7 @@ class _Swept(Prepared):
         force[..., self.nx :] = -b.view(self.free.shape)
         stages = self.stages._replace(g=force)
         policy: Policy = sweep_back(stages, holding(self.free))
-        _, u = walk(stages, policy, torch.zeros_like(stages.p))
+        _, u = rollout(stages, policy, torch.zeros_like(stages.p))
         return u.flatten(1), policy.sound
 
     def _result(self, y: Tensor, left: Tensor, b: Tensor, sound: Tensor) -> LinearResult:

@@ -118,7 +118,7 @@ def sweep_back(stages: Stages, choose: Choice = unconstrained) -> Policy:
     return Policy(K, k, quu, qu, sound.all(1))
 
 
-def walk(stages: Stages, policy: Policy, x: Tensor) -> tuple[Tensor, Tensor]:
+def rollout(stages: Stages, policy: Policy, x: Tensor) -> tuple[Tensor, Tensor]:
     """States `(B, T + 1, nx)` and controls `(B, T, nu)` of a policy from `x` `(B, nx)` along the linear dynamics."""
     states, controls = [x], []
     fs, gains, feeds = stages.F.unbind(1), policy.K.unbind(1), policy.k.unbind(1)
@@ -133,7 +133,7 @@ def walk(stages: Stages, policy: Policy, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def costates(F: Tensor, slopes: Tensor, final: Tensor) -> Tensor:
-    """What a push of each next state costs, `(B, T, nx)`: the multipliers of the dynamics.
+    """What it costs to move each next state, `(B, T, nx)`: the multipliers of the dynamics.
 
     Args:
         F: dynamics by the state, `(B, T, nx, nx)`; what else stands in further columns is left out.

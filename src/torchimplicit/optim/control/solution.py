@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from torchimplicit.core.status import Remedy, Report, Solution, Status
@@ -56,15 +55,15 @@ class ControlSolution(Solution):
         report: see `Solution`, as for its fields.
         states: `(B, T + 1, nx)`, the first being `x0`.
         cost: of every sample's plan, `(B,)`.
-        costates: the multipliers of the dynamics, `(B, T, nx)`: what a push of `x_{t+1}` costs.
+        costates: the multipliers of the dynamics, `(B, T, nx)`: what it costs to move `x_{t+1}`.
         control_duals: the multipliers of the controls' bounds, `(B, T, nu)`: positive at an upper bound, negative at a
             lower one, zero between; None without such bounds (`lqr`).
         state_duals: those of the states' bounds, `(B, T, nx)`, for `x_1` to `x_T`; None without such bounds.
     """
 
-    states: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
-    cost: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
-    costates: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    states: Tensor = field(kw_only=True, repr=False)
+    cost: Tensor = field(kw_only=True, repr=False)
+    costates: Tensor = field(kw_only=True, repr=False)
     control_duals: Tensor | None = field(default=None, repr=False)
     state_duals: Tensor | None = field(default=None, repr=False)
 

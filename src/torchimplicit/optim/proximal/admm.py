@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchimplicit.core.options import is_count
+from torchimplicit.core.options import is_count, is_number
 from torchimplicit.solve import PreparedMap
 
 
@@ -66,7 +66,7 @@ class ADMM(PreparedMap):
         for name, got in (("f", f), ("g", g), ("linear", linear)):
             if not callable(got) and not (name == "linear" and got is None):
                 raise TypeError(f"ADMM({name}=...): got a {type(got).__name__}, expected a callable")
-        if not (isinstance(step, float | int) and 0 < step < math.inf):
+        if not (is_number(step) and 0 < step < math.inf):
             raise ValueError(f"ADMM(step={step!r}): expected a finite number > 0")
         if not (isinstance(g_args, list | tuple) and all(is_count(i, 0) for i in g_args)):
             raise ValueError(f"ADMM(g_args={g_args!r}): expected positions of arguments, such as (1,)")

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.core import transforms
-from torchimplicit.core.options import is_count, require_count
+from torchimplicit.core.options import is_count, is_number, require_count
 from torchimplicit.core.public import public
 from torchimplicit.core.stand_in import alone
 from torchimplicit.core.stationary import Stationary, no_slope, slope
@@ -80,7 +80,7 @@ class ProximalGradient(PreparedMap):
         for word, got in (("energy", energy), (self._word, prox)):
             if not callable(got):
                 raise TypeError(f"{name}({word}=...): got a {type(got).__name__}, expected a callable")
-        if step is not None and not (isinstance(step, float | int) and 0 < step < math.inf):
+        if step is not None and not (is_number(step) and 0 < step < math.inf):
             raise ValueError(f"{name}(step={step!r}): expected a finite number > 0, or None to choose one")
         positions = isinstance(prox_args, list | tuple) and all(is_count(i, 0) for i in prox_args)
         if not positions:

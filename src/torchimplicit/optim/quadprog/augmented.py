@@ -126,10 +126,9 @@ class _Eliminated:
     entry: Tensor
     inner: _Normal | _Whole
 
-    def solve(self, right: Tensor, slope: Tensor | None) -> tuple[Tensor, Tensor]:
+    def solve(self, right: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
         """The steps of unknowns and multipliers."""
         system = self.system
-        assert slope is not None
         single, folded, kept = system.single, system.folded, system.kept
         rows = system.program.rows[:, folded] if len(folded) else None
         top = (-slope).index_add(1, system.column, -self.entry * self.weight[:, single] * right[:, single])

@@ -72,8 +72,6 @@ def _from_inside(
     """By an interior point, from the bounds that it heads for, then from all that may be met; and what may go on."""
     system = Augmented.of(program, accurate)
     inner = interior(system, program.lower, program.lower, program.upper, tol, max_steps)
-    assert inner.z is not None
-    assert inner.near is not None
     center = torch.nan_to_num(inner.z), torch.nan_to_num(inner.y)
     solver = SingularSolver(program, center)
     point = polish(solver, with_equations(program, inner.active), inner.steps, rounds)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.optim.quadprog.augmented import Augmented
-from torchimplicit.optim.quadprog.iterate import Bounds, Iterate
+from torchimplicit.optim.quadprog.iterate import Bounds, Equations, Iterate, Unknowns
 from torchimplicit.optim.quadprog.program import largest
 from torchimplicit.optim.quadprog.reduction import Dual, Slim
 
@@ -45,8 +45,8 @@ class Interior:
         weight: those of the upper bounds, followed by those of the lower ones if there are any.
         active: the bound that every row seems to meet: 1 upper, -1 lower, 0 none, `(B, m)`.
         steps: `(B,)`.
-        z: unknowns, `(B, n)`; None where the system has eliminated them.
-        near: as `active`, with bounds that are met whether or not they hold anything; None without `z`.
+        z: unknowns, `(B, n)`; none of them, `(B, 0)`, where the system has eliminated them.
+        near: as `active`, with bounds that are met whether or not they hold anything; not known without `z`.
         done: whether the tolerance was reached, `(B,)`.
     """
 
@@ -54,8 +54,8 @@ class Interior:
     weight: Tensor
     active: Tensor
     steps: Tensor
-    z: Tensor | None
-    near: Tensor | None
+    z: Tensor
+    near: Tensor
     done: Tensor
 
 
@@ -76,7 +76,7 @@ def interior(
     method, now = _begin(system, w, lower, upper, floor)
     index = torch.arange(len(w), device=w.device)
     best, since = torch.full_like(w[:, 0], torch.inf), torch.zeros_like(index)
-    found: Interior | None = None
+    found = _nothing(w, now)
     for step in range(max_steps + 1):
         products = now.slack * now.weight
         gap, left = method.residual(now, products)
@@ -85,7 +85,6 @@ def interior(
         lost = (step - since > _PATIENCE) | (left > _WORSE * best)
         stop = ~(left > tol) | lost | method.ended(now, gap)  # also where NaN appeared
         stop = stop if step < max_steps else torch.ones_like(stop)
-        found = _nothing(w, now) if found is None else found
         stopped = int(stop.sum())
         if stopped:
             at = torch.nonzero(stop).flatten()
@@ -98,39 +97,37 @@ def interior(
             method.bounds, products, gap = method.bounds.take(going), products[going], gap[going]
             best, since = best[going], since[going]
         now = method.step(system, now, products, gap)
-    assert found is not None
     return found
 
 
 def _nothing(w: Tensor, now: Iterate) -> Interior:
     steps = torch.zeros_like(w[:, 0], dtype=torch.int64)
     active = w.new_zeros(w.shape, dtype=torch.int8)
-    z, near = (None, None) if now.z is None else (torch.zeros_like(now.z), active.clone())
+    z, near = (w[:, :0], active) if now.unknowns is None else (torch.zeros_like(now.unknowns.z), active.clone())
     return Interior(torch.zeros_like(w), torch.zeros_like(now.weight), active, steps, z, near, steps > 0)
 
 
 def _put(found: Interior, rows: Tensor, now: Iterate, bounds: Bounds, step: int) -> None:
-    y = bounds.joined(now.weight)
-    found.y[rows], found.weight[rows], found.steps[rows] = y if now.nu is None else y + now.nu, now.weight, step
+    y, equations = bounds.joined(now.weight), now.equations
+    found.y[rows], found.weight[rows] = y if equations is None else y + equations.nu, now.weight
+    found.steps[rows], sign = step, y.sign()
     met = bounds.summed((now.met if bounds.has is None else now.met & bounds.has).to(torch.int8)) > 0
-    active = torch.where(met, y.sign(), 0).to(torch.int8)
-    found.active[rows] = active if bounds.fixed is None else torch.where(bounds.fixed, 1, active)
-    if found.z is not None and found.near is not None and now.z is not None:
-        found.z[rows] = now.z
-        reach, force = now.sizes  # type: ignore[misc]
-        near = (
-            bounds.summed((bounds.only(now.slack / reach, torch.inf) < _CLOSE * now.weight / force).to(torch.int8)) > 0
-        )
-        near = torch.where(near, y.sign(), 0).to(torch.int8)
-        found.near[rows] = near if bounds.fixed is None else torch.where(bounds.fixed, 1, near)
+    active = torch.where(met, sign, 0).to(torch.int8)
+    found.active[rows] = active if equations is None else torch.where(equations.rows, 1, active)
+    if now.unknowns is not None:
+        found.z[rows], _, reach, force = now.unknowns
+        close = bounds.only(now.slack / reach, torch.inf) < _CLOSE * now.weight / force
+        near = torch.where(bounds.summed(close.to(torch.int8)) > 0, sign, 0).to(torch.int8)
+        found.near[rows] = near if equations is None else torch.where(equations.rows, 1, near)
 
 
 def _begin(system: System, w: Tensor, lower: Tensor, upper: Tensor, floor: float | Tensor) -> tuple[_Method, Iterate]:
-    bounds = Bounds.of(lower, upper)
+    bounds, fixed = Bounds.of(lower, upper)
     floor = torch.as_tensor(floor, dtype=w.dtype, device=w.device).expand(len(w), 1)
     method = _Method(bounds, bool((floor > 0).any()))
     if isinstance(system, Dual | Slim):
-        return method, method.affine(system, w, floor)
+        equations = None if fixed is None else Equations.of(fixed, upper, torch.zeros_like(w), w)
+        return method, method.affine(system, w, floor, equations)
     z, y = system.start()
     reached, _, size = system.at(z, y)
     room = bounds.only(bounds.bound - bounds.spread(reached), 0.0)
@@ -141,9 +138,9 @@ def _begin(system: System, w: Tensor, lower: Tensor, upper: Tensor, floor: float
     force = torch.maximum(largest(y).unsqueeze(1), size)
     force = torch.where(force > 0, force, 1.0)
     weight = bounds.only(torch.maximum(bounds.spread(y), force * unit / slack), 0.0)
-    now = Iterate(slack, weight, room, weight > slack, floor, None, None, z)
-    now.nu = None if bounds.fixed is None else torch.where(bounds.fixed, y, 0.0)
-    method.measure(system, now)
+    equations = None if fixed is None else Equations.of(fixed, upper, y, reached)
+    now = Iterate(slack, weight, room, weight > slack, floor, equations)
+    method.measure(system, now, z)
     return method, now
 
 
@@ -159,43 +156,39 @@ class _Method:
     bounds: Bounds
     central: bool
 
-    def affine(self, system: Dual | Slim, w: Tensor, floor: Tensor) -> Iterate:
+    def affine(self, system: Dual | Slim, w: Tensor, floor: Tensor, equations: Equations | None) -> Iterate:
         """One full affine step from slacks and multipliers of one, which are then lifted off the walls."""
         bounds = self.bounds
         slack = torch.ones_like(bounds.bound)
         has = slack > 0 if bounds.has is None else bounds.has
-        primal, equations = bounds.residuals(w, slack)
-        weight = has.to(w.dtype)
-        now = Iterate(slack, weight, bounds.only(primal, 0.0), has, floor, None, equations)
-        now.nu = None if equations is None else torch.zeros_like(w)
+        primal, weight = bounds.primal(w, slack), has.to(w.dtype)
+        now = Iterate(slack, weight, bounds.only(primal, 0.0), has, floor, equations)
         _, _, more_slack, more_weight = self.direction(self.factor(system, now), now, -weight)
         now.slack = bounds.only(_lifted(bounds.only(slack + more_slack, 1.0)), 1.0)
         now.weight = bounds.only(_lifted(bounds.only(weight + more_weight, 0.0)), 0.0)
         now.met = now.weight > now.slack
-        now.primal, now.equations = bounds.residuals(w - system.times(bounds.joined(now.weight)), now.slack)
+        w = w - system.times(bounds.joined(now.weight))
+        now.primal, now.equations = bounds.primal(w, now.slack), None if equations is None else equations.at(w)
         return now
 
     def residual(self, now: Iterate, products: Tensor) -> tuple[Tensor, Tensor]:
         """The mean of slack times weight, and the largest thing that is not as it should be, `(B,)`."""
         gap = apart = self.bounds.mean(products)
-        primal, equations = now.primal, now.equations
-        if now.sizes is not None:
-            reach, force = now.sizes
-            primal, equations = (
-                primal / (reach + self.bounds.bound.abs()),
-                None if equations is None else equations / reach,
-            )
-            apart = torch.maximum((gap.unsqueeze(1) / (reach * force)).squeeze(1), largest(now.slope / force))  # type: ignore[operator]
+        primal, missed = now.primal, None if now.equations is None else now.equations.missed
+        if now.unknowns is not None:
+            _, slope, reach, force = now.unknowns
+            primal, missed = primal / (reach + self.bounds.bound.abs()), None if missed is None else missed / reach
+            apart = torch.maximum((gap.unsqueeze(1) / (reach * force)).squeeze(1), largest(slope / force))
         if self.central:
             apart = _NEAR * self.bounds.only(products / now.floor - 1, 0.0).abs().amax(1)
         left = torch.maximum(largest(primal), apart)
-        return gap, left if equations is None else torch.maximum(left, largest(equations))
+        return gap, left if missed is None else torch.maximum(left, largest(missed))
 
     def ended(self, now: Iterate, gap: Tensor) -> Tensor:
         """Where there is nothing more to learn: further steps only lose digits, `(B,)`."""
-        if now.sizes is None or self.central:
+        if now.unknowns is None or self.central:
             return torch.zeros_like(gap, dtype=torch.bool)
-        return gap < _LAST * (now.sizes[0] * now.sizes[1]).squeeze(1)
+        return gap < _LAST * (now.unknowns.reach * now.unknowns.force).squeeze(1)
 
     def step(self, system: System, now: Iterate, products: Tensor, gap: Tensor) -> Iterate:
         """Predictor and corrector."""
@@ -212,23 +205,21 @@ class _Method:
         aim = self.bounds.only(aim - products - slack * weight, 0.0)
         z, y, slack, weight = self.direction(factored, now, aim)
         length = _length(*self._rates(now, slack, weight), _TO_THE_WALL)
-        equations = None if now.equations is None else now.equations * (1 - length)
-        nu = now.nu if self.bounds.fixed is None else now.nu + length * torch.where(self.bounds.fixed, y, 0.0)  # type: ignore[operator]
+        equations = None if now.equations is None else now.equations.moved(y, length)
         slack, weight = now.slack + length * slack, now.weight + length * weight
-        then = Iterate(slack, weight, now.primal * (1 - length), met, now.floor, nu, equations)
-        if z is not None:
-            then.z = now.z + length * z  # type: ignore[operator]
-            self.measure(system, then)  # type: ignore[arg-type]
+        then = Iterate(slack, weight, now.primal * (1 - length), met, now.floor, equations)
+        if isinstance(system, Augmented) and now.unknowns is not None:
+            self.measure(system, then, now.unknowns.z + length * z)
         return then
 
-    def measure(self, system: Augmented, now: Iterate) -> None:
-        """Evaluates anew what is missed, where the unknowns are known."""
-        y = self.bounds.joined(now.weight)
-        w, now.slope, size = system.at(now.z, y if now.nu is None else y + now.nu)  # type: ignore[arg-type]
-        now.primal, now.equations = self.bounds.residuals(w, now.slack)
+    def measure(self, system: Augmented, now: Iterate, z: Tensor) -> None:
+        """Evaluates anew what is missed, at unknowns `(B, n)`."""
+        y, equations = self.bounds.joined(now.weight), now.equations
+        w, slope, size = system.at(z, y if equations is None else y + equations.nu)
+        now.primal, now.equations = self.bounds.primal(w, now.slack), None if equations is None else equations.at(w)
         met = torch.where(now.slack < now.weight, self.bounds.bound, 0.0)
         reach = torch.maximum(largest(w), largest(met)).unsqueeze(1)
-        now.sizes = reach.clamp_min(_ZERO), torch.where(size > 0, size, 1.0)
+        now.unknowns = Unknowns(z, slope, reach.clamp_min(_ZERO), torch.where(size > 0, size, 1.0))
 
     def factor(self, system: System, now: Iterate) -> tuple[Any, Tensor, Tensor]:
         """The matrix, factored; multipliers over slacks; `D^{-1}`."""
@@ -236,21 +227,25 @@ class _Method:
         inverse = 1 / self.bounds.summed(ratio)
         if self.bounds.has is not None:
             inverse = inverse.clamp(max=_FREE)
-        unit = 1.0 if now.sizes is None else (now.sizes[0] / now.sizes[1]).clamp(1 / _APART, _APART)
-        if self.bounds.fixed is not None:
-            inverse = torch.where(self.bounds.fixed, _REGULARISATION if now.z is None else 0.0, inverse)
+        unknowns, equations = now.unknowns, now.equations
+        unit = 1.0 if unknowns is None else (unknowns.reach / unknowns.force).clamp(1 / _APART, _APART)
+        if equations is not None:
+            inverse = torch.where(equations.rows, _REGULARISATION if unknowns is None else 0.0, inverse)
         return system.factor(inverse, unit), ratio, inverse
 
     def direction(
         self, factored: tuple[Any, Tensor, Tensor], now: Iterate, aim: Tensor
-    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-        """The steps of unknowns, multipliers, slacks and weights, for a change of the products of the last two."""
+    ) -> tuple[Any, Tensor, Tensor, Tensor]:
+        """The steps of unknowns, multipliers, slacks and weights, for a change of the products of the last two.
+
+        That of unknowns is None where they are eliminated.
+        """
         system, ratio, inverse = factored
         wanted = aim / now.slack - ratio * now.primal
         right = inverse * self.bounds.joined(wanted)
-        if self.bounds.fixed is not None:
-            right = torch.where(self.bounds.fixed, now.equations, right)  # type: ignore[arg-type]
-        z, y = system.solve(right, now.slope)
+        if now.equations is not None:
+            right = torch.where(now.equations.rows, now.equations.missed, right)
+        z, y = (None, system.solve(right)) if now.unknowns is None else system.solve(right, now.unknowns.slope)
         fall = self.bounds.spread(right - inverse * y)  # what R z falls by
         return z, y, self.bounds.only(fall + now.primal, 0.0), wanted - ratio * fall
 

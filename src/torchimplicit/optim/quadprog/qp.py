@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchimplicit.adjoint import unmoved
 from torchimplicit.core import transforms
-from torchimplicit.core.options import check_on_failure, require_count
+from torchimplicit.core.options import check_on_failure, is_number, require_count
 from torchimplicit.core.public import public
 from torchimplicit.core.status import OnFailure, Status, react
 from torchimplicit.core.tree import own
@@ -262,7 +262,7 @@ def _check_options(
     if not isinstance(closest, bool):
         raise ValueError(f"qp(closest_feasible={closest!r}): expected True or False")
     require_count("qp", max_steps=max_steps)
-    if smoothed is not None and not (isinstance(smoothed, int | float) and smoothed > 0):
+    if smoothed is not None and not (is_number(smoothed) and smoothed > 0):
         raise ValueError(f"qp(smoothed={smoothed!r}): expected a number > 0, such as 1e-3, or None")
     if smoothed is not None and warm_start is not None:
         raise ValueError(

@@ -106,8 +106,8 @@ class Dual:
 class _Cholesky:
     lower: Tensor
 
-    def solve(self, right: Tensor, _: Tensor | None = None) -> tuple[None, Tensor]:
-        return None, torch.cholesky_solve(right.unsqueeze(2), self.lower).squeeze(2)
+    def solve(self, right: Tensor) -> Tensor:
+        return torch.cholesky_solve(right.unsqueeze(2), self.lower).squeeze(2)
 
 
 @dataclass
@@ -144,6 +144,6 @@ class _Condensed:
     weight: Tensor
     lower: Tensor
 
-    def solve(self, right: Tensor, _: Tensor | None = None) -> tuple[None, Tensor]:
+    def solve(self, right: Tensor) -> Tensor:
         moved = solved(self.lower, times(self.half, self.weight * right))
-        return None, self.weight * (right - times_transposed(self.half, moved))
+        return self.weight * (right - times_transposed(self.half, moved))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
@@ -143,8 +143,8 @@ class QPSolution(Solution):
         certificate: why programs have no solution; None when all have one.
     """
 
-    duals: Duals = None  # type: ignore[assignment]
-    slack: Tensor = None  # type: ignore[assignment]
-    active: Duals = None  # type: ignore[assignment]
-    determined: Determined = None  # type: ignore[assignment]
+    duals: Duals = field(kw_only=True)
+    slack: Tensor = field(kw_only=True)
+    active: Duals = field(kw_only=True)
+    determined: Determined = field(kw_only=True)
     certificate: Certificate | None = None

@@ -65,33 +65,32 @@ def assemble(
         dtype = torch.promote_types(dtype, value.dtype)
     wide = {"dtype": torch.float64, "device": q.device}
 
-    def expanded(name: str, *shape: int) -> Tensor:
-        value = given[name]
-        assert value is not None
+    def expanded(value: Tensor, *shape: int) -> Tensor:
         return value.to(torch.float64).expand(batch, *shape)
 
     _check_shapes(given, n)
     blocks, lower, upper, sizes = [], [], [], []
     for matrix, low, high in (("A", "b", "b"), ("G", None, "h"), ("C", "l", "u")):
-        bound = given[high] if given[high] is not None else None if low is None else given[low]
+        lows, highs = None if low is None else given[low], given[high]
+        bound = lows if highs is None else highs
         count = 0 if bound is None else bound.shape[-1]
         sizes.append(count)
         if not count:
             continue
         blocks.append(matrix)
         none = torch.full((batch, count), torch.inf, **wide)
-        lower.append(-none if low is None or given[low] is None else expanded(low, count))
-        upper.append(none if given[high] is None else expanded(high, count))
+        lower.append(-none if lows is None else expanded(lows, count))
+        upper.append(none if highs is None else expanded(highs, count))
     empty = torch.zeros(batch, 0, **wide)
-    joined = (torch.cat(x, 1) if x else empty for x in (lower, upper))
+    below, above = (torch.cat(x, 1) if x else empty for x in (lower, upper))
     if any(value.layout != torch.strided for value in tensors):
-        curvature, R = sparse_matrices(given, blocks, n)
+        curvature, R = sparse_matrices(given, blocks, q)
     else:
         eye = torch.eye(n, **wide).expand(batch, n, n) if "C" in blocks and C is None else empty
-        rows = [eye if given[name] is None else expanded(name, *given[name].shape[-2:]) for name in blocks]
-        curvature = torch.zeros(batch, n, n, **wide) if Q is None else expanded("Q", n, n)
+        rows = [eye if (block := given[name]) is None else expanded(block, *block.shape[-2:]) for name in blocks]
+        curvature = torch.zeros(batch, n, n, **wide) if Q is None else expanded(Q, n, n)
         R = torch.cat(rows, 1) if rows else torch.zeros(batch, 0, n, **wide)
-    program = Program(curvature, expanded("q", n), R, *joined, equalities=sizes[0])  # type: ignore[arg-type]
+    program = Program(curvature, expanded(q, n), R, below, above, equalities=sizes[0])  # type: ignore[arg-type]
     return program, Form(batched, dtype, (sizes[0], sizes[1], sizes[2]))
 
 

@@ -17,8 +17,13 @@ class PathAdjoint:
 
     checkpoints: int = 0
 
-    def check(self, solver: PathSolver) -> None:
-        """Refuses solvers that the adjoint cannot differentiate, with a `ValueError`; most take any."""
+    def check(self, name: str, solver: PathSolver) -> None:
+        """Refuses solvers that the adjoint cannot differentiate, with a `ValueError`; most take any.
+
+        Args:
+            name: of what the user called, for the message.
+            solver: of the forward solve.
+        """
 
     def solve(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
         """Solves and attaches the gradient.

@@ -33,7 +33,6 @@ class BackwardReport(PathReport):
     def of(call: PathCall, start: Tensor, lost: Tensor) -> BackwardReport:
         """Of a pass back to the first times, `(B,)`, through the steps of the solve, but of the samples `lost`."""
         there = call.record.report
-        assert there is not None
         status = Status.NON_FINITE.where(lost, torch.zeros_like(there.status))
         nothing = torch.zeros_like(there.accepted)
         return BackwardReport(
@@ -120,7 +119,6 @@ class Drifts:
     def report(self, call: PathCall, start: Tensor) -> DriftReport:
         """Of a backward solve to the first times, `(B,)`, by the steps of the solve there."""
         there = call.record.report
-        assert there is not None
         status, drift = judge(torch.zeros_like(there.status), self.largest)
         nothing = torch.zeros_like(there.accepted)
         return DriftReport(

@@ -77,7 +77,7 @@ def note_lost(call: PathCall, starts: Tensor, stops: Tensor, y0: Tensor, ts: Ten
     there is a sample whose path did. Arguments as those of `whole`.
     """
     report = call.record.report
-    if transforms.active() or report is None or report.converged:
+    if transforms.active() or report.converged:
         return
     if not bool(((report.status == Status.STEP_TOO_SMALL) | (report.status == Status.NON_FINITE)).any()):
         return

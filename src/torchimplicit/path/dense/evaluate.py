@@ -112,7 +112,6 @@ class RecordedSolve(Function):
         values = call.forward(y0, ts, tensors[:count], tensors[count:])
         record = call.record
         assert record.path is not None
-        assert record.reached is not None
         event = torch.full_like(record.reached, -1, dtype=torch.int64) if record.event is None else record.event
         met = [each for one in record.met for each in one]
         return values, *record.path.times(ts), record.reached.clone(), event.clone(), *met

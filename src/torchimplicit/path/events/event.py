@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torchimplicit.core.explicit import Bound, check_captures, modules_behind
-from torchimplicit.core.options import require
+from torchimplicit.core.options import is_number, require
 from torchimplicit.path.field.dynamics import Dynamics
 
 Condition = Callable[[Tensor, Tensor], Tensor]  # of times (B,) and flat states (B, n); a number per sample
@@ -66,7 +66,8 @@ class Event:
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         require(self, "condition", callable(self.condition), "a callable condition(t, y, *args)")
-        require(self, "direction", self.direction in (-1, 0, 1), "1 (upward), -1 (downward) or 0 (both)")
+        known = is_number(self.direction) and self.direction in (-1, 0, 1)
+        require(self, "direction", known, "1 (upward), -1 (downward) or 0 (both)")
         require(self, "terminal", isinstance(self.terminal, bool), "True or False")
 
 

@@ -48,9 +48,8 @@ class Between(Field):
 
     def __init__(self, field: Field, within: Within):
         self.field, self.within = field, within
-        self.raw = self.parts = None
-        if field.parts is not None:
-            self.parts = tuple(partial(_asked, part, within) for part in field.parts)
+        self.raw = None
+        self.parts = tuple(partial(_asked, part, within) for part in field.parts)
 
     @property
     def nfev(self) -> int:

@@ -45,7 +45,7 @@ class Field:
     def __init__(self, evaluate: Callable[[Tensor, Tensor], Tensor]):
         self.evaluate = evaluate
         self.raw: RawField | None = None
-        self.parts: tuple[Callable[[Tensor, Tensor], Tensor], ...] | None = None  # of a `Split`: explicit, implicit
+        self.parts: tuple[Callable[[Tensor, Tensor], Tensor], ...] = ()  # of a `Split`: explicit, implicit
         self.nfev = 0
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
@@ -252,10 +252,7 @@ class MappedDynamics:
 
         def one(t: Tensor, y: Tensor, *tensors: Tensor, part: int | None = None) -> Tensor:
             with self.dynamics.bind(tensors) as field:
-                if part is None:
-                    return field(t, y)
-                assert field.parts is not None
-                return field.parts[part](t, y)
+                return field(t, y) if part is None else field.parts[part](t, y)
 
         def evaluate(t: Tensor, y: Tensor, part: int | None = None) -> Tensor:
             mapped = torch.vmap(partial(one, part=part), in_dims=(0, 0, *self.dims), randomness="different")

@@ -7,7 +7,7 @@ the gradient of the state.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 
 import torch
@@ -20,7 +20,7 @@ from torchimplicit.path.call import PathCall, PathRecord
 from torchimplicit.path.dense.chain import ChainedPath
 from torchimplicit.path.dense.result import PathResult, solve_recorded
 from torchimplicit.path.events.watch import Met
-from torchimplicit.path.inputs import Inputs
+from torchimplicit.path.inputs import Inputs, Jumps
 from torchimplicit.path.jumps.crossed import BeforeJump, Crossed, crossed
 from torchimplicit.path.jumps.stretches import Stretches
 from torchimplicit.path.report import PathReport
@@ -31,7 +31,7 @@ def integrate(call: PathCall, adjoint: PathAdjoint, inputs: Inputs) -> Tensor:
     solve = adjoint.solve if torch.is_grad_enabled() else adjoint.forward
     if inputs.jumps is None:
         return solve(call, inputs.y0, inputs.ts, inputs.tensors)
-    stretched = StretchedSolve(call, inputs)
+    stretched = StretchedSolve(call, inputs, inputs.jumps)
     stretches = stretched.stretches
     for k in range(len(stretches.solved)):
         if stretches.solved[k]:
@@ -44,7 +44,7 @@ def integrate_recorded(call: PathCall, adjoint: PathAdjoint, inputs: Inputs) -> 
     """As `integrate`, of a solve with events or dense output."""
     if inputs.jumps is None:
         return solve_recorded(call, adjoint, inputs.y0, inputs.ts, inputs.tensors, inputs.event_tensors)
-    stretched, parts, stops, met, t, path = StretchedSolve(call, inputs), [], [], [], inputs.ts[0], None
+    stretched, paths, stops, met, t = StretchedSolve(call, inputs, inputs.jumps), [], [], [], inputs.ts[0]
     stretches = stretched.stretches
     stretches.solved[0] |= call.trigger is not None  # someone has to say on which side of events it starts
     for k in range(len(stretches.solved)):
@@ -53,8 +53,8 @@ def integrate_recorded(call: PathCall, adjoint: PathAdjoint, inputs: Inputs) -> 
             own, y, times = stretched.begin(k)
             found = solve_recorded(own, adjoint, y, times, inputs.tensors, inputs.event_tensors)
             stretched.take(k, found.rows, found.y)
-            path, t = found.path, torch.where(before, t, found.t)
-            parts.append(path.recorded)
+            t = torch.where(before, t, found.t)
+            paths.append(found.path)
             stops.append(stretches.edges[k + 1].detach())
             met.append(found.met)
         stretched.jump(k)
@@ -62,10 +62,9 @@ def integrate_recorded(call: PathCall, adjoint: PathAdjoint, inputs: Inputs) -> 
             met.append(passed.met)
             t = torch.where(passed.event >= 0, stretches.edges[k + 1], t)
     rows, y = stretched.finish(), stretched.y
-    assert path is not None
-    chain = ChainedPath(tuple(parts), torch.stack(stops), stretches.ts)
+    chain = ChainedPath(tuple(path.recorded for path in paths), torch.stack(stops), stretches.ts)
     crossings = [Met.joined(each, y) for each in zip(*met, strict=True)]
-    return PathResult(rows, t, y, path.along(chain, stretched.reached, y), crossings)
+    return PathResult(rows, t, y, paths[-1].along(chain, stretched.reached, y), crossings)
 
 
 @dataclass
@@ -77,16 +76,15 @@ class StretchRecord(PathRecord):
         number: of the stretch.
     """
 
-    whole: PathRecord | None = None
-    number: int = 0
+    whole: PathRecord = field(kw_only=True)
+    number: int = field(kw_only=True)
 
     def take_backward(self, report: Report) -> None:
         """See `PathRecord.take_backward`: a pass comes by the stretches last first."""
         super().take_backward(report)
         whole = self.whole
-        assert whole is not None
         assert isinstance(report, PathReport)
-        before = None if whole.report is None else whole.report.backward
+        before = whole.report.backward
         if isinstance(before, PathReport) and self.number < whole.stretch:  # else a new pass has begun
             report = before.then(report)
         whole.take_backward(report)
@@ -99,6 +97,7 @@ class StretchedSolve:
     Args:
         call: of the whole solve, whose record is filled in the end.
         inputs: what it depends on.
+        jumps: those of the inputs.
 
     Attributes:
         y: states now, `(B, n)`.
@@ -108,15 +107,14 @@ class StretchedSolve:
         event: which event has ended a solve at a jump, -1 for none, `(B,)`.
     """
 
-    def __init__(self, call: PathCall, inputs: Inputs):
-        assert inputs.jumps is not None
+    def __init__(self, call: PathCall, inputs: Inputs, jumps: Jumps):
         everything = inputs.everything()
         if any(transforms.is_mapped(transforms.unwrapped(each)) for each in everything):
             raise RuntimeError(
                 f"{call.name}(jumps=...): got torch.vmap, expected a batch in dimension 0 of the state, of which every "
                 "sample has its own jumps already; try jumps of shape (J, B), or a loop"
             )
-        self.whole, self.inputs, self.stretches = call, inputs, Stretches(inputs.ts, inputs.jumps)
+        self.whole, self.inputs, self.stretches = call, inputs, Stretches(inputs.ts, jumps)
         self.y = inputs.y0
         self.rows: list[Tensor] = []
         self.records: list[StretchRecord] = []
@@ -135,7 +133,6 @@ class StretchedSolve:
     def take(self, k: int, rows: Tensor, y: Tensor | None = None) -> None:
         """Takes what was found on a stretch: the states at its times, and at its end, should that be another."""
         record, stretches = self.records[-1], self.stretches
-        assert record.reached is not None
         began, self.y = self.y, rows[-1] if y is None else y
         rows = rows[1:-1]
         stopped = self.stopped | (record.reached < stretches.edges[k + 1].detach())
@@ -198,8 +195,7 @@ class StretchedSolve:
 
     def finish(self) -> Tensor:
         """The outputs `(T, B, n)`; fills the record of the whole solve."""
-        record, reports = self.whole.record, [each.report for each in self.records if each.report is not None]
-        report = reduce(PathReport.then, reports)
+        record, report = self.whole.record, reduce(PathReport.then, (each.report for each in self.records))
         record.report, record.reached = report, self.reached
         if report.event is not None:
             report.event = torch.where(self.event >= 0, self.event, report.event)

@@ -140,8 +140,8 @@ class Spiral(Drawn):
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Starts `(count, 2)` on the spiral from (2, 0), and the states `(count, times, 2)`."""
         along = torch.cat((torch.zeros(1), torch.rand(count, generator=generator).double().sort().values * 25))
-        start = _walk(self.field, torch.tensor([[2.0, 0.0]]), along)[1:, 0]
-        path = _walk(self.field, start, self.ts).transpose(0, 1)
+        start = _integrated(self.field, torch.tensor([[2.0, 0.0]]), along)[1:, 0]
+        path = _integrated(self.field, start, self.ts).transpose(0, 1)
         path = path + self.noise * torch.randn(path.shape, generator=generator)
         return path[:, 0], path
 
@@ -198,7 +198,7 @@ class Pendulum(Drawn):
         return y, slope
 
 
-def _walk(field: Callable, start: Tensor, ts: Tensor) -> Tensor:
+def _integrated(field: Callable, start: Tensor, ts: Tensor) -> Tensor:
     from torchimplicit.ode import Tsit5, odeint
 
     with torch.no_grad():

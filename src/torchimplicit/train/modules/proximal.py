@@ -15,7 +15,7 @@ class ProximalMomentum(Optimizer):
 
     $m \leftarrow \mu m + (1 - \mu) g$, $s \leftarrow \nu s + (1 - \nu) \overline{g^2}$, and
     $w \leftarrow \mathrm{soft}(w - \eta \hat m / \sqrt{\hat s},\ \eta \lambda)$, the hats for Adam's correction of the
-    start. Adam scales every element by its own root mean square: where most elements get noise alone, they walk as far
+    start. Adam scales every element by its own root mean square: where most elements get noise alone, they move as far
     as those with a signal. Here they move in proportion, and the proximal step of $\lambda |w|_1$ holds at zero those
     whose mean gradient is below $\lambda$ root mean squares.
 

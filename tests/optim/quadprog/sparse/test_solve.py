@@ -37,7 +37,7 @@ def test_ten_thousand_unknowns():
     torch.testing.assert_close(q.grad @ step, (moved[0] - moved[1]) / 2, rtol=1e-5, atol=0)
 
 
-def test_sick_programs_keep_apart_from_their_mates():
+def test_invalid_programs_keep_apart_from_their_mates():
     values = banded(n=20, batch=3)
     values["q"][0, 3] = torch.nan
     values["l"][1] = values["u"][1] + 1.0

@@ -53,9 +53,8 @@ def check_layouts(**matrices: Tensor | None) -> None:
         ValueError: names what to try.
     """
     for name, matrix in matrices.items():
-        if not is_sparse(matrix):
+        if matrix is None or not is_sparse(matrix):
             continue
-        assert matrix is not None
         if matrix.layout not in (torch.sparse_coo, torch.sparse_csr):
             raise ValueError(
                 f"qp({name}=...): got the layout {matrix.layout}, expected torch.sparse_coo, torch.sparse_csr or a "
@@ -68,16 +67,16 @@ def check_layouts(**matrices: Tensor | None) -> None:
             )
 
 
-def sparse_matrices(given: dict[str, Tensor | None], blocks: list[str], n: int) -> tuple[SparseMatrix, SparseMatrix]:
+def sparse_matrices(given: dict[str, Tensor | None], blocks: list[str], q: Tensor) -> tuple[SparseMatrix, SparseMatrix]:
     """`Q`, and the named matrices one below the other; the identity for those that are not given.
 
     Raises:
         ValueError: a dense one has a batch dimension.
     """
-    device = given["q"].device  # type: ignore[union-attr]
+    n, device = q.shape[-1], q.device
     none = torch.zeros(0, dtype=torch.int64, device=device)
     nothing = SparseMatrix(torch.zeros(0, dtype=torch.float64, device=device), none, none, (n, n))
-    Q = nothing if given["Q"] is None else _entries("Q", given["Q"])
+    Q = nothing if (matrix := given["Q"]) is None else _entries("Q", matrix)
     own = torch.arange(n, device=device)
     identity = SparseMatrix(torch.ones(n, dtype=torch.float64, device=device), own, own, (n, n))
     values, row, column, count = [nothing.values], [none], [none], 0

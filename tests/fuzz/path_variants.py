@@ -78,7 +78,7 @@ GIVEN = {ti.Euler: 200, ti.Midpoint: 60, ti.RK4: 30}  # and how many steps
 WAYS = {"given": 3, "reversible": 2, "symplectic": 2, "dense": 2, "event": 3, "events": 3, "layer": 3}
 
 
-def walk(dice, known):
+def path_variant(dice, known):
     way = dice.weighted(WAYS)
     batch, n = dice.between(1, 3), 2 * dice.between(1, 2)
     dtype = dice.weighted({one: 3, torch.float32: 1})
