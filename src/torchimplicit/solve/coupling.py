@@ -76,12 +76,12 @@ def _at_claims(
     """The same of roots and minima, whose residual has no unit: one that has grown is asked for its Newton step."""
     rtol, atol = samples.tolerances
     small = PLAY * samples.best
-    if not _some_failed(samples):
+    if bool(arrived.all()):
         z, residual = ended
-        near = (NEAR * (z - answer).abs() <= FAIR * (atol + rtol * samples.largest)).all(1) & (norm(residual) <= small)
-        if bool(near.all()):
+        near = (NEAR * (z - answer).abs() <= FAIR * (atol + rtol * samples.largest)).all(1)
+        if bool((near & (FAIR * norm(residual) <= small)).all()):
             return None
-    if not bool(arrived.any()):
+    elif not bool(arrived.any()):
         return None
     residual = problem.look(answer)
     size = norm(residual)
