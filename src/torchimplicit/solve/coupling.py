@@ -78,7 +78,7 @@ def _at_claims(
     small = PLAY * samples.best
     if bool(arrived.all()):
         z, residual = ended
-        near = (NEAR * (z - answer).abs() <= FAIR * (atol + rtol * samples.largest)).all(1)
+        near = (NEAR * (z - answer).abs() <= FAIR * (atol + rtol * answer.abs())).all(1)
         if bool((near & (FAIR * norm(residual) <= small)).all()):
             return None
     elif not bool(arrived.any()):
