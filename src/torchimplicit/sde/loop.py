@@ -68,6 +68,8 @@ class GridLoop(StepLoop):
         """Makes steps of all samples without looking, as long as all goes well."""
         state = self.state
         landings = {number: place for place, number in enumerate(grid.counts.flatten().tolist())}
+        if len(landings) < len(grid.ts):  # the last time is repeated
+            return
         total, size = max(landings), max(1, state.y.numel())
         while self.all_running and self.attempts < self.limit and state.number < total:
             count = min(LONGEST, max(2, NUMBERS // size), total - state.number, self.limit - self.attempts)

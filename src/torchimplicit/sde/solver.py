@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from torchimplicit.path.field.dynamics import Field
@@ -63,3 +64,8 @@ class SDESolver(PathSolver):
             return Stepped(end, error, None, EndOnly(end))
 
         return step
+
+
+def root_of(h: Tensor) -> Tensor:
+    """The root of lengths of steps, to divide by; 1 for samples that stand still, whose step nobody looks at."""
+    return torch.where(h > 0, h, 1.0).sqrt()
