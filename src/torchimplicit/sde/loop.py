@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.status import Status
-from torchimplicit.path.engine import Engine
 from torchimplicit.path.loop import StepLoop
 from torchimplicit.path.record import Outputs, Step
 from torchimplicit.path.span import Span
@@ -128,11 +127,3 @@ class GridLoop(StepLoop):
             return None
         samples = torch.arange(len(self.state.t), device=self.state.t.device)
         return Outputs(samples, torch.full_like(samples, place))
-
-
-class Steps(Engine):
-    """Makes the steps of stochastic paths; see `Engine`."""
-
-    def loop(self, *args: Any) -> StepLoop:
-        """See `Engine.loop`."""
-        return GridLoop(*args)
