@@ -6,6 +6,11 @@ from torchimplicit.sde.brownian import Brownian, Noise
 from torchimplicit.sde.convert import to_ito, to_stratonovich
 from torchimplicit.sde.methods.euler_maruyama import EulerMaruyama
 from torchimplicit.sde.methods.heun import Heun
+from torchimplicit.sde.methods.midpoint import Midpoint
+from torchimplicit.sde.methods.milstein import Milstein
+from torchimplicit.sde.methods.shark import ShARK
+from torchimplicit.sde.methods.sra1 import SRA1
+from torchimplicit.sde.methods.srid2 import SRID2
 from torchimplicit.sde.report import StochasticReport
 from torchimplicit.sde.sdeint import sdeint
 from torchimplicit.sde.solver import SDESolver
@@ -13,15 +18,20 @@ from torchimplicit.sde.stack import Stack, Tried
 from torchimplicit.sde.tree import PathInTree, Tree
 
 __all__ = [
+    "SRA1",
+    "SRID2",
     "Brownian",
     "Checkpointed",
     "Direct",
     "EulerMaruyama",
     "Heun",
     "Increment",
+    "Midpoint",
+    "Milstein",
     "Noise",
     "PathInTree",
     "SDESolver",
+    "ShARK",
     "Stack",
     "StochasticReport",
     "Tree",

@@ -114,3 +114,18 @@ def driven(y: Tensor, g: Tensor, w: Tensor) -> Tensor:
     if g.dim() == 2:
         return torch.addcmul(y, g, w)
     return torch.baddbmm(y.unsqueeze(2), g, w.unsqueeze(2)).squeeze(2)
+
+
+def integral(y: Tensor, g: Tensor, g_there: Tensor, w: Tensor, mean: Tensor) -> Tensor:
+    r"""`y` and the integral of a diffusion that changes with time alone, as a line does, over a step.
+
+    $\int g\,dW = g_0 W + (g_1 - g_0) (W - \bar W)$, for $\int \frac{s - t}{h}\,dW_s = W - \bar W$.
+
+    Args:
+        y: states, `(B, n)`.
+        g: the diffusion at the start of the step.
+        g_there: at its end.
+        w: increments.
+        mean: of the path over the step, from zero at its start.
+    """
+    return driven(driven(y, g, mean), g_there, w - mean)

@@ -16,6 +16,7 @@ from torchimplicit.path.span import Span
 from torchimplicit.sde.bridge import Increment
 from torchimplicit.sde.brownian import Brownian, Noise
 from torchimplicit.sde.seeds import Seed, seeds_of_samples
+from torchimplicit.sde.stack import Stack
 
 
 class Driver:
@@ -40,6 +41,7 @@ class Driver:
         self.rows: Tensor | None = None
         self._noise: Noise | None = None
         self._made: tuple[int, list[Increment]] = (0, [])
+        self._walk: dict[int, Increment] | None = None  # of steps that are chosen on the way, by number
 
     @property
     def seed(self) -> Seed:
@@ -61,6 +63,7 @@ class Driver:
         some = copy.copy(self)
         some.rows = rows if self.rows is None else self.rows[rows]
         some._noise = None if self._noise is None else self._noise.take(rows)
+        some._walk = None
         return some
 
     def prepare(self, channels: int) -> None:
@@ -68,6 +71,25 @@ class Driver:
         like = torch.empty((), dtype=self.layout.dtype, device=self.layout.device)
         noise = self.source.bind(like.expand(self.layout.batch, channels), area=self.area)
         self._noise = noise if self.rows is None else noise.take(self.rows)
+
+    def stack(self, t: Tensor) -> Stack:
+        """What draws for steps that are chosen on the way, from times `(B,)`; see `walk`."""
+        assert self._noise is not None
+        self._walk = {}
+        return Stack(self._noise, t)
+
+    def walk(self, number: int, path: Increment, keep: bool) -> None:
+        """Notes the noise of a step that a `stack` has drawn, for those who ask for it by its number.
+
+        Args:
+            number: of the step.
+            path: over the step.
+            keep: whether the steps before it shall be found again.
+        """
+        assert self._walk is not None
+        if not keep:
+            self._walk.clear()
+        self._walk[number] = path
 
     @contextmanager
     def ahead(self, first: int, h: Tensor) -> Iterator[None]:
@@ -86,21 +108,23 @@ class Driver:
 
     def increment(self, span: Span) -> Increment:
         """The path over a step. Normals are held: of lengths with a gradient, `W = sqrt(h) z` has one."""
+        if self._walk is not None:
+            return self._walk[span.number]
         first, made = self._made
         if first <= span.number < first + len(made):
             return made[span.number - first]
         noise = self._noise
         assert noise is not None
         h = span.h.to(noise.dtype)
-        if h.requires_grad or transforms.level(h) >= 0:
-            h = torch.where(h > 0, h, 1.0)  # of samples that stand still, whose root has no derivative
-        if noise.source.base is None:
-            return noise.increment(span.number, h)
-        path = self._of_base(noise, span)
-        if h.requires_grad or transforms.level(h) >= 0:
+        if not h.requires_grad and transforms.level(h) < 0:
+            return noise.increment(span.number, h) if self.source.base is None else self._of_base(noise, span)
+        moves, h = (h > 0).unsqueeze(1), torch.where(h > 0, h, 1.0)  # at zero a root has no derivative
+        if self.source.base is None:
+            path = noise.increment(span.number, h)
+        else:
             stretched = (h / h.detach()).sqrt().unsqueeze(1)
-            path = path.each(lambda part: part * stretched)
-        return path
+            path = self._of_base(noise, span).each(lambda part: part * stretched)
+        return path.each(lambda part: torch.where(moves, part, 0.0))
 
     def _of_base(self, noise: Noise, span: Span) -> Increment:
         """The path over a step of a source that knows it at other steps, too; the host reads how long that is."""

@@ -90,6 +90,7 @@ class StochasticDynamics(Dynamics):
         backward: which samples run backward in time; None, or refused.
         diffusion: how diffusions become rows.
         driver: the noise.
+        adapts: whether steps are chosen on the way; then all samples stay together, for what waits of the noise.
 
     Raises:
         ValueError: times decrease.
@@ -109,14 +110,20 @@ class StochasticDynamics(Dynamics):
         *,
         diffusion: Diffusion,
         driver: Driver,
+        adapts: bool,
     ):
         """Makes both functions and the state explicit; evaluates nothing."""
         if backward is not None:
             raise ValueError("ts: got decreasing times, expected increasing ones: noise is not known before its time")
         super().__init__(equation, y0, args, batch_dims, batched_args)
-        self.diffusion, self.driver = diffusion, driver
+        self.diffusion, self.driver, self.adapts = diffusion, driver, adapts
         if driver.layout.width and diffusion.channels is not None:
             driver.prepare(diffusion.channels)
+
+    @property
+    def can_narrow(self) -> bool:
+        """See `Dynamics.can_narrow`."""
+        return super().can_narrow and not self.adapts
 
     def of_rows(self, rows: Tensor) -> Self:
         """See `Dynamics.of_rows`."""
@@ -186,12 +193,11 @@ class MappedNoise(MappedDynamics):
 
     dynamics: StochasticDynamics | MappedNoise
 
-    @property
-    def driver(self) -> Driver:
-        """The noise of all."""
-        driver = self.dynamics.driver
-        rows = torch.arange(driver.count, device=driver.layout.device)
-        return driver.take(rows.repeat(self.count))
+    def __init__(self, dynamics: StochasticDynamics | MappedNoise, count: int, dims: tuple[int | None, ...]):
+        """See `MappedDynamics`."""
+        super().__init__(dynamics, count, dims)
+        rows = torch.arange(dynamics.driver.count, device=dynamics.driver.layout.device)
+        self.driver = dynamics.driver.take(rows.repeat(count))
 
     @contextmanager
     def bind(

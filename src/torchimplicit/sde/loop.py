@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.status import Status
-from torchimplicit.path.engine import Engine
 from torchimplicit.path.loop import StepLoop
 from torchimplicit.path.record import Outputs, Step
 from torchimplicit.path.span import Span
@@ -68,6 +67,8 @@ class GridLoop(StepLoop):
         """Makes steps of all samples without looking, as long as all goes well."""
         state = self.state
         landings = {number: place for place, number in enumerate(grid.counts.flatten().tolist())}
+        if len(landings) < len(grid.ts):  # the last time is repeated
+            return
         total, size = max(landings), max(1, state.y.numel())
         while self.all_running and self.attempts < self.limit and state.number < total:
             count = min(LONGEST, max(2, NUMBERS // size), total - state.number, self.limit - self.attempts)
@@ -126,11 +127,3 @@ class GridLoop(StepLoop):
             return None
         samples = torch.arange(len(self.state.t), device=self.state.t.device)
         return Outputs(samples, torch.full_like(samples, place))
-
-
-class Steps(Engine):
-    """Makes the steps of stochastic paths; see `Engine`."""
-
-    def loop(self, *args: Any) -> StepLoop:
-        """See `Engine.loop`."""
-        return GridLoop(*args)

@@ -31,6 +31,24 @@ STEPS = {
     ),
 }
 
+WALKS = {
+    Status.MAX_STEPS: Remedy(
+        "The steps were used up on the way: noise makes a path rough, and the tolerance asks for many.",
+        ("more max_steps", "a looser rtol or atol"),
+    ),
+    Status.STEP_TOO_SMALL: Remedy(
+        "The error stayed above its tolerance down to the smallest step: drift or diffusion may jump there, the path "
+        "may blow up, the tolerance may lie below what this dtype can reach, or dt_min may be too large.",
+        ("a looser rtol or atol", "a smaller dt_min"),
+    ),
+    Status.NON_FINITE: Remedy(
+        "Drift or diffusion gave NaN or infinity however small the step: look for them in the inputs, else for a "
+        "singularity or a blow-up there. Such a sample is held at its last finite state and adds nothing to the "
+        "gradients."
+    ),
+    Status.COUPLED: STEPS[Status.COUPLED],
+}
+
 
 @dataclass
 class StochasticReport(PathReport):
@@ -40,7 +58,7 @@ class StochasticReport(PathReport):
         seed: what repeats the noise, with the same solver and times: `brownian=report.seed`.
     """
 
-    table = STEPS
+    table = WALKS
     table_given: ClassVar[dict[Status, Remedy]] = STEPS
 
     seed: Seed = field(kw_only=True, repr=False)

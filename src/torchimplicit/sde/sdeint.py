@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, get_args
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -23,8 +24,8 @@ from torchimplicit.sde.brownian import Brownian
 from torchimplicit.sde.diffusion import Diffusion, NoiseKind
 from torchimplicit.sde.driver import Driver
 from torchimplicit.sde.dynamics import StochasticDynamics
+from torchimplicit.sde.engine import Steps
 from torchimplicit.sde.equation import equation
-from torchimplicit.sde.loop import Steps
 from torchimplicit.sde.solver import Calculus, SDESolver
 
 
@@ -60,7 +61,8 @@ def sdeint(
             complex number are two unknowns.
         ts: times, the first one that of `y0`, strictly increasing: `(T,)`, or `(T, B)`, see `odeint`. Steps end there.
         *args: further arguments of both functions, nested; tensors and modules among them are differentiated.
-        solver: the method and its steps, `EulerMaruyama(dt=0.01)` for example.
+        solver: the method and its steps: `EulerMaruyama(dt=0.01)` for example, or `Heun(rtol=1e-2)`, by which every
+            sample chooses steps of its own, times then having no gradient.
         noise: "diagonal": a Brownian motion for every unknown, `g` like `y`, and $g_i$ depends on $y_i$ alone;
             "scalar": one for all, `g` is `(B, ..., 1)`; "general": `m` of them, `g` is `(B, ..., m)`; "additive": the
             same, or like `y` with one for every unknown, and `g` does not depend on `y`.
@@ -100,10 +102,11 @@ def sdeint(
         name="sdeint", solver=solver, adjoint=adjoint, batched_args=batched_args, on_failure=on_failure
     )  # fmt: skip
     _check(solver, noise, calculus, adjoint)
+    _check_adaptive(solver, brownian, ts)
     y0 = pytree.tree_map(lambda leaf: leaf.contiguous() if isinstance(leaf, Tensor) else leaf, y0)
     layout = Layout(y0)
     driver = Driver(_source(brownian), layout, solver.area, ts)
-    field = partial(StochasticDynamics, diffusion=Diffusion(noise, layout), driver=driver)
+    field = partial(StochasticDynamics, diffusion=Diffusion(noise, layout), driver=driver, adapts=solver.adapts)
     return solve(equation(drift, diffusion), y0, ts, args, layout, options, Steps(), field)
 
 
@@ -136,6 +139,29 @@ def _check(solver: Any, noise: Any, calculus: Any, adjoint: PathAdjoint) -> None
             f"adjoint: got {adjoint!r}, expected Checkpointed() or Direct(), which differentiate the steps that were "
             "taken: another solve backward would be of another process"
         )
+
+
+def _check_adaptive(solver: SDESolver, brownian: Any, ts: Any) -> None:
+    """Refuses what only steps of a given size can do.
+
+    Raises:
+        ValueError: a path that is known at some steps, or times that want a gradient.
+    """
+    if not solver.adapts:
+        return
+    name = type(solver).__name__
+    if isinstance(brownian, Brownian) and brownian.base is not None:
+        raise ValueError(
+            f"brownian: got base={brownian.base!r} with {name}, which chooses its steps, expected none; try "
+            f"Brownian(seed=...), or {name}(dt=...)"
+        )
+    if isinstance(ts, Tensor) and torch.is_grad_enabled():
+        wanted = ts.requires_grad or (transforms.level(ts) >= 0 and not transforms.is_mapped(ts))
+        if wanted or torch.autograd.forward_ad.unpack_dual(ts).tangent is not None:
+            raise ValueError(
+                f"ts: got times that want a gradient with {name}, which chooses its steps by the noise, expected none; "
+                f"try ts.detach(), or {name}(dt=...)"
+            )
 
 
 def _source(brownian: Any) -> Brownian:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
+from torchimplicit.core.options import require
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.interpolant import EndOnly
-from torchimplicit.path.solver import PathSolver, Stepper
+from torchimplicit.path.solver import AdaptiveSolver, PathSolver, Stepper
 from torchimplicit.path.span import Span
 from torchimplicit.path.step import Stepped
+from torchimplicit.path.stepsize import PID, Fixed, require_dt
 from torchimplicit.sde.bridge import Increment
 from torchimplicit.sde.diffusion import NoiseKind
 from torchimplicit.sde.dynamics import NoisyField
@@ -63,3 +66,48 @@ class SDESolver(PathSolver):
             return Stepped(end, error, None, EndOnly(end))
 
         return step
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveSDESolver(SDESolver, AdaptiveSolver):
+    """Base of the methods that estimate their error: every sample chooses its steps by it, or `dt` says them.
+
+    What a rejected step has drawn of the noise is kept and divided, see `Stack`. The estimate is of one step; what it
+    leads to at the end of the path is for you to find out, by another tolerance.
+
+    Args:
+        rtol: see `AdaptiveSolver`.
+        atol: see `AdaptiveSolver`.
+        dt0: see `AdaptiveSolver`.
+        dt_min: see `AdaptiveSolver`.
+        control: see `AdaptiveSolver`; errors of steps with noise waver, so that this one has a memory.
+        max_steps: see `PathSolver`.
+        dt: size of the steps, the last one before an output being shorter where it does not fit; None chooses them.
+    """
+
+    rtol: float | Tensor = 1e-2
+    atol: float | Tensor = 1e-3
+    control: PID | Fixed = PID(proportional=0.4, integral=0.3, largest=5.0)
+    dt: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses impossible values."""
+        super().__post_init__()
+        require_dt(self)
+        once = self.dt is None or isinstance(self.control, PID)
+        require(self, "dt", once, "no dt beside control=Fixed(...), which says it already")
+
+    @property
+    def adapts(self) -> bool:
+        """See `PathSolver.adapts`."""
+        return self.dt is None and super().adapts
+
+    @property
+    def dt_given(self) -> float | None:
+        """See `PathSolver.dt_given`."""
+        return super().dt_given if self.dt is None else self.dt
+
+
+def root_of(h: Tensor) -> Tensor:
+    """The root of lengths of steps, to divide by; 1 for samples that stand still, whose step nobody looks at."""
+    return torch.where(h > 0, h, 1.0).sqrt()

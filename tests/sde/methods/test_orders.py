@@ -1,0 +1,127 @@
+"""Strong orders, measured on one path at several steps, against exact solutions or far finer steps."""
+
+from functools import lru_cache
+
+import pytest
+import torch
+
+import torchimplicit as ti
+from tests.sde.cases import D
+from torchimplicit import sde
+
+BATCH, COARSE, FINE, REFERENCE = 400, 4, 8, 12  # steps of 2^-4 to 2^-8
+UNIT = torch.tensor([0.0, 1.0], dtype=D)
+Y0 = 0.5 + 0.1 * torch.arange(3, dtype=D).expand(BATCH, 3)
+SOURCE = sde.Brownian(seed=5, base=2.0**-COARSE)
+A = torch.tensor([[0.0, 0.8, 0.0], [-0.2, 0.0, 0.5], [0.0, 0.0, 0.3]], dtype=D)
+ADDITIVE = torch.tensor([[0.5, 0.1], [0.0, 0.4], [0.2, -0.3]], dtype=D)
+M = torch.tensor([[[0, 0.5, 0], [0, 0, 0.4], [0.2, 0, 0]], [[0.3, 0, 0], [0.5, 0, 0], [0, 0.4, 0.1]]], dtype=D)
+ROWS = torch.tensor([[0.5, 0.2, 0.1], [0.1, -0.4, 0.3]], dtype=D)
+
+
+def nothing(t, y):
+    return torch.zeros_like(y)
+
+
+def brownian(channels):
+    noise = SOURCE.bind(torch.empty(BATCH, channels, dtype=D))
+    return sum(noise.increment(number, 2.0**-COARSE).W for number in range(2**COARSE))
+
+
+# Of each the noise, the Ito and the Stratonovich drift, the diffusion, and the end where that is known.
+PROBLEMS = {
+    "geometric": (
+        "diagonal", lambda t, y: 0.3 * y, lambda t, y: 0.12 * y, lambda t, y: 0.6 * y,
+        lambda: Y0 * torch.exp(0.12 + 0.6 * brownian(3)),
+    ),
+    "scalar, Jacobian not symmetric": (
+        "scalar", lambda t, y: 0.5 * y @ (A @ A).T, nothing, lambda t, y: (y @ A.T).unsqueeze(-1),
+        lambda: (torch.linalg.matrix_exp(A * brownian(1).unsqueeze(2)) @ Y0.unsqueeze(2)).squeeze(2),
+    ),
+    "diagonal that sees others": (
+        "diagonal", lambda t, y: -0.5 * y, lambda t, y: -0.5 * y, lambda t, y: 0.5 * y.roll(-1, 1).sin() + 0.6, None,
+    ),
+    "additive, of time": (
+        "additive", lambda t, y: (4 * y).sin(), lambda t, y: (4 * y).sin(),
+        lambda t, y: 2 * (1 + 0.5 * torch.sin(3 * t)).unsqueeze(2) * ADDITIVE, None,
+    ),
+    "general": (
+        "general", lambda t, y: 0.5 * y @ (M[0] @ M[0] + M[1] @ M[1]).T, nothing,
+        lambda t, y: torch.stack((y @ M[0].T, y @ M[1].T), -1), None,
+    ),
+    "commuting": (
+        "general", lambda t, y: 0.5 * y * ROWS.square().sum(0), nothing,
+        lambda t, y: y.unsqueeze(2) * ROWS.T, lambda: Y0 * torch.exp(brownian(2) @ ROWS),
+    ),
+}  # fmt: skip
+ORDERS = {
+    ("geometric", sde.EulerMaruyama): 0.5,
+    ("geometric", sde.Milstein): 1.0,
+    ("geometric", sde.SRID2): 1.5,
+    ("geometric", sde.Heun): 1.0,
+    ("geometric", sde.Midpoint): 1.0,
+    ("scalar, Jacobian not symmetric", sde.EulerMaruyama): 0.5,
+    ("scalar, Jacobian not symmetric", sde.Milstein): 1.0,
+    ("scalar, Jacobian not symmetric", sde.SRID2): 1.5,
+    ("scalar, Jacobian not symmetric", sde.Heun): 1.0,
+    ("scalar, Jacobian not symmetric", sde.Midpoint): 1.0,
+    ("diagonal that sees others", sde.EulerMaruyama): 0.5,
+    ("diagonal that sees others", sde.Heun): 0.5,
+    ("diagonal that sees others", sde.Midpoint): 0.5,
+    ("additive, of time", sde.EulerMaruyama): 1.0,
+    ("additive, of time", sde.Heun): 1.0,
+    ("additive, of time", sde.Midpoint): 1.0,
+    ("additive, of time", sde.SRA1): 1.5,
+    ("additive, of time", sde.ShARK): 1.5,
+    ("general", sde.EulerMaruyama): 0.5,
+    ("general", sde.Milstein): 0.5,
+    ("general", sde.Heun): 0.5,
+    ("general", sde.Midpoint): 0.5,
+    ("commuting", sde.EulerMaruyama): 0.5,
+    ("commuting", sde.Milstein): 1.0,
+    ("commuting", sde.Heun): 1.0,
+    ("commuting", sde.Midpoint): 1.0,
+}
+
+
+def end(problem, method, dt):
+    noise, ito, stratonovich, diffusion, _ = PROBLEMS[problem]
+    drift = ito if method.calculus == "ito" else stratonovich
+    options = {"noise": noise, "calculus": method.calculus, "brownian": SOURCE, "solver": method(dt=dt)}
+    return ti.sdeint(drift, diffusion, Y0, UNIT, **options).value[-1]
+
+
+@lru_cache
+def reference(problem):
+    noise, *_, exact = PROBLEMS[problem]
+    return end(problem, sde.ShARK if noise == "additive" else sde.Heun, 2.0**-REFERENCE) if exact is None else exact()
+
+
+@pytest.mark.parametrize(("problem", "method"), ORDERS, ids=lambda each: getattr(each, "__name__", each))
+def test_strong_order(problem, method):
+    level = torch.arange(COARSE, FINE + 1, dtype=D)
+    errors = [
+        (end(problem, method, 2.0**-k) - reference(problem)).square().sum(1).mean().sqrt() for k in level.tolist()
+    ]
+    error = torch.stack(errors).log2()
+    order = -((level - level.mean()) * error).sum() / (level - level.mean()).square().sum()
+    assert abs(order - ORDERS[problem, method]) < 0.1, f"{order:.3f}"
+
+
+def test_areas_are_worth_their_price():
+    """At steps of 1/16: a tenth of the error of Euler's, and less, where noise is small beside the drift."""
+    y0 = torch.linspace(-1, 1, 300, dtype=D).reshape(100, 3)
+
+    def end(method, dt):
+        return ti.sdeint(
+            lambda t, y: y.sin() - y, lambda t, y: torch.full_like(y, 0.4), y0, UNIT, noise="additive",
+            calculus=method.calculus, solver=method(dt=dt), brownian=SOURCE,
+        ).value[-1]  # fmt: skip
+
+    fine = end(sde.ShARK, 2.0**-REFERENCE)
+    error = {method: (end(method, 1 / 16) - fine).square().mean().sqrt() for method in (*EVERY,)}
+    assert error[sde.SRA1] < 0.1 * error[sde.EulerMaruyama]
+    assert error[sde.ShARK] < 0.1 * error[sde.EulerMaruyama]
+
+
+EVERY = (sde.EulerMaruyama, sde.SRA1, sde.ShARK)
