@@ -23,7 +23,7 @@ from torchimplicit.optim.control.solution import PLANS
 from torchimplicit.optim.projection.verdict import PROJECTIONS
 from torchimplicit.optim.quadprog.report import PROGRAMS
 from torchimplicit.path.report import BACKWARD_SOLVES, BACKWARD_STEPS, GIVEN_STEPS, PATHS
-from torchimplicit.sde.report import STEPS, WALKS
+from torchimplicit.sde.report import ADAPTIVE, STEPS
 from torchimplicit.solve.report import POINTS
 
 FAMILIES = {  # one that takes remedies over from another comes behind it
@@ -35,7 +35,7 @@ FAMILIES = {  # one that takes remedies over from another comes behind it
     "given steps": GIVEN_STEPS,
     "given steps back": BACKWARD_STEPS,
     "noisy steps": STEPS,
-    "noisy walks": WALKS,
+    "noisy adaptive steps": ADAPTIVE,
     "programs": PROGRAMS,
     "cones": CONES,
     "derivatives of cones": DERIVATIVES,
@@ -514,22 +514,22 @@ def wild(t, y):
     return 2 * y
 
 
-@case("noisy walks", Status.MAX_STEPS, "more max_steps")
+@case("noisy adaptive steps", Status.MAX_STEPS, "more max_steps")
 def _(follow):
     return wandering(wild, max_steps=5000 if follow else 20)
 
 
-@case("noisy walks", Status.MAX_STEPS, "a looser rtol or atol")
+@case("noisy adaptive steps", Status.MAX_STEPS, "a looser rtol or atol")
 def _(follow):
     return wandering(wild, rtol=0.1 if follow else 1e-3, atol=0.1 if follow else 1e-3, max_steps=100)
 
 
-@case("noisy walks", Status.STEP_TOO_SMALL, "a looser rtol or atol")
+@case("noisy adaptive steps", Status.STEP_TOO_SMALL, "a looser rtol or atol")
 def _(follow):
     return wandering(wild, rtol=0.5 if follow else 1e-4, atol=0.5 if follow else 1e-4, dt_min=1e-2)
 
 
-@case("noisy walks", Status.STEP_TOO_SMALL, "a smaller dt_min")
+@case("noisy adaptive steps", Status.STEP_TOO_SMALL, "a smaller dt_min")
 def _(follow):
     return wandering(wild, dt_min=0.0 if follow else 0.1)
 

@@ -11,7 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from torchimplicit.adjoint.quarantine import replaced, stand_ins, unmoved, warn_of_leak
+from torchimplicit.adjoint.quarantine import unmoved, warn_of_leak
+from torchimplicit.adjoint.stand_ins import replaced, stand_ins
 from torchimplicit.core import transforms
 from torchimplicit.core.independence import jolted
 from torchimplicit.core.status import Status

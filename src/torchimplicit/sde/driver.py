@@ -41,7 +41,7 @@ class Driver:
         self.rows: Tensor | None = None
         self._noise: Noise | None = None
         self._made: tuple[int, list[Increment]] = (0, [])
-        self._walk: dict[int, Increment] | None = None  # of steps that are chosen on the way, by number
+        self._drawn: dict[int, Increment] | None = None  # of steps that are chosen on the way, by number
 
     @property
     def seed(self) -> Seed:
@@ -63,7 +63,7 @@ class Driver:
         some = copy.copy(self)
         some.rows = rows if self.rows is None else self.rows[rows]
         some._noise = None if self._noise is None else self._noise.take(rows)
-        some._walk = None
+        some._drawn = None
         return some
 
     def prepare(self, channels: int) -> None:
@@ -73,12 +73,12 @@ class Driver:
         self._noise = noise if self.rows is None else noise.take(self.rows)
 
     def stack(self, t: Tensor) -> Stack:
-        """What draws for steps that are chosen on the way, from times `(B,)`; see `walk`."""
+        """What draws for steps that are chosen on the way, from times `(B,)`; see `follow`."""
         assert self._noise is not None
-        self._walk = {}
+        self._drawn = {}
         return Stack(self._noise, t)
 
-    def walk(self, number: int, path: Increment, keep: bool) -> None:
+    def follow(self, number: int, path: Increment, keep: bool) -> None:
         """Notes the noise of a step that a `stack` has drawn, for those who ask for it by its number.
 
         Args:
@@ -86,10 +86,10 @@ class Driver:
             path: over the step.
             keep: whether the steps before it shall be found again.
         """
-        assert self._walk is not None
+        assert self._drawn is not None
         if not keep:
-            self._walk.clear()
-        self._walk[number] = path
+            self._drawn.clear()
+        self._drawn[number] = path
 
     @contextmanager
     def ahead(self, first: int, h: Tensor) -> Iterator[None]:
@@ -108,8 +108,8 @@ class Driver:
 
     def increment(self, span: Span) -> Increment:
         """The path over a step. Normals are held: of lengths with a gradient, `W = sqrt(h) z` has one."""
-        if self._walk is not None:
-            return self._walk[span.number]
+        if self._drawn is not None:
+            return self._drawn[span.number]
         first, made = self._made
         if first <= span.number < first + len(made):
             return made[span.number - first]

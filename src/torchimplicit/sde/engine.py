@@ -7,8 +7,8 @@ from typing import Any
 from torchimplicit.path.engine import Engine
 from torchimplicit.path.loop import StepLoop
 from torchimplicit.path.solver import PathSolver
+from torchimplicit.sde.adaptive import AdaptiveLoop
 from torchimplicit.sde.loop import GridLoop
-from torchimplicit.sde.walk import WalkLoop
 
 
 class Steps(Engine):
@@ -16,4 +16,4 @@ class Steps(Engine):
 
     def loop(self, solver: PathSolver, *args: Any) -> StepLoop:
         """See `Engine.loop`."""
-        return WalkLoop(solver, *args) if solver.adapts else GridLoop(solver, *args)
+        return AdaptiveLoop(solver, *args) if solver.adapts else GridLoop(solver, *args)

@@ -99,7 +99,7 @@ class GridLoop(StepLoop):
             self.phase.add(step, before)
         state.t, state.y, state.number = spans[-1].stop, y, state.number + count
         self.attempts += count
-        self.quick += count
+        self.uncounted += count
         if landed:
             state.next = torch.full_like(state.next, landed + 1)
             self._see_next()

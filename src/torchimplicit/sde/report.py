@@ -31,7 +31,7 @@ STEPS = {
     ),
 }
 
-WALKS = {
+ADAPTIVE = {
     Status.MAX_STEPS: Remedy(
         "The steps were used up on the way: noise makes a path rough, and the tolerance asks for many.",
         ("more max_steps", "a looser rtol or atol"),
@@ -58,7 +58,7 @@ class StochasticReport(PathReport):
         seed: what repeats the noise, with the same solver and times: `brownian=report.seed`.
     """
 
-    table = WALKS
+    table = ADAPTIVE
     table_given: ClassVar[dict[Status, Remedy]] = STEPS
 
     seed: Seed = field(kw_only=True, repr=False)

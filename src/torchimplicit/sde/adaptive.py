@@ -18,7 +18,7 @@ from torchimplicit.sde.stack import Stack
 SHORTER = 0.99  # what a step may be of the one that was rejected, at most; see `stack.WHOLE`
 
 
-class WalkLoop(StepLoop):
+class AdaptiveLoop(StepLoop):
     """A solve whose noise is drawn as its steps want it, and kept where they are rejected; see `StepLoop`, `Stack`."""
 
     field: NoisyField
@@ -44,7 +44,7 @@ class WalkLoop(StepLoop):
         state.h = torch.where(moved | ~state.running, state.h, shorter)
         if self.phase is not None and state.number > number:  # made again, those who stay shall feel nothing
             went = moved.unsqueeze(1)
-            self.field.driver.walk(number, self.path.each(lambda part: torch.where(went, part, 0.0)), keep=True)
+            self.field.driver.follow(number, self.path.each(lambda part: torch.where(went, part, 0.0)), keep=True)
 
     def _stop_time(self) -> Tensor:
         """Where the next step ends, `(B,)`; its noise is drawn, or taken from what waits."""
@@ -53,7 +53,7 @@ class WalkLoop(StepLoop):
         stop = torch.where(state.running, tried.stop, state.t)
         state.h = torch.where(stop < wanted, stop - state.t, state.h)  # what waits was shorter
         self.path, self.stop = tried.path, stop
-        self.field.driver.walk(state.number, tried.path, keep=self.phase is not None)
+        self.field.driver.follow(state.number, tried.path, keep=self.phase is not None)
         return stop
 
     def _first_step(self, field: Any, slope: Tensor) -> Tensor:

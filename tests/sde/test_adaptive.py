@@ -28,14 +28,14 @@ def both(t, y, volatility):
     return torch.cat((volatility * y[:, :1], torch.ones_like(y[:, 1:])), 1).unsqueeze(2)
 
 
-def walk(batch, volatility, solver=ROUGH, **options):
+def solve(batch, volatility, solver=ROUGH, **options):
     options = {"noise": "scalar", "calculus": "stratonovich", "brownian": 1, **options}
     return ti.sdeint(falling, both, pair(batch), OUTPUTS, volatility, solver=solver, **options)
 
 
 def test_the_law_of_the_noise_under_heavy_rejection(monkeypatch):
     batch, volatility = 20_000, torch.tensor(2.0, dtype=D)
-    sol = walk(batch, volatility)
+    sol = solve(batch, volatility)
     assert sol.report.rejected.sum() > 0.25 * sol.report.steps.sum()
     w = sol.value[:, :, 1]
     check_normal(w[2])
@@ -48,7 +48,7 @@ def test_the_law_of_the_noise_under_heavy_rejection(monkeypatch):
             return super().propose(t, stop, running)
 
     monkeypatch.setattr(drivers, "Stack", Redrawn)
-    w = walk(4_000, volatility).value[2, :, 1]
+    w = solve(4_000, volatility).value[2, :, 1]
     assert w.mean() > 0.3
     assert w.var() < 0.4
     assert distance(w) * len(w) ** 0.5 > 10
@@ -58,7 +58,7 @@ def test_errors_follow_the_tolerance_whatever_the_volatility():
     volatility = torch.logspace(-1, 0.3, 200, dtype=D).unsqueeze(1)
     errors, evaluations = [], []
     for rtol in (1e-1, 1e-2):
-        sol = walk(200, volatility, sde.Heun(rtol=rtol, atol=0.1 * rtol))
+        sol = solve(200, volatility, sde.Heun(rtol=rtol, atol=0.1 * rtol))
         y, w = sol.value[2].unbind(1)
         exact = torch.exp(-0.5 + volatility.squeeze(1) * w)
         errors.append(((y - exact).square().mean() / exact.square().mean()).sqrt())
@@ -113,7 +113,7 @@ def test_statuses():
         return torch.where(((volatility > 1) & (t > 0.2)).unsqueeze(2), torch.nan, both(t, y, volatility))
 
     volatility = torch.tensor([[0.5], [2.0], [1.0]], dtype=D)
-    clean = walk(3, volatility.clamp_max(1))
+    clean = solve(3, volatility.clamp_max(1))
     options = {"noise": "scalar", "calculus": "stratonovich", "brownian": 1, "on_failure": "ignore"}
     sol = ti.sdeint(falling, spoilt, pair(3), OUTPUTS, volatility, solver=ROUGH, **options)
     assert sol.status.tolist() == [0, int(Status.NON_FINITE), 0]
@@ -127,28 +127,28 @@ def test_statuses():
     assert (sol.status == Status.STEP_TOO_SMALL).all()
     assert (sol.report.reached > 0.45).all()
     assert (sol.report.reached < 0.55).all()
-    late = walk(3, volatility, sde.Heun(rtol=1e-3, max_steps=20), on_failure="ignore")
+    late = solve(3, volatility, sde.Heun(rtol=1e-3, max_steps=20), on_failure="ignore")
     assert (late.status == Status.MAX_STEPS).all()
     with pytest.raises(ti.ConvergenceError, match="Try more max_steps, or a looser rtol or atol"):
-        walk(3, volatility, sde.Heun(rtol=1e-3, max_steps=20))
+        solve(3, volatility, sde.Heun(rtol=1e-3, max_steps=20))
 
 
-def test_options_change_the_walk():
+def test_options_change_the_steps():
     volatility = torch.tensor(1.0, dtype=D)
-    base = walk(4, volatility).report
-    assert walk(4, volatility, sde.Heun(rtol=0.1, atol=0.01, dt0=1e-4)).report.accepted.sum() != base.accepted.sum()
-    assert walk(4, volatility, sde.Heun(atol=1e-5)).report.accepted.sum() > base.accepted.sum()
-    assert walk(4, volatility, sde.Heun(dt=0.1)).report.accepted.tolist() == [10] * 4
-    assert not walk(4, volatility, sde.Heun(dt=0.1)).report.adapts
+    base = solve(4, volatility).report
+    assert solve(4, volatility, sde.Heun(rtol=0.1, atol=0.01, dt0=1e-4)).report.accepted.sum() != base.accepted.sum()
+    assert solve(4, volatility, sde.Heun(atol=1e-5)).report.accepted.sum() > base.accepted.sum()
+    assert solve(4, volatility, sde.Heun(dt=0.1)).report.accepted.tolist() == [10] * 4
+    assert not solve(4, volatility, sde.Heun(dt=0.1)).report.adapts
     own = torch.tensor([[1e-1], [1e-1], [1e-3], [1e-1]], dtype=D)
-    steps = walk(4, volatility, sde.Heun(rtol=own, atol=0.1 * own)).report.accepted
+    steps = solve(4, volatility, sde.Heun(rtol=own, atol=0.1 * own)).report.accepted
     assert steps[2] > 5 * steps[0]
 
 
 def test_what_only_given_steps_can_do_is_refused():
     volatility = torch.tensor(1.0, dtype=D)
     with pytest.raises(ValueError, match=r"base=0.5 with Heun, which chooses its steps.*Heun\(dt=...\)"):
-        walk(2, volatility, brownian=sde.Brownian(seed=1, base=0.5))
+        solve(2, volatility, brownian=sde.Brownian(seed=1, base=0.5))
     ts = OUTPUTS.clone().requires_grad_()
     options = {"noise": "scalar", "calculus": "stratonovich", "brownian": 1, "solver": ROUGH}
     with pytest.raises(ValueError, match=r"ts: got times that want a gradient.*ts.detach\(\)"):
@@ -158,4 +158,4 @@ def test_what_only_given_steps_can_do_is_refused():
     with pytest.raises(ValueError, match="no dt beside control"):
         sde.Heun(dt=0.1, control=ti.Fixed(0.1))
     with pytest.raises(ValueError, match="below the rounding of the state"):
-        walk(2, volatility, sde.Heun(rtol=1e-30, atol=0.0))
+        solve(2, volatility, sde.Heun(rtol=1e-30, atol=0.0))
