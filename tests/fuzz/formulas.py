@@ -28,6 +28,7 @@ class Formula:
         dtype: that the library gets.
         look: `(solution, *tensors) -> words` of what else is wrong, or "".
         condition: by which rounding may be magnified, `(B,)` or a number.
+        unit: of what the answer is a difference of, `(B,)`: its own rounding, too, is no fault.
         slope: the function's largest, where it is known: a gradient is a difference of terms of that size.
         accuracy: what is promised beyond rounding, relative; as the condition.
         options: `on_failure` among them, where there is one.
@@ -42,6 +43,7 @@ class Formula:
     cotangent: torch.Tensor
     look: object = lambda solution, *tensors: ""
     condition: object = 1.0
+    unit: object = 0.0
     slope: float = 0.0
     accuracy: object = 0.0
     options: dict = field(default_factory=lambda: {"on_failure": "ignore"})
@@ -86,10 +88,12 @@ def _compared(formula, given, solution, arrived):
     play = ROUNDINGS * torch.finfo(formula.dtype).eps * torch.as_tensor(formula.condition) + formula.accuracy
     play = play.expand(len(got)).nan_to_num(torch.inf)
     size = expected.detach().flatten(1).abs().amax(1)
+    rounding = ROUNDINGS * torch.finfo(formula.dtype).eps * torch.as_tensor(formula.unit).expand(len(got))
+    rounding = rounding + torch.finfo(formula.dtype).tiny
     faults = []
     for b in torch.nonzero(arrived).flatten().tolist():
         error = float((got[b] - expected[b]).detach().abs().max())
-        if not error <= float(play[b]) * float(size[b]) + torch.finfo(formula.dtype).tiny:
+        if not error <= float(play[b]) * float(size[b]) + float(rounding[b]):
             faults.append(silent(f"off by {error:.3g} of {float(size[b]):.3g}", b))
     if faults or not solution.value.requires_grad:
         return faults

@@ -127,6 +127,6 @@ def sets(dice, known):
     title = f"{name}, scale {s:.3g}, {far} away, {batch} x {n}, {dtype}"
     formula = Formula(
         title, function, lambda solution, x, r: exact(x, r), [x, r], dtype, dice.normal(batch, n),
-        condition=10 * far + 10, slope=1.0,
+        condition=10 * far + 10, unit=x.abs().amax(1), slope=1.0,
     )  # fmt: skip
     return title, lambda: play(formula)
