@@ -4,6 +4,11 @@ from tests.mutants.mutant import Mutant
 
 MUTANTS = [
     Mutant(
+        "optim/quadprog/repeats.py", "bounds of zero have no rounding",
+        "equal = equal | ((crossed > 0) & (crossed <= _ROUNDING * reach))", "pass",
+        "tests/optim/quadprog/test_repeats.py",
+    ),
+    Mutant(
         "optim/quadprog/qp.py", "what stands in for no numbers is as good as solved",
         "outcome.point.sure = False", "pass",
         "tests/optim/quadprog/test_qp.py::test_what_is_no_number_gets_no_gradient_from_function_transforms_either",

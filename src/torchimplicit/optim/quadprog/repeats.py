@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from torchimplicit.optim.quadprog.program import Program, times
+from torchimplicit.optim.quadprog.units import Units
 from torchimplicit.optim.quadprog.verdict import TOLERANCE
 
 _SAME = 1e-13
+_ROUNDING = 1e-15
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,9 @@ class Repeats:
         crossed = lower - upper
         size = torch.maximum(lower.abs(), upper.abs())
         equal = (crossed > 0) & (crossed <= TOLERANCE * size)  # both are met, by the verdict on either
+        if bool((crossed > 0).any()):  # or bounds are zero but for rounding of what a point makes of the row
+            reach = times(program.rows.abs(), Units.of(program).z)
+            equal = equal | ((crossed > 0) & (crossed <= _ROUNDING * reach))
         lower = torch.where(equal, upper, lower)
         apart = (lower > upper).gather(1, leader)  # a contradiction: left as it is
         leading = leader == number
