@@ -33,7 +33,7 @@ class GridLoop(StepLoop):
         ts = self.state.ts
         self.shared = self.observer is None and ts.shape[1] > 0 and (ts.shape[1] == 1 or ts.stride(1) == 0)
         self.grid = Grid(ts, self.dt)
-        self.blind = Grid(ts[:, :1], self.dt) if self.shared else None
+        self.together = Grid(ts[:, :1], self.dt) if self.shared else None
 
     def begin(self) -> None:
         """See `StepLoop.begin`.
@@ -52,8 +52,8 @@ class GridLoop(StepLoop):
 
     def run(self) -> int:
         """See `StepLoop.run`."""
-        if self.blind is not None:
-            self._hurry(self.blind)
+        if self.together is not None:
+            self._run_together(self.together)
         return super().run()
 
     def _free_stop(self) -> Tensor:
@@ -63,7 +63,7 @@ class GridLoop(StepLoop):
     def _stop_time(self) -> Tensor:
         return self._free_stop()
 
-    def _hurry(self, grid: Grid) -> None:
+    def _run_together(self, grid: Grid) -> None:
         """Makes steps of all samples without looking, as long as all goes well."""
         state = self.state
         landings = {number: place for place, number in enumerate(grid.counts.flatten().tolist())}
