@@ -133,7 +133,7 @@ class Noise(Draws):
         root, found = h.sqrt().view(-1, 1, 1), []
         for purpose in (normals.PATH, normals.AREA)[: 1 + self.area]:
             room = self._ahead[purpose]
-            fits = room is not None and first % 2 == 0 and len(room) == len(h)
+            fits = room is not None and first % 2 == len(h) % 2 == 0 and len(room) == len(h)  # words are for two
             steps = self._steps.normals(purpose, first, len(h), room if fits else None)
             self._ahead[purpose] = steps
             found.append(steps.mul_(root if purpose == normals.PATH else root / math.sqrt(12)).unbind())

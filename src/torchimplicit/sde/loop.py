@@ -14,6 +14,7 @@ from torchimplicit.path.record import Outputs, Step
 from torchimplicit.path.span import Span
 from torchimplicit.sde.dynamics import NoisyField
 from torchimplicit.sde.grid import Grid
+from torchimplicit.sde.solver import SDESolver
 from torchimplicit.sde.steps import LONGEST
 
 NUMBERS = 2**16  # of states that wait to be looked at
@@ -27,6 +28,7 @@ class GridLoop(StepLoop):
     """
 
     field: NoisyField
+    solver: SDESolver
 
     def __init__(self, *args: Any):
         super().__init__(*args)
@@ -71,7 +73,7 @@ class GridLoop(StepLoop):
             return
         total, size = max(landings), max(1, state.y.numel())
         while self.all_running and self.attempts < self.limit and state.number < total:
-            count = min(LONGEST, max(2, NUMBERS // size), total - state.number, self.limit - self.attempts)
+            count = min(LONGEST, max(2, NUMBERS // size // 2 * 2), total - state.number, self.limit - self.attempts)
             if not self._many(grid, count, landings):
                 return
         if self.all_running and state.number == total:
@@ -82,16 +84,16 @@ class GridLoop(StepLoop):
         state, y, made, landed = self.state, self.state.y, [], 0
         self.field.prepare(state.t, y)
         spans, h = self._spans(grid, count)
-        with self.field.driver.ahead(state.number, h):
-            for span in spans:
-                end = self.step(self.field, span, y, None).y
-                place = landings.get(span.number + 1)
-                if place is not None:
-                    landed = place
-                    self._write(place, end)
-                if self.phase is not None:
-                    made.append((Step(span.start, span.stop, True, self._all_at(place), span.number), y))
-                y = end
+        sizes = h.to(y.dtype).view(-1, 1, 1).expand(-1, len(y), 1).unbind()
+        for span, size, path in zip(spans, sizes, self.field.driver.increments(spans, h), strict=True):
+            end, _ = self.solver.advance(self.field, span, size, y, path)
+            place = landings.get(span.number + 1)
+            if place is not None:
+                landed = place
+                self._write(place, end)
+            if self.phase is not None:
+                made.append((Step(span.start, span.stop, True, self._all_at(place), span.number), y))
+            y = end
         if not math.isfinite(float(y.sum())) and not bool(y.isfinite().all()):
             return False
         for step, before in made:
