@@ -123,6 +123,11 @@ class Noise(Draws):
         step = kept.steps[number - kept.first]
         return step if level is not None else scaled(*step, _length(h))
 
+    @property
+    def at_once(self) -> int:
+        """How many steps are best made at a time, an even number."""
+        return self._steps.count
+
     def increments(self, first: int, h: Tensor) -> list[Increment]:
         """The path over consecutive steps, as `increment` gives it, in tensors that the next call writes over.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Self
 
 import torch
@@ -88,16 +89,20 @@ class Driver:
             self._drawn.clear()
         self._drawn[number] = path
 
-    def increments(self, spans: list[Span], h: Tensor) -> list[Increment]:
-        """The paths over consecutive steps, made at once, in tensors that the next call writes over.
+    def increments(self, spans: list[Span], h: Tensor) -> Iterator[Increment]:
+        """The paths over consecutive steps, some made at once, in tensors that are written over by those behind them.
 
         Args:
             spans: of the steps, the same for all samples.
             h: their lengths, `(K,)`.
         """
         if self._noise is None or self.source.base is not None:
-            return [self.increment(span) for span in spans]
-        return self._noise.increments(spans[0].number, h.to(self._noise.dtype))
+            yield from map(self.increment, spans)
+            return
+        h, first = h.to(self._noise.dtype), spans[0].number
+        for some in h.split(self._noise.at_once):
+            yield from self._noise.increments(first, some)
+            first += len(some)
 
     def increment(self, span: Span) -> Increment:
         """The path over a step. Normals are held: of lengths with a gradient, `W = sqrt(h) z` has one."""

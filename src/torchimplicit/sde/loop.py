@@ -17,8 +17,6 @@ from torchimplicit.sde.grid import Grid
 from torchimplicit.sde.solver import SDESolver
 from torchimplicit.sde.steps import LONGEST
 
-NUMBERS = 2**16  # of states that wait to be looked at
-
 
 class GridLoop(StepLoop):
     """A solve whose steps end on a `Grid`; see `StepLoop`.
@@ -71,9 +69,9 @@ class GridLoop(StepLoop):
         landings = {number: place for place, number in enumerate(grid.counts.flatten().tolist())}
         if len(landings) < len(grid.ts):  # the last time is repeated
             return
-        total, size = max(landings), max(1, state.y.numel())
+        total = max(landings)
         while self.all_running and self.attempts < self.limit and state.number < total:
-            count = min(LONGEST, max(2, NUMBERS // size // 2 * 2), total - state.number, self.limit - self.attempts)
+            count = min(LONGEST, total - state.number, self.limit - self.attempts)
             if not self._many(grid, count, landings):
                 return
         if self.all_running and state.number == total:
