@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchimplicit.core import explicit
 from torchimplicit.core.explicit import Bound
+from torchimplicit.core.independence import jolted
 from torchimplicit.path.field.dynamics import Dynamics, Field, MappedDynamics
 from torchimplicit.path.span import Span
 from torchimplicit.sde.bridge import Increment
@@ -171,7 +172,10 @@ class StochasticDynamics(Dynamics):
 
         def first(t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             f, g = self.evaluate_first(partial(value, equation, t, y), y, tensors if audit else None)
-            return layout.flatten(f), diffusion.flatten(g)
+            f, g = layout.flatten(f), diffusion.flatten(g)
+            if diffusion.noise == "additive":
+                diffusion.check_additive(g, diffusion.flatten(value(noise, t, jolted(y, 0.1))))
+            return f, g
 
         def both(t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             f, g = value(equation, t, y)

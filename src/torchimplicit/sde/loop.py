@@ -71,7 +71,9 @@ class GridLoop(StepLoop):
             return
         total = max(landings)
         while self.all_running and self.attempts < self.limit and state.number < total:
-            count = min(LONGEST, total - state.number, self.limit - self.attempts)
+            left = min(total - state.number, self.limit - self.attempts)
+            count = -(-left // -(-left // LONGEST))  # as many each time, so that the noise's room fits again
+            count = min(count + count % 2, left)
             if not self._many(grid, count, landings):
                 return
         if self.all_running and state.number == total:
