@@ -58,6 +58,17 @@ def path(**options):
     assert y0.grad.isfinite().all()
 
 
+def noisy(solver):
+    y0, ts = torch.ones(3, 2, dtype=D, requires_grad=True), torch.tensor([0.0, 0.5, 1.0], dtype=D)
+    kind = "additive" if "diagonal" not in solver.kinds else "diagonal"
+    diffusion = (lambda t, y: torch.full_like(y, 0.1)) if kind == "additive" else (lambda t, y: 0.1 * y)
+    options = {"noise": kind, "calculus": solver.calculus, "brownian": 1, "on_failure": "ignore"}
+    solution = ti.sdeint(lambda t, y: -y, diffusion, y0, ts, solver=solver, **options)
+    solution.value.sum().backward()
+    assert solution.value.isfinite().all()
+    assert y0.grad.isfinite().all()
+
+
 def point(**options):
     x = torch.ones(3, 2, dtype=D, requires_grad=True)
     solution = ti.fixed_point(lambda z, x: 0.5 * torch.cos(z) + x, torch.zeros_like(x), x, **options)
@@ -88,6 +99,7 @@ def noise(source):
 
 
 USES = {  # by the base of what is given, the more special first
+    sde.SDESolver: noisy,
     ti.ode.PathSolver: lambda given: path(solver=given, on_failure="ignore"),
     ti.ode.PathAdjoint: lambda given: path(adjoint=given, on_failure="ignore"),
     ti.PID: lambda given: path(solver=ti.Tsit5(control=given)),

@@ -43,6 +43,17 @@ def test_a_sample_is_the_same_in_any_batch(width, batch, number, base, level, si
 
 
 @quick
+@given(first=st.integers(0, 9), count=st.integers(1, 9), area=st.booleans(), width=widths)
+def test_steps_made_at_once_are_those_made_one_by_one(first, count, area, width):
+    noise = Brownian(seed=5).bind(like(3, width), area=area)
+    h = torch.linspace(0.1, 0.5, count, dtype=D)
+    for number in (first, first + count, 2 * first):  # in tensors that are written over
+        made = noise.increments(number, h)
+        assert all(same(each, noise.increment(number + k, h[k])) for k, each in enumerate(made))
+    assert len(made) == count
+
+
+@quick
 @given(width=widths, order=st.permutations(range(12)), first=numbers, base=st.sampled_from([None, 0.25]))
 def test_a_step_is_the_same_whenever_it_is_asked_for(width, order, first, base):
     def new():

@@ -30,6 +30,17 @@ def test_times_of_everybody_are_those_of_each(batch, dtype, solver):
     assert each.report.steps.tolist() == [100] * (batch + 1)
 
 
+def test_large_states_are_made_some_steps_at_a_time():
+    """As many as fit, in pairs, whose noise is one word: of an odd number too, at the end of a solve."""
+    y0 = torch.linspace(-1, 1, 20_000, dtype=torch.float64).reshape(20, 1000)
+    for steps in (1, 2, 3, 5, 7, 8):
+        ts = torch.tensor([0.0, steps / 8], dtype=torch.float64)
+        options = {"solver": sde.EulerMaruyama(dt=1 / 8), "brownian": 3}
+        together = ti.sdeint(drift, diffusion, y0, ts, **options)
+        each = ti.sdeint(drift, diffusion, y0, ts.unsqueeze(1).repeat(1, 20), **options)
+        assert torch.equal(together.value, each.value)
+
+
 def test_one_read_for_many_steps(monkeypatch):
     reads = []
     monkeypatch.setattr(torch.Tensor, "__float__", lambda self: reads.append(1) or self.item())

@@ -73,8 +73,11 @@ def test_states_of_any_shape_and_dtype():
     def channels(t, y):
         return pytree.tree_map(lambda leaf: torch.stack((leaf, 2 * leaf, 0 * leaf), -1), y)
 
-    for options in ({}, {"noise": "additive"}):
-        found = ti.sdeint(minus, minus, y0, torch.tensor([0.0, 1.0]), solver=EULER, brownian=1, **options)
+    def ones(t, y):
+        return pytree.tree_map(torch.ones_like, y)
+
+    for noise, diffusion in (("diagonal", minus), ("additive", ones)):
+        found = ti.sdeint(minus, diffusion, y0, torch.tensor([0.0, 1.0]), noise=noise, solver=EULER, brownian=1)
         assert pytree.tree_all(lambda leaf: leaf.isfinite().all(), found.value)
         for leaf, first in zip(pytree.tree_leaves(found.value), pytree.tree_leaves(y0), strict=True):
             assert leaf.shape == (2, *first.shape)
@@ -242,6 +245,8 @@ def test_bad_input_is_named():
     refused("the drift returned shape", f=lambda t, y: y[:, :1])
     refused("diffusion: got the structure", g=lambda t, y: (y,))
     refused("diffusion: got a float", TypeError, g=lambda t, y: 0.1)
+    refused("noise: got 'additive' with .* depends on the state.*try noise='diagonal'", noise="additive")
+    refused("try noise='general'", noise="additive", g=lambda t, y: y.unsqueeze(2))
     refused("noise: got 'brown', expected one of 'diagonal'", noise="brown")
     refused("calculus: got 'it', expected", calculus="it")
     refused(r"converges to the 'ito' process.*to_ito\(drift, diffusion, 'diagonal'\)", calculus="stratonovich")

@@ -123,6 +123,11 @@ class Noise(Draws):
         step = kept.steps[number - kept.first]
         return step if level is not None else scaled(*step, _length(h))
 
+    @property
+    def at_once(self) -> int:
+        """How many steps are best made at a time, an even number."""
+        return self._steps.count
+
     def increments(self, first: int, h: Tensor) -> list[Increment]:
         """The path over consecutive steps, as `increment` gives it, in tensors that the next call writes over.
 
@@ -133,7 +138,7 @@ class Noise(Draws):
         root, found = h.sqrt().view(-1, 1, 1), []
         for purpose in (normals.PATH, normals.AREA)[: 1 + self.area]:
             room = self._ahead[purpose]
-            fits = room is not None and first % 2 == 0 and len(room) == len(h)
+            fits = room is not None and first % 2 == len(h) % 2 == 0 and len(room) == len(h)  # words are for two
             steps = self._steps.normals(purpose, first, len(h), room if fits else None)
             self._ahead[purpose] = steps
             found.append(steps.mul_(root if purpose == normals.PATH else root / math.sqrt(12)).unbind())

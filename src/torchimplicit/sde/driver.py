@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Self
 
 import torch
@@ -40,7 +39,6 @@ class Driver:
             seeds_of_samples(type(source).__name__, self.seed, layout.batch, layout.device)
         self.rows: Tensor | None = None
         self._noise: Noise | None = None
-        self._made: tuple[int, list[Increment]] = (0, [])
         self._drawn: dict[int, Increment] | None = None  # of steps that are chosen on the way, by number
 
     @property
@@ -91,28 +89,25 @@ class Driver:
             self._drawn.clear()
         self._drawn[number] = path
 
-    @contextmanager
-    def ahead(self, first: int, h: Tensor) -> Iterator[None]:
-        """The paths over the next steps are made at once, for as long as the steps are.
+    def increments(self, spans: list[Span], h: Tensor) -> Iterator[Increment]:
+        """The paths over consecutive steps, some made at once, in tensors that are written over by those behind them.
 
         Args:
-            first: number of the first of them.
+            spans: of the steps, the same for all samples.
             h: their lengths, `(K,)`.
         """
-        if self._noise is not None and self.source.base is None:
-            self._made = (first, self._noise.increments(first, h.to(self._noise.dtype)))
-        try:
-            yield
-        finally:
-            self._made = (0, [])
+        if self._noise is None or self.source.base is not None:
+            yield from map(self.increment, spans)
+            return
+        h, first = h.to(self._noise.dtype), spans[0].number
+        for some in h.split(self._noise.at_once):
+            yield from self._noise.increments(first, some)
+            first += len(some)
 
     def increment(self, span: Span) -> Increment:
         """The path over a step. Normals are held: of lengths with a gradient, `W = sqrt(h) z` has one."""
         if self._drawn is not None:
             return self._drawn[span.number]
-        first, made = self._made
-        if first <= span.number < first + len(made):
-            return made[span.number - first]
         noise = self._noise
         assert noise is not None
         h = span.h.to(noise.dtype)

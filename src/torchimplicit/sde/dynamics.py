@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchimplicit.core import explicit
 from torchimplicit.core.explicit import Bound
+from torchimplicit.core.independence import jolted
 from torchimplicit.path.field.dynamics import Dynamics, Field, MappedDynamics
 from torchimplicit.path.span import Span
 from torchimplicit.sde.bridge import Increment
@@ -165,25 +166,28 @@ class StochasticDynamics(Dynamics):
         if rows is not None:
             layout, diffusion, driver = layout.of_batch(len(rows)), diffusion.of_batch(len(rows)), driver.take(rows)
 
-        def values(t: Tensor, y: Tensor, *parts: Callable) -> list[Any]:
+        def value(function: Callable, t: Tensor, y: Tensor) -> Any:
             t = t if t.dtype is self.time_dtype else t.to(self.time_dtype)
-            t, y = t.view(self.time_shape), layout.unflatten(y)
-            return [part(t, y) for part in parts]
+            return function(t.view(self.time_shape), layout.unflatten(y))
 
         def first(t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            f, g = self.evaluate_first(partial(values, t, y, drift, noise), y, tensors if audit else None)
-            return layout.flatten(f), diffusion.flatten(g)
+            f, g = self.evaluate_first(partial(value, equation, t, y), y, tensors if audit else None)
+            f, g = layout.flatten(f), diffusion.flatten(g)
+            if diffusion.noise == "additive":
+                diffusion.check_additive(g, diffusion.flatten(value(noise, t, jolted(y, 0.1))))
+            return f, g
 
         def both(t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            f, g = values(t, y, drift, noise)
+            f, g = value(equation, t, y)
             return layout.flatten(f), diffusion.flatten(g)
 
         with self.explicit.bind(tensors, keep_buffers) as bound, self.autocast.off():
             parts: Any = bound.f
             drift, noise = (self.autocast.around(Bound(part, bound.args)) for part in parts.args)
+            equation = self.autocast.around(bound)
             yield NoisyField(
-                lambda t, y: layout.flatten(*values(t, y, drift)),
-                lambda t, y: diffusion.flatten(*values(t, y, noise)),
+                lambda t, y: layout.flatten(value(drift, t, y)),
+                lambda t, y: diffusion.flatten(value(noise, t, y)),
                 both, driver, first if looks else None,
             )  # fmt: skip
 

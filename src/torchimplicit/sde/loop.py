@@ -14,9 +14,8 @@ from torchimplicit.path.record import Outputs, Step
 from torchimplicit.path.span import Span
 from torchimplicit.sde.dynamics import NoisyField
 from torchimplicit.sde.grid import Grid
+from torchimplicit.sde.solver import SDESolver
 from torchimplicit.sde.steps import LONGEST
-
-NUMBERS = 2**16  # of states that wait to be looked at
 
 
 class GridLoop(StepLoop):
@@ -27,13 +26,14 @@ class GridLoop(StepLoop):
     """
 
     field: NoisyField
+    solver: SDESolver
 
     def __init__(self, *args: Any):
         super().__init__(*args)
         ts = self.state.ts
         self.shared = self.observer is None and ts.shape[1] > 0 and (ts.shape[1] == 1 or ts.stride(1) == 0)
         self.grid = Grid(ts, self.dt)
-        self.blind = Grid(ts[:, :1], self.dt) if self.shared else None
+        self.together = Grid(ts[:, :1], self.dt) if self.shared else None
 
     def begin(self) -> None:
         """See `StepLoop.begin`.
@@ -52,8 +52,8 @@ class GridLoop(StepLoop):
 
     def run(self) -> int:
         """See `StepLoop.run`."""
-        if self.blind is not None:
-            self._hurry(self.blind)
+        if self.together is not None:
+            self._run_together(self.together)
         return super().run()
 
     def _free_stop(self) -> Tensor:
@@ -63,15 +63,17 @@ class GridLoop(StepLoop):
     def _stop_time(self) -> Tensor:
         return self._free_stop()
 
-    def _hurry(self, grid: Grid) -> None:
+    def _run_together(self, grid: Grid) -> None:
         """Makes steps of all samples without looking, as long as all goes well."""
         state = self.state
         landings = {number: place for place, number in enumerate(grid.counts.flatten().tolist())}
         if len(landings) < len(grid.ts):  # the last time is repeated
             return
-        total, size = max(landings), max(1, state.y.numel())
+        total = max(landings)
         while self.all_running and self.attempts < self.limit and state.number < total:
-            count = min(LONGEST, max(2, NUMBERS // size), total - state.number, self.limit - self.attempts)
+            left = min(total - state.number, self.limit - self.attempts)
+            count = -(-left // -(-left // LONGEST))  # as many each time, so that the noise's room fits again
+            count = min(count + count % 2, left)
             if not self._many(grid, count, landings):
                 return
         if self.all_running and state.number == total:
@@ -82,16 +84,16 @@ class GridLoop(StepLoop):
         state, y, made, landed = self.state, self.state.y, [], 0
         self.field.prepare(state.t, y)
         spans, h = self._spans(grid, count)
-        with self.field.driver.ahead(state.number, h):
-            for span in spans:
-                end = self.step(self.field, span, y, None).y
-                place = landings.get(span.number + 1)
-                if place is not None:
-                    landed = place
-                    self._write(place, end)
-                if self.phase is not None:
-                    made.append((Step(span.start, span.stop, True, self._all_at(place), span.number), y))
-                y = end
+        sizes = h.to(y.dtype).view(-1, 1, 1).expand(-1, len(y), 1).unbind()
+        for span, size, path in zip(spans, sizes, self.field.driver.increments(spans, h), strict=True):
+            end, _ = self.solver.advance(self.field, span, size, y, path)
+            place = landings.get(span.number + 1)
+            if place is not None:
+                landed = place
+                self._write(place, end)
+            if self.phase is not None:
+                made.append((Step(span.start, span.stop, True, self._all_at(place), span.number), y))
+            y = end
         if not math.isfinite(float(y.sum())) and not bool(y.isfinite().all()):
             return False
         for step, before in made:

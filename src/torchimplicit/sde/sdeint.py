@@ -83,8 +83,8 @@ def sdeint(
         ConvergenceError: some sample did not arrive (with `on_failure="raise"`); carries the solution.
         CaptureError: a function depends on a tensor that requires grad and is neither argument nor parameter.
         TypeError: state or times are not floating, or a function returns another dtype.
-        ValueError: the times do not increase, a function returns another structure or shape, or the solver is not for
-            this noise or this calculus.
+        ValueError: the times do not increase, a function returns another structure or shape, the solver is not for this
+            noise or this calculus, or "additive" noise depends on the state.
 
     Examples:
         >>> import torch, torchimplicit as ti

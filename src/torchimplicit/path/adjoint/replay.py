@@ -34,11 +34,14 @@ class Remade(NamedTuple):
 
 def remake(call: PathCall, field: Field, starts: Tensor, stops: Tensor, y: Tensor, ts: Tensor) -> Iterator[Remade]:
     """All steps again, in one graph; arguments as those of `whole`."""
-    stepper = call.solver.stepper(y, graph=True)
+    stepper, ties = call.solver.stepper(y, graph=True), transforms.differentiating((ts,))
+    # One read by the host for all steps, where it may look: most are steps of everybody.
+    some_stay = [True] * len(stops) if transforms.level(stops) >= 0 else (stops <= starts).any(1).tolist()
     for number, (before, after) in enumerate(zip(starts.unbind(), stops.unbind(), strict=True)):
-        span = Span.of(tied(before, ts), tied(after, ts), number)
+        start, stop = (tied(each, ts) for each in (before, after)) if ties else (before, after)
+        span = Span.of(start, stop, number)
         done = stepper(field, span, y, None)
-        end = torch.where((after > before).unsqueeze(1), done.y, y)
+        end = torch.where((after > before).unsqueeze(1), done.y, y) if some_stay[number] else done.y
         yield Remade(before, after, span, done, y, end)
         y = end
 
@@ -55,19 +58,37 @@ def whole(call: PathCall, starts: Tensor, stops: Tensor, y0: Tensor, ts: Tensor,
         tensors: the explicit tensors.
     """
     y, values = y0, [y0, *[None] * (len(ts) - 1)]
-    everybody = torch.arange(len(y0), device=y0.device)
+    everybody, places = torch.arange(len(y0), device=y0.device), _places_within(stops, ts)
     with call.bind(ts, call.unshared(tensors)) as field, torch.enable_grad():
-        for step in remake(call, field, starts, stops, y0, ts):
-            within = (ts > step.before) & (ts <= step.after)
-            for place in relevant(within, 1):
+        for number, step in enumerate(remake(call, field, starts, stops, y0, ts)):
+            for place in places.get(number, ()) if places is not None else range(1, len(ts)):
+                within = (ts[place] > step.before) & (ts[place] <= step.after)
                 theta = step.theta(ts[place])
                 value, other = step.done.inside.at(theta, everybody), values[place]
-                values[place] = torch.where(within[place].unsqueeze(1), value, step.y if other is None else other)
+                values[place] = torch.where(within.unsqueeze(1), value, step.y if other is None else other)
             y = step.end
         reached = stops[-1] if len(stops) else ts[0]
         held = [y if value is None else value for value in values]
         late = (ts > reached).unsqueeze(2)
         return torch.where(late, y, torch.stack(held))
+
+
+def _places_within(stops: Tensor, ts: Tensor) -> dict[int, list[int]] | None:
+    """Which output times but the first, by place, lie within some sample's step, by its number; None if unknown.
+
+    Args:
+        stops: times after every step, `(S, B)`; inside a transform the host cannot look.
+        ts: output times, `(T, B)`.
+    """
+    if transforms.level(stops) >= 0 or transforms.level(ts) >= 0:
+        return None
+    found: dict[int, list[int]] = {}
+    if len(stops) and len(ts) > 1:
+        number = torch.searchsorted(stops.cummax(0).values.T.contiguous(), ts.detach()[1:].T.contiguous())
+        place = torch.arange(1, len(ts), device=ts.device).expand_as(number)
+        for key in torch.unique(number * len(ts) + place).tolist():
+            found.setdefault(key // len(ts), []).append(key % len(ts))
+    return found
 
 
 def note_lost(call: PathCall, starts: Tensor, stops: Tensor, y0: Tensor, ts: Tensor, tensors: Sequence[Tensor]) -> None:
