@@ -124,13 +124,13 @@ MUTANTS = [
         "tests/adjoint/test_coupled.py::test_features_taken_for_samples_are_refused",
     ),
     Mutant(
-        "adjoint/stand_ins.py", "equal rows tell whose they are",
+        "adjoint/replacement.py", "equal rows tell whose they are",
         "_perturbed(tensors[i].detach()[rows], nonfinite)",
         "tensors[i].detach()[rows]",
         "tests/adjoint/test_quarantine.py::test_a_shared_tensor_of_no_slope_keeps_its_second_derivative",
     ),
     Mutant(
-        "adjoint/stand_ins.py", "nobody asks for derivatives by a row",
+        "adjoint/replacement.py", "nobody asks for derivatives by a row",
         "if _has_gradient(new[i]) and _depends(evaluate, new, i, nonfinite):",
         "if False:",
         "tests/adjoint/test_quarantine.py::test_a_shared_tensor_that_changes_no_value_keeps_its_gradient",

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoint.call import Adjoint, Lent, PointCall, PointRecord
-from torchimplicit.adjoint.stand_ins import column, replaced, stand_ins
+from torchimplicit.adjoint.replacement import column, replaced, stand_ins
 from torchimplicit.core import transforms
 from torchimplicit.core.independence import jolted, noise
 from torchimplicit.core.problem import Problem, Residual

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoint.quarantine import unmoved, warn_of_leak
-from torchimplicit.adjoint.stand_ins import replaced, stand_ins
+from torchimplicit.adjoint.replacement import replaced, stand_ins
 from torchimplicit.core import transforms
 from torchimplicit.core.independence import jolted
 from torchimplicit.core.status import Status
