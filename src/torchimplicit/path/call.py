@@ -103,6 +103,10 @@ class PathCall(Call):
             )
         if y0.shape[0] > 1:
             self._check_samples(y0.detach(), ts.detach(), slope, tensors)
+        if self.engine.looks:
+            with torch.no_grad(), self.bind(ts.detach(), self.unshared(tensors)) as field:
+                self.engine.look(self.solver, field, y0.detach(), ts.detach(), self.record.report)
+            self.record.report.nfev += field.nfev
         return values
 
     @contextmanager

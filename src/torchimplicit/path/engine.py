@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torchimplicit.path.loop import StepLoop
 from torchimplicit.path.query import Query
 from torchimplicit.path.record import Outputs, Step
 from torchimplicit.path.remake import make_step
+from torchimplicit.path.report import PathReport
 from torchimplicit.path.solver import PathSolver
 
 T = TypeVar("T")
@@ -47,6 +48,8 @@ class PhaseBackward:
 class Engine:
     """Makes steps one at a time, each by the host."""
 
+    looks: ClassVar[bool] = False
+
     def forward(self, solve: Callable[[Engine, Sequence[Tensor]], T], tensors: Sequence[Tensor]) -> T:
         """Solves.
 
@@ -55,6 +58,17 @@ class Engine:
             tensors: these.
         """
         return solve(self, tensors)
+
+    def look(self, solver: PathSolver, field: Field, y0: Tensor, ts: Tensor, report: PathReport) -> None:
+        """Looks at a field once a solve, if it `looks`, and tells the report what it saw.
+
+        Args:
+            solver: the method.
+            field: bound, beside the solve.
+            y0: the start, `(B, n)`.
+            ts: times, `(T, B)`.
+            report: of the solve.
+        """
 
     def loop(self, *args: Any) -> StepLoop:
         """The loop over the steps of a phase; arguments as those of `StepLoop`."""

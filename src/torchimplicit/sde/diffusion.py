@@ -71,23 +71,6 @@ class Diffusion:
                 "Brownian motions drive all leaves; try zeros for channels that do not reach a leaf"
             )
 
-    def check_additive(self, g: Tensor, elsewhere: Tensor) -> None:
-        """Refuses a diffusion that depends on the state: methods for additive noise would come to another process.
-
-        Args:
-            g: at some states.
-            elsewhere: at others.
-
-        Raises:
-            ValueError: they differ.
-        """
-        if not torch.equal(g, elsewhere) and bool((g.isfinite() & elsewhere.isfinite() & (g != elsewhere)).any()):
-            kind = "diagonal" if g.dim() == 2 else "general"
-            raise ValueError(
-                "noise: got 'additive' with a diffusion that depends on the state, expected one of time and arguments "
-                f"alone; try noise={kind!r}"
-            )
-
     def _fits(self, got: torch.Size, state: torch.Size) -> bool:
         behind = got[: len(state)] == state and len(got) == len(state) + 1 and got[-1] > 0
         if self.noise == "diagonal":

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from torchimplicit.core import explicit
 from torchimplicit.core.explicit import Bound
-from torchimplicit.core.independence import jolted
 from torchimplicit.path.field.dynamics import Dynamics, Field, MappedDynamics
 from torchimplicit.path.span import Span
 from torchimplicit.sde.bridge import Increment
@@ -138,7 +137,7 @@ class StochasticDynamics(Dynamics):
 
     def report(self, *args: Any, **kwargs: Any) -> StochasticReport:
         """See `Dynamics.report`."""
-        return StochasticReport(*args, **kwargs, seed=self.driver.seed)
+        return StochasticReport(*args, **kwargs, seed=self.driver.seed, noise=self.diffusion.noise)
 
     def check(self, value: Any) -> None:
         """Refuses what drift and diffusion must not return."""
@@ -172,10 +171,7 @@ class StochasticDynamics(Dynamics):
 
         def first(t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             f, g = self.evaluate_first(partial(value, equation, t, y), y, tensors if audit else None)
-            f, g = layout.flatten(f), diffusion.flatten(g)
-            if diffusion.noise == "additive":
-                diffusion.check_additive(g, diffusion.flatten(value(noise, t, jolted(y, 0.1))))
-            return f, g
+            return layout.flatten(f), diffusion.flatten(g)
 
         def both(t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             f, g = value(equation, t, y)

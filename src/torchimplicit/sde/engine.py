@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
+
+from torch import Tensor
 
 from torchimplicit.path.engine import Engine
+from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.loop import StepLoop
+from torchimplicit.path.report import PathReport
 from torchimplicit.path.solver import PathSolver
 from torchimplicit.sde.adaptive import AdaptiveLoop
+from torchimplicit.sde.dynamics import NoisyField
 from torchimplicit.sde.loop import GridLoop
+from torchimplicit.sde.report import StochasticReport
+from torchimplicit.sde.solver import SDESolver
+from torchimplicit.sde.structure import sees_state, structure_of
+
+PART = 0.382  # of the way, where the structure is looked at: at its ends a coefficient may be zero
 
 
 class Steps(Engine):
     """Makes them one at a time, of a given size or chosen on the way; see `Engine`."""
+
+    looks: ClassVar[bool] = True
+
+    def look(self, solver: PathSolver, field: Field, y0: Tensor, ts: Tensor, report: PathReport) -> None:
+        """Finds the structure of the noise and the order that follows; see `Engine.look`, `structure_of`.
+
+        Raises:
+            ValueError: additive noise depends on the state.
+        """
+        assert isinstance(solver, SDESolver)
+        assert isinstance(field, NoisyField)
+        assert isinstance(report, StochasticReport)
+        diffusion = partial(field.diffusion, ts[0] + PART * (ts[-1] - ts[0]))
+        if report.noise == "additive" and y0.numel() and sees_state(diffusion, y0):
+            kind = "diagonal" if diffusion(y0).dim() == 2 else "general"
+            raise ValueError(
+                "noise: got 'additive' with a diffusion that depends on the state, expected one of time and arguments "
+                f"alone; try noise={kind!r}"
+            )
+        if solver.adapts:
+            return
+        if solver.strong.get("commuting") != solver.strong.get("general"):
+            report.structure = structure_of(report.noise, diffusion, y0)
+        report.strong_order = solver.strong[report.structure]
 
     def loop(self, solver: PathSolver, *args: Any) -> StepLoop:
         """See `Engine.loop`."""

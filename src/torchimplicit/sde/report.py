@@ -7,7 +7,13 @@ from typing import ClassVar
 
 from torchimplicit.core.status import Remedy, Status
 from torchimplicit.path.report import PathReport
+from torchimplicit.sde.diffusion import NoiseKind
 from torchimplicit.sde.seeds import Seed
+from torchimplicit.sde.structure import Structure
+
+SAID: dict[NoiseKind, Structure] = {
+    "additive": "additive", "scalar": "commuting", "diagonal": "commuting", "general": "general",
+}  # fmt: skip
 
 STEPS = {
     Status.MAX_STEPS: Remedy(
@@ -56,9 +62,32 @@ class StochasticReport(PathReport):
 
     Attributes:
         seed: what repeats the noise, with the same solver and times: `brownian=report.seed`.
+        noise: of which kind it was said to be.
+        structure: what orders depend on: "additive"; "commuting", columns of the diffusion commute, which those of
+            diagonal noise do where `g_i` depends on `y_i` alone; "general". What was said of the noise, but where the
+            solver's order depends on it the diffusion is looked at, once, near the start: general noise is not
+            believed to be worse than it is there, nor diagonal noise to be better.
+        strong_order: that errors of paths have in the size of the steps, by solver and structure; None for steps that
+            were chosen on the way.
     """
 
     table = ADAPTIVE
     table_given: ClassVar[dict[Status, Remedy]] = STEPS
 
     seed: Seed = field(kw_only=True, repr=False)
+    noise: NoiseKind = field(kw_only=True)
+    structure: Structure = field(init=False)
+    strong_order: float | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        """Believes what was said of the noise."""
+        self.structure = SAID[self.noise]
+
+    def __str__(self) -> str:
+        """See `PathReport`; with the order to expect where noise is not what it was said to be."""
+        if self.noise != "diagonal" or self.structure != "general":
+            return super().__str__()
+        return (
+            f"{super().__str__()}; strong order {self.strong_order}: diagonal noise, but coefficients depend on other "
+            "unknowns than their own"
+        )

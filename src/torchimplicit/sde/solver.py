@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -18,6 +19,7 @@ from torchimplicit.path.stepsize import PID, Fixed, require_dt
 from torchimplicit.sde.bridge import Increment
 from torchimplicit.sde.diffusion import NoiseKind
 from torchimplicit.sde.dynamics import NoisyField
+from torchimplicit.sde.structure import Structure
 
 Calculus = Literal["ito", "stratonovich"]
 EVERY: tuple[NoiseKind, ...] = ("diagonal", "scalar", "additive", "general")
@@ -32,12 +34,14 @@ class SDESolver(PathSolver):
 
     Attributes:
         calculus: of the process that it converges to.
+        strong: its strong order for noise of every structure, see `StochasticReport.structure`.
         kinds: the noise that it is for.
         area: whether it asks for the space-time area of the noise.
     """
 
     stops_at_outputs: ClassVar[bool] = True  # between its ends the path of a step is not known
     calculus: ClassVar[Calculus]
+    strong: ClassVar[Mapping[Structure, float]]
     kinds: ClassVar[tuple[NoiseKind, ...]] = EVERY
     area: ClassVar[bool] = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from torchimplicit.sde.bridge import Increment
 from torchimplicit.sde.diffusion import driven
 from torchimplicit.sde.dynamics import NoisyField
 from torchimplicit.sde.solver import Calculus, SDESolver
+from torchimplicit.sde.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,7 @@ class EulerMaruyama(SDESolver, FixedSolver):
     """
 
     order: ClassVar[int] = 1
+    strong: ClassVar[Mapping[Structure, float]] = {"additive": 1.0, "commuting": 0.5, "general": 0.5}
     calculus: ClassVar[Calculus] = "ito"
 
     def advance(

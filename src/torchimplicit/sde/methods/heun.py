@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from torchimplicit.sde.bridge import Increment
 from torchimplicit.sde.diffusion import driven
 from torchimplicit.sde.dynamics import NoisyField
 from torchimplicit.sde.solver import AdaptiveSDESolver, Calculus
+from torchimplicit.sde.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,7 @@ class Heun(AdaptiveSDESolver):
     """
 
     order: ClassVar[int] = 1
+    strong: ClassVar[Mapping[Structure, float]] = {"additive": 1.0, "commuting": 1.0, "general": 0.5}
     calculus: ClassVar[Calculus] = "stratonovich"
 
     def advance(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from torchimplicit.sde.bridge import Increment
 from torchimplicit.sde.diffusion import NoiseKind, driven, integral
 from torchimplicit.sde.dynamics import NoisyField
 from torchimplicit.sde.solver import Calculus, SDESolver
+from torchimplicit.sde.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,7 @@ class ShARK(SDESolver, FixedSolver):
     """
 
     order: ClassVar[int] = 2
+    strong: ClassVar[Mapping[Structure, float]] = {"additive": 1.5}
     calculus: ClassVar[Calculus] = "ito"
     kinds: ClassVar[tuple[NoiseKind, ...]] = ("additive",)
     area: ClassVar[bool] = True

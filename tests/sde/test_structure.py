@@ -1,0 +1,197 @@
+"""Whether the noise is what it was said to be, and the order that a report states for it."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from torch import nn
+
+import torchimplicit as ti
+from tests.sde.cases import D
+from torchimplicit import sde
+from torchimplicit.sde.structure import moved, sees_state, structure_of
+
+HALVES = (torch.bfloat16, torch.float16)
+DTYPES = some.sampled_from([torch.float64, torch.float32, *HALVES])
+TIMES = torch.tensor([0.0, 1.0], dtype=D)
+# What unknowns do each for itself; the last ones cancel, far above what they leave.
+ALONE = [
+    lambda y: 0.6 * y,
+    lambda y: y.tanh() + 0.3,
+    lambda y: (1 + y * y).sqrt(),
+    lambda y: y.abs().sqrt(),
+    lambda y: (100 + y).square() - (99 + y).square(),
+    lambda y: 0.3 * (y.exp() - y.exp() * (1 - 1e-3)),
+]
+
+
+def drawn(seed, *shape, dtype=D):
+    return torch.randn(*shape, dtype=D, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def units_of(seed, n, dtype):
+    spread = 2 if dtype in HALVES else 8
+    return torch.ldexp(torch.ones(n, dtype=dtype), torch.randint(-spread, spread + 1, (n,), generator=seeded(seed)))
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+CASE = {"seed": some.integers(0, 10**6), "batch": some.integers(1, 5), "n": some.integers(2, 40), "dtype": DTYPES}
+
+
+@settings(max_examples=60, deadline=None)
+@given(each=some.sampled_from(ALONE), **CASE)
+def test_unknowns_that_go_their_own_ways_are_believed(each, seed, batch, n, dtype):
+    unit = units_of(seed, n, dtype)
+    g = lambda y: unit * each(y / unit)  # noqa: E731
+    assert structure_of("diagonal", g, unit * drawn(seed, batch, n, dtype=dtype)) == "commuting"
+
+
+@settings(max_examples=60, deadline=None)
+@given(each=some.sampled_from(ALONE[:3]), shift=some.integers(1, 39), **CASE)
+def test_an_unknown_that_sees_another_is_seen_in_every_unit(each, shift, seed, batch, n, dtype):
+    unit = units_of(seed, n, dtype)
+    g = lambda y: unit * (each(y / unit) + (y / unit).roll(1 + shift % (n - 1), 1))  # noqa: E731
+    assert structure_of("diagonal", g, unit * drawn(seed, batch, n, dtype=dtype)) == "general"
+
+
+@settings(max_examples=60, deadline=None)
+@given(m=some.integers(2, 4), **CASE)
+def test_columns_that_commute_are_seen_to_in_every_unit(m, seed, batch, n, dtype):
+    unit, rows = units_of(seed, n, dtype), drawn(seed + 1, n, m, dtype=dtype)
+    g = lambda y: y.unsqueeze(2) * rows  # noqa: E731
+    assert structure_of("general", g, unit * drawn(seed, batch, n, dtype=dtype)) == "commuting"
+
+
+@settings(max_examples=60, deadline=None)
+@given(m=some.integers(2, 4), **CASE)
+def test_polynomials_of_one_matrix_commute_and_random_matrices_do_not(m, seed, batch, n, dtype):
+    if dtype in HALVES:  # sums of many numbers leave too little of them
+        dtype = torch.float32
+    n, unit = 2 + n % 5, units_of(seed, 2 + n % 5, dtype)
+    one, y = drawn(seed + 1, n, n) / math.sqrt(n), unit * drawn(seed, batch, n, dtype=dtype)
+    powers = torch.stack([torch.linalg.matrix_power(one, k) for k in range(m)]).to(dtype)
+    others = drawn(seed + 2, m, n, n, dtype=dtype)
+
+    def of(matrices):
+        return lambda y: unit.unsqueeze(1) * torch.einsum("kij,bj->bik", matrices, y / unit)
+
+    assert structure_of("general", of(powers), y) == "commuting"
+    assert structure_of("general", of(others), y) == "general"
+
+
+@settings(max_examples=60, deadline=None)
+@given(each=some.sampled_from(ALONE[:4]), **CASE)
+def test_additive_noise_that_sees_the_state_is_seen(each, seed, batch, n, dtype):
+    each = each if dtype not in HALVES else ALONE[0]  # eight roundings of which are more than the others change
+    unit = units_of(seed, n, dtype)
+    y = unit * drawn(seed, batch, n, dtype=dtype)
+    assert sees_state(lambda y: unit * each(y / unit), y)
+    assert not sees_state(lambda y: unit * each(torch.ones_like(y)) + 0 * y, y)
+    assert not sees_state(lambda y: y.softmax(1).sum(1, keepdim=True).expand_as(y), y)
+
+
+def test_moved_states_stay_where_coefficients_are_defined():
+    y = torch.tensor([[0.9, 0.1, 1e-8], [0.0, 0.0, 0.0], [0.5, 0.0, 1e9]], dtype=D)
+    there = moved(y)
+    assert (there >= 0).all()
+    assert (there[0] < y[0]).all()
+    assert (there != y).all()
+    assert structure_of("diagonal", lambda y: (y * (1 - y)).sqrt() * y.sum(1, keepdim=True), y[:1]) == "general"
+
+
+def test_nothing_is_made_of_what_is_not_finite_or_has_no_derivative():
+    y = torch.ones(2, 3, dtype=D)
+    for kind, g in (("diagonal", lambda y: y * torch.nan), ("general", lambda y: y.unsqueeze(2) * torch.inf)):
+        assert structure_of(kind, lambda y, g=g: g(y).expand(*g(y).shape), y) == "commuting"
+    assert not sees_state(lambda y: y * torch.nan, y)
+    assert structure_of("diagonal", lambda y: torch.ones_like(y), y) == "commuting"
+    assert structure_of("diagonal", lambda y: y.sum(1, keepdim=True).detach().expand_as(y), y) == "commuting"
+    torch.manual_seed(0)
+    assert not sees_state(lambda y: nn.functional.dropout(torch.ones_like(y)), y[:1].expand(40, 3))
+
+
+def solve(solver, diffusion, noise, y0, **options):
+    options = {"calculus": solver.calculus, "brownian": 3, **options}
+    return ti.sdeint(lambda t, y: -y, diffusion, y0, TIMES, solver=solver, noise=noise, **options).report
+
+
+Y0 = torch.linspace(-1, 1.5, 6, dtype=D).view(2, 3)
+TURNS = drawn(7, 2, 3, 3)
+WHAT = {
+    "alone": ("diagonal", lambda t, y: t * y.sin()),
+    "others": ("diagonal", lambda t, y: t * y.roll(1, 1)),  # nothing at the first time
+    "additive": ("additive", lambda t, y: (1 + t) * torch.ones_like(y)),
+    "scalar": ("scalar", lambda t, y: y.roll(1, 1).unsqueeze(2)),
+    "commuting": ("general", lambda t, y: y.unsqueeze(2) * TURNS[0, :, :2]),
+    "general": ("general", lambda t, y: torch.einsum("kij,bj->bik", TURNS, y)),
+}
+HALF = dict.fromkeys(WHAT, 0.5) | {"additive": 1.0}
+ONE = dict.fromkeys(WHAT, 1.0) | {"others": 0.5, "general": 0.5}
+EXPECTED = {
+    sde.EulerMaruyama: HALF,
+    sde.Milstein: ONE,
+    sde.Heun: ONE,
+    sde.Midpoint: ONE,
+    sde.SRID2: {"alone": 1.5, "others": 0.5, "scalar": 1.5},
+    sde.SRA1: {"additive": 1.5},
+    sde.ShARK: {"additive": 1.5},
+}
+
+
+@pytest.mark.parametrize("method", EXPECTED, ids=lambda each: each.__name__)
+def test_the_order_that_a_report_states(method):
+    """`methods/test_orders.py` measures them."""
+    for what, order in EXPECTED[method].items():
+        noise, diffusion = WHAT[what]
+        report = solve(method(dt=0.5), diffusion, noise, Y0)
+        assert report.strong_order == order, what
+        if what == "others" and method is not sde.EulerMaruyama:
+            assert "; strong order 0.5: diagonal noise, but coefficients depend on other unknowns" in str(report)
+        else:
+            assert "strong order" not in str(report)
+
+
+def test_steps_that_are_chosen_have_no_order():
+    assert solve(sde.Heun(rtol=0.1), WHAT["alone"][1], "diagonal", Y0).strong_order is None
+
+
+def test_what_a_look_costs():
+    """An evaluation and two products; two evaluations of additive noise; nothing where no order depends on it."""
+    for what, solver, cost in (
+        ("alone", sde.EulerMaruyama(), 0), ("alone", sde.Heun(dt=1.0), 1), ("general", sde.Heun(dt=1.0), 1),
+        ("additive", sde.Heun(dt=1.0), 2), ("scalar", sde.Heun(dt=1.0), 0),
+    ):  # fmt: skip
+        noise, diffusion = WHAT[what]
+        nfev = solve(solver, diffusion, noise, Y0).nfev
+        steps = 2 * (2 if isinstance(solver, sde.Heun) else 1)
+        asked = 2 if what in ("general", "additive") else 0  # how many channels there are
+        assert nfev - steps - asked - cost == 4, (what, nfev)  # and twice both, whether samples are independent
+
+
+def test_a_look_leaves_gradients_and_transforms_as_they_are():
+    noise, diffusion = WHAT["others"]
+
+    def end(y):
+        options = {"solver": sde.Heun(dt=0.5), "calculus": "stratonovich", "brownian": 3, "noise": noise}
+        return ti.sdeint(lambda t, y: -y, diffusion, y, TIMES, **options).value[-1]
+
+    y0 = Y0.clone().requires_grad_()
+    (plain,) = torch.autograd.grad(end(y0).sum(), y0)
+    assert torch.allclose(torch.func.grad(lambda y: end(y).sum())(Y0), plain, rtol=1e-12)
+    assert torch.allclose(torch.vmap(end)(torch.stack((Y0, 2 * Y0)))[0], end(Y0), rtol=1e-12)
+    assert torch.func.jacrev(end)(Y0).shape == (2, 3, 2, 3)
+    with torch.inference_mode():
+        assert torch.equal(end(Y0), end(y0).detach())
+
+
+def test_additive_noise_that_depends_on_the_state_is_refused():
+    for g, other in ((lambda t, y: t * y, "diagonal"), (lambda t, y: y.unsqueeze(2), "general")):
+        for solver in (sde.EulerMaruyama(), sde.SRA1(), sde.Heun(rtol=0.1)):
+            with pytest.raises(ValueError, match=f"'additive' with a diffusion that depends .*try noise='{other}'"):
+                solve(solver, g, "additive", Y0)
+        assert solve(sde.EulerMaruyama(), g, other, Y0).converged
