@@ -66,9 +66,12 @@ ORDERS = {
     ("scalar, Jacobian not symmetric", sde.Heun): 1.0,
     ("scalar, Jacobian not symmetric", sde.Midpoint): 1.0,
     ("diagonal that sees others", sde.EulerMaruyama): 0.5,
+    ("diagonal that sees others", sde.Milstein): 0.5,
+    ("diagonal that sees others", sde.SRID2): 0.5,
     ("diagonal that sees others", sde.Heun): 0.5,
     ("diagonal that sees others", sde.Midpoint): 0.5,
     ("additive, of time", sde.EulerMaruyama): 1.0,
+    ("additive, of time", sde.Milstein): 1.0,
     ("additive, of time", sde.Heun): 1.0,
     ("additive, of time", sde.Midpoint): 1.0,
     ("additive, of time", sde.SRA1): 1.5,
@@ -84,11 +87,15 @@ ORDERS = {
 }
 
 
-def end(problem, method, dt):
+def solved(problem, method, dt):
     noise, ito, stratonovich, diffusion, _ = PROBLEMS[problem]
     drift = ito if method.calculus == "ito" else stratonovich
     options = {"noise": noise, "calculus": method.calculus, "brownian": SOURCE, "solver": method(dt=dt)}
-    return ti.sdeint(drift, diffusion, Y0, UNIT, **options).value[-1]
+    return ti.sdeint(drift, diffusion, Y0, UNIT, **options)
+
+
+def end(problem, method, dt):
+    return solved(problem, method, dt).value[-1]
 
 
 @lru_cache
@@ -106,6 +113,7 @@ def test_strong_order(problem, method):
     error = torch.stack(errors).log2()
     order = -((level - level.mean()) * error).sum() / (level - level.mean()).square().sum()
     assert abs(order - ORDERS[problem, method]) < 0.1, f"{order:.3f}"
+    assert solved(problem, method, 1.0).report.strong_order == ORDERS[problem, method]
 
 
 def test_areas_are_worth_their_price():
