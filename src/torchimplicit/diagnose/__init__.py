@@ -7,6 +7,7 @@ from torchimplicit.diagnose.gradient_check import GradientCheck, check_gradient
 from torchimplicit.diagnose.graph import GradientGraph, Node, gradient_graph
 from torchimplicit.diagnose.memory import Memory, memory
 from torchimplicit.diagnose.spectrum import spectral_radius
+from torchimplicit.diagnose.stochastic import PathError, strong_error, weak_error
 
 __all__ = [
     "Certificate",
@@ -15,10 +16,13 @@ __all__ = [
     "GradientGraph",
     "Memory",
     "Node",
+    "PathError",
     "certify",
     "check_gradient",
     "convergence",
     "gradient_graph",
     "memory",
     "spectral_radius",
+    "strong_error",
+    "weak_error",
 ]
