@@ -116,7 +116,8 @@ def strong_error(
 
     Examples:
         >>> import torch, torchimplicit as ti
-        >>> found = ti.diagnose.strong_error(
+        >>> from torchimplicit import diagnose
+        >>> found = diagnose.strong_error(
         ...     lambda t, y: 0.1 * y, lambda t, y: 0.5 * y, torch.ones(500, 1, dtype=torch.float64),
         ...     torch.tensor([0.0, 1.0], dtype=torch.float64), solver=ti.sde.EulerMaruyama(dt=0.125))
         >>> abs(found.order - 0.5) < 0.15
