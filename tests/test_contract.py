@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import torchimplicit as ti
+from torchimplicit import sde
 from torchimplicit.optim import projection
 from torchimplicit.testing import (
     CASES,
@@ -13,6 +14,7 @@ from torchimplicit.testing import (
     check_path_adjoint,
     check_path_solver,
     check_projection,
+    check_sde_solver,
     check_solver,
     check_transforms,
 )
@@ -136,6 +138,16 @@ PATHS = [
 @pytest.mark.parametrize(("method", "case"), PATHS, ids=lambda each: getattr(each, "__name__", ""))
 def test_path_solver(method, case):
     check_path_solver(method(), case)
+
+
+SDE_SOLVERS = [
+    sde.EulerMaruyama(), sde.Milstein(), sde.SRID2(), sde.Heun(dt=1.0), sde.Midpoint(), sde.SRA1(), sde.ShARK(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("solver", SDE_SOLVERS, ids=lambda each: type(each).__name__)
+def test_sde_solver(solver):
+    check_sde_solver(solver)
 
 
 @pytest.mark.parametrize("adjoint", [ti.Checkpointed(2), ti.Checkpointed(), ti.Direct(), ti.Reversible()], ids=str)

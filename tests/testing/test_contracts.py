@@ -4,11 +4,19 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
+import torch
 
 import torchimplicit as ti
+from torchimplicit import sde
 from torchimplicit.ode import ExplicitRK, FixedSolver, Tableau
 from torchimplicit.optim import projection
-from torchimplicit.testing import check_minimiser, check_path_adjoint, check_path_solver, check_projection
+from torchimplicit.testing import (
+    check_minimiser,
+    check_path_adjoint,
+    check_path_solver,
+    check_projection,
+    check_sde_solver,
+)
 
 RALSTON = Tableau(c=(0.0, 2 / 3), a=((), (2 / 3,)), b=(0.25, 0.75))
 
@@ -108,3 +116,43 @@ def test_a_minimiser_that_stops_early_is_noticed():
 def test_a_projection_that_is_none_is_noticed(project, text):
     with pytest.raises((AssertionError, RuntimeError), match=text):
         check_projection(project)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wrong(sde.EulerMaruyama):
+    """Of the other calculus, in silence."""
+
+    calculus: ClassVar[str] = "stratonovich"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proud(sde.EulerMaruyama):
+    strong: ClassVar[dict[str, float]] = {"additive": 1.0, "commuting": 1.0, "general": 0.5}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharing(sde.EulerMaruyama):
+    def advance(self, sde, span, h, y, path):
+        return super().advance(sde, span, h, y, path)[0] + 0 * y.sum(), None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing(sde.EulerMaruyama):
+    """Draws its own noise, once more in every step."""
+
+    def advance(self, sde, span, h, y, path):
+        return super().advance(sde, span, h, y, path)[0] + 1e-9 * torch.randn_like(y), None
+
+
+@pytest.mark.parametrize(
+    ("solver", "text"),
+    [
+        (Wrong(), r"strong order -?0\.\d+ of noise diagonal, 0.5 is stated"),
+        (Proud(), r"strong order 0\.\d+ of noise diagonal, 1.0 is stated"),
+        (Sharing(), "samples depend on their batch mates"),
+        (Drawing(), "a seed does not repeat its path"),
+    ],
+)
+def test_what_is_wrong_with_a_solver_of_stochastic_paths_is_noticed(solver, text):
+    with pytest.raises(AssertionError, match=text):
+        check_sde_solver(solver)

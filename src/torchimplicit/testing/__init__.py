@@ -2,8 +2,8 @@
 
 A third-party solver is checked by `check_solver(MySolver())`, an adjoint by `check_adjoint(MyAdjoint())`, a linear
 solver by `check_linear_solver`, a path solver by `check_path_solver`, an adjoint of paths by `check_path_adjoint`, a
-solver that goes down an energy by `check_minimiser`, a projection by `check_projection`; each raises `AssertionError`
-naming what does not hold.
+solver of stochastic paths by `check_sde_solver`, one that goes down an energy by `check_minimiser`, a projection by
+`check_projection`; each raises `AssertionError` naming what does not hold.
 """
 
 from torchimplicit.testing.adjoints import check_adjoint, check_transforms
@@ -15,6 +15,7 @@ from torchimplicit.testing.path_adjoints import check_path_adjoint
 from torchimplicit.testing.path_solvers import check_path_solver
 from torchimplicit.testing.paths import PathCase
 from torchimplicit.testing.projections import check_projection
+from torchimplicit.testing.sde_solvers import SDECase, check_sde_solver
 from torchimplicit.testing.solvers import check_independence, check_solver
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Case",
     "MonotoneCell",
     "PathCase",
+    "SDECase",
     "check_adjoint",
     "check_independence",
     "check_linear_solver",
@@ -29,6 +31,7 @@ __all__ = [
     "check_path_adjoint",
     "check_path_solver",
     "check_projection",
+    "check_sde_solver",
     "check_solver",
     "check_transforms",
 ]
