@@ -37,6 +37,7 @@ def solve(
     options: Options,
     engine: Engine,
     field: Callable[..., Dynamics] = Dynamics,
+    made: Callable[..., PathSolution] = PathSolution,
 ) -> PathSolution:
     """Solves along a path, differentiably.
 
@@ -49,6 +50,7 @@ def solve(
         options: how.
         engine: makes the steps.
         field: makes `f` a field of flat states; takes what `Dynamics` does.
+        made: makes the solution; takes what `PathSolution` does.
     """
     solver, batch_dims = options.solver, options.batch_dims
     ts, backward = check_times(ts, layout)
@@ -75,7 +77,7 @@ def solve(
     gate.leave(rows, result)
     report = call.record.report
     found, outputs = _found(result, dynamics, report, options.dense), ts.detach().expand(-1, layout.batch)
-    solution = PathSolution(own(stacked(layout, rows)), report, ts=outputs, **found)
+    solution = made(own(stacked(layout, rows)), report, ts=outputs, **found)
     react(report, options.on_failure, solution)
     return solution
 

@@ -13,6 +13,7 @@ from torchimplicit.sde.methods.sra1 import SRA1
 from torchimplicit.sde.methods.srid2 import SRID2
 from torchimplicit.sde.report import StochasticReport
 from torchimplicit.sde.sdeint import sdeint
+from torchimplicit.sde.solution import StochasticSolution
 from torchimplicit.sde.solver import SDESolver
 from torchimplicit.sde.stack import Stack, Tried
 from torchimplicit.sde.tree import PathInTree, Tree
@@ -34,6 +35,7 @@ __all__ = [
     "ShARK",
     "Stack",
     "StochasticReport",
+    "StochasticSolution",
     "Tree",
     "Tried",
     "bridge",

@@ -21,6 +21,8 @@ from torchimplicit.sde.report import StochasticReport
 
 Part = Callable[[Tensor, Tensor], Tensor]  # of times (B,) and states (B, n)
 Pair = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Value = Callable[..., Any]  # of times, states, and the number of a part of the equation, what it returns
+WHOLE = -1  # all parts
 
 
 class NoisyField(Field):
@@ -34,7 +36,12 @@ class NoisyField(Field):
         both: drift and diffusion.
         driver: the noise of these samples.
         first: both at the first states that are asked for, looked at closely; None where no one has to look.
+
+    Attributes:
+        control: what multiplies the noise in a divergence, `(B, m)`; None where nobody asks for it.
     """
+
+    control: Part | None = None
 
     def __init__(self, drift: Part, diffusion: Part, both: Pair, driver: Driver, first: Pair | None = None):
         super().__init__(self._side_by_side)
@@ -98,6 +105,7 @@ class StochasticDynamics(Dynamics):
 
     form: ClassVar[str] = "drift(t, y, *args) or diffusion(t, y, *args)"
     joint: ClassVar[str] = "the same, a batch of one"
+    pathwise: bool = False  # whether the noise is wanted in a divergence; see `RelativeDynamics`
 
     def __init__(
         self,
@@ -117,8 +125,9 @@ class StochasticDynamics(Dynamics):
             raise ValueError("ts: got decreasing times, expected increasing ones: noise is not known before its time")
         super().__init__(equation, y0, args, batch_dims, batched_args)
         self.diffusion, self.driver, self.adapts = diffusion, driver, adapts
-        if driver.layout.width and diffusion.channels is not None:
-            driver.prepare(diffusion.channels)
+        channels = Diffusion(diffusion.noise, self.layout).channels
+        if driver.layout.width and channels is not None:
+            driver.prepare(channels)
 
     @property
     def can_narrow(self) -> bool:
@@ -161,31 +170,43 @@ class StochasticDynamics(Dynamics):
         """See `Dynamics.bind`."""
         tensors = [tensor.detach() for tensor in tensors] if audit else list(tensors)
         looks = rows is None and (audit or keep_buffers)  # a path made again has been looked at
-        layout, diffusion, driver = self.layout, self.diffusion, self.driver
+        diffusion, driver = self.diffusion, self.driver
         if rows is not None:
-            layout, diffusion, driver = layout.of_batch(len(rows)), diffusion.of_batch(len(rows)), driver.take(rows)
+            diffusion, driver = diffusion.of_batch(len(rows)), driver.take(rows)
 
-        def value(function: Callable, t: Tensor, y: Tensor) -> Any:
+        def value(t: Tensor, y: Tensor, number: int = WHOLE) -> Any:
             t = t if t.dtype is self.time_dtype else t.to(self.time_dtype)
-            return function(t.view(self.time_shape), layout.unflatten(y))
+            return parts[number](t.view(self.time_shape), diffusion.layout.unflatten(y))
 
-        def first(t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            f, g = self.evaluate_first(partial(value, equation, t, y), y, tensors if audit else None)
-            return layout.flatten(f), diffusion.flatten(g)
-
-        def both(t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            f, g = value(equation, t, y)
-            return layout.flatten(f), diffusion.flatten(g)
+        def first(t: Tensor, y: Tensor) -> Any:
+            return self.evaluate_first(partial(value, t, y), y, tensors if audit else None)
 
         with self.explicit.bind(tensors, keep_buffers) as bound, self.autocast.off():
-            parts: Any = bound.f
-            drift, noise = (self.autocast.around(Bound(part, bound.args)) for part in parts.args)
-            equation = self.autocast.around(bound)
-            yield NoisyField(
-                lambda t, y: layout.flatten(value(drift, t, y)),
-                lambda t, y: diffusion.flatten(value(noise, t, y)),
-                both, driver, first if looks else None,
-            )  # fmt: skip
+            equation: Any = bound.f
+            each = [Bound(part, bound.args) for part in equation.args]
+            parts = [self.autocast.around(part) for part in (*each, bound)]
+            yield self.field(value, first if looks else None, diffusion, driver)
+
+    def field(self, value: Value, first: Value | None, diffusion: Diffusion, driver: Driver) -> NoisyField:
+        """What steps ask for, made of what the user's functions return.
+
+        Args:
+            value: asks them.
+            first: asks all for the first time, and looks closely; None where no one has to.
+            diffusion: how diffusions become rows.
+            driver: the noise.
+        """
+        layout = diffusion.layout
+
+        def both(ask: Value, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            f, g = ask(t, y)
+            return layout.flatten(f), diffusion.flatten(g)
+
+        return NoisyField(
+            lambda t, y: layout.flatten(value(t, y, 0)),
+            lambda t, y: diffusion.flatten(value(t, y, 1)),
+            partial(both, value), driver, None if first is None else partial(both, first),
+        )  # fmt: skip
 
 
 class MappedNoise(MappedDynamics):
@@ -198,6 +219,7 @@ class MappedNoise(MappedDynamics):
         super().__init__(dynamics, count, dims)
         rows = torch.arange(dynamics.driver.count, device=dynamics.driver.layout.device)
         self.driver = dynamics.driver.take(rows.repeat(count))
+        self.pathwise: bool = dynamics.pathwise
 
     @contextmanager
     def bind(
@@ -220,4 +242,6 @@ class MappedNoise(MappedDynamics):
             ).flatten(0, 1)
 
         drift, diffusion = part_of("drift"), part_of("diffusion")
-        yield NoisyField(drift, diffusion, lambda t, y: (drift(t, y), diffusion(t, y)), self.driver)
+        field = NoisyField(drift, diffusion, lambda t, y: (drift(t, y), diffusion(t, y)), self.driver)
+        field.control = part_of("control") if self.pathwise else None
+        yield field

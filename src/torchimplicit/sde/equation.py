@@ -7,21 +7,27 @@ from functools import partial
 from typing import Any
 
 
-def equation(drift: Callable, diffusion: Callable) -> partial:
-    """A stochastic differential equation as a function of time, state and further arguments: `partial.args` are both.
+def equation(drift: Callable, diffusion: Callable, prior: Callable | None = None) -> partial:
+    """A stochastic differential equation as a function of time, state and further arguments; `partial.args`: its parts.
 
     Args:
         drift: `drift(t, y, *args)`.
         diffusion: `diffusion(t, y, *args)`.
+        prior: `prior(t, y, *args)`, the drift of another process with this diffusion; None for none.
 
     Raises:
         TypeError: one of them cannot be called.
     """
-    for name, part in (("drift", drift), ("diffusion", diffusion)):
+    parts = {"drift": drift, "diffusion": diffusion} | ({} if prior is None else {"prior": prior})
+    for name, part in parts.items():
         if not callable(part):
             raise TypeError(f"{name}: got a {type(part).__name__}, expected a callable {name}(t, y, *args)")
-    return partial(_both, drift, diffusion)
+    return partial(_both if prior is None else _all, *parts.values())
 
 
 def _both(drift: Callable, diffusion: Callable, t: Any, y: Any, *args: Any) -> tuple[Any, Any]:
     return drift(t, y, *args), diffusion(t, y, *args)
+
+
+def _all(drift: Callable, diffusion: Callable, prior: Callable, t: Any, y: Any, *args: Any) -> tuple[Any, Any, Any]:
+    return drift(t, y, *args), diffusion(t, y, *args), prior(t, y, *args)

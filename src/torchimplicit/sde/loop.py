@@ -86,7 +86,7 @@ class GridLoop(StepLoop):
         spans, h = self._spans(grid, count)
         sizes = h.to(y.dtype).view(-1, 1, 1).expand(-1, len(y), 1).unbind()
         for span, size, path in zip(spans, sizes, self.field.driver.increments(spans, h), strict=True):
-            end, _ = self.solver.advance(self.field, span, size, y, path)
+            end, _ = self.solver.made(self.field, span, size, y, path)
             place = landings.get(span.number + 1)
             if place is not None:
                 landed = place

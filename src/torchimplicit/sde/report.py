@@ -58,7 +58,7 @@ ADAPTIVE = {
 
 @dataclass
 class StochasticReport(PathReport):
-    """A `PathReport` of a stochastic path, whose evaluations are of the drift and of the diffusion, one each.
+    """A `PathReport` of a stochastic path, whose evaluations are of the drift, the diffusion and the prior, one each.
 
     Attributes:
         seed: what repeats the noise, with the same solver and times: `brownian=report.seed`.

@@ -18,7 +18,6 @@ from torchimplicit.core.tree import Layout
 from torchimplicit.path.adjoint.base import PathAdjoint
 from torchimplicit.path.adjoint.checkpointed import Checkpointed, Direct
 from torchimplicit.path.options import Options
-from torchimplicit.path.solution import PathSolution
 from torchimplicit.path.solve import solve
 from torchimplicit.sde.brownian import Brownian
 from torchimplicit.sde.diffusion import Diffusion, NoiseKind
@@ -26,6 +25,8 @@ from torchimplicit.sde.driver import Driver
 from torchimplicit.sde.dynamics import StochasticDynamics
 from torchimplicit.sde.engine import Steps
 from torchimplicit.sde.equation import equation
+from torchimplicit.sde.relative import Divergence, RelativeDynamics, beside, solution_of
+from torchimplicit.sde.solution import StochasticSolution
 from torchimplicit.sde.solver import Calculus, SDESolver
 
 
@@ -41,10 +42,12 @@ def sdeint(
     noise: NoiseKind = "diagonal",
     calculus: Calculus = "ito",
     brownian: int | Tensor | Brownian | None = None,
+    prior: Callable | None = None,
+    kl: Divergence = "quadratic",
     adjoint: PathAdjoint = Checkpointed(),
     batched_args: Sequence[int] | None = None,
     on_failure: OnFailure = "raise",
-) -> PathSolution:
+) -> StochasticSolution:
     r"""Solves $dy = f(t, y, a)\,dt + g(t, y, a)\,dW$, $y(t_0) = y_0$, sample by sample, differentiably.
 
     A sample's path depends on its seed and on nothing else: not on the batch, its order or its size. The derivative is
@@ -70,14 +73,20 @@ def sdeint(
             solver of the other one is refused: convert the drift, see `to_stratonovich` and `to_ito`.
         brownian: a seed, an int, or int64 `(B,)`, one a sample; a `Brownian`; None draws a seed from torch's generator,
             which `solution.report.seed` tells.
+        prior: `prior(t, y, *args)`, like `drift`: the drift of another process, in the same calculus and with this very
+            diffusion, so that there is none with another one. `solution.kl` tells how far that is from it: the
+            divergence $KL = E \frac12 \int |u|^2 dt$, $g u = f - p$, sample by sample. It is infinite where the
+            drifts differ by what the noise cannot make up for. It counts as an unknown for steps that are chosen.
+        kl: "quadratic", $\frac12 \int |u|^2 dt$; or "pathwise", with $\int u \cdot dW$, which is the logarithm of the
+            path's density: of the same mean, for one evaluation of all functions more at every step.
         adjoint: `Checkpointed()`, which asks for the noise again by the steps' numbers, or `Direct()`.
         batched_args: see `odeint`.
         on_failure: "raise", "warn" or "ignore" samples that do not reach the last time, forward and backward. Their
             outputs beyond the time reached hold the last finite state.
 
     Returns:
-        A `PathSolution`; `solution.value` is like `y0` with the times in front, `(T, B, ...)`; `solution.report` is a
-        `StochasticReport`.
+        A `StochasticSolution`; `solution.value` is like `y0` with the times in front, `(T, B, ...)`; `solution.kl` is
+        `(T, B)`, with a prior; `solution.report` is a `StochasticReport`.
 
     Raises:
         ConvergenceError: some sample did not arrive (with `on_failure="raise"`); carries the solution.
@@ -101,16 +110,22 @@ def sdeint(
     options = Options(
         name="sdeint", solver=solver, adjoint=adjoint, batched_args=batched_args, on_failure=on_failure
     )  # fmt: skip
-    _check(solver, noise, calculus, adjoint)
+    _check(solver, noise, calculus, adjoint, kl)
     _check_adaptive(solver, brownian, ts)
     y0 = pytree.tree_map(lambda leaf: leaf.contiguous() if isinstance(leaf, Tensor) else leaf, y0)
-    layout = Layout(y0)
+    layout, field, made = Layout(y0), StochasticDynamics, StochasticSolution
+    shape = Diffusion(noise, layout)
+    if prior is not None:
+        y0 = beside(y0, layout)
+        layout, field, made = Layout(y0), partial(RelativeDynamics, pathwise=kl == "pathwise"), solution_of
     driver = Driver(_source(brownian), layout, solver.area, ts)
-    field = partial(StochasticDynamics, diffusion=Diffusion(noise, layout), driver=driver, adapts=solver.adapts)
-    return solve(equation(drift, diffusion), y0, ts, args, layout, options, Steps(), field)
+    field = partial(field, diffusion=shape, driver=driver, adapts=solver.adapts)
+    solution = solve(equation(drift, diffusion, prior), y0, ts, args, layout, options, Steps(), field, made)
+    assert isinstance(solution, StochasticSolution)
+    return solution
 
 
-def _check(solver: Any, noise: Any, calculus: Any, adjoint: PathAdjoint) -> None:
+def _check(solver: Any, noise: Any, calculus: Any, adjoint: PathAdjoint, kl: Any) -> None:
     """Refuses what does not go together.
 
     Raises:
@@ -118,7 +133,8 @@ def _check(solver: Any, noise: Any, calculus: Any, adjoint: PathAdjoint) -> None
         ValueError: another word, a solver of the other calculus or for other noise, another adjoint.
     """
     require_instance("solver", solver, SDESolver, "ti.sde.EulerMaruyama(dt=0.01)")
-    for name, word, words in (("noise", noise, get_args(NoiseKind)), ("calculus", calculus, get_args(Calculus))):
+    wanted = (("noise", noise, NoiseKind), ("calculus", calculus, Calculus), ("kl", kl, Divergence))
+    for name, word, words in ((name, word, get_args(kind)) for name, word, kind in wanted):
         if word not in words:
             raise ValueError(f"{name}: got {word!r}, expected one of {', '.join(map(repr, words))}")
     name = type(solver).__name__

@@ -19,6 +19,7 @@ from torchimplicit.path.stepsize import PID, Fixed, require_dt
 from torchimplicit.sde.bridge import Increment
 from torchimplicit.sde.diffusion import NoiseKind
 from torchimplicit.sde.dynamics import NoisyField
+from torchimplicit.sde.girsanov import with_integral
 from torchimplicit.sde.structure import Structure
 
 Calculus = Literal["ito", "stratonovich"]
@@ -59,6 +60,11 @@ class SDESolver(PathSolver):
         """
         raise NotImplementedError
 
+    def made(self, sde: NoisyField, span: Span, h: Tensor, y: Tensor, path: Increment) -> tuple[Tensor, Tensor | None]:
+        """What `advance` finds, with the noise's part of a divergence where that is wanted."""
+        end, error = self.advance(sde, span, h, y, path)
+        return end if sde.control is None else with_integral(end, sde.control(span.start, y), path), error
+
     def stepper(self, like: Tensor, graph: bool) -> Stepper:
         """See `PathSolver.stepper`."""
 
@@ -66,7 +72,8 @@ class SDESolver(PathSolver):
             if not isinstance(field, NoisyField):
                 raise TypeError(f"solver: got {self!r} for a path without noise, expected sdeint; try ti.Tsit5()")
             h = (span.h if span.h.dtype is y.dtype else span.h.to(y.dtype)).unsqueeze(1)
-            end, error = self.advance(field, span, h, y, field.increment(span, y))
+            path = field.increment(span, y)
+            end, error = self.made(field, span, h, y, path)
             return Stepped(end, error, None, EndOnly(end))
 
         return step
