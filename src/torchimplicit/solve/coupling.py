@@ -21,10 +21,8 @@ from torchimplicit.solve.claims import Claims
 from torchimplicit.solve.look import Claim
 from torchimplicit.solve.samples import Samples
 
-PLAY = (
-    10.0  # a converged sample's residual or Newton step beside others, over its tolerance, by which it depends on them
-)
-FAIR, NEAR = 5.0, 4.0  # half of which is fair: of the residual where the solver has gone on, and of its way there
+PLAY = 10.0  # by how many tolerances a converged sample is off beside others, from which on it depends on them
+FAIR = 8.0  # and up to how many it may be without a look, for a function whose slope is one at most
 
 
 @torch.no_grad()
@@ -39,9 +37,8 @@ def look_again(samples: Samples, problem: Residual, state: Any, answer: Tensor) 
     """
     if not (samples.apart or _some_failed(samples)):
         return
-    arrived = samples.status == Status.CONVERGED
     residual = state.residual if samples.beside is None else samples.beside
-    seen = problem, arrived, (state.z, residual), answer
+    seen = problem, (state.z, residual), answer
     found = _at_claims(samples, *seen) if isinstance(samples, Claims) else _at_fixed_points(samples, *seen)
     if found is not None:
         moved, size = found
@@ -54,38 +51,40 @@ def _some_failed(samples: Samples) -> bool:
 
 
 def _at_fixed_points(
-    samples: Samples, problem: Residual, arrived: Tensor, ended: tuple[Tensor, Tensor], answer: Tensor
+    samples: Samples, problem: Residual, ended: tuple[Tensor, Tensor], answer: Tensor
 ) -> tuple[Tensor, Tensor] | None:
     """Which residuals are larger than the tolerance at the answers, and these, `(B,)` each; None without a look."""
-    failed = _some_failed(samples)
-    measure = scaled_norm if failed or samples.minute else norm
-    tolerance = torch.add(samples.atol, measure(answer), alpha=samples.rtol)
-    if not failed:
+    if not _some_failed(samples):
         z, residual = ended
-        if bool((torch.maximum(NEAR * measure(z - answer), measure(residual)) <= FAIR * tolerance).all()):
+        size, tolerance = samples.seen
+        if samples.minute:  # whose squares may be none of the dtype's numbers
+            way, size = scaled_norm(z - answer), scaled_norm(residual)
+        else:
+            way, size = norm(z - answer), size if samples.beside is None else norm(residual)
+        if bool((torch.add(size, way, alpha=2) <= FAIR * tolerance).all()):  # what may be left at an answer
             return None
+    arrived = samples.status == Status.CONVERGED
     if not bool(arrived.any()):
         return None
     size = scaled_norm(problem.look(answer))
-    return arrived & ~(size <= PLAY * tolerance), size
+    return arrived & ~(size <= PLAY * torch.add(samples.atol, scaled_norm(answer), alpha=samples.rtol)), size
 
 
 def _at_claims(
-    samples: Claims, problem: Residual, arrived: Tensor, ended: tuple[Tensor, Tensor], answer: Tensor
+    samples: Claims, problem: Residual, ended: tuple[Tensor, Tensor], answer: Tensor
 ) -> tuple[Tensor, Tensor] | None:
     """The same of roots and minima, whose residual has no unit: one that has grown is asked for its Newton step."""
-    rtol, atol = samples.tolerances
-    small = PLAY * samples.best
+    arrived, (rtol, atol) = samples.status == Status.CONVERGED, samples.tolerances
     if bool(arrived.all()):
         z, residual = ended
-        near = (NEAR * (z - answer).abs() <= FAIR * (atol + rtol * answer.abs())).all(1)
-        if bool((near & (FAIR * norm(residual) <= small)).all()):
+        near = ((z - answer).abs() <= atol + rtol * answer.abs()).all(1)
+        if bool((near & (norm(residual) <= samples.best)).all()):
             return None
     elif not bool(arrived.any()):
         return None
     residual = problem.look(answer)
     size = norm(residual)
-    grown = arrived & ~(size <= small)
+    grown = arrived & ~(size <= PLAY * samples.best)
     if not bool(grown.any()):
         return None
     claim = Claim(samples.steps, answer, residual, size, samples.best, samples.largest, samples.highest)

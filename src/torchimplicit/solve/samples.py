@@ -72,6 +72,7 @@ class Samples:
         self.doubts = False  # whether some sample may have failed, as far as the host knows
         self.apart = False  # whether some went on after others had stopped
         self.beside: Tensor | None = None  # the last residual of all, where those that have stopped are held
+        self.seen = self.best, self.best  # everybody's residual at the last look, and its tolerance
         self.few = False  # so few run that going on without the others pays
         self.kept: Tensor | None = None
         self.jacobian: Tensor | None = None  # where samples have converged, if it took that to see it
@@ -100,6 +101,7 @@ class Samples:
             size, scale = norm(residual), norm(z)
         self.history[step] = size
         tolerance = torch.add(self.atol, scale, alpha=self.rtol)
+        self.seen = size, tolerance
         if step == 0:
             self.limit = self.divergence * torch.maximum(size, tolerance)
         # The one read by the host: nothing to do while every running sample improves and none has arrived.
