@@ -1,6 +1,8 @@
 """Whether the noise is what it was said to be, and the order that a report states for it."""
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -195,3 +197,13 @@ def test_additive_noise_that_depends_on_the_state_is_refused():
             with pytest.raises(ValueError, match=f"'additive' with a diffusion that depends .*try noise='{other}'"):
                 solve(solver, g, "additive", Y0)
         assert solve(sde.EulerMaruyama(), g, other, Y0).converged
+
+
+def test_a_method_that_states_no_order_is_said_none_of():
+    @dataclass(frozen=True, kw_only=True)
+    class Own(sde.EulerMaruyama):
+        strong: ClassVar[dict] = {}
+
+    y, ts = torch.ones(2, 3, dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    found = ti.sdeint(lambda t, y: -y, lambda t, y: 0.1 * y, y, ts, solver=Own(dt=0.1), brownian=1)
+    assert found.report.strong_order is None

@@ -47,7 +47,7 @@ class Steps(Engine):
             return
         if solver.strong.get("commuting") != solver.strong.get("general"):
             report.structure = structure_of(report.noise, diffusion, y0)
-        report.strong_order = solver.strong[report.structure]
+        report.strong_order = solver.strong.get(report.structure)
 
     def loop(self, solver: PathSolver, *args: Any) -> StepLoop:
         """See `Engine.loop`."""

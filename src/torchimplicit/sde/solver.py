@@ -42,7 +42,7 @@ class SDESolver(PathSolver):
 
     stops_at_outputs: ClassVar[bool] = True  # between its ends the path of a step is not known
     calculus: ClassVar[Calculus]
-    strong: ClassVar[Mapping[Structure, float]]
+    strong: ClassVar[Mapping[Structure, float]] = {}  # a method that states none: reports say None
     kinds: ClassVar[tuple[NoiseKind, ...]] = EVERY
     area: ClassVar[bool] = False
 
