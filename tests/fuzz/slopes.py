@@ -22,6 +22,8 @@ def gradients(call, rows, solution, grads, said):
     if any("could not be kept apart" in message for message in said):
         return []
     well = healthy(call) & (solution.status != ti.Status.NON_FINITE)
+    # Beyond what a dtype has a value is its largest number, by which nothing has a derivative.
+    well = well & (call.form.groups(rows).abs() < torch.finfo(call.form.dtype).max).all(1)
     if isinstance(call.options["adjoint"], ti.Phantom):  # whose steps may well diverge
         if solution.backward is not None:  # which tells of gradients that are not finite, and left out
             well = well & (solution.backward.status == ti.Status.CONVERGED)
@@ -73,7 +75,11 @@ def _system(call, z, args, u, solution, well):
     if not jacobian.isfinite().all():
         return []  # no derivative there: what to say of it is the library's to choose
     defect = (jacobian.T @ u.flatten()).view_as(z) - g
-    size = (jacobian.abs().T @ u.abs().flatten()).view_as(z) + condition.size * bend(condition, z) * u.abs() + g.abs()
+    saturated = (
+        u.abs().sum(1, keepdim=True) if call.door is ti.root else u.abs()
+    )  # every residual may see every unknown
+    saturated = condition.size * bend(condition, z) * saturated
+    size = (jacobian.abs().T @ u.abs().flatten()).view_as(z) + saturated + g.abs()
     defect, size, g = form.groups(defect), form.groups(size), form.groups(g)
     promised = accuracy(call)
     faults = []

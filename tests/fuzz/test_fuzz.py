@@ -23,7 +23,8 @@ MENDED = [
     ("degenerate", 10008354),
     *(("sparse", seed) for seed in (2139, 2828, 5262, 5343, 4001015)),
     *(("fixed_point", seed) for seed in (6002541, 6008897, 7000628, 8002725, 8003802)),
-    *(("root", seed) for seed in (6003776, 6008242, 8000307)),
+    *(("root", seed) for seed in (6003776, 6008242, 8000307, 12000910)),
+    ("argmin", 12000710),
     *(("sets", seed) for seed in (6001373, 10003761)),
 ]
 
