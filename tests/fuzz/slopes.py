@@ -76,7 +76,7 @@ def _system(call, z, args, u, solution, well):
         return []  # no derivative there: what to say of it is the library's to choose
     defect = (jacobian.T @ u.flatten()).view_as(z) - g
     saturated = (
-        u.abs().sum(1, keepdim=True) if call.door is ti.root else u.abs()
+        u.abs().sum(1, keepdim=True) if call.public is ti.root else u.abs()
     )  # every residual may see every unknown
     saturated = condition.size * bend(condition, z) * saturated
     size = (jacobian.abs().T @ u.abs().flatten()).view_as(z) + saturated + g.abs()
