@@ -1,6 +1,7 @@
 """Stochastic paths: equations, methods, and the noise that drives them."""
 
 from torchimplicit.path.adjoint.checkpointed import Checkpointed, Direct
+from torchimplicit.path.solver import FixedSolver
 from torchimplicit.sde.bridge import Increment, bridge, joined, levy_area
 from torchimplicit.sde.brownian import Brownian, Noise
 from torchimplicit.sde.convert import to_ito, to_stratonovich
@@ -25,6 +26,7 @@ __all__ = [
     "Checkpointed",
     "Direct",
     "EulerMaruyama",
+    "FixedSolver",
     "Heun",
     "Increment",
     "Midpoint",
