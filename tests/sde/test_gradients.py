@@ -93,6 +93,47 @@ def test_noise_is_found_again_by_its_number(checkpoints):
         assert torch.allclose(a, b, rtol=1e-10)
 
 
+def test_one_graph_without_a_solve_before_it():
+    """Evaluations are those of the steps, and few to look; values are those of other adjoints to the bit."""
+    found = {}
+    for adjoint in (ti.Direct(), ti.Checkpointed()):
+        counts = [0]
+
+        def counted(t, y, rate, mix, counts=counts):
+            counts[0] += 1
+            return drift(t, y, rate, mix)
+
+        found[adjoint] = ti.sdeint(
+            counted, DIFFUSIONS["general"], leaves()[0], TS, *rate_and_mix(), noise="general", brownian=3,
+            solver=sde.EulerMaruyama(dt=0.013), adjoint=adjoint,
+        ), counts[0]  # fmt: skip
+    (one, evaluations), (other, others) = found.values()
+    assert torch.equal(one.value, other.value)
+    assert evaluations <= others + 1
+    for name in ("status", "steps", "accepted", "rejected", "reached"):
+        assert torch.equal(getattr(one.report, name), getattr(other.report, name))
+    assert one.report.strong_order == other.report.strong_order
+
+
+def test_one_graph_keeps_samples_apart():
+    """A sample that blows up changes no bit of the others' values and gradients, and is told."""
+
+    def run(scale):
+        y0 = torch.tensor([[0.1], [scale], [0.2]], dtype=torch.float64, requires_grad=True)
+        sol = ti.sdeint(
+            lambda t, y: y**3, lambda t, y: y, y0, torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64),
+            solver=sde.EulerMaruyama(dt=0.1), adjoint=ti.Direct(), brownian=1, on_failure="ignore",
+        )  # fmt: skip
+        (grad,) = torch.autograd.grad(sol.value.sum(), y0)
+        return sol, grad
+
+    (well, healthy), (ill, grad) = run(0.1), run(50.0)
+    assert well.report.converged
+    assert ill.report.status.tolist() == [0, int(ti.Status.NON_FINITE), 0]
+    assert torch.equal(ill.value[:, ::2], well.value[:, ::2])
+    assert torch.equal(grad[::2], healthy[::2])
+
+
 def test_ornstein_and_uhlenbeck_by_the_rate():
     """E y(1)^2 = v + (1 - v) e^(-2 r), v = s^2 / (2 r), of Euler's method by its own recursion."""
     rate = torch.tensor(0.8, dtype=D, requires_grad=True)

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from torchimplicit.core import transforms
 from torchimplicit.core.call import Call, Record
 from torchimplicit.core.independence import FEW, alternate, coupled, halves, not_samples, unmoved_by_others
 from torchimplicit.core.status import Status
@@ -101,13 +102,45 @@ class PathCall(Call):
             values, slope = self.engine.forward(
                 partial(self._solve, y0.detach(), ts.detach(), condition_tensors), tensors
             )
-        if y0.shape[0] > 1:
-            self._check_samples(y0.detach(), ts.detach(), slope, tensors)
-        if self.engine.looks:
-            with torch.no_grad(), self.bind(ts.detach(), self.unshared(tensors)) as field:
-                self.engine.look(self.solver, field, y0.detach(), ts.detach(), self.record.report)
-            self.record.report.nfev += field.nfev
+        self._look(y0.detach(), ts.detach(), slope, tensors)
         return values
+
+    def ahead(self, y0: Tensor, ts: Tensor, tensors: Sequence[Tensor]) -> Tensor | None:
+        """As `forward`, but in one graph; None where that takes a solve to know the steps, or a sample fails."""
+        if self.trigger is not None or self.callback is not None or transforms.active():
+            return None
+        if not len(y0) or (steps := self.engine.ahead(self.solver, ts)) is None:
+            return None
+        state = IntegratorState.start(ts.detach(), y0.detach())
+        with self.noting_writes(tensors):
+            with torch.no_grad(), self.bind(state.ts, tensors, audit=self.audit) as first:
+                slope = first(state.t, state.y)
+            with self.bind(ts, tensors, keep_buffers=True) as field, torch.enable_grad():
+                values, number = steps(field, y0)
+        if not bool(values.detach().isfinite().all()):
+            return None
+        state.status = torch.full_like(state.status, int(Status.CONVERGED))
+        state.t, state.tried, self.record.reached = state.ts[-1], torch.full_like(state.tried, number), state.ts[-1]
+        self._report(state, first.nfev + field.nfev)
+        self._look(state.y, state.ts, slope, tensors)
+        return values
+
+    def _report(self, state: IntegratorState, nfev: int) -> None:
+        """Notes how a solve went."""
+        self.record.report = self.dynamics.report(
+            state.status, state.tried, state.ratio, nfev, self.name,
+            accepted=state.tried - state.rejected, rejected=state.rejected, reached=self.dynamics.user_time(state.t),
+            event=state.event, adapts=self.solver.adapts,
+        )  # fmt: skip
+
+    def _look(self, y0: Tensor, ts: Tensor, slope: Tensor | None, tensors: Sequence[Tensor]) -> None:
+        """Looks at the field once a solve, and tells the report what it saw."""
+        if y0.shape[0] > 1:
+            self._check_samples(y0, ts, slope, tensors)
+        if self.engine.looks:
+            with torch.no_grad(), self.bind(ts, self.unshared(tensors)) as field:
+                self.engine.look(self.solver, field, y0, ts, self.record.report)
+            self.record.report.nfev += field.nfev
 
     @contextmanager
     def bind(
@@ -154,11 +187,7 @@ class PathCall(Call):
         if log is not None:
             self._check_conditions(condition_tensors, whole)
             self.record.event, self.record.met, self.record.side = whole.event, log.met(whole.y), whole.side
-        self.record.report = self.dynamics.report(
-            whole.status, whole.tried, whole.ratio, nfev, self.name,
-            accepted=whole.tried - whole.rejected, rejected=whole.rejected, reached=self.dynamics.user_time(whole.t),
-            event=whole.event, adapts=self.solver.adapts,
-        )  # fmt: skip
+        self._report(whole, nfev)
         held = _hold(whole, values)
         if path is not None:
             path.held, self.record.path = held, path

@@ -70,6 +70,19 @@ class Engine:
             report: of the solve.
         """
 
+    def ahead(self, solver: PathSolver, ts: Tensor) -> Callable[[Field, Tensor], tuple[Tensor, int]] | None:
+        """What makes all steps in one graph, should it be known before a solve which they are; None where it is not.
+
+        Args:
+            solver: the method.
+            ts: times, `(T, B)`.
+
+        Returns:
+            A function of the field and the start, `(B, n)`: the outputs, `(T, B, n)`, finite where all samples arrive,
+            and how many steps it has made.
+        """
+        return None
+
     def loop(self, *args: Any) -> StepLoop:
         """The loop over the steps of a phase; arguments as those of `StepLoop`."""
         return StepLoop(*args)

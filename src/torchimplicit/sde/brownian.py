@@ -128,19 +128,20 @@ class Noise(Draws):
         """How many steps are best made at a time, an even number."""
         return self._steps.count
 
-    def increments(self, first: int, h: Tensor) -> list[Increment]:
-        """The path over consecutive steps, as `increment` gives it, in tensors that the next call writes over.
+    def increments(self, first: int, h: Tensor, keep: bool = False) -> list[Increment]:
+        """The path over consecutive steps, as `increment` gives it.
 
         Args:
             first: number of the first step.
             h: their lengths, `(K,)`, of the normals' dtype.
+            keep: see `Driver.increments`.
         """
         root, found = h.sqrt().view(-1, 1, 1), []
         for purpose in (normals.PATH, normals.AREA)[: 1 + self.area]:
-            room = self._ahead[purpose]
+            room = None if keep else self._ahead[purpose]
             fits = room is not None and first % 2 == len(h) % 2 == 0 and len(room) == len(h)  # words are for two
             steps = self._steps.normals(purpose, first, len(h), room if fits else None)
-            self._ahead[purpose] = steps
+            self._ahead[purpose] = None if keep else steps
             found.append(steps.mul_(root if purpose == normals.PATH else root / math.sqrt(12)).unbind())
         areas = found[1] if self.area else len(h) * (None,)
         return list(map(Increment, found[0], areas))

@@ -89,19 +89,20 @@ class Driver:
             self._drawn.clear()
         self._drawn[number] = path
 
-    def increments(self, spans: list[Span], h: Tensor) -> Iterator[Increment]:
-        """The paths over consecutive steps, some made at once, in tensors that are written over by those behind them.
+    def increments(self, spans: list[Span], h: Tensor, keep: bool = False) -> Iterator[Increment]:
+        """The paths over consecutive steps, some made at once.
 
         Args:
             spans: of the steps, the same for all samples.
             h: their lengths, `(K,)`.
+            keep: whether all shall be there in the end; else tensors are written over by those behind them.
         """
         if self._noise is None or self.source.base is not None:
             yield from map(self.increment, spans)
             return
         h, first = h.to(self._noise.dtype), spans[0].number
         for some in h.split(self._noise.at_once):
-            yield from self._noise.increments(first, some)
+            yield from self._noise.increments(first, some, keep)
             first += len(some)
 
     def increment(self, span: Span) -> Increment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from torchimplicit.path.loop import StepLoop
 from torchimplicit.path.report import PathReport
 from torchimplicit.path.solver import PathSolver
 from torchimplicit.sde.adaptive import AdaptiveLoop
+from torchimplicit.sde.ahead import ahead
 from torchimplicit.sde.dynamics import NoisyField
 from torchimplicit.sde.loop import GridLoop
 from torchimplicit.sde.report import StochasticReport
@@ -48,6 +50,11 @@ class Steps(Engine):
         if solver.strong.get("commuting") != solver.strong.get("general"):
             report.structure = structure_of(report.noise, diffusion, y0)
         report.strong_order = solver.strong.get(report.structure)
+
+    def ahead(self, solver: PathSolver, ts: Tensor) -> Callable[[Field, Tensor], tuple[Tensor, int]] | None:
+        """See `Engine.ahead`."""
+        assert isinstance(solver, SDESolver)
+        return ahead(solver, ts)
 
     def loop(self, solver: PathSolver, *args: Any) -> StepLoop:
         """See `Engine.loop`."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torchimplicit.path.solver import PathSolver
+from torchimplicit.path.span import Span
+
 
 class Grid:
     """When the numbered steps of a solve end.
@@ -32,6 +35,26 @@ class Grid:
         self.counts = torch.nn.functional.pad(gaps.cumsum(0), (0, 0, 1, 0)).to(torch.int64)
         self._ends = self.counts[1:].T.contiguous()
 
+    @property
+    def landings(self) -> dict[int, int] | None:
+        """Which output time the first so many steps lead to, of one sample; None where a time is repeated."""
+        found = {number: place for place, number in enumerate(self.counts.flatten().tolist())}
+        return found if len(found) == len(self.ts) else None
+
+    def spans(self, first: int, count: int, t: Tensor) -> tuple[list[Span], Tensor]:
+        """What steps lead through, the same for all samples, and their lengths, `(count,)`.
+
+        Args:
+            first: number of the first.
+            count: of steps.
+            t: times at the start of the first, all the same, `(B,)`.
+        """
+        stops = self.stops(first, count)
+        h = torch.cat((stops[:1] - t[:1], stops.diff(dim=0)))
+        ends, sizes = (each.expand(-1, len(t)).unbind() for each in (stops, h))
+        spans = zip((t, *ends), ends, sizes, range(first, first + count), strict=False)
+        return [Span(*each) for each in spans], h.squeeze(1)
+
     def stops(self, first: int, count: int) -> Tensor:
         """When steps end, `(count, B)`; the last time for those behind it.
 
@@ -49,3 +72,22 @@ class Grid:
             return stops
         within = ts.gather(0, place) + (until.to(torch.float64) * self.dt).to(ts.dtype)
         return torch.where(counts.gather(0, place + 1) > numbers.T + 1, within, stops)
+
+
+def is_shared(ts: Tensor) -> bool:
+    """Whether times `(T, B)` are seen to be the same for all samples."""
+    return ts.shape[1] > 0 and (ts.shape[1] == 1 or ts.stride(1) == 0)
+
+
+def require_fitting(solver: PathSolver, ts: Tensor) -> None:
+    """Refuses steps longer than the whole time.
+
+    Raises:
+        ValueError: they are.
+    """
+    dt, longest = solver.dt_given, float((ts[-1] - ts[0]).max()) if ts.numel() else 0.0
+    if dt is not None and 0 < longest < dt * (1 - 1e-6):
+        raise ValueError(
+            f"{type(solver).__name__}(dt={dt}): got steps longer than the whole time of {longest:.6g}, "
+            "expected shorter ones; try a smaller dt, or dt=None for one step between output times"
+        )

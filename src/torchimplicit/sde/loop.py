@@ -11,9 +11,8 @@ from torch import Tensor
 from torchimplicit.core.status import Status
 from torchimplicit.path.loop import StepLoop
 from torchimplicit.path.record import Outputs, Step
-from torchimplicit.path.span import Span
 from torchimplicit.sde.dynamics import NoisyField
-from torchimplicit.sde.grid import Grid
+from torchimplicit.sde.grid import Grid, is_shared, require_fitting
 from torchimplicit.sde.solver import SDESolver
 from torchimplicit.sde.steps import LONGEST
 
@@ -31,9 +30,8 @@ class GridLoop(StepLoop):
     def __init__(self, *args: Any):
         super().__init__(*args)
         ts = self.state.ts
-        self.shared = self.observer is None and ts.shape[1] > 0 and (ts.shape[1] == 1 or ts.stride(1) == 0)
         self.grid = Grid(ts, self.dt)
-        self.together = Grid(ts[:, :1], self.dt) if self.shared else None
+        self.together = Grid(ts[:, :1], self.dt) if self.observer is None and is_shared(ts) else None
 
     def begin(self) -> None:
         """See `StepLoop.begin`.
@@ -41,13 +39,7 @@ class GridLoop(StepLoop):
         Raises:
             ValueError: steps longer than the whole time.
         """
-        ts = self.state.ts
-        longest = float((ts[-1] - ts[0]).max()) if ts.numel() else 0.0
-        if self.dt is not None and 0 < longest < self.dt * (1 - 1e-6):
-            raise ValueError(
-                f"{type(self.solver).__name__}(dt={self.dt}): got steps longer than the whole time of {longest:.6g}, "
-                "expected shorter ones; try a smaller dt, or dt=None for one step between output times"
-            )
+        require_fitting(self.solver, self.state.ts)
         super().begin()
 
     def run(self) -> int:
@@ -65,9 +57,8 @@ class GridLoop(StepLoop):
 
     def _run_together(self, grid: Grid) -> None:
         """Makes steps of all samples without looking, as long as all goes well."""
-        state = self.state
-        landings = {number: place for place, number in enumerate(grid.counts.flatten().tolist())}
-        if len(landings) < len(grid.ts):  # the last time is repeated
+        state, landings = self.state, grid.landings
+        if landings is None:
             return
         total = max(landings)
         while self.all_running and self.attempts < self.limit and state.number < total:
@@ -83,7 +74,7 @@ class GridLoop(StepLoop):
         """Makes some steps; whether all states are finite then. If not, nothing has happened."""
         state, y, made, landed = self.state, self.state.y, [], 0
         self.field.prepare(state.t, y)
-        spans, h = self._spans(grid, count)
+        spans, h = grid.spans(state.number, count, state.t)
         sizes = h.to(y.dtype).view(-1, 1, 1).expand(-1, len(y), 1).unbind()
         for span, size, path in zip(spans, sizes, self.field.driver.increments(spans, h), strict=True):
             end, _ = self.solver.made(self.field, span, size, y, path)
@@ -106,16 +97,6 @@ class GridLoop(StepLoop):
             state.next = torch.full_like(state.next, landed + 1)
             self._see_next()
         return True
-
-    def _spans(self, grid: Grid, count: int) -> tuple[list[Span], Tensor]:
-        """What the next steps lead through, the same for all samples, and their lengths, `(K,)`."""
-        first, (batch,) = self.state.number, self.state.t.shape
-        stops = grid.stops(first, count)
-        starts = torch.cat((self.state.t[:1].unsqueeze(0), stops[:-1]))
-        h = stops - starts
-        rows = (each.expand(-1, batch).unbind() for each in (starts, stops, h))
-        spans = zip(*rows, range(first, first + count), strict=True)
-        return [Span(*each) for each in spans], h.squeeze(1)
 
     def _write(self, place: int, y: Tensor) -> None:
         if self.rows is None:
