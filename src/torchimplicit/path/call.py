@@ -14,7 +14,7 @@ from torchimplicit.core import transforms
 from torchimplicit.core.call import Call, Record
 from torchimplicit.core.independence import FEW, alternate, coupled, halves, not_samples, unmoved_by_others
 from torchimplicit.core.status import Status
-from torchimplicit.path.engine import Engine
+from torchimplicit.path.engine import Engine, Foreseen
 from torchimplicit.path.events.event import Trigger
 from torchimplicit.path.events.watch import Log, Met, Watch
 from torchimplicit.path.field.between import Between, Within
@@ -105,25 +105,33 @@ class PathCall(Call):
         self._look(y0.detach(), ts.detach(), slope, tensors)
         return values
 
-    def ahead(self, y0: Tensor, ts: Tensor, tensors: Sequence[Tensor]) -> Tensor | None:
+    def graph(self, y0: Tensor, ts: Tensor, tensors: Sequence[Tensor]) -> Tensor | None:
         """As `forward`, but in one graph; None where that takes a solve to know the steps, or a sample fails."""
-        if self.trigger is not None or self.callback is not None or transforms.active():
+        if transforms.active() or (steps := self._ahead(self.engine, y0, ts)) is None:
             return None
-        if not len(y0) or (steps := self.engine.ahead(self.solver, ts)) is None:
-            return None
-        state = IntegratorState.start(ts.detach(), y0.detach())
+        fixed = y0.detach(), ts.detach()
         with self.noting_writes(tensors):
-            with torch.no_grad(), self.bind(state.ts, tensors, audit=self.audit) as first:
-                slope = first(state.t, state.y)
+            with torch.no_grad(), self.bind(fixed[1], tensors, audit=self.audit) as first:
+                slope = first(fixed[1][0], fixed[0])
             with self.bind(ts, tensors, keep_buffers=True) as field, torch.enable_grad():
-                values, number = steps(field, y0)
-        if not bool(values.detach().isfinite().all()):
+                found = steps(field, y0, None)
+        if found is None:
             return None
+        self._arrive(*fixed, found[1], first.nfev + field.nfev)
+        self._look(*fixed, slope, tensors)
+        return found[0]
+
+    def _ahead(self, engine: Engine, y0: Tensor, ts: Tensor) -> Foreseen | None:
+        """The steps, should they be known beforehand and nobody look at each."""
+        alone = self.trigger is None and self.callback is None and self.dt_max is None and len(y0)
+        return engine.ahead(self.solver, ts) if alone else None
+
+    def _arrive(self, y0: Tensor, ts: Tensor, steps: int, nfev: int) -> None:
+        """Notes that all samples have come to the last time."""
+        state = IntegratorState.start(ts, y0)
         state.status = torch.full_like(state.status, int(Status.CONVERGED))
-        state.t, state.tried, self.record.reached = state.ts[-1], torch.full_like(state.tried, number), state.ts[-1]
-        self._report(state, first.nfev + field.nfev)
-        self._look(state.y, state.ts, slope, tensors)
-        return values
+        state.t, state.tried, self.record.reached = ts[-1], torch.full_like(state.tried, steps), ts[-1]
+        self._report(state, nfev)
 
     def _report(self, state: IntegratorState, nfev: int) -> None:
         """Notes how a solve went."""
@@ -178,6 +186,17 @@ class PathCall(Call):
         self, y0: Tensor, ts: Tensor, condition_tensors: Sequence[Tensor], engine: Engine, tensors: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor | None]:
         """The outputs `(T, B, n)` and the slope at the start, `(B, n)`, where the solve began by asking for that."""
+        if (steps := self._ahead(engine, y0, ts)) is not None:
+            phase = Phase(None, self.checkpoints) if self.checkpoints else None
+            with self.bind(ts, tensors, audit=self.audit, keep_buffers=True) as field:
+                found = steps(field, y0, phase)
+            if found is not None:
+                values, count = found
+                self._arrive(y0, ts, count, field.nfev)
+                if phase is not None:
+                    phase.end = values[-1] if self.solver.has_inverse else None
+                    self.record.path = Path([phase])
+                return values, None
         values = y0.new_empty((len(ts), *y0.shape))
         values[0] = y0
         path, whole = Path() if self.checkpoints else None, IntegratorState.start(ts, y0)

@@ -13,12 +13,16 @@ from torchimplicit.adjoint.products import Gradients, summed
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.loop import StepLoop
 from torchimplicit.path.query import Query
-from torchimplicit.path.record import Outputs, Step
+from torchimplicit.path.record import Outputs, Phase, Step
 from torchimplicit.path.remake import make_step
 from torchimplicit.path.report import PathReport
 from torchimplicit.path.solver import PathSolver
 
 T = TypeVar("T")
+
+# All steps, in a graph where gradients are recorded: of the field, the start `(B, n)`, and a record where that is
+# wanted, the outputs `(T, B, n)`, and how many steps there were; None where a sample does not arrive.
+Foreseen = Callable[[Field, Tensor, Phase | None], tuple[Tensor, int] | None]
 
 
 @dataclass(frozen=True)
@@ -70,16 +74,12 @@ class Engine:
             report: of the solve.
         """
 
-    def ahead(self, solver: PathSolver, ts: Tensor) -> Callable[[Field, Tensor], tuple[Tensor, int]] | None:
-        """What makes all steps in one graph, should it be known before a solve which they are; None where it is not.
+    def ahead(self, solver: PathSolver, ts: Tensor) -> Foreseen | None:
+        """What makes all steps, should it be known before a solve which they are; None where it is not.
 
         Args:
             solver: the method.
             ts: times, `(T, B)`.
-
-        Returns:
-            A function of the field and the start, `(B, n)`: the outputs, `(T, B, n)`, finite where all samples arrive,
-            and how many steps it has made.
         """
         return None
 

@@ -1,22 +1,24 @@
-"""Steps that are known before a solve, all of them in one graph."""
+"""Steps that are known before a solve: what everybody does at the same times is looked at once in a while."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from torchimplicit.path.engine import Foreseen
 from torchimplicit.path.field.dynamics import Field
+from torchimplicit.path.record import Outputs, Phase, Step
 from torchimplicit.sde.dynamics import NoisyField
 from torchimplicit.sde.grid import Grid, is_shared, require_fitting
 from torchimplicit.sde.solver import SDESolver
 from torchimplicit.sde.steps import LONGEST
 
 
-def ahead(solver: SDESolver, ts: Tensor) -> Callable[[Field, Tensor], tuple[Tensor, int]] | None:
-    """See `Engine.ahead`: steps of one size to the same times for all samples, these without a gradient."""
+def ahead(solver: SDESolver, ts: Tensor) -> Foreseen | None:
+    """See `Engine.ahead`: steps of one size to the same times for all samples."""
     if solver.adapts or ts.requires_grad or not is_shared(ts):
         return None
     require_fitting(solver, ts)
@@ -27,16 +29,36 @@ def ahead(solver: SDESolver, ts: Tensor) -> Callable[[Field, Tensor], tuple[Tens
     return partial(_steps, solver, grid, landings)
 
 
-def _steps(solver: SDESolver, grid: Grid, landings: dict[int, int], field: Field, y: Tensor) -> tuple[Tensor, int]:
+def _steps(
+    solver: SDESolver, grid: Grid, landings: dict[int, int], field: Field, y: Tensor, phase: Phase | None
+) -> tuple[Tensor, int] | None:
+    """See `Foreseen`. Nothing depends on what steps find, as long as all states are finite, and so is their sum."""
     assert isinstance(field, NoisyField)
     values, total, t = [y], max(landings), grid.ts[0].expand(len(y))
+    count = -(-total // -(-total // LONGEST))  # as many each time, so that the noise's room fits again
+    count += count % 2
     field.prepare(t, y)
-    for first in range(0, total, LONGEST):
-        spans, h = grid.spans(first, min(LONGEST, total - first), t)
+    for first in range(0, total, count):
+        spans, h = grid.spans(first, min(count, total - first), t)
         sizes = h.to(y.dtype).view(-1, 1, 1).expand(-1, len(y), 1).unbind()
-        for span, size, path in zip(spans, sizes, field.driver.increments(spans, h, keep=True), strict=True):
+        paths = field.driver.increments(spans, h, keep=torch.is_grad_enabled())
+        for span, size, path in zip(spans, sizes, paths, strict=True):
+            place = landings.get(span.number + 1)
+            if phase is not None:
+                phase.add(Step(span.start, span.stop, True, _all_at(place, y), span.number), y)
             y, _ = solver.made(field, span, size, y, path)
-            if span.number + 1 in landings:
+            if place is not None:
                 values.append(y)
         t = spans[-1].stop
+        last = y.detach()
+        if not math.isfinite(float(last.sum())) and not bool(last.isfinite().all()):
+            return None
     return torch.stack(values), total
+
+
+def _all_at(place: int | None, y: Tensor) -> Outputs | None:
+    """An output time, of all samples."""
+    if place is None:
+        return None
+    samples = torch.arange(len(y), device=y.device)
+    return Outputs(samples, torch.full_like(samples, place))

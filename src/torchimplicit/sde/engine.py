@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from torchimplicit.path.engine import Engine
+from torchimplicit.path.engine import Engine, Foreseen
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.loop import StepLoop
 from torchimplicit.path.report import PathReport
@@ -51,7 +50,7 @@ class Steps(Engine):
             report.structure = structure_of(report.noise, diffusion, y0)
         report.strong_order = solver.strong.get(report.structure)
 
-    def ahead(self, solver: PathSolver, ts: Tensor) -> Callable[[Field, Tensor], tuple[Tensor, int]] | None:
+    def ahead(self, solver: PathSolver, ts: Tensor) -> Foreseen | None:
         """See `Engine.ahead`."""
         assert isinstance(solver, SDESolver)
         return ahead(solver, ts)

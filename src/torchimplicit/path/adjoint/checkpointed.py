@@ -57,7 +57,7 @@ class Direct(PathAdjoint):
 
     def solve(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `PathAdjoint.solve`."""
-        if (values := call.ahead(y0, ts, tensors)) is not None:
+        if (values := call.graph(y0, ts, tensors)) is not None:
             return values
         fixed = [each.detach() for each in (y0, ts, *tensors)]
         known, starts, stops = CheckpointedSolve.apply(call, *fixed)
