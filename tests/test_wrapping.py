@@ -48,6 +48,13 @@ def regulator(x):
     return ti.lqr(0.5 * eye, eye, eye, eye, x, 3, lower=-0.2).states[:, -1]
 
 
+class Repeated(ti.nn.NeuralSDE):
+    """A draw that is the same at every call."""
+
+    def forward(self, y0):
+        return super().forward(y0, brownian=1)
+
+
 LAYERS = {
     "deq": lambda: ti.nn.DEQ(Cell()),
     "newton": lambda: ti.nn.DEQ(Cell(), solver=ti.Newton(), adjoint=ti.Implicit(ti.LU())),
@@ -63,6 +70,9 @@ LAYERS = {
     "odeint": lambda: lambda x: ti.odeint(lambda t, y: -y * y.abs(), x, torch.linspace(0, 1, 3).double()).value[-1],
     "neural-ode": lambda: ti.nn.NeuralODE(nn.Linear(4, 4), autonomous=True),
     "stiff": lambda: ti.nn.NeuralODE(nn.Linear(4, 4), autonomous=True, solver=ti.Kvaerno3()),
+    "neural-sde": lambda: Repeated(
+        nn.Linear(4, 4), nn.Linear(4, 4), autonomous=True, solver=ti.sde.EulerMaruyama(dt=0.2)
+    ),
     "qp": lambda: program,
     "simplex": lambda: projection.simplex,
     "simplex-of-sizes": lambda: lambda x: projection.simplex(x, x.detach().abs().sum(1)),
@@ -126,7 +136,7 @@ def test_one_graph_is_refused_in_words():
         torch.compile(model, fullgraph=True, backend="eager")(torch.randn(2, 4))
 
 
-@pytest.mark.parametrize("name", ["deq", "neural-ode", "qp", "argmin"])
+@pytest.mark.parametrize("name", ["deq", "neural-ode", "neural-sde", "qp", "argmin"])
 @pytest.mark.filterwarnings("ignore:`torch.jit.:DeprecationWarning")
 def test_exporters_are_refused_in_words(name):
     model, x = Between(LAYERS[name]()).double(), torch.randn(2, 4, dtype=torch.float64)
@@ -136,7 +146,7 @@ def test_exporters_are_refused_in_words(name):
         torch.jit.trace(model, (x,))
 
 
-@pytest.mark.parametrize("name", ["deq", "neural-ode"])
+@pytest.mark.parametrize("name", ["deq", "neural-ode", "neural-sde"])
 @pytest.mark.filterwarnings("ignore:`torch.jit.:DeprecationWarning")
 def test_scripting_is_refused_in_words(name):
     with pytest.raises(NotImplementedError, match=r"what torch\.jit\.script records.*the parts before and after"):
@@ -153,7 +163,7 @@ def test_scripting_a_function_that_solves_is_refused_in_words():
 
 
 def test_every_public_function_is_left_out_of_graphs():
-    solving = [ti.fixed_point, ti.root, ti.argmin, ti.least_squares, ti.odeint, ti.qp, ti.lqr, ti.ilqr]
+    solving = [ti.fixed_point, ti.root, ti.argmin, ti.least_squares, ti.odeint, ti.sdeint, ti.qp, ti.lqr, ti.ilqr]
     solving += [ti.optim.cone_program, ti.optim.ConvexProgram.solve, ti.nn.MaxSAT.cosine, ti.nn.jacobian_penalty]
     assert all(getattr(function, "_torchdynamo_disable", False) for function in solving)
 

@@ -175,7 +175,8 @@ def test_all_layers_share_the_mechanism():
         for name in ti.nn.__all__
         if isinstance(getattr(ti.nn, name), type) and "on_failure" in inspect.signature(getattr(ti.nn, name)).parameters
     ]
-    assert {ti.nn.DEQ, ti.nn.NeuralODE, ti.nn.CNF, ti.nn.QP, ti.nn.Convex, ti.nn.MPC, ti.nn.MaxSAT} <= set(solves)
+    some = {ti.nn.DEQ, ti.nn.NeuralODE, ti.nn.NeuralSDE, ti.nn.CNF, ti.nn.QP, ti.nn.Convex, ti.nn.MPC, ti.nn.MaxSAT}
+    assert some <= set(solves)
     solves.remove(ti.nn.MDEQ)  # holds a DEQ that does
     assert all(issubclass(each, ImplicitLayer) for each in solves)
 
@@ -183,6 +184,11 @@ def test_all_layers_share_the_mechanism():
 def _ode():
     field = nn.Linear(2, 2, dtype=torch.float64)
     return ti.nn.NeuralODE(field, autonomous=True, solver=ti.Tsit5(max_steps=1, rtol=1e-12, atol=1e-12)), X
+
+
+def _sde():
+    field = nn.Linear(2, 2, dtype=torch.float64)
+    return ti.nn.NeuralSDE(field, field, autonomous=True, solver=ti.sde.EulerMaruyama(dt=0.1, max_steps=1)), X
 
 
 def _qp():
@@ -205,7 +211,7 @@ def _mpc():
     return ti.nn.MPC(step, cost, 5, controls=2, solver=ti.optim.BoxDDP(max_steps=1)), 3 * X
 
 
-@pytest.mark.parametrize("make", [_ode, _qp, _maxsat, _mpc], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [_ode, _sde, _qp, _maxsat, _mpc], ids=lambda make: make.__name__)
 def test_every_kind_of_layer_warns_once_and_again_at_ten(make):
     torch.manual_seed(0)
     layer, *inputs = make()

@@ -223,6 +223,13 @@ def test_steps_that_a_map_chooses_are_those_of_its_own_solve():
     in_threads(solve)
 
 
+class Repeated(ti.nn.NeuralSDE):
+    """A draw that is the same at every call."""
+
+    def forward(self, y0):
+        return super().forward(y0, brownian=1)
+
+
 def test_paths_and_programs():
     ode = ti.nn.NeuralODE(nn.Sequential(Cell(parametrizations.weight_norm).linear, nn.Tanh()), autonomous=True)
     program = ti.nn.QP(4, inequalities=3).double()
@@ -231,7 +238,7 @@ def test_paths_and_programs():
         value = layer(inputs(i))
         return [value.detach(), *torch.autograd.grad(value.sin().sum(), list(layer.parameters()), allow_unused=True)]
 
-    layers = (ode, program)
+    layers = (ode, Repeated(ode.field, Cell().linear, autonomous=True), program)
     expected = [[[g for g in trained(layer, i) if g is not None] for i in range(THREADS)] for layer in layers]
     for layer, wanted in zip(layers, expected, strict=True):
         in_threads(lambda i, a=layer, b=wanted: check([g for g in trained(a, i) if g is not None], b[i]), calls=4)

@@ -27,6 +27,7 @@ from torchimplicit.nn.parts.dropout import (
 from torchimplicit.nn.paths.cnf import CNF
 from torchimplicit.nn.paths.mechanics import HamiltonianNet, LagrangianNet
 from torchimplicit.nn.paths.neural_ode import AugmentedNeuralODE, NeuralODE
+from torchimplicit.nn.paths.neural_sde import NeuralSDE
 from torchimplicit.nn.paths.pde import Burgers, ReactionDiffusion
 from torchimplicit.nn.paths.penalties import JacobianFrobenius, KineticEnergy, PathPenalty, TaylorDerivative
 from torchimplicit.nn.programs.convex import Convex
@@ -60,6 +61,7 @@ __all__ = [
     "MonotoneTiers",
     "MultiscaleCell",
     "NeuralODE",
+    "NeuralSDE",
     "PathPenalty",
     "ReactionDiffusion",
     "ResidualCell",

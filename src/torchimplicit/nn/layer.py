@@ -46,6 +46,6 @@ class ImplicitLayer(nn.Module):
     def counted(self) -> Any:
         """`on_failure`, counting what fails as this layer's."""
         if not self.failures.owner:
-            inner = getattr(self, "cell", None)
-            self.failures.owner = name_of(self, getattr(self, "field", None) if inner is None else inner)
+            inner = (getattr(self, name, None) for name in ("cell", "field", "drift"))
+            self.failures.owner = name_of(self, next((part for part in inner if part is not None), None))
         return self.failures.under(self.on_failure)

@@ -110,7 +110,7 @@ def sdeint(
     options = Options(
         name="sdeint", solver=solver, adjoint=adjoint, batched_args=batched_args, on_failure=on_failure
     )  # fmt: skip
-    _check(solver, noise, calculus, adjoint, kl)
+    check_words(solver, noise, calculus, adjoint, kl)
     _check_adaptive(solver, brownian, ts)
     y0 = pytree.tree_map(lambda leaf: leaf.contiguous() if isinstance(leaf, Tensor) else leaf, y0)
     layout, field, made = Layout(y0), StochasticDynamics, StochasticSolution
@@ -125,7 +125,7 @@ def sdeint(
     return solution
 
 
-def _check(solver: Any, noise: Any, calculus: Any, adjoint: PathAdjoint, kl: Any) -> None:
+def check_words(solver: Any, noise: Any, calculus: Any, adjoint: PathAdjoint, kl: Any) -> None:
     """Refuses what does not go together.
 
     Raises:

@@ -78,15 +78,15 @@ def only_tensor(y: Any) -> Tensor:
     return y
 
 
-def check_field(owner: str, field: Any, autonomous: bool) -> None:
+def check_field(owner: str, field: Any, autonomous: bool, name: str = "field") -> None:
     """Refuses what cannot be called as a field.
 
     Raises:
         TypeError: not callable, or not with the time and the state, or with the state alone.
     """
-    form = "field(y, ...)" if autonomous else "field(t, y, ...)"
+    form = f"{name}(y, ...)" if autonomous else f"{name}(t, y, ...)"
     if not callable(field):
-        raise TypeError(f"{owner}(field=...): got a {type(field).__name__}, expected a module or function {form}")
+        raise TypeError(f"{owner}({name}=...): got a {type(field).__name__}, expected a module or function {form}")
     try:
         signature = inspect.signature(field.forward if isinstance(field, nn.Module) else field)
     except (TypeError, ValueError):  # a builtin that does not say
@@ -95,8 +95,8 @@ def check_field(owner: str, field: Any, autonomous: bool) -> None:
         signature.bind_partial(*(None,) * (1 if autonomous else 2))
     except TypeError:
         got = type(field).__name__ if isinstance(field, nn.Module) else getattr(field, "__name__", repr(field))
-        hint = "" if autonomous else "; try autonomous=True for a field of the state alone"
-        raise TypeError(f"{owner}(field={got}): takes {signature}, expected {form}{hint}") from None
+        hint = "" if autonomous else f"; try autonomous=True for a {name} of the state alone"
+        raise TypeError(f"{owner}({name}={got}): takes {signature}, expected {form}{hint}") from None
 
 
 def keep_times(module: nn.Module, ts: Any) -> None:
