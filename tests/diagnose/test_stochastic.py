@@ -29,6 +29,26 @@ def test_strong_orders(solver):
     assert found.dt.tolist() == [0.125 / 2**k for k in range(4)]
 
 
+def test_areas_of_general_noise_are_those_of_one_path():
+    turning = torch.tensor([[[0, 0.8], [-0.3, 0.2]], [[0.5, 0.2], [0.1, -0.4]]], dtype=D)
+
+    def diffusion(t, y):
+        return torch.einsum("mnk,bk->bnm", turning, y)
+
+    y0 = torch.tensor([[1.0, 0.5]], dtype=D).expand(1500, 2)
+    for solver, order in ((sde.LogODE(dt=0.125), 1.0), (sde.Midpoint(dt=0.125), 0.5)):
+        found = strong(solver, (lambda t, y: 0 * y, diffusion), y0, noise="general")
+        assert found.stated == order
+        assert abs(found.order - order) < 0.12 + 2 * found.order_spread
+
+
+def test_steps_of_given_size_by_a_control():
+    """`Heun(control=Fixed(dt))` is `Heun(dt=dt)`."""
+    one, other = strong(sde.Heun(control=ti.Fixed(0.125))), strong(sde.Heun(dt=0.125))
+    assert torch.equal(one.error, other.error)
+    assert one.order == other.order
+
+
 def test_strong_error_is_the_distance_from_the_exact_path():
     found = strong(sde.EulerMaruyama(dt=0.125), seed=3)
     source = sde.Brownian(seed=3, base=0.125)

@@ -82,33 +82,57 @@ def test_areas_have_the_mean_and_variance_of_those_of_a_fine_path(fine):
 
 
 def test_areas_of_steps():
-    noise = Brownian(seed=6).bind(torch.empty(SAMPLES, 3, dtype=D), area=True)
+    noise = Brownian(seed=6).bind(torch.empty(SAMPLES, 3, dtype=D), levy=True)
     h = 0.3
     path = noise.increment(4, h)
-    A = noise.levy_area(4, h, path)
+    A = path.A
     assert torch.equal(A, -A.mT)
     for i, j in ((0, 1), (0, 2), (1, 2)):
         assert abs(A[:, i, j].mean()) < 4 * h / 2 / SAMPLES**0.5
         assert abs(A[:, i, j].var() / (h**2 / 4) - 1) < 4 * math.sqrt(5 / SAMPLES)  # the fourth moment is 5 (h/2)^4
-    others = [A[:, 0, 1], A[:, 0, 2], A[:, 1, 2], noise.levy_area(5, h, noise.increment(5, h))[:, 0, 1], *path.W.T]
+    others = [A[:, 0, 1], A[:, 0, 2], A[:, 1, 2], noise.increment(5, h).A[:, 0, 1], *path.W.T, *path.H.T]
     assert largest_correlation(torch.stack(others)) < 4 / SAMPLES**0.5
+    plain = Brownian(seed=6).bind(torch.empty(SAMPLES, 3, dtype=D), area=True).increment(4, h)
+    assert torch.equal(path.W, plain.W)
+    assert torch.equal(path.H, plain.H)
     some = noise.take(torch.tensor([7, 2]))
-    assert torch.equal(some.levy_area(4, h, some.increment(4, h)), A[[7, 2]])
-    each = noise.take(torch.tensor([7, 2])).levy_area(4, column(h, h), path.each(lambda rows: rows[[7, 2]]))
-    assert torch.allclose(each, A[[7, 2]])
+    assert torch.equal(some.increment(4, h).A, A[[7, 2]])
+    assert torch.allclose(some.increment(4, column(h, h).flatten()).A, A[[7, 2]])
+    assert all(map(torch.equal, some.increments(3, torch.full((4,), h, dtype=D))[1], path.each(lambda x: x[[7, 2]])))
 
 
 def test_one_channel_has_no_areas():
-    noise = Brownian(seed=6).bind(torch.empty(3, 1, dtype=D), area=True)
-    assert torch.equal(noise.levy_area(0, 0.1, noise.increment(0, 0.1)), torch.zeros(3, 1, 1, dtype=D))
+    noise = Brownian(seed=6).bind(torch.empty(3, 1, dtype=D), levy=True)
+    assert torch.equal(noise.increment(0, 0.1).A, torch.zeros(3, 1, 1, dtype=D))
 
 
-def test_areas_of_other_levels_are_others():
-    noise = Brownian(seed=6, base=0.2).bind(torch.empty(2, 2, dtype=D), area=True)
-    rests = []
-    for h in (0.2, 0.1):
-        path = noise.increment(3, h)
-        mean = levy_area(path, h, torch.zeros(2, 1, dtype=D))
-        spread = levy_area(path, h, torch.ones(2, 1, dtype=D)) - mean
-        rests.append(((noise.levy_area(3, h, path) - mean) / spread)[:, 0, 1])
-    assert not torch.allclose(*rests)
+@settings(max_examples=20)
+@given(number=st.integers(0, 40), coarser=st.integers(0, 3), width=st.integers(1, 3))
+def test_areas_of_longer_steps_are_those_of_their_parts(number, coarser, width):
+    """Chen's relation, to rounding: so that a solve at longer steps sees the same path, and so its order."""
+    noise = Brownian(seed=6, base=0.125).bind(torch.empty(2, width, dtype=D), levy=True)
+    h = 0.125 * 2**coarser
+    whole = noise.increment(number, 2 * h)
+    parts = joined(noise.increment(2 * number, h), noise.increment(2 * number + 1, h), h, h)
+    for one, other in zip(whole, parts, strict=True):
+        assert torch.allclose(one, other, rtol=1e-12, atol=1e-14)
+
+
+def test_areas_of_many_parts_have_the_law_of_one():
+    noise = Brownian(seed=6, base=1 / 16).bind(torch.empty(SAMPLES, 2, dtype=D), levy=True)
+    path = noise.increment(0, 1.0)
+    A = path.A[:, 0, 1]
+    assert abs(A.mean()) < 4 * 0.5 / SAMPLES**0.5
+    assert abs(A.var() / 0.25 - 1) < 4 * math.sqrt(5 / SAMPLES)
+    rest = A - (path.H[:, 0] * path.W[:, 1] - path.H[:, 1] * path.W[:, 0])  # its mean, W and H given
+    assert largest_correlation(torch.stack([rest, A - rest, *path.W.T])) < 4 / SAMPLES**0.5
+    squares = (path.H**2).sum(1)
+    fit = torch.linalg.lstsq(torch.stack([torch.ones_like(squares), squares], 1), rest[:, None] ** 2).solution
+    assert torch.allclose(fit[:, 0], column(0.05, 0.2).flatten(), atol=0.012)
+
+
+def test_areas_of_parts_are_not_known():
+    noise = Brownian(seed=6, base=0.2).bind(torch.empty(2, 2, dtype=D), levy=True)
+    with pytest.raises(ValueError, match=r"step of length 0.1 with Levy areas.*try the smallest step as the base"):
+        noise.increment(0, 0.1)
+    assert Brownian(seed=6, base=0.1).bind(torch.empty(2, 2, dtype=D), levy=True).increment(0, 0.1).A is not None

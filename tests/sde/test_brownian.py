@@ -94,7 +94,7 @@ def test_the_path_is_the_same_with_and_without_its_area():
 
 
 def test_single_precision_sees_the_path_of_double_precision():
-    single, double = (Brownian(seed=3).bind(like(400, 5, dtype=dtype), area=True) for dtype in (torch.float32, D))
+    single, double = (Brownian(seed=3).bind(like(400, 5, dtype=dtype), levy=True) for dtype in (torch.float32, D))
     for a, b in zip(single.increment(3, 0.1), double.increment(3, 0.1), strict=True):
         assert torch.allclose(a.double(), b, rtol=1e-4, atol=1e-6)
 

@@ -166,4 +166,4 @@ def test_what_is_tried_is_the_caller_s():
     kept = [first.stop.clone(), first.path.W.clone(), first.path.H.clone()]
     for k in range(1, 9):
         stack.propose(t, t + 0.5**k, running)
-    assert all(torch.equal(a, b) for a, b in zip(kept, (first.stop, *first.path), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(kept, (first.stop, *first.path[:2]), strict=True))

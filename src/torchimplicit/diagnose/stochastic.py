@@ -13,6 +13,8 @@ from torch.utils import _pytree as pytree
 from torchimplicit.core.options import is_count, require_instance
 from torchimplicit.core.tree import Layout
 from torchimplicit.diagnose import picture
+from torchimplicit.path.solver import AdaptiveSolver
+from torchimplicit.path.stepsize import Fixed
 from torchimplicit.sde import Brownian, SDESolver, sdeint
 
 if TYPE_CHECKING:
@@ -171,17 +173,24 @@ def _solved(
         raise ValueError(f"levels: got {levels!r}, expected an integer from 2 on; try 4")
     if batch < 2:
         raise ValueError(f"y0: got {batch} sample, expected two or more; try y0.expand(1000, ...) for a thousand paths")
-    found, stated, source = [], None, Brownian(seed=seed, base=dt)
+    found, stated = [], None
+    source = Brownian(seed=seed, base=dt / 2**levels if solver.levy else dt)  # areas are known of whole bases
     with torch.no_grad():
         for level in range(levels + 1):
             solution = sdeint(
-                drift, diffusion, y0, ts, *args, solver=replace(solver, dt=dt / 2**level), brownian=source, **options
+                drift, diffusion, y0, ts, *args, solver=_of_size(solver, dt / 2**level), brownian=source, **options
             )  # fmt: skip
             end = pytree.tree_map(lambda leaf: leaf[-1], solution.value)
             value = Layout(end).flatten(end) if quantity is None else quantity(end)
             found.append(value.reshape(batch, -1).double())
             stated = solution.report.strong_order  # type: ignore[attr-defined]
     return torch.stack(found), stated
+
+
+def _of_size(solver: SDESolver, dt: float) -> SDESolver:
+    """The solver with steps of this size, said in the same way."""
+    by_control = isinstance(solver, AdaptiveSolver) and isinstance(solver.control, Fixed)
+    return replace(solver, control=Fixed(dt)) if by_control else replace(solver, dt=dt)
 
 
 def _result(

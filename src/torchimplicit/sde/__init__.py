@@ -7,6 +7,7 @@ from torchimplicit.sde.brownian import Brownian, Noise
 from torchimplicit.sde.convert import to_ito, to_stratonovich
 from torchimplicit.sde.methods.euler_maruyama import EulerMaruyama
 from torchimplicit.sde.methods.heun import Heun
+from torchimplicit.sde.methods.log_ode import LogODE
 from torchimplicit.sde.methods.midpoint import Midpoint
 from torchimplicit.sde.methods.milstein import Milstein
 from torchimplicit.sde.methods.shark import ShARK
@@ -29,6 +30,7 @@ __all__ = [
     "FixedSolver",
     "Heun",
     "Increment",
+    "LogODE",
     "Midpoint",
     "Milstein",
     "Noise",

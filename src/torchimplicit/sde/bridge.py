@@ -22,14 +22,23 @@ class Increment(NamedTuple):
     Attributes:
         W: the increment, `(B, m)`.
         H: the space-time area, `(B, m)`; None where it was not asked for.
+        A: the space-space areas, antisymmetric `(B, m, m)`, see `levy_area`; likewise.
     """
 
     W: Tensor
     H: Tensor | None
+    A: Tensor | None = None
 
     def each(self, function: Callable[[Tensor], Tensor]) -> Increment:
-        """What a function makes of both."""
-        return Increment(function(self.W), None if self.H is None else function(self.H))
+        """What a function makes of all that is there."""
+        H, A = (None if part is None else function(part) for part in self[1:])
+        return Increment(function(self.W), H, A)
+
+    def stretched(self, root: Tensor) -> Increment:
+        """The path of a step whose length is another, by the square of this, `(B,)`; its normals are held."""
+        root = root.unsqueeze(1)
+        A = None if self.A is None else self.A * root.square().unsqueeze(2)
+        return Increment(self.W * root, None if self.H is None else self.H * root, A)
 
 
 def bridge(whole: Increment, s: Tensor, r: Tensor, x: Tensor, z: Tensor) -> tuple[Increment, Increment]:
@@ -51,7 +60,7 @@ def bridge(whole: Increment, s: Tensor, r: Tensor, x: Tensor, z: Tensor) -> tupl
         z: standard normals; of no matter without the area.
     """
     p, q = s / (s + r), r / (s + r)
-    spread, (W, H) = (s * q).sqrt(), whole
+    spread, W, H = (s * q).sqrt(), whole.W, whole.H
     if H is None:
         first = _sum((p, W), (spread, x))
         return Increment(first, None), Increment(W - first, None)
@@ -77,8 +86,11 @@ def joined(first: Increment, second: Increment, s: float | Tensor, r: float | Te
     W = first.W + second.W
     if first.H is None or second.H is None:
         return Increment(W, None)
-    h = s + r
-    return Increment(W, (s * first.H + r * second.H + 0.5 * (r * first.W - s * second.W)) / h)
+    h, A = s + r, None
+    if first.A is not None and second.A is not None:
+        turned = 0.5 * first.W.unsqueeze(-1) * second.W.unsqueeze(-2)
+        A = first.A + second.A + turned - turned.mT
+    return Increment(W, (s * first.H + r * second.H + 0.5 * (r * first.W - s * second.W)) / h, A)
 
 
 def chosen(samples: Tensor, a: Increment, b: Increment) -> Increment:
@@ -94,10 +106,14 @@ def alternating(a: Increment, b: Increment) -> Increment:
     return Increment(torch.stack([a.W, b.W], 1).flatten(0, 1), H)
 
 
-def scaled(W: Tensor, H: Tensor | None, h: float | Tensor) -> Increment:
-    """Standard normals `(..., B, m)` as the path over steps of length `h`, a number or a tensor that broadcasts."""
+def scaled(W: Tensor, H: Tensor | None, h: float | Tensor, x: Tensor | None = None) -> Increment:
+    """Standard normals `(..., B, m)` as the path over steps of length `h`, a number or a tensor that broadcasts.
+
+    With those for pairs, `x`, it has Levy areas, too.
+    """
     root = h.sqrt() if isinstance(h, Tensor) else math.sqrt(h)
-    return Increment(W * root, None if H is None else H * (root / math.sqrt(12)))
+    path = Increment(W * root, None if H is None else H * (root / math.sqrt(12)))
+    return path if x is None else path._replace(A=levy_area(path, h, x))
 
 
 def levy_area(path: Increment, h: float | Tensor, x: Tensor) -> Tensor:
@@ -106,24 +122,23 @@ def levy_area(path: Increment, h: float | Tensor, x: Tensor) -> Tensor:
         A_ij = H_i W_j - W_i H_j + sqrt(h^2/20 + h/5 (H_i^2 + H_j^2)) x_ij,   i < j
 
     It has the mean and the variance that the areas have when `W` and `H` are known; so the variance is `h^2/4`. Areas
-    of one step are not those of its halves together: bridge `W` and `H`, then ask for the areas of each half.
+    that are drawn for one step are not those of its halves together: draw those of the halves, and join them.
 
     Args:
-        path: over the step, with its area.
-        h: length of the step, a number, or `(B,)`.
-        x: standard normals, `(B, m (m - 1) / 2)`, for the pairs (0, 1), (0, 2), ..., (1, 2), ...
+        path: over the step, with its area, `(..., B, m)`.
+        h: length of the step, a number, or `(B, 1)`.
+        x: standard normals, `(..., B, m (m - 1) / 2)`, for the pairs (0, 1), (0, 2), ..., (1, 2), ...
 
     Returns:
-        Antisymmetric matrices, `(B, m, m)`.
+        Antisymmetric matrices, `(..., B, m, m)`.
 
     Source: Foster's thesis (above). The constants are also those that a fine path shows.
     """
-    W, H = path
+    W, H = path.W, path.H
     assert H is not None
     m = W.shape[-1]
     i, j = torch.triu_indices(m, m, 1, device=W.device)
-    length = h[:, None] if isinstance(h, Tensor) and h.dim() else h
-    spread = (length**2 / 20 + length / 5 * (H[:, i] ** 2 + H[:, j] ** 2)).sqrt()
-    half = W.new_zeros(len(W), m, m)
-    half[:, i, j] = H[:, i] * W[:, j] - W[:, i] * H[:, j] + spread * x
+    spread = (h**2 / 20 + h / 5 * (H[..., i] ** 2 + H[..., j] ** 2)).sqrt()
+    half = W.new_zeros(*W.shape, m)
+    half[..., i, j] = H[..., i] * W[..., j] - W[..., i] * H[..., j] + spread * x
     return half - half.mT

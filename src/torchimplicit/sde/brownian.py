@@ -6,12 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
-import torch
 from torch import Tensor
 
 from torchimplicit.core.options import is_number, require
 from torchimplicit.sde import normals
-from torchimplicit.sde.bridge import Increment, levy_area, scaled
+from torchimplicit.sde.bridge import Increment, scaled
 from torchimplicit.sde.draws import Draws
 from torchimplicit.sde.seeds import Seeded
 from torchimplicit.sde.steps import Steps
@@ -29,13 +28,15 @@ class Brownian(Seeded):
         seed: see `Seeded`.
         base: a length of steps. The path is then the same at steps of `base`, `base / 2`, `base / 4`, ... and
             `2 base`, `4 base`, ..., for about two draws a step; without it another length of steps is another path,
-            made of the same normals.
+            made of the same normals. Paths with Levy areas are the same at `base`, `2 base`, `4 base`, ...: what the
+            areas of halves are, given that of the whole, nobody knows how to draw.
 
     Raises:
         TypeError: a seed that is no integer.
         ValueError: a seed of another shape; a base that is not positive.
 
     Example:
+        >>> import torch
         >>> noise = Brownian(seed=3, base=0.5).bind(torch.empty(2, 1, dtype=torch.float64))
         >>> whole, halves = noise.increment(0, 0.5), [noise.increment(number, 0.25) for number in (0, 1)]
         >>> torch.allclose(halves[0].W + halves[1].W, whole.W)
@@ -50,17 +51,18 @@ class Brownian(Seeded):
         fits = self.base is None or (is_number(self.base) and 0 < self.base < math.inf)
         require(self, "base", fits, "None or a length of steps > 0")
 
-    def bind(self, like: Any, area: bool = False) -> Noise:
+    def bind(self, like: Any, area: bool = False, levy: bool = False) -> Noise:
         """The noise of one solve.
 
         Args:
             like: tensors `(B, ...)`, nested at will, of the shapes, dtypes and device that increments shall have.
             area: whether increments have a space-time area. The path is the same with and without.
+            levy: whether they have Levy areas, see `levy_area`, too.
 
         Raises:
             ValueError: another number of seeds than of samples.
         """
-        return Noise(self, like, area)
+        return Noise(self, like, area or levy, levy)
 
 
 class Kept(NamedTuple):
@@ -84,17 +86,18 @@ class Noise(Draws):
         source: what asks for it.
         like: see `Draws`.
         area: whether increments have a space-time area.
+        levy: whether they have Levy areas, too.
     """
 
     source: Brownian
 
-    def __init__(self, source: Brownian, like: Any, area: bool = False):
+    def __init__(self, source: Brownian, like: Any, area: bool = False, levy: bool = False):
         super().__init__(source, like)
-        self.area = area
+        self.area, self.levy = area, levy
         self._renew()
 
     def _renew(self) -> None:
-        self._steps = Steps(self.seeds, self.channels, self.dtype)
+        self._steps = Steps(self.seeds, self.channels, self.dtype, self.levy)
         self._kept: Kept | None = None
         self._room: list[Tensor | None] = [None, None]  # for normals of path and area
         self._ahead: list[Tensor | None] = [None, None]
@@ -121,7 +124,7 @@ class Noise(Draws):
         if kept is None or kept.level != level or not 0 <= number - kept.first < len(kept.steps):
             kept = self._kept = self._make(number, level)
         step = kept.steps[number - kept.first]
-        return step if level is not None else scaled(*step, _length(h))
+        return step if level is not None else scaled(step.W, step.H, _length(h), step.A)
 
     @property
     def at_once(self) -> int:
@@ -136,6 +139,8 @@ class Noise(Draws):
             h: their lengths, `(K,)`, of the normals' dtype.
             keep: see `Driver.increments`.
         """
+        if self.levy:
+            return [self.increment(first + k, length) for k, length in enumerate(h.unbind())]
         root, found = h.sqrt().view(-1, 1, 1), []
         for purpose in (normals.PATH, normals.AREA)[: 1 + self.area]:
             room = None if keep else self._ahead[purpose]
@@ -159,20 +164,6 @@ class Noise(Draws):
             )
         return self._steps.words(normals.AREA if area else normals.PATH, first // 2, count // 2)
 
-    def levy_area(self, number: int, h: float | Tensor, path: Increment) -> Tensor:
-        """The space-space areas of a step, `(B, m, m)`; see `bridge.levy_area`.
-
-        Args:
-            number: of the step.
-            h: its length.
-            path: over the step, with its area.
-        """
-        m = len(self.channels)
-        channels = normals.hash_of(torch.arange(m * (m - 1) // 2, device=self.device))
-        place = normals.place(normals.LEVY + (self._level(h) or 0), number)
-        x, _ = normals.pair(self.seeds[:, None], channels + place, self.dtype)
-        return levy_area(path, h, x)
-
     def _level(self, h: float | Tensor) -> int | None:
         """How often the base is halved to make a step; None without a base."""
         base = self.source.base
@@ -181,6 +172,12 @@ class Noise(Draws):
         if not isinstance(h, Tensor) and 0 < h < math.inf:
             level = round(math.log2(base / h))
             if abs(base / 2**level - h) <= 1e-6 * h:
+                if level > 0 and self.levy:
+                    raise ValueError(
+                        f"increment: got a step of length {h!r} with Levy areas, expected base={base!r} or two, four, "
+                        "... times as much: what they are over parts of a step is not known; try the smallest step as "
+                        "the base"
+                    )
                 return level
         raise ValueError(
             f"increment: got a step of length {h!r}, expected base={base!r} times a power of two, as a number; try a "
@@ -192,12 +189,13 @@ class Noise(Draws):
         count = self._steps.count >> max(0, -(level or 0)) or 1  # a coarser step is made of many
         first, base = number - number % count, self.source.base
         if base is not None and level is not None:
-            W, H = self._steps.path(level, first, count, base)
+            W, H, A = self._steps.path(level, first, count, base)
         else:
             W = self._room[0] = self._steps.normals(normals.PATH, first, count, self._room[0])
             H = self._room[1] = self._steps.normals(normals.AREA, first, count, self._room[1]) if self.area else None
-        areas = H.unbind() if self.area and H is not None else count * (None,)
-        return Kept(first, level, list(map(Increment, W.unbind(), areas)))
+            A = self._steps.areas.normals(normals.LEVY, first, count) if self._steps.areas is not None else None
+        parts = (count * (None,) if part is None else part.unbind() for part in (W, H if self.area else None, A))
+        return Kept(first, level, list(map(Increment, *parts)))
 
 
 def _length(h: float | Tensor) -> float | Tensor:

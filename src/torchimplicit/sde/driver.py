@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Self
+from typing import ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -18,6 +18,13 @@ from torchimplicit.sde.seeds import Seed, seeds_of_samples
 from torchimplicit.sde.stack import Stack
 
 
+class Wants(Protocol):
+    """What a method says of the noise that it wants; see `SDESolver`."""
+
+    area: ClassVar[bool]
+    levy: ClassVar[bool]
+
+
 class Driver:
     """What drives the samples of a solve besides their drift: an increment for every step, by its number.
 
@@ -26,15 +33,15 @@ class Driver:
     Args:
         source: of the noise.
         layout: of the state.
-        area: whether increments have a space-time area.
+        solver: says which areas increments shall have.
         ts: output times, as the user gave them.
 
     Raises:
         ValueError: another number of seeds than of samples.
     """
 
-    def __init__(self, source: Brownian, layout: Layout, area: bool, ts: Tensor):
-        self.source, self.layout, self.area, self.ts = source.known(), layout, area, ts
+    def __init__(self, source: Brownian, layout: Layout, solver: Wants, ts: Tensor):
+        self.source, self.layout, self.solver, self.ts = source.known(), layout, solver, ts
         if isinstance(self.seed, Tensor):
             seeds_of_samples(type(source).__name__, self.seed, layout.batch, layout.device)
         self.rows: Tensor | None = None
@@ -67,7 +74,7 @@ class Driver:
     def prepare(self, channels: int) -> None:
         """Makes the noise for so many Brownian motions a sample."""
         like = torch.empty((), dtype=self.layout.dtype, device=self.layout.device)
-        noise = self.source.bind(like.expand(self.layout.batch, channels), area=self.area)
+        noise = self.source.bind(like.expand(self.layout.batch, channels), self.solver.area, self.solver.levy)
         self._noise = noise if self.rows is None else noise.take(self.rows)
 
     def stack(self, t: Tensor) -> Stack:
@@ -114,13 +121,12 @@ class Driver:
         h = span.h.to(noise.dtype)
         if not h.requires_grad and transforms.level(h) < 0:
             return noise.increment(span.number, h) if self.source.base is None else self._of_base(noise, span)
-        moves, h = (h > 0).unsqueeze(1), torch.where(h > 0, h, 1.0)  # at zero a root has no derivative
+        moves, h = h > 0, torch.where(h > 0, h, 1.0)  # at zero a root has no derivative
         if self.source.base is None:
             path = noise.increment(span.number, h)
         else:
-            stretched = (h / h.detach()).sqrt().unsqueeze(1)
-            path = self._of_base(noise, span).each(lambda part: part * stretched)
-        return path.each(lambda part: torch.where(moves, part, 0.0))
+            path = self._of_base(noise, span).stretched((h / h.detach()).sqrt())
+        return path.each(lambda part: torch.where(moves.view(-1, *(part.dim() - 1) * (1,)), part, 0.0))
 
     def _of_base(self, noise: Noise, span: Span) -> Increment:
         """The path over a step of a source that knows it at other steps, too; the host reads how long that is."""

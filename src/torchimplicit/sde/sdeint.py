@@ -118,7 +118,7 @@ def sdeint(
     if prior is not None:
         y0 = beside(y0, layout)
         layout, field, made = Layout(y0), partial(RelativeDynamics, pathwise=kl == "pathwise"), solution_of
-    driver = Driver(_source(brownian), layout, solver.area, ts)
+    driver = Driver(_source(brownian), layout, solver, ts)
     field = partial(field, diffusion=shape, driver=driver, adapts=solver.adapts)
     solution = solve(equation(drift, diffusion, prior), y0, ts, args, layout, options, Steps(), field, made)
     assert isinstance(solution, StochasticSolution)

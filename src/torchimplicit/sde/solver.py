@@ -38,6 +38,7 @@ class SDESolver(PathSolver):
         strong: its strong order for noise of every structure, see `StochasticReport.structure`.
         kinds: the noise that it is for.
         area: whether it asks for the space-time area of the noise.
+        levy: whether it asks for its Levy areas; these the noise has at steps of its `base` and longer ones alone.
     """
 
     stops_at_outputs: ClassVar[bool] = True  # between its ends the path of a step is not known
@@ -45,6 +46,7 @@ class SDESolver(PathSolver):
     strong: ClassVar[Mapping[Structure, float]] = {}  # a method that states none: reports say None
     kinds: ClassVar[tuple[NoiseKind, ...]] = EVERY
     area: ClassVar[bool] = False
+    levy: ClassVar[bool] = False
 
     def advance(
         self, sde: NoisyField, span: Span, h: Tensor, y: Tensor, path: Increment

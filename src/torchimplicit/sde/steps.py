@@ -21,18 +21,24 @@ class Steps:
         seeds: of the samples, `(B,)`.
         channels: words of the channels, `(m,)`.
         dtype: of the normals.
+        levy: whether paths have Levy areas.
 
     Attributes:
         count: steps that are best made at a time, an even number.
+        areas: draws for pairs of channels; None without Levy areas.
     """
 
-    def __init__(self, seeds: Tensor, channels: Tensor, dtype: torch.dtype):
+    def __init__(self, seeds: Tensor, channels: Tensor, dtype: torch.dtype, levy: bool = False):
         self.seeds, self.channels, self.dtype = seeds, channels, dtype
         self.shape = (len(seeds), len(channels))
         self.block = BLOCK.get(seeds.device.type, LARGE)
         size = max(1, len(seeds) * len(channels))
         self.count = min(LONGEST, max(2, self.block // size // 2 * 2))
         self._rooms: dict[torch.Size, Room] = {}
+        self.areas: Steps | None = None
+        if levy:
+            pairs = torch.arange(len(channels) * (len(channels) - 1) // 2, device=seeds.device)
+            self.areas = Steps(seeds, normals.hash_of(pairs), dtype)
 
     def words(self, purpose: int, first: int, count: int) -> Tensor:
         """The words of consecutive numbers, `(count,)`."""
@@ -43,7 +49,7 @@ class Steps:
         """Two normals for every number, sample and channel, into two `(count, B, m)`."""
         count, batch, width = out[0].shape
         words = (self.words(purpose, first, count).unsqueeze(1) + self.channels).unsqueeze(1)
-        rows = max(1, self.block // 2 // (count * width))
+        rows = max(1, self.block // 2 // max(1, count * width))
         for low in range(0, batch, rows):
             some = (out[0][:, low : low + rows], out[1][:, low : low + rows]) if rows < batch else out
             shape = some[0].shape
@@ -70,11 +76,12 @@ class Steps:
         """Consecutive steps of length `base / 2^level`, `(count, B, m)`, of one path for all levels.
 
         Those of level 0 are drawn; a finer level halves the steps of the one above it, which takes a word a step of
-        that; a coarser one joins the steps of the one below it.
+        that; a coarser one joins the steps of the one below it. Levy areas are known of levels up to 0.
         """
         if level == 0:
             W, H = (self.normals(purpose, first, count) for purpose in (normals.PATH, normals.AREA))
-            return scaled(W, H, base)
+            x = None if self.areas is None else self.areas.normals(normals.LEVY, first, count)
+            return scaled(W, H, base, x)
         if level < 0:
             both = self.path(level + 1, 2 * first, 2 * count, base)
             return joined(both.each(lambda steps: steps[0::2]), both.each(lambda steps: steps[1::2]), 0.5, 0.5)

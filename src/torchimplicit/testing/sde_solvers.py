@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.status import ConvergenceError, Status
-from torchimplicit.sde import SRA1, Brownian, Checkpointed, Direct, Heun, SDESolver, sdeint
+from torchimplicit.sde import SRA1, Brownian, Checkpointed, Direct, Heun, LogODE, SDESolver, sdeint
 from torchimplicit.sde.diffusion import NoiseKind
 
 D = torch.float64
@@ -115,9 +115,10 @@ def _start(count: int) -> Tensor:
 
 
 def _check_order(solver: SDESolver, name: str, case: SDECase) -> None:
-    y0, source, steps = _start(PATHS), Brownian(seed=5, base=2.0**-LONGEST), 2.0**-LONGEST
+    y0, steps = _start(PATHS), 2.0**-LONGEST
+    source = Brownian(seed=5, base=2.0**-FINEST if solver.levy else steps)
     if case.end is None:
-        fine: SDESolver = SRA1() if case.noise == "additive" else Heun(dt=1.0)
+        fine: SDESolver = LogODE() if solver.levy else SRA1() if case.noise == "additive" else Heun(dt=1.0)
         expected = case.solve(of_size(fine, 2.0**-FINEST), y0, brownian=source).value[-1]
     else:
         noise = source.bind(y0.new_empty(PATHS, 1 if case.noise == "scalar" else 2))
