@@ -15,7 +15,8 @@ from torchimplicit.path.span import Span
 from torchimplicit.sde.bridge import Increment
 from torchimplicit.sde.brownian import Brownian, Noise
 from torchimplicit.sde.seeds import Seed, seeds_of_samples
-from torchimplicit.sde.stack import Stack
+from torchimplicit.sde.stack import Stack, StackOfTree
+from torchimplicit.sde.tree import PathInTree, Tree
 
 
 class Wants(Protocol):
@@ -40,12 +41,12 @@ class Driver:
         ValueError: another number of seeds than of samples.
     """
 
-    def __init__(self, source: Brownian, layout: Layout, solver: Wants, ts: Tensor):
+    def __init__(self, source: Brownian | Tree, layout: Layout, solver: Wants, ts: Tensor):
         self.source, self.layout, self.solver, self.ts = source.known(), layout, solver, ts
         if isinstance(self.seed, Tensor):
             seeds_of_samples(type(source).__name__, self.seed, layout.batch, layout.device)
         self.rows: Tensor | None = None
-        self._noise: Noise | None = None
+        self._noise: Noise | PathInTree | None = None
         self._drawn: dict[int, Increment] | None = None  # of steps that are chosen on the way, by number
 
     @property
@@ -74,14 +75,18 @@ class Driver:
     def prepare(self, channels: int) -> None:
         """Makes the noise for so many Brownian motions a sample."""
         like = torch.empty((), dtype=self.layout.dtype, device=self.layout.device)
-        noise = self.source.bind(like.expand(self.layout.batch, channels), self.solver.area, self.solver.levy)
+        like, area = like.expand(self.layout.batch, channels), self.solver.area
+        noise = (
+            self.source.bind(like, area) if isinstance(self.source, Tree) else
+            self.source.bind(like, area, self.solver.levy)
+        )  # fmt: skip
         self._noise = noise if self.rows is None else noise.take(self.rows)
 
     def stack(self, t: Tensor) -> Stack:
         """What draws for steps that are chosen on the way, from times `(B,)`; see `follow`."""
         assert self._noise is not None
         self._drawn = {}
-        return Stack(self._noise, t)
+        return (StackOfTree if isinstance(self._noise, PathInTree) else Stack)(self._noise, t)
 
     def follow(self, number: int, path: Increment, keep: bool) -> None:
         """Notes the noise of a step that a `stack` has drawn, for those who ask for it by its number.
@@ -104,12 +109,13 @@ class Driver:
             h: their lengths, `(K,)`.
             keep: whether all shall be there in the end; else tensors are written over by those behind them.
         """
-        if self._noise is None or self.source.base is not None:
+        noise = self._noise
+        if not isinstance(noise, Noise) or noise.source.base is not None:
             yield from map(self.increment, spans)
             return
-        h, first = h.to(self._noise.dtype), spans[0].number
-        for some in h.split(self._noise.at_once):
-            yield from self._noise.increments(first, some, keep)
+        h, first = h.to(noise.dtype), spans[0].number
+        for some in h.split(noise.at_once):
+            yield from noise.increments(first, some, keep)
             first += len(some)
 
     def increment(self, span: Span) -> Increment:
@@ -118,11 +124,14 @@ class Driver:
             return self._drawn[span.number]
         noise = self._noise
         assert noise is not None
+        if isinstance(noise, PathInTree):
+            start, stop = (transforms.plain(each).detach() for each in (span.start, span.stop))
+            return noise.over(start, stop)
         h = span.h.to(noise.dtype)
         if not h.requires_grad and transforms.level(h) < 0:
-            return noise.increment(span.number, h) if self.source.base is None else self._of_base(noise, span)
+            return noise.increment(span.number, h) if noise.source.base is None else self._of_base(noise, span)
         moves, h = h > 0, torch.where(h > 0, h, 1.0)  # at zero a root has no derivative
-        if self.source.base is None:
+        if noise.source.base is None:
             path = noise.increment(span.number, h)
         else:
             path = self._of_base(noise, span).stretched((h / h.detach()).sqrt())
@@ -136,7 +145,7 @@ class Driver:
         number = round(since / length)
         if bool(((h > 0) & ((h - length).abs() > 1e-6 * length)).any()) or abs(number - since / length) > 1e-3:
             raise ValueError(
-                f"Brownian(base={self.source.base!r}): got a step of length {length:.6g} from {since:.6g} behind the "
+                f"Brownian(base={noise.source.base!r}): got a step of length {length:.6g} from {since:.6g} behind the "
                 "first time, expected multiples of the step, the same for all samples; try output times (T,) that are "
                 "multiples of dt, or base=None"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
@@ -27,7 +28,8 @@ from torchimplicit.sde.engine import Steps
 from torchimplicit.sde.equation import equation
 from torchimplicit.sde.relative import Divergence, RelativeDynamics, beside, solution_of
 from torchimplicit.sde.solution import StochasticSolution
-from torchimplicit.sde.solver import Calculus, SDESolver
+from torchimplicit.sde.solver import AdaptiveSDESolver, Calculus, SDESolver
+from torchimplicit.sde.tree import Tree
 
 
 @public
@@ -41,7 +43,7 @@ def sdeint(
     solver: SDESolver,
     noise: NoiseKind = "diagonal",
     calculus: Calculus = "ito",
-    brownian: int | Tensor | Brownian | None = None,
+    brownian: int | Tensor | Brownian | Tree | None = None,
     prior: Callable | None = None,
     kl: Divergence = "quadratic",
     adjoint: PathAdjoint = Checkpointed(),
@@ -71,8 +73,9 @@ def sdeint(
             same, or like `y` with one for every unknown, and `g` does not depend on `y`.
         calculus: in which the equation is meant, "ito" or "stratonovich"; for additive noise they are the same. A
             solver of the other one is refused: convert the drift, see `to_stratonovich` and `to_ito`.
-        brownian: a seed, an int, or int64 `(B,)`, one a sample; a `Brownian`; None draws a seed from torch's generator,
-            which `solution.report.seed` tells.
+        brownian: a seed, an int, or int64 `(B,)`, one a sample; a `Brownian`; a `Tree`, which is one
+            path at any steps, those included that samples choose, and dearer; None draws a seed from torch's
+            generator, which `solution.report.seed` tells.
         prior: `prior(t, y, *args)`, like `drift`: the drift of another process, in the same calculus and with this very
             diffusion, so that there is none with another one. `solution.kl` tells how far that is from it: the
             divergence $KL = E \frac12 \int |u|^2 dt$, $g u = f - p$, sample by sample. It is infinite where the
@@ -111,7 +114,9 @@ def sdeint(
         name="sdeint", solver=solver, adjoint=adjoint, batched_args=batched_args, on_failure=on_failure
     )  # fmt: skip
     check_words(solver, noise, calculus, adjoint, kl)
-    _check_adaptive(solver, brownian, ts)
+    _check_noise(solver, brownian, ts)
+    if isinstance(brownian, Tree) and isinstance(solver, AdaptiveSDESolver):  # a shorter step has no law
+        options = replace(options, solver=replace(solver, dt_min=max(solver.dt_min, brownian.cell)))
     y0 = pytree.tree_map(lambda leaf: leaf.contiguous() if isinstance(leaf, Tensor) else leaf, y0)
     layout, field, made = Layout(y0), StochasticDynamics, StochasticSolution
     shape = Diffusion(noise, layout)
@@ -157,36 +162,43 @@ def check_words(solver: Any, noise: Any, calculus: Any, adjoint: PathAdjoint, kl
         )
 
 
-def _check_adaptive(solver: SDESolver, brownian: Any, ts: Any) -> None:
-    """Refuses what only steps of a given size can do.
+def _check_noise(solver: SDESolver, brownian: Any, ts: Any) -> None:
+    """Refuses what only steps of a given size, by their number, can do.
 
     Raises:
         ValueError: a path that is known at some steps, or times that want a gradient.
     """
-    if not solver.adapts:
+    known, name = isinstance(brownian, Tree), type(solver).__name__
+    if known and solver.levy:
+        raise ValueError(
+            f"brownian: got a Tree with {name}, which asks for Levy areas, expected a source that has them; try "
+            "Brownian(seed=..., base=...)"
+        )
+    if not solver.adapts and not known:
         return
-    name = type(solver).__name__
     if isinstance(brownian, Brownian) and brownian.base is not None:
         raise ValueError(
             f"brownian: got base={brownian.base!r} with {name}, which chooses its steps, expected none; try "
-            f"Brownian(seed=...), or {name}(dt=...)"
+            f"Brownian(seed=...), Tree(seed=...), which is one path for all steps, or {name}(dt=...)"
         )
     if isinstance(ts, Tensor) and torch.is_grad_enabled():
         wanted = ts.requires_grad or (transforms.level(ts) >= 0 and not transforms.is_mapped(ts))
         if wanted or torch.autograd.forward_ad.unpack_dual(ts).tangent is not None:
+            why, other = f"{name}, which chooses its steps by the noise", f"{name}(dt=...)"
+            if known:
+                why, other = "a Tree, whose paths have no derivative by time", "Brownian(seed=...)"
             raise ValueError(
-                f"ts: got times that want a gradient with {name}, which chooses its steps by the noise, expected none; "
-                f"try ts.detach(), or {name}(dt=...)"
+                f"ts: got times that want a gradient with {why}, expected none; try ts.detach(), or {other}"
             )
 
 
-def _source(brownian: Any) -> Brownian:
+def _source(brownian: Any) -> Brownian | Tree:
     """The source of noise.
 
     Raises:
         TypeError: neither a seed nor a source.
     """
-    if isinstance(brownian, Brownian):
+    if isinstance(brownian, Brownian | Tree):
         return brownian
     if isinstance(brownian, Tensor) and transforms.is_mapped(brownian):
         raise ValueError("brownian: got seeds under torch.vmap, expected them in the batch; try a batch in dimension 0")

@@ -20,6 +20,7 @@ from torch import Tensor
 from torchimplicit.sde import normals
 from torchimplicit.sde.bridge import Increment, bridge, chosen, scaled
 from torchimplicit.sde.brownian import Noise
+from torchimplicit.sde.tree import PathInTree
 
 WHOLE = 0.999  # the share of a waiting part from which on all of it is tried: no slivers are left
 
@@ -51,7 +52,7 @@ class Stack:
         depth: parts that can wait for a sample; a rejection adds one.
     """
 
-    def __init__(self, noise: Noise, start: Tensor, depth: int = 32):
+    def __init__(self, noise: Noise | PathInTree, start: Tensor, depth: int = 32):
         self.noise, self.depth = noise, depth
         batch, width = len(noise.seeds), len(noise.channels)
         # Beside the places of the stack there is one for what is not to be kept.
@@ -114,3 +115,21 @@ class Stack:
         self._waiting.W[rows] = path.W
         if self._waiting.H is not None and path.H is not None:
             self._waiting.H[rows] = path.H
+
+
+class StackOfTree(Stack):
+    """A `Stack` whose paths are known at all times: what waits are the ends of steps that were tried.
+
+    Args:
+        noise: of the solve.
+        start: where samples begin, `(B,)`.
+        depth: see `Stack`.
+    """
+
+    noise: PathInTree
+
+    def _draw(
+        self, t: Tensor, stop: Tensor, ends: Tensor, fresh: Tensor, splits: Tensor, top: Tensor
+    ) -> tuple[Increment, Increment]:
+        path = self.noise.over(t, stop, whole=False)
+        return path, path  # what is left is asked for again

@@ -23,6 +23,8 @@ class Tree(Seeded):
     The span is halved `depth` times; in the last cell the path is bridged to the very time. The law is right for times
     in different cells. Within a cell all times share their draws, so intervals shorter than one are refused.
 
+    As `brownian=` of `sdeint` it gives the same path to all solvers at all steps, chosen ones included.
+
     A question takes some 25 operations for each of `depth + 1` levels: for steps of fixed sizes `Brownian(base=...)`
     gives the same path at `dt`, `dt / 2`, ... for two draws a step.
 
@@ -53,15 +55,25 @@ class Tree(Seeded):
         """The length of the shortest interval whose law is right."""
         return (self.span[1] - self.span[0]) / 2**self.depth
 
-    def bind(self, like: Any) -> PathInTree:
+    def bind(self, like: Any, area: bool = True) -> PathInTree:
         """The path of one solve; see `Brownian.bind`."""
-        return PathInTree(self, like)
+        return PathInTree(self, like, area)
 
 
 class PathInTree(Draws):
-    """The path of one solve; `Tree.bind` makes it. See `Draws`."""
+    """The path of one solve; `Tree.bind` makes it. See `Draws`.
+
+    Args:
+        source: what asks for it.
+        like: see `Draws`.
+        area: whether steps have a space-time area.
+    """
 
     source: Tree
+
+    def __init__(self, source: Tree, like: Any, area: bool = True):
+        super().__init__(source, like)
+        self.area = area
 
     def at(self, t: float | Tensor) -> Tensor:
         """The path at some times, `(..., B, m)`.
@@ -85,16 +97,34 @@ class PathInTree(Draws):
             ValueError: an interval that is shorter than a cell, or not within the span.
         """
         a, b = torch.broadcast_tensors(self._times(start), self._times(stop))
-        h = (b - a).unsqueeze(-1)
+        h = b - a
         if bool((h < self.source.cell * (1 - 1e-9)).any()):
             raise ValueError(
                 f"between: got an interval of length {h.min().item():.3g}, expected at least {self.source.cell:.3g}, a "
                 f"cell of Tree(depth={self.source.depth}), within which increments are not independent; try a larger "
                 "depth, or longer steps"
             )
+        return self._between(a, b)
+
+    def over(self, start: Tensor, stop: Tensor, whole: bool = True) -> Increment:
+        """The path over steps of a solve, `(B, m)`; zero where samples stand still.
+
+        Args:
+            start: times `(B,)`.
+            stop: likewise, not before the start.
+            whole: whether a step that is shorter than a cell is refused: what is left of a step may be.
+        """
+        moves, (low, high) = stop > start, self.source.span
+        path = (self.between if whole else self._between)(
+            *(self._times(torch.where(moves, t, end)) for t, end in ((start, low), (stop, high)))
+        )
+        path = path.each(lambda part: torch.where(moves.unsqueeze(1), part, 0.0))
+        return path if self.area else path._replace(H=None)
+
+    def _between(self, a: Tensor, b: Tensor) -> Increment:
         path, integral = self._descend(torch.stack([a, b]))
         W = path[1] - path[0]
-        H = (integral[1] - integral[0]) / h - path[0] - 0.5 * W
+        H = (integral[1] - integral[0]) / (b - a).unsqueeze(-1) - path[0] - 0.5 * W
         return Increment(W.to(self.dtype), H.to(self.dtype))
 
     def _times(self, t: float | Tensor) -> Tensor:
