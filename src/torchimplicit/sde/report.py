@@ -61,7 +61,7 @@ class StochasticReport(PathReport):
     """A `PathReport` of a stochastic path, whose evaluations are of the drift, the diffusion and the prior, one each.
 
     Attributes:
-        seed: what repeats the noise, with the same solver and times: `brownian=report.seed`, or the same source with it.
+        seed: what repeats the noise, with the same solver and times: `brownian=report.seed`, or that source with it.
         noise: of which kind it was said to be.
         structure: what orders depend on: "additive"; "commuting", columns of the diffusion commute, which those of
             diagonal noise do where `g_i` depends on `y_i` alone; "general". What was said of the noise, but where the
