@@ -7,6 +7,7 @@ import re
 import runpy
 import sys
 import types
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,42 @@ def test_docstrings(name):
 def test_examples(path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(path)])
     runpy.run_path(str(path), run_name="__main__")
+
+
+def test_the_generator_of_heart_rates_on_stays_that_are_made_up(tmp_path, monkeypatch, capsys):
+    torch.manual_seed(0)
+    folder = tmp_path / "physionet2012"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "set-a.zip", "w") as archive:
+        for stay in range(30):
+            rates = (80 + torch.randn(48).cumsum(0)).tolist()
+            lines = [f"{hour:02}:07,HR,{rate:.0f}" for hour, rate in enumerate(rates) if stay or hour != 20]
+            archive.writestr(f"set-a/{stay}.txt", "\n".join(["Time,Parameter,Value", "00:00,Age,54", *lines]))
+    example = runpy.run_path(str(ROOT / "examples" / "heart_rates.py"))
+    monkeypatch.setenv("TORCHIMPLICIT_DATA", str(tmp_path / "nowhere"))
+    assert example["main"]() == {}
+    assert "set TORCHIMPLICIT_DATA to a folder that holds physionet2012/set-a.zip" in capsys.readouterr().out
+    monkeypatch.setenv("TORCHIMPLICIT_DATA", str(tmp_path))
+    table = example["main"](steps=2, batch=8, file="rates.png")
+    assert "20 stays seen, 9 held out" in capsys.readouterr().out  # one has an hour without a rate
+    assert all(len(row) == 4 for row in table.values())
+    assert Path("rates.png").stat().st_size > 10_000
+
+
+def test_signatures_are_iterated_integrals():
+    signature = runpy.run_path(str(ROOT / "examples" / "heart_rates.py"))["signature"]
+    t = torch.linspace(0, 1, 2001, dtype=torch.float64)
+    found = signature(torch.stack((t, t**2), 1)[None], 2)[0]  # of (t, t^2): int t d(t^2) = 2/3, int t^2 dt = 1/3
+    expected = torch.tensor([1, 1, 1 / 2, 2 / 3, 1 / 3, 1 / 2], dtype=torch.float64)
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_fitted_equations_are_those_of_maximum_likelihood():
+    example = runpy.run_path(str(ROOT / "examples" / "fit_sde.py"))
+    found = example["main"](count=8, length=50, draws=16)
+    for truth, likely, fitted, bars, _ in found.values():
+        assert ((fitted - likely).abs() < 2 * bars / 16**0.5).all()
+        assert ((fitted - truth).abs() < 3 * bars).all()
+    _, likely, _, bars, rough = found["Ornstein and Uhlenbeck"]
+    biased = (1 - torch.exp(-0.1 * likely[0])) / 0.1  # by one step of Euler's and Maruyama's a gap
+    assert abs(rough[0] - biased) < bars[0] / 16**0.5 < abs(rough[0] - likely[0])
