@@ -11,6 +11,7 @@ from torch import Tensor
 from torchimplicit.path.engine import Foreseen
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.record import Outputs, Phase, Step
+from torchimplicit.path.span import Span
 from torchimplicit.sde.dynamics import NoisyField
 from torchimplicit.sde.grid import Grid, is_shared, require_fitting
 from torchimplicit.sde.solver import SDESolver
@@ -24,24 +25,34 @@ def ahead(solver: SDESolver, ts: Tensor) -> Foreseen | None:
     require_fitting(solver, ts)
     grid = Grid(ts[:, :1], solver.dt_given)
     landings = grid.landings
-    if landings is None or not 0 < max(landings) <= solver.max_steps or not bool(grid.stops(0, 1) > grid.ts[0]):
+    if landings is None or not 0 < max(landings) <= solver.max_steps:
         return None
-    return partial(_steps, solver, grid, landings)
+    times = torch.cat((grid.ts[:1], grid.stops(0, max(landings))))
+    h = times.diff(dim=0)
+    return partial(_steps, solver, times, h, landings) if bool((h > 0).all()) else None
 
 
 def _steps(
-    solver: SDESolver, grid: Grid, landings: dict[int, int], field: Field, y: Tensor, phase: Phase | None
+    solver: SDESolver,
+    times: Tensor,
+    h: Tensor,
+    landings: dict[int, int],
+    field: Field,
+    y: Tensor,
+    phase: Phase | None,
 ) -> tuple[Tensor, int] | None:
     """See `Foreseen`. Nothing depends on what steps find, as long as all states are finite, and so is their sum."""
     assert isinstance(field, NoisyField)
-    values, total, t = [y], max(landings), grid.ts[0].expand(len(y))
+    values, total, batch = [y], len(h), len(y)
     count = -(-total // -(-total // LONGEST))  # as many each time, so that the noise's room fits again
     count += count % 2
-    field.prepare(t, y)
+    field.prepare(times[0].expand(batch), y)
     for first in range(0, total, count):
-        spans, h = grid.spans(first, min(count, total - first), t)
-        sizes = h.to(y.dtype).view(-1, 1, 1).expand(-1, len(y), 1).unbind()
-        paths = field.driver.increments(spans, h, keep=torch.is_grad_enabled())
+        some = h[first : first + count]
+        ends, lengths = (each.expand(-1, batch).unbind() for each in (times[first : first + count + 1], some))
+        spans = list(map(Span, ends, ends[1:], lengths, range(first, total)))
+        sizes = some.to(y.dtype).unsqueeze(2).expand(-1, batch, 1).unbind()
+        paths = field.driver.increments(spans, some.squeeze(1), keep=torch.is_grad_enabled())
         for span, size, path in zip(spans, sizes, paths, strict=True):
             place = landings.get(span.number + 1)
             if phase is not None:
@@ -49,7 +60,6 @@ def _steps(
             y, _ = solver.made(field, span, size, y, path)
             if place is not None:
                 values.append(y)
-        t = spans[-1].stop
         last = y.detach()
         if not math.isfinite(float(last.sum())) and not bool(last.isfinite().all()):
             return None

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from torchimplicit.path.solver import PathSolver
-from torchimplicit.path.span import Span
 
 
 class Grid:
@@ -40,20 +39,6 @@ class Grid:
         """Which output time the first so many steps lead to, of one sample; None where a time is repeated."""
         found = {number: place for place, number in enumerate(self.counts.flatten().tolist())}
         return found if len(found) == len(self.ts) else None
-
-    def spans(self, first: int, count: int, t: Tensor) -> tuple[list[Span], Tensor]:
-        """What steps lead through, the same for all samples, and their lengths, `(count,)`.
-
-        Args:
-            first: number of the first.
-            count: of steps.
-            t: times at the start of the first, all the same, `(B,)`.
-        """
-        stops = self.stops(first, count)
-        h = torch.cat((stops[:1] - t[:1], stops.diff(dim=0)))
-        ends, sizes = (each.expand(-1, len(t)).unbind() for each in (stops, h))
-        spans = zip((t, *ends), ends, sizes, range(first, first + count), strict=False)
-        return [Span(*each) for each in spans], h.squeeze(1)
 
     def stops(self, first: int, count: int) -> Tensor:
         """When steps end, `(count, B)`; the last time for those behind it.

@@ -42,8 +42,7 @@ class Steps:
 
     def words(self, purpose: int, first: int, count: int) -> Tensor:
         """The words of consecutive numbers, `(count,)`."""
-        some = [normals.place(purpose, number) for number in range(first, first + count)]
-        return torch.tensor(some, dtype=torch.int64, device=self.seeds.device)
+        return normals.places(purpose, torch.arange(first, first + count, device=self.seeds.device))
 
     def pairs(self, purpose: int, first: int, out: tuple[Tensor, Tensor]) -> None:
         """Two normals for every number, sample and channel, into two `(count, B, m)`."""
