@@ -120,7 +120,8 @@ class Explicit:
         for place, tensor in zip(self.places, tensors[self.shared :], strict=True):
             leaves[place] = tensor
         try:
-            yield Bound(exchanged(self.f, cast.copies), pytree.tree_unflatten(leaves, self.spec))
+            f = exchanged(self.f, cast.copies) if cast.copies else self.f
+            yield Bound(f, pytree.tree_unflatten(leaves, self.spec))
         except GeneratorExit:  # of an interrupted solve, which somebody forgets only now: the modules have moved on
             raise
         except BaseException:

@@ -128,17 +128,18 @@ class PathCall(Call):
 
     def _arrive(self, y0: Tensor, ts: Tensor, steps: int, nfev: int) -> None:
         """Notes that all samples have come to the last time."""
-        state = IntegratorState.start(ts, y0)
-        state.status = torch.full_like(state.status, int(Status.CONVERGED))
-        state.t, state.tried, self.record.reached = ts[-1], torch.full_like(state.tried, steps), ts[-1]
-        self._report(state, nfev)
+        tried = torch.full((len(y0),), steps, device=y0.device)
+        status, none = torch.full_like(tried, int(Status.CONVERGED)), torch.zeros_like(tried)
+        self.record.reached = ts[-1]
+        self._report(status, tried, none, ts[-1], torch.zeros_like(y0[:, 0]), None, nfev)
 
-    def _report(self, state: IntegratorState, nfev: int) -> None:
-        """Notes how a solve went."""
+    def _report(
+        self, status: Tensor, tried: Tensor, rejected: Tensor, t: Tensor, ratio: Tensor, event: Tensor | None, nfev: int
+    ) -> None:
+        """Notes how a solve went; see `IntegratorState` for the tensors."""
         self.record.report = self.dynamics.report(
-            state.status, state.tried, state.ratio, nfev, self.name,
-            accepted=state.tried - state.rejected, rejected=state.rejected, reached=self.dynamics.user_time(state.t),
-            event=state.event, adapts=self.solver.adapts,
+            status, tried, ratio, nfev, self.name, accepted=tried - rejected, rejected=rejected,
+            reached=self.dynamics.user_time(t), event=event, adapts=self.solver.adapts,
         )  # fmt: skip
 
     def _look(self, y0: Tensor, ts: Tensor, slope: Tensor | None, tensors: Sequence[Tensor]) -> None:
@@ -206,7 +207,7 @@ class PathCall(Call):
         if log is not None:
             self._check_conditions(condition_tensors, whole)
             self.record.event, self.record.met, self.record.side = whole.event, log.met(whole.y), whole.side
-        self._report(whole, nfev)
+        self._report(whole.status, whole.tried, whole.rejected, whole.t, whole.ratio, whole.event, nfev)
         held = _hold(whole, values)
         if path is not None:
             path.held, self.record.path = held, path

@@ -174,9 +174,11 @@ class StochasticDynamics(Dynamics):
         if rows is not None:
             diffusion, driver = diffusion.of_batch(len(rows)), driver.take(rows)
 
+        dtype, shape, nested = self.time_dtype, self.time_shape, diffusion.layout.unflatten
+
         def value(t: Tensor, y: Tensor, number: int = WHOLE) -> Any:
-            t = t if t.dtype is self.time_dtype else t.to(self.time_dtype)
-            return parts[number](t.view(self.time_shape), diffusion.layout.unflatten(y))
+            t = t if t.dtype is dtype else t.to(dtype)
+            return parts[number](t.view(shape), nested(y))
 
         def first(t: Tensor, y: Tensor) -> Any:
             return self.evaluate_first(partial(value, t, y), y, tensors if audit else None)
@@ -196,15 +198,15 @@ class StochasticDynamics(Dynamics):
             diffusion: how diffusions become rows.
             driver: the noise.
         """
-        layout = diffusion.layout
+        flat, flat_g = diffusion.layout.flatten, diffusion.flatten
 
         def both(ask: Value, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             f, g = ask(t, y)
-            return layout.flatten(f), diffusion.flatten(g)
+            return flat(f), flat_g(g)
 
         return NoisyField(
-            lambda t, y: layout.flatten(value(t, y, 0)),
-            lambda t, y: diffusion.flatten(value(t, y, 1)),
+            lambda t, y: flat(value(t, y, 0)),
+            lambda t, y: flat_g(value(t, y, 1)),
             partial(both, value), driver, None if first is None else partial(both, first),
         )  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -37,7 +36,10 @@ class Steps(Engine):
         assert isinstance(solver, SDESolver)
         assert isinstance(field, NoisyField)
         assert isinstance(report, StochasticReport)
-        diffusion = partial(field.diffusion, ts[0] + PART * (ts[-1] - ts[0]))
+
+        def diffusion(y: Tensor) -> Tensor:
+            return field.diffusion(ts[0] + PART * (ts[-1] - ts[0]), y)
+
         if report.noise == "additive" and y0.numel() and sees_state(diffusion, y0):
             kind = "diagonal" if diffusion(y0).dim() == 2 else "general"
             raise ValueError(

@@ -25,11 +25,12 @@ class Grid:
     def __init__(self, ts: Tensor, dt: float | None):
         ts = ts if len(ts) > 1 else ts.expand(2, -1)
         self.ts, self.dt = ts, dt
-        gaps = (ts[1:] > ts[:-1]).to(torch.float64)
-        if dt is not None:
-            eps = torch.finfo(ts.dtype).eps
+        if dt is None:
+            gaps = (ts[1:] > ts[:-1]).to(torch.float64)
+        else:
+            size = ts.abs()
             gaps = ts.diff(dim=0).to(torch.float64) / dt
-            play = 1e-6 + 4 * eps * torch.maximum(ts[1:].abs(), ts[:-1].abs()).to(torch.float64) / dt
+            play = 1e-6 + torch.maximum(size[1:], size[:-1]).to(torch.float64) * (4 * torch.finfo(ts.dtype).eps / dt)
             gaps = torch.where(gaps > 0, (gaps - play.clamp_max(0.5)).ceil().clamp(1, 2**52), 0)
         self.counts = torch.nn.functional.pad(gaps.cumsum(0), (0, 0, 1, 0)).to(torch.int64)
         self._ends = self.counts[1:].T.contiguous()
