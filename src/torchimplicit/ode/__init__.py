@@ -1,7 +1,6 @@
 """Paths: ordinary differential equations, their solvers and their adjoints."""
 
 from torchimplicit.ode.adjoint.backsolve import Backsolve
-from torchimplicit.ode.adjoint.reversible import Reversible
 from torchimplicit.ode.explicit.dopri8 import Dopri8
 from torchimplicit.ode.explicit.methods import RK4, Bosh3, Dopri5, Euler, ExplicitRK, Heun, Midpoint, Tsit5
 from torchimplicit.ode.explicit.tableau import Tableau
@@ -11,6 +10,7 @@ from torchimplicit.ode.steady_state import SteadyState
 from torchimplicit.ode.symplectic import Leapfrog, Suzuki4
 from torchimplicit.path.adjoint.base import PathAdjoint
 from torchimplicit.path.adjoint.checkpointed import Checkpointed, Direct
+from torchimplicit.path.adjoint.reversible import Reversible
 from torchimplicit.path.dense.dense_path import DensePath
 from torchimplicit.path.events.event import Event
 from torchimplicit.path.field.split import Split

@@ -94,6 +94,11 @@ class PathCall(Call):
     side: Tensor | None = None
     record: PathRecord = field(default_factory=PathRecord, kw_only=True)
 
+    @property
+    def undoes(self) -> bool:
+        """Whether the backward pass takes the steps back, so that no state is kept but the ends of a phase."""
+        return self.solver.has_inverse and self.checkpoints == 1
+
     def forward(
         self, y0: Tensor, ts: Tensor, tensors: Sequence[Tensor], condition_tensors: Sequence[Tensor] = ()
     ) -> Tensor:
@@ -112,7 +117,7 @@ class PathCall(Call):
         fixed = y0.detach(), ts.detach()
         with self.noting_writes(tensors):
             with torch.no_grad(), self.bind(fixed[1], tensors, audit=self.audit) as first:
-                slope = first(fixed[1][0], fixed[0])
+                slope = self.solver.state_field(first)(fixed[1][0], fixed[0])
             with self.bind(ts, tensors, keep_buffers=True) as field, torch.enable_grad():
                 found = steps(field, y0, None)
         if found is None:
@@ -144,6 +149,8 @@ class PathCall(Call):
 
     def _look(self, y0: Tensor, ts: Tensor, slope: Tensor | None, tensors: Sequence[Tensor]) -> None:
         """Looks at the field once a solve, and tells the report what it saw."""
+        if y0.shape[1] > self.dynamics.width:  # a pair, both states of which are the same at the start
+            y0, slope = y0[:, : self.dynamics.width], None
         if y0.shape[0] > 1:
             self._check_samples(y0, ts, slope, tensors)
         if self.engine.looks:
@@ -166,8 +173,6 @@ class PathCall(Call):
             ValueError: the state's shape is `(B,)`, so that one sample's features were taken for samples.
         """
         report, scalars, eps = self.record.report, self.dynamics.scalars, self.dynamics.eps
-        if y0.shape[1] > self.dynamics.width:  # not the second state of a pair
-            y0, slope = y0[:, : self.dynamics.width], None
         t, found = ts[0].clone(), None  # not a view of one time
         with torch.no_grad(), self.bind(ts, self.unshared(tensors)) as field:
             slopes, every = partial(field, t), partial(halves, len(y0), y0.device)
@@ -247,7 +252,7 @@ class PathCall(Call):
                 left -= loop.run()
             nfev += field.nfev
             if path is not None and phase is not None and phase.steps:
-                phase.end = state.y if self.solver.has_inverse else None
+                phase.end = state.y if self.undoes else None
                 path.phases.append(phase)
             if not loop.any_running:
                 break

@@ -95,18 +95,6 @@ class Phase:
         for low, high in zip(reversed(ends), reversed([*ends[1:], len(self.steps)]), strict=True):
             yield from self._stretch(low, high, self.states[low], advance, self.limit - len(ends))
 
-    def undone(self, undo: Callable[[Step, Tensor], Tensor]) -> Iterator[tuple[int, Tensor]]:
-        """The numbers of the steps, last first, each with the state before it.
-
-        Args:
-            undo: takes a step back: the state before it from that after it.
-        """
-        y = self.end
-        assert y is not None
-        for number in reversed(range(len(self.steps))):
-            y = undo(self.steps[number], y)
-            yield number, y
-
     def forwards(self, numbers: Sequence[int]) -> Iterator[tuple[int, Tensor | None]]:
         """The steps to make in order to come by some of them, each with the state to begin at.
 

@@ -17,7 +17,6 @@ from torchimplicit.path.step import Stepped
 from torchimplicit.path.stepsize import PID, Fixed, require_dt
 
 Stepper = Callable[[Field, Span, Tensor, Tensor | None], Stepped]  # of (field, span, y, slope)
-Undoer = Callable[[Field, Span, Tensor], Tensor]  # of (field, span, y)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +32,7 @@ class PathSolver:
     Attributes:
         order: of the method.
         stops_at_outputs: whether its steps end at every output time, because it knows no path inside them.
-        has_inverse: whether it can take steps back (`undoer`).
+        has_inverse: whether it can take steps back; see `PairSolver`.
         remembers: whether a step depends, within its tolerance, on what earlier ones left (the Jacobian).
     """
 
@@ -83,12 +82,21 @@ class PathSolver:
         """The field of the states that it works on, where those hold more than the user's; for the first step size."""
         return field
 
-    def undoer(self, like: Tensor) -> Undoer:
-        """A function that takes a step back, exactly but for rounding: the states before it from those after it.
+    def paired(self, name: str, like: Tensor, coupling: float) -> PathSolver:
+        """The method made reversible, with the same options, on pairs of states; see `Reversible`.
 
-        It takes the field, the `Span` of the step, forward, and the states after it `(B, n)`.
+        Args:
+            name: of what the user called, for the message.
+            like: a state, `(B, n)`.
+            coupling: of the pair.
+
+        Raises:
+            ValueError: it cannot be.
         """
-        raise NotImplementedError
+        raise ValueError(
+            f"{name}(solver={type(self).__name__}(...), adjoint=Reversible()): expected a method "
+            "that an explicit `Tableau` alone describes, such as Tsit5 or RK4; for others try adjoint=Checkpointed()"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

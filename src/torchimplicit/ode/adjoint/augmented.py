@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -22,7 +22,7 @@ from torchimplicit.core.status import Status
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.loop import StepLoop
 from torchimplicit.path.record import Outputs
-from torchimplicit.path.solver import AdaptiveSolver, PathSolver
+from torchimplicit.path.solver import PathSolver
 from torchimplicit.path.state import IntegratorState
 from torchimplicit.path.step import Stepped
 from torchimplicit.path.stepsize import Tolerance
@@ -242,16 +242,3 @@ class BackwardLoop(StepLoop):
         """What the loss gains when the first time grows, `(B,)`."""
         y, cotangent = self.state.y.chunk(2, dim=1)
         return (self.field(self.state.t, self.state.y)[:, : y.shape[1]] * cotangent).sum(1)
-
-
-def for_pairs(solver: PathSolver, like: Tensor) -> PathSolver:
-    """A solver whose tolerances are for states `(B, n)`, for pairs of such, `(B, 2n)`."""
-    if not isinstance(solver, AdaptiveSolver):
-        return solver
-    tensors = {name: getattr(solver, name) for name in ("rtol", "atol")}
-    doubled = {
-        name: tensor.to(like.dtype).expand(like.shape).repeat(1, 2)
-        for name, tensor in tensors.items()
-        if isinstance(tensor, Tensor)
-    }
-    return replace(solver, **doubled) if doubled else solver

@@ -14,11 +14,12 @@ from torchimplicit.adjoint.products import Gradients
 from torchimplicit.core import transforms
 from torchimplicit.core.options import require, require_count
 from torchimplicit.core.tree import norm
-from torchimplicit.ode.adjoint.augmented import BackwardLoop, Integral, Marks, for_pairs
+from torchimplicit.ode.adjoint.augmented import BackwardLoop, Integral, Marks
 from torchimplicit.ode.symplectic import SymplecticSolver
 from torchimplicit.path.adjoint.base import PathAdjoint
 from torchimplicit.path.adjoint.drift import DriftReport, judge, looser
 from torchimplicit.path.call import PathCall
+from torchimplicit.path.pair import for_pairs
 from torchimplicit.path.record import Path
 from torchimplicit.path.solver import AdaptiveSolver, PathSolver
 from torchimplicit.path.stepsize import Tolerance, tightest

@@ -13,9 +13,11 @@ from torchimplicit.path.adjoint.drift import Drifts
 from torchimplicit.path.call import PathCall
 from torchimplicit.path.engine import PhaseBackward
 from torchimplicit.path.field.dynamics import Field
+from torchimplicit.path.pair import PairSolver
 from torchimplicit.path.query import ByStep, Query
 from torchimplicit.path.record import Outputs, Path, Phase, Step
 from torchimplicit.path.solver import PathSolver
+from torchimplicit.path.undo import Undo
 
 
 def backprop(
@@ -47,7 +49,7 @@ def backprop(
         places, samples = query.held.places, query.held.samples
         cotangent.index_put_((samples,), grad[places, samples, :width], accumulate=True)
     totals: Gradients = [None] * len(inputs)
-    backward = Backprop(call, query, needs, Drifts(cotangent) if call.solver.has_inverse else None)
+    backward = Backprop(call, query, needs, Drifts(cotangent) if call.undoes else None)
     for phase, outputs in zip(reversed(path.phases), reversed(query.outputs), strict=True):
         rows = phase.rows
         if rows is None:
@@ -92,50 +94,52 @@ class Backprop:
         with call.bind(leaves[0], leaves[1:], phase.rows, last) as field:
 
             def retrace() -> Iterator[tuple[Step, Outputs | None, Tensor]]:
-                for number, y in _retraced(solver, field, phase, cotangent, self.drifts):
+                for number, y in _retraced(solver, field, phase, cotangent):
                     yield phase.steps[number], outputs.get(number), y
 
-            before, totals = call.engine.backward(
-                PhaseBackward(solver, field, retrace, query, leaves[0], wanted, grad), cotangent
-            )
+            if self.drifts is None:
+                whole = PhaseBackward(solver, field, retrace, query, leaves[0], wanted, grad)
+                before, totals = call.engine.backward(whole, cotangent)
+            else:
+                assert isinstance(solver, PairSolver)
+                undo = solver.undo(field, leaves[0], wanted, self.drifts.begin(phase))
+                before, totals = _undone(undo, self.drifts, phase, outputs, grad, cotangent)
         rest = iter(totals)
         return before, [next(rest) if need else None for need in self.needs]
 
 
-def _retraced(
-    solver: PathSolver, field: Field, phase: Phase, like: Tensor, drifts: Drifts | None
-) -> Iterator[tuple[int, Tensor]]:
-    """The numbers of the steps of a phase, last first, each with the state before it.
+def _undone(
+    undo: Undo, drifts: Drifts, phase: Phase, outputs: ByStep, grad: Tensor, cotangent: Tensor
+) -> tuple[Tensor, Gradients]:
+    """The gradients of the states before a phase and of the leaves, by steps taken back: at their ends are the outputs.
 
-    That was kept, or is integrated to again; where a step has an inverse, it is what undoing the step gives.
+    Arguments as those of `Backprop.phase`.
     """
-    again = undo = None
+    y = phase.end
+    assert y is not None
+    with torch.no_grad():
+        for number in reversed(range(len(phase.steps))):
+            if (landed := outputs.get(number)) is not None:
+                some = grad[landed.places, landed.samples]
+                cotangent = cotangent.index_put((landed.samples,), some, accumulate=True)
+            y, cotangent = undo.step(phase.steps[number], y, cotangent)
+        cotangent = undo.finish(cotangent)
+    drifts.compare(phase, y, undo.field.nfev)
+    return cotangent, undo.totals
+
+
+def _retraced(solver: PathSolver, field: Field, phase: Phase, like: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The numbers of the steps of a phase, last first, each with the state before it: kept, or integrated to again."""
+    again = None
 
     def advance(step: Step, y: Tensor) -> Tensor:
         nonlocal again
         with torch.no_grad():
             again = solver.stepper(like, graph=False) if again is None else again
-            return _moved(step, y, again(field, step.span, y, None).y)
+            other = again(field, step.span, y, None).y
+            return other if step.all_move else torch.where((step.stop > step.start).unsqueeze(1), other, y)
 
-    def retreat(step: Step, y: Tensor) -> Tensor:
-        nonlocal undo
-        assert drifts is not None
-        with torch.no_grad():
-            undo = solver.undoer(like) if undo is None else undo
-            return _moved(step, y, drifts.mended(phase, undo(field, step.span, y)))
-
-    if drifts is None:
-        yield from phase.backwards(advance)
-        return
-    y = phase.states[0]
-    for number, y in phase.undone(retreat):
-        yield number, y
-    drifts.compare(phase, y, field.nfev)
-
-
-def _moved(step: Step, y: Tensor, other: Tensor) -> Tensor:
-    """The other end of a step; a sample that it does not move stays."""
-    return other if step.all_move else torch.where((step.stop > step.start).unsqueeze(1), other, y)
+    yield from phase.backwards(advance)
 
 
 def _spread(some: Tensor | None, whole: Tensor, dim: int | None, rows: Tensor) -> Tensor | None:

@@ -25,6 +25,15 @@ class PathAdjoint:
             solver: of the forward solve.
         """
 
+    def prepared(self, call: PathCall, y0: Tensor) -> PathCall:
+        """The call as this adjoint wants it made; most want nothing.
+
+        Args:
+            call: the call.
+            y0: start, `(B, n)`.
+        """
+        return call
+
     def solve(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
         """Solves and attaches the gradient.
 

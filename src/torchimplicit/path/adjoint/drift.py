@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
@@ -85,32 +86,37 @@ class Drifts:
     to on the path: at its ends it may be zero.
 
     Args:
-        like: the states of all samples, `(B, n)`.
+        like: the states of all samples, pairs `(B, n)`.
     """
 
     def __init__(self, like: Tensor):
         self.largest, self.nfev = torch.zeros_like(like[:, 0]), 0
         self.root = math.sqrt(torch.finfo(like.dtype).eps)
-        self.size: Tensor | None = None  # of the unknowns of the phase, `(M, n)`, as far as it was integrated backward
+        self.size: Tensor | None = None  # of the unknowns of the phase, `(M, n / 2)`, as far as it was undone
 
-    def mended(self, phase: Phase, found: Tensor) -> Tensor:
-        """States found within a phase, `(M, n)`, with those that have left every bound put back to its start.
+    def begin(self, phase: Phase) -> Callable[[Tensor], Tensor]:
+        """What puts states found within a phase, `(M, n / 2)`, that have left every bound back to its start.
 
         They are lost, but shall not bring NaN to the gradients of shared tensors.
         """
         assert phase.end is not None
-        start = phase.states[0]
-        lost = ~(found.abs().amax(1) <= FAR * (1 + torch.maximum(start.abs(), phase.end.abs()).amax(1)))
+        begin, self.size = phase.states[0], None
+        start, bound = begin.chunk(2, dim=1)[0], FAR * (1 + torch.maximum(begin.abs(), phase.end.abs()).amax(1))
         rows = slice(None) if phase.rows is None else phase.rows
-        self.largest[rows] = torch.where(lost, math.inf, self.largest[rows])
-        found = torch.where(lost.unsqueeze(1), start, found)
-        self.size = found.abs() if self.size is None else torch.maximum(self.size, found.abs())
-        return found
+
+        def mended(found: Tensor) -> Tensor:
+            lost = ~(found.abs().amax(1) <= bound)
+            self.largest[rows] = torch.where(lost, math.inf, self.largest[rows])
+            found = torch.where(lost.unsqueeze(1), start, found)
+            self.size = found.abs() if self.size is None else torch.maximum(self.size, found.abs())
+            return found
+
+        return mended
 
     def compare(self, phase: Phase, found: Tensor, nfev: int) -> None:
         """Holds the states found before a phase's first step against those that were there, `(M, n)`."""
         rows, start = slice(None) if phase.rows is None else phase.rows, phase.states[0]
-        size = start.abs() if self.size is None else torch.maximum(self.size, start.abs())
+        size = start.abs() if self.size is None else torch.maximum(self.size.repeat(1, 2), start.abs())
         size = torch.maximum(size, self.root * size.amax(1, keepdim=True)).clamp_min(torch.finfo(size.dtype).tiny)
         drift = Tolerance(self.root / LIMIT, 0.0, start).ratio(found - start, size, size)
         self.largest[rows] = torch.maximum(self.largest[rows], drift.nan_to_num(math.inf, math.inf))

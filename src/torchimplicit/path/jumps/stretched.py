@@ -15,6 +15,7 @@ from torch import Tensor
 
 from torchimplicit.core import transforms
 from torchimplicit.core.status import Report
+from torchimplicit.path.adjoint.attached import attached
 from torchimplicit.path.adjoint.base import PathAdjoint
 from torchimplicit.path.call import PathCall, PathRecord
 from torchimplicit.path.dense.chain import ChainedPath
@@ -28,14 +29,13 @@ from torchimplicit.path.report import PathReport
 
 def integrate(call: PathCall, adjoint: PathAdjoint, inputs: Inputs) -> Tensor:
     """The outputs `(T, B, n)`, differentiable where gradients are recorded."""
-    solve = adjoint.solve if torch.is_grad_enabled() else adjoint.forward
     if inputs.jumps is None:
-        return solve(call, inputs.y0, inputs.ts, inputs.tensors)
+        return attached(adjoint, call, inputs.y0, inputs.ts, inputs.tensors)
     stretched = StretchedSolve(call, inputs, inputs.jumps)
     stretches = stretched.stretches
     for k in range(len(stretches.solved)):
         if stretches.solved[k]:
-            stretched.take(k, solve(*stretched.begin(k), inputs.tensors))
+            stretched.take(k, attached(adjoint, *stretched.begin(k), inputs.tensors))
         stretched.jump(k)
     return stretched.finish()
 
