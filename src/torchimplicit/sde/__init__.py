@@ -1,6 +1,7 @@
 """Stochastic paths: equations, methods, and the noise that drives them."""
 
 from torchimplicit.path.adjoint.checkpointed import Checkpointed, Direct
+from torchimplicit.path.adjoint.reversible import Reversible
 from torchimplicit.path.solver import FixedSolver
 from torchimplicit.sde.bridge import Increment, bridge, joined, levy_area
 from torchimplicit.sde.brownian import Brownian, Noise
@@ -10,6 +11,7 @@ from torchimplicit.sde.methods.heun import Heun
 from torchimplicit.sde.methods.log_ode import LogODE
 from torchimplicit.sde.methods.midpoint import Midpoint
 from torchimplicit.sde.methods.milstein import Milstein
+from torchimplicit.sde.methods.reversible_heun import ReversibleHeun
 from torchimplicit.sde.methods.shark import ShARK
 from torchimplicit.sde.methods.sra1 import SRA1
 from torchimplicit.sde.methods.srid2 import SRID2
@@ -35,6 +37,8 @@ __all__ = [
     "Milstein",
     "Noise",
     "PathInTree",
+    "Reversible",
+    "ReversibleHeun",
     "SDESolver",
     "ShARK",
     "Stack",

@@ -46,6 +46,7 @@ class NoisyField(Field):
     def __init__(self, drift: Part, diffusion: Part, both: Pair, driver: Driver, first: Pair | None = None):
         super().__init__(self._side_by_side)
         self._drift, self._diffusion, self._both, self.driver, self._first = drift, diffusion, both, driver, first
+        self._met: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
 
     def drift(self, t: Tensor, y: Tensor) -> Tensor:
         """The drift at `(t, y)`."""
@@ -70,14 +71,23 @@ class NoisyField(Field):
         return first(t, y)
 
     def prepare(self, t: Tensor, y: Tensor) -> None:
-        """Makes the noise: it takes a diffusion to know how many channels there are, at the states `(B, n)` say."""
+        """Makes the noise: how many channels there are a diffusion tells, at the states `(B, n)`, or pairs."""
         if not self.driver.ready:
-            self.driver.prepare(self.diffusion(t, y).shape[-1])
+            self.driver.prepare(self.diffusion(t, y[:, : self.driver.layout.width]).shape[-1])
 
     def increment(self, span: Span, y: Tensor) -> Increment:
         """The noise over a step from the states `(B, n)`."""
         self.prepare(span.start, y)
         return self.driver.increment(span)
+
+    def meet(self, end: Tensor, there: tuple[Tensor, Tensor]) -> Tensor:
+        """Notes drift and diffusion at the end of a step, for the one that goes on from this very tensor."""
+        self._met = end, there
+        return end
+
+    def met(self, start: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Drift and diffusion at the start of a step, where the last one has met them; else None."""
+        return None if self._met is None or self._met[0] is not start else self._met[1]
 
     def _side_by_side(self, t: Tensor, y: Tensor) -> Tensor:
         self.nfev -= 1  # was counted as one

@@ -18,7 +18,9 @@ from torchimplicit.core.status import OnFailure
 from torchimplicit.core.tree import Layout
 from torchimplicit.path.adjoint.base import PathAdjoint
 from torchimplicit.path.adjoint.checkpointed import Checkpointed, Direct
+from torchimplicit.path.adjoint.reversible import Reversible
 from torchimplicit.path.options import Options
+from torchimplicit.path.pair import PairSolver
 from torchimplicit.path.solve import solve
 from torchimplicit.sde.brownian import Brownian
 from torchimplicit.sde.diffusion import Diffusion, NoiseKind
@@ -82,7 +84,8 @@ def sdeint(
             drifts differ by what the noise cannot make up for. It counts as an unknown for steps that are chosen.
         kl: "quadratic", $\frac12 \int |u|^2 dt$; or "pathwise", with $\int u \cdot dW$, which is the logarithm of the
             path's density: of the same mean, for one evaluation of all functions more at every step.
-        adjoint: `Checkpointed()`, which asks for the noise again by the steps' numbers, or `Direct()`.
+        adjoint: `Checkpointed()`, which asks for the noise again by the steps' numbers, `Direct()`, or `Reversible()`,
+            which keeps no states but changes the method, unless that is `ReversibleHeun`.
         batched_args: see `odeint`.
         on_failure: "raise", "warn" or "ignore" samples that do not reach the last time, forward and backward. Their
             outputs beyond the time reached hold the last finite state.
@@ -155,10 +158,15 @@ def check_words(solver: Any, noise: Any, calculus: Any, adjoint: PathAdjoint, kl
             f"try {other}, or the same equation in other words: drift=ti.sde.{to}(drift, diffusion, {noise!r}), "
             f"calculus={solver.calculus!r}"
         )
-    if not isinstance(adjoint, Checkpointed | Direct):
+    if not isinstance(adjoint, Checkpointed | Direct | Reversible):
         raise ValueError(
-            f"adjoint: got {adjoint!r}, expected Checkpointed() or Direct(), which differentiate the steps that were "
-            "taken: another solve backward would be of another process"
+            f"adjoint: got {adjoint!r}, expected Checkpointed(), Direct() or Reversible(), which differentiate the "
+            "steps that were taken: another solve backward would be of another process"
+        )
+    if kl == "pathwise" and (isinstance(adjoint, Reversible) or isinstance(solver, PairSolver)):
+        raise ValueError(
+            "kl: got 'pathwise' with states in pairs, whose steps do not tell it apart, expected 'quadratic'; try "
+            "that, or Heun() with adjoint=Checkpointed()"
         )
 
 

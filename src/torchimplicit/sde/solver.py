@@ -20,6 +20,7 @@ from torchimplicit.sde.bridge import Increment
 from torchimplicit.sde.diffusion import NoiseKind
 from torchimplicit.sde.dynamics import NoisyField
 from torchimplicit.sde.girsanov import with_integral
+from torchimplicit.sde.paired import made_reversible
 from torchimplicit.sde.structure import Structure
 
 Calculus = Literal["ito", "stratonovich"]
@@ -39,6 +40,7 @@ class SDESolver(PathSolver):
         kinds: the noise that it is for.
         area: whether it asks for the space-time area of the noise.
         levy: whether it asks for its Levy areas; these the noise has at steps of its `base` and longer ones alone.
+        reverses: whether its steps backward along the noise are of the same process, so that it can be paired.
     """
 
     stops_at_outputs: ClassVar[bool] = True  # between its ends the path of a step is not known
@@ -47,6 +49,7 @@ class SDESolver(PathSolver):
     kinds: ClassVar[tuple[NoiseKind, ...]] = EVERY
     area: ClassVar[bool] = False
     levy: ClassVar[bool] = False
+    reverses: ClassVar[bool] = False
 
     def advance(
         self, sde: NoisyField, span: Span, h: Tensor, y: Tensor, path: Increment
@@ -79,6 +82,21 @@ class SDESolver(PathSolver):
             return Stepped(end, error, None, EndOnly(end))
 
         return step
+
+    def paired(self, name: str, like: Tensor, coupling: float) -> PathSolver:
+        """See `PathSolver.paired`."""
+        solver = type(self).__name__
+        if not self.reverses:
+            raise ValueError(
+                f"{name}(solver={solver}(...), adjoint=Reversible()): expected a method that leads back along the "
+                "noise; try ti.sde.ReversibleHeun(dt=...), Heun(dt=...) or Midpoint(dt=...), or adjoint=Checkpointed()"
+            )
+        if self.adapts:
+            raise ValueError(
+                f"{name}(solver={solver}(...), adjoint=Reversible()): got steps that are chosen, whose noise would "
+                f"have to be kept, expected steps of a given size; try {solver}(dt=...), or adjoint=Checkpointed()"
+            )
+        return made_reversible(self, coupling)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,7 @@ class Heun(AdaptiveSDESolver):
     order: ClassVar[int] = 1
     strong: ClassVar[Mapping[Structure, float]] = {"additive": 1.0, "commuting": 1.0, "general": 0.5}
     calculus: ClassVar[Calculus] = "stratonovich"
+    reverses: ClassVar[bool] = True
 
     def advance(
         self, sde: NoisyField, span: Span, h: Tensor, y: Tensor, path: Increment

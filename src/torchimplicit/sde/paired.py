@@ -1,0 +1,85 @@
+"""A method of stochastic paths made reversible, and what all pairs of them share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimplicit.path.adjoint.drift import LIMIT
+from torchimplicit.path.field.dynamics import Field
+from torchimplicit.path.pair import Increments, Paired, PairSolver
+from torchimplicit.path.solver import PathSolver
+from torchimplicit.path.span import Span
+from torchimplicit.sde.bridge import Increment
+from torchimplicit.sde.dynamics import NoisyField
+
+FAR = 0.2  # of the way that a sample goes; the distance of two states of a pair is no error, but of its size
+
+
+class NoisyPair(PairSolver):
+    """What pairs of states of a stochastic path share."""
+
+    def apart(self, field: Field, ts: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        r"""See `PairSolver.apart`: over a part of the largest output and of the way that noise alone would go.
+
+        The states differ by what noise does in a step, times a root of how many there were, which is the size of the
+        error of their paths; where drift contracts, they part by the size of the paths themselves, and beyond.
+        """
+        assert isinstance(field, NoisyField)
+        g = field.diffusion(ts[0], y[0])
+        spread = g.abs() if g.dim() == 2 else torch.linalg.vector_norm(g, dim=2)
+        way = (ts[-1] - ts[0]).to(y.dtype).sqrt().unsqueeze(1) * spread
+        size = torch.maximum(y.abs(), z.abs()).amax(0) + way
+        off = (y - z).abs() / (FAR / LIMIT * size).clamp_min(torch.finfo(y.dtype).tiny)
+        return off.square().mean(2).sqrt().amax(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedSDE(NoisyPair, Paired):
+    """A method for Stratonovich equations made reversible, mixed into its class; see `Paired`."""
+
+    def advance(
+        self, sde: NoisyField, span: Span, h: Tensor, pair: Tensor, path: Increment
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `SDESolver.advance`."""
+
+        def back(y: Tensor) -> Tensor:
+            return self._added(sde, *backward_along(span, h, path), y)
+
+        return self.coupled(h, pair, self._added(sde, span, h, path, pair.chunk(2, dim=1)[1]), back), None
+
+    def increments(self, like: Tensor) -> Increments:
+        """See `Paired.increments`."""
+
+        def increment(field: Field, span: Span, y: Tensor, backward: bool) -> Tensor:
+            assert isinstance(field, NoisyField)
+            way = span, span.h.to(y.dtype).unsqueeze(1), field.increment(span, y)
+            return self._added(field, *(backward_along(*way) if backward else way), y)
+
+        return increment
+
+    def _added(self, sde: NoisyField, span: Span, h: Tensor, path: Increment, y: Tensor) -> Tensor:
+        """What a step of the method adds to states."""
+        method: Any = super()
+        return method.advance(sde, span, h, y, path)[0] - y
+
+
+def backward_along(span: Span, h: Tensor, path: Increment) -> tuple[Span, Tensor, Increment]:
+    """A step backward in time along the same noise, whose mean above its chord is the same both ways."""
+    return span.back(), -h, Increment(-path.W, path.H)
+
+
+def made_reversible(solver: PathSolver, coupling: float) -> Any:
+    """A method for Stratonovich equations made reversible, with the same options."""
+    options = {each.name: getattr(solver, each.name) for each in fields(solver)}
+    return _class_of(type(solver))(**options, coupling=coupling)
+
+
+@lru_cache
+def _class_of(method: type[PathSolver]) -> type[PathSolver]:
+    made = type(f"Paired{method.__name__}", (PairedSDE, method), {})
+    return dataclass(frozen=True, kw_only=True)(made)
