@@ -13,7 +13,7 @@ from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.record import Step
 from torchimplicit.path.solver import AdaptiveSolver, PathSolver
 from torchimplicit.path.span import Span
-from torchimplicit.path.undo import Undo
+from torchimplicit.path.undo import Mend, Pair, Undo
 
 Increments = Callable[[Field, Span, Tensor, bool], Tensor]  # of field, span, states, and whether backward along it
 
@@ -25,7 +25,7 @@ class PairSolver(PathSolver):
     stops_at_outputs: ClassVar[bool] = True
     has_inverse: ClassVar[bool] = True
 
-    def undo(self, field: Field, ts: Tensor, wanted: Sequence[Tensor], mend: Callable[[Tensor], Tensor]) -> Undo:
+    def undo(self, field: Field, ts: Tensor, wanted: Sequence[Tensor], mend: Mend) -> Undo:
         """Takes steps back, exactly but for rounding; arguments as those of `Undo`."""
         raise NotImplementedError
 
@@ -76,7 +76,7 @@ class Paired(PairSolver):
         """What the method's steps add to states `(B, n)`, without an estimate of the error, as a graph."""
         raise NotImplementedError
 
-    def undo(self, field: Field, ts: Tensor, wanted: Sequence[Tensor], mend: Callable[[Tensor], Tensor]) -> Undo:
+    def undo(self, field: Field, ts: Tensor, wanted: Sequence[Tensor], mend: Mend) -> Undo:
         """See `PairSolver.undo`."""
         return Uncoupling(self, field, ts, wanted, mend)
 
@@ -91,16 +91,14 @@ class Uncoupling(Undo):
 
     increments: Increments | None = None
 
-    def __init__(
-        self, solver: Paired, field: Field, ts: Tensor, wanted: Sequence[Tensor], mend: Callable[[Tensor], Tensor]
-    ):
+    def __init__(self, solver: Paired, field: Field, ts: Tensor, wanted: Sequence[Tensor], mend: Mend):
         super().__init__(field, ts, wanted, mend)
         self.solver = solver
 
-    def step(self, step: Step, end: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, step: Step, end: Pair, cotangent: Pair) -> tuple[Pair, Pair]:
         """See `Undo.step`."""
-        weight = self.solver.weight(step.span.h.unsqueeze(1), end)
-        (y, z), (to_y, to_z) = end.chunk(2, dim=1), cotangent.chunk(2, dim=1)
+        (y, z), (to_y, to_z) = end, cotangent
+        weight = self.solver.weight(step.span.h.unsqueeze(1), y)
         back, leaf = self._increment(step, y, backward=True)
         before_z = self.mend(_moved(step, z, z + back.detach()))
         to_y = to_y + self.pull([back], leaf, [-_moved(step, torch.zeros_like(to_z), to_z)])
@@ -109,7 +107,7 @@ class Uncoupling(Undo):
         before_y = self.mend(_moved(step, y, before_y))
         pulled = self.pull([there], leaf, [_moved(step, torch.zeros_like(to_y), to_y)])
         to_y, to_z = weight * to_y, to_z + (1 - weight) * to_y + pulled
-        return torch.cat((before_y, before_z), dim=1), torch.cat((to_y, to_z), dim=1)
+        return (before_y, before_z), (to_y, to_z)
 
     def _increment(self, step: Step, y: Tensor, backward: bool) -> tuple[Tensor, Tensor]:
         if self.increments is None:

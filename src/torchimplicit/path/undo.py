@@ -13,6 +13,9 @@ from torchimplicit.path.record import Step
 from torchimplicit.path.remake import tied
 from torchimplicit.path.span import Span
 
+Mend = Callable[[Tensor], Tensor]  # of states found on the way back, (B, n)
+Pair = Sequence[Tensor]  # two, (B, n) each
+
 
 class Undo:
     """Takes back the steps of a phase, last first, and their gradients with them.
@@ -24,25 +27,25 @@ class Undo:
         field: the vector field, of the tensors in `wanted`.
         ts: output times, `(T, B)`; require grad where they want a gradient.
         wanted: the leaves that want a gradient, the times among them.
-        mend: puts a state `(B, n)` that has left every bound back, such that it does no harm.
+        mend: is shown the states that fields are asked at; puts those that have left every bound back.
 
     Attributes:
         totals: the gradients of `wanted` so far.
     """
 
-    def __init__(self, field: Field, ts: Tensor, wanted: Sequence[Tensor], mend: Callable[[Tensor], Tensor]):
+    def __init__(self, field: Field, ts: Tensor, wanted: Sequence[Tensor], mend: Mend):
         self.field, self.ts, self.wanted, self.mend = field, ts, list(wanted), mend
         self.totals: Gradients = [None] * len(self.wanted)
 
-    def step(self, step: Step, end: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor]:
-        """The states before a step from those after it, `(B, 2n)`, and the gradient there from that here.
+    def step(self, step: Step, end: Pair, cotangent: Pair) -> tuple[Pair, Pair]:
+        """The states before a step from those after it, and the gradients there from those here.
 
         Samples that the step does not move have a span of length zero, and stay.
         """
         raise NotImplementedError
 
-    def finish(self, cotangent: Tensor) -> Tensor:
-        """The gradient of the states before all steps, from what the first of them has left."""
+    def finish(self, cotangent: Pair) -> Pair:
+        """The gradients of the states before all steps, from what the first of them has left."""
         return cotangent
 
     def span(self, step: Step) -> Span:

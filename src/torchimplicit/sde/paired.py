@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,30 +17,36 @@ from torchimplicit.path.span import Span
 from torchimplicit.sde.bridge import Increment
 from torchimplicit.sde.dynamics import NoisyField
 
-FAR = 0.2  # of the way that a sample goes; the distance of two states of a pair is no error, but of its size
-
 
 class NoisyPair(PairSolver):
-    """What pairs of states of a stochastic path share."""
+    """What pairs of states of a stochastic path share.
+
+    Attributes:
+        far: which part of the way that a sample goes the two states may be apart.
+    """
+
+    far: ClassVar[float] = 1.0  # beyond it the fields are asked elsewhere
 
     def apart(self, field: Field, ts: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        r"""See `PairSolver.apart`: over a part of the largest output and of the way that noise alone would go.
+        """See `PairSolver.apart`: over a part of the largest output and of the way that noise alone would go.
 
-        The states differ by what noise does in a step, times a root of how many there were, which is the size of the
-        error of their paths; where drift contracts, they part by the size of the paths themselves, and beyond.
+        The states differ by what noise does in a step, which is small beside that; where drift contracts, they part by
+        the size of the paths, and beyond.
         """
         assert isinstance(field, NoisyField)
         g = field.diffusion(ts[0], y[0])
         spread = g.abs() if g.dim() == 2 else torch.linalg.vector_norm(g, dim=2)
         way = (ts[-1] - ts[0]).to(y.dtype).sqrt().unsqueeze(1) * spread
-        size = torch.maximum(y.abs(), z.abs()).amax(0) + way
-        off = (y - z).abs() / (FAR / LIMIT * size).clamp_min(torch.finfo(y.dtype).tiny)
+        size = y.abs().amax(0) + way
+        off = (y - z).abs() / (self.far / LIMIT * size).clamp_min(torch.finfo(y.dtype).tiny)
         return off.square().mean(2).sqrt().amax(0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairedSDE(NoisyPair, Paired):
     """A method for Stratonovich equations made reversible, mixed into its class; see `Paired`."""
+
+    far: ClassVar[float] = 0.2  # both states are wrong by half of what they are apart
 
     def advance(
         self, sde: NoisyField, span: Span, h: Tensor, pair: Tensor, path: Increment

@@ -71,8 +71,8 @@ def _sees_others(value: Tensor, leaf: Tensor) -> bool:
     place[1::2] //= 16  # sixteen weights are told apart by one sample, and those of the same place by the next
     place %= 16
     c = torch.ldexp((1 - 2 * (place % 2)).to(value.dtype), place // 2)
-    (plain,) = torch.autograd.grad(value, leaf, weight, retain_graph=True)
-    (weighted,) = torch.autograd.grad(value, leaf, c * weight)
+    (plain,) = torch.autograd.grad(value, leaf, weight, retain_graph=True, materialize_grads=True)
+    (weighted,) = torch.autograd.grad(value, leaf, c * weight, materialize_grads=True)
     return _differ(weighted, c * plain)
 
 
@@ -84,8 +84,8 @@ def _brackets(value: Tensor, leaf: Tensor) -> bool:
     g = value.detach()
     a, b = noise(g.new_empty(2, len(g), 1, g.shape[2]))
     weight = torch.ldexp(noise(leaf), -_exponent(g.abs().amax(2))).unsqueeze(2)
-    (along_b,) = torch.autograd.grad(value, leaf, weight * a, retain_graph=True)
-    (along_a,) = torch.autograd.grad(value, leaf, weight * b)
+    (along_b,) = torch.autograd.grad(value, leaf, weight * a, retain_graph=True, materialize_grads=True)
+    (along_a,) = torch.autograd.grad(value, leaf, weight * b, materialize_grads=True)
     one, other = along_b * (g * b).sum(2), along_a * (g * a).sum(2)
     size = (one.abs() + other.abs()).sum(1)
     return bool(((one - other).sum(1).abs() > _play(g) * size).logical_and(size < torch.inf).any())

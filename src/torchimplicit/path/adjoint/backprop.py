@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torchimplicit.path.pair import PairSolver
 from torchimplicit.path.query import ByStep, Query
 from torchimplicit.path.record import Outputs, Path, Phase, Step
 from torchimplicit.path.solver import PathSolver
-from torchimplicit.path.undo import Undo
+from torchimplicit.path.undo import Mend, Undo
 
 
 def backprop(
@@ -102,30 +103,33 @@ class Backprop:
                 before, totals = call.engine.backward(whole, cotangent)
             else:
                 assert isinstance(solver, PairSolver)
-                undo = solver.undo(field, leaves[0], wanted, self.drifts.begin(phase))
+                undo = partial(solver.undo, field, leaves[0], wanted)
                 before, totals = _undone(undo, self.drifts, phase, outputs, grad, cotangent)
         rest = iter(totals)
         return before, [next(rest) if need else None for need in self.needs]
 
 
 def _undone(
-    undo: Undo, drifts: Drifts, phase: Phase, outputs: ByStep, grad: Tensor, cotangent: Tensor
+    undo: Callable[[Mend], Undo], drifts: Drifts, phase: Phase, outputs: ByStep, grad: Tensor, cotangent: Tensor
 ) -> tuple[Tensor, Gradients]:
-    """The gradients of the states before a phase and of the leaves, by steps taken back: at their ends are the outputs.
-
-    Arguments as those of `Backprop.phase`.
-    """
-    y = phase.end
-    assert y is not None
-    with torch.no_grad():
-        for number in reversed(range(len(phase.steps))):
-            if (landed := outputs.get(number)) is not None:
-                some = grad[landed.places, landed.samples]
-                cotangent = cotangent.index_put((landed.samples,), some, accumulate=True)
-            y, cotangent = undo.step(phase.steps[number], y, cotangent)
-        cotangent = undo.finish(cotangent)
-    drifts.compare(phase, y, undo.field.nfev)
-    return cotangent, undo.totals
+    """The gradients of the states before a phase and of the leaves, by steps taken back: outputs are at their ends."""
+    assert phase.end is not None
+    for mend in (drifts.seen, drifts.mended):  # few paths leave every bound: first without a look at each state
+        drifts.begin(phase)
+        back = undo(mend)
+        y, to = phase.end.chunk(2, dim=1), cotangent.chunk(2, dim=1)
+        with torch.no_grad():
+            for number in reversed(range(len(phase.steps))):
+                if (landed := outputs.get(number)) is not None:
+                    some = grad[landed.places, landed.samples]
+                    more = torch.zeros_like(cotangent).index_put_((landed.samples,), some, accumulate=True)
+                    to = [torch.add(*each) for each in zip(to, more.chunk(2, dim=1), strict=True)]
+                y, to = back.step(phase.steps[number], y, to)
+            to = back.finish(to)
+        if not drifts.any_lost:
+            break
+    drifts.compare(phase, torch.cat(y, dim=1), back.field.nfev)
+    return torch.cat(to, dim=1), back.totals
 
 
 def _retraced(solver: PathSolver, field: Field, phase: Phase, like: Tensor) -> Iterator[tuple[int, Tensor]]:

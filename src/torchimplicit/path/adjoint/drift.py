@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
@@ -92,35 +91,44 @@ class Drifts:
     def __init__(self, like: Tensor):
         self.largest, self.nfev = torch.zeros_like(like[:, 0]), 0
         self.root = math.sqrt(torch.finfo(like.dtype).eps)
-        self.size: Tensor | None = None  # of the unknowns of the phase, `(M, n / 2)`, as far as it was undone
+        self.size = self.start = self.bound = like[:0]  # of the states of a phase found so far, and where it began
+        self.rows: Tensor | slice = slice(None)
 
-    def begin(self, phase: Phase) -> Callable[[Tensor], Tensor]:
-        """What puts states found within a phase, `(M, n / 2)`, that have left every bound back to its start.
+    def begin(self, phase: Phase) -> None:
+        """A phase is undone."""
+        assert phase.end is not None
+        start, self.rows = phase.states[0], slice(None) if phase.rows is None else phase.rows
+        self.bound = FAR * (1 + torch.maximum(start.abs(), phase.end.abs()).amax(1))
+        self.start = start.chunk(2, dim=1)[0]
+        self.size = self.start.abs()
+
+    def seen(self, found: Tensor) -> Tensor:
+        """States found within a phase, `(M, n / 2)`."""
+        self.size = torch.maximum(self.size, found.abs())
+        return found
+
+    @property
+    def any_lost(self) -> bool:
+        """Whether some states seen have left every bound; one read by the host."""
+        return not bool((self.size.amax(1) <= self.bound).all())
+
+    def mended(self, found: Tensor) -> Tensor:
+        """States found within a phase, with those that have left every bound put back to its start.
 
         They are lost, but shall not bring NaN to the gradients of shared tensors.
         """
-        assert phase.end is not None
-        begin, self.size = phase.states[0], None
-        start, bound = begin.chunk(2, dim=1)[0], FAR * (1 + torch.maximum(begin.abs(), phase.end.abs()).amax(1))
-        rows = slice(None) if phase.rows is None else phase.rows
-
-        def mended(found: Tensor) -> Tensor:
-            lost = ~(found.abs().amax(1) <= bound)
-            self.largest[rows] = torch.where(lost, math.inf, self.largest[rows])
-            found = torch.where(lost.unsqueeze(1), start, found)
-            self.size = found.abs() if self.size is None else torch.maximum(self.size, found.abs())
-            return found
-
-        return mended
+        lost = ~(found.abs().amax(1) <= self.bound)
+        self.largest[self.rows] = torch.where(lost, math.inf, self.largest[self.rows])
+        return self.seen(torch.where(lost.unsqueeze(1), self.start, found))
 
     def compare(self, phase: Phase, found: Tensor, nfev: int) -> None:
         """Holds the states found before a phase's first step against those that were there, `(M, n)`."""
-        rows, start = slice(None) if phase.rows is None else phase.rows, phase.states[0]
-        size = start.abs() if self.size is None else torch.maximum(self.size.repeat(1, 2), start.abs())
+        start = phase.states[0]
+        size = torch.maximum(self.size.repeat(1, 2), start.abs())
         size = torch.maximum(size, self.root * size.amax(1, keepdim=True)).clamp_min(torch.finfo(size.dtype).tiny)
         drift = Tolerance(self.root / LIMIT, 0.0, start).ratio(found - start, size, size)
-        self.largest[rows] = torch.maximum(self.largest[rows], drift.nan_to_num(math.inf, math.inf))
-        self.nfev, self.size = self.nfev + nfev, None
+        self.largest[self.rows] = torch.maximum(self.largest[self.rows], drift.nan_to_num(math.inf, math.inf))
+        self.nfev += nfev
 
     def report(self, call: PathCall, start: Tensor) -> DriftReport:
         """Of a backward solve to the first times, `(B,)`, by the steps of the solve there."""

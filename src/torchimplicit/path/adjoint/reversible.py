@@ -31,7 +31,7 @@ class Reversible(PathAdjoint):
 
     Of stochastic paths, $\Psi_{-h}$ sees the noise backward, too. Steps have a given size; their paths are rougher, and
     the two states have parted where they are further from each other than a fifth of the way that a sample goes.
-    `sde.ReversibleHeun`, which is a pair of its own without a coupling, is undone as it is.
+    `sde.ReversibleHeun`, a pair of its own without a coupling, is undone as it is.
 
     Source: S. McCallum, J. Foster, Efficient, Accurate and Stable Gradients for Neural ODEs, arXiv
     2410.11648, section 3.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.record import Step
 from torchimplicit.path.solver import FixedSolver
 from torchimplicit.path.span import Span
-from torchimplicit.path.undo import Undo
+from torchimplicit.path.undo import Mend, Pair, Undo
 from torchimplicit.sde.bridge import Increment
 from torchimplicit.sde.diffusion import driven
 from torchimplicit.sde.dynamics import NoisyField
@@ -46,20 +46,21 @@ class ReversibleHeun(NoisyPair, SDESolver, FixedSolver):
     calculus: ClassVar[Calculus] = "stratonovich"
 
     def advance(
-        self, sde: NoisyField, span: Span, h: Tensor, y: Tensor, path: Increment
+        self, sde: NoisyField, span: Span, h: Tensor, pair: Tensor, path: Increment
     ) -> tuple[Tensor, Tensor | None]:
-        """See `SDESolver.advance`; on pairs `(B, 2n)`."""
-        y, z, (f, g) = *y.chunk(2, dim=1), sde.met(y) or sde.both(span.start, y.chunk(2, dim=1)[1])
-        z = driven(torch.addcmul(torch.sub(2 * y, z), h, f), g, path.W)
-        f_there, g_there = there = sde.both(span.stop, z)
-        y = driven(torch.addcmul(y, 0.5 * h, f + f_there), g + g_there, 0.5 * path.W)
+        """See `SDESolver.advance`."""
+        y, z = pair.chunk(2, dim=1)
+        way = _way(h, *(sde.met(pair) or sde.both(span.start, z)), path.W)
+        z = torch.sub(torch.add(y, y), z) + way
+        there = sde.both(span.stop, z)
+        y = torch.add(y, way + _way(h, *there, path.W), alpha=0.5)
         return sde.meet(torch.cat((y, z), dim=1), there), None
 
     def paired(self, name: str, like: Tensor, coupling: float) -> ReversibleHeun:
         """See `PathSolver.paired`: it is a pair."""
         return self
 
-    def undo(self, field: Field, ts: Tensor, wanted: Sequence[Tensor], mend: Callable[[Tensor], Tensor]) -> Undo:
+    def undo(self, field: Field, ts: Tensor, wanted: Sequence[Tensor], mend: Mend) -> Undo:
         """See `PairSolver.undo`."""
         return Reflected(field, ts, wanted, mend)
 
@@ -88,56 +89,71 @@ class Reflected(Undo):
     field: NoisyField
     node: Node | None = None
 
-    def step(self, step: Step, end: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, step: Step, end: Pair, cotangent: Pair) -> tuple[Pair, Pair]:
         """See `Undo.step`."""
-        (y, z), (to_y, to_z) = end.chunk(2, dim=1), cotangent.chunk(2, dim=1)
-        span = step.span
+        (y, z), (to_y, to_z), span = end, cotangent, step.span
         h, w = span.h.to(y.dtype).unsqueeze(1), self.field.increment(span, z).W
-        there = self.node or self._node(self.span(step).stop, z)
-        f, g = there.f.detach(), there.g.detach()
-        # y' = y + h/2 (f + f') + (g + g') w/2
-        half_f, half_g = 0.5 * h * to_y, _outer(to_y, 0.5 * w, g)
-        to_z = to_z + self._pull(there, half_f, half_g)
-        before = driven(torch.addcmul(torch.sub(2 * y, z), h, f, value=-1), g, -w)
+        there = self._node(self.span(step).stop, z) if self.node is None else self.node
+        half = 0.5 * to_y  # of the way there, y' = y + (way + way') / 2
+        to_z = to_z + self._pull(there, h, w, half)
+        way_there = _way(h, there.f.detach(), there.g.detach(), w)
+        before = torch.sub(torch.add(y, y), z + way_there)
         before = self.mend(before if step.all_move else torch.where(h > 0, before, z))
         here = self._node(self.span(step).start, before)
-        f_here, g_here = here.f.detach(), here.g.detach()
-        start = driven(torch.addcmul(y, h, f + f_here, value=-0.5), g + g_here, -0.5 * w)
-        start = self.mend(start if step.all_move else torch.where(h > 0, start, y))
+        way = _way(h, here.f.detach(), here.g.detach(), w)
+        start = torch.sub(y, way + way_there, alpha=0.5)
+        to_way = half + to_z  # z' = 2 y - z + way
         if self.ts.requires_grad:
-            self._pull_times(step, (f, g, f_here, g_here), to_y, to_z)
-        # z' = 2 y - z + h f + g w
-        self.node = here._replace(to_f=torch.addcmul(half_f, h, to_z), to_g=half_g + _outer(to_z, w, g))
-        moved = torch.cat((torch.add(to_y, to_z, alpha=2), -to_z), dim=1)
-        still = moved if step.all_move else torch.where(h > 0, moved, torch.cat((to_y, to_z), dim=1))
-        return torch.cat((start, before), dim=1), still
+            self._pull_times(step, there, here, half, to_way)
+        self.node = here._replace(to_f=h * to_way, to_g=_outer(to_way, w, here.g))
+        moved = torch.add(to_y, to_z, alpha=2), -to_z
+        if not step.all_move:
+            start = torch.where(h > 0, start, y)
+            moved = [torch.where(h > 0, *each) for each in zip(moved, (to_y, to_z), strict=True)]
+        return (start, before), moved
 
-    def finish(self, cotangent: Tensor) -> Tensor:
+    def finish(self, cotangent: Pair) -> Pair:
         """See `Undo.finish`."""
         if self.node is None:
             return cotangent
-        to_y, to_z = cotangent.chunk(2, dim=1)
-        return torch.cat((to_y, to_z + self._pull(self.node, 0.0, 0.0)), dim=1)
+        to_y, to_z = cotangent
+        nothing = to_z[:0]
+        return to_y, to_z + self._pull(self.node, nothing, nothing, None)
 
     def _node(self, t: Tensor, z: Tensor) -> Node:
         with torch.enable_grad():
             leaf = z.detach().requires_grad_()
             return Node(leaf, *self.field.both(t, leaf))
 
-    def _pull(self, node: Node, to_f: Any, to_g: Any) -> Tensor | float:
-        """The gradient of a second state by those of the fields there, from both steps."""
-        if node.to_f is not None and node.to_g is not None:
-            to_f, to_g = node.to_f + to_f, node.to_g + to_g
+    def _pull(self, node: Node, h: Tensor, w: Tensor, to_way: Tensor | None) -> Tensor | float:
+        """The gradient of a second state by those of the fields there, from the steps behind and before it.
+
+        Args:
+            node: fields at the state.
+            h: length of the step before it, `(B, 1)`.
+            w: noise over that.
+            to_way: gradient of the way `h f + g w`; None for no step before it.
+        """
+        to_f, to_g = node.to_f, node.to_g
+        if to_way is not None:
+            more_f, more_g = h * to_way, _outer(to_way, w, node.g)
+            to_f, to_g = (more_f, more_g) if to_f is None or to_g is None else (to_f + more_f, to_g + more_g)
+        assert to_f is not None
+        assert to_g is not None
         return self.pull((node.f, node.g), node.leaf, (to_f, to_g))
 
-    def _pull_times(self, step: Step, fields: Sequence[Tensor], to_y: Tensor, to_z: Tensor) -> None:
+    def _pull_times(self, step: Step, there: Node, here: Node, to_there: Tensor, to_here: Tensor) -> None:
         """Adds what times have by the length of a step, and by the noise, whose normals are held."""
-        f, g, f_here, g_here = fields
         with torch.enable_grad():
             span = self.span(step)
-            h, w = span.h.to(to_y.dtype).unsqueeze(1), self.field.increment(span, to_z).W
-            gained = [driven(0.5 * h * (f + f_here), g + g_here, 0.5 * w), driven(h * f_here, g_here, w)]
-        self.pull(gained, None, [to_y, to_z])
+            h, w = span.h.to(to_here.dtype).unsqueeze(1), self.field.increment(span, to_here).W
+            ways = [_way(h, each.f.detach(), each.g.detach(), w) for each in (there, here)]
+        self.pull(ways, None, (to_there, to_here))
+
+
+def _way(h: Tensor, f: Tensor, g: Tensor, w: Tensor) -> Tensor:
+    """`h f + g w`."""
+    return driven(h * f, g, w)
 
 
 def _outer(a: Tensor, w: Tensor, g: Tensor) -> Tensor:
