@@ -200,7 +200,7 @@ class PathCall(Call):
                 values, count = found
                 self._arrive(y0, ts, count, field.nfev)
                 if phase is not None:
-                    phase.end = values[-1] if self.solver.has_inverse else None
+                    phase.end = values[-1].clone() if self.undoes else None
                     self.record.path = Path([phase])
                 return values, None
         values = y0.new_empty((len(ts), *y0.shape))

@@ -30,6 +30,11 @@ STEPS = {
         "state and adds nothing to the gradients.",
         ("a smaller dt",),
     ),
+    Status.DRIFTED: Remedy(
+        "The two states that Reversible() or ReversibleHeun() carry along have parted, for the drift contracts, or the "
+        "steps that were taken back do not meet the start.",
+        ("Heun() with Checkpointed(), which carries one state", "a smaller coupling with Heun()", "a smaller dt"),
+    ),
     Status.COUPLED: Remedy(
         "The samples are not independent: the drift or the diffusion of one depends on the states of others (batch "
         "normalisation in training, any statistic over the batch).",

@@ -64,32 +64,38 @@ ORDERS = {
     ("geometric", sde.EulerMaruyama): 0.5,
     ("geometric", sde.Milstein): 1.0,
     ("geometric", sde.SRID2): 1.5,
+    ("geometric", sde.ReversibleHeun): 1.0,
     ("geometric", sde.Heun): 1.0,
     ("geometric", sde.Midpoint): 1.0,
     ("scalar, Jacobian not symmetric", sde.EulerMaruyama): 0.5,
     ("scalar, Jacobian not symmetric", sde.Milstein): 1.0,
     ("scalar, Jacobian not symmetric", sde.SRID2): 1.5,
+    ("scalar, Jacobian not symmetric", sde.ReversibleHeun): 1.0,
     ("scalar, Jacobian not symmetric", sde.Heun): 1.0,
     ("scalar, Jacobian not symmetric", sde.Midpoint): 1.0,
     ("diagonal that sees others", sde.EulerMaruyama): 0.5,
     ("diagonal that sees others", sde.Milstein): 0.5,
     ("diagonal that sees others", sde.SRID2): 0.5,
+    ("diagonal that sees others", sde.ReversibleHeun): 0.5,
     ("diagonal that sees others", sde.Heun): 0.5,
     ("diagonal that sees others", sde.Midpoint): 0.5,
     ("additive, of time", sde.EulerMaruyama): 1.0,
     ("additive, of time", sde.Milstein): 1.0,
+    ("additive, of time", sde.ReversibleHeun): 1.0,
     ("additive, of time", sde.Heun): 1.0,
     ("additive, of time", sde.Midpoint): 1.0,
     ("additive, of time", sde.SRA1): 1.5,
     ("additive, of time", sde.ShARK): 1.5,
     ("general", sde.EulerMaruyama): 0.5,
     ("general", sde.Milstein): 0.5,
+    ("general", sde.ReversibleHeun): 0.5,
     ("general", sde.Heun): 0.5,
     ("general", sde.Midpoint): 0.5,
     ("general", sde.LogODE): 1.0,
     ("diagonal that sees others", sde.LogODE): 1.0,
     ("commuting", sde.EulerMaruyama): 0.5,
     ("commuting", sde.Milstein): 1.0,
+    ("commuting", sde.ReversibleHeun): 1.0,
     ("commuting", sde.Heun): 1.0,
     ("commuting", sde.Midpoint): 1.0,
 }
@@ -103,11 +109,16 @@ def solved(problem, method, dt):
     noise, ito, stratonovich, diffusion, _ = PROBLEMS[problem]
     drift = ito if method.calculus == "ito" else stratonovich
     options = {"noise": noise, "calculus": method.calculus, "brownian": source_of(method), "solver": method(dt=dt)}
+def solved(problem, method, dt, adjoint=ti.Checkpointed()):
+    noise, ito, stratonovich, diffusion, _ = PROBLEMS[problem]
+    drift = ito if method.calculus == "ito" else stratonovich
+    options = {"noise": noise, "calculus": method.calculus, "brownian": SOURCE, "solver": method(dt=dt)}
+    options["adjoint"] = adjoint
     return ti.sdeint(drift, diffusion, Y0, UNIT, **options)
 
 
-def end(problem, method, dt):
-    return solved(problem, method, dt).value[-1]
+def end(problem, method, dt, adjoint=ti.Checkpointed()):
+    return solved(problem, method, dt, adjoint).value[-1]
 
 
 @lru_cache
@@ -118,17 +129,28 @@ def reference(problem, levy):
     return end(problem, sde.ShARK if noise == "additive" else sde.Heun, 2.0**-REFERENCE) if exact is None else exact()
 
 
-@pytest.mark.parametrize(("problem", "method"), ORDERS, ids=lambda each: getattr(each, "__name__", each))
-def test_strong_order(problem, method):
+def slope(problem, method, adjoint=ti.Checkpointed()):
     level = torch.arange(COARSE, FINE + 1, dtype=D)
     errors = [
         (end(problem, method, 2.0**-k) - reference(problem, method.levy)).square().sum(1).mean().sqrt()
+        (end(problem, method, 2.0**-k, adjoint) - reference(problem)).square().sum(1).mean().sqrt()
         for k in level.tolist()
     ]
-    error = torch.stack(errors).log2()
-    order = -((level - level.mean()) * error).sum() / (level - level.mean()).square().sum()
+    return -((level - level.mean()) * torch.stack(errors).log2()).sum() / (level - level.mean()).square().sum()
+
+
+@pytest.mark.parametrize(("problem", "method"), ORDERS, ids=lambda each: getattr(each, "__name__", each))
+def test_strong_order(problem, method):
+    order = slope(problem, method)
     assert abs(order - ORDERS[problem, method]) < 0.1, f"{order:.3f}"
-    assert solved(problem, method, 1.0).report.strong_order == ORDERS[problem, method]
+    assert solved(problem, method, 1.0 / 8).report.strong_order == ORDERS[problem, method]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("method", [sde.Heun, sde.Midpoint])
+def test_reversible_keeps_the_strong_order(problem, method):
+    order = slope(problem, method, ti.Reversible())
+    assert abs(order - ORDERS[problem, method]) < 0.1, f"{order:.3f}"
 
 
 def test_areas_are_worth_their_price():
