@@ -23,7 +23,7 @@ from torchimplicit.optim.control.solution import PLANS
 from torchimplicit.optim.projection.verdict import PROJECTIONS
 from torchimplicit.optim.quadprog.report import PROGRAMS
 from torchimplicit.path.report import BACKWARD_SOLVES, BACKWARD_STEPS, GIVEN_STEPS, PATHS
-from torchimplicit.sde.report import ADAPTIVE, STEPS
+from torchimplicit.sde.report import ADAPTIVE, STEPS, StochasticReport
 from torchimplicit.solve.report import POINTS
 
 FAMILIES = {  # one that takes remedies over from another comes behind it
@@ -36,6 +36,8 @@ FAMILIES = {  # one that takes remedies over from another comes behind it
     "given steps back": BACKWARD_STEPS,
     "noisy steps": STEPS,
     "noisy adaptive steps": ADAPTIVE,
+    "noisy steps back": StochasticReport.tables_back[1],
+    "noisy adaptive steps back": StochasticReport.tables_back[0],
     "programs": PROGRAMS,
     "cones": CONES,
     "derivatives of cones": DERIVATIVES,
@@ -479,6 +481,30 @@ def _(follow):
 @case("noisy steps", Status.NON_FINITE, "a smaller dt")
 def _(follow):
     return noisy(lambda t, y: -100 * y**3, small, dt=0.001 if follow else 0.1)
+
+
+def contracting(rate=5.0, until=2.0, dt=0.02, solver=None, adjoint=None):
+    """On a drift that contracts, by a method whose states part."""
+    return ti.sdeint(
+        lambda t, y: -rate * y, lambda t, y: torch.full_like(y, 0.3), torch.ones(2, 1, dtype=D), tensor(0.0, until),
+        solver=solver or ti.sde.ReversibleHeun(dt=dt), noise="additive", adjoint=adjoint or ti.Reversible(),
+        calculus="stratonovich", brownian=1, on_failure="ignore",
+    ).report  # fmt: skip
+
+
+@case("noisy steps", Status.DRIFTED, "Heun() with Checkpointed(), which carries one state")
+def _(follow):
+    return contracting(solver=ti.sde.Heun(dt=0.02), adjoint=ti.Checkpointed()) if follow else contracting()
+
+
+@case("noisy steps", Status.DRIFTED, "a smaller coupling with Heun()")
+def _(follow):
+    return contracting(until=5.0, solver=ti.sde.Heun(dt=0.02), adjoint=ti.Reversible(0.9 if follow else 0.999))
+
+
+@case("noisy steps", Status.DRIFTED, "a smaller dt")
+def _(follow):
+    return contracting(until=1.0, dt=0.0005 if follow else 0.1)
 
 
 @case("noisy steps", Status.COUPLED, "eval(), GroupNorm or LayerNorm for batch statistics")

@@ -76,13 +76,15 @@ GIVEN_STEPS = PATHS | {
         ("a smaller dt", "a stiff solver, such as ESDIRK54()"),
     ),
 }
-_BACKWARD = {
+NO_GRADIENT = {
     Status.NON_FINITE: Remedy(
         "The incoming gradient is not finite, or the field's Jacobian on this path is not. Such a sample adds nothing "
         "to the gradients."
     ),
 }
-BACKWARD_SOLVES, BACKWARD_STEPS = PATHS | _BACKWARD, GIVEN_STEPS | _BACKWARD
+BACKWARD_SOLVES, BACKWARD_STEPS = PATHS | NO_GRADIENT, GIVEN_STEPS | NO_GRADIENT
+
+Tables = tuple[dict[Status, Remedy], dict[Status, Remedy]]  # of steps that were chosen, and of others
 
 
 @dataclass
@@ -96,11 +98,13 @@ class PathReport(Report):
         event: which event, by its place, ended each sample's solve, int64 `(B,)`; -1 for none, None without events.
         adapts: whether the steps were chosen by their error.
         table_given: what to try where they were not.
+        tables_back: both tables, of backward passes.
     """
 
     failure: ClassVar[str] = "did not reach the last time"
     table = PATHS
     table_given: ClassVar[dict[Status, Remedy]] = GIVEN_STEPS
+    tables_back: ClassVar[Tables] = (BACKWARD_SOLVES, BACKWARD_STEPS)
 
     accepted: Tensor = field(kw_only=True)
     rejected: Tensor = field(kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torchimplicit.core.status import Remedy, Status
-from torchimplicit.path.report import PathReport
+from torchimplicit.path.report import NO_GRADIENT, PathReport, Tables
 from torchimplicit.sde.diffusion import NoiseKind
 from torchimplicit.sde.seeds import Seed
 from torchimplicit.sde.structure import Structure
@@ -78,6 +78,7 @@ class StochasticReport(PathReport):
 
     table = ADAPTIVE
     table_given: ClassVar[dict[Status, Remedy]] = STEPS
+    tables_back: ClassVar[Tables] = (ADAPTIVE | NO_GRADIENT, STEPS | NO_GRADIENT)
 
     seed: Seed = field(kw_only=True, repr=False)
     noise: NoiseKind = field(kw_only=True)

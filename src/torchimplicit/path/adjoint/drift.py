@@ -12,7 +12,7 @@ from torch import Tensor
 from torchimplicit.core.status import Status
 from torchimplicit.path.call import PathCall
 from torchimplicit.path.record import Phase
-from torchimplicit.path.report import BACKWARD_SOLVES, BACKWARD_STEPS, PathReport
+from torchimplicit.path.report import PathReport, Tables
 from torchimplicit.path.solver import PathSolver
 from torchimplicit.path.stepsize import Tolerance
 
@@ -24,10 +24,21 @@ FAR = 1e6  # times the size of both ends of a path, where no path back has anyth
 
 @dataclass
 class BackwardReport(PathReport):
-    """A `PathReport` of a backward pass: of samples that have no gradient."""
+    """A `PathReport` of a backward pass: of samples that have no gradient.
+
+    Attributes:
+        tables: what to try, see `PathReport.tables_back`.
+    """
 
     failure: ClassVar[str] = "cannot trust their gradient"
-    table, table_given = BACKWARD_SOLVES, BACKWARD_STEPS
+
+    tables: Tables = field(default=PathReport.tables_back, kw_only=True, repr=False)
+
+    @property
+    def remedies(self) -> dict[Status, str]:
+        """See `Report.remedies`."""
+        table = self.tables[0 if self.adapts else 1]
+        return {status: str(table.get(status, "")) for status in super().remedies}
 
     @staticmethod
     def of(call: PathCall, start: Tensor, lost: Tensor) -> BackwardReport:
@@ -38,7 +49,7 @@ class BackwardReport(PathReport):
         return BackwardReport(
             status, there.accepted, torch.zeros_like(there.residual), 0,
             accepted=there.accepted, rejected=nothing, reached=call.dynamics.user_time(start),
-            adapts=there.adapts,
+            adapts=there.adapts, tables=there.tables_back,
         )  # fmt: skip
 
 
@@ -138,7 +149,7 @@ class Drifts:
         return DriftReport(
             status, there.accepted, torch.zeros_like(drift), self.nfev,
             accepted=there.accepted, rejected=nothing, reached=call.dynamics.user_time(start), drift=drift,
-            adapts=there.adapts,
+            adapts=there.adapts, tables=there.tables_back,
         )  # fmt: skip
 
 
