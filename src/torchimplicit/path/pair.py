@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -120,6 +121,24 @@ class Uncoupling(Undo):
 def _moved(step: Step, still: Tensor, moved: Tensor) -> Tensor:
     """What is so of the samples that a step moves, and of the others."""
     return moved if step.all_move else torch.where((step.stop > step.start).unsqueeze(1), moved, still)
+
+
+def made_reversible(mixin: type[Paired], solver: PathSolver, coupling: float) -> Any:
+    """A method made reversible, with the same options.
+
+    Args:
+        mixin: what its family adds to it.
+        solver: the method.
+        coupling: of the pair.
+    """
+    options = {each.name: getattr(solver, each.name) for each in fields(solver)}
+    return _class_of(mixin, type(solver))(**options, coupling=coupling)
+
+
+@lru_cache
+def _class_of(mixin: type[Paired], method: type[PathSolver]) -> Any:
+    made = type(f"Paired{method.__name__}", (mixin, method), {})
+    return dataclass(frozen=True, kw_only=True)(made)
 
 
 def for_pairs(solver: PathSolver, like: Tensor) -> PathSolver:

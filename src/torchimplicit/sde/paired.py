@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor
 from torchimplicit.path.adjoint.drift import LIMIT
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.pair import Increments, Paired, PairSolver
-from torchimplicit.path.solver import PathSolver
 from torchimplicit.path.span import Span
 from torchimplicit.sde.bridge import Increment
 from torchimplicit.sde.dynamics import NoisyField
@@ -77,15 +75,3 @@ class PairedSDE(NoisyPair, Paired):
 def backward_along(span: Span, h: Tensor, path: Increment) -> tuple[Span, Tensor, Increment]:
     """A step backward in time along the same noise, whose mean above its chord is the same both ways."""
     return span.back(), -h, Increment(-path.W, path.H)
-
-
-def made_reversible(solver: PathSolver, coupling: float) -> Any:
-    """A method for Stratonovich equations made reversible, with the same options."""
-    options = {each.name: getattr(solver, each.name) for each in fields(solver)}
-    return _class_of(type(solver))(**options, coupling=coupling)
-
-
-@lru_cache
-def _class_of(method: type[PathSolver]) -> type[PathSolver]:
-    made = type(f"Paired{method.__name__}", (PairedSDE, method), {})
-    return dataclass(frozen=True, kw_only=True)(made)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchimplicit.core.options import require
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.interpolant import EndOnly
+from torchimplicit.path.pair import made_reversible
 from torchimplicit.path.solver import AdaptiveSolver, PathSolver, Stepper
 from torchimplicit.path.span import Span
 from torchimplicit.path.step import Stepped
@@ -20,7 +21,7 @@ from torchimplicit.sde.bridge import Increment
 from torchimplicit.sde.diffusion import NoiseKind
 from torchimplicit.sde.dynamics import NoisyField
 from torchimplicit.sde.girsanov import with_integral
-from torchimplicit.sde.paired import made_reversible
+from torchimplicit.sde.paired import PairedSDE
 from torchimplicit.sde.structure import Structure
 
 Calculus = Literal["ito", "stratonovich"]
@@ -96,7 +97,7 @@ class SDESolver(PathSolver):
                 f"{name}(solver={solver}(...), adjoint=Reversible()): got steps that are chosen, whose noise would "
                 f"have to be kept, expected steps of a given size; try {solver}(dt=...), or adjoint=Checkpointed()"
             )
-        return made_reversible(self, coupling)
+        return made_reversible(PairedSDE, self, coupling)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from torchimplicit.ode.explicit.paired import made_reversible
+from torchimplicit.ode.explicit.paired import PairedRK
 from torchimplicit.ode.explicit.step import explicit_step, stages_of
 from torchimplicit.ode.explicit.tableau import Row, Tableau
 from torchimplicit.path.field.dynamics import Field
-from torchimplicit.path.pair import for_pairs
+from torchimplicit.path.pair import for_pairs, made_reversible
 from torchimplicit.path.solver import AdaptiveSolver, FixedSolver, PathSolver, Stepper
 from torchimplicit.path.span import Span
 from torchimplicit.path.step import Stepped
@@ -38,7 +38,7 @@ class ExplicitRK(PathSolver):
         """See `PathSolver.paired`."""
         if type(self.tableau) is not Tableau:  # it takes more than a tableau to describe others
             return super().paired(name, like, coupling)
-        return made_reversible(for_pairs(self, like), coupling)
+        return made_reversible(PairedRK, for_pairs(self, like), coupling)
 
 
 @dataclass(frozen=True, kw_only=True)

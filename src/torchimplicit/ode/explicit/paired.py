@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torchimplicit.path.adjoint.drift import looser
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.interpolant import EndOnly
 from torchimplicit.path.pair import Increments, Paired
-from torchimplicit.path.solver import PathSolver, Stepper
+from torchimplicit.path.solver import Stepper
 from torchimplicit.path.span import Span
 from torchimplicit.path.step import Stepped
 
@@ -49,18 +49,6 @@ class PairedRK(Paired):
         rtol, atol = looser(self, self, y[0])
         size = torch.maximum(y.abs(), z.abs()).amax(0)  # of every unknown, which may be zero at an output
         return ((y - z) / (atol + rtol * size)).square().mean(2).sqrt().amax(0)
-
-
-def made_reversible(solver: PathSolver, coupling: float) -> Any:
-    """A Runge-Kutta method made reversible, with the same options."""
-    options = {each.name: getattr(solver, each.name) for each in fields(solver)}
-    return _class_of(type(solver))(**options, coupling=coupling)
-
-
-@lru_cache
-def _class_of(method: type[PathSolver]) -> type[PathSolver]:
-    made = type(f"Paired{method.__name__}", (PairedRK, method), {})
-    return dataclass(frozen=True, kw_only=True)(made)
 
 
 @lru_cache

@@ -128,8 +128,8 @@ def _undone(
             to = back.finish(to)
         if not drifts.any_lost:
             break
-    drifts.compare(phase, torch.cat(y, dim=1), back.field.nfev)
-    return torch.cat(to, dim=1), back.totals
+    drifts.compare(phase, torch.cat([*y], dim=1), back.field.nfev)
+    return torch.cat([*to], dim=1), back.totals
 
 
 def _retraced(solver: PathSolver, field: Field, phase: Phase, like: Tensor) -> Iterator[tuple[int, Tensor]]:
