@@ -78,13 +78,6 @@ def test_no_step_is_made_to_come_by_others_that_is_not_needed(numbers):
     assert sorted(set(made)) == made == sorted({k for a, b in zip(near, numbers, strict=True) for k in range(a, b + 1)})
 
 
-def test_steps_are_undone_from_the_end():
-    phase = recorded(5, 1)
-    phase.end = torch.tensor([[5.0]])
-    found = [(number, float(y)) for number, y in phase.undone(lambda _, y: y - 1)]
-    assert found == [(number, float(number)) for number in reversed(range(5))]
-
-
 def test_a_path_is_parted_from_its_states_and_joined_again():
     path = Path([recorded(10, 3), recorded(5, 3)])
     path.phases[1].end = torch.ones(1, 1)
