@@ -141,11 +141,8 @@ def test_path_solver(method, case):
 
 
 SDE_SOLVERS = [
-    sde.EulerMaruyama(), sde.Milstein(), sde.SRID2(), sde.Heun(dt=1.0), sde.Midpoint(), sde.LogODE(), sde.SRA1(),
-    sde.ShARK(),
-    sde.EulerMaruyama(), sde.Milstein(), sde.SRID2(), sde.Heun(dt=1.0), sde.Midpoint(), sde.ReversibleHeun(), sde.SRA1(), sde.ShARK(),
     sde.EulerMaruyama(), sde.Milstein(), sde.SRID2(), sde.Heun(dt=1.0), sde.Midpoint(), sde.ReversibleHeun(),
-    sde.SRA1(), sde.ShARK(),
+    sde.LogODE(), sde.SRA1(), sde.ShARK(),
 ]  # fmt: skip
 
 

@@ -7,8 +7,8 @@ import torchimplicit as ti
 from tests.sde.cases import DIFFUSIONS, MATRIX, TS, D, drift, rate_and_mix, start
 from torchimplicit import sde
 
-METHODS = [sde.EulerMaruyama, sde.Milstein, sde.SRID2, sde.Heun, sde.Midpoint, sde.LogODE, sde.SRA1, sde.ShARK]
-METHODS = [sde.EulerMaruyama, sde.Milstein, sde.SRID2, sde.Heun, sde.Midpoint, sde.ReversibleHeun, sde.SRA1, sde.ShARK]
+METHODS = [sde.EulerMaruyama, sde.Milstein, sde.SRID2, sde.Heun, sde.Midpoint, sde.ReversibleHeun, sde.LogODE]
+METHODS += [sde.SRA1, sde.ShARK]
 PAIRS = [(method, noise) for method in METHODS for noise in method.kinds]
 pairs = pytest.mark.parametrize(("method", "noise"), PAIRS, ids=lambda each: getattr(each, "__name__", each))
 
@@ -52,8 +52,7 @@ def test_samples_with_times_of_their_own(method, noise):
 def test_evaluations():
     """Of drift and diffusion for every step more."""
     expected = {sde.EulerMaruyama: 2, sde.Milstein: 3, sde.SRID2: 7, sde.Heun: 4, sde.Midpoint: 4}
-    expected |= {sde.LogODE: 7, sde.SRA1: 4, sde.ShARK: 4}  # of three Brownian motions
-    expected |= {sde.SRA1: 4, sde.ShARK: 4, sde.ReversibleHeun: 2}
+    expected |= {sde.LogODE: 7, sde.SRA1: 4, sde.ShARK: 4, sde.ReversibleHeun: 2}  # of three Brownian motions
     for method, count in expected.items():
         noise = "additive" if method.kinds == ("additive",) else "diagonal"
         one, two = (solve(method, noise, start(), TS[[0, 2]], 0.5, MATRIX, dt).nfev for dt in (1.0, 0.5))
