@@ -31,6 +31,17 @@ def differentiating(tensors: Iterable[Tensor]) -> bool:
     return active() or forward_ad._current_level >= 0 or any(tensor.requires_grad for tensor in tensors)
 
 
+def wants_gradient(tensor: Tensor) -> bool:
+    """Whether a derivative is wanted by this very tensor, by whichever transform; a constant among others is none."""
+    if not torch.is_grad_enabled():
+        return False
+    while not tensor.requires_grad and forward_ad.unpack_dual(tensor).tangent is None:
+        if level(tensor) < 0:
+            return False
+        tensor = _functorch.get_unwrapped(tensor)
+    return True
+
+
 def level(value: Any) -> int:
     """The innermost transform that a tensor belongs to; -1 for a plain tensor and for anything else."""
     return _functorch.maybe_get_level(value) if isinstance(value, Tensor) else -1

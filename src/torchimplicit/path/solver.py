@@ -32,12 +32,14 @@ class PathSolver:
     Attributes:
         order: of the method.
         stops_at_outputs: whether its steps end at every output time, because it knows no path inside them.
+        knows_inside: whether dense output may ask inside of them all the same.
         has_inverse: whether it can take steps back; see `PairSolver`.
         remembers: whether a step depends, within its tolerance, on what earlier ones left (the Jacobian).
     """
 
     order: ClassVar[int]
     stops_at_outputs: ClassVar[bool] = False
+    knows_inside: ClassVar[bool] = False
     has_inverse: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
 

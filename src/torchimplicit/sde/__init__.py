@@ -6,6 +6,7 @@ from torchimplicit.path.solver import FixedSolver
 from torchimplicit.sde.bridge import Increment, bridge, joined, levy_area
 from torchimplicit.sde.brownian import Brownian, Noise
 from torchimplicit.sde.convert import to_ito, to_stratonovich
+from torchimplicit.sde.dense import StochasticPath
 from torchimplicit.sde.methods.euler_maruyama import EulerMaruyama
 from torchimplicit.sde.methods.heun import Heun
 from torchimplicit.sde.methods.log_ode import LogODE
@@ -42,6 +43,7 @@ __all__ = [
     "SDESolver",
     "ShARK",
     "Stack",
+    "StochasticPath",
     "StochasticReport",
     "StochasticSolution",
     "Tree",

@@ -12,11 +12,14 @@ from torch import Tensor
 from torchimplicit.core import transforms
 from torchimplicit.core.tree import Layout
 from torchimplicit.path.span import Span
+from torchimplicit.sde import normals
 from torchimplicit.sde.bridge import Increment
 from torchimplicit.sde.brownian import Brownian, Noise
 from torchimplicit.sde.seeds import Seed, seeds_of_samples
 from torchimplicit.sde.stack import Stack, StackOfTree
-from torchimplicit.sde.tree import PathInTree, Tree
+from torchimplicit.sde.tree import PathInTree, Tree, descended
+
+INSIDE = 20  # how often a step is halved to find a time within it
 
 
 class Wants(Protocol):
@@ -136,6 +139,35 @@ class Driver:
         else:
             path = self._of_base(noise, span).stretched((h / h.detach()).sqrt())
         return path.each(lambda part: torch.where(moves.view(-1, *(part.dim() - 1) * (1,)), part, 0.0))
+
+    def inside(self, span: Span, t: Tensor, path: Increment) -> Increment:
+        """The path from the start of a step to times `(B,)` within it.
+
+        By a tree of bridges whose draws belong to the sample and to when the step starts: so they do not depend on
+        how many steps others have made.
+
+        Args:
+            span: of the step.
+            t: the times.
+            path: over the step.
+        """
+        noise, start, stop = self._noise, *(transforms.plain(each).detach().double() for each in span[:2])
+        assert noise is not None
+        t = transforms.plain(t).detach().double()
+        if isinstance(noise, PathInTree):
+            return noise.over(start, t, whole=False)
+        words = noise.seeds + normals.places(normals.INSIDE, start.view(torch.int64))
+
+        def draw(node: Tensor) -> tuple[Tensor, Tensor]:
+            some = words + normals.places(normals.NODE, node)
+            return normals.pair(some.unsqueeze(1), noise.channels, torch.float64)
+
+        cell = path.each(lambda part: transforms.plain(part).detach().double())
+        stop = torch.where(stop > start, stop, start + 1)  # samples that stand still are not asked for
+        W, integral = descended(cell, start, stop, t, INSIDE, draw)
+        length = (t - start).unsqueeze(1)
+        H = torch.where(length > 0, integral / torch.where(length > 0, length, 1.0) - 0.5 * W, 0.0)
+        return Increment(W.to(noise.dtype), None if path.H is None else H.to(noise.dtype))
 
     def _of_base(self, noise: Noise, span: Span) -> Increment:
         """The path over a step of a source that knows it at other steps, too; the host reads how long that is."""

@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from torchimplicit.core.tree import Layout
+from torchimplicit.path.dense.dense_path import DensePath
 from torchimplicit.path.report import PathReport
+from torchimplicit.sde.dense import StochasticPath
 from torchimplicit.sde.diffusion import Diffusion
 from torchimplicit.sde.driver import Driver
 from torchimplicit.sde.dynamics import NoisyField, StochasticDynamics, Value
@@ -30,9 +32,12 @@ def beside(y0: Any, layout: Layout) -> tuple[Any, Tensor, Tensor]:
     return y0, nothing, nothing.clone()
 
 
-def solution_of(value: Any, report: PathReport, **found: Any) -> StochasticSolution:
+def relative_solution(
+    value: Any, report: PathReport, path: DensePath | None = None, **found: Any
+) -> StochasticSolution:
     """The solution for a state that `beside` has started."""
     y, kl, outside = value
+    found["path"] = None if path is None else StochasticPath(path, beside=True)
     return StochasticSolution(y, report, kl=torch.where(outside != 0, torch.inf, kl), **found)
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -28,8 +27,8 @@ from torchimplicit.sde.driver import Driver
 from torchimplicit.sde.dynamics import StochasticDynamics
 from torchimplicit.sde.engine import Steps
 from torchimplicit.sde.equation import equation
-from torchimplicit.sde.relative import Divergence, RelativeDynamics, beside, solution_of
-from torchimplicit.sde.solution import StochasticSolution
+from torchimplicit.sde.relative import Divergence, RelativeDynamics, beside, relative_solution
+from torchimplicit.sde.solution import StochasticSolution, solution_of
 from torchimplicit.sde.solver import AdaptiveSDESolver, Calculus, SDESolver
 from torchimplicit.sde.tree import Tree
 
@@ -50,6 +49,7 @@ def sdeint(
     kl: Divergence = "quadratic",
     adjoint: PathAdjoint = Checkpointed(),
     batched_args: Sequence[int] | None = None,
+    dense: bool = False,
     on_failure: OnFailure = "raise",
 ) -> StochasticSolution:
     r"""Solves $dy = f(t, y, a)\,dt + g(t, y, a)\,dW$, $y(t_0) = y_0$, sample by sample, differentiably.
@@ -87,6 +87,8 @@ def sdeint(
         adjoint: `Checkpointed()`, which asks for the noise again by the steps' numbers, `Direct()`, or `Reversible()`,
             which keeps no states but changes the method, unless that is `ReversibleHeun`.
         batched_args: see `odeint`.
+        dense: give `solution.path`, the path as a function of time: between the ends of steps by the noise's bridge
+            and a step of the same method, see `StochasticPath`. Times then have no gradient.
         on_failure: "raise", "warn" or "ignore" samples that do not reach the last time, forward and backward. Their
             outputs beyond the time reached hold the last finite state.
 
@@ -114,18 +116,19 @@ def sdeint(
         True
     """
     options = Options(
-        name="sdeint", solver=solver, adjoint=adjoint, batched_args=batched_args, on_failure=on_failure
+        name="sdeint", solver=solver, adjoint=adjoint, batched_args=batched_args, dense=dense,
+        on_failure=on_failure,
     )  # fmt: skip
     check_words(solver, noise, calculus, adjoint, kl)
-    _check_noise(solver, brownian, ts)
+    _check_noise(solver, brownian, ts, dense)
     if isinstance(brownian, Tree) and isinstance(solver, AdaptiveSDESolver):  # a shorter step has no law
         options = replace(options, solver=replace(solver, dt_min=max(solver.dt_min, brownian.cell)))
     y0 = pytree.tree_map(lambda leaf: leaf.contiguous() if isinstance(leaf, Tensor) else leaf, y0)
-    layout, field, made = Layout(y0), StochasticDynamics, StochasticSolution
+    layout, field, made = Layout(y0), StochasticDynamics, solution_of
     shape = Diffusion(noise, layout)
     if prior is not None:
         y0 = beside(y0, layout)
-        layout, field, made = Layout(y0), partial(RelativeDynamics, pathwise=kl == "pathwise"), solution_of
+        layout, field, made = Layout(y0), partial(RelativeDynamics, pathwise=kl == "pathwise"), relative_solution
     driver = Driver(_source(brownian), layout, solver, ts)
     field = partial(field, diffusion=shape, driver=driver, adapts=solver.adapts)
     solution = solve(equation(drift, diffusion, prior), y0, ts, args, layout, options, Steps(), field, made)
@@ -170,7 +173,7 @@ def check_words(solver: Any, noise: Any, calculus: Any, adjoint: PathAdjoint, kl
         )
 
 
-def _check_noise(solver: SDESolver, brownian: Any, ts: Any) -> None:
+def _check_noise(solver: SDESolver, brownian: Any, ts: Any, dense: bool) -> None:
     """Refuses what only steps of a given size, by their number, can do.
 
     Raises:
@@ -182,22 +185,25 @@ def _check_noise(solver: SDESolver, brownian: Any, ts: Any) -> None:
             f"brownian: got a Tree with {name}, which asks for Levy areas, expected a source that has them; try "
             "Brownian(seed=..., base=...)"
         )
-    if not solver.adapts and not known:
+    if dense and solver.levy:
+        raise ValueError(
+            f"dense: got True with {name}, whose Levy areas are not known over parts of a step, expected False; try "
+            "more output times, or Heun(dt=...)"
+        )
+    if not solver.adapts and not known and not dense:
         return
-    if isinstance(brownian, Brownian) and brownian.base is not None:
+    if solver.adapts and isinstance(brownian, Brownian) and brownian.base is not None:
         raise ValueError(
             f"brownian: got base={brownian.base!r} with {name}, which chooses its steps, expected none; try "
             f"Brownian(seed=...), Tree(seed=...), which is one path for all steps, or {name}(dt=...)"
         )
-    if isinstance(ts, Tensor) and torch.is_grad_enabled():
-        wanted = ts.requires_grad or (transforms.level(ts) >= 0 and not transforms.is_mapped(ts))
-        if wanted or torch.autograd.forward_ad.unpack_dual(ts).tangent is not None:
-            why, other = f"{name}, which chooses its steps by the noise", f"{name}(dt=...)"
-            if known:
-                why, other = "a Tree, whose paths have no derivative by time", "Brownian(seed=...)"
-            raise ValueError(
-                f"ts: got times that want a gradient with {why}, expected none; try ts.detach(), or {other}"
-            )
+    if isinstance(ts, Tensor) and transforms.wants_gradient(ts):
+        why, other = f"{name}, which chooses its steps by the noise", f"{name}(dt=...)"
+        if dense:
+            why, other = "dense=True, whose paths have no derivative by time", "dense=False"
+        elif known:
+            why, other = "a Tree, whose paths have no derivative by time", "Brownian(seed=...)"
+        raise ValueError(f"ts: got times that want a gradient with {why}, expected none; try ts.detach(), or {other}")
 
 
 def _source(brownian: Any) -> Brownian | Tree:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from torchimplicit.core.options import require
 from torchimplicit.path.field.dynamics import Field
-from torchimplicit.path.interpolant import EndOnly
 from torchimplicit.path.pair import made_reversible
 from torchimplicit.path.solver import AdaptiveSolver, PathSolver, Stepper
 from torchimplicit.path.span import Span
@@ -21,6 +20,7 @@ from torchimplicit.sde.bridge import Increment
 from torchimplicit.sde.diffusion import NoiseKind
 from torchimplicit.sde.dynamics import NoisyField
 from torchimplicit.sde.girsanov import with_integral
+from torchimplicit.sde.inside import Inside
 from torchimplicit.sde.paired import PairedSDE
 from torchimplicit.sde.structure import Structure
 
@@ -44,7 +44,8 @@ class SDESolver(PathSolver):
         reverses: whether its steps backward along the noise are of the same process, so that it can be paired.
     """
 
-    stops_at_outputs: ClassVar[bool] = True  # between its ends the path of a step is not known
+    stops_at_outputs: ClassVar[bool] = True  # between its ends a path is not smooth
+    knows_inside: ClassVar[bool] = True
     calculus: ClassVar[Calculus]
     strong: ClassVar[Mapping[Structure, float]] = {}  # a method that states none: reports say None
     kinds: ClassVar[tuple[NoiseKind, ...]] = EVERY
@@ -80,7 +81,7 @@ class SDESolver(PathSolver):
             h = (span.h if span.h.dtype is y.dtype else span.h.to(y.dtype)).unsqueeze(1)
             path = field.increment(span, y)
             end, error = self.made(field, span, h, y, path)
-            return Stepped(end, error, None, EndOnly(end))
+            return Stepped(end, error, None, Inside(self.made, field, span, y, path, end))
 
         return step
 

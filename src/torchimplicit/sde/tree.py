@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,27 +142,44 @@ class PathInTree(Draws):
         return normals.pair(words.unsqueeze(-1), self.channels, torch.float64)
 
     def _descend(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The path and its integral from the start at times `(..., B)`: down the cells that hold them."""
-        left, right = (torch.full_like(t, time).unsqueeze(-1) for time in self.source.span)
-        t = t.unsqueeze(-1)
-        node = torch.zeros_like(t[..., 0], dtype=torch.int64)
-        cell = scaled(*self._draw(node), right - left)
-        node = node + 1
-        W = integral = torch.zeros_like(cell.W)
-        for _ in range(self.source.depth):
-            middle = 0.5 * (left + right)
-            first, second = bridge(cell, middle - left, right - middle, *self._draw(node))
-            later = t >= middle
-            W, integral = _after(W, integral, first, middle - left, later)
-            cell = chosen(later.squeeze(-1), second, first)
-            left, right = torch.where(later, middle, left), torch.where(later, right, middle)
-            node = 2 * node + later.squeeze(-1)
-        first, _ = bridge(cell, t - left, right - t, *self._draw(node))
-        return _after(W, integral, first, t - left, torch.ones_like(t, dtype=torch.bool))
+        """The path and its integral from the start at times `(..., B)`."""
+        left, right = (torch.full_like(t, time) for time in self.source.span)
+        root = torch.zeros_like(t, dtype=torch.int64)
+        cell = scaled(*self._draw(root), (right - left).unsqueeze(-1))
+        return descended(cell, left, right, t, self.source.depth, self._draw)
+
+
+def descended(
+    cell: Increment, left: Tensor, right: Tensor, t: Tensor, depth: int, draw: Callable[[Tensor], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """A path and its integral from the start of a cell up to times within it, down the cells that hold them.
+
+    Args:
+        cell: the path over it, `(..., B, m)`; without an area the integral is not that of the path.
+        left: its start, `(..., B)`.
+        right: its end.
+        t: the times.
+        depth: how often it is halved.
+        draw: two normals `(..., B, m)` for nodes `(..., B)`, which count from 1.
+    """
+    left, right, t = (each.unsqueeze(-1) for each in (left, right, t))
+    node = torch.ones_like(t[..., 0], dtype=torch.int64)
+    W = integral = torch.zeros_like(cell.W)
+    for _ in range(depth):
+        middle = 0.5 * (left + right)
+        first, second = bridge(cell, middle - left, right - middle, *draw(node))
+        later = t >= middle
+        W, integral = _after(W, integral, first, middle - left, later)
+        cell = chosen(later.squeeze(-1), second, first)
+        left, right = torch.where(later, middle, left), torch.where(later, right, middle)
+        node = 2 * node + later.squeeze(-1)
+    first, _ = bridge(cell, t - left, right - t, *draw(node))
+    return _after(W, integral, first, t - left, torch.ones_like(t, dtype=torch.bool))
 
 
 def _after(W: Tensor, integral: Tensor, part: Increment, h: Tensor, passed: Tensor) -> tuple[Tensor, Tensor]:
     """Path and integral behind a part of length `h`, where it is passed."""
-    assert part.H is not None
+    if part.H is None:
+        return torch.where(passed, W + part.W, W), integral
     further = integral + h * (W + 0.5 * part.W + part.H)
     return torch.where(passed, W + part.W, W), torch.where(passed, further, integral)

@@ -96,7 +96,7 @@ def check_recorded(name: str, solver: PathSolver, adjoint: PathAdjoint) -> None:
     Raises:
         ValueError: `Reversible()`, `Backsolve()`, for example.
     """
-    if solver.stops_at_outputs:
+    if solver.stops_at_outputs and not solver.knows_inside:
         raise ValueError(
             f"{name}(solver={solver!r}): expected a solver that knows the path inside its steps with event=... or "
             "dense=True; try Tsit5()"
