@@ -9,6 +9,7 @@ from tests.sde.cases import DIFFUSIONS, TS, D, drift, rate_and_mix, start
 from tests.sde.law import check_normal, distance
 from torchimplicit import sde
 from torchimplicit.core.status import Status
+from torchimplicit.path import loop
 from torchimplicit.sde import driver as drivers
 
 ROUGH = sde.Heun(rtol=0.1, atol=0.01, control=ti.PID(safety=1.0, largest=20.0))
@@ -92,20 +93,34 @@ def test_gradients_are_those_of_the_steps_that_were_taken(noise):
     assert torch.allclose(by_rate, found[0][2])
 
 
-def test_many_checkpoints_away_and_narrowed():
-    """Mates that have arrived stay: what waits of the noise is not moved about."""
-    ts = torch.stack((OUTPUTS, torch.tensor([0.0, 0.1, 0.1], dtype=D), OUTPUTS), 1)
-    volatility = torch.tensor([[0.5], [2.0], [1.0]], dtype=D)
-    found = []
+@pytest.mark.parametrize("source", [5, sde.Tree(seed=5)], ids=["numbers", "tree"])
+def test_narrowed(monkeypatch, source):
+    """Samples that go on alone feel nothing of it: what waits of their noise goes with them."""
+    monkeypatch.setattr(loop, "SMALL", 1)
+    ends = torch.tensor([0.1, 1.0, 0.15, 0.6, 0.2, 0.12, 0.11, 1.0], dtype=D)
+    ts = OUTPUTS.unsqueeze(1) * ends
+    volatility = torch.tensor([0.5, 2.0, 1.0, 2.0, 0.7, 1.0, 0.5, 3.0], dtype=D).unsqueeze(1)
+    at, found, phases = torch.stack((0.2 * ends, 0.9 * ends)), [], set()
+    taken = sde.Stack.take
+    monkeypatch.setattr(sde.Stack, "take", lambda self, some: phases.add(len(some)) or taken(self, some))
     for batched in (None, (0,)):
-        each = volatility.clone().requires_grad_()
-        sol = ti.sdeint(
-            falling, both, pair(3), ts, each, noise="scalar", calculus="stratonovich", solver=sde.Heun(), brownian=5,
-            batched_args=batched, adjoint=ti.Checkpointed(3),
-        )  # fmt: skip
-        found.append((sol.value, *torch.autograd.grad(sol.value[..., 0].sum(), each)))
-    for one, other in zip(*found, strict=True):
-        assert torch.equal(one, other)
+        for adjoint, dense in ((ti.Checkpointed(3), False), (ti.Checkpointed(), True), (ti.Direct(), True)):
+            each = volatility.clone().requires_grad_()
+            sol = ti.sdeint(
+                falling, both, pair(8), ts, each, noise="scalar", calculus="stratonovich", solver=ROUGH,
+                brownian=source, batched_args=batched, adjoint=adjoint, dense=dense,
+            )  # fmt: skip
+            value = torch.cat((sol.value, sol.path(at))) if dense else sol.value
+            (once,) = torch.autograd.grad(value.sin().sum(), each, create_graph=True)
+            twice = torch.autograd.grad(once.square().sum(), each)
+            found.append((value, once, *twice, sol.report.rejected))
+        assert bool(phases) == (batched is not None)
+    assert len(phases) > 1, "solves have narrowed, twice"
+    for narrowed, whole in zip(found[3:], found[:3], strict=True):
+        for one, other in zip(narrowed, whole, strict=True):
+            assert torch.allclose(one, other, rtol=1e-11, atol=1e-13)
+    assert found[0][-1].sum() > 10
+    assert torch.equal(found[0][0], found[3][0])
 
 
 def test_statuses():

@@ -32,6 +32,12 @@ class AdaptiveLoop(StepLoop):
         self.stack = self.field.driver.stack(self.state.t)
         super().begin()
 
+    def run(self) -> int:
+        """See `StepLoop.run`."""
+        if self.rows is not None:  # a phase of fewer samples, which does not begin
+            self.stack = self.field.driver.stack(self.state.t)
+        return super().run()
+
     def attempt(self) -> None:
         """See `StepLoop.attempt`."""
         state, number = self.state, self.state.number

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, Self
 
 import torch
@@ -29,6 +30,25 @@ class Wants(Protocol):
     levy: ClassVar[bool]
 
 
+@dataclass
+class Chosen:
+    """The noise of one solve whose steps are chosen on the way.
+
+    Attributes:
+        stack: draws for the samples that go on.
+        samples: which of all they are, ascending, `(M,)`.
+        drawn: what was drawn for a step, by its number, with the samples of its phase; None for all.
+    """
+
+    stack: Stack
+    samples: Tensor
+    drawn: dict[int, tuple[Tensor | None, Increment]] = field(default_factory=dict)
+
+    def narrow(self, samples: Tensor) -> None:
+        """Goes on with fewer samples."""
+        self.stack, self.samples = self.stack.take(torch.searchsorted(self.samples, samples)), samples
+
+
 class Driver:
     """What drives the samples of a solve besides their drift: an increment for every step, by its number.
 
@@ -50,7 +70,8 @@ class Driver:
             seeds_of_samples(type(source).__name__, self.seed, layout.batch, layout.device)
         self.rows: Tensor | None = None
         self._noise: Noise | PathInTree | None = None
-        self._drawn: dict[int, Increment] | None = None  # of steps that are chosen on the way, by number
+        self._chosen: Chosen | None = None
+        self._part: Tensor | None = None
 
     @property
     def seed(self) -> Seed:
@@ -72,7 +93,13 @@ class Driver:
         some = copy.copy(self)
         some.rows = rows if self.rows is None else self.rows[rows]
         some._noise = None if self._noise is None else self._noise.take(rows)
-        some._drawn = None
+        some._chosen = some._part = None
+        return some
+
+    def of_phase(self, rows: Tensor) -> Self:
+        """The noise of those samples that go on in a phase of this solve, `(M,)`, ascending."""
+        some = self.take(rows)
+        some._chosen, some._part = self._chosen, rows
         return some
 
     def prepare(self, channels: int) -> None:
@@ -86,10 +113,15 @@ class Driver:
         self._noise = noise if self.rows is None else noise.take(self.rows)
 
     def stack(self, t: Tensor) -> Stack:
-        """What draws for steps that are chosen on the way, from times `(B,)`; see `follow`."""
+        """What draws for steps that are chosen on the way, from times `(B,)`, or goes on drawing; see `follow`."""
         assert self._noise is not None
-        self._drawn = {}
-        return (StackOfTree if isinstance(self._noise, PathInTree) else Stack)(self._noise, t)
+        if self._part is None:
+            stack = (StackOfTree if isinstance(self._noise, PathInTree) else Stack)(self._noise, t)
+            self._chosen = Chosen(stack, torch.arange(len(t), device=t.device))
+        else:
+            assert self._chosen is not None
+            self._chosen.narrow(self._part)
+        return self._chosen.stack
 
     def follow(self, number: int, path: Increment, keep: bool) -> None:
         """Notes the noise of a step that a `stack` has drawn, for those who ask for it by its number.
@@ -99,10 +131,10 @@ class Driver:
             path: over the step.
             keep: whether the steps before it shall be found again.
         """
-        assert self._drawn is not None
+        assert self._chosen is not None
         if not keep:
-            self._drawn.clear()
-        self._drawn[number] = path
+            self._chosen.drawn.clear()
+        self._chosen.drawn[number] = (self._part, path)
 
     def increments(self, spans: list[Span], h: Tensor, keep: bool = False) -> Iterator[Increment]:
         """The paths over consecutive steps, some made at once.
@@ -123,8 +155,8 @@ class Driver:
 
     def increment(self, span: Span) -> Increment:
         """The path over a step. Normals are held: of lengths with a gradient, `W = sqrt(h) z` has one."""
-        if self._drawn is not None:
-            return self._drawn[span.number]
+        if self._chosen is not None:
+            return self._drawn(self._chosen, span.number)
         noise = self._noise
         assert noise is not None
         if isinstance(noise, PathInTree):
@@ -139,6 +171,13 @@ class Driver:
         else:
             path = self._of_base(noise, span).stretched((h / h.detach()).sqrt())
         return path.each(lambda part: torch.where(moves.view(-1, *(part.dim() - 1) * (1,)), part, 0.0))
+
+    def _drawn(self, chosen: Chosen, number: int) -> Increment:
+        """The path over a step that was chosen; all samples together ask for those of a phase, too."""
+        rows, path = chosen.drawn[number]
+        if rows is None or self._part is not None:
+            return path
+        return path.each(lambda part: part.new_zeros(self.count, part.shape[1]).index_copy(0, rows, part))
 
     def inside(self, span: Span, t: Tensor, path: Increment) -> Increment:
         """The path from the start of a step to times `(B,)` within it.

@@ -107,7 +107,6 @@ class StochasticDynamics(Dynamics):
         backward: which samples run backward in time; None, or refused.
         diffusion: how diffusions become rows.
         driver: the noise.
-        adapts: whether steps are chosen on the way; then all samples stay together, for what waits of the noise.
 
     Raises:
         ValueError: times decrease.
@@ -128,21 +127,15 @@ class StochasticDynamics(Dynamics):
         *,
         diffusion: Diffusion,
         driver: Driver,
-        adapts: bool,
     ):
         """Makes both functions and the state explicit; evaluates nothing."""
         if backward is not None:
             raise ValueError("ts: got decreasing times, expected increasing ones: noise is not known before its time")
         super().__init__(equation, y0, args, batch_dims, batched_args)
-        self.diffusion, self.driver, self.adapts = diffusion, driver, adapts
+        self.diffusion, self.driver = diffusion, driver
         channels = Diffusion(diffusion.noise, self.layout).channels
         if driver.layout.width and channels is not None:
             driver.prepare(channels)
-
-    @property
-    def can_narrow(self) -> bool:
-        """See `Dynamics.can_narrow`."""
-        return super().can_narrow and not self.adapts
 
     def of_rows(self, rows: Tensor) -> Self:
         """See `Dynamics.of_rows`."""
@@ -182,7 +175,7 @@ class StochasticDynamics(Dynamics):
         looks = rows is None and (audit or keep_buffers)  # a path made again has been looked at
         diffusion, driver = self.diffusion, self.driver
         if rows is not None:
-            diffusion, driver = diffusion.of_batch(len(rows)), driver.take(rows)
+            diffusion, driver = diffusion.of_batch(len(rows)), driver.of_phase(rows)
 
         dtype, shape, nested = self.time_dtype, self.time_shape, diffusion.layout.unflatten
 

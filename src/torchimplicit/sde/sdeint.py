@@ -130,7 +130,7 @@ def sdeint(
         y0 = beside(y0, layout)
         layout, field, made = Layout(y0), partial(RelativeDynamics, pathwise=kl == "pathwise"), relative_solution
     driver = Driver(_source(brownian), layout, solver, ts)
-    field = partial(field, diffusion=shape, driver=driver, adapts=solver.adapts)
+    field = partial(field, diffusion=shape, driver=driver)
     solution = solve(equation(drift, diffusion, prior), y0, ts, args, layout, options, Steps(), field, made)
     assert isinstance(solution, StochasticSolution)
     return solution

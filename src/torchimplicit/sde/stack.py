@@ -12,7 +12,8 @@ equations", 2023.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import copy
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -89,6 +90,16 @@ class Stack:
     def settle(self, accepted: Tensor) -> None:
         """Takes what was tried off the stack where it was accepted, `(B,)`; elsewhere it waits on top."""
         self._height -= accepted.to(self._height.dtype)
+
+    def take(self, samples: Tensor) -> Self:
+        """What waits for some samples, `(M,)` indices, whose paths go on as they would among all."""
+        some, count = copy.copy(self), len(self._samples)
+        places = (torch.arange(self.depth + 1, device=samples.device).unsqueeze(1) * count + samples).flatten()
+        some.noise, some._ends = self.noise.take(samples), self._ends[places]
+        some._waiting = self._waiting.each(lambda parts: parts[places])
+        some._samples = torch.arange(len(samples), device=samples.device)
+        some._height, some._attempt = self._height[samples], self._attempt[samples]
+        return some
 
     def _draw(
         self, t: Tensor, stop: Tensor, ends: Tensor, fresh: Tensor, splits: Tensor, top: Tensor
