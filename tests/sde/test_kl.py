@@ -272,3 +272,15 @@ def test_what_a_prior_owns():
 def test_what_is_refused(options, error, message):
     with pytest.raises(error, match=message):
         ti.sdeint(lambda t, y: y, lambda t, y: y, start(), TS, solver=EULER, **options)
+
+
+def test_errors_speak_of_the_users_state():
+    def broken(t, y):
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError) as caught:
+        ti.sdeint(
+            broken, lambda t, y: 0.1 * y, torch.ones(2, 3), torch.tensor([0.0, 1.0]), prior=lambda t, y: 0 * y,
+            solver=ti.sde.EulerMaruyama(dt=0.1),
+        )  # fmt: skip
+    assert caught.value.__notes__[0].endswith("at a state of (2, 3) torch.float32)")

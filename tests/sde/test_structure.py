@@ -207,3 +207,19 @@ def test_a_method_that_states_no_order_is_said_none_of():
     y, ts = torch.ones(2, 3, dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
     found = ti.sdeint(lambda t, y: -y, lambda t, y: 0.1 * y, y, ts, solver=Own(dt=0.1), brownian=1)
     assert found.report.strong_order is None
+
+
+def test_additive_noise_that_sees_the_state_is_refused_under_vmap():
+    def run(y0):
+        return ti.sdeint(
+            lambda t, y: -y,
+            lambda t, y: y.sin(),
+            y0,
+            torch.tensor([0.0, 1.0]),
+            noise="additive",
+            solver=sde.SRA1(dt=0.5),
+            brownian=1,
+        ).value
+
+    with pytest.raises(ValueError, match="got 'additive' with a diffusion that depends on the state"):
+        torch.vmap(run)(torch.ones(3, 2, 2))

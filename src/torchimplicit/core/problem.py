@@ -190,6 +190,11 @@ class Problem:
             residual.evaluate = evaluate_first
             yield residual
 
+    @property
+    def user_layout(self) -> Layout:
+        """Of the state that the user's function sees, for messages."""
+        return self.layout
+
     def evaluate_first(self, function: Callable[[], Any], z: Tensor, audited: Sequence[Tensor] | None) -> Any:
         """The first value of the user's function, looked at closely.
 
@@ -203,7 +208,7 @@ class Problem:
             with torch.set_grad_enabled(audited is not None or torch.is_grad_enabled()):
                 value = function()
         except Exception as error:
-            error.add_note(f"(while evaluating the function {self.form} at a state of {self.layout.describe()})")
+            error.add_note(f"(while evaluating the function {self.form} at a state of {self.user_layout.describe()})")
             raise
         if transforms.version(z) != version:
             raise ValueError("the function writes into its state; try an out-of-place operation, or clone it first")

@@ -70,6 +70,11 @@ class RelativeDynamics(StochasticDynamics):
         super().__init__(*args, **kwargs)
         self.pathwise = pathwise
 
+    @property
+    def user_layout(self) -> Layout:
+        """See `Problem.user_layout`."""
+        return self.diffusion.layout
+
     def check(self, value: Any) -> None:
         """Refuses what drift, diffusion and prior must not return."""
         f, g, p = value

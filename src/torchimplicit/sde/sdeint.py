@@ -27,6 +27,7 @@ from torchimplicit.sde.driver import Driver
 from torchimplicit.sde.dynamics import StochasticDynamics
 from torchimplicit.sde.engine import Steps
 from torchimplicit.sde.equation import equation
+from torchimplicit.sde.methods.heun import Heun
 from torchimplicit.sde.relative import Divergence, RelativeDynamics, beside, relative_solution
 from torchimplicit.sde.solution import StochasticSolution, solution_of
 from torchimplicit.sde.solver import AdaptiveSDESolver, Calculus, SDESolver
@@ -41,7 +42,7 @@ def sdeint(
     y0: Any,
     ts: Tensor,
     *args: Any,
-    solver: SDESolver,
+    solver: SDESolver | None = None,
     noise: NoiseKind = "diagonal",
     calculus: Calculus = "ito",
     brownian: int | Tensor | Brownian | Tree | None = None,
@@ -69,7 +70,8 @@ def sdeint(
         ts: times, the first one that of `y0`, strictly increasing: `(T,)`, or `(T, B)`, see `odeint`. Steps end there.
         *args: further arguments of both functions, nested; tensors and modules among them are differentiated.
         solver: the method and its steps: `EulerMaruyama(dt=0.01)` for example, or `Heun(rtol=1e-2)`, by which every
-            sample chooses steps of its own, times then having no gradient.
+            sample chooses steps of its own, times then having no gradient. That is the default for Stratonovich
+            equations and additive noise; for others there is none, for none chooses its steps.
         noise: "diagonal": a Brownian motion for every unknown, `g` like `y`, and $g_i$ depends on $y_i$ alone;
             "scalar": one for all, `g` is `(B, ..., 1)`; "general": `m` of them, `g` is `(B, ..., m)`; "additive": the
             same, or like `y` with one for every unknown, and `g` does not depend on `y`.
@@ -115,6 +117,7 @@ def sdeint(
         >>> bool(rate.grad < 0)
         True
     """
+    solver = _default(noise, calculus) if solver is None else solver
     options = Options(
         name="sdeint", solver=solver, adjoint=adjoint, batched_args=batched_args, dense=dense,
         on_failure=on_failure,
@@ -134,6 +137,21 @@ def sdeint(
     solution = solve(equation(drift, diffusion, prior), y0, ts, args, layout, options, Steps(), field, made)
     assert isinstance(solution, StochasticSolution)
     return solution
+
+
+def _default(noise: Any, calculus: Any) -> SDESolver:
+    """The solver where none is given.
+
+    Raises:
+        ValueError: there is none for such an equation.
+    """
+    if calculus == "ito" and noise != "additive":
+        raise ValueError(
+            "solver: got None for an Ito equation, expected a method with its dt; try ti.sde.EulerMaruyama(dt=0.01), "
+            f"or the same equation in other words, drift=ti.sde.to_stratonovich(drift, diffusion, {noise!r}), "
+            'calculus="stratonovich", whose default chooses its steps'
+        )
+    return Heun()
 
 
 def check_words(solver: Any, noise: Any, calculus: Any, adjoint: PathAdjoint, kl: Any) -> None:
