@@ -239,6 +239,25 @@ def test_batch_norm_is_warned_of():
         ti.nn.NeuralSDE(network(), coupled, autonomous=True)
 
 
+def test_plain_dropout_is_warned_of_and_what_helps():
+    def dropping(dropout):
+        return nn.Sequential(network(), dropout)
+
+    for kind in (nn.Dropout(0.5), nn.AlphaDropout(0.5)):
+        with pytest.warns(UserWarning, match=f"NeuralSDE: the drift's '1' is a {type(kind).__name__}.*Try ti.nn.Var"):
+            ti.nn.NeuralSDE(dropping(kind), network(), autonomous=True)
+        with pytest.warns(UserWarning, match="NeuralODE: the field's '1' is a"):
+            ti.nn.NeuralODE(dropping(kind), autonomous=True)
+    ti.nn.NeuralSDE(dropping(nn.Dropout(0.5)).eval(), network(), autonomous=True)
+    found = []
+    for adjoint in (ti.Checkpointed(), ti.Direct()):
+        drift = dropping(ti.nn.VariationalDropout(0.5))
+        own = ti.nn.NeuralSDE(drift, network(seed=1), autonomous=True, solver=EULER, adjoint=adjoint)
+        torch.manual_seed(3)
+        found.append(torch.autograd.grad(own(double(3, 2)).sum(), [*own.parameters()]))
+    assert all(torch.allclose(one, other, rtol=1e-10) for one, other in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +41,27 @@ def _shifted(x: Tensor, bits: int) -> Tensor:
 
 def _signed(number: int) -> int:
     return number - 2**64 if number >= 2**63 else number
+
+
+def warn_of_dropout(owner: str, part: str, function: Any) -> None:
+    """Warns where a module draws anew at every evaluation along a path; called by the constructor of its layer.
+
+    A path has no residual that would show it, and a step that is made again for its gradient is another step.
+
+    Args:
+        owner: the layer, in words.
+        part: what the module is to it, "field" for one.
+        function: the module, or a function, of which nothing is known.
+    """
+    for name, module in function.named_modules() if isinstance(function, nn.Module) else ():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+            which = f"{part}'s '{name}'" if name else part
+            warnings.warn(
+                f"{owner}: the {which} is a {type(module).__name__}, which draws anew at every evaluation: steps made "
+                "again for the gradient are then others, and the gradient is wrong. Try ti.nn.VariationalDropout, "
+                "one mask a solve.",
+                stacklevel=3,
+            )
 
 
 class VariationalDropout(nn.Module):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchimplicit.core.status import OnFailure
 from torchimplicit.nn.parts.coupling import warn_of_batch_norm
+from torchimplicit.nn.parts.dropout import warn_of_dropout
 from torchimplicit.nn.paths.layer import PathLayer, check_field, given, keep_times, without_time
 from torchimplicit.nn.paths.penalties import Moment, Noise, PathPenalty, beside, check_penalties, draw_probe, noise_of
 from torchimplicit.ode import Checkpointed, PathAdjoint, Tsit5
@@ -86,6 +87,7 @@ class CNF(PathLayer):
         super().__init__()
         Options(name="CNF", solver=solver, adjoint=adjoint, on_failure=on_failure)  # refuses impossible ones now
         check_field("CNF", field, autonomous)
+        warn_of_dropout("CNF", "field", field)
         warn_of_batch_norm("CNF", "field", field, "densities")
         self.field, self.autonomous = field, autonomous
         self.shape = torch.Size((shape,) if isinstance(shape, int) else shape)

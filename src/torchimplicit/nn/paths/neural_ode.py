@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from torchimplicit.core.options import require_count
 from torchimplicit.core.status import OnFailure
 from torchimplicit.nn.parts.coupling import warn_of_batch_norm
+from torchimplicit.nn.parts.dropout import warn_of_dropout
 from torchimplicit.nn.paths.layer import PathLayer, check_field, given, keep_times, only_tensor, without_time
 from torchimplicit.nn.paths.penalties import Moment, PathPenalty, beside, check_penalties, draw_probe, noise_of
 from torchimplicit.ode import Checkpointed, Euler, PathAdjoint, Tsit5
@@ -78,6 +79,7 @@ class NeuralODE(PathLayer):
         name = type(self).__name__
         Options(name=name, solver=solver, adjoint=adjoint, stepping=stepping, on_failure=on_failure)  # refuses now
         check_field(name, field, autonomous)
+        warn_of_dropout(name, "field", field)
         if stepping == "per-sample":  # else the batch is one system
             warn_of_batch_norm(name, "field", field, "paths")
         if output not in ("last", "all"):

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from torchimplicit.core.status import OnFailure
 from torchimplicit.nn.layer import ImplicitLayer
 from torchimplicit.nn.parts.coupling import warn_of_batch_norm
+from torchimplicit.nn.parts.dropout import warn_of_dropout
 from torchimplicit.nn.paths.layer import check_field, keep_times, without_time
 from torchimplicit.path.adjoint.base import PathAdjoint
 from torchimplicit.path.options import Options
@@ -95,6 +96,7 @@ class NeuralSDE(ImplicitLayer):
         parts = {"drift": drift, "diffusion": diffusion} | ({} if prior is None else {"prior": prior})
         for word, part in parts.items():
             check_field(name, part, autonomous, word)
+            warn_of_dropout(name, word, part)
             warn_of_batch_norm(name, word, part, "paths")
         if output not in ("last", "all"):
             raise ValueError(f"{name}(output={output!r}): expected 'last' or 'all'")
