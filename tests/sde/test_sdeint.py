@@ -242,6 +242,17 @@ def test_bad_input_is_named():
     refused("diffusion: got shape .2, 1.", g=lambda t, y: y[:, :1])
     refused("expected for noise='scalar'", g=lambda t, y: y.new_ones(2, 3, 2), noise="scalar")
     refused("diffusion: got torch.float32", TypeError, g=lambda t, y: y.float())
+    refused(r"noise='scalar' .*try value.unsqueeze\(-1\) for one channel, or noise='diagonal'", noise="scalar")
+    one = {"g": lambda t, y: y[:, :1]}
+    refused(r"try value.expand_as\(y\).unsqueeze\(-1\) for one channel", noise="scalar", **one)
+    refused(r"noise='general' .*try value.unsqueeze\(-1\) for one channel, or noise='diagonal'", noise="general")
+    channels = {"g": lambda t, y: (y[0].new_ones(2, 3, 2), y[0].new_ones(2, 3, 4)), "f": lambda t, y: y}
+    refused("one number of channels.*try zeros", y0=(start(), start()), noise="general", **channels)
+    refused("diffusion: got a tensor on meta, expected cpu, where the state is", g=lambda t, y: y.to("meta"))
+    refused("the drift returned a tensor on meta, expected cpu, where the state is", f=lambda t, y: y.to("meta"))
+    refused("prior: got a tuple.*try its drift alone", TypeError, prior=(decay, decay))
+    refused(r"try int\(seed\)", TypeError, brownian=0.5)
+    refused(r"try int\(seed\)", brownian=torch.tensor(3))
     refused("the drift returned shape", f=lambda t, y: y[:, :1])
     refused("diffusion: got the structure", g=lambda t, y: (y,))
     refused("diffusion: got a float", TypeError, g=lambda t, y: 0.1)
@@ -266,3 +277,10 @@ def test_bad_input_is_named():
     refused("drift: got a float, expected a callable", TypeError, f=0.1)
     with pytest.raises(TypeError, match="for a path without noise, expected sdeint"):
         ti.odeint(decay, start(), TS, solver=EULER)
+
+
+def test_remedies_of_bad_diffusions_help():
+    column, y0 = (lambda t, y: (0.1 * y[:, :1]).expand_as(y).unsqueeze(-1)), start()
+    assert ti.sdeint(decay, column, y0, TS, solver=EULER, noise="scalar").report.converged
+    assert ti.sdeint(decay, column, y0, TS, solver=EULER, noise="general").report.converged
+    assert ti.sdeint(decay, lambda t, y: 0.1 * y, y0, TS, solver=EULER, brownian=int(torch.tensor(3))).report.converged

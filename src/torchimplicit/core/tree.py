@@ -132,7 +132,7 @@ class Layout:
             subject: how messages begin.
 
         Raises:
-            ValueError: structure or shape differ.
+            ValueError: structure, shape or device differ.
             TypeError: a dtype differs.
         """
         leaves, spec = pytree.tree_flatten(value)
@@ -145,6 +145,11 @@ class Layout:
                 raise ValueError(
                     f"{subject} shape {tuple(leaf.shape)}, expected the state's shape {tuple(shape)}; "
                     "try another z0 (or init=), or project back to the state inside the function"
+                )
+            if leaf.device != self.device:
+                raise ValueError(
+                    f"{subject} a tensor on {leaf.device}, expected {self.device}, where the state is; try .to() of "
+                    "the function's tensors, or of the state"
                 )
             if leaf.dtype != dtype and not (cast and leaf.is_floating_point()):
                 raise TypeError(

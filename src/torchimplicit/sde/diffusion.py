@@ -50,7 +50,7 @@ class Diffusion:
             cast: let a floating dtype pass, for autocast.
 
         Raises:
-            ValueError: another structure or shape.
+            ValueError: another structure, shape or device.
             TypeError: another dtype.
         """
         leaves, spec = pytree.tree_flatten(value)
@@ -60,6 +60,11 @@ class Diffusion:
         for leaf, shape, dtype in zip(leaves, self.layout.shapes, self.layout.dtypes, strict=True):
             if not isinstance(leaf, Tensor):
                 raise TypeError(f"diffusion: got a {type(leaf).__name__}, expected a tensor; try torch.full_like(y, g)")
+            if leaf.device != self.layout.device:
+                raise ValueError(
+                    f"diffusion: got a tensor on {leaf.device}, expected {self.layout.device}, where the state is; try "
+                    "torch.full_like(y, g), or .to(y.device)"
+                )
             if leaf.dtype != dtype and not (cast and leaf.is_floating_point()):
                 raise TypeError(f"diffusion: got {leaf.dtype}, expected the state's {dtype}; try y0 of that dtype")
             if not self._fits(leaf.shape, shape):
@@ -82,6 +87,9 @@ class Diffusion:
     def _misfit(self, got: torch.Size, state: torch.Size) -> str:
         others = [noise for noise in get_args(NoiseKind) if Diffusion(noise, self.layout)._fits(got, state)]
         tried = f"noise={others[0]!r}" if others else "value.expand_as(y) for noise='diagonal'"
+        if self.noise in ("scalar", "general") and len(got) == len(state):  # another process, if "diagonal" is meant
+            whole = "value" if got == state else "value.expand_as(y)"
+            tried = f"{whole}.unsqueeze(-1) for one channel" + (f", or {tried}" if others else "")
         return (
             f"diffusion: got shape {tuple(got)} for a state of shape {tuple(state)}, expected for noise={self.noise!r} "
             f"{SHAPES[self.noise]}; try {tried}"

@@ -21,7 +21,8 @@ def equation(drift: Callable, diffusion: Callable, prior: Callable | None = None
     parts = {"drift": drift, "diffusion": diffusion} | ({} if prior is None else {"prior": prior})
     for name, part in parts.items():
         if not callable(part):
-            raise TypeError(f"{name}: got a {type(part).__name__}, expected a callable {name}(t, y, *args)")
+            alone = "; try its drift alone, the diffusion being the same" if name == "prior" else ""
+            raise TypeError(f"{name}: got a {type(part).__name__}, expected a callable {name}(t, y, *args){alone}")
     return partial(_both if prior is None else _all, *parts.values())
 
 

@@ -33,9 +33,13 @@ class Seeded:
             if seed.is_floating_point() or seed.is_complex() or seed.dtype == torch.bool:
                 raise TypeError(f"{name}(seed): got a tensor of {seed.dtype}, {expected}; try seed.long()")
             if seed.dim() != 1:
-                raise ValueError(f"{name}(seed): got a tensor of shape {tuple(seed.shape)}, {expected}")
+                raise ValueError(
+                    f"{name}(seed): got a tensor of shape {tuple(seed.shape)}, {expected}; try int(seed) of one"
+                )
         elif seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise TypeError(f"{name}(seed): got {seed!r}, a {type(seed).__name__}, {expected}")
+            raise TypeError(
+                f"{name}(seed): got {seed!r}, a {type(seed).__name__}, {expected}; try int(seed) of a number"
+            )
 
     def known(self) -> Self:
         """The same source with a seed that is known."""
