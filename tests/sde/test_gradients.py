@@ -80,6 +80,19 @@ def test_seeds_are_not_mapped():
         func.vmap(run)(torch.arange(6).reshape(3, 2))
 
 
+def test_seeds_that_are_drawn_are_not_mapped_and_what_helps():
+    def run(y, **options):
+        return ti.sdeint(lambda t, y: y, lambda t, y: y, y, TS, solver=SOLVERS[0], **options).value[-1]
+
+    copies = start()[None].expand(4, 2, 3)
+    with pytest.raises(ValueError, match=r"torch.vmap\(randomness='different'\).*or randomness='same'"):
+        func.vmap(run, randomness="different")(copies)
+    for found in (func.vmap(run, randomness="same")(copies), func.vmap(lambda y: run(y, brownian=3))(copies)):
+        assert torch.equal(found[0], found[1])
+    batch = run(copies[:, 0])
+    assert not torch.equal(batch[0], batch[1])
+
+
 @pytest.mark.parametrize("checkpoints", [2, 5, 64])
 def test_noise_is_found_again_by_its_number(checkpoints):
     """In steps that are made again from few states, forward, in any order."""

@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from torchimplicit.core import transforms
 from torchimplicit.sde.normals import GOLDEN, hash_of, hashed, signed
 
 Seed = int | Tensor | None
@@ -51,8 +52,17 @@ def drawn_seed() -> int:
 
     Processes of `torch.distributed` are commonly seeded alike, and then draw alike: the rank is hashed into what
     they draw, or they would repeat each other's noise.
+
+    Raises:
+        ValueError: a seed for everything that `torch.vmap` maps is asked for.
     """
-    seed = int(torch.randint(2**63 - 1, ()))
+    drawn = torch.randint(2**63 - 1, ())
+    if transforms.is_mapped(drawn):
+        raise ValueError(
+            "brownian: got None under torch.vmap(randomness='different'), expected seeds that are not mapped; try a "
+            "batch in dimension 0, whose samples have noise of their own, or randomness='same', or brownian=seed"
+        )
+    seed = int(drawn)
     group = torch.distributed
     rank = group.get_rank() if group.is_available() and group.is_initialized() else 0
     return hashed(seed + rank * GOLDEN) & (2**63 - 1) if rank else seed
