@@ -151,12 +151,14 @@ class PathCall(Call):
         """Looks at the field once a solve, and tells the report what it saw."""
         if y0.shape[1] > self.dynamics.width:  # a pair, both states of which are the same at the start
             y0, slope = y0[:, : self.dynamics.width], None
-        if y0.shape[0] > 1:
-            self._check_samples(y0, ts, slope, tensors)
-        if self.engine.looks:
-            with torch.no_grad(), self.bind(ts, self.unshared(tensors)) as field:
+        if len(y0) < 2 and not self.engine.looks:
+            return
+        with torch.no_grad(), self.bind(ts, self.unshared(tensors)) as field:
+            if len(y0) > 1:
+                self._check_samples(field, y0, ts, slope)
+            if self.engine.looks:
                 self.engine.look(self.solver, field, y0, ts, self.record.report)
-            self.record.report.nfev += field.nfev
+        self.record.report.nfev += field.nfev
 
     @contextmanager
     def bind(
@@ -166,26 +168,25 @@ class PathCall(Call):
         with self.dynamics.bind(list(tensors), rows=rows, **options) as field:
             yield Between(field, Within(ts[0], ts[last], self.dynamics.time_dtype)) if self.between else field
 
-    def _check_samples(self, y0: Tensor, ts: Tensor, slope: Tensor | None, tensors: Sequence[Tensor]) -> None:
+    def _check_samples(self, field: Field, y0: Tensor, ts: Tensor, slope: Tensor | None) -> None:
         """Fails samples whose slopes depend on each other's states: steps of their own are no solution then.
 
         Raises:
             ValueError: the state's shape is `(B,)`, so that one sample's features were taken for samples.
         """
         report, scalars, eps = self.record.report, self.dynamics.scalars, self.dynamics.eps
-        t, found = ts[0].clone(), None  # not a view of one time
-        with torch.no_grad(), self.bind(ts, self.unshared(tensors)) as field:
-            slopes, every = partial(field, t), partial(halves, len(y0), y0.device)
-            if scalars > 1:
-                found = coupled(slopes, y0, eps, every(FEW))
-            elif not unmoved_by_others(slopes, y0, slopes(y0) if slope is None else slope):
-                found = coupled(slopes, y0, eps, [alternate(y0)])
-            if found is not None and scalars > 1:
-                raise ValueError(not_samples(scalars, "y0[None]", self.dynamics.joint))
-            if found is not None:
-                found = coupled(slopes, y0, eps, every())
-            report.nfev += field.nfev
-        if found is not None:
+        slopes, every = partial(field, ts[0].clone()), partial(halves, len(y0), y0.device)  # not a view of one time
+        if scalars > 1:
+            found = coupled(slopes, y0, eps, every(FEW))
+        elif unmoved_by_others(slopes, y0, slopes(y0) if slope is None else slope):
+            return
+        else:
+            found = coupled(slopes, y0, eps, [alternate(y0)])
+        if found is None:
+            return
+        if scalars > 1:
+            raise ValueError(not_samples(scalars, "y0[None]", self.dynamics.joint))
+        if (found := coupled(slopes, y0, eps, every())) is not None:
             report.status = Status.COUPLED.where(found, report.status)
 
     def _solve(

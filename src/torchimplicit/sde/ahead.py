@@ -51,7 +51,7 @@ def _steps(
         some = h[first : first + count]
         ends, lengths = (each.expand(-1, batch).unbind() for each in (times[first : first + count + 1], some))
         spans = list(map(Span, ends, ends[1:], lengths, range(first, total)))
-        sizes = some.to(y.dtype).unsqueeze(2).expand(-1, batch, 1).unbind()
+        sizes = some.to(y.dtype).unsqueeze(2).unbind()
         paths = field.driver.increments(spans, some.squeeze(1), keep=torch.is_grad_enabled())
         for span, size, path in zip(spans, sizes, paths, strict=True):
             place = landings.get(span.number + 1)

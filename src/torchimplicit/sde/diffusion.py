@@ -111,17 +111,18 @@ class Diffusion:
         return whole.squeeze(2) if self.noise == "scalar" else whole
 
 
-def driven(y: Tensor, g: Tensor, w: Tensor) -> Tensor:
-    """`y + g w`.
+def driven(y: Tensor, g: Tensor, w: Tensor, part: float = 1.0) -> Tensor:
+    """`y + part g w`.
 
     Args:
         y: states, `(B, n)`.
         g: a diffusion, `(B, n)` or `(B, n, m)`.
         w: increments, `(B, m)`; `(B, n)` or `(B, 1)` for rows.
+        part: of them.
     """
     if g.dim() == 2:
-        return torch.addcmul(y, g, w)
-    return torch.baddbmm(y.unsqueeze(2), g, w.unsqueeze(2)).squeeze(2)
+        return torch.addcmul(y, g, w, value=part)
+    return torch.baddbmm(y.unsqueeze(2), g, w.unsqueeze(2), alpha=part).squeeze(2)
 
 
 def integral(y: Tensor, g: Tensor, g_there: Tensor, w: Tensor, mean: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class SDESolver(PathSolver):
         Args:
             sde: drift and diffusion, at any times `(B,)` and states `(B, n)`.
             span: of the step.
-            h: its length in the state's dtype, `(B, 1)`.
+            h: its length in the state's dtype, `(B, 1)`, or `(1, 1)` where it is that of all.
             y: the states at its start, `(B, n)`.
             path: the noise over it.
         """

@@ -43,5 +43,5 @@ class Heun(AdaptiveSDESolver):
         f, g = sde.both(span.start, y)
         z = driven(torch.addcmul(y, h, f), g, path.W)
         f_there, g_there = sde.both(span.stop, z)
-        end = driven(torch.addcmul(y, 0.5 * h, f + f_there), g + g_there, 0.5 * path.W)
+        end = driven(torch.addcmul(y, h, f + f_there, value=0.5), g + g_there, path.W, 0.5)
         return end, end - z if self.adapts else None

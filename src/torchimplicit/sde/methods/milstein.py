@@ -45,8 +45,8 @@ class Milstein(SDESolver, FixedSolver):
         end = driven(torch.addcmul(y, h, f), g, w)
         if g.dim() == 2:
             bent = sde.diffusion(span.start, torch.addcmul(y, root, g)) - g
-            return torch.addcmul(end, bent, (w * w - h) / (2 * root)), None
-        end = driven(end, sde.diffusion(span.start, driven(y, g, w)) - g, 0.5 * w)
+            return torch.addcdiv(end, torch.addcmul(h, w, w, value=-1.0) * bent, root, value=-0.5), None
+        end = driven(end, sde.diffusion(span.start, driven(y, g, w)) - g, w, 0.5)
         for j, column in enumerate(g.unbind(2)):
             bent = sde.diffusion(span.start, torch.addcmul(y, root, column))[:, :, j] - column
             end = torch.addcmul(end, -0.5 * root, bent)
