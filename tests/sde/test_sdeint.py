@@ -284,3 +284,17 @@ def test_remedies_of_bad_diffusions_help():
     assert ti.sdeint(decay, column, y0, TS, solver=EULER, noise="scalar").report.converged
     assert ti.sdeint(decay, column, y0, TS, solver=EULER, noise="general").report.converged
     assert ti.sdeint(decay, lambda t, y: 0.1 * y, y0, TS, solver=EULER, brownian=int(torch.tensor(3))).report.converged
+
+
+def test_a_path_at_other_steps_in_single_precision():
+    """Where steps are no power of two, and rounded to times that are."""
+
+    def last(dt, dtype):
+        y0 = torch.ones(4, 1, dtype=dtype)
+        source = sde.Brownian(seed=1, base=0.01)
+        ts = torch.tensor([0.0, 1.0], dtype=dtype)
+        solver = sde.EulerMaruyama(dt=dt)
+        return ti.sdeint(lambda t, y: 0.1 * y, lambda t, y: 0.2 * y, y0, ts, solver=solver, brownian=source).value[-1]
+
+    for dt in (0.02, 0.01, 0.01 / 16):
+        assert torch.allclose(last(dt, torch.float32).double(), last(dt, torch.float64), atol=1e-5)

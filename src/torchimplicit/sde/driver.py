@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, Self
@@ -210,14 +211,20 @@ class Driver:
 
     def _of_base(self, noise: Noise, span: Span) -> Increment:
         """The path over a step of a source that knows it at other steps, too; the host reads how long that is."""
+        base = noise.source.base
+        assert base is not None
         start, h = transforms.plain(span.start).detach(), transforms.plain(span.h).detach()
         longest = int(h.argmax())  # others stand still
         length, since = float(h[longest]), float(start[longest] - transforms.plain(self.ts).detach().flatten()[0])
-        number = round(since / length)
-        if bool(((h > 0) & ((h - length).abs() > 1e-6 * length)).any()) or abs(number - since / length) > 1e-3:
+        play = 1e-6 * length + 4 * torch.finfo(h.dtype).eps * (abs(float(start[longest])) + length)  # times are rounded
+        whole = base / 2 ** round(math.log2(base / length))
+        whole = whole if abs(whole - length) <= play else length
+        number = round(since / whole)
+        strays = abs(number * whole - since) > 1e-3 * whole + play
+        if strays or bool(((h > 0) & ((h - length).abs() > play)).any()):
             raise ValueError(
                 f"Brownian(base={noise.source.base!r}): got a step of length {length:.6g} from {since:.6g} behind the "
                 "first time, expected multiples of the step, the same for all samples; try output times (T,) that are "
                 "multiples of dt, or base=None"
             )
-        return noise.increment(number, length)
+        return noise.increment(number, whole)
