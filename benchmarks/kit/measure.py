@@ -18,7 +18,11 @@ ROUNDS = 3  # the fewest of which a median is taken
 
 
 def interleaved(
-    runs: Mapping[str, Run], seconds: float, inner: int = 1, clock: Callable[[], float] = time.perf_counter
+    runs: Mapping[str, Run],
+    seconds: float,
+    inner: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+    of: Callable[[list[float]], float] = statistics.median,
 ) -> dict[str, float]:
     """Median time of each run in milliseconds, one run of each in every round (A B A B ...).
 
@@ -27,6 +31,7 @@ def interleaved(
         seconds: start no further round after these, but make at least `ROUNDS`.
         inner: runs behind one reading of the clock, for runs that are short.
         clock: in seconds.
+        of: what of the rounds' times is given.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
@@ -40,7 +45,7 @@ def interleaved(
             for _ in range(inner):
                 run()
             times[name].append((clock() - start) / inner)
-    return {name: 1e3 * statistics.median(some) for name, some in times.items()}
+    return {name: 1e3 * of(some) for name, some in times.items()}
 
 
 def phases(

@@ -9,8 +9,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,22 +25,24 @@ class Diffrax:
     """A process that solves when it is asked to, so that its runs are interleaved with those of the others.
 
     Args:
-        case: the problem; its `in_jax` says which of the fields below it is.
+        script: what it runs.
+        problem: what the script loads.
+        like: what the last state looks like.
     """
 
-    def __init__(self, case: Case):
+    def __init__(self, script: str, problem: tuple, like: Tensor):
         import torch
 
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "case.pt"
-            torch.save((case.in_jax, case.y0, [p.detach() for p in case.field.parameters()], case.end, case.tol), file)
+            torch.save(problem, file)
             environment = {**os.environ, "XLA_FLAGS": FLAGS, "OMP_NUM_THREADS": "1"}
             self.process = subprocess.Popen(
-                [sys.executable, __file__, str(file)], env=environment, text=True, bufsize=1,
+                [sys.executable, script, str(file)], env=environment, text=True, bufsize=1,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             )  # fmt: skip
             self.spent = 0.0  # seconds of CPU time
-            self.like = case.y0
+            self.like = like
             self.ask("forward")
 
     def ask(self, which: str) -> list[float]:
@@ -54,11 +57,11 @@ class Diffrax:
         self.spent += seconds
         return found
 
-    def value(self) -> Tensor:
+    def value(self, which: str = "value") -> Tensor:
         """The last state."""
         import torch
 
-        return torch.tensor(self.ask("value"), dtype=self.like.dtype).view_as(self.like)
+        return torch.tensor(self.ask(which), dtype=self.like.dtype).view_as(self.like)
 
     def close(self) -> None:
         """Ends the process."""
@@ -74,10 +77,22 @@ def start_diffrax(case: Case) -> Diffrax | None:
     if importlib.util.find_spec("diffrax") is None:
         print("diffrax is not installed: pip install -e '.[peers]'")
         return None
-    return Diffrax(case)
+    parameters = [p.detach() for p in case.field.parameters()]
+    return Diffrax(__file__, (case.in_jax, case.y0, parameters, case.end, case.tol), case.y0)
 
 
-def serve(file: str) -> None:
+def serve(runs: dict[str, Callable], inputs: Any) -> None:
+    """Runs what it is asked to; says how long that took, and what came out where that is a state."""
+    import jax
+
+    for line in sys.stdin:
+        start, which = time.process_time(), line.strip()
+        found = jax.block_until_ready(runs[which](inputs))
+        seconds = time.process_time() - start
+        print(json.dumps((seconds, found.ravel().tolist() if which in ("value", "finer") else [])), flush=True)
+
+
+def serve_fields(file: str) -> None:
     """Solves as often as it is asked to."""
     import diffrax  # pyright: ignore[reportMissingImports]
     import jax
@@ -109,12 +124,8 @@ def serve(file: str) -> None:
 
     forward = jax.jit(solve)
     runs = {"forward": forward, "value": forward, "fwd + bwd": jax.jit(jax.grad(lambda p: (solve(p) ** 2).sum()))}
-    for line in sys.stdin:
-        start = time.process_time()
-        found = jax.block_until_ready(runs[line.strip()](parameters))
-        seconds = time.process_time() - start
-        print(json.dumps((seconds, found.ravel().tolist() if line.strip() == "value" else [])), flush=True)
+    serve(runs, parameters)
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve_fields(sys.argv[1])
