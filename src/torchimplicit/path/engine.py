@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -53,6 +54,7 @@ class Engine:
     """Makes steps one at a time, each by the host."""
 
     looks: ClassVar[bool] = False
+    in_a_graph: ClassVar[int] = 1  # steps that are differentiated at a time
 
     def forward(self, solve: Callable[[Engine, Sequence[Tensor]], T], tensors: Sequence[Tensor]) -> T:
         """Solves.
@@ -90,17 +92,21 @@ class Engine:
     def backward(self, phase: PhaseBackward, cotangent: Tensor) -> tuple[Tensor, Gradients]:
         """The gradients of the states before a phase, from that after it, `(B, n)`, and of the leaves."""
         totals: Gradients = [None] * len(phase.wanted)
-        stepper = phase.solver.stepper(cotangent, graph=True)
-        for step, outputs, y in phase.retrace():
-            # Each graph is differentiated before the next one is made: the memory is that of one step.
+        stepper, steps = phase.solver.stepper(cotangent, graph=True), phase.retrace()
+        # Each graph is differentiated before the next one is made: the memory is that of one, or a few steps.
+        while some := list(islice(steps, self.in_a_graph)):
             with torch.enable_grad():
-                leaf = y.detach().requires_grad_()
-                end, values = make_step(
-                    stepper, phase.field, step, leaf, phase.ts, phase.query, outputs, phase.ts.requires_grad
-                )
-            ends, cotangents = [end], [cotangent]
-            if outputs is not None and values is not None:
-                ends, cotangents = [end, values], [cotangent, phase.grad[outputs.places, outputs.samples]]
-            cotangent, *found = torch.autograd.grad(ends, [leaf, *phase.wanted], cotangents, allow_unused=True)
+                y = leaf = some[-1][2].detach().requires_grad_()
+                ends, cotangents = [], []
+                for step, outputs, _ in reversed(some):
+                    y, values = make_step(
+                        stepper, phase.field, step, y, phase.ts, phase.query, outputs, phase.ts.requires_grad
+                    )
+                    if outputs is not None and values is not None:
+                        ends.append(values)
+                        cotangents.append(phase.grad[outputs.places, outputs.samples])
+            cotangent, *found = torch.autograd.grad(
+                [y, *ends], [leaf, *phase.wanted], [cotangent, *cotangents], allow_unused=True
+            )
             totals = summed(totals, found)
         return cotangent, totals

@@ -168,13 +168,13 @@ class Path:
 
     def times(self, ts: Tensor) -> tuple[Tensor, Tensor]:
         """Times before and after every step, `(S, B)` each; from the output times `(T, B)`, for their shape."""
-        starts, stops, now = [], [], ts[0]
+        stops, now = [], ts[0]
         for phase in self.phases:
             for step in phase.steps:
-                after = step.stop if phase.rows is None else now.index_copy(0, phase.rows, step.stop)
-                starts.append(torch.minimum(now, after))  # a sample whose event fired within a step goes no further
-                stops.append(after)
-                now = after
-        if not starts:
+                now = step.stop if phase.rows is None else now.index_copy(0, phase.rows, step.stop)
+                stops.append(now)
+        if not stops:
             return ts[:0].clone(), ts[:0].clone()
-        return torch.stack(starts), torch.stack(stops)
+        after = torch.stack(stops)
+        # A sample whose event fired within a step goes no further.
+        return torch.minimum(torch.cat((ts[:1], after[:-1])), after), after

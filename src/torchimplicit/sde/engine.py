@@ -26,6 +26,7 @@ class Steps(Engine):
     """Makes them one at a time, of a given size or chosen on the way; see `Engine`."""
 
     looks: ClassVar[bool] = True
+    in_a_graph: ClassVar[int] = 8  # of an evaluation or two each, where a pass costs more than what it passes
 
     def look(self, solver: PathSolver, field: Field, y0: Tensor, ts: Tensor, report: PathReport) -> None:
         """Finds the structure of the noise and the order that follows; see `Engine.look`, `structure_of`.
