@@ -24,7 +24,7 @@ from benchmarks.paths.cases import Case, cases, mixed, pol
 from benchmarks.paths.jax_process import Diffrax, start_diffrax
 from benchmarks.paths.memory import memory
 from torchimplicit.ode import Dopri5
-from torchimplicit.ode.compiled.kernel import CompileError
+from torchimplicit.path.compiled.kernel import CompileError
 
 try:
     from torchdiffeq import odeint as torchdiffeq  # pyright: ignore[reportMissingImports]

@@ -53,8 +53,13 @@ class PhaseBackward:
 class Engine:
     """Makes steps one at a time, each by the host."""
 
-    looks: ClassVar[bool] = False
+    looks: bool = False
     in_a_graph: ClassVar[int] = 1  # steps that are differentiated at a time
+
+    @property
+    def plain(self) -> Engine:
+        """What makes the same steps without kernels."""
+        return self
 
     def forward(self, solve: Callable[[Engine, Sequence[Tensor]], T], tensors: Sequence[Tensor]) -> T:
         """Solves.

@@ -20,7 +20,6 @@ from torchimplicit.path.adjoint.base import PathAdjoint
 from torchimplicit.path.adjoint.drift import BackwardReport, DriftReport
 from torchimplicit.path.call import PathCall
 from torchimplicit.path.dense.result import PathResult
-from torchimplicit.path.engine import Engine
 from torchimplicit.path.inputs import Inputs
 from torchimplicit.path.jumps.stretched import integrate
 from torchimplicit.path.quarantine import stand_in
@@ -110,7 +109,7 @@ class PathGate:
             everything = [each.detach().requires_grad_(each.requires_grad) for each in everything]
         wanted = [each for each in everything if each.requires_grad]
         with torch.enable_grad():
-            call = replace(self.call, on_failure="ignore", engine=Engine())
+            call = replace(self.call, on_failure="ignore", engine=self.call.engine.plain)
             again, healthy = stand_in(call, self.inputs.of(everything), nonfinite)
             rows = integrate(again, self.adjoint, healthy)
             grad = torch.where(nonfinite.unsqueeze(1), 0, grad)

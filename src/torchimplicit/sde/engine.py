@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -25,7 +25,7 @@ PART = 0.382  # of the way, where the structure is looked at: at its ends a coef
 class Steps(Engine):
     """Makes them one at a time, of a given size or chosen on the way; see `Engine`."""
 
-    looks: ClassVar[bool] = True
+    looks: bool = True
     in_a_graph: ClassVar[int] = 8  # of an evaluation or two each, where a pass costs more than what it passes
 
     def look(self, solver: PathSolver, field: Field, y0: Tensor, ts: Tensor, report: PathReport) -> None:

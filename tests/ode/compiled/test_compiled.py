@@ -9,9 +9,12 @@ from torch import nn
 
 import torchimplicit as ti
 from torchimplicit.ode import RK4, Heun
-from torchimplicit.ode.compiled import engine, kernel, loop
-from torchimplicit.ode.compiled.engine import CompiledIfPossible
-from torchimplicit.ode.compiled.kernel import CompileError
+from torchimplicit.ode.compiled import kernel, loop
+from torchimplicit.ode.compiled.engine import choose_engine
+from torchimplicit.path.compiled import engine
+from torchimplicit.path.compiled import kernel as compiling
+from torchimplicit.path.compiled.engine import IfPossible
+from torchimplicit.path.compiled.kernel import CompileError
 
 SOLVER = Heun(rtol=1e-3, atol=1e-4)
 
@@ -33,7 +36,7 @@ def quick_to_compile():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernel, "CHUNK", 2)
         patch.setattr(loop, "CHUNK", 2)
-        patch.setattr(kernel, "BACKEND", "aot_eager")
+        patch.setattr(compiling, "BACKEND", "aot_eager")
         yield
 
 
@@ -58,7 +61,7 @@ def test_values_gradients_and_counts_are_those_of_plain_steps(field, outputs, st
 
 @pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler, which torch.compile needs")
 def test_machine_code_agrees(monkeypatch):
-    monkeypatch.setattr(kernel, "BACKEND", "inductor")
+    monkeypatch.setattr(compiling, "BACKEND", "inductor")
     compare(Decay(), 2, "per-sample")
 
 
@@ -104,7 +107,7 @@ def branch(t, y):
 
 
 def tries(f, size: int = 2) -> bool:
-    return isinstance(engine.choose_engine("auto", f, SOLVER, size, True), CompiledIfPossible)
+    return isinstance(choose_engine("auto", f, SOLVER, size, True), IfPossible)
 
 
 def test_a_field_that_cannot_be_compiled_is_named_and_auto_goes_on_without(monkeypatch):

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
-from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -18,16 +17,12 @@ import torch
 from torch import Tensor
 
 from torchimplicit.ode.explicit.tableau import Tableau
+from torchimplicit.path.compiled.kernel import compiled, identity
 from torchimplicit.path.field.dynamics import RawField
 from torchimplicit.path.solver import AdaptiveSolver, PathSolver
 from torchimplicit.path.stepsize import PID
 
 CHUNK = 4  # steps a call; more of them take minutes to compile
-BACKEND = "inductor"
-
-
-class CompileError(RuntimeError):
-    """The vector field cannot be compiled."""
 
 
 class Chunk(NamedTuple):
@@ -201,41 +196,12 @@ class Kernel:
     @cached_property
     def advance(self) -> Callable[..., Chunk]:
         """`CHUNK` steps with their controller; see `Chunk`. Takes no gradient."""
-        return _compiled(_make_advance(self.plan))
+        return compiled(_make_advance(self.plan), "f")
 
     @cached_property
     def again(self) -> Callable[..., tuple[Tensor, Tensor | None]]:
         """Recorded steps again, with their graph: states after each, `(C, B, n)`, and their increments."""
-        return _compiled(_make_again(self.plan))
-
-
-def _compiled(function: Any) -> Callable:
-    """Compiles a closure of this file under a code object of its own.
-
-    Dynamo keeps what it compiled by code object and checks before every call that all it was compiled for still holds.
-    With a code object for each kernel it need not check the plan, which never changes: hundreds of numbers.
-    """
-    code: CodeType = function.__code__.replace(co_name=f"{function.__name__}_of_plan")
-    own = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
-    compiled = torch.compile(own, fullgraph=True, backend=BACKEND, options={"guard_filter_fn": _keep_guards})
-
-    def call(*inputs: Any) -> Any:
-        try:
-            return compiled(*inputs)
-        except Exception as error:
-            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                raise CompileError(
-                    f"f cannot be compiled: {str(error).strip().splitlines()[0]}. Try compile=False, or see "
-                    "torch.compile(f, fullgraph=True) for what it makes of f alone"
-                ) from error
-            raise
-
-    return call
-
-
-def _keep_guards(entries: Any) -> list[bool]:
-    """All but those on the plan."""
-    return [not entry.name.startswith("plan") for entry in entries]
+        return compiled(_make_again(self.plan), "f")
 
 
 _kernels: WeakKeyDictionary[Any, dict[Hashable, Kernel]] = WeakKeyDictionary()
@@ -268,11 +234,3 @@ def can_compile(solver: PathSolver) -> bool:
         and isinstance(solver.rtol, float)
         and isinstance(solver.atol, float)
     )
-
-
-def identity(function: Any) -> Any:
-    """What stays the same between solves: the module, or a function's code, which a new closure shares."""
-    owner = getattr(function, "__self__", None)
-    if owner is not None and not isinstance(function, torch.nn.Module):
-        return owner
-    return getattr(function, "__code__", function)

@@ -1,0 +1,1 @@
+"""Steps by compiled kernels: what all paths need for it."""
