@@ -33,6 +33,7 @@ class PhaseBackward:
     Attributes:
         solver: the method.
         field: the vector field, of the tensors in `wanted`.
+        phase: the record of it.
         retrace: gives the steps, last first, each with the times asked for within it and the state before it; anew at
             every call.
         query: what is asked of the path.
@@ -43,6 +44,7 @@ class PhaseBackward:
 
     solver: PathSolver
     field: Field
+    phase: Phase
     retrace: Callable[[], Iterator[tuple[Step, Outputs | None, Tensor]]]
     query: Query
     ts: Tensor

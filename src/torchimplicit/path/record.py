@@ -63,6 +63,8 @@ class Phase:
         steps: the steps.
         states: states before some of the steps, by their number; always that before the first.
         end: states after the last step, where the method can be undone from them; None otherwise.
+        stride: of the numbers of steps before which states are kept.
+        together: how many steps a kernel has made at a time; states are kept before such alone. 1 without one.
     """
 
     rows: Tensor | None
@@ -71,6 +73,7 @@ class Phase:
     states: dict[int, Tensor] = field(default_factory=dict)
     end: Tensor | None = None
     stride: int = 1
+    together: int = 1
 
     def add(self, step: Step, y: Tensor) -> None:
         """Records a step from a state `(B, n)`."""

@@ -20,6 +20,16 @@ from torchimplicit.sde.steps import LONGEST
 
 def ahead(solver: SDESolver, ts: Tensor) -> Foreseen | None:
     """See `Engine.ahead`: steps of one size to the same times for all samples."""
+    known = known_beforehand(solver, ts)
+    return None if known is None else partial(_steps, solver, *known)
+
+
+def known_beforehand(solver: SDESolver, ts: Tensor) -> tuple[Tensor, Tensor, dict[int, int]] | None:
+    """Steps that are the same for all samples; None where they are not.
+
+    Returns:
+        The times around them, `(S + 1, 1)`, their lengths, `(S, 1)`, and which output time the first so many lead to.
+    """
     if solver.adapts or ts.requires_grad or not is_shared(ts):
         return None
     require_fitting(solver, ts)
@@ -29,7 +39,7 @@ def ahead(solver: SDESolver, ts: Tensor) -> Foreseen | None:
         return None
     times = torch.cat((grid.ts[:1], grid.stops(0, max(landings))))
     h = times.diff(dim=0)
-    return partial(_steps, solver, times, h, landings) if bool((h > 0).all()) else None
+    return (times, h, landings) if bool((h > 0).all()) else None
 
 
 def _steps(
@@ -56,17 +66,21 @@ def _steps(
         for span, size, path in zip(spans, sizes, paths, strict=True):
             place = landings.get(span.number + 1)
             if phase is not None:
-                phase.add(Step(span.start, span.stop, True, _all_at(place, y), span.number), y)
+                phase.add(Step(span.start, span.stop, True, all_at(place, y), span.number), y)
             y, _ = solver.made(field, span, size, y, path)
             if place is not None:
                 values.append(y)
-        last = y.detach()
-        if not math.isfinite(float(last.sum())) and not bool(last.isfinite().all()):
+        if not is_finite(y.detach()):
             return None
     return torch.stack(values), total
 
 
-def _all_at(place: int | None, y: Tensor) -> Outputs | None:
+def is_finite(y: Tensor) -> bool:
+    """Whether all numbers are, by their sum where that will do."""
+    return math.isfinite(float(y.sum())) or bool(y.isfinite().all())
+
+
+def all_at(place: int | None, y: Tensor) -> Outputs | None:
     """An output time, of all samples."""
     if place is None:
         return None

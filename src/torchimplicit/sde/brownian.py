@@ -79,6 +79,20 @@ class Kept(NamedTuple):
     steps: list[Increment]
 
 
+class Keys(NamedTuple):
+    """The integers that paths over consecutive steps are made of; one of each for `W`, for `H` and for Levy areas.
+
+    Attributes:
+        seeds: of the samples, `(B,)`.
+        channels: words of the channels, `(m,)`, or of pairs of them.
+        words: words of pairs of steps, `(P,)`.
+    """
+
+    seeds: Tensor
+    channels: tuple[Tensor, ...]
+    words: tuple[Tensor, ...]
+
+
 class Noise(Draws):
     """The noise of one solve; `Brownian.bind` makes it.
 
@@ -163,6 +177,16 @@ class Noise(Draws):
                 "numbers, a word being for two steps, and no base; try increment"
             )
         return self._steps.words(normals.AREA if area else normals.PATH, first // 2, count // 2)
+
+    def keys(self, count: int) -> Keys:
+        """What a kernel makes the paths over the first steps of, an even number."""
+        channels, words = [self.channels], [self.words(0, count)]
+        if self.area:
+            channels, words = [*channels, self.channels], [*words, self.words(0, count, area=True)]
+        if self._steps.areas is not None:
+            channels.append(self._steps.areas.channels)
+            words.append(self._steps.areas.words(normals.LEVY, 0, count // 2))
+        return Keys(self.seeds, tuple(channels), tuple(words))
 
     def _level(self, h: float | Tensor) -> int | None:
         """How often the base is halved to make a step; None without a base."""

@@ -16,7 +16,7 @@ from torchimplicit.core.tree import Layout
 from torchimplicit.path.span import Span
 from torchimplicit.sde import normals
 from torchimplicit.sde.bridge import Increment
-from torchimplicit.sde.brownian import Brownian, Noise
+from torchimplicit.sde.brownian import Brownian, Keys, Noise
 from torchimplicit.sde.seeds import Seed, seeds_of_samples
 from torchimplicit.sde.stack import Stack, StackOfTree
 from torchimplicit.sde.tree import PathInTree, Tree, descended
@@ -153,6 +153,11 @@ class Driver:
         for some in h.split(noise.at_once):
             yield from noise.increments(first, some, keep)
             first += len(some)
+
+    def keys(self, count: int) -> Keys:
+        """See `Noise.keys`."""
+        assert isinstance(self._noise, Noise)
+        return self._noise.keys(count)
 
     def increment(self, span: Span) -> Increment:
         """The path over a step. Normals are held: of lengths with a gradient, `W = sqrt(h) z` has one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -25,6 +25,26 @@ Value = Callable[..., Any]  # of times, states, and the number of a part of the 
 WHOLE = -1  # all parts
 
 
+class RawEquation(NamedTuple):
+    """The user's functions as they are, for kernels.
+
+    Attributes:
+        parts: drift, diffusion and further ones, of times, states and arguments.
+        args: their further arguments.
+        diffusion: how diffusions become rows.
+        making: makes a field of what they return, see `StochasticDynamics.making`.
+        time_shape: of the times, which have the solver's dtype.
+        users: the functions as the user gave them, which stay the same from solve to solve.
+    """
+
+    parts: tuple[Callable, ...]
+    args: tuple
+    diffusion: Diffusion
+    making: Callable[..., NoisyField]
+    time_shape: tuple[int, ...]
+    users: tuple[Callable, ...]
+
+
 class NoisyField(Field):
     """What steps of a stochastic path ask for: drift and diffusion, and the increments of the noise.
 
@@ -39,9 +59,11 @@ class NoisyField(Field):
 
     Attributes:
         control: what multiplies the noise in a divergence, `(B, m)`; None where nobody asks for it.
+        equation: what it is made of; None where that is not one real tensor.
     """
 
     control: Part | None = None
+    equation: RawEquation | None = None
 
     def __init__(self, drift: Part, diffusion: Part, both: Pair, driver: Driver, first: Pair | None = None):
         super().__init__(self._side_by_side)
@@ -69,6 +91,13 @@ class NoisyField(Field):
             return self._both(t, y)
         first, self._first = self._first, None
         return first(t, y)
+
+    def look(self, t: Tensor, y: Tensor) -> bool:
+        """Looks closely at both, for steps that will not; and makes the noise. Whether they have a gradient there."""
+        f, g = self.both(t, y[:, : self.driver.layout.width])  # of pairs one
+        if not self.driver.ready:
+            self.driver.prepare(g.shape[-1])
+        return f.requires_grad or g.requires_grad
 
     def prepare(self, t: Tensor, y: Tensor) -> None:
         """Makes the noise: how many channels there are a diffusion tells, at the states `(B, n)`, or pairs."""
@@ -190,28 +219,39 @@ class StochasticDynamics(Dynamics):
             equation: Any = bound.f
             each = [Bound(part, bound.args) for part in equation.args]
             parts = [self.autocast.around(part) for part in (*each, bound)]
-            yield self.field(value, first if looks else None, diffusion, driver)
+            field = self.making(value, first if looks else None, diffusion, driver)
+            if diffusion.layout.plain and not any(diffusion.layout.channels_last) and not self.autocast.enabled:
+                field.equation = RawEquation(
+                    equation.args, bound.args, diffusion, self.making, self.time_shape, self.f.args
+                )
+            yield field
 
-    def field(self, value: Value, first: Value | None, diffusion: Diffusion, driver: Driver) -> NoisyField:
-        """What steps ask for, made of what the user's functions return.
+    @property
+    def making(self) -> Callable[..., NoisyField]:
+        """Makes a field of what the user's functions return, see `noisy_field`; equal where it does the same."""
+        return noisy_field
 
-        Args:
-            value: asks them.
-            first: asks all for the first time, and looks closely; None where no one has to.
-            diffusion: how diffusions become rows.
-            driver: the noise.
-        """
-        flat, flat_g = diffusion.layout.flatten, diffusion.flatten
 
-        def both(ask: Value, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            f, g = ask(t, y)
-            return flat(f), flat_g(g)
+def noisy_field(value: Value, first: Value | None, diffusion: Diffusion, driver: Driver) -> NoisyField:
+    """What steps ask for, made of what the user's functions return.
 
-        return NoisyField(
-            lambda t, y: flat(value(t, y, 0)),
-            lambda t, y: flat_g(value(t, y, 1)),
-            partial(both, value), driver, None if first is None else partial(both, first),
-        )  # fmt: skip
+    Args:
+        value: asks them.
+        first: asks all for the first time, and looks closely; None where no one has to.
+        diffusion: how diffusions become rows.
+        driver: the noise.
+    """
+    flat, flat_g = diffusion.layout.flatten, diffusion.flatten
+
+    def both(ask: Value, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        f, g = ask(t, y)
+        return flat(f), flat_g(g)
+
+    return NoisyField(
+        lambda t, y: flat(value(t, y, 0)),
+        lambda t, y: flat_g(value(t, y, 1)),
+        partial(both, value), driver, None if first is None else partial(both, first),
+    )  # fmt: skip
 
 
 class MappedNoise(MappedDynamics):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +16,7 @@ from torchimplicit.path.report import PathReport
 from torchimplicit.sde.dense import StochasticPath
 from torchimplicit.sde.diffusion import Diffusion
 from torchimplicit.sde.driver import Driver
-from torchimplicit.sde.dynamics import NoisyField, StochasticDynamics, Value
+from torchimplicit.sde.dynamics import NoisyField, Part, StochasticDynamics, Value
 from torchimplicit.sde.girsanov import control
 from torchimplicit.sde.solution import StochasticSolution
 
@@ -42,7 +43,13 @@ def relative_solution(
 
 
 class RelativeField(NoisyField):
-    """A `NoisyField` whose drift takes all three functions; the prior is counted, too."""
+    """A `NoisyField` whose drift takes all three functions; the prior is counted, too.
+
+    Attributes:
+        weight: what multiplies the noise in the divergence, see `NoisyField.control`, whether it is asked for or not.
+    """
+
+    weight: Part
 
     def drift(self, t: Tensor, y: Tensor) -> Tensor:
         """See `NoisyField.drift`."""
@@ -83,30 +90,43 @@ class RelativeDynamics(StochasticDynamics):
         user.check(g, cast=cast)
         user.layout.check(p, cast=cast, subject="the prior returned")
 
-    def field(self, value: Value, first: Value | None, diffusion: Diffusion, driver: Driver) -> NoisyField:
-        """See `StochasticDynamics.field`."""
-        layout, noise = diffusion.layout, diffusion.noise
+    @property
+    def making(self) -> Callable[..., NoisyField]:
+        """See `StochasticDynamics.making`."""
+        return pathwise_field if self.pathwise else relative_field
 
-        def rows(ask: Value, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            f, g, p = ask(t, y[:, :-2])
-            return layout.flatten(f), diffusion.flatten(g), layout.flatten(p)
 
-        def widened(g: Tensor) -> Tensor:
-            return pad(g, (0, 2) if g.dim() == 2 else (0, 0, 0, 2))
+def relative_field(value: Value, first: Value | None, diffusion: Diffusion, driver: Driver) -> RelativeField:
+    """Drift and diffusion of a state that `beside` has started; see `noisy_field`."""
+    layout, noise = diffusion.layout, diffusion.noise
 
-        def both(ask: Value, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            f, g, p = rows(ask, t, y)
-            return torch.cat((f, control(f, p, g, noise).rates()), 1), widened(g)
+    def rows(ask: Value, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        f, g, p = ask(t, y[:, :-2])
+        return layout.flatten(f), diffusion.flatten(g), layout.flatten(p)
 
-        def u(t: Tensor, y: Tensor) -> Tensor:
-            field.nfev += 3
-            f, g, p = rows(value, t, y)
-            return control(f, p, g, noise).u
+    def widened(g: Tensor) -> Tensor:
+        return pad(g, (0, 2) if g.dim() == 2 else (0, 0, 0, 2))
 
-        field = RelativeField(
-            lambda t, y: both(value, t, y)[0],
-            lambda t, y: widened(diffusion.flatten(value(t, y[:, :-2], 1))),
-            partial(both, value), driver, None if first is None else partial(both, first),
-        )  # fmt: skip
-        field.control = u if self.pathwise else None
-        return field
+    def both(ask: Value, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        f, g, p = rows(ask, t, y)
+        return torch.cat((f, control(f, p, g, noise).rates()), 1), widened(g)
+
+    def u(t: Tensor, y: Tensor) -> Tensor:
+        field.nfev += 3
+        f, g, p = rows(value, t, y)
+        return control(f, p, g, noise).u
+
+    field = RelativeField(
+        lambda t, y: both(value, t, y)[0],
+        lambda t, y: widened(diffusion.flatten(value(t, y[:, :-2], 1))),
+        partial(both, value), driver, None if first is None else partial(both, first),
+    )  # fmt: skip
+    field.weight = u
+    return field
+
+
+def pathwise_field(value: Value, first: Value | None, diffusion: Diffusion, driver: Driver) -> NoisyField:
+    """The same with the noise in the divergence."""
+    field = relative_field(value, first, diffusion, driver)
+    field.control = field.weight
+    return field

@@ -99,7 +99,7 @@ class Backprop:
                     yield phase.steps[number], outputs.get(number), y
 
             if self.drifts is None:
-                whole = PhaseBackward(solver, field, retrace, query, leaves[0], wanted, grad)
+                whole = PhaseBackward(solver, field, phase, retrace, query, leaves[0], wanted, grad)
                 before, totals = call.engine.backward(whole, cotangent)
             else:
                 assert isinstance(solver, PairSolver)

@@ -1,0 +1,1 @@
+"""Stochastic steps by compiled kernels, their noise made inside."""
