@@ -102,7 +102,10 @@ def graphs() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
-@pytest.mark.parametrize("method", [EulerMaruyama, Milstein, SRID2, Heun, Midpoint, SRA1, ShARK, LogODE, ReversibleHeun])
+METHODS = [EulerMaruyama, Milstein, SRID2, Heun, Midpoint, SRA1, ShARK, LogODE, ReversibleHeun]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_the_values_and_gradients_of_its_plain_steps(drift, method):
     compare(drift, method(dt=0.1))
 
