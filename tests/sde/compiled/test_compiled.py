@@ -102,12 +102,11 @@ def graphs() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
-METHODS = [EulerMaruyama, Milstein, SRID2, Heun, Midpoint, SRA1, ShARK, LogODE, ReversibleHeun]
-
-
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [EulerMaruyama, Milstein, SRID2, Heun, Midpoint, SRA1, ShARK, LogODE, ReversibleHeun]
+)
 def test_every_method_gives_the_values_and_gradients_of_its_plain_steps(drift, method):
-    compare(drift, method(dt=0.1))
+    compare(drift, method(dt=0.02 if method is ReversibleHeun else 0.1))  # its two states part where steps are long
 
 
 @pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler, which torch.compile needs")
@@ -141,7 +140,7 @@ def test_direct_differentiates_kernels_and_few_checkpoints_make_them_again(drift
 
 
 def test_kernels_go_forward_where_steps_are_taken_back(drift):
-    compare(drift, Heun(dt=0.1), adjoint=ti.Reversible())
+    compare(drift, Heun(dt=0.02), adjoint=ti.Reversible())
 
 
 @pytest.mark.parametrize("kl", ["quadratic", "pathwise"])
