@@ -150,7 +150,8 @@ def theirs(case: Case, method: str, adjoint: bool = False) -> Solve:
     def solve(y0: Tensor, finer: bool | None = None) -> Tensor:
         dt = 1 / case.steps / (FINER if finer else 1)
         entropy = None if finer is None else 0
-        bm = torchsde.BrownianInterval(0.0, 1.0, size=y0.shape, dtype=y0.dtype, dt=dt, entropy=entropy)
+        told = dt if finer is None else 1 / case.steps / FINER  # what it is told changes the path
+        bm = torchsde.BrownianInterval(0.0, 1.0, size=y0.shape, dtype=y0.dtype, dt=told, entropy=entropy)
         call = torchsde.sdeint_adjoint if adjoint else torchsde.sdeint
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -159,15 +160,21 @@ def theirs(case: Case, method: str, adjoint: bool = False) -> Solve:
     return solve
 
 
-def bare(case: Case, method: str) -> Solve | None:
-    """A loop without a solver: evaluations, normals of torch's generator, sums; None where it is not written."""
+def bare(case: Case, method: str, numbered: bool = False) -> Solve | None:
+    """A loop without a solver: evaluations, normals of torch's generator or by number, sums; None if not written."""
     if method != "Euler":
         return None
     f, g, h = case.equation.f, case.equation.g, 1 / case.steps
 
     def solve(y0: Tensor, finer: bool | None = None) -> Tensor:
         y, t = y0, torch.zeros(())
-        for w in (torch.randn(case.steps, *y.shape) * h**0.5).unbind():
+        if numbered:
+            noise, lengths = ti.sde.Brownian(seed=0).bind(y0.detach()), torch.full((case.steps,), h).split(50)
+            some = (noise.increments(50 * k, each, keep=True) for k, each in enumerate(lengths))
+            paths = (path.W for each in some for path in each)
+        else:
+            paths = (torch.randn(case.steps, *y.shape) * h**0.5).unbind()
+        for w in paths:
             y = torch.addcmul(torch.add(y, f(t, y), alpha=h), g(t, y), w)
         return y
 
