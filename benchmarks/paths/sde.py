@@ -43,7 +43,7 @@ BARS = {  # torchsde's time over ours, of `(problem, method)`: forward; forward 
     ("networks", "Milstein"): (1.6, {}),
     ("networks", "Heun"): (1.25, {}),
 }
-Row = Callable[[Case, str], Solve | None]
+Row = Callable[[Case, str], Solve]
 ROWS: dict[str, Row] = {
     "torchsde": theirs,
     "Direct": lambda case, method: ours(case, method, ti.Direct()),
@@ -72,7 +72,6 @@ def evaluations(row: Row, case: Case, method: str) -> int:
     """How often a solve asks for drift or diffusion."""
     counted = Counted(case.equation)
     solve = row(replace(case, equation=counted), method)
-    assert solve is not None
     with torch.no_grad():
         solve(case.y0)
     return len(counted.asked)
@@ -86,7 +85,7 @@ def speed(problems: list[Case], seconds: float) -> Table:
         "virtual tree. Ratios are torchsde's time over the library's; forward is without a graph, the same for all "
         "adjoints. Evaluations: of drift or diffusion, forward, those once a solve among them. Error: root of the mean "
         f"square against the same paths at steps {sde_cases.FINER} times smaller. The bare loop: evaluations, "
-        "normals of torch's generator, or ours, two sums a step, and autograd."
+        "normals of torch's generator, or ours, the same sums, and autograd."
     )
     table = Table(
         "Speed", note, ["problem", "method", "library", "ms", "ms fwd + bwd", "forward", "fwd + bwd", "bars", "verdict",
@@ -99,7 +98,7 @@ def speed(problems: list[Case], seconds: float) -> Table:
 
 def _compare(table: Table, case: Case, method: str, seconds: float) -> None:
     """Adds the rows of one problem and method."""
-    solves = {name: solve for name, row in ROWS.items() if (solve := row(case, method)) is not None}
+    solves = {name: row(case, method) for name, row in ROWS.items()}
     jitted = None if seconds == 0 else sde_jax.start(case, method)
     runs = {name: both(solve, case) for name, solve in solves.items()}
     # All forward first: what a graph has left to the allocator is felt by who comes next.
@@ -123,7 +122,7 @@ def _compare(table: Table, case: Case, method: str, seconds: float) -> None:
 
 def _verdict(case: Case, method: str, name: str, ratios: tuple[float, float]) -> tuple[str, str]:
     forward, back = BARS.get((case.name.split()[0], method), (None, {}))
-    bars = [forward if name == "Direct" else None, back.get(name)]
+    bars = [forward if name == "Checkpointed" else None, back.get(name)]
     found = [("-", "-") if bar is None else at_least(ratio, bar) for ratio, bar in zip(ratios, bars, strict=True)]
     return ("", "") if bars == [None, None] else tuple(" / ".join(each) for each in zip(*found, strict=True))
 
@@ -152,8 +151,8 @@ def adaptive(batch: int, tolerances: tuple[float, ...]) -> Table:
     """Evaluations for one error where samples are as unlike as volatilities from 0.1 to 2."""
     note = (
         f"Geometric Brownian motion, {batch} samples with volatilities from 0.1 to 2, Heun, to t = 1, against the "
-        "exact solution on the same path. Evaluations are those that a sample takes part in, on average; torchsde takes "
-        "steps of one size for the batch, and estimates their error by halving them. In the ratio, torchsde's are "
+        "exact solution on the same path. Evaluations are those that a sample takes part in, on average; torchsde "
+        "takes steps of one size for the batch, and estimates their error by halving them. For the ratio, its own are "
         "read off a line through their logarithms at our error."
     )
     table = Table("Unlike samples", note, ["library", "rtol", "evaluations", "rms error", "ratio", "bar", "verdict"])
@@ -231,9 +230,7 @@ def memory(batch: int, steps: tuple[int, ...]) -> Table:
         peaks = []
         for count in steps:
             case = Case("", equation, torch.ones(batch, 16), count, (), "")
-            solve = row(case, "Euler")
-            assert solve is not None
-            peaks.append(peak_memory(both(solve, case)["fwd + bwd"]))
+            peaks.append(peak_memory(both(row(case, "Euler"), case)["fwd + bwd"]))
         table.add(name, *(f"{peak / 2**20:.2f}" for peak in peaks), f"{peaks[-1] / peaks[0]:.2f}")
     return table
 

@@ -160,11 +160,25 @@ def theirs(case: Case, method: str, adjoint: bool = False) -> Solve:
     return solve
 
 
-def bare(case: Case, method: str, numbered: bool = False) -> Solve | None:
-    """A loop without a solver: evaluations, normals of torch's generator or by number, sums; None if not written."""
-    if method != "Euler":
-        return None
+def bare(case: Case, method: str, numbered: bool = False) -> Solve:
+    """A loop without a solver: evaluations, normals of torch's generator or by number, sums."""
     f, g, h = case.equation.f, case.equation.g, 1 / case.steps
+
+    def euler(t: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        return torch.addcmul(torch.add(y, f(t, y), alpha=h), g(t, y), w)
+
+    def milstein(t: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        at = g(t, y)
+        bent = g(t, torch.add(y, at, alpha=h**0.5)) - at
+        end = torch.addcmul(torch.add(y, f(t, y), alpha=h), at, w)
+        return torch.addcmul(end, bent, torch.addcmul(-half, w, w, value=0.5 / h**0.5))
+
+    def heun(t: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        slope, at = f(t, y), g(t, y)
+        z = torch.addcmul(torch.add(y, slope, alpha=h), at, w)
+        return torch.addcmul(torch.add(y, slope + f(t, z), alpha=0.5 * h), at + g(t, z), w, value=0.5)
+
+    step, half = {"Euler": euler, "Milstein": milstein, "Heun": heun}[method], torch.tensor(0.5 * h**0.5)
 
     def solve(y0: Tensor, finer: bool | None = None) -> Tensor:
         y, t = y0, torch.zeros(())
@@ -175,7 +189,7 @@ def bare(case: Case, method: str, numbered: bool = False) -> Solve | None:
         else:
             paths = (torch.randn(case.steps, *y.shape) * h**0.5).unbind()
         for w in paths:
-            y = torch.addcmul(torch.add(y, f(t, y), alpha=h), g(t, y), w)
+            y = step(t, y, w)
         return y
 
     return solve
