@@ -42,12 +42,15 @@ BARS = {  # torchsde's time over ours, of `(problem, method)`: forward; forward 
     ("networks", "Euler"): (1.3, {"Direct": 1.4, "Checkpointed": 0.78}),
     ("networks", "Milstein"): (1.6, {}),
     ("networks", "Heun"): (1.25, {}),
+    ("OU", "ReversibleHeun"): (None, {"Reversible": 2.8}),
+    ("networks", "ReversibleHeun"): (None, {"Reversible": 1.8}),
 }
-Row = Callable[[Case, str], Solve]
+Row = Callable[[Case, str], Solve | None]
 ROWS: dict[str, Row] = {
     "torchsde": theirs,
     "Direct": lambda case, method: ours(case, method, ti.Direct()),
     "Checkpointed": lambda case, method: ours(case, method, ti.Checkpointed()),
+    "Reversible": lambda case, method: ours(case, method, ti.Reversible()) if method == "ReversibleHeun" else None,
     "bare loop": bare,
     "bare loop, noise by number": lambda case, method: bare(case, method, numbered=True),
 }
@@ -72,6 +75,7 @@ def evaluations(row: Row, case: Case, method: str) -> int:
     """How often a solve asks for drift or diffusion."""
     counted = Counted(case.equation)
     solve = row(replace(case, equation=counted), method)
+    assert solve is not None
     with torch.no_grad():
         solve(case.y0)
     return len(counted.asked)
@@ -81,11 +85,12 @@ def speed(problems: list[Case], seconds: float) -> Table:
     """Time of solves to one output against torchsde's."""
     note = (
         "As many steps of the same size by the same formula everywhere, to one output. torchsde has its source told "
-        "their size (by itself it takes a hundred times as long) and Milstein's method without derivatives; diffrax a "
-        "virtual tree. Ratios are torchsde's time over the library's; forward is without a graph, the same for all "
-        "adjoints. Evaluations: of drift or diffusion, forward, those once a solve among them. Error: root of the mean "
-        f"square against the same paths at steps {sde_cases.FINER} times smaller. The bare loop: evaluations, "
-        "normals of torch's generator, or ours, the same sums, and autograd."
+        "their size (by itself it takes a hundred times as long) and Milstein's method without derivatives, and its "
+        "reversible method has its own adjoint; diffrax has a virtual tree. Ratios are torchsde's time over the "
+        "library's; forward is without a graph, the same for all adjoints but for what the machine does. Evaluations: "
+        "of drift or diffusion, forward, those once a solve among them. Error: root of the mean square against the "
+        f"same paths at steps {sde_cases.FINER} times smaller. The bare loop: evaluations, normals of torch's "
+        "generator, or ours, the same sums, and autograd."
     )
     table = Table(
         "Speed", note, ["problem", "method", "library", "ms", "ms fwd + bwd", "forward", "fwd + bwd", "bars", "verdict",
@@ -98,7 +103,7 @@ def speed(problems: list[Case], seconds: float) -> Table:
 
 def _compare(table: Table, case: Case, method: str, seconds: float) -> None:
     """Adds the rows of one problem and method."""
-    solves = {name: row(case, method) for name, row in ROWS.items()}
+    solves = {name: solve for name, row in ROWS.items() if (solve := row(case, method)) is not None}
     jitted = None if seconds == 0 else sde_jax.start(case, method)
     runs = {name: both(solve, case) for name, solve in solves.items()}
     # All forward first: what a graph has left to the allocator is felt by who comes next.
@@ -215,22 +220,26 @@ def memory(batch: int, steps: tuple[int, ...]) -> Table:
     table = Table(
         "Memory",
         f"Peak of one training step beyond what was held before, in MiB by the allocator's account: networks {batch} x "
-        f"16, Euler, one output; one state is {batch * 16 * 4 / 2**20:.2g} MiB.",
+        f"16, Euler or reversible Heun, one output; one state is {batch * 16 * 4 / 2**20:.2g} MiB.",
         ["adjoint", *(f"{count} steps" for count in steps), "ratio"],
     )
     rows: dict[str, Row] = {
         "torchimplicit, Checkpointed(checkpoints=16)": lambda case, method: ours(case, method, ti.Checkpointed(16)),
         "torchimplicit, Checkpointed()": ROWS["Checkpointed"],
         "torchimplicit, Direct()": ROWS["Direct"],
+        "torchimplicit, Reversible()": ROWS["Reversible"],
         "torchsde, sdeint": theirs,
+        "torchsde, adjoint_reversible_heun": theirs,
     }
     torch.manual_seed(0)
     equation = sde_cases.Networks(16, 64)
     for name, row in rows.items():
-        peaks = []
+        peaks, method = [], "ReversibleHeun" if "eversible" in name else "Euler"
         for count in steps:
             case = Case("", equation, torch.ones(batch, 16), count, (), "")
-            peaks.append(peak_memory(both(row(case, "Euler"), case)["fwd + bwd"]))
+            solve = row(case, method)
+            assert solve is not None
+            peaks.append(peak_memory(both(solve, case)["fwd + bwd"]))
         table.add(name, *(f"{peak / 2**20:.2f}" for peak in peaks), f"{peaks[-1] / peaks[0]:.2f}")
     return table
 
@@ -238,7 +247,7 @@ def memory(batch: int, steps: tuple[int, ...]) -> Table:
 def sections(quick: bool) -> dict[str, Callable[[], Table]]:
     """What there is to measure, by name; `quick` makes it tiny."""
     return {
-        "speed": lambda: speed(cases(quick), 0 if quick else 12),
+        "speed": lambda: speed(cases(quick), 0 if quick else 7),
         "adaptive": lambda: adaptive(8, (1e-1, 1e-2)) if quick else adaptive(1024, (1e-1, 3e-2, 1e-2, 3e-3)),
         "memory": lambda: memory(4, (5, 10)) if quick else memory(256, (100, 400, 1600)),
         "noise": lambda: noise(((4, 1), (4, 8)), 0, 2) if quick else noise(),

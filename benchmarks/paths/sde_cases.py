@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ METHODS = {
     "Euler": (ti.sde.EulerMaruyama, "euler"),
     "Milstein": (ti.sde.Milstein, "milstein"),
     "Heun": (ti.sde.Heun, "heun"),
+    "ReversibleHeun": (ti.sde.ReversibleHeun, "reversible_heun"),
 }
 FINER = 16  # steps of the path that errors are measured by, to one of the solve
 
@@ -113,7 +115,7 @@ def cases(quick: bool) -> list[Case]:
     """The problems of the speed."""
     torch.manual_seed(0)
     many, some, steps = (8, 4, 4) if quick else (1024, 256, 100)
-    every = ("Euler", "Milstein", "Heun")
+    every = tuple(METHODS)
     return [
         Case(f"GBM {many} x 1", Geometric(), torch.ones(many, 1), steps, ("Euler",), "gbm"),
         Case(f"OU {many} x 10", OrnsteinUhlenbeck(), torch.ones(many, 10), steps, every, "ou"),
@@ -140,8 +142,11 @@ def ours(case: Case, method: str, adjoint: PathAdjoint) -> Solve:
     return solve
 
 
-def theirs(case: Case, method: str, adjoint: bool = False) -> Solve:
-    """Steps of torchsde, whose source of noise is told their size, which it does not look for itself."""
+def theirs(case: Case, method: str) -> Solve:
+    """Steps of torchsde, whose source of noise is told their size, which it does not look for itself.
+
+    Differentiated through, but for the reversible method, which has its own adjoint.
+    """
     word, equation = METHODS[method][1], copy.copy(case.equation)
     equation.sde_type = METHODS[method][0].calculus
     ts = torch.tensor([0.0, 1.0])
@@ -152,7 +157,9 @@ def theirs(case: Case, method: str, adjoint: bool = False) -> Solve:
         entropy = None if finer is None else 0
         told = dt if finer is None else 1 / case.steps / FINER  # what it is told changes the path
         bm = torchsde.BrownianInterval(0.0, 1.0, size=y0.shape, dtype=y0.dtype, dt=told, entropy=entropy)
-        call = torchsde.sdeint_adjoint if adjoint else torchsde.sdeint
+        call = torchsde.sdeint
+        if word.startswith("reversible"):
+            call = partial(torchsde.sdeint_adjoint, adjoint_method=f"adjoint_{word}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return call(equation, y0, ts, method=word, dt=dt, bm=bm, options=dict(options))[-1]
@@ -160,8 +167,8 @@ def theirs(case: Case, method: str, adjoint: bool = False) -> Solve:
     return solve
 
 
-def bare(case: Case, method: str, numbered: bool = False) -> Solve:
-    """A loop without a solver: evaluations, normals of torch's generator or by number, sums."""
+def bare(case: Case, method: str, numbered: bool = False) -> Solve | None:
+    """A loop without a solver: evaluations, normals of torch's generator or by number, sums; None if not written."""
     f, g, h = case.equation.f, case.equation.g, 1 / case.steps
 
     def euler(t: Tensor, y: Tensor, w: Tensor) -> Tensor:
@@ -178,7 +185,9 @@ def bare(case: Case, method: str, numbered: bool = False) -> Solve:
         z = torch.addcmul(torch.add(y, slope, alpha=h), at, w)
         return torch.addcmul(torch.add(y, slope + f(t, z), alpha=0.5 * h), at + g(t, z), w, value=0.5)
 
-    step, half = {"Euler": euler, "Milstein": milstein, "Heun": heun}[method], torch.tensor(0.5 * h**0.5)
+    step, half = {"Euler": euler, "Milstein": milstein, "Heun": heun}.get(method), torch.tensor(0.5 * h**0.5)
+    if step is None:
+        return None
 
     def solve(y0: Tensor, finer: bool | None = None) -> Tensor:
         y, t = y0, torch.zeros(())

@@ -9,9 +9,10 @@ def test_all_rows_ask_for_as_much_as_their_method_says():
     sde = importlib.import_module("benchmarks.paths.sde")
     for case in sde.cases(True):
         for method in case.methods:
-            each = {"Euler": 2, "Milstein": 3, "Heun": 4}[method] * case.steps
-            for name, once in (("Direct", 5), ("Checkpointed", 5), ("bare loop, noise by number", 0)):
-                assert each <= sde.evaluations(sde.ROWS[name], case, method) <= each + once
+            each = {"Euler": 2, "Milstein": 3, "Heun": 4, "ReversibleHeun": 2}[method] * case.steps
+            for name, once in (("Direct", 7), ("Checkpointed", 7), ("bare loop, noise by number", 0)):
+                if sde.ROWS[name](case, method) is not None:
+                    assert each <= sde.evaluations(sde.ROWS[name], case, method) <= each + once
 
 
 def test_a_bare_loop_makes_our_steps():
@@ -23,8 +24,8 @@ def test_a_bare_loop_makes_our_steps():
                 case.equation.f, case.equation.g, case.y0, torch.tensor([0.0, 1.0]), solver=solver, brownian=0,
                 calculus=solver.calculus,
             )  # fmt: skip
-            bare = sde.bare(case, method, numbered=True)(case.y0)
-            assert torch.allclose(bare, found.value[-1], atol=1e-5)
+            bare = sde.bare(case, method, numbered=True)
+            assert bare is None or torch.allclose(bare(case.y0), found.value[-1], atol=1e-5)
 
 
 def test_smaller_steps_are_of_the_same_path():

@@ -1,4 +1,4 @@
-"""The lean backward pass through a recorded path: one step's graph at a time, last step first."""
+"""The lean backward pass through a recorded path: the graph of one step, or of a few, at a time, last first."""
 
 from __future__ import annotations
 

@@ -24,8 +24,9 @@ class Checkpointed(PathAdjoint):
     """Differentiates the very steps that were taken, from states kept on the way: the default.
 
     The exact derivative of the numerical solution, step sizes held, at one more evaluation of the field for each, plus
-    its vector-Jacobian product: no graph but that of one step is ever kept. With more steps than checkpoints, stretches
-    between them are made again. Second derivatives, forward mode and `vmap` work; they keep the graph of all steps.
+    its vector-Jacobian product: no graph is ever kept but that of one step, or of eight of a stochastic path. With
+    more steps than checkpoints, stretches between them are made again. Second derivatives, forward mode and `vmap`
+    work; they keep the graph of all steps.
 
     Args:
         checkpoints: states to keep, at least 2. As many steps cost no evaluation more; a quarter of the square of it
