@@ -160,3 +160,23 @@ def test_ornstein_and_uhlenbeck_by_the_rate():
         moment = moment * (1 - rate * 0.125) ** 2 + 0.25 * 0.125
     found, expected = (torch.autograd.grad(each, rate)[0] for each in (sol.value[-1].square().mean(), moment))
     assert abs(found - expected) < 0.02
+
+
+def test_a_sample_whose_gradient_is_not_finite_is_kept_apart_on_the_steps_that_samples_chose():
+    def solved(strength, rows):
+        y0 = torch.linspace(0.5, 1.5, 4, dtype=torch.float64).view(4, 1)[rows].requires_grad_()
+        strength = torch.tensor(strength, dtype=torch.float64).unsqueeze(1).requires_grad_()
+        rate = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+        solution = ti.sdeint(
+            lambda t, y, s, rate: -rate * y + 0 * s.sqrt(), lambda t, y, s, rate: 0.6 * y, y0,
+            torch.tensor([0.0, 1.0], dtype=torch.float64), strength, rate, solver=ti.sde.Heun(rtol=1e-2),
+            calculus="stratonovich", brownian=torch.tensor([1, 2, 3, 4])[rows], on_failure="ignore",
+        )  # fmt: skip
+        return solution, torch.autograd.grad(solution.value[-1].sum(), (y0, rate))
+
+    solution, (by_y0, by_rate) = solved([1.0, 0.0, 1.0, 1.0], [0, 1, 2, 3])
+    _, (expected, expected_rate) = solved([1.0, 1.0, 1.0], [0, 2, 3])
+    assert torch.allclose(by_y0[[0, 2, 3]], expected, rtol=1e-10)
+    assert torch.allclose(by_rate, expected_rate, rtol=1e-10)
+    assert solution.report.backward is not None
+    assert (solution.report.backward.status != 0).tolist() == [False, True, False, False]
