@@ -171,13 +171,16 @@ class Path:
 
     def times(self, ts: Tensor) -> tuple[Tensor, Tensor]:
         """Times before and after every step, `(S, B)` each; from the output times `(T, B)`, for their shape."""
-        stops, now = [], ts[0]
+        stops, now, batch = [], ts[0], ts.shape[1]
         for phase in self.phases:
             for step in phase.steps:
                 now = step.stop if phase.rows is None else now.index_copy(0, phase.rows, step.stop)
                 stops.append(now)
         if not stops:
             return ts[:0].clone(), ts[:0].clone()
+        if all(stop.stride(0) == 0 for stop in (ts[0], *stops)):  # the same for all samples: kept once
+            ts, stops = ts[:, :1], [stop[:1] for stop in stops]
         after = torch.stack(stops)
         # A sample whose event fired within a step goes no further.
-        return torch.minimum(torch.cat((ts[:1], after[:-1])), after), after
+        before = torch.minimum(torch.cat((ts[:1], after[:-1])), after)
+        return before.expand(-1, batch), after.expand(-1, batch)

@@ -21,7 +21,7 @@ class Reversible(PathAdjoint):
     $y_{k+1} = \lambda y_k + (1 - \lambda) z_k + \Psi_h(t_k, z_k)$, $z_{k+1} = z_k - \Psi_{-h}(t_{k+1}, y_{k+1})$, where
     $\Psi_h$ is what the solver's step adds to a state. Backward undoes each step by solving these for $y_k$ and $z_k$.
     The method is of the solver's order; its steps end at the output times. It changes the value, by as much as the
-    error of the steps, which no other adjoint does. Kept are two numbers a sample and step, the times.
+    error of the steps, which no other adjoint does. Kept are the times of the steps.
 
     Twice the evaluations forward, and as many backward, each with its derivative; so slower than `Checkpointed()` and
     for states too large to keep some of them. Rounding grows on the way back, by $\lambda^{-1}$ a step and with fields
