@@ -582,6 +582,47 @@ def _(follow):
     return limit_cycle(ti.Backsolve(checkpoints=64) if follow else ti.Backsolve())
 
 
+DRAWN = "random numbers drawn before the solve and passed as an argument"
+
+
+def drawing(solve, follow):
+    """Of a field that draws at every evaluation, or is given what was drawn."""
+    y0 = torch.ones(2, 3, dtype=D, requires_grad=True)
+    torch.manual_seed(0)
+    size = torch.rand(3, dtype=D)
+    solution = solve(lambda t, y, size: -y * (size if follow else torch.rand_like(size)), y0, size)
+    solution.value.sum().backward()
+    return solution.backward or solution.report
+
+
+@case("paths", Status.DRIFTED, DRAWN)
+def _(follow):
+    solver = ti.RK4(dt=0.1)
+    return drawing(
+        lambda f, y0, size: ti.odeint(f, y0, tensor(0.0, 1.0), size, solver=solver, on_failure="ignore"), follow
+    )
+
+
+def drawing_with_noise(follow, **options):
+    def solve(f, y0, size):
+        return ti.sdeint(
+            f, lambda t, y, size: 0.1 * y, y0, tensor(0.0, 1.0), size, calculus="stratonovich", brownian=1,
+            solver=ti.sde.Heun(**options), on_failure="ignore",
+        )  # fmt: skip
+
+    return drawing(solve, follow)
+
+
+@case("noisy steps", Status.DRIFTED, DRAWN)
+def _(follow):
+    return drawing_with_noise(follow, dt=0.1)
+
+
+@case("noisy adaptive steps", Status.DRIFTED, DRAWN)
+def _(follow):
+    return drawing_with_noise(follow, rtol=0.1, atol=0.1)
+
+
 @case("paths", Status.DRIFTED, "a smaller coupling")
 def _(follow):
     rate, ts = tensor([8.0]).requires_grad_(), tensor(0.0, 10.0)

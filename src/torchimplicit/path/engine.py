@@ -40,6 +40,8 @@ class PhaseBackward:
         ts: its times, `(T, B)`; require grad where they want a gradient.
         wanted: the leaves that want a gradient, the times among them.
         grad: gradient of what is asked for, `(T, B, (1 + order) n)`.
+        meet: is told of a step that was made again: the states before it, those that it has led to, those that it once
+            led to, and the step that goes on from there.
     """
 
     solver: PathSolver
@@ -50,6 +52,7 @@ class PhaseBackward:
     ts: Tensor
     wanted: Sequence[Tensor]
     grad: Tensor
+    meet: Callable[[Tensor, Tensor, Tensor, Step], None]
 
 
 class Engine:
@@ -100,18 +103,24 @@ class Engine:
         """The gradients of the states before a phase, from that after it, `(B, n)`, and of the leaves."""
         totals: Gradients = [None] * len(phase.wanted)
         stepper, steps = phase.solver.stepper(cotangent, graph=True), phase.retrace()
+        met, later = False, None
         # Each graph is differentiated before the next one is made: the memory is that of one, or a few steps.
         while some := list(islice(steps, self.in_a_graph)):
             with torch.enable_grad():
                 y = leaf = some[-1][2].detach().requires_grad_()
-                ends, cotangents = [], []
+                ends, cotangents, states = [], [], []
                 for step, outputs, _ in reversed(some):
                     y, values = make_step(
                         stepper, phase.field, step, y, phase.ts, phase.query, outputs, phase.ts.requires_grad
                     )
+                    states.append(y)
                     if outputs is not None and values is not None:
                         ends.append(values)
                         cotangents.append(phase.grad[outputs.places, outputs.samples])
+            behind, later = some[-2] if len(some) > 1 else later, some[-1]
+            if behind is not None and not met:  # one step will do to tell a function that is another one now
+                phase.meet(leaf.detach(), states[0].detach(), behind[2], behind[0])
+                met = True
             cotangent, *found = torch.autograd.grad(
                 [y, *ends], [leaf, *phase.wanted], [cotangent, *cotangents], allow_unused=True
             )

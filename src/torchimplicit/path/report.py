@@ -35,8 +35,10 @@ PATHS = {
     ),
     Status.DRIFTED: Remedy(
         "The path that was integrated backward does not meet the one that was integrated forward, or the two states of "
-        "Reversible() have parted: the field contracts.",
+        "Reversible() have parted: the field contracts. Or a step that was made again leads elsewhere: the field is "
+        "another one at every evaluation, such as dropout.",
         (
+            "random numbers drawn before the solve and passed as an argument",
             "Checkpointed(), which is exact for the steps taken",
             "Backsolve(checkpoints=...) with more states on the way",
             "a smaller coupling",

@@ -32,8 +32,14 @@ STEPS = {
     ),
     Status.DRIFTED: Remedy(
         "The two states that Reversible() or ReversibleHeun() carry along have parted, for the drift contracts, or the "
-        "steps that were taken back do not meet the start.",
-        ("Heun() with Checkpointed(), which carries one state", "a smaller coupling with Heun()", "a smaller dt"),
+        "steps that were taken back do not meet the start. Or a step that was made again leads elsewhere: drift or "
+        "diffusion is another one at every evaluation, such as dropout.",
+        (
+            "random numbers drawn before the solve and passed as an argument",
+            "Heun() with Checkpointed(), which carries one state",
+            "a smaller coupling with Heun()",
+            "a smaller dt",
+        ),
     ),
     Status.COUPLED: Remedy(
         "The samples are not independent: the drift or the diffusion of one depends on the states of others (batch "
@@ -56,6 +62,11 @@ ADAPTIVE = {
         "Drift or diffusion gave NaN or infinity however small the step: look for them in the inputs, else for a "
         "singularity or a blow-up there. Such a sample is held at its last finite state and adds nothing to the "
         "gradients."
+    ),
+    Status.DRIFTED: Remedy(
+        "A step that was made again leads elsewhere: drift or diffusion is another one at every evaluation, such as "
+        "dropout.",
+        ("random numbers drawn before the solve and passed as an argument",),
     ),
     Status.COUPLED: STEPS[Status.COUPLED],
 }

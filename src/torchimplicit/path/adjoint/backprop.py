@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoint.products import Gradients, summed
-from torchimplicit.path.adjoint.drift import Drifts
+from torchimplicit.path.adjoint.drift import Drifts, Remade
 from torchimplicit.path.call import PathCall
 from torchimplicit.path.engine import PhaseBackward
 from torchimplicit.path.field.dynamics import Field
@@ -50,7 +50,8 @@ def backprop(
         places, samples = query.held.places, query.held.samples
         cotangent.index_put_((samples,), grad[places, samples, :width], accumulate=True)
     totals: Gradients = [None] * len(inputs)
-    backward = Backprop(call, query, needs, Drifts(cotangent) if call.undoes else None)
+    drifts, remade = Drifts(cotangent) if call.undoes else None, Remade(call.solver, cotangent)
+    backward = Backprop(call, query, needs, drifts, remade)
     for phase, outputs in zip(reversed(path.phases), reversed(query.outputs), strict=True):
         rows = phase.rows
         if rows is None:
@@ -64,6 +65,8 @@ def backprop(
         totals = summed(totals, found)
     if backward.drifts is not None:
         call.finish_backward(backward.drifts.report(call, ts[0]))
+    elif backward.remade.any_far:
+        call.finish_backward(backward.remade.report(call, ts[0]))
     return [cotangent + grad[0, :, :width], *totals]  # the first output is the start itself
 
 
@@ -76,12 +79,14 @@ class Backprop:
         query: what was asked of the path.
         needs: which of the times and the tensors want a gradient.
         drifts: how far undone steps lead from the path; None where steps are made again.
+        remade: how far those lead from it.
     """
 
     call: PathCall
     query: Query
     needs: Sequence[bool]
     drifts: Drifts | None
+    remade: Remade
 
     def phase(
         self, phase: Phase, outputs: ByStep, cotangent: Tensor, inputs: list[Tensor], grad: Tensor
@@ -99,7 +104,8 @@ class Backprop:
                     yield phase.steps[number], outputs.get(number), y
 
             if self.drifts is None:
-                whole = PhaseBackward(solver, field, phase, retrace, query, leaves[0], wanted, grad)
+                meet = partial(self.remade.meet, phase.rows)
+                whole = PhaseBackward(solver, field, phase, retrace, query, leaves[0], wanted, grad, meet)
                 before, totals = call.engine.backward(whole, cotangent)
             else:
                 assert isinstance(solver, PairSolver)

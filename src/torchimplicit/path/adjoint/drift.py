@@ -11,9 +11,9 @@ from torch import Tensor
 
 from torchimplicit.core.status import Status
 from torchimplicit.path.call import PathCall
-from torchimplicit.path.record import Phase
+from torchimplicit.path.record import Phase, Step
 from torchimplicit.path.report import PathReport, Tables
-from torchimplicit.path.solver import PathSolver
+from torchimplicit.path.solver import AdaptiveSolver, PathSolver
 from torchimplicit.path.stepsize import Tolerance
 
 LIMIT = 10.0  # tolerances; beyond it the gradient tends to be further from the exact one than that, too
@@ -63,6 +63,18 @@ class DriftReport(BackwardReport):
     """
 
     drift: Tensor = field(kw_only=True)
+
+    @staticmethod
+    def along(call: PathCall, start: Tensor, drift: Tensor, nfev: int) -> DriftReport:
+        """Of a pass back to the first times, `(B,)`, by the steps of the solve."""
+        there = call.record.report
+        status, drift = judge(torch.zeros_like(there.status), drift)
+        nothing = torch.zeros_like(there.accepted)
+        return DriftReport(
+            status, there.accepted, torch.zeros_like(drift), nfev,
+            accepted=there.accepted, rejected=nothing, reached=call.dynamics.user_time(start), drift=drift,
+            adapts=there.adapts, tables=there.tables_back,
+        )  # fmt: skip
 
     def describe(self, sample: int) -> str:
         """See `Report.describe`."""
@@ -143,14 +155,50 @@ class Drifts:
 
     def report(self, call: PathCall, start: Tensor) -> DriftReport:
         """Of a backward solve to the first times, `(B,)`, by the steps of the solve there."""
-        there = call.record.report
-        status, drift = judge(torch.zeros_like(there.status), self.largest)
-        nothing = torch.zeros_like(there.accepted)
-        return DriftReport(
-            status, there.accepted, torch.zeros_like(drift), self.nfev,
-            accepted=there.accepted, rejected=nothing, reached=call.dynamics.user_time(start), drift=drift,
-            adapts=there.adapts, tables=there.tables_back,
-        )  # fmt: skip
+        return DriftReport.along(call, start, self.largest, self.nfev)
+
+
+class Remade:
+    """How far a step that is made again leads from where it once led: a function that draws is another one by now.
+
+    It is far where that is a hundredth of what the step moved; of implicit methods also more than they tolerate, by
+    which equations of stages that are solved anew may differ.
+
+    Args:
+        solver: of the path.
+        like: the states of all samples, `(B, n)`.
+    """
+
+    def __init__(self, solver: PathSolver, like: Tensor):
+        self.solver, self.largest = solver, torch.zeros_like(like[:, 0])
+
+    def meet(self, rows: Tensor | None, before: Tensor, made: Tensor, known: Tensor, behind: Step) -> None:
+        """Compares.
+
+        Args:
+            rows: which samples, `(M,)`; None for all.
+            before: states at the start of the step, `(M, n)`.
+            made: where it leads now.
+            known: where it once led.
+            behind: the step behind it; a sample that it does not move may have stopped at an event on the way.
+        """
+        gap, way, size = ((one - other).abs() for one, other in ((made, known), (known, before), (known, 0.0)))
+        play, solver = math.sqrt(torch.finfo(size.dtype).eps) * size, self.solver.take(rows)
+        if isinstance(solver, AdaptiveSolver) and solver.remembers:
+            rtol, atol = (torch.as_tensor(each).to(size) for each in (solver.rtol, solver.atol))
+            play = torch.maximum(play, atol + rtol * size)
+        far = gap.amax(1) / (0.01 * way.amax(1) + play.amax(1)).clamp_min(torch.finfo(size.dtype).tiny)
+        far = torch.where(behind.stop > behind.start, LIMIT * far.nan_to_num(0.0), 0.0)
+        self.largest[slice(None) if rows is None else rows] = far
+
+    @property
+    def any_far(self) -> bool:
+        """Whether a sample's step leads elsewhere; one read by the host."""
+        return bool((self.largest > LIMIT).any())
+
+    def report(self, call: PathCall, start: Tensor) -> DriftReport:
+        """Of the backward pass to the first times, `(B,)`."""
+        return DriftReport.along(call, start, self.largest, 0)
 
 
 def judge(status: Tensor, drift: Tensor) -> tuple[Tensor, Tensor]:
