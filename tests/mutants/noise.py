@@ -77,9 +77,14 @@ MUTANTS = [
         "tests/sde/test_brownian.py::test_a_finer_path_is_the_same_path",
     ),
     Mutant(
-        "sde/brownian.py", "areas of all levels have the same normals",
-        "normals.LEVY + (self._level(h) or 0)", "normals.LEVY",
-        "tests/sde/test_bridge.py::test_areas_of_other_levels_are_others",
+        "sde/bridge.py", "two steps enclose nothing between them",
+        "first.A + second.A + turned - turned.mT", "first.A + second.A",
+        "tests/sde/test_bridge.py::test_areas_of_longer_steps_are_those_of_their_parts",
+    ),
+    Mutant(
+        "sde/ahead.py", "a state that is not finite passes among steps that nobody looks at",
+        "if not is_finite(y.detach()):", "if False:",
+        "tests/sde/test_gradients.py::test_one_graph_keeps_samples_apart",
     ),
     Mutant(
         "sde/bridge.py", "the area is not used in the bridge",
@@ -93,7 +98,7 @@ MUTANTS = [
     ),
     Mutant(
         "sde/bridge.py", "the peer's constant of the space-space area",
-        "length**2 / 20", "length**2 / 50",
+        "h**2 / 20", "h**2 / 50",
         "tests/sde/test_bridge.py::test_areas_have_the_mean_and_variance_of_those_of_a_fine_path "
         "tests/sde/test_bridge.py::test_areas_of_steps",
     ),
@@ -135,7 +140,7 @@ MUTANTS = [
     ),
     Mutant(
         "sde/tree.py", "areas are differences in single precision",
-        "(integral[1] - integral[0]) / h", "(integral[1].float() - integral[0].float()) / h",
+        "(integral[1] - integral[0]) / (b - a)", "(integral[1].float() - integral[0].float()) / (b - a)",
         "tests/sde/test_tree.py::test_single_precision_is_rounded_at_the_end",
     ),
 ]  # fmt: skip

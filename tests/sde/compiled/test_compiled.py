@@ -28,6 +28,8 @@ from torchimplicit.sde import (
 from torchimplicit.sde.compiled import kernel
 from torchimplicit.sde.compiled.engine import choose_engine
 
+# torch's own, in tracing
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 TS = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
 NOISE = {SRA1: "additive", ShARK: "additive", Milstein: "general", LogODE: "general"}
 

@@ -1,0 +1,67 @@
+"""Steps that are made again for a gradient lead where they led, or the report says that they do not."""
+
+import pytest
+import torch
+
+import torchimplicit as ti
+
+D = torch.float64
+TS = torch.tensor([0.0, 0.4, 1.0], dtype=D)
+
+
+def solved(field, ts=TS, **options):
+    y0 = torch.tensor([[1.0, 0.5], [2.0, -1.0], [0.3, 0.2]], dtype=D, requires_grad=True)
+    solution = ti.odeint(field, y0, ts, on_failure="ignore", **options)
+    solution.value.sum().backward()
+    return solution
+
+
+def dropping(t, y):
+    return -torch.nn.functional.dropout(y, 0.5)
+
+
+SOLVERS = [ti.RK4(dt=0.1), ti.RK4(dt=1e-3), ti.Tsit5(rtol=1e-3, atol=1e-3, dt_min=1e-3)]
+
+
+@pytest.mark.parametrize("checkpoints", [2, 256])
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_a_field_that_draws_is_told(solver, checkpoints):
+    torch.manual_seed(0)
+    solution = solved(dropping, solver=solver, adjoint=ti.Checkpointed(checkpoints))
+    assert solution.backward is not None
+    drifted = solution.backward.status == ti.Status.DRIFTED
+    assert bool(drifted.any())
+    assert (
+        "draws" in solution.backward.remedies[ti.Status.DRIFTED]
+        or "drawn" in solution.backward.remedies[ti.Status.DRIFTED]
+    )
+
+
+def test_the_failure_is_raised():
+    torch.manual_seed(0)
+    y0 = torch.ones(2, 3, dtype=D, requires_grad=True)
+    value = ti.odeint(dropping, y0, TS, solver=ti.RK4(dt=0.1)).value
+    with pytest.raises(ti.ConvergenceError, match=r"made again leads elsewhere.*random numbers drawn before"):
+        value.sum().backward()
+
+
+STEADY = [ti.Tsit5(), ti.Tsit5(rtol=1e-2, atol=1e-2), ti.RK4(dt=0.05), ti.Kvaerno3(rtol=1e-2, atol=1e-2), ti.ESDIRK54()]
+
+
+@pytest.mark.parametrize("checkpoints", [2, 256])
+@pytest.mark.parametrize("solver", STEADY, ids=repr)
+@pytest.mark.parametrize("rate", [0.0, 1e-8, 1.0, 30.0])
+def test_a_field_that_is_the_same_is_not(solver, checkpoints, rate):
+    """Neither where it hardly moves, nor where it is stiff, nor where samples stop early."""
+    found = solved(lambda t, y: rate * (torch.cos(t) - y), solver=solver, adjoint=ti.Checkpointed(checkpoints))
+    assert found.backward is None
+    found = solved(lambda t, y: rate * (torch.cos(t) - y), TS.to(torch.float32), solver=solver)
+    assert found.backward is None
+
+
+def test_samples_that_meet_events_stop_where_they_did():
+    solution = solved(
+        lambda t, y: -y, event=ti.Event(lambda t, y: y[:, 0] - 0.8), adjoint=ti.Checkpointed(), batched_args=()
+    )
+    assert solution.report.fired.tolist() == [True, True, False]
+    assert solution.backward is None
