@@ -79,7 +79,7 @@ MUTANTS = [
     Mutant(
         "sde/bridge.py", "two steps enclose nothing between them",
         "first.A + second.A + turned - turned.mT", "first.A + second.A",
-        "tests/sde/test_bridge.py::test_areas_of_longer_steps_are_those_of_their_parts",
+        "tests/sde/test_bridge.py::test_areas_of_many_parts_have_the_law_of_one",
     ),
     Mutant(
         "sde/ahead.py", "a state that is not finite passes among steps that nobody looks at",
