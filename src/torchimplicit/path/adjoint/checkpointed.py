@@ -86,6 +86,7 @@ class CheckpointedSolve(Function):
         ctx.call, y0, ts, *tensors = inputs
         _, starts, stops = output
         ctx.mark_non_differentiable(starts, stops)
+        ctx.set_materialize_grads(False)  # of the times of all steps
         tensors, states = ctx.call.unshared(tensors), []
         if ctx.call.record.path is not None:
             ctx.path, states = ctx.call.record.take_path().part()
@@ -94,8 +95,10 @@ class CheckpointedSolve(Function):
         ctx.save_for_forward(y0, ts, starts, stops, *tensors)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _starts: None, _stops: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _starts: None, _stops: None) -> tuple[Tensor | None, ...]:
         """The gradients of the start, the times and the tensors."""
+        if grad is None:
+            return (None,) * len(ctx.needs_input_grad)
         states, (y0, ts, starts, stops, *tensors) = ctx.saved_tensors[: ctx.states], ctx.saved_tensors[ctx.states :]
         # Second derivatives, or a transform: the pass itself must be differentiable, as one graph of all steps is.
         if torch.is_grad_enabled() or transforms.level(grad) >= 0:
