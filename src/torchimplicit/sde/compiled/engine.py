@@ -42,7 +42,7 @@ def check_compile(compile: Any, solver: SDESolver, source: Brownian | Tree, ts: 
             f"compile: got True with {name}, which chooses its steps, expected steps of one size; try {name}(dt=...), "
             "or compile=False"
         )
-    if not is_shared(ts):
+    if is_ragged(ts):
         raise ValueError(
             f"compile: got True with times of shape {tuple(ts.shape)}, expected (T,), the same for all samples; try "
             "compile=False"
@@ -54,9 +54,9 @@ def check_compile(compile: Any, solver: SDESolver, source: Brownian | Tree, ts: 
         )
 
 
-def is_shared(ts: Any) -> bool:
-    """Whether times are the same for all samples; what is no tensor is refused by others."""
-    return not isinstance(ts, Tensor) or ts.dim() < 2
+def is_ragged(ts: Any) -> bool:
+    """Whether samples have times of their own; what is no tensor is refused by others."""
+    return isinstance(ts, Tensor) and ts.dim() > 1
 
 
 def is_counted(source: Brownian | Tree) -> bool:
@@ -78,7 +78,7 @@ def choose_engine(
         size: how many numbers the state has.
         plain: whether this is a solve of nothing but output times.
     """
-    wins = plain and not solver.adapts and is_shared(ts) and is_counted(source) and size <= SMALL
+    wins = plain and not solver.adapts and not is_ragged(ts) and is_counted(source) and size <= SMALL
     return chosen(compile, drift, wins, Steps(), Compiled(Steps()))
 
 
