@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from torchimplicit.ode.compiled.engine import check_compile, choose_engine
 from torchimplicit.ode.explicit.methods import Tsit5
 from torchimplicit.path.adjoint.base import PathAdjoint
 from torchimplicit.path.adjoint.checkpointed import Checkpointed
+from torchimplicit.path.compiled.engine import Compile
 from torchimplicit.path.events.event import Event
 from torchimplicit.path.options import Options, Stepping
 from torchimplicit.path.solution import PathSolution
@@ -36,7 +37,7 @@ def odeint(
     on_failure: OnFailure = "raise",
     event: Event | Sequence[Event] | None = None,
     dense: bool = False,
-    compile: bool | Literal["auto"] = False,
+    compile: Compile = False,
     callback: Callable | None = None,
     dt_max: float | Tensor | None = None,
     jumps: Tensor | None = None,

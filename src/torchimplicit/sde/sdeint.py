@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -18,6 +18,7 @@ from torchimplicit.core.tree import Layout
 from torchimplicit.path.adjoint.base import PathAdjoint
 from torchimplicit.path.adjoint.checkpointed import Checkpointed, Direct
 from torchimplicit.path.adjoint.reversible import Reversible
+from torchimplicit.path.compiled.engine import Compile
 from torchimplicit.path.options import Options
 from torchimplicit.path.pair import PairSolver
 from torchimplicit.path.solve import solve
@@ -52,7 +53,7 @@ def sdeint(
     batched_args: Sequence[int] | None = None,
     dense: bool = False,
     on_failure: OnFailure = "raise",
-    compile: bool | Literal["auto"] = False,
+    compile: Compile = False,
 ) -> StochasticSolution:
     r"""Solves $dy = f(t, y, a)\,dt + g(t, y, a)\,dW$, $y(t_0) = y_0$, sample by sample, differentiably.
 

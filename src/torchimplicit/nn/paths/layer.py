@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchimplicit.core.status import OnFailure
 from torchimplicit.nn.layer import ImplicitLayer
 from torchimplicit.ode import PathAdjoint, PathReport, PathSolver, odeint
+from torchimplicit.path.compiled.engine import Compile
 from torchimplicit.path.options import Stepping
 
 
@@ -42,6 +43,7 @@ class PathLayer(ImplicitLayer):
         solver: PathSolver,
         batched_args: Sequence[int] | None,
         stepping: Stepping = "per-sample",
+        compile: Compile = False,
     ) -> Any:
         """The states at all times, `(T, B, ...)`; keeps the report, of a solve that failed, too. See `odeint`."""
         options: dict[str, Any] = {
@@ -49,6 +51,7 @@ class PathLayer(ImplicitLayer):
             "adjoint": self.adjoint,
             "stepping": stepping,
             "batched_args": batched_args,
+            "compile": compile,
         }
         return self.solve(odeint, field, state, ts, *args, **options).value
 

@@ -17,6 +17,8 @@ from torchimplicit.nn.parts.dropout import warn_of_dropout
 from torchimplicit.nn.paths.layer import PathLayer, check_field, given, keep_times, only_tensor, without_time
 from torchimplicit.nn.paths.penalties import Moment, PathPenalty, beside, check_penalties, draw_probe, noise_of
 from torchimplicit.ode import Checkpointed, Euler, PathAdjoint, Tsit5
+from torchimplicit.ode.compiled.engine import check_compile
+from torchimplicit.path.compiled.engine import Compile
 from torchimplicit.path.options import Options, Stepping
 from torchimplicit.path.solver import PathSolver
 
@@ -44,6 +46,7 @@ class NeuralODE(PathLayer):
         stepping: see `odeint`.
         batched_args: positions of those inputs beside the state that carry the batch in dimension 0, so that a large
             batch goes on without the samples that have arrived; None for `()` where there are no such inputs.
+        compile: False, True or "auto": make steps by `torch.compile`, see `odeint`; not with penalties.
         on_failure: "warn" (default), "raise" or "ignore" samples that do not reach the end.
 
     Attributes:
@@ -72,6 +75,7 @@ class NeuralODE(PathLayer):
         penalties: Sequence[PathPenalty] = (),
         stepping: Stepping = "per-sample",
         batched_args: Sequence[int] | None = None,
+        compile: Compile = False,
         on_failure: OnFailure = "warn",
     ):
         """Keeps the field and the options; solves nothing."""
@@ -84,8 +88,12 @@ class NeuralODE(PathLayer):
             warn_of_batch_norm(name, "field", field, "paths")
         if output not in ("last", "all"):
             raise ValueError(f"{name}(output={output!r}): expected 'last' or 'all'")
+        check_compile(compile, solver, plain=True)
+        if compile is True and len(penalties):
+            raise ValueError(f"{name}(compile=True): got penalties, expected the path alone; try compile=False")
         self.field, self.autonomous = field, autonomous
         self.solver, self.adjoint = solver, adjoint
+        self.compiled: Compile = compile
         self.stepping: Stepping = stepping
         self.output, self.batched_args = output, batched_args
         self.on_failure: OnFailure = on_failure
@@ -126,7 +134,8 @@ class NeuralODE(PathLayer):
             solver = beside(solver, state, y0, 1 if self.stepping == "per-sample" else 0)
             batched = None if batched is None else (*([0] if probe is not None else []), *(i + 1 for i in batched))
         batched = None if self.stepping == "joint" else batched
-        value = self.integrate(field, state, self.ts if ts is None else ts, more, solver, batched, self.stepping)
+        times = self.ts if ts is None else ts
+        value = self.integrate(field, state, times, more, solver, batched, self.stepping, self.compiled)
         if self.wanted:
             value, costs = value
             self.penalties = costs[-1].unbind(1)

@@ -15,8 +15,10 @@ from torchimplicit.nn.parts.coupling import warn_of_batch_norm
 from torchimplicit.nn.parts.dropout import warn_of_dropout
 from torchimplicit.nn.paths.layer import check_field, keep_times, without_time
 from torchimplicit.path.adjoint.base import PathAdjoint
+from torchimplicit.path.compiled.engine import Compile
 from torchimplicit.path.options import Options
 from torchimplicit.sde import Brownian, Checkpointed, EulerMaruyama, SDESolver, StochasticReport, sdeint
+from torchimplicit.sde.compiled.engine import check_compile
 from torchimplicit.sde.diffusion import NoiseKind
 from torchimplicit.sde.relative import Divergence
 from torchimplicit.sde.sdeint import check_words
@@ -50,6 +52,7 @@ class NeuralSDE(ImplicitLayer):
         output: "last" returns the state at the last time, `(B, ...)`; "all" those at all times, `(T, B, ...)`.
         batched_args: positions of those inputs beside the state that carry the batch in dimension 0; None for `()`
             where there are no such inputs.
+        compile: False, True or "auto": make steps by `torch.compile`, see `sdeint`.
         on_failure: "warn" (default), "raise" or "ignore" samples that do not reach the end.
 
     Attributes:
@@ -86,6 +89,7 @@ class NeuralSDE(ImplicitLayer):
         autonomous: bool = False,
         output: Literal["last", "all"] = "last",
         batched_args: Sequence[int] | None = None,
+        compile: Compile = False,
         on_failure: OnFailure = "warn",
     ):
         """Keeps the functions and the options; solves nothing."""
@@ -93,6 +97,7 @@ class NeuralSDE(ImplicitLayer):
         name = type(self).__name__
         Options(name=name, solver=solver, adjoint=adjoint, on_failure=on_failure)  # refuses now
         check_words(solver, noise, calculus, adjoint, kl)
+        check_compile(compile, solver, Brownian(seed=0), ts, plain=True)
         parts = {"drift": drift, "diffusion": diffusion} | ({} if prior is None else {"prior": prior})
         for word, part in parts.items():
             check_field(name, part, autonomous, word)
@@ -106,6 +111,7 @@ class NeuralSDE(ImplicitLayer):
         self.calculus: Calculus = calculus
         self.divergence: Divergence = kl
         self.output, self.batched_args = output, batched_args
+        self.compiled: Compile = compile
         self.on_failure: OnFailure = on_failure
         self.kl: Tensor | None = None
         keep_times(self, ts)
@@ -131,6 +137,7 @@ class NeuralSDE(ImplicitLayer):
         options: dict[str, Any] = {
             "solver": self.solver, "adjoint": self.adjoint, "noise": self.noise, "calculus": self.calculus,
             "prior": prior, "kl": self.divergence, "brownian": brownian, "batched_args": batched,
+            "compile": self.compiled,
         }  # fmt: skip
         drift, diffusion, times = self._timed(self.drift), self._timed(self.diffusion), self.ts if ts is None else ts
         solution = self.solve(sdeint, drift, diffusion, y0, times, *args, **options)

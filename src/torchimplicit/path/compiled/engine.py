@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
@@ -20,6 +20,7 @@ from torchimplicit.path.report import PathReport
 from torchimplicit.path.solver import PathSolver
 
 T = TypeVar("T")
+Compile = bool | Literal["auto"]
 
 WORTH = 20.0  # seconds spent forward without kernels, about what compiling takes: so it never doubles the time
 SMALL = 2**13  # numbers in a state up to which "auto" compiles; larger ones are not limited by the host

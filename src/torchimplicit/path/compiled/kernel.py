@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -52,7 +53,13 @@ def _keep_guards(entries: Any) -> list[bool]:
 
 
 def identity(function: Any) -> Any:
-    """What stays the same between solves: the module, or a function's code, which a new closure shares."""
+    """What stays the same between solves: the module, or a function's code, which a new closure shares.
+
+    Of a partial function that is what it was made of: a layer makes one anew at every call.
+    """
+    if isinstance(function, partial):
+        modules = [value for value in function.args if isinstance(value, torch.nn.Module)]
+        return modules[0] if modules else identity(function.func)
     owner = getattr(function, "__self__", None)
     if owner is not None and not isinstance(function, torch.nn.Module):
         return owner
