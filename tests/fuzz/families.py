@@ -12,6 +12,7 @@ from tests.fuzz.roots import root
 from tests.fuzz.sets import sets
 from tests.fuzz.sparse import sparse
 from tests.fuzz.squares import least_squares
+from tests.fuzz.stochastic import sdeint
 from tests.fuzz.switches import switch
 
 # family -> (generator, weight)
@@ -24,6 +25,7 @@ FAMILIES = {
     "odeint": (odeint, 12),
     "walk": (path_variant, 8),  # the word is part of what its cases are drawn from
     "switch": (switch, 6),
+    "sdeint": (sdeint, 10),
     "qp": (qp, 8),
     "degenerate": (degenerate, 8),
     "sparse": (sparse, 4),
