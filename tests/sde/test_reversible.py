@@ -206,6 +206,26 @@ def test_samples_with_times_of_their_own(solver):
 
 
 @methods
+@pytest.mark.parametrize("spare", [1, 2])
+def test_samples_that_stand_still_are_undone_as_if_alone(solver, spare):
+    """Through steps of length zero in which nobody arrives, an odd and an even number of them."""
+    y0, (rate, mix) = start(4), rate_and_mix()
+    ends = torch.tensor([1.0, 1.0, 0.8 - 0.04 * spare, 0.2], dtype=D)
+    ts = torch.stack((torch.zeros(4, dtype=D), ends))
+
+    def slopes(rows):
+        own = y0[rows].requires_grad_()
+        solution = solved(solver, own, rate, mix, ts[:, rows], brownian=torch.tensor(rows))
+        slope = torch.autograd.grad(solution.value[-1].sin().sum(), own)[0]
+        assert solution.backward.converged
+        return slope
+
+    together = slopes([0, 1, 2, 3])
+    for row in range(4):
+        assert torch.allclose(together[row], slopes([row])[0], rtol=1e-10, atol=1e-12)
+
+
+@methods
 def test_states_of_any_shape(solver):
     """Nested and complex, with an argument a sample: the same as flat ones, in the solve and back."""
 

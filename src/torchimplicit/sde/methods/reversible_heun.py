@@ -51,7 +51,8 @@ class ReversibleHeun(NoisyPair, SDESolver, FixedSolver):
         """See `SDESolver.advance`."""
         y, z = pair.chunk(2, dim=1)
         way = _way(h, *(sde.met(pair) or sde.both(span.start, z)), path.W)
-        z = torch.sub(torch.add(y, y), z) + way
+        reflected = torch.sub(torch.add(y, y), z) + way
+        z = reflected if len(h) == 1 else torch.where(h > 0, reflected, z)  # what stands still is not reflected
         there = sde.both(span.stop, z)
         y = torch.add(y, way + _way(h, *there, path.W), alpha=0.5)
         return sde.meet(torch.cat((y, z), dim=1), there), None
