@@ -34,13 +34,22 @@ from torchimplicit.nn.programs.convex import Convex
 from torchimplicit.nn.programs.maxsat import MaxSAT
 from torchimplicit.nn.programs.mpc import MPC
 from torchimplicit.nn.programs.qp import QP
+from torchimplicit.nn.score.denoiser import Denoiser
+from torchimplicit.nn.score.exploding import EDM, VE
+from torchimplicit.nn.score.preserving import VP, SubVP
+from torchimplicit.nn.score.samplers.dpm_solver import DPMSolverMultistep
+from torchimplicit.nn.score.samplers.heun_edm import HeunEDM
+from torchimplicit.nn.score.straight import Straight
 
 __all__ = [
     "CNF",
     "DEQ",
+    "EDM",
     "MDEQ",
     "MPC",
     "QP",
+    "VE",
+    "VP",
     "AugmentedNeuralODE",
     "Burgers",
     "ClassificationHead",
@@ -50,7 +59,10 @@ __all__ = [
     "ContractiveLinear",
     "Convex",
     "ConvolutionalStem",
+    "DPMSolverMultistep",
+    "Denoiser",
     "HamiltonianNet",
+    "HeunEDM",
     "JacobianFrobenius",
     "KineticEnergy",
     "LagrangianNet",
@@ -66,6 +78,8 @@ __all__ = [
     "ReactionDiffusion",
     "ResidualCell",
     "SegmentationHead",
+    "Straight",
+    "SubVP",
     "TaylorDerivative",
     "TransformerCell",
     "TransformerInjection",

@@ -1,0 +1,38 @@
+"""A denoiser with the class that it draws."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from torchimplicit.nn.score.samplers.base import Conditioned
+
+
+class OfClass(Conditioned):
+    r"""Classifier-free guidance: $D = D_\emptyset + w\, (D_c - D_\emptyset)$.
+
+    A weight `w` of 1 is the class itself, at one evaluation; above 1 samples are more of the class than the class is,
+    and less varied: the law is no longer that of the data.
+
+    Source: J. Ho, T. Salimans, arXiv 2207.12598, equation 6, whose weight is `w - 1`.
+
+    Args:
+        denoiser: the model, a `Denoiser`.
+        label: class of every sample, `(B,)`; None without classes.
+        weight: `w`.
+    """
+
+    def __init__(self, denoiser: Any, label: Tensor | None, weight: float = 1.0):
+        super().__init__()
+        self.denoiser, self.label, self.weight = denoiser, label, weight
+
+    def forward(self, u: Tensor, s: Tensor) -> Tensor:
+        """See `Conditioned.forward`."""
+        self.calls += 1
+        found = self.denoiser.denoise(u, s, self.label)
+        if self.weight == 1 or self.label is None:
+            return found
+        self.calls += 1
+        free = self.denoiser.denoise(u, s, self.denoiser.no_label(self.label))
+        return free + self.weight * (found - free)

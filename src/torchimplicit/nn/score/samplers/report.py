@@ -1,0 +1,45 @@
+"""How samples were drawn, one by one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Self
+
+from torchimplicit.core.status import Remedy, Status
+from torchimplicit.path.report import GIVEN_STEPS, PATHS, PathReport, Tables
+from torchimplicit.sde.seeds import Seed
+
+_BROKEN = Remedy(
+    "The network gave NaN or infinity, or the sample ran away: look for them in the network's weights and in what it "
+    "is conditioned on. Such a sample is held at its last finite state, and no other one feels it."
+)
+_GIVEN = GIVEN_STEPS | {Status.NON_FINITE: _BROKEN}
+_CHOSEN = PATHS | {Status.NON_FINITE: _BROKEN}
+
+
+@dataclass
+class SamplingReport(PathReport):
+    """A `PathReport` of samples on their way from noise; `nfev` counts evaluations of the network.
+
+    Attributes:
+        seed: what repeats the samples, with the same sampler: `model.sample(count, sampler, seed=report.seed)`.
+    """
+
+    failure: ClassVar[str] = "did not reach the least noise"
+    table = _CHOSEN
+    table_given: ClassVar[dict[Status, Remedy]] = _GIVEN
+    tables_back: ClassVar[Tables] = PathReport.tables_back
+
+    seed: Seed = field(kw_only=True, repr=False)
+
+    @classmethod
+    def of(cls, report: PathReport, seed: Seed, nfev: int) -> Self:
+        """The report of a path in `-log s` as one of samples."""
+        return cls(
+            report.status, report.steps, report.residual, nfev, "sample", accepted=report.accepted,
+            rejected=report.rejected, reached=(-report.reached).exp(), adapts=report.adapts, seed=seed,
+        )  # fmt: skip
+
+    def describe(self, sample: int) -> str:
+        """See `Report.describe`."""
+        return f"reached noise level {float(self.reached[sample]):.3g} in {int(self.steps[sample])} steps"

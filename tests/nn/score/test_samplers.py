@@ -1,0 +1,134 @@
+"""Samplers: the law of their samples, their order, samples of their own, statuses, bad input."""
+
+import math
+
+import pytest
+import torch
+
+import torchimplicit as ti
+from tests.nn.score.gaussian import MEAN, SCHEDULES, VARIANCE, Exact, model, moved
+from torchimplicit.nn.score.noise import Normals
+
+SAMPLERS = [
+    ti.nn.HeunEDM(160),
+    ti.nn.HeunEDM(160, churn=30.0, churn_from=0.01, churn_to=30.0),
+    ti.nn.DPMSolverMultistep(160),
+    ti.nn.DPMSolverMultistep(160, rho=math.inf),
+]
+ODES = [ti.nn.HeunEDM, ti.nn.DPMSolverMultistep]
+COUNT = 20_000
+
+
+def check_law(x):
+    """Mean and covariance of normal data, within four standard errors."""
+    assert ((x.mean(0) - MEAN).abs() < 4 * (VARIANCE / len(x)).sqrt()).all()
+    scale = VARIANCE.sqrt()
+    excess = torch.cov((x / scale).T) - torch.eye(3)
+    assert (excess.abs() < 4 * (1 + torch.eye(3)).sqrt() / math.sqrt(len(x))).all()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+def test_mean_and_covariance(sampler):
+    own = model()
+    check_law(own.sample(COUNT, sampler, seed=1))
+    assert own.report.converged
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_mean_and_covariance_with_every_schedule(schedule):
+    check_law(model(schedule).sample(COUNT, ti.nn.DPMSolverMultistep(160), seed=2))
+
+
+@pytest.mark.parametrize("kind", ODES)
+def test_order_two_on_the_probability_flow(kind):
+    """Against where it leads the same noise; the last evaluation is known, too."""
+    own = model(ti.nn.EDM(0.05, 10.0))
+    errors = []
+    for steps in (41, 81, 161):
+        sampler = kind(steps, rho=3.0)
+        x = own.sample(50, sampler, seed=3)
+        start = math.hypot(10.0, 0.5) * Normals(3, 50, (3,), MEAN).draw(0)
+        end = moved(start, 10.0, 0.05)
+        expected = MEAN + VARIANCE / (VARIANCE + 0.05**2) * (end - MEAN)
+        errors.append((x - expected).abs().max())
+    assert 3.4 < errors[0] / errors[1] < 4.6
+    assert 3.4 < errors[1] / errors[2] < 4.6
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+def test_a_sample_depends_on_its_seed_and_nothing_else(sampler):
+    own, seeds = model(), torch.arange(7) * 1000003
+    x = own.sample(7, sampler, seed=seeds)
+    order = torch.tensor([4, 0, 6, 2, 2])
+    assert torch.equal(own.sample(5, sampler, seed=seeds[order]), x[order])
+    for i in (0, 6):
+        assert torch.equal(own.sample(1, sampler, seed=seeds[i : i + 1])[0], x[i])
+    many = own.sample(70, sampler, seed=5)
+    assert torch.equal(own.sample(7, sampler, seed=5), many[:7])
+    assert len(many.unique(dim=0)) == 70
+
+
+def test_noise_is_fresh_and_can_be_repeated(monkeypatch):
+    own = model()
+    torch.manual_seed(5)
+    one, other = own.sample(3), own.sample(3)
+    assert not torch.equal(one, other)
+    assert torch.equal(own.sample(3, seed=own.report.seed), other)
+    torch.manual_seed(5)
+    assert torch.equal(own.sample(3), one)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    found = []
+    for rank in (0, 1):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        torch.manual_seed(5)
+        found.append(own.sample(3))
+    assert torch.equal(found[0], one)
+    assert not torch.equal(*found)
+
+
+class Breaks(Exact):
+    """No number below some noise level, for samples to the right."""
+
+    def forward(self, t, x, label=None):
+        return torch.where((t < -0.5) & (x[:, :1] > 0.3), torch.nan, super().forward(t, x))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+def test_samples_that_break_are_told_and_no_other_feels_it(sampler):
+    whole = model().sample(20, sampler, seed=1)
+    own = ti.nn.Denoiser(Breaks(), shape=3, interval=None)
+    with pytest.warns(ti.ConvergenceWarning, match=r"(?s)sample: .* in Denoiser.*non_finite: .*reached noise level"):
+        x = own.sample(20, sampler, seed=1)
+    failed = own.report.status == ti.Status.NON_FINITE
+    assert failed.any()
+    assert not failed.all()
+    assert x.isfinite().all()
+    assert torch.equal(x[~failed], whole[~failed])
+    assert (own.report.reached[failed] > 0.1).all()
+    own.on_failure = "raise"
+    with pytest.raises(ti.ConvergenceError):
+        own.sample(20, sampler, seed=1)
+    assert own.report.failed.tolist() == torch.nonzero(failed).flatten().tolist()
+
+
+def test_evaluations_and_reports():
+    own = model()
+    own.sample(4, ti.nn.HeunEDM(18))
+    assert own.report.nfev == 35
+    own.sample(4, ti.nn.DPMSolverMultistep(11))
+    assert own.report.nfev == 11
+    assert str(own.report) == "sample: 4/4 arrived, steps up to 10 accepted and 0 rejected, 11 evaluations"
+    assert own.sample(0).shape == (0, 3)
+
+
+@pytest.mark.parametrize("kind", ODES)
+@pytest.mark.parametrize("options", [{"steps": 1}, {"steps": 2.0}, {"rho": 0}, {"rho": "even"}])
+def test_bad_grids(kind, options):
+    (name,) = options
+    with pytest.raises(ValueError, match=rf"{kind.__name__}\({name}="):
+        kind(**options)
+
+
+def test_bad_churn():
+    with pytest.raises(ValueError, match=r"HeunEDM\(churn=-1\)"):
+        ti.nn.HeunEDM(churn=-1)
