@@ -36,6 +36,7 @@ from torchimplicit.nn.programs.mpc import MPC
 from torchimplicit.nn.programs.qp import QP
 from torchimplicit.nn.score.denoiser import Denoiser
 from torchimplicit.nn.score.exploding import EDM, VE
+from torchimplicit.nn.score.matching import flow_matching_loss
 from torchimplicit.nn.score.preserving import VP, SubVP
 from torchimplicit.nn.score.samplers.dpm_solver import DPMSolverMultistep
 from torchimplicit.nn.score.samplers.heun_edm import HeunEDM
@@ -91,6 +92,7 @@ __all__ = [
     "VariationalDropout3d",
     "as_equilibrium",
     "fixed_point_correction",
+    "flow_matching_loss",
     "jacobian_penalty",
     "stack",
 ]
