@@ -40,6 +40,8 @@ from torchimplicit.nn.score.matching import flow_matching_loss
 from torchimplicit.nn.score.preserving import VP, SubVP
 from torchimplicit.nn.score.samplers.dpm_solver import DPMSolverMultistep
 from torchimplicit.nn.score.samplers.heun_edm import HeunEDM
+from torchimplicit.nn.score.samplers.predictor_corrector import PredictorCorrector
+from torchimplicit.nn.score.samplers.solved import ProbabilityFlow, ReverseSDE
 from torchimplicit.nn.score.straight import Straight
 
 __all__ = [
@@ -76,8 +78,11 @@ __all__ = [
     "NeuralODE",
     "NeuralSDE",
     "PathPenalty",
+    "PredictorCorrector",
+    "ProbabilityFlow",
     "ReactionDiffusion",
     "ResidualCell",
+    "ReverseSDE",
     "SegmentationHead",
     "Straight",
     "SubVP",

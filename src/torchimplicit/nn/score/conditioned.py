@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torchimplicit.nn.score.samplers.base import Conditioned
@@ -34,5 +35,5 @@ class OfClass(Conditioned):
         if self.weight == 1 or self.label is None:
             return found
         self.calls += 1
-        free = self.denoiser.denoise(u, s, self.denoiser.no_label(self.label))
+        free = self.denoiser.denoise(u, s, torch.full_like(self.label, self.denoiser.classes))
         return free + self.weight * (found - free)

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchimplicit.core.options import check_on_failure, is_count, is_number, require_count, require_instance
-from torchimplicit.core.status import OnFailure, Solution, react
+from torchimplicit.core.options import is_number, require_count, require_instance
+from torchimplicit.core.status import OnFailure
 from torchimplicit.nn.layer import ImplicitLayer
-from torchimplicit.nn.parts.coupling import warn_of_batch_norm
-from torchimplicit.nn.paths.layer import check_field
+from torchimplicit.nn.paths.cnf import CNF, Trace
 from torchimplicit.nn.score.conditioned import OfClass
 from torchimplicit.nn.score.exploding import EDM
 from torchimplicit.nn.score.images import check_images, label_of, times_of
+from torchimplicit.nn.score.likelihood import LevelField, WideNormal, check_continuous, dequantised
 from torchimplicit.nn.score.loss import Weighting, check_weighting, denoising_errors
 from torchimplicit.nn.score.noise import Normals
+from torchimplicit.nn.score.options import check_model
 from torchimplicit.nn.score.prediction import Prediction, coefficients
-from torchimplicit.nn.score.samplers.base import Sampler, Task
+from torchimplicit.nn.score.samplers.base import Sampler, Task, drawn
 from torchimplicit.nn.score.samplers.dpm_solver import DPMSolverMultistep
 from torchimplicit.nn.score.samplers.report import SamplingReport
 from torchimplicit.nn.score.schedule import Schedule
+from torchimplicit.ode import Checkpointed, PathAdjoint, PathSolver, Tsit5
 from torchimplicit.sde.seeds import Seed
 
 
@@ -89,28 +91,12 @@ class Denoiser(ImplicitLayer):
     ):
         """Keeps the network and the options."""
         super().__init__()
-        check_on_failure(on_failure)
-        check_field("Denoiser", network, False, "network")
-        warn_of_batch_norm("Denoiser", "network", network, "samples")
-        require_instance("schedule", schedule, Schedule, "ti.nn.EDM()")
         self.shape = torch.Size((shape,) if isinstance(shape, int) else shape)
-        if len(self.shape) == 0 or not all(is_count(size) for size in self.shape):
-            raise ValueError(f"Denoiser(shape={shape!r}): expected the shape of one sample, such as 2 or (1, 28, 28)")
-        if prediction not in get_args(Prediction):
-            expected = ", ".join(map(repr, get_args(Prediction)))
-            raise ValueError(f"Denoiser(prediction={prediction!r}): expected one of {expected}")
-        if not (is_number(std) and 0 < std < math.inf):
-            raise ValueError(f"Denoiser(std={std!r}): expected the data's standard deviation, above 0")
-        if not (is_number(label_dropout) and 0 <= label_dropout <= 1):
-            raise ValueError(f"Denoiser(label_dropout={label_dropout!r}): expected a share from 0 to 1")
-        if classes is not None:
-            require_count("Denoiser", classes=classes)
-        if interval is not None and not (len(interval) == 2 and interval[0] < interval[1]):
-            raise ValueError(f"Denoiser(interval={interval!r}): expected (least, largest) of the data, or None")
+        check_model(network, schedule, self.shape, prediction, std, classes, label_dropout, interval, on_failure)
         self.network, self.schedule, self.std = network, schedule, float(std)
         self.prediction: Prediction = prediction
         self.classes, self.label_dropout = classes, label_dropout
-        self.interval = None if interval is None else (float(interval[0]), float(interval[1]))
+        self.interval = interval
         self.on_failure: OnFailure = on_failure
         self.register_buffer("like", torch.empty(0), persistent=False)
 
@@ -187,8 +173,7 @@ class Denoiser(ImplicitLayer):
         weighting = check_weighting(weighting, self.prediction, levels)
         label = label_of("Denoiser.loss", label, self.classes, len(x), x.device)
         if label is not None and self.training and self.label_dropout:
-            hidden = torch.rand(len(x), device=x.device) < self.label_dropout
-            label = torch.where(hidden, self.no_label(label), label)
+            label = label.masked_fill(torch.rand(len(x), device=x.device) < self.label_dropout, self.classes or 0)
         return denoising_errors(self, x, label, weighting, levels)
 
     def sample(
@@ -217,16 +202,93 @@ class Denoiser(ImplicitLayer):
         require_instance("sampler", sampler, Sampler, "ti.nn.DPMSolverMultistep()")
         if not is_number(guidance) or (self.classes is None and guidance != 1):
             raise ValueError(f"Denoiser.sample(guidance={guidance!r}): expected a number, and 1 without classes")
-        like = next((p for p in self.parameters() if p.is_floating_point()), self.like)
-        noise = Normals(seed, count, self.shape, like.detach())
+        like = self._like()
+        noise = Normals(seed, count, self.shape, like)
         label = label_of("Denoiser.sample", label, self.classes, count, like.device)
         least, most = self.schedule.levels
         start = math.hypot(most, self.std) * noise.draw(0)
-        return self.solve(_drawn, sampler, Task(OfClass(self, label, guidance), start, least, most, noise)).value
+        return self.solve(drawn, sampler, Task(OfClass(self, label, guidance), start, least, most, noise)).value
 
-    def no_label(self, like: Tensor) -> Tensor:
-        """The class of samples without one."""
-        return torch.full_like(like, self.classes or 0)
+    def flow(self, trace: Trace = "exact", solver: PathSolver = Tsit5(), adjoint: PathAdjoint = Checkpointed()) -> CNF:
+        r"""The probability flow as a `CNF` on the same weights, from the most noise to the least, in $-\log s$.
+
+        Its base is normal with variance `s_max^2 + std^2`: a log-density is off by some `|mean| / s_max` for that, with
+        either sign. Its context is the class, `(B,)`.
+
+        Args:
+            trace: "exact" or "hutchinson", see `CNF`.
+            solver: see `odeint`.
+            adjoint: see `odeint`.
+        """
+        like = self._like()
+        least, most = self.schedule.levels
+        ts = torch.tensor([-math.log(most), -math.log(least)], dtype=like.dtype, device=like.device)
+        base = WideNormal(self.shape, math.hypot(most, self.std), like)
+        options: dict[str, Any] = {"trace": trace, "solver": solver, "adjoint": adjoint, "on_failure": self.on_failure}
+        return CNF(LevelField(self), self.shape, ts, base=base, **options)
+
+    def log_prob(self, x: Tensor, label: Any = None, **options: Any) -> Tensor:
+        r"""$\log p(x)$ of the probability flow, in nats, `(B,)`, differentiable by data and weights; see `flow`.
+
+        It is the density of the data with noise of the least level, which must be far below all that matters in them.
+
+        Source: Y. Song et al., arXiv 2011.13456, equation 39.
+
+        Args:
+            x: data with a density, `(B, *shape)`.
+            label: class, an int or `(B,)`; None for no class.
+            **options: of `flow`: `trace="hutchinson"`, whose probe is torch's generator's, `solver`, `adjoint`.
+
+        Raises:
+            TypeError: integers.
+            ValueError: grey levels, values outside of `interval`, another shape.
+        """
+        check_images("Denoiser.log_prob", x, self.shape, self.interval)
+        check_continuous("Denoiser.log_prob", x)
+        label = label_of("Denoiser.log_prob", label, self.classes, len(x), x.device)
+        flow = self.flow(**options)
+        self.counted()  # names the owner of what fails
+        flow.failures = self.failures
+        try:
+            return flow.log_prob(x, label)
+        finally:
+            self.report = flow.report
+
+    def bits_per_dimension(
+        self, images: Tensor, label: Any = None, *, levels: int = 256, seed: Seed = None, **options: Any
+    ) -> Tensor:
+        r"""The bits that an entry of each image takes, `(B,)`: a bound on its code, in the unit that papers compare.
+
+        Level $k$ of $L$ is spread evenly over its width within `interval`, and $-\frac1n \log_2 p - \log_2 w$ with the
+        width $w$ is in the mean an upper bound on $-\frac1n \log_2 P(k)$.
+
+        Source: L. Theis, A. van den Oord, M. Bethge, arXiv 1511.01844, section 3.1.
+
+        Args:
+            images: grey levels, `(B, *shape)`, integers from 0 to `levels - 1`.
+            label: see `log_prob`.
+            levels: how many grey levels there are.
+            seed: of where within its level each entry is, as in `sample`.
+            **options: see `log_prob`.
+
+        Raises:
+            TypeError: images are no integers.
+            ValueError: they have other levels or another shape, or data have no interval.
+        """
+        require_count("Denoiser.bits_per_dimension", least=2, levels=levels)
+        if self.interval is None:
+            raise ValueError("Denoiser.bits_per_dimension: got interval=None, expected (least, largest) of the data")
+        if not isinstance(images, Tensor) or images.shape[1:] != self.shape:
+            check_images("Denoiser.bits_per_dimension", images, self.shape, None)
+        part = torch.special.ndtr(Normals(seed, len(images), self.shape, self._like()).draw(0))
+        x = dequantised("Denoiser.bits_per_dimension", images, levels, self.interval, part)
+        log_p = self.log_prob(x, label, **options)
+        width = (self.interval[1] - self.interval[0]) / levels
+        return -log_p / (self.shape.numel() * math.log(2)) - math.log2(width)
+
+    def _like(self) -> Tensor:
+        """A tensor of the dtype and device that samples have."""
+        return next((p for p in self.parameters() if p.is_floating_point()), self.like).detach()
 
     def extra_repr(self) -> str:
         """The options, for `print(model)`."""
@@ -234,10 +296,3 @@ class Denoiser(ImplicitLayer):
             f"shape={tuple(self.shape)}, schedule={self.schedule}, prediction={self.prediction!r}, std={self.std}, "
             f"classes={self.classes}, interval={self.interval}, on_failure={self.on_failure!r}"
         )
-
-
-def _drawn(sampler: Sampler, task: Task, *, on_failure: OnFailure) -> Solution:
-    """A sampler's samples, those that failed being told of."""
-    solution = sampler.draw(task)
-    react(solution.report, on_failure, solution)
-    return solution

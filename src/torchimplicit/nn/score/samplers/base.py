@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchimplicit.core.options import is_number, require, require_count
-from torchimplicit.core.status import Solution, Status
+from torchimplicit.core.status import OnFailure, Solution, Status, react
 from torchimplicit.nn.score.noise import Normals
 from torchimplicit.nn.score.samplers.report import SamplingReport
 
@@ -64,7 +64,8 @@ class Sampler(ABC):
     """Base of the samplers: a way from noise to samples, as a value.
 
     A sampler works in `u = x_t / alpha`, where every schedule is the same path, and goes from the most noise to the
-    least; the last evaluation takes that away, too. A sample depends on its seed and on nothing else.
+    least; the last evaluation takes that away, too. A sample depends on its seed and on nothing else: to the bit where
+    the network's answers do, too, and but for `ProbabilityFlow`, whose sums may round otherwise in another batch.
     """
 
     @abstractmethod
@@ -94,7 +95,7 @@ class GridSampler(Sampler):
         with torch.no_grad():
             march = March(task)
             self.walk(task, march)
-            march.move(task.denoise(march.u, march.at(task.least)), task.least, finish=True)
+            march.finish()
         return march.solution()
 
     @abstractmethod
@@ -111,7 +112,7 @@ class March:
 
     def __init__(self, task: Task):
         self.task, self.u = task, task.start
-        self.alive = _finite(task.start)
+        self.alive = finite(task.start)
         self.steps = torch.zeros_like(self.alive, dtype=torch.int64)
         self.reached = torch.full_like(self.steps, task.most, dtype=task.start.dtype)
 
@@ -119,13 +120,18 @@ class March:
         """A noise level as the denoiser takes it, `(B, 1, ...)`."""
         return self.u.new_full((len(self.u), *(1,) * (self.u.dim() - 1)), level)
 
-    def move(self, u: Tensor, level: float, finish: bool = False) -> None:
+    def move(self, u: Tensor, level: float) -> None:
         """Goes to `u`, at another noise level."""
-        self.alive = self.alive & _finite(u)
-        self.u = torch.where(self.alive.view(-1, *(1,) * (u.dim() - 1)), u, self.u)
+        self.alive = self.alive & finite(u)
+        self.u = torch.where(beside(self.alive, u), u, self.u)
         self.reached = torch.where(self.alive, level, self.reached)
-        if not finish:
-            self.steps = self.steps + self.alive
+        self.steps = self.steps + self.alive
+
+    def finish(self) -> None:
+        """Takes away the noise that is left, at the level that each sample has reached."""
+        found = self.task.denoise(self.u, beside(self.reached, self.u))
+        good = finite(found)
+        self.alive, self.u = self.alive & good, torch.where(beside(good, found), found, self.u)
 
     def solution(self) -> Solution:
         """The samples and how they came to be."""
@@ -137,5 +143,22 @@ class March:
         return Solution(self.u, report)
 
 
-def _finite(u: Tensor) -> Tensor:
+def beside(of_samples: Tensor, u: Tensor) -> Tensor:
+    """What is one a sample, `(B,)`, as it broadcasts against states."""
+    return of_samples.view(-1, *(1,) * (u.dim() - 1))
+
+
+def finite(u: Tensor) -> Tensor:
+    """Which samples are finite, `(B,)`."""
     return u.isfinite().flatten(1).all(1)
+
+
+def drawn(sampler: Sampler, task: Task, *, on_failure: OnFailure) -> Solution:
+    """A sampler's samples; those that failed are told of.
+
+    Raises:
+        ConvergenceError: there are such samples (with `on_failure="raise"`).
+    """
+    solution = sampler.draw(task)
+    react(solution.report, on_failure, solution)
+    return solution

@@ -33,10 +33,10 @@ class SamplingReport(PathReport):
     seed: Seed = field(kw_only=True, repr=False)
 
     @classmethod
-    def of(cls, report: PathReport, seed: Seed, nfev: int) -> Self:
+    def of(cls, report: PathReport, seed: Seed) -> Self:
         """The report of a path in `-log s` as one of samples."""
         return cls(
-            report.status, report.steps, report.residual, nfev, "sample", accepted=report.accepted,
+            report.status, report.steps, report.residual, report.nfev, "sample", accepted=report.accepted,
             rejected=report.rejected, reached=(-report.reached).exp(), adapts=report.adapts, seed=seed,
         )  # fmt: skip
 
