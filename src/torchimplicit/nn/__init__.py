@@ -36,11 +36,14 @@ from torchimplicit.nn.programs.mpc import MPC
 from torchimplicit.nn.programs.qp import QP
 from torchimplicit.nn.score.denoiser import Denoiser
 from torchimplicit.nn.score.exploding import EDM, VE
+from torchimplicit.nn.score.guidance import Guidance
 from torchimplicit.nn.score.matching import flow_matching_loss
+from torchimplicit.nn.score.operator import Blur, Greyscale, Inpainting
 from torchimplicit.nn.score.preserving import VP, SubVP
 from torchimplicit.nn.score.samplers.dpm_solver import DPMSolverMultistep
 from torchimplicit.nn.score.samplers.heun_edm import HeunEDM
 from torchimplicit.nn.score.samplers.predictor_corrector import PredictorCorrector
+from torchimplicit.nn.score.samplers.replacement import Replacement
 from torchimplicit.nn.score.samplers.solved import ProbabilityFlow, ReverseSDE
 from torchimplicit.nn.score.straight import Straight
 
@@ -54,6 +57,7 @@ __all__ = [
     "VE",
     "VP",
     "AugmentedNeuralODE",
+    "Blur",
     "Burgers",
     "ClassificationHead",
     "ContractiveConv1d",
@@ -64,8 +68,11 @@ __all__ = [
     "ConvolutionalStem",
     "DPMSolverMultistep",
     "Denoiser",
+    "Greyscale",
+    "Guidance",
     "HamiltonianNet",
     "HeunEDM",
+    "Inpainting",
     "JacobianFrobenius",
     "KineticEnergy",
     "LagrangianNet",
@@ -81,6 +88,7 @@ __all__ = [
     "PredictorCorrector",
     "ProbabilityFlow",
     "ReactionDiffusion",
+    "Replacement",
     "ResidualCell",
     "ReverseSDE",
     "SegmentationHead",

@@ -1,4 +1,4 @@
-"""A denoiser with the class that it draws."""
+"""A denoiser with what it is conditioned on: a class, a measurement."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchimplicit.core.options import is_number, require_instance
+from torchimplicit.nn.score.guidance import Guidance
 from torchimplicit.nn.score.samplers.base import Conditioned
 
 
@@ -37,3 +39,26 @@ class OfClass(Conditioned):
         self.calls += 1
         free = self.denoiser.denoise(u, s, torch.full_like(self.label, self.denoiser.classes))
         return free + self.weight * (found - free)
+
+
+def conditioned(denoiser: Any, label: Tensor | None, guidance: Any, condition: Any, like: Tensor) -> Conditioned:
+    """The denoiser that `Denoiser.sample` asks for.
+
+    Args:
+        denoiser: the model.
+        label: class of every sample, `(B,)`; None without classes.
+        guidance: how much of the class.
+        condition: what was measured of each sample, a `Guidance`; None for nothing.
+        like: samples, `(B, *shape)`.
+
+    Raises:
+        TypeError: the condition is none.
+        ValueError: the guidance is no number, or not 1 without classes, or the condition does not fit.
+    """
+    if not is_number(guidance) or (label is None and guidance != 1):
+        raise ValueError(f"Denoiser.sample(guidance={guidance!r}): expected a number, and 1 without classes")
+    found = OfClass(denoiser, label, guidance)
+    if condition is None:
+        return found
+    require_instance("condition", condition, Guidance, "ti.nn.Guidance(operator, y, std)")
+    return condition.around(found, like, denoiser.std)

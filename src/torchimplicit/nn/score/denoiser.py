@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchimplicit.core.options import is_number, require_count, require_instance
+from torchimplicit.core.options import require_count, require_instance
 from torchimplicit.core.status import OnFailure
 from torchimplicit.nn.layer import ImplicitLayer
 from torchimplicit.nn.paths.cnf import CNF, Trace
-from torchimplicit.nn.score.conditioned import OfClass
+from torchimplicit.nn.score.conditioned import conditioned
 from torchimplicit.nn.score.exploding import EDM
+from torchimplicit.nn.score.guidance import Guidance
 from torchimplicit.nn.score.images import check_images, label_of, times_of
 from torchimplicit.nn.score.likelihood import LevelField, WideNormal, check_continuous, dequantised
 from torchimplicit.nn.score.loss import Weighting, check_weighting, denoising_errors
@@ -152,8 +153,8 @@ class Denoiser(ImplicitLayer):
         "likelihood" is $1 / s^2$, divided by the density of $\log s$: an unbiased estimate of the bound on the negative
         log-likelihood by dimension in nats, but for a constant. Noise is torch's generator's.
 
-        Source: T. Karras et al., arXiv 2206.00364, equation 8; likelihood: D. Kingma et al., arXiv 2107.00630, equation
-        15, Y. Song et al., arXiv 2101.09258.
+        Source: T. Karras et al., arXiv 2206.00364, equation 8; likelihood: D. Kingma et al., arXiv 2107.00630; Y. Song
+        et al., arXiv 2101.09258.
 
         Args:
             x: data, `(B, *shape)`, grey levels spread out.
@@ -184,6 +185,7 @@ class Denoiser(ImplicitLayer):
         seed: Seed = None,
         label: Any = None,
         guidance: float = 1.0,
+        condition: Guidance | None = None,
     ) -> Tensor:
         """Samples, `(count, *shape)`: each a function of its seed and its class, and of nothing else.
 
@@ -194,20 +196,20 @@ class Denoiser(ImplicitLayer):
                 one in every process of `torch.distributed`, which `report.seed` tells.
             label: class, an int or `(count,)`; None for no class.
             guidance: how much of the class, 1 for what it is, see `OfClass`.
+            condition: what was measured of each sample.
 
         Raises:
             ConvergenceError: some were not drawn to the end (with `on_failure="raise"`).
         """
         require_count("Denoiser.sample", least=0, count=count)
         require_instance("sampler", sampler, Sampler, "ti.nn.DPMSolverMultistep()")
-        if not is_number(guidance) or (self.classes is None and guidance != 1):
-            raise ValueError(f"Denoiser.sample(guidance={guidance!r}): expected a number, and 1 without classes")
         like = self._like()
         noise = Normals(seed, count, self.shape, like)
         label = label_of("Denoiser.sample", label, self.classes, count, like.device)
         least, most = self.schedule.levels
         start = math.hypot(most, self.std) * noise.draw(0)
-        return self.solve(drawn, sampler, Task(OfClass(self, label, guidance), start, least, most, noise)).value
+        denoise = conditioned(self, label, guidance, condition, start)
+        return self.solve(drawn, sampler, Task(denoise, start, least, most, noise)).value
 
     def flow(self, trace: Trace = "exact", solver: PathSolver = Tsit5(), adjoint: PathAdjoint = Checkpointed()) -> CNF:
         r"""The probability flow as a `CNF` on the same weights, from the most noise to the least, in $-\log s$.

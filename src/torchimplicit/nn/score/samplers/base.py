@@ -21,9 +21,11 @@ class Conditioned(nn.Module, ABC):
 
     Attributes:
         calls: how often the network was evaluated.
+        failed: samples for which it could not be told at some level, bool `(B,)`; None for none.
     """
 
     calls: int = 0
+    failed: Tensor | None = None
 
     @abstractmethod
     def forward(self, u: Tensor, s: Tensor) -> Tensor:
@@ -160,5 +162,9 @@ def drawn(sampler: Sampler, task: Task, *, on_failure: OnFailure) -> Solution:
         ConvergenceError: there are such samples (with `on_failure="raise"`).
     """
     solution = sampler.draw(task)
+    failed = task.denoise.failed
+    if failed is not None:
+        healthy = solution.report.status == Status.CONVERGED
+        solution.report.status = torch.where(failed & healthy, int(Status.STAGNATED), solution.report.status)
     react(solution.report, on_failure, solution)
     return solution

@@ -13,8 +13,13 @@ _BROKEN = Remedy(
     "The network gave NaN or infinity, or the sample ran away: look for them in the network's weights and in what it "
     "is conditioned on. Such a sample is held at its last finite state, and no other one feels it."
 )
-_GIVEN = GIVEN_STEPS | {Status.NON_FINITE: _BROKEN}
-_CHOSEN = PATHS | {Status.NON_FINITE: _BROKEN}
+_GUIDED = Remedy(
+    "The equations of the guidance were not solved at some level, so that such a sample agrees with its measurement "
+    "less than it should: without noise they may have no solution.",
+    ("std=... of the noise, above 0",),
+)
+_OURS = {Status.NON_FINITE: _BROKEN, Status.STAGNATED: _GUIDED}
+_GIVEN, _CHOSEN = GIVEN_STEPS | _OURS, PATHS | _OURS
 
 
 @dataclass
