@@ -189,6 +189,7 @@ Y = torch.zeros(1, 2, dtype=D)
         (lambda: ti.nn.Blur(torch.ones(3, 3))(torch.zeros(4, 4)), ValueError, r"got images \(4, 4\)"),
         (lambda: ti.nn.Guidance(SEES, Y, std=-1), ValueError, r"Guidance\(std=-1\)"),
         (lambda: ti.nn.Guidance(SEES, Y, covariance="full"), ValueError, r"Guidance\(covariance='full'\)"),
+        (lambda: ti.nn.Guidance(SEES, Y, products=0), ValueError, r"Guidance\(products=0\)"),
         (lambda: ti.nn.Replacement(operator=Mix(), y=Y), ValueError, r"expected one whose `gram` says"),
         (lambda: ti.nn.Replacement(operator=SEES, y=Y, repeats=0), ValueError, r"Replacement\(repeats=0\)"),
         (lambda: model().sample(2, condition=SEES), TypeError, "condition: got .*ti.nn.Guidance"),

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from torchimplicit.core.options import is_number, require
+from torchimplicit.core.options import is_number, require, require_count
 from torchimplicit.core.status import Status
-from torchimplicit.linear import CG
+from torchimplicit.linear import CG, GMRES
 from torchimplicit.nn.paths.vjp import VJP, linearise
 from torchimplicit.nn.score.operator import check_operator
 from torchimplicit.nn.score.samplers.base import Conditioned
 
 Covariance = Literal["isotropic", "tweedie"]
-_SOLVER = CG(rtol=1e-4, max_steps=200)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,21 +28,23 @@ class Guidance:
     $D + s^2 J^T A^T (A C A^T + \mathrm{std}^2)^{-1} (y - A D)$ is the denoiser of the posterior, $J = \partial D /
     \partial u$. With the covariance "isotropic", $C = r^2 I$ and $r^2 = s^2 \mathrm{d}^2 / (s^2 + \mathrm{d}^2)$ for
     data of standard deviation $d$, a product with $J^T$ more an evaluation; it is exact for normal data of one
-    variance. With "tweedie", $C = s^2 J$, which is the true covariance, a few products more; exact for normal data of
-    any covariance, and for a network as good as $J$ is symmetric.
+    variance. With "tweedie", $C = s^2 J$, which is the true covariance, and the equations are solved by a few steps of
+    GMRES, a product with $J^T$ each; exact for normal data of any covariance. Of a network $J$ is neither symmetric nor
+    positive: more steps than a few are for scores that are exact, and make samples of others run away.
 
     For other data both are biased: modes get the wrong shares, and more so by the probability flow, where early errors
     stay. `PredictorCorrector` with a few corrections halves that. Not for a posterior that must be exact. Samples have
     no gradient.
 
     Source: J. Song et al. (PiGDM), ICLR 2023; the true covariance: B. Boys et al. (TMPD), arXiv 2310.06721, and its
-    equations by conjugate gradients, F. Rozet et al., arXiv 2405.13712.
+    equations by a few Krylov steps, F. Rozet et al., arXiv 2405.13712.
 
     Args:
         operator: $A$: `Inpainting`, `Greyscale`, `Blur`, or anything with `A(x)` and `A.adjoint(y)`.
         y: the measurements, `(B, ...)`, or `(1, ...)` for all samples.
         std: the noise's standard deviation; above 0 unless $A A^T$ is a multiple of the identity.
         covariance: "isotropic" or "tweedie", see above.
+        products: how many steps of GMRES, with "tweedie".
 
     Examples:
         >>> import torch, torchimplicit as ti
@@ -56,10 +59,12 @@ class Guidance:
     y: Tensor
     std: float = 0.0
     covariance: Covariance = "isotropic"
+    products: int = 3
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         require(self, "std", is_number(self.std) and self.std >= 0, "a number >= 0")
+        require_count(self, "products")
         require(self, "covariance", self.covariance in ("isotropic", "tweedie"), "'isotropic' or 'tweedie'")
 
     def around(self, denoise: Conditioned, like: Tensor, spread: float) -> Guided:
@@ -81,7 +86,7 @@ class Guided(Conditioned):
     """A denoiser of what agrees with a measurement; see `Guidance`.
 
     Attributes:
-        failed: samples whose equations were not solved at some level, bool `(B,)`.
+        failed: samples whose equations, those of the isotropic covariance, were not solved at some level, bool `(B,)`.
     """
 
     def __init__(self, prior: Conditioned, guidance: Guidance, y: Tensor, spread: float):
@@ -101,18 +106,20 @@ class Guided(Conditioned):
         """`(A C A^T + std^2)^-1 miss`."""
         operator, noise = self.guidance.operator, self.guidance.std**2
         squared = s.square().reshape(-1, *(1,) * (miss.dim() - 1))
-        if self.guidance.covariance == "isotropic":
-            squared = squared * self.spread**2 / (squared + self.spread**2)
-            gram = getattr(operator, "gram", None)
-            if gram is not None:
-                return miss / (squared * gram + noise)
-
-        def product(rows: Tensor) -> Tensor:
-            v = rows.view_as(miss)
-            x = operator.adjoint(v)
-            seen = operator(x if self.guidance.covariance == "isotropic" else vjp(x))
-            return (squared * seen + noise * v).flatten(1)
-
-        result = _SOLVER.run(product, miss.flatten(1))
+        if self.guidance.covariance == "tweedie":
+            steps = self.guidance.products
+            product = partial(_product, lambda v: squared * operator(vjp(operator.adjoint(v))) + noise * v, miss)
+            return GMRES(rtol=1e-6, restart=steps, max_steps=steps).run(product, miss.flatten(1)).x.view_as(miss)
+        squared = squared * self.spread**2 / (squared + self.spread**2)
+        gram = getattr(operator, "gram", None)
+        if gram is not None:
+            return miss / (squared * gram + noise)
+        product = partial(_product, lambda v: squared * operator(operator.adjoint(v)) + noise * v, miss)
+        result = CG(rtol=1e-4, max_steps=200).run(product, miss.flatten(1))
         self.failed = self.failed | (result.report.status != Status.CONVERGED)
         return result.x.view_as(miss)
+
+
+def _product(apply: Callable[[Tensor], Tensor], like: Tensor, rows: Tensor) -> Tensor:
+    """A linear map of measurements, on the rows of a matrix `(B, m)`."""
+    return apply(rows.view_as(like)).flatten(1)
