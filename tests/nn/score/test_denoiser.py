@@ -131,6 +131,69 @@ def test_guidance_by_a_class():
     assert torch.equal(own.sample(3, seed=1, label=1), own.sample(3, seed=1, label=torch.ones(3, dtype=torch.int64)))
 
 
+@pytest.mark.parametrize("part", [nn.Dropout(0.5), nn.BatchNorm1d(3)])
+def test_networks_in_training_are_warned_of_when_they_draw(part):
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part = part
+
+        def forward(self, t, x):
+            return self.part(x)
+
+    network = Network()
+    own = ti.nn.Denoiser(network.eval(), shape=3, interval=None).train()
+    own.loss(double(4, 3).float())
+    with pytest.warns(UserWarning, match=f"network's 'part' is a {type(part).__name__} in training.*model.eval"):
+        own.sample(4)
+    own.eval().sample(4)
+
+
+def test_losses_under_transforms():
+    own, x = ti.nn.Denoiser(Exact(), shape=3), double(4, 3).clamp(-1, 1)
+    weights = dict(own.named_parameters())
+
+    def loss(weights, x):
+        torch.manual_seed(0)
+        return torch.func.functional_call(Loss(own), {f"model.{name}": w for name, w in weights.items()}, (x,))
+
+    torch.manual_seed(0)
+    expected = torch.autograd.grad(own.loss(x).mean(), [*weights.values()])
+    for one, other in zip(torch.func.grad(loss)(weights, x).values(), expected, strict=True):
+        assert torch.allclose(one, other)
+    both = torch.func.vmap(loss, (None, 0), randomness="same")(weights, torch.stack([x, x]))
+    assert torch.allclose(both, own_mean(own, x).expand(2))
+
+
+def own_mean(own, x):
+    torch.manual_seed(0)
+    return own.loss(x).mean()
+
+
+class Loss(nn.Module):
+    """The mean loss as a module's forward."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model.loss(x).mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_autocast_and_other_dtypes(dtype):
+    net = nn.Sequential(nn.Linear(4, 16), nn.SiLU(), nn.Linear(16, 3))
+    own = ti.nn.Denoiser(lambda t, x: net(torch.cat([t, x], 1)), shape=3)
+    own.net, x = net, double(64, 3).float().clamp(-1, 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        loss = own.loss(x)
+        drawn = own.sample(4, seed=1)
+    assert loss.dtype == drawn.dtype == torch.float32
+    loss.mean().backward()
+    assert net[0].weight.grad.isfinite().all()
+
+
 def test_copies_prints_and_weights():
     own = model()
     x = own.sample(3, seed=1)

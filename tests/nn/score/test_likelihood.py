@@ -177,6 +177,13 @@ def test_bad_input(call, error, words):
         call(own, images)
 
 
+def test_the_least_noise_is_below_the_width_of_a_level():
+    own, images = ti.nn.Denoiser(lambda t, x: torch.zeros_like(x), ti.nn.VE(), shape=2), torch.zeros(1, 2).long()
+    with pytest.raises(ValueError, match=r"least noise is 0.01 for grey levels 0.00781 wide.*try a smaller sigma_min"):
+        own.bits_per_dimension(images)
+    assert own.bits_per_dimension(images, levels=64, solver=ti.RK4(dt=1.0)).isfinite()
+
+
 def test_bits_need_an_interval_and_points_are_no_grey_levels():
     with pytest.raises(ValueError, match="got interval=None"):
         model().bits_per_dimension(torch.zeros(2, 3).long())

@@ -17,14 +17,13 @@ from torchimplicit.nn.score.conditioned import conditioned
 from torchimplicit.nn.score.exploding import EDM
 from torchimplicit.nn.score.guidance import Guidance
 from torchimplicit.nn.score.images import check_images, label_of, times_of
-from torchimplicit.nn.score.likelihood import LevelField, WideNormal, check_continuous, dequantised
+from torchimplicit.nn.score.likelihood import LevelField, WideNormal, check_continuous, check_width, dequantised
 from torchimplicit.nn.score.loss import Weighting, check_weighting, denoising_errors
 from torchimplicit.nn.score.noise import Normals
-from torchimplicit.nn.score.options import check_model
+from torchimplicit.nn.score.options import check_model, warn_of_training
 from torchimplicit.nn.score.prediction import Prediction, coefficients
 from torchimplicit.nn.score.samplers.base import Sampler, Task, drawn
 from torchimplicit.nn.score.samplers.dpm_solver import DPMSolverMultistep
-from torchimplicit.nn.score.samplers.report import SamplingReport
 from torchimplicit.nn.score.schedule import Schedule
 from torchimplicit.ode import Checkpointed, PathAdjoint, PathSolver, Tsit5
 from torchimplicit.sde.seeds import Seed
@@ -74,7 +73,6 @@ class Denoiser(ImplicitLayer):
         torch.Size([5, 2])
     """
 
-    report: SamplingReport | Any
     like: Tensor
 
     def __init__(
@@ -203,6 +201,7 @@ class Denoiser(ImplicitLayer):
         """
         require_count("Denoiser.sample", least=0, count=count)
         require_instance("sampler", sampler, Sampler, "ti.nn.DPMSolverMultistep()")
+        warn_of_training("Denoiser.sample", self.network)
         like = self._like()
         noise = Normals(seed, count, self.shape, like)
         label = label_of("Denoiser.sample", label, self.classes, count, like.device)
@@ -282,10 +281,11 @@ class Denoiser(ImplicitLayer):
             raise ValueError("Denoiser.bits_per_dimension: got interval=None, expected (least, largest) of the data")
         if not isinstance(images, Tensor) or images.shape[1:] != self.shape:
             check_images("Denoiser.bits_per_dimension", images, self.shape, None)
+        width = (self.interval[1] - self.interval[0]) / levels
         part = torch.special.ndtr(Normals(seed, len(images), self.shape, self._like()).draw(0))
         x = dequantised("Denoiser.bits_per_dimension", images, levels, self.interval, part)
+        check_width("Denoiser.bits_per_dimension", width, self.schedule.levels[0])
         log_p = self.log_prob(x, label, **options)
-        width = (self.interval[1] - self.interval[0]) / levels
         return -log_p / (self.shape.numel() * math.log(2)) - math.log2(width)
 
     def _like(self) -> Tensor:

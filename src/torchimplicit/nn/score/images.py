@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchimplicit.core import transforms
+
 
 def check_images(owner: str, x: Any, shape: Sequence[int], interval: tuple[float, float] | None) -> None:
     """Refuses what are no samples for a model.
@@ -25,7 +27,7 @@ def check_images(owner: str, x: Any, shape: Sequence[int], interval: tuple[float
             "model.bits_per_dimension(images, levels=256) for a likelihood, (images + torch.rand(images.shape)) / 128 "
             "- 1 for a loss"
         )
-    if interval is None or not len(x):
+    if interval is None or not len(x) or transforms.active():
         return
     least, most = (float(end) for end in x.detach().aminmax())
     low, high = interval

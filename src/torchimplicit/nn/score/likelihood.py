@@ -75,6 +75,19 @@ def check_continuous(owner: str, x: Tensor) -> None:
         )
 
 
+def check_width(owner: str, width: float, least: float) -> None:
+    """Refuses a density with so much noise that grey levels blur in it.
+
+    Raises:
+        ValueError: the least noise is more than half a level's width.
+    """
+    if 2 * least > width:
+        raise ValueError(
+            f"{owner}: got a schedule whose least noise is {least:.3g} for grey levels {width:.3g} wide, expected less "
+            "than half of that; try a smaller sigma_min or t_min"
+        )
+
+
 def dequantised(owner: str, images: Any, levels: int, interval: tuple[float, float], part: Tensor) -> Tensor:
     """Whole grey levels, spread out evenly over their widths.
 

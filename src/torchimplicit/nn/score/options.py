@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any, get_args
 
 import torch
+from torch import nn
 
 from torchimplicit.core.options import check_on_failure, is_count, is_number, require_count, require_instance
-from torchimplicit.nn.parts.coupling import warn_of_batch_norm
+from torchimplicit.nn.parts.coupling import couples, warn_of_batch_norm
 from torchimplicit.nn.paths.layer import check_field
 from torchimplicit.nn.score.prediction import Prediction
 from torchimplicit.nn.score.schedule import Schedule
@@ -48,3 +50,16 @@ def check_model(
         require_count("Denoiser", classes=classes)
     if interval is not None and not (len(interval) == 2 and interval[0] < interval[1]):
         raise ValueError(f"Denoiser(interval={interval!r}): expected (least, largest) of the data, or None")
+
+
+def warn_of_training(owner: str, network: Any) -> None:
+    """Warns of what draws, or couples samples, as long as a network is in training; called by who draws samples."""
+    for name, module in network.named_modules() if isinstance(network, nn.Module) else ():
+        drops = isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0
+        if drops or (module.training and couples(module)):
+            which = f"network's '{name}'" if name else "network"
+            warnings.warn(
+                f"{owner}: the {which} is a {type(module).__name__} in training, so that a sample is not a function of "
+                "its seed alone. Try model.eval().",
+                stacklevel=3,
+            )
