@@ -1,5 +1,7 @@
 """Measurements: operators, posteriors that are exact, and one that is not; replacement; failures; bad input."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -87,6 +89,32 @@ def test_guidance_is_exact_for_normal_data(covariance, operator, sampler):
         x = own.sample(COUNT, sampler, seed=1, condition=given)
     check_posterior(x, *posterior(A, y[0], std, MEAN, variance))
     assert own.report.converged
+
+
+@pytest.mark.parametrize(
+    ("operator", "shape"), [(ti.nn.Greyscale(), (3, 1, 2)), (ANSWERS[4], (1, 2, 3))], ids=["colour", "blur"]
+)
+@pytest.mark.parametrize("covariance", ["isotropic", "tweedie"])
+def test_colours_and_sharpness_of_normal_images(operator, shape, covariance):
+    """A network that returns zeros knows normal images of mean zero; all entries of the posterior are looked at."""
+    own = ti.nn.Denoiser(lambda t, x: torch.zeros_like(x), ti.nn.EDM(0.01, 80.0), shape=shape, interval=None).double()
+    count = math.prod(shape)
+    A = operator(torch.eye(count, dtype=D).view(-1, *shape)).flatten(1).T
+    y, std = 0.4 * double(1, *operator(double(1, *shape)).shape[1:]), 0.2
+    condition = ti.nn.Guidance(operator, y, std, covariance, products=len(A))
+    x = own.sample(COUNT, ti.nn.DPMSolverMultistep(100), seed=1, condition=condition).flatten(1)
+    check_posterior(
+        x, *posterior(A, y.flatten(), std, torch.zeros(count, dtype=D), torch.full((count,), 0.25, dtype=D))
+    )
+    assert own.report.converged
+
+
+def test_colours_by_replacement():
+    own = ti.nn.Denoiser(lambda t, x: torch.zeros_like(x), shape=(3, 2, 2), interval=None).double()
+    grey = double(1, 1, 2, 2)
+    x = own.sample(50, ti.nn.Replacement(operator=ti.nn.Greyscale(), y=grey, steps=20), seed=1)
+    assert torch.allclose(ti.nn.Greyscale()(x), grey.expand(50, -1, -1, -1))
+    assert x.std(0).min() > 0.1
 
 
 def test_the_isotropic_covariance_is_biased_for_others():

@@ -55,6 +55,29 @@ def test_of_a_class():
     assert not torch.allclose(free[label == 1], found[label == 1])
 
 
+def test_gradients_of_a_class():
+    class Classes(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.means = torch.nn.Embedding(3, 2).double()
+
+        def forward(self, t, x, label):
+            return self.means(label) * (x + t).cos()
+
+    own = ti.nn.Denoiser(Classes(), ti.nn.EDM(0.1, 5.0), shape=2, classes=2, interval=None)
+    x, label = double(3, 2), torch.tensor([0, 1, 1])
+
+    def run(weight):
+        wrapped = LogProb(own, "exact")
+        return torch.func.functional_call(wrapped, {"model.network.means.weight": weight}, (x, label))
+
+    (weight,) = own.parameters()
+    assert torch.autograd.gradcheck(run, (weight,))
+    (found,) = torch.autograd.grad(run(weight).sum(), weight)
+    assert (found[:2] != 0).all()
+    assert (found[2] == 0).all()
+
+
 @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
 def test_gradients(trace):
     own, x = model(ti.nn.EDM(0.1, 5.0)), double(2, 3).requires_grad_()
@@ -76,8 +99,8 @@ class LogProb(torch.nn.Module):
         super().__init__()
         self.model, self.trace = model, trace
 
-    def forward(self, x):
-        return self.model.log_prob(x, trace=self.trace, solver=ti.RK4(dt=1.0))
+    def forward(self, x, label=None):
+        return self.model.log_prob(x, label, trace=self.trace, solver=ti.RK4(dt=1.0))
 
 
 def test_hutchinsons_estimate_is_unbiased():

@@ -1,4 +1,4 @@
-"""What samplers have in common: the task that they are given, and the march of a batch down the noise levels."""
+"""What samplers have in common: the task that they are given, and the way of a batch down the noise levels."""
 
 from __future__ import annotations
 
@@ -95,17 +95,17 @@ class GridSampler(Sampler):
     def draw(self, task: Task) -> Solution:
         """See `Sampler.draw`."""
         with torch.no_grad():
-            march = March(task)
-            self.walk(task, march)
-            march.finish()
-        return march.solution()
+            descent = Descent(task)
+            self.descend(task, descent)
+            descent.finish()
+        return descent.solution()
 
     @abstractmethod
-    def walk(self, task: Task, march: March) -> None:
+    def descend(self, task: Task, descent: Descent) -> None:
         """Goes down to the least noise."""
 
 
-class March:
+class Descent:
     """A batch on its way: samples that are not finite stop where they were last.
 
     Attributes:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from torchimplicit.nn.score.samplers.base import GridSampler, March, Task
+from torchimplicit.nn.score.samplers.base import Descent, GridSampler, Task
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class DPMSolverMultistep(GridSampler):
         (torch.Size([4, 2]), 10)
     """
 
-    def walk(self, task: Task, march: March) -> None:
-        """See `GridSampler.walk`."""
+    def descend(self, task: Task, descent: Descent) -> None:
+        """See `GridSampler.descend`."""
         before: Tensor | None = None
         last = math.nan
         for level, lower in pairwise(task.levels(self.steps, self.rho)):
             h = math.log(level / lower)
-            found = task.denoise(march.u, march.at(level))
+            found = task.denoise(descent.u, descent.at(level))
             ahead = found if before is None else found + (found - before) * (h / (2 * last))
-            march.move(math.exp(-h) * march.u - math.expm1(-h) * ahead, lower)
+            descent.move(math.exp(-h) * descent.u - math.expm1(-h) * ahead, lower)
             before, last = found, h

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from torchimplicit.core.options import is_number, require
-from torchimplicit.nn.score.samplers.base import GridSampler, March, Task
+from torchimplicit.nn.score.samplers.base import Descent, GridSampler, Task
 
 _MOST = math.sqrt(2) - 1  # of the noise that is there, what a step may add
 
@@ -50,14 +50,14 @@ class HeunEDM(GridSampler):
             value = getattr(self, name)
             require(self, name, is_number(value) and value >= 0, "a number >= 0")
 
-    def walk(self, task: Task, march: March) -> None:
-        """See `GridSampler.walk`."""
+    def descend(self, task: Task, descent: Descent) -> None:
+        """See `GridSampler.descend`."""
         for number, (level, lower) in enumerate(pairwise(task.levels(self.steps, self.rho)), start=1):
-            u, raised = march.u, level
+            u, raised = descent.u, level
             if self.churn and self.churn_from <= level <= self.churn_to:
                 raised = level * (1 + min(self.churn / self.steps, _MOST))
                 u = u + self.churn_noise * math.sqrt(raised**2 - level**2) * task.noise.draw(number)
-            slope = (u - task.denoise(u, march.at(raised))) / raised
+            slope = (u - task.denoise(u, descent.at(raised))) / raised
             end = u + (lower - raised) * slope
-            after = (end - task.denoise(end, march.at(lower))) / lower
-            march.move(u + (lower - raised) * (slope + after) / 2, lower)
+            after = (end - task.denoise(end, descent.at(lower))) / lower
+            descent.move(u + (lower - raised) * (slope + after) / 2, lower)

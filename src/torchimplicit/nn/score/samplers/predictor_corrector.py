@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from torchimplicit.core.options import is_number, require, require_count
-from torchimplicit.nn.score.samplers.base import GridSampler, March, Task
+from torchimplicit.nn.score.samplers.base import Descent, GridSampler, Task
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,16 @@ class PredictorCorrector(GridSampler):
         require_count(self, "corrections", least=0)
         require(self, "snr", is_number(self.snr) and 0 < self.snr < 0.7, "a number between 0 and 0.7, where steps grow")
 
-    def walk(self, task: Task, march: March) -> None:
-        """See `GridSampler.walk`."""
+    def descend(self, task: Task, descent: Descent) -> None:
+        """See `GridSampler.descend`."""
         number, pull = 0, 2 * self.snr**2
         for level, lower in pairwise(task.levels(self.steps, self.rho)):
             number, left = number + 1, (lower / level) ** 2
-            found = task.denoise(march.u, march.at(level))
+            found = task.denoise(descent.u, descent.at(level))
             noise = lower * math.sqrt(1 - left) * task.noise.draw(number)
-            march.move(left * march.u + (1 - left) * found + noise, lower)
+            descent.move(left * descent.u + (1 - left) * found + noise, lower)
             for _ in range(self.corrections):
                 number += 1
-                found = task.denoise(march.u, march.at(lower))
+                found = task.denoise(descent.u, descent.at(lower))
                 noise = lower * math.sqrt(2 * pull) * task.noise.draw(number)
-                march.move(march.u + pull * (found - march.u) + noise, lower)
+                descent.move(descent.u + pull * (found - descent.u) + noise, lower)

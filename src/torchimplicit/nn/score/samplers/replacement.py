@@ -13,7 +13,7 @@ from torch import Tensor
 from torchimplicit.core.options import require, require_count
 from torchimplicit.core.status import Solution
 from torchimplicit.nn.score.operator import check_operator
-from torchimplicit.nn.score.samplers.base import GridSampler, March, Task
+from torchimplicit.nn.score.samplers.base import Descent, GridSampler, Task
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -62,19 +62,19 @@ class Replacement(GridSampler):
         solution = super().draw(task)
         return replace(solution, value=self._replaced(solution.value, y))
 
-    def walk(self, task: Task, march: March) -> None:
-        """See `GridSampler.walk`."""
+    def descend(self, task: Task, descent: Descent) -> None:
+        """See `GridSampler.descend`."""
         number, y = 0, check_operator("Replacement", self.operator, self.y, task.start)
         for level, lower in pairwise(task.levels(self.steps, self.rho)):
             left = (lower / level) ** 2
             for repeat in range(self.repeats):
                 number += 3
-                u = self._replaced(march.u, y + level * self.operator(task.noise.draw(number - 2)))
-                found = task.denoise(u, march.at(level))
+                u = self._replaced(descent.u, y + level * self.operator(task.noise.draw(number - 2)))
+                found = task.denoise(u, descent.at(level))
                 u = left * u + (1 - left) * found + lower * math.sqrt(1 - left) * task.noise.draw(number - 1)
                 again = repeat < self.repeats - 1
                 back = math.sqrt(level**2 - lower**2) * task.noise.draw(number) if again else torch.zeros_like(u)
-                march.move(u + back, level if again else lower)
+                descent.move(u + back, level if again else lower)
 
     def _replaced(self, u: Tensor, y: Tensor) -> Tensor:
         """The nearest images that measure as `y`."""
