@@ -102,7 +102,7 @@ def test_colours_and_sharpness_of_normal_images(operator, shape, covariance):
     A = operator(torch.eye(count, dtype=D).view(-1, *shape)).flatten(1).T
     y, std = 0.4 * double(1, *operator(double(1, *shape)).shape[1:]), 0.2
     condition = ti.nn.Guidance(operator, y, std, covariance, products=len(A))
-    x = own.sample(COUNT, ti.nn.DPMSolverMultistep(100), seed=1, condition=condition).flatten(1)
+    x = own.sample(2000, ti.nn.DPMSolverMultistep(50), seed=1, condition=condition).flatten(1)
     check_posterior(
         x, *posterior(A, y.flatten(), std, torch.zeros(count, dtype=D), torch.full((count,), 0.25, dtype=D))
     )

@@ -12,18 +12,18 @@ from tests.nn.score.gaussian import MEAN, SCHEDULES, VARIANCE, Exact, model, mov
 from torchimplicit.nn.score.noise import Normals
 
 SAMPLERS = [
-    ti.nn.HeunEDM(160),
-    ti.nn.HeunEDM(160, churn=30.0, churn_from=0.01, churn_to=30.0),
-    ti.nn.DPMSolverMultistep(160),
-    ti.nn.DPMSolverMultistep(160, rho=math.inf),
-    ti.nn.PredictorCorrector(300),
-    ti.nn.PredictorCorrector(400, corrections=0),
+    ti.nn.HeunEDM(120),
+    ti.nn.HeunEDM(120, churn=30.0, churn_from=0.01, churn_to=30.0),
+    ti.nn.DPMSolverMultistep(120),
+    ti.nn.DPMSolverMultistep(120, rho=math.inf),
+    ti.nn.PredictorCorrector(200),
+    ti.nn.PredictorCorrector(300, corrections=0),
     ti.nn.ProbabilityFlow(ti.Tsit5(rtol=1e-4, atol=1e-4)),
     ti.nn.ReverseSDE(ti.sde.Heun(dt=0.1)),
     ti.nn.ReverseSDE(ti.sde.EulerMaruyama(dt=0.05)),
 ]
 ODES = [ti.nn.HeunEDM, ti.nn.DPMSolverMultistep]
-COUNT = 20_000
+COUNT = 8000
 
 
 def check_law(x):
@@ -43,7 +43,7 @@ def test_mean_and_covariance(sampler):
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_mean_and_covariance_with_every_schedule(schedule):
-    check_law(model(schedule).sample(COUNT, ti.nn.DPMSolverMultistep(160), seed=2))
+    check_law(model(schedule).sample(COUNT, ti.nn.DPMSolverMultistep(120), seed=2))
 
 
 @pytest.mark.parametrize("kind", ODES)
