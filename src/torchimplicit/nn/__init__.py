@@ -34,14 +34,30 @@ from torchimplicit.nn.programs.convex import Convex
 from torchimplicit.nn.programs.maxsat import MaxSAT
 from torchimplicit.nn.programs.mpc import MPC
 from torchimplicit.nn.programs.qp import QP
+from torchimplicit.nn.score.denoiser import Denoiser
+from torchimplicit.nn.score.exploding import EDM, VE
+from torchimplicit.nn.score.guidance import Guidance
+from torchimplicit.nn.score.matching import flow_matching_loss
+from torchimplicit.nn.score.operator import Blur, Greyscale, Inpainting
+from torchimplicit.nn.score.preserving import VP, SubVP
+from torchimplicit.nn.score.samplers.dpm_solver import DPMSolverMultistep
+from torchimplicit.nn.score.samplers.heun_edm import HeunEDM
+from torchimplicit.nn.score.samplers.predictor_corrector import PredictorCorrector
+from torchimplicit.nn.score.samplers.replacement import Replacement
+from torchimplicit.nn.score.samplers.solved import ProbabilityFlow, ReverseSDE
+from torchimplicit.nn.score.straight import Straight
 
 __all__ = [
     "CNF",
     "DEQ",
+    "EDM",
     "MDEQ",
     "MPC",
     "QP",
+    "VE",
+    "VP",
     "AugmentedNeuralODE",
+    "Blur",
     "Burgers",
     "ClassificationHead",
     "ContractiveConv1d",
@@ -50,7 +66,13 @@ __all__ = [
     "ContractiveLinear",
     "Convex",
     "ConvolutionalStem",
+    "DPMSolverMultistep",
+    "Denoiser",
+    "Greyscale",
+    "Guidance",
     "HamiltonianNet",
+    "HeunEDM",
+    "Inpainting",
     "JacobianFrobenius",
     "KineticEnergy",
     "LagrangianNet",
@@ -63,9 +85,15 @@ __all__ = [
     "NeuralODE",
     "NeuralSDE",
     "PathPenalty",
+    "PredictorCorrector",
+    "ProbabilityFlow",
     "ReactionDiffusion",
+    "Replacement",
     "ResidualCell",
+    "ReverseSDE",
     "SegmentationHead",
+    "Straight",
+    "SubVP",
     "TaylorDerivative",
     "TransformerCell",
     "TransformerInjection",
@@ -77,6 +105,7 @@ __all__ = [
     "VariationalDropout3d",
     "as_equilibrium",
     "fixed_point_correction",
+    "flow_matching_loss",
     "jacobian_penalty",
     "stack",
 ]

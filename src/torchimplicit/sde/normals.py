@@ -21,7 +21,7 @@ _ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 _ALL = (1 << 64) - 1
 
 # What a normal is for. Of one sample, number and channel, those for different purposes are independent.
-PATH, AREA, ATTEMPT, NODE, LEVY, INSIDE = range(6)
+PATH, AREA, ATTEMPT, NODE, LEVY, INSIDE, DRAW = range(7)
 LEVEL = 2**16  # and the levels of refinement around it
 
 

@@ -33,7 +33,7 @@ class CNF(PathLayer):
     The exact trace costs a vector-Jacobian product for every dimension, and is what to measure with. Hutchinson's
     estimate $\epsilon^\top (\partial f / \partial z)\, \epsilon$ costs one; with one probe for a whole solve it is an
     unbiased estimate of the log-density, for training; under `torch.vmap` that needs `randomness=`. Not for data on a
-    lower-dimensional set, whose density does not exist: add noise.
+    lower-dimensional set, whose density does not exist: add noise. `flow_matching_loss` trains it without a solve.
 
     Source: R. T. Q. Chen et al., arXiv 1806.07366, theorem 1; the estimate W. Grathwohl et al. (FFJORD), arXiv
     1810.01367.
@@ -145,13 +145,15 @@ class CNF(PathLayer):
             count: how many.
             context: see `log_prob`; `(count, ...)`.
         """
-        like = next((p for p in self.parameters() if p.is_floating_point()), self.ts)
+        return self.transport(self.base_sample(count), self.ts, context)[-1]
+
+    def base_sample(self, count: int) -> Tensor:
+        """Samples of the base, where the flow starts, `(count, *shape)`."""
         if self.base is None:
-            z = torch.randn(count, *self.shape, dtype=like.dtype, device=like.device)
-        else:
-            draw = self.base.rsample if getattr(self.base, "has_rsample", False) else self.base.sample
-            z = draw((count,))
-        return self.transport(z, self.ts, context)[-1]
+            like = next((p for p in self.parameters() if p.is_floating_point()), self.ts)
+            return torch.randn(count, *self.shape, dtype=like.dtype, device=like.device)
+        draw = self.base.rsample if getattr(self.base, "has_rsample", False) else self.base.sample
+        return draw((count,))
 
     def transport(self, z: Tensor, ts: Tensor, context: Any = None) -> Tensor:
         """Moves points along the flow: `(T, B, *shape)`, at the times `ts`, the first one theirs, either way.
