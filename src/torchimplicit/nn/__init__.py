@@ -12,6 +12,7 @@ from torchimplicit.nn.equilibrium.monotone_convolution import MonotoneConv
 from torchimplicit.nn.equilibrium.monotone_tiers import MonotoneTiers
 from torchimplicit.nn.equilibrium.multiscale import MDEQ, ConvolutionalStem, MultiscaleCell
 from torchimplicit.nn.equilibrium.multiscale_heads import ClassificationHead, SegmentationHead
+from torchimplicit.nn.latent.series import Series
 from torchimplicit.nn.parts.contractive import (
     ContractiveConv1d,
     ContractiveConv2d,
@@ -66,6 +67,7 @@ __all__ = [
     "ReactionDiffusion",
     "ResidualCell",
     "SegmentationHead",
+    "Series",
     "TaylorDerivative",
     "TransformerCell",
     "TransformerInjection",
