@@ -12,7 +12,19 @@ from torchimplicit.nn.equilibrium.monotone_convolution import MonotoneConv
 from torchimplicit.nn.equilibrium.monotone_tiers import MonotoneTiers
 from torchimplicit.nn.equilibrium.multiscale import MDEQ, ConvolutionalStem, MultiscaleCell
 from torchimplicit.nn.equilibrium.multiscale_heads import ClassificationHead, SegmentationHead
+from torchimplicit.nn.latent.encoder import Context, Encoder
+from torchimplicit.nn.latent.gru_encoder import GRUEncoder
+from torchimplicit.nn.latent.latent_ode import LatentODE
+from torchimplicit.nn.latent.latent_path import NormalPrior
+from torchimplicit.nn.latent.likelihood import (
+    BernoulliLikelihood,
+    GaussianLikelihood,
+    Likelihood,
+    PoissonLikelihood,
+)
+from torchimplicit.nn.latent.ode_rnn import ODERNN, ODERNNEncoder
 from torchimplicit.nn.latent.series import Series
+from torchimplicit.nn.latent.time_attention import TimeAttention
 from torchimplicit.nn.parts.contractive import (
     ContractiveConv1d,
     ContractiveConv2d,
@@ -41,20 +53,28 @@ __all__ = [
     "DEQ",
     "MDEQ",
     "MPC",
+    "ODERNN",
     "QP",
     "AugmentedNeuralODE",
+    "BernoulliLikelihood",
     "Burgers",
     "ClassificationHead",
+    "Context",
     "ContractiveConv1d",
     "ContractiveConv2d",
     "ContractiveConv3d",
     "ContractiveLinear",
     "Convex",
     "ConvolutionalStem",
+    "Encoder",
+    "GRUEncoder",
+    "GaussianLikelihood",
     "HamiltonianNet",
     "JacobianFrobenius",
     "KineticEnergy",
     "LagrangianNet",
+    "LatentODE",
+    "Likelihood",
     "MaxSAT",
     "MonotoneConv",
     "MonotoneDEQ",
@@ -63,12 +83,16 @@ __all__ = [
     "MultiscaleCell",
     "NeuralODE",
     "NeuralSDE",
+    "NormalPrior",
+    "ODERNNEncoder",
     "PathPenalty",
+    "PoissonLikelihood",
     "ReactionDiffusion",
     "ResidualCell",
     "SegmentationHead",
     "Series",
     "TaylorDerivative",
+    "TimeAttention",
     "TransformerCell",
     "TransformerInjection",
     "TrellisCell",

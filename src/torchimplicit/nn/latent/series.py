@@ -71,8 +71,8 @@ class Series:
         times, values, mask = zip(*rows, strict=True)
         pad = torch.nn.utils.rnn.pad_sequence
         return cls(
-            pad(times, batch_first=True, padding_value=torch.nan), pad(values, batch_first=True),
-            pad(mask, batch_first=True, padding_value=False),
+            pad(list(times), batch_first=True, padding_value=torch.nan), pad(list(values), batch_first=True),
+            pad(list(mask), batch_first=True, padding_value=False),
         )  # fmt: skip
 
     def __len__(self) -> int:
