@@ -20,6 +20,8 @@ from torchimplicit.nn.parts.coupling import warn_of_batch_norm
 from torchimplicit.nn.parts.dropout import warn_of_dropout
 from torchimplicit.nn.paths.layer import check_field, without_time
 from torchimplicit.ode import Checkpointed, PathAdjoint, PathReport, PathSolver, Tsit5, odeint
+from torchimplicit.ode.compiled.engine import check_compile
+from torchimplicit.path.compiled.engine import Compile
 from torchimplicit.path.options import Options
 
 
@@ -48,6 +50,7 @@ class LatentODE(LatentPath):
         solver: see `NeuralODE`. The tolerance is loose, as in the paper: far below what decoders resolve.
         adjoint: see `NeuralODE`.
         autonomous: whether the field does without the time, `field(z)`.
+        compile: see `NeuralODE`.
         on_failure: "warn" (default), "raise" or "ignore" paths that do not reach the last time.
 
     Attributes:
@@ -79,6 +82,7 @@ class LatentODE(LatentPath):
         solver: PathSolver = Tsit5(rtol=1e-3, atol=1e-4),
         adjoint: PathAdjoint = Checkpointed(),
         autonomous: bool = False,
+        compile: Compile = False,
         on_failure: OnFailure = "warn",
     ):
         """Keeps parts and options; solves nothing."""
@@ -86,11 +90,13 @@ class LatentODE(LatentPath):
         start = NormalPrior(encoder.latent) if start is None and isinstance(encoder, Encoder) else start
         super().__init__(encoder, decoder, likelihood, start)
         Options(name="LatentODE", solver=solver, adjoint=adjoint, on_failure=on_failure)  # refuses now
+        check_compile(compile, solver, plain=True)
         check_field("LatentODE", field, autonomous)
         warn_of_dropout("LatentODE", "field", field)
         warn_of_batch_norm("LatentODE", "field", field, "paths")
         self.field, self.autonomous = field, autonomous
         self.solver, self.adjoint = solver, adjoint
+        self.compiled: Compile = compile
         self.on_failure: OnFailure = on_failure
 
     def forward(self, series: Series, ts: Tensor, samples: int = 1, *, seed: Seed = None) -> Tensor:
@@ -138,7 +144,9 @@ class LatentODE(LatentPath):
         q = self.encoder(series)
         z = self.draw_starts(q, seeds_of_draws("LatentODE", seed, len(series), samples, q.mean.device), samples)
         field = partial(without_time, self.field) if self.autonomous else self.field
-        options: dict[str, Any] = {"solver": self.solver, "adjoint": self.adjoint, "batched_args": ()}
+        options: dict[str, Any] = {
+            "solver": self.solver, "adjoint": self.adjoint, "batched_args": (), "compile": self.compiled,
+        }  # fmt: skip
         solution = self.solve(odeint, field, z, outputs.grid, **options)
         return outputs.pick(solution.value).unflatten(0, (samples, -1)), q
 
