@@ -16,6 +16,7 @@ from torchimplicit.nn.latent.encoder import Context, Encoder
 from torchimplicit.nn.latent.gru_encoder import GRUEncoder
 from torchimplicit.nn.latent.latent_ode import LatentODE
 from torchimplicit.nn.latent.latent_path import NormalPrior
+from torchimplicit.nn.latent.latent_sde import LatentSDE, Spread
 from torchimplicit.nn.latent.likelihood import (
     BernoulliLikelihood,
     GaussianLikelihood,
@@ -74,6 +75,7 @@ __all__ = [
     "KineticEnergy",
     "LagrangianNet",
     "LatentODE",
+    "LatentSDE",
     "Likelihood",
     "MaxSAT",
     "MonotoneConv",
@@ -91,6 +93,7 @@ __all__ = [
     "ResidualCell",
     "SegmentationHead",
     "Series",
+    "Spread",
     "TaylorDerivative",
     "TimeAttention",
     "TransformerCell",

@@ -23,6 +23,12 @@ class Outputs(NamedTuple):
     grid: Tensor
     place: Tensor
 
+    @property
+    def shared(self) -> Tensor:
+        """The grid; as one list of times, `(K,)`, where all paths share it: their steps are then made together."""
+        same = bool((self.grid == self.grid[:, :1]).all())
+        return self.grid[:, 0] if same else self.grid
+
     def repeated(self, samples: int) -> Outputs:
         """The same for so many paths of each series, the first ones of all series first."""
         return Outputs(self.grid.repeat(1, samples), self.place.repeat(1, samples))
@@ -75,6 +81,8 @@ def outputs_of(owner: str, start: Tensor, ts: Tensor, which: str = "first") -> O
             f"before its {which} one, {float(start[row, 0]):g}, where its path starts; try later ones"
         )
     there = ts[:, :1] == start
+    if bool(there.all()):
+        return Outputs(ts.mT, torch.arange(ts.shape[1], device=ts.device).unsqueeze(1).expand(-1, count))
     grid = torch.where(there, torch.cat((ts, ts.new_full(start.shape, torch.nan)), 1), torch.cat((start, ts), 1))
     place = torch.arange(ts.shape[1], device=ts.device) + ~there
     return Outputs(grid.mT, place.mT)
