@@ -23,6 +23,7 @@ from torchimplicit.nn.latent.likelihood import (
     Likelihood,
     PoissonLikelihood,
 )
+from torchimplicit.nn.latent.neural_cde import NeuralCDE
 from torchimplicit.nn.latent.ode_rnn import ODERNN, ODERNNEncoder
 from torchimplicit.nn.latent.series import Series
 from torchimplicit.nn.latent.time_attention import TimeAttention
@@ -83,6 +84,7 @@ __all__ = [
     "MonotoneLinear",
     "MonotoneTiers",
     "MultiscaleCell",
+    "NeuralCDE",
     "NeuralODE",
     "NeuralSDE",
     "NormalPrior",

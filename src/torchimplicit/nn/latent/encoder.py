@@ -79,13 +79,23 @@ def check_series(owner: str, series: Series, channels: int) -> None:
         TypeError: no `Series`.
         ValueError: another number of channels, or a series without observations.
     """
-    if not isinstance(series, Series):
-        raise TypeError(f"{owner}: got {words(series)}, expected a Series; try nn.Series.of([(times, values), ...])")
+    check_observed(owner, series)
     if series.channels != channels:
         raise ValueError(
             f"{owner}: got series of {series.channels} channels, expected {channels}; try "
             f"{owner}(channels={series.channels})"
         )
+
+
+def check_observed(owner: str, series: Series) -> None:
+    """Refuses series of which nothing was observed.
+
+    Raises:
+        TypeError: no `Series`.
+        ValueError: there are such.
+    """
+    if not isinstance(series, Series):
+        raise TypeError(f"{owner}: got {words(series)}, expected a Series; try nn.Series.of([(times, values), ...])")
     seen = series.mask.flatten(1).any(1)
     if not bool(seen.all()):
         refuse(int((~seen).nonzero()[0]), "no observations", "at least one to read", "to leave it out")
