@@ -73,8 +73,9 @@ class Exact(nn.Module):
     """The noise's size times the gradient of the log-density of what lies ahead."""
 
     def forward(self, t, z, context):
-        time, mean, variance = context.split(1, 1)
-        a, q = transition(time - t)
+        time, mean, variance, gap = context.split(1, 1)
+        assert torch.allclose(time - t, gap)
+        a, q = transition(gap)
         return SIZE * a * (mean - a * z) / (q + variance)
 
 
@@ -195,7 +196,7 @@ def test_the_spread_tells_noise_from_starts():
 class Control(nn.Module):
     def __init__(self, latent, width, channels=None):
         super().__init__()
-        self.net = nn.Linear(latent + width, channels or latent)
+        self.net = nn.Linear(latent + width + 1, channels or latent)
 
     def forward(self, z, context):
         return self.net(torch.cat((z, context), 1))

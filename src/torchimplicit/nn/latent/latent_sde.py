@@ -71,8 +71,9 @@ class LatentSDE(LatentPath):
             known at a time must be what lies ahead.
         drift: `drift(t, z) -> f`, of states `(N, latent)`; see `NeuralSDE`.
         diffusion: `diffusion(t, z) -> g`, of the shape that `noise` says.
-        control: `control(t, z, context) -> u`, of contexts `(N, encoder.width)`: `(N, latent)`, or one number for each
-            Brownian motion where they are `m`, `(N, m)`.
+        control: `control(t, z, context) -> u`, `(N, latent)`, or one number for each Brownian motion where they are
+            `m`, `(N, m)`. Contexts are `(N, encoder.width + 1)`: what was read of the next time and those behind it,
+            and how far ahead that time is.
         decoder: a module from states `(..., latent)` to what the likelihood takes, `(..., C)`.
         likelihood: of the observations.
         start: the distribution of the start before anything is observed; None learns a normal one.
@@ -95,7 +96,7 @@ class LatentSDE(LatentPath):
         >>> class Control(torch.nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
-        ...         self.net = torch.nn.Linear(2 + 16, 2)
+        ...         self.net = torch.nn.Linear(2 + 17, 2)
         ...
         ...     def forward(self, z, context):
         ...         return self.net(torch.cat((z, context), 1))

@@ -34,10 +34,11 @@ class Ahead(NamedTuple):
         return cls(times, context.values, observed.amax(1).to(dtype))
 
     def at(self, t: Tensor) -> Tensor:
-        """The context `(N, width)` of the first time behind `t`, `(N, 1)`; the last one behind all."""
+        """The context of the first time behind `t`, `(N, 1)`, and how far ahead that is: `(N, width + 1)`."""
         count = self.times.isfinite().sum(1, keepdim=True)
         place = torch.minimum(torch.searchsorted(self.times, t.contiguous(), right=True), count - 1)
-        return self.values.gather(1, place.unsqueeze(2).expand(-1, -1, self.values.shape[2])).squeeze(1)
+        values = self.values.gather(1, place.unsqueeze(2).expand(-1, -1, self.values.shape[2])).squeeze(1)
+        return torch.cat((values, self.times.gather(1, place) - t), 1)
 
 
 def plain(function: Callable, autonomous: bool, t: Tensor, z: Tensor, *ahead: Tensor) -> Tensor:
