@@ -89,10 +89,10 @@ def test_bounds_are_below_the_evidence_and_more_draws_are_closer():
     series = stays([7, 1, 3], channels=1)
     evidence = torch.stack([encoder.evidence(series, row) for row in range(3)])
     elbo = own.elbo(series, samples=4000, seed=5).detach()
-    few = torch.stack([own.elbo(series, samples=8, bound="iwae", seed=n) for n in range(100)]).mean(0).detach()
+    few = torch.stack([own.elbo(series, samples=8, bound="iwae", seed=n) for n in range(50)]).mean(0).detach()
     assert bool((elbo < evidence + 0.02).all() and (few < evidence + 0.02).all())
     assert float(elbo[0]) < float(few[0]) - 0.02
-    assert torch.allclose(own.elbo(series, samples=16_000, bound="iwae", seed=5), evidence, atol=0.05)
+    assert torch.allclose(own.elbo(series, samples=8000, bound="iwae", seed=5), evidence, atol=0.05)
 
 
 def test_the_divergence_and_its_weight():
@@ -228,6 +228,18 @@ def test_single_precision_and_defaults():
     series = stays([3, 2]).to(torch.float32)
     assert own.elbo(series).dtype == torch.float32
     assert own.likelihood.std == pytest.approx(0.01)
+
+
+def test_times_may_be_finer_than_values():
+    own = model().float()
+    own.solver = ti.Tsit5(rtol=1e-4, atol=1e-5)
+    series = Series.of(
+        [(times + 1e9, values.float(), mask) for times, values, mask in rows([4, 2])]
+    )  # seconds since 1970
+    value = own.elbo(series, seed=1)
+    assert value.dtype == torch.float32
+    near = Series(series.times - 1e9, series.values, series.mask).to(torch.float32)
+    assert torch.allclose(value, own.elbo(near, seed=1), rtol=1e-3)
 
 
 def test_learned_priors():

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Distribution, Normal, Poisson
+from torch.distributions import Bernoulli, Distribution, Normal, Poisson, constraints
 
 from torchimplicit.core.options import is_number
 from torchimplicit.nn.latent.series import Series
@@ -38,12 +38,7 @@ class Likelihood(nn.Module):
                 "expected (..., B, T, C) with the same B, T and C; try a decoder with an output for every channel"
             )
         distribution = self.distribution(output)
-        support: Any = distribution.support
-        possible = support.check(target.values)  # of all real numbers: a Series is finite
-        if not bool((possible | ~target.mask).all()):
-            row, at, channel = (target.mask & ~possible).nonzero()[0].tolist()
-            value, kind = float(target.values[row, at, channel]), type(distribution).__name__
-            refuse(row, f"{value:g} in channel {channel}", f"what a {kind} can be", "another likelihood")
+        _check_possible(distribution, target)
         return torch.where(target.mask, distribution.log_prob(target.values), 0.0)
 
     def forward(self, output: Tensor, target: Series) -> Tensor:
@@ -112,3 +107,15 @@ class PoissonLikelihood(Likelihood):
     def distribution(self, output: Tensor) -> Distribution:
         """See `Likelihood.distribution`."""
         return Poisson(output.exp(), validate_args=False)
+
+
+def _check_possible(distribution: Distribution, target: Series) -> None:
+    """Refuses observations that cannot be, by their series' number."""
+    support: Any = distribution.support
+    if support is constraints.real:  # a Series is finite
+        return
+    impossible = target.mask & ~support.check(target.values)
+    if bool(impossible.any()):
+        row, at, channel = impossible.nonzero()[0].tolist()
+        value, kind = float(target.values[row, at, channel]), type(distribution).__name__
+        refuse(row, f"{value:g} in channel {channel}", f"what a {kind} can be", "another likelihood")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchimplicit.nn.latent.encoder import Context
 from torchimplicit.nn.latent.series import Series
+from torchimplicit.nn.latent.series_checks import refuse
 
 
 class Ahead(NamedTuple):
@@ -27,9 +28,17 @@ class Ahead(NamedTuple):
 
     @classmethod
     def of(cls, context: Context, series: Series) -> Ahead:
-        """What was read of series; in the dtype of the values, as the solver's times will be."""
+        """What was read of series; in the dtype of the values, as the solver's times will be.
+
+        Raises:
+            ValueError: this dtype cannot tell the times apart.
+        """
         dtype = context.values.dtype
         times = context.times.to(dtype).masked_fill(context.times.isnan(), torch.inf).contiguous()
+        same = (times.diff(dim=1) == 0).any(1)  # infinities differ by NaN
+        if bool(same.any()):
+            got = f"times that are the same in {dtype}"
+            refuse(int(same.nonzero()[0]), got, "times that it tells apart", "times - times[0], or values in float64")
         observed = series.times.masked_fill(~series.mask.any(2), -torch.inf)
         return cls(times, context.values, observed.amax(1).to(dtype))
 
