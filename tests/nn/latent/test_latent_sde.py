@@ -316,12 +316,11 @@ def test_copies_and_pickles():
 def test_bad_calls_and_parts():
     own, series = model(), stays([3, 2])
     coarse = Series(series.times + 1e9, series.values.float(), series.mask)
-    with pytest.raises(
-        ValueError, match=r"series 0 has times that are the same in torch.float32.*try times - times"
-    ):
+    with pytest.raises(ValueError, match=r"series 0 has times that are the same in torch.float32.*try times - times"):
         model().float().elbo(coarse)
-    with pytest.raises(ValueError, match="try kl='pathwise'"):
-        own.elbo(series, bound="iwae")
+    for other in (own, model(kl="pathwise", solver=sde.Milstein(dt=0.2))):
+        with pytest.raises(ValueError, match="try kl='pathwise' and EulerMaruyama"):
+            other.elbo(series, bound="iwae")
     with pytest.raises(ValueError, match=r"LatentSDE.spread\(samples=1\): expected an integer >= 2"):
         own.spread(series, samples=1)
     with pytest.raises(ValueError, match="expected no time before its first one"):

@@ -81,7 +81,8 @@ class LatentSDE(LatentPath):
         adjoint: how to differentiate.
         noise: what drives, see `sdeint`.
         calculus: "ito" or "stratonovich", see `sdeint`.
-        kl: how the divergence along the path is estimated, see `sdeint`; "pathwise" for `bound="iwae"`.
+        kl: how the divergence along the path is estimated, see `sdeint`; "pathwise" for `bound="iwae"`, and for what
+            is to be measured: at a good control it varies less.
         autonomous: whether all three functions do without the time: `drift(z)`, `control(z, context)`.
         on_failure: "warn" (default), "raise" or "ignore" paths that do not reach the last time.
 
@@ -185,12 +186,16 @@ class LatentSDE(LatentPath):
             target: what is to be explained; None for the same. What lies behind the series a forecast explains.
             samples: how many paths.
             kl_weight: of the divergence; smaller at the beginning of a training, and a bound only from 1 on.
-            bound: "elbo"; or "iwae", the tighter bound by the mean of several paths' weights, for `kl="pathwise"`.
+            bound: "elbo"; or "iwae", the tighter bound by the mean of several paths' weights, for `kl="pathwise"` and
+                `EulerMaruyama`, whose steps have exactly that density.
             seed: see `forward`.
         """
         check_bound("LatentSDE.elbo", samples, bound)
-        if bound == "iwae" and self.divergence != "pathwise":
-            raise ValueError("LatentSDE.elbo(bound='iwae'): got kl='quadratic', which is no density; try kl='pathwise'")
+        if bound == "iwae" and not (self.divergence == "pathwise" and isinstance(self.solver, EulerMaruyama)):
+            raise ValueError(
+                f"LatentSDE.elbo(bound='iwae'): got kl={self.divergence!r} and {type(self.solver).__name__}, expected "
+                "the density of the steps that were taken; try kl='pathwise' and EulerMaruyama"
+            )
         target = series if target is None else target
         self.check_target(series, target)
         q, outputs, ahead = self._read(series, target.times, samples)
