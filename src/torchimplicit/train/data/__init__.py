@@ -10,6 +10,8 @@ from torchimplicit.train.data.digits import Digits
 from torchimplicit.train.data.images import ImageData, Images
 from torchimplicit.train.data.mnist import MNIST
 from torchimplicit.train.data.nuclei import Masked, Nuclei
+from torchimplicit.train.data.physionet2012 import PhysioNet2012
+from torchimplicit.train.data.series import SeriesBatch, SeriesData, SeriesRows
 from torchimplicit.train.data.sudoku import Sudoku
 from torchimplicit.train.data.tables import Pendulum, Powers, Spiral
 from torchimplicit.train.data.text import Text
@@ -31,8 +33,12 @@ __all__ = [
     "Masked",
     "Nuclei",
     "Pendulum",
+    "PhysioNet2012",
     "Powers",
     "RecipeData",
+    "SeriesBatch",
+    "SeriesData",
+    "SeriesRows",
     "ShownSudoku",
     "Spiral",
     "Splits",
