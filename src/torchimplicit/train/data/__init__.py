@@ -8,6 +8,8 @@ from torchimplicit.train.data.densities import Density
 from torchimplicit.train.data.dequantised import DequantisedDigits
 from torchimplicit.train.data.digits import Digits
 from torchimplicit.train.data.images import ImageData, Images
+from torchimplicit.train.data.long_table import LongTable, read_long
+from torchimplicit.train.data.lynx_hare import LynxHare
 from torchimplicit.train.data.mnist import MNIST
 from torchimplicit.train.data.nuclei import Masked, Nuclei
 from torchimplicit.train.data.physionet2012 import PhysioNet2012
@@ -30,6 +32,8 @@ __all__ = [
     "Digits",
     "ImageData",
     "Images",
+    "LongTable",
+    "LynxHare",
     "Masked",
     "Nuclei",
     "Pendulum",
@@ -44,4 +48,5 @@ __all__ = [
     "Splits",
     "Sudoku",
     "Text",
+    "read_long",
 ]

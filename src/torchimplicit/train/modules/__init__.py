@@ -14,6 +14,7 @@ from torchimplicit.train.modules.prognosis import Prognosis
 from torchimplicit.train.modules.puzzle import Puzzle
 from torchimplicit.train.modules.regressor import Mechanics, Regressor
 from torchimplicit.train.modules.segmenter import Segmenter
+from torchimplicit.train.modules.stochastic_forecaster import StochasticForecaster
 
 __all__ = [
     "Classifier",
@@ -33,4 +34,5 @@ __all__ = [
     "Segmenter",
     "SeriesModule",
     "SolveMeter",
+    "StochasticForecaster",
 ]

@@ -74,8 +74,13 @@ class SeriesModule(EquilibriumModule):
 
     def pictures(self, batch: SeriesBatch) -> dict[str, Figure]:
         """Observations, and what the network makes of them."""
+        return draw_series(self.network, batch, self.names)
+
+    @property
+    def names(self) -> list[str]:
+        """Those of the variables, where the data has some; numbers otherwise."""
         data: Any = getattr(self._trainer, "datamodule", None)
-        return draw_series(self.network, batch, getattr(data, "variables", None))
+        return list(getattr(data, "variables", ())) or [f"variable {i}" for i in range(self.network.channels)]
 
 
 class Forecaster(SeriesModule):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def draw_series(
-    network: Any, batch: SeriesBatch, variables: Sequence[str] | None = None, rows: int = 3, columns: int = 4
+    network: Any, batch: SeriesBatch, variables: Sequence[str], rows: int = 3, columns: int = 4
 ) -> dict[str, Figure]:
     """A figure of some series, a row each: their most often observed variables, and latent paths where there are some.
 
@@ -44,7 +44,7 @@ def draw_series(
             _draw(ax, ts[row].cpu(), drawn[:, row, :, channel].cpu())
             for series, colour in ((target, "C3"), (seen, "k")):
                 ax.plot(*_observed(series, row, channel), ".", color=colour, markersize=4)
-            ax.set_title(variables[channel] if variables else f"variable {channel}", fontsize="small")
+            ax.set_title(variables[channel], fontsize="small")
         if latent is not None:
             for path in latent[:, row]:
                 grid[row, -1].plot(ts[row].cpu(), path, linewidth=0.6)

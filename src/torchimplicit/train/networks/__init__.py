@@ -17,6 +17,7 @@ from torchimplicit.train.networks.sequences.language import DEQTransformer, DEQT
 from torchimplicit.train.networks.series.base import BalancedLikelihood, SeriesNetwork, Units
 from torchimplicit.train.networks.series.gru_d import GRUD
 from torchimplicit.train.networks.series.latent import LatentODENetwork, ODERNNNetwork
+from torchimplicit.train.networks.series.stochastic import LatentSDENetwork
 from torchimplicit.train.networks.series.summary import SummaryEncoder
 from torchimplicit.train.networks.vectors.dense import DenseODE
 from torchimplicit.train.networks.vectors.flow import DenseFlow, WhitenedFlow
@@ -41,6 +42,7 @@ __all__ = [
     "DigitsNetwork",
     "HamiltonianField",
     "LatentODENetwork",
+    "LatentSDENetwork",
     "MDEQClassifier",
     "MDEQSegmenter",
     "MNISTNetwork",
