@@ -97,8 +97,8 @@ def read_long(path: Path, variables: Sequence[str] | None = None, columns: Seque
         columns: see `LongTable`.
 
     Raises:
-        DataError: the file is absent or no such table; a line with an unknown variable, with a time or a value that is no
-            finite number, or with the same id, time and variable as another one, is named by its number.
+        DataError: the file is absent or no such table; a line with an unknown variable, with a time or a value that is
+            no finite number, or with the same id, time and variable as another one, is named by its number.
     """
     if len(columns) != len(COLUMNS):
         raise DataError(f"LongTable(columns={list(columns)}): expected four names, for {', '.join(COLUMNS)}")
@@ -120,11 +120,7 @@ def read_long(path: Path, variables: Sequence[str] | None = None, columns: Seque
             row[key] = _number(value, f"{place}value")
         if not found:
             raise ValueError("no lines, expected one for every observation")
-    names = (
-        tuple(variables)
-        if variables is not None
-        else tuple(sorted({name for row in found.values() for _, name in row}))
-    )
+    names = tuple(variables or sorted({name for row in found.values() for _, name in row}))
     return Table(tuple(found), names, Series.of([_series(row, names) for row in found.values()]))
 
 

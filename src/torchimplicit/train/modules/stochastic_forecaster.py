@@ -20,8 +20,8 @@ WIDTH = 0.9
 class StochasticForecaster(Forecaster):
     """Trains a latent stochastic differential equation; see `Forecaster`.
 
-    The test also logs, as means over series and variables, `test/posterior_variance` of what is expected at the times that
-    are seen, `test/diffusion_variance`, the part of it by the noise along the paths (near zero the diffusion has
+    The test also logs, as means over series and variables, `test/posterior_variance` of what is expected at the times
+    that are seen, `test/diffusion_variance`, the part of it by the noise along the paths (near zero the diffusion has
     collapsed), `test/data_variance` beside them, and `test/coverage`: how many of the observations to be predicted lie
     between the quantiles of 5 and 95 % of the forecast, observation errors included.
     """
