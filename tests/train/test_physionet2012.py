@@ -6,10 +6,9 @@ import pytest
 import torch
 from sklearn.model_selection import train_test_split
 
+from tests.train.stays import record, some_stays, write_stays
 from torchimplicit.train.data import DataError, PhysioNet2012
 from torchimplicit.train.data.physionet2012 import VARIABLES, read_stays, scaled
-
-from .stays import record, some_stays, write_stays
 
 AGE, HEIGHT, HR, TEMP = (VARIABLES.index(name) for name in ("Age", "Height", "HR", "Temp"))
 

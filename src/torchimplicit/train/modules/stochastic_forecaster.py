@@ -36,7 +36,7 @@ class StochasticForecaster(Forecaster):
             values = target.values.to(self.device)
             inside += float(((low <= values) & (values <= high) & target.mask.to(self.device)).sum())
             count += int(target.mask.sum())
-            spread = self.network.model.spread(self.network.units.standard(seen.to(self.device)), seed=0)
+            spread = self.network.variances(seen.to(self.device))
             figures.append(torch.stack([each.nanmean() for each in spread]))
         names = ("posterior_variance", "diffusion_variance", "data_variance")
         self.log_dict({f"test/{name}": value for name, value in zip(names, torch.stack(figures).mean(0), strict=True)})

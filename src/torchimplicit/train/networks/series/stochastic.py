@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from torchimplicit.core.status import OnFailure
-from torchimplicit.nn import GaussianLikelihood, GRUEncoder, LatentSDE, Series
+from torchimplicit.nn import GaussianLikelihood, GRUEncoder, LatentSDE, Series, Spread
 from torchimplicit.ode import PathAdjoint
 from torchimplicit.sde import Checkpointed, EulerMaruyama, SDESolver
 from torchimplicit.train.networks.series.base import Costs, SeriesNetwork, layers
@@ -112,6 +112,11 @@ class LatentSDENetwork(SeriesNetwork):
     def paths(self, seen: Series, ts: Tensor, samples: int) -> Tensor:
         """Latent paths of the posterior, `(samples, B, T, latent)`."""
         return self.model.paths(self.units.standard(seen), ts, samples, seed=0)
+
+    def variances(self, seen: Series) -> Spread:
+        """How wide the posterior is beside the data, `(B, C)` each, in the data's units; see `nn.LatentSDE.spread`."""
+        spread = self.model.spread(self.units.standard(seen), seed=0)
+        return spread._replace(data=spread.data * self.units.std.square())  # the others are read from the decoder
 
     def cost(self, seen: Series, target: Series, kl_weight: float = 1.0) -> Costs:
         """Minus the bound of the evidence."""
