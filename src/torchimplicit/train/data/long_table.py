@@ -84,8 +84,7 @@ class LongTable(SeriesData):
         rest = rest[permutation(len(rest), self.seed)]
         val, train = rest[:held], rest[held:]
         series = _standardised(table.series, table.series[train])
-        parts: Splits = Splits(train, val, test)  # type: ignore[arg-type]
-        return self.divided(series, torch.full((count,), torch.nan), parts, table.ids)
+        return self.divided(series, torch.full((count,), torch.nan), (train, val, test), table.ids)
 
 
 def read_long(path: Path, variables: Sequence[str] | None = None, columns: Sequence[str] = COLUMNS) -> Table:

@@ -103,7 +103,7 @@ class PhysioNet2012(SeriesData):
         rest, test = (torch.tensor(each) for each in train_test_split(range(count), train_size=0.8, random_state=42))
         rest = rest[permutation(len(rest), self.seed)]
         val, train = rest[: self.validation], rest[self.validation :]
-        return self.divided(series, died, Splits(train, val, test), list(stays.records))  # type: ignore[arg-type]
+        return self.divided(series, died, (train, val, test), stays.records)
 
     def _place(self) -> Path:
         folder = self.folder()

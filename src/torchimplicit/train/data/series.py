@@ -95,13 +95,13 @@ class SeriesData(RecipeData):
         most = 1 if task == "interpolation" else 0.999
         require(self, "seen", 0 < seen <= most, "a part of the times: more than 0, and for extrapolation less than 1")
 
-    def divided(self, series: Series, label: Tensor, parts: Splits, names: Sequence[str]) -> Splits:
+    def divided(self, series: Series, label: Tensor, parts: Sequence[Tensor], names: Sequence[str]) -> Splits:
         """The splits.
 
         Args:
             series: all series.
             label: of each, `(N,)`.
-            parts: numbers of the series of each split.
+            parts: numbers of the series of train, validation and test.
             names: of all series, for messages.
 
         Raises:
@@ -119,7 +119,7 @@ class SeriesData(RecipeData):
         return Splits(
             *(
                 SeriesRows(series[rows], label[rows], cut, self.seen, fresh=split == "train")
-                for split, rows in zip(Splits._fields, parts, strict=True)  # type: ignore[arg-type]
+                for split, rows in zip(Splits._fields, parts, strict=True)
             )
         )
 

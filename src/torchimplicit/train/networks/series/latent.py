@@ -84,7 +84,7 @@ class LatentODENetwork(SeriesNetwork):
     def cost(self, seen: Series, target: Series, kl_weight: float = 1.0) -> Costs:
         """Minus the bound of the evidence; the label is read from the starts of the paths."""
         bound: Any = self.bound
-        drawn = {"samples": self.samples} if self.training else {"samples": self.draws, "seed": 0}
+        drawn: dict[str, Any] = {"samples": self.samples} if self.training else {"samples": self.draws, "seed": 0}
         evidence = self.model.elbo(self.units.standard(seen), target, kl_weight=kl_weight, bound=bound, **drawn)
         assert self.model.starts is not None
         return Costs(-evidence, self.label(self.model.starts).squeeze(-1).mean(0))

@@ -120,5 +120,5 @@ class LatentSDENetwork(SeriesNetwork):
 
     def cost(self, seen: Series, target: Series, kl_weight: float = 1.0) -> Costs:
         """Minus the bound of the evidence."""
-        drawn = {"samples": self.samples} if self.training else {"samples": self.draws, "seed": 0}
+        drawn: dict[str, Any] = {"samples": self.samples} if self.training else {"samples": self.draws, "seed": 0}
         return Costs(-self.model.elbo(self.units.standard(seen), target, kl_weight=kl_weight, **drawn), None)
