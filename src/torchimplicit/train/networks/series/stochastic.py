@@ -19,7 +19,7 @@ class Control(nn.Module):
 
     Args:
         latent: dimension of the state.
-        context: that of the context.
+        context: that of the context, and the time until it.
         hidden: units of a layer.
     """
 
@@ -97,7 +97,7 @@ class LatentSDENetwork(SeriesNetwork):
         self.samples, self.draws = samples, draws
         self.likelihood = GaussianLikelihood(torch.full((channels,), std), learned=True)
         drift, decoder = layers(latent, hidden, latent), nn.Sequential(layers(latent, hidden, channels), self.units)
-        parts = drift, Diffusion(latent, low=low, high=high), Control(latent, width, hidden), decoder
+        parts = drift, Diffusion(latent, low=low, high=high), Control(latent, width + 1, hidden), decoder
         options: dict[str, Any] = {"solver": solver, "adjoint": adjoint, "on_failure": on_failure, "autonomous": True}
         self.model = LatentSDE(GRUEncoder(channels, latent, width), *parts, self.likelihood, **options)
 
