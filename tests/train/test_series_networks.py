@@ -18,7 +18,7 @@ from torchimplicit.train.networks import (
     Units,
 )
 from torchimplicit.train.networks.series.base import with_times
-from torchimplicit.train.networks.series.last_values import last_before, last_values
+from torchimplicit.train.networks.series.last_values import Carry, last_before, last_values
 
 D = torch.float64
 
@@ -256,3 +256,37 @@ def test_the_summary_holds_the_last_value_and_the_mean_of_every_variable():
 def test_impossible_options_are_refused(make, said):
     with pytest.raises(ValueError, match=said):
         make()
+
+
+def test_what_is_carried_is_the_last_value_on_its_way_to_the_mean():
+    carry, mean = Carry(3).double(), torch.tensor([1.0, 2, 3], dtype=D)
+    with torch.no_grad():
+        carry.keep.copy_(torch.tensor([0.5, -1, 30], dtype=D))
+        carry.rate.copy_(torch.tensor([0.3, 1, -40], dtype=D))
+    series = stays([5, 1])
+    ts = torch.rand(2, 4, dtype=D)
+    last, found = last_before(series, ts), carry(series, ts, mean)
+    keep = 1 / (1 + torch.exp(-torch.tensor([0.5, -1, 30], dtype=D)))
+    rate = torch.log(1 + torch.exp(torch.tensor([0.3, 1, -40], dtype=D)))
+    by_formula = keep * torch.exp(-rate * last.since) * (last.value - mean) * last.ever
+    assert last.ever.any()
+    assert not last.ever.all()
+    assert torch.allclose(found, by_formula, rtol=1e-12, atol=0)
+    # the third keeps all, whatever the gap
+    assert torch.allclose((mean + found)[..., 2], last_values(series, ts, mean)[..., 2], rtol=1e-9)
+
+
+def test_a_carrying_latent_ode_tells_departures_from_the_last_values():
+    torch.manual_seed(0)
+    seen, later = stays([4, 3, 1]), stays([5, 2, 3], seed=1)
+    target = Series(later.times + 1, later.values, later.mask)
+    net = LatentODENetwork(3, 4, width=8, hidden=8, draws=2, carry=True).double().eval()
+    net.units.settle(seen)
+    plain = copy.deepcopy(net)
+    plain.carry = None
+    carried = net.carry(seen, target.times, net.units.mean)
+    told = Series(target.times, target.values - carried, target.mask)
+    assert torch.allclose(net.predict(seen, target.times), carried + plain.predict(seen, target.times), rtol=1e-12)
+    assert torch.equal(net.cost(seen, target).series, plain.cost(seen, told).series)
+    net.cost(seen, target).series.mean().backward()
+    assert all(bool(each.grad.isfinite().all()) and bool(each.grad.any()) for each in net.carry.parameters())

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from torchimplicit.nn import Series
 
@@ -41,3 +42,25 @@ def last_values(series: Series, ts: Tensor, otherwise: Tensor) -> Tensor:
     """The last observation of each variable before times, `(B, T, C)`; `otherwise` `(C,)` where there is none."""
     last = last_before(series, ts)
     return last.value.where(last.ever, otherwise)
+
+
+class Carry(nn.Module):
+    r"""What the last observation of a variable says of it later: it falls back to the mean at a rate that is learned.
+
+    $\sigma(k) e^{-r \Delta t} (x - m)$ with $k$ and $r > 0$ of each variable; nothing where there is no observation.
+
+    Args:
+        channels: how many variables there are.
+    """
+
+    def __init__(self, channels: int):
+        """Nearly keeps the last values."""
+        super().__init__()
+        self.keep = nn.Parameter(torch.full((channels,), 2.0))
+        self.rate = nn.Parameter(torch.full((channels,), -1.0))
+
+    def forward(self, series: Series, ts: Tensor, mean: Tensor) -> Tensor:
+        """The departure from the mean to expect at times `(B, T)`, `(B, T, C)`."""
+        last = last_before(series, ts)
+        kept = self.keep.sigmoid() * torch.exp(-softplus(self.rate) * last.since)
+        return torch.where(last.ever, kept * (last.value - mean), 0.0)

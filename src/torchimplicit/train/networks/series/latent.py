@@ -12,6 +12,7 @@ from torchimplicit.core.status import OnFailure
 from torchimplicit.nn import ODERNN, GRUEncoder, LatentODE, ODERNNEncoder, Series, TimeAttention
 from torchimplicit.ode import Checkpointed, PathAdjoint, PathSolver, Tsit5
 from torchimplicit.train.networks.series.base import Costs, SeriesNetwork, layers, with_times
+from torchimplicit.train.networks.series.last_values import Carry
 from torchimplicit.train.networks.series.summary import SummaryEncoder
 
 ENCODERS = ("summary", "gru", "ode-rnn", "attention")
@@ -28,6 +29,9 @@ class LatentODENetwork(SeriesNetwork):
         width: of the encoder.
         hidden: units of a layer of the field, and of the decoder.
         dropout: in the decoder.
+        carry: whether the path tells departures from what the last observations say, see `Carry`, or all. Most of what
+            is measured at a bedside stays nearly what it was, and a path then need not remember it. Not where the
+            target has been seen.
         samples: draws of the start in training.
         draws: whose mean is predicted.
         bound: "elbo" or "iwae"; see `nn.LatentODE.elbo`.
@@ -45,6 +49,7 @@ class LatentODENetwork(SeriesNetwork):
         width: int = 64,
         hidden: int = 50,
         dropout: float = 0.0,
+        carry: bool = False,
         samples: int = 1,
         draws: int = 10,
         bound: str = "elbo",
@@ -68,6 +73,7 @@ class LatentODENetwork(SeriesNetwork):
         path: dict[str, Any] = {"solver": solver, "adjoint": adjoint, "on_failure": on_failure, "autonomous": True}
         self.model = LatentODE(reader, field, decoder, self.likelihood, **path)
         self.label = layers(latent, 100, 1, activation=nn.ReLU, dropout=dropout)
+        self.carry = Carry(channels) if carry else None
 
     def predict(self, seen: Series, ts: Tensor) -> Tensor:
         """See `SeriesNetwork`; the mean of draws that belong to the series' place in the batch."""
@@ -75,7 +81,7 @@ class LatentODENetwork(SeriesNetwork):
 
     def spread(self, seen: Series, ts: Tensor, samples: int) -> Tensor:
         """Predictions by draws of the start, `(samples, B, T, C)`."""
-        return self.model(self.units.standard(seen), ts, samples, seed=0)
+        return self.carried(seen, ts) + self.model(self.units.standard(seen), ts, samples, seed=0)
 
     def paths(self, seen: Series, ts: Tensor, samples: int) -> Tensor:
         """Latent paths, `(samples, B, T, latent)`."""
@@ -85,9 +91,16 @@ class LatentODENetwork(SeriesNetwork):
         """Minus the bound of the evidence; the label is read from the starts of the paths."""
         bound: Any = self.bound
         drawn: dict[str, Any] = {"samples": self.samples} if self.training else {"samples": self.draws, "seed": 0}
-        evidence = self.model.elbo(self.units.standard(seen), target, kl_weight=kl_weight, bound=bound, **drawn)
+        told = Series(target.times, target.values - self.carried(seen, target.times), target.mask)
+        evidence = self.model.elbo(self.units.standard(seen), told, kl_weight=kl_weight, bound=bound, **drawn)
         assert self.model.starts is not None
         return Costs(-evidence, self.label(self.model.starts).squeeze(-1).mean(0))
+
+    def carried(self, seen: Series, ts: Tensor) -> Tensor:
+        """What the last observations say beside the path, `(B, T, C)`."""
+        if self.carry is None:
+            return self.units.mean.new_zeros(*ts.shape, self.channels)
+        return self.carry(seen, ts, self.units.mean)
 
 
 class ODERNNNetwork(SeriesNetwork):
