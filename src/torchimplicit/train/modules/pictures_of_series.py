@@ -46,8 +46,11 @@ def draw_series(
                 ax.plot(*_observed(series, row, channel), ".", color=colour, markersize=4)
             ax.set_title(variables[channel], fontsize="small")
         if latent is not None:
-            for path in latent[:, row]:
-                grid[row, -1].plot(ts[row].cpu(), path, linewidth=0.6)
+            moving = (
+                latent[:, row].std(1).mean(0).topk(min(6, latent.shape[3])).indices
+            )  # the coordinates that move most
+            for number, coordinate in enumerate(moving.tolist()):
+                grid[row, -1].plot(ts[row].cpu(), latent[:, row, :, coordinate].T, color=f"C{number}", linewidth=0.8)
             grid[row, -1].set_title("latent paths", fontsize="small")
     figure.suptitle("black: seen; red: to be predicted; line and band: mean and 90 % of the draws", fontsize="small")
     return {"series": figure}
