@@ -60,7 +60,7 @@ class Diffusion(nn.Module):
 class LatentSDENetwork(SeriesNetwork):
     """A latent stochastic differential equation of series; see `nn.LatentSDE`.
 
-    The likelihood is that of all observations, in the data's units, and its deviation is learned.
+    The likelihood is that of all observations, in the data's units.
 
     Args:
         channels: see `SeriesNetwork`.
@@ -69,7 +69,9 @@ class LatentSDENetwork(SeriesNetwork):
         hidden: units of a layer.
         samples: paths in training.
         draws: whose mean is predicted.
-        std: of the normal errors, at first.
+        std: of the normal errors.
+        learned: whether to start there and learn each variable's. Of few observations that is no good idea: paths that
+            go through all of them leave no errors, and no use for noise.
         low: the least diffusion.
         high: the most.
         solver: the method and its steps.
@@ -85,7 +87,8 @@ class LatentSDENetwork(SeriesNetwork):
         hidden: int = 32,
         samples: int = 16,
         draws: int = 200,
-        std: float = 0.3,
+        std: float = 0.2,
+        learned: bool = False,
         low: float = 0.05,
         high: float = 1.0,
         solver: SDESolver = EulerMaruyama(dt=0.02),
@@ -95,7 +98,7 @@ class LatentSDENetwork(SeriesNetwork):
         """Draws the weights."""
         super().__init__(channels, std, "observations")
         self.samples, self.draws = samples, draws
-        self.likelihood = GaussianLikelihood(torch.full((channels,), std), learned=True)
+        self.likelihood = GaussianLikelihood(torch.full((channels,), std), learned=learned)
         drift, decoder = layers(latent, hidden, latent), nn.Sequential(layers(latent, hidden, channels), self.units)
         parts = drift, Diffusion(latent, low=low, high=high), Control(latent, width + 1, hidden), decoder
         options: dict[str, Any] = {"solver": solver, "adjoint": adjoint, "on_failure": on_failure, "autonomous": True}
