@@ -12,6 +12,21 @@ from torchimplicit.nn.equilibrium.monotone_convolution import MonotoneConv
 from torchimplicit.nn.equilibrium.monotone_tiers import MonotoneTiers
 from torchimplicit.nn.equilibrium.multiscale import MDEQ, ConvolutionalStem, MultiscaleCell
 from torchimplicit.nn.equilibrium.multiscale_heads import ClassificationHead, SegmentationHead
+from torchimplicit.nn.latent.encoder import Context, Encoder
+from torchimplicit.nn.latent.gru_encoder import GRUEncoder
+from torchimplicit.nn.latent.latent_ode import LatentODE
+from torchimplicit.nn.latent.latent_path import NormalPrior
+from torchimplicit.nn.latent.latent_sde import LatentSDE, Spread
+from torchimplicit.nn.latent.likelihood import (
+    BernoulliLikelihood,
+    GaussianLikelihood,
+    Likelihood,
+    PoissonLikelihood,
+)
+from torchimplicit.nn.latent.neural_cde import NeuralCDE
+from torchimplicit.nn.latent.ode_rnn import ODERNN, ODERNNEncoder
+from torchimplicit.nn.latent.series import Series
+from torchimplicit.nn.latent.time_attention import TimeAttention
 from torchimplicit.nn.parts.contractive import (
     ContractiveConv1d,
     ContractiveConv2d,
@@ -53,13 +68,16 @@ __all__ = [
     "EDM",
     "MDEQ",
     "MPC",
+    "ODERNN",
     "QP",
     "VE",
     "VP",
     "AugmentedNeuralODE",
+    "BernoulliLikelihood",
     "Blur",
     "Burgers",
     "ClassificationHead",
+    "Context",
     "ContractiveConv1d",
     "ContractiveConv2d",
     "ContractiveConv3d",
@@ -68,6 +86,9 @@ __all__ = [
     "ConvolutionalStem",
     "DPMSolverMultistep",
     "Denoiser",
+    "Encoder",
+    "GRUEncoder",
+    "GaussianLikelihood",
     "Greyscale",
     "Guidance",
     "HamiltonianNet",
@@ -76,15 +97,22 @@ __all__ = [
     "JacobianFrobenius",
     "KineticEnergy",
     "LagrangianNet",
+    "LatentODE",
+    "LatentSDE",
+    "Likelihood",
     "MaxSAT",
     "MonotoneConv",
     "MonotoneDEQ",
     "MonotoneLinear",
     "MonotoneTiers",
     "MultiscaleCell",
+    "NeuralCDE",
     "NeuralODE",
     "NeuralSDE",
+    "NormalPrior",
+    "ODERNNEncoder",
     "PathPenalty",
+    "PoissonLikelihood",
     "PredictorCorrector",
     "ProbabilityFlow",
     "ReactionDiffusion",
@@ -92,9 +120,12 @@ __all__ = [
     "ResidualCell",
     "ReverseSDE",
     "SegmentationHead",
+    "Series",
+    "Spread",
     "Straight",
     "SubVP",
     "TaylorDerivative",
+    "TimeAttention",
     "TransformerCell",
     "TransformerInjection",
     "TrellisCell",

@@ -38,8 +38,9 @@ def plot_curves(curves: dict[str, Curve], title: str = "") -> Figure:
         for tag, label in shown.items():
             if tag in curves:
                 axes.plot(*curves[tag], label=label, marker="." if tag.startswith("val") else None, linewidth=1.2)
-        if logarithmic and any(tag in curves for tag in shown):
-            axes.set_yscale("log")
+        values = [value for tag in shown for value in curves.get(tag, ([], []))[1]]
+        if logarithmic and any(value > 0 for value in values) and not any(value < 0 for value in values):
+            axes.set_yscale("log")  # of negative losses, which densities have, it would show nothing
         axes.set_title(name, fontsize="medium")
         axes.set_xlabel("optimiser step")
         axes.grid(alpha=0.3)

@@ -18,6 +18,7 @@ from torchimplicit.adjoint import Adjoint
 from torchimplicit.linear import LinearSolver
 from torchimplicit.nn import PathPenalty
 from torchimplicit.ode import PathAdjoint, PathSolver
+from torchimplicit.sde import SDESolver
 from torchimplicit.solve import Solver
 from torchimplicit.train import checkpoint as checkpoints
 from torchimplicit.train.callbacks import ConfigFile, SaveOnceTrained
@@ -27,7 +28,9 @@ from torchimplicit.train.data.base import DATA_VARIABLE
 from torchimplicit.train.errors import UsageError
 
 # Options on dataclasses are chosen by class in a recipe: jsonargparse wants to be told that subclasses will do.
-set_parsing_settings(subclasses_enabled=[Solver, Adjoint, LinearSolver, PathSolver, PathAdjoint, PathPenalty])
+set_parsing_settings(
+    subclasses_enabled=[Solver, Adjoint, LinearSolver, PathSolver, PathAdjoint, PathPenalty, SDESolver]
+)
 
 
 class RecipeFile(ActionConfigFile):

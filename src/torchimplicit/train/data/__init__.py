@@ -8,8 +8,12 @@ from torchimplicit.train.data.densities import Density
 from torchimplicit.train.data.dequantised import DequantisedDigits
 from torchimplicit.train.data.digits import Digits
 from torchimplicit.train.data.images import ImageData, Images
+from torchimplicit.train.data.long_table import LongTable, read_long
+from torchimplicit.train.data.lynx_hare import LynxHare
 from torchimplicit.train.data.mnist import MNIST
 from torchimplicit.train.data.nuclei import Masked, Nuclei
+from torchimplicit.train.data.physionet2012 import PhysioNet2012
+from torchimplicit.train.data.series import SeriesBatch, SeriesData, SeriesRows
 from torchimplicit.train.data.sudoku import Sudoku
 from torchimplicit.train.data.tables import Pendulum, Powers, Spiral
 from torchimplicit.train.data.text import Text
@@ -28,14 +32,21 @@ __all__ = [
     "Digits",
     "ImageData",
     "Images",
+    "LongTable",
+    "LynxHare",
     "Masked",
     "Nuclei",
     "Pendulum",
+    "PhysioNet2012",
     "Powers",
     "RecipeData",
+    "SeriesBatch",
+    "SeriesData",
+    "SeriesRows",
     "ShownSudoku",
     "Spiral",
     "Splits",
     "Sudoku",
     "Text",
+    "read_long",
 ]

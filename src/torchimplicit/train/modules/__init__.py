@@ -5,12 +5,16 @@ from torchimplicit.train.modules.completion import Completion
 from torchimplicit.train.modules.copying import Copying
 from torchimplicit.train.modules.curriculum import Curriculum
 from torchimplicit.train.modules.equilibrium import EquilibriumModule
+from torchimplicit.train.modules.errors_of_series import ErrorAsLatentODE, ErrorOverObservations
 from torchimplicit.train.modules.flow import Flow
+from torchimplicit.train.modules.forecaster import Forecaster, SeriesModule
 from torchimplicit.train.modules.language_model import LanguageModel
 from torchimplicit.train.modules.meter import SolveMeter
+from torchimplicit.train.modules.prognosis import Prognosis
 from torchimplicit.train.modules.puzzle import Puzzle
 from torchimplicit.train.modules.regressor import Mechanics, Regressor
 from torchimplicit.train.modules.segmenter import Segmenter
+from torchimplicit.train.modules.stochastic_forecaster import StochasticForecaster
 
 __all__ = [
     "Classifier",
@@ -18,11 +22,17 @@ __all__ = [
     "Copying",
     "Curriculum",
     "EquilibriumModule",
+    "ErrorAsLatentODE",
+    "ErrorOverObservations",
     "Flow",
+    "Forecaster",
     "LanguageModel",
     "Mechanics",
+    "Prognosis",
     "Puzzle",
     "Regressor",
     "Segmenter",
+    "SeriesModule",
     "SolveMeter",
+    "StochasticForecaster",
 ]

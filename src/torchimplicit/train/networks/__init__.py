@@ -14,11 +14,18 @@ from torchimplicit.train.networks.images.neural_ode import ConvolutionalODE
 from torchimplicit.train.networks.images.residual import ConvolutionalDEQ, ResidualNetwork
 from torchimplicit.train.networks.sequences.copying import CopyingLSTM, CopyingTCN, CopyingTransformer
 from torchimplicit.train.networks.sequences.language import DEQTransformer, DEQTrellis, TransformerNetwork
+from torchimplicit.train.networks.series.base import BalancedLikelihood, SeriesNetwork, Units
+from torchimplicit.train.networks.series.gru_d import GRUD
+from torchimplicit.train.networks.series.latent import LatentODENetwork, ODERNNNetwork
+from torchimplicit.train.networks.series.stochastic import LatentSDENetwork
+from torchimplicit.train.networks.series.summary import SummaryEncoder
 from torchimplicit.train.networks.vectors.dense import DenseODE
 from torchimplicit.train.networks.vectors.flow import DenseFlow, WhitenedFlow
 from torchimplicit.train.networks.vectors.mechanics import HamiltonianField, PlainField
 
 __all__ = [
+    "GRUD",
+    "BalancedLikelihood",
     "BoardPerceptron",
     "BoardProgram",
     "BoardRelaxation",
@@ -34,19 +41,25 @@ __all__ = [
     "DenseODE",
     "DigitsNetwork",
     "HamiltonianField",
+    "LatentODENetwork",
+    "LatentSDENetwork",
     "MDEQClassifier",
     "MDEQSegmenter",
     "MNISTNetwork",
     "MonotoneConvolutional",
     "MonotoneDense",
     "MonotoneMultitier",
+    "ODERNNNetwork",
     "PlainConvolutional",
     "PlainField",
     "ResidualNetwork",
     "RowBound",
+    "SeriesNetwork",
+    "SummaryEncoder",
     "TanhCell",
     "TransformerNetwork",
     "UNet",
     "UNetSegmenter",
+    "Units",
     "WhitenedFlow",
 ]

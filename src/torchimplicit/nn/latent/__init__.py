@@ -1,0 +1,1 @@
+"""Models of irregular series: encoders, latent differential equations, controlled ones, likelihoods."""

@@ -1,0 +1,1 @@
+"""Networks of irregular series: latent differential equations, and rivals."""
