@@ -5,7 +5,7 @@ from torchimplicit.train.data.boards import ShownSudoku
 from torchimplicit.train.data.cifar10 import CIFAR10
 from torchimplicit.train.data.copy_memory import CopyMemory
 from torchimplicit.train.data.densities import Density
-from torchimplicit.train.data.dequantised import DequantisedDigits
+from torchimplicit.train.data.dequantised import DequantisedDigits, DequantisedMNIST
 from torchimplicit.train.data.digits import Digits
 from torchimplicit.train.data.images import ImageData, Images
 from torchimplicit.train.data.mnist import MNIST
@@ -25,6 +25,7 @@ __all__ = [
     "DataError",
     "Density",
     "DequantisedDigits",
+    "DequantisedMNIST",
     "Digits",
     "ImageData",
     "Images",
