@@ -52,11 +52,11 @@ class SaveOnceTrained(Callback):
 
 
 class WeightAverage(EMAWeightAveraging):
-    """Lightning's exponential moving average of the weights, which are the ones validated, tested and kept as best.
+    """Lightning's exponential moving average of the weights, which is what is validated, tested and kept as best.
 
-    It resumes to the bit wherever it was interrupted, which Lightning's own does not: in validation it has exchanged the
-    average and the weights in training, and between the optimiser's step and the end of a batch the average is one step
-    behind. Not for sharded models.
+    It resumes to the bit wherever it was interrupted, which Lightning's own does not: in validation it has exchanged
+    the average and the weights in training, and between the optimiser's step and the end of a batch the average is one
+    step behind. Not for sharded models.
 
     Args:
         decay: of the average in a step; it looks back on about `1 / (1 - decay)` steps.
@@ -73,6 +73,11 @@ class WeightAverage(EMAWeightAveraging):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*overrides the configure_model callback.*")
             super().setup(trainer, pl_module, stage)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Takes up both kinds of weights where training goes on; those of a checkpoint are the average elsewhere."""
+        if self._average_model is not None:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Puts things in order before somebody saves them: the weights in their place, the average up to date."""

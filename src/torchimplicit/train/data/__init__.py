@@ -10,6 +10,7 @@ from torchimplicit.train.data.digits import Digits
 from torchimplicit.train.data.images import ImageData, Images
 from torchimplicit.train.data.mnist import MNIST
 from torchimplicit.train.data.nuclei import Masked, Nuclei
+from torchimplicit.train.data.scaling import Linear, Logit, Scaling
 from torchimplicit.train.data.sudoku import Sudoku
 from torchimplicit.train.data.tables import Pendulum, Powers, Spiral
 from torchimplicit.train.data.text import Text
@@ -29,11 +30,14 @@ __all__ = [
     "Digits",
     "ImageData",
     "Images",
+    "Linear",
+    "Logit",
     "Masked",
     "Nuclei",
     "Pendulum",
     "Powers",
     "RecipeData",
+    "Scaling",
     "ShownSudoku",
     "Spiral",
     "Splits",

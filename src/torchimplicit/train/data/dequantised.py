@@ -136,8 +136,8 @@ class DequantisedMNIST(DequantisedData):
     def __init__(self, data_dir: str | None = None, batch_size: int = 64, seed: int = 0, validation: int = 5000):
         """Loads nothing yet."""
         super().__init__(batch_size, seed)
-        require_count(self, "batch_size", "validation")
         self.data_dir, self.validation = data_dir, validation
+        require_count(self, "batch_size", "validation")
         self.save_hyperparameters(ignore="data_dir")  # a checkpoint says nothing about somebody's disk
 
     def prepare_data(self) -> None:
@@ -147,7 +147,7 @@ class DequantisedMNIST(DequantisedData):
     def parts(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Of every split images and labels."""
         splits = self._plain().load()
-        return {name: (part.images, part.labels) for name, part in splits._asdict().items()}  # type: ignore[attr-defined]
+        return {name: (part.images, part.labels) for name, part in splits._asdict().items()}
 
     def _plain(self) -> MNIST:
         return MNIST(self.data_dir, seed=self.seed, validation=self.validation)

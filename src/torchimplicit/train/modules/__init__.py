@@ -6,10 +6,13 @@ from torchimplicit.train.modules.copying import Copying
 from torchimplicit.train.modules.curriculum import Curriculum
 from torchimplicit.train.modules.equilibrium import EquilibriumModule
 from torchimplicit.train.modules.flow import Flow
+from torchimplicit.train.modules.generative import GenerativeModule
 from torchimplicit.train.modules.language_model import LanguageModel
+from torchimplicit.train.modules.matching import FlowMatching, ImageFlowMatching
 from torchimplicit.train.modules.meter import SolveMeter
 from torchimplicit.train.modules.puzzle import Puzzle
 from torchimplicit.train.modules.regressor import Mechanics, Regressor
+from torchimplicit.train.modules.score import Score
 from torchimplicit.train.modules.segmenter import Segmenter
 
 __all__ = [
@@ -19,10 +22,14 @@ __all__ = [
     "Curriculum",
     "EquilibriumModule",
     "Flow",
+    "FlowMatching",
+    "GenerativeModule",
+    "ImageFlowMatching",
     "LanguageModel",
     "Mechanics",
     "Puzzle",
     "Regressor",
+    "Score",
     "Segmenter",
     "SolveMeter",
 ]

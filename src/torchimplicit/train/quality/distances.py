@@ -34,8 +34,8 @@ def frechet_distance(features: FeatureNetwork, samples: Tensor, data: Tensor) ->
 def sliced_wasserstein(samples: Tensor, data: Tensor, directions: int = 256, seed: int = 0) -> float:
     r"""The Wasserstein distance of order 2 of two sets seen along random lines, the root of its mean square.
 
-    $\left(\mathbb{E}_\theta W_2^2(\theta^\top x, \theta^\top y)\right)^{1/2}$, $\theta$ uniform on the sphere; on a line
-    the distance is that of the quantiles, here of 200 of them, so that the sets may be of different sizes.
+    $\left(\mathbb{E}_\theta W_2^2(\theta^\top x, \theta^\top y)\right)^{1/2}$, $\theta$ uniform on the sphere. On a
+    line the distance is that of the quantiles, here of 200 of them, so that the sets may be of different sizes.
 
     Source: N. Bonneel et al., J. Math. Imaging Vis. 51 (2015).
 
