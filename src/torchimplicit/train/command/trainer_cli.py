@@ -17,6 +17,8 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from torchimplicit.adjoint import Adjoint
 from torchimplicit.linear import LinearSolver
 from torchimplicit.nn import PathPenalty
+from torchimplicit.nn.score.samplers.base import Sampler
+from torchimplicit.nn.score.schedule import Schedule
 from torchimplicit.ode import PathAdjoint, PathSolver
 from torchimplicit.sde import SDESolver
 from torchimplicit.solve import Solver
@@ -25,12 +27,12 @@ from torchimplicit.train.callbacks import ConfigFile, SaveOnceTrained
 from torchimplicit.train.command import runs
 from torchimplicit.train.command.catalogue import resolve
 from torchimplicit.train.data.base import DATA_VARIABLE
+from torchimplicit.train.data.scaling import Scaling
 from torchimplicit.train.errors import UsageError
 
 # Options on dataclasses are chosen by class in a recipe: jsonargparse wants to be told that subclasses will do.
-set_parsing_settings(
-    subclasses_enabled=[Solver, Adjoint, LinearSolver, PathSolver, PathAdjoint, PathPenalty, SDESolver]
-)
+CHOSEN = [Solver, Adjoint, LinearSolver, PathSolver, PathAdjoint, PathPenalty, SDESolver, Sampler, Schedule, Scaling]
+set_parsing_settings(subclasses_enabled=CHOSEN)
 
 
 class RecipeFile(ActionConfigFile):

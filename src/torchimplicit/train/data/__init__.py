@@ -5,7 +5,7 @@ from torchimplicit.train.data.boards import ShownSudoku
 from torchimplicit.train.data.cifar10 import CIFAR10
 from torchimplicit.train.data.copy_memory import CopyMemory
 from torchimplicit.train.data.densities import Density
-from torchimplicit.train.data.dequantised import DequantisedDigits
+from torchimplicit.train.data.dequantised import DequantisedDigits, DequantisedMNIST
 from torchimplicit.train.data.digits import Digits
 from torchimplicit.train.data.images import ImageData, Images
 from torchimplicit.train.data.long_table import LongTable, read_long
@@ -13,6 +13,7 @@ from torchimplicit.train.data.lynx_hare import LynxHare
 from torchimplicit.train.data.mnist import MNIST
 from torchimplicit.train.data.nuclei import Masked, Nuclei
 from torchimplicit.train.data.physionet2012 import PhysioNet2012
+from torchimplicit.train.data.scaling import Linear, Logit, Scaling
 from torchimplicit.train.data.series import SeriesBatch, SeriesData, SeriesRows
 from torchimplicit.train.data.sudoku import Sudoku
 from torchimplicit.train.data.tables import Pendulum, Powers, Spiral
@@ -29,9 +30,12 @@ __all__ = [
     "DataError",
     "Density",
     "DequantisedDigits",
+    "DequantisedMNIST",
     "Digits",
     "ImageData",
     "Images",
+    "Linear",
+    "Logit",
     "LongTable",
     "LynxHare",
     "Masked",
@@ -40,6 +44,7 @@ __all__ = [
     "PhysioNet2012",
     "Powers",
     "RecipeData",
+    "Scaling",
     "SeriesBatch",
     "SeriesData",
     "SeriesRows",

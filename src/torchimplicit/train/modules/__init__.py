@@ -8,11 +8,14 @@ from torchimplicit.train.modules.equilibrium import EquilibriumModule
 from torchimplicit.train.modules.errors_of_series import ErrorAsLatentODE, ErrorOverObservations
 from torchimplicit.train.modules.flow import Flow
 from torchimplicit.train.modules.forecaster import Forecaster, SeriesModule
+from torchimplicit.train.modules.generative import GenerativeModule
 from torchimplicit.train.modules.language_model import LanguageModel
+from torchimplicit.train.modules.matching import FlowMatching, ImageFlowMatching
 from torchimplicit.train.modules.meter import SolveMeter
 from torchimplicit.train.modules.prognosis import Prognosis
 from torchimplicit.train.modules.puzzle import Puzzle
 from torchimplicit.train.modules.regressor import Mechanics, Regressor
+from torchimplicit.train.modules.score import Score
 from torchimplicit.train.modules.segmenter import Segmenter
 from torchimplicit.train.modules.stochastic_forecaster import StochasticForecaster
 
@@ -25,12 +28,16 @@ __all__ = [
     "ErrorAsLatentODE",
     "ErrorOverObservations",
     "Flow",
+    "FlowMatching",
     "Forecaster",
+    "GenerativeModule",
+    "ImageFlowMatching",
     "LanguageModel",
     "Mechanics",
     "Prognosis",
     "Puzzle",
     "Regressor",
+    "Score",
     "Segmenter",
     "SeriesModule",
     "SolveMeter",

@@ -2,6 +2,10 @@
 
 from torchimplicit.train.networks.boards.program import BoardPerceptron, BoardProgram
 from torchimplicit.train.networks.boards.relaxation import BoardRelaxation
+from torchimplicit.train.networks.denoisers.conditions import ConditionEmbedding
+from torchimplicit.train.networks.denoisers.dense import ConditionalMLP
+from torchimplicit.train.networks.denoisers.flow import ImageFlow
+from torchimplicit.train.networks.denoisers.unet import ConditionalUNet
 from torchimplicit.train.networks.images.dense import BottleneckCell, DigitsNetwork, MNISTNetwork, RowBound, TanhCell
 from torchimplicit.train.networks.images.monotone import (
     MonotoneConvolutional,
@@ -30,6 +34,9 @@ __all__ = [
     "BoardProgram",
     "BoardRelaxation",
     "BottleneckCell",
+    "ConditionEmbedding",
+    "ConditionalMLP",
+    "ConditionalUNet",
     "ConvolutionalDEQ",
     "ConvolutionalODE",
     "CopyingLSTM",
@@ -41,6 +48,7 @@ __all__ = [
     "DenseODE",
     "DigitsNetwork",
     "HamiltonianField",
+    "ImageFlow",
     "LatentODENetwork",
     "LatentSDENetwork",
     "MDEQClassifier",

@@ -1,0 +1,114 @@
+"""Training a score model of images."""
+
+from __future__ import annotations
+
+from math import e, log, pi
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric, MetricCollection
+
+from torchimplicit.nn import Denoiser, DPMSolverMultistep
+from torchimplicit.nn.score.loss import Weighting
+from torchimplicit.ode import Tsit5, odeint
+from torchimplicit.train.modules.equilibrium import Stage
+from torchimplicit.train.modules.generative import Batch, GenerativeModule
+from torchimplicit.train.quality.pictures import strips
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Score(GenerativeModule):
+    r"""Trains a `torchimplicit.nn.Denoiser` by denoising; see `GenerativeModule` for what a test measures.
+
+    In validation and test it also logs `bound`, an estimate of the bound on the negative log-likelihood in bits for
+    each number of an image, $\frac12 \log 2 \pi e s^2 + \int |D - x|^2 / s^2 \, d \log s$ from the least level `s` on.
+    It takes no path; given the class, where there are classes.
+
+    Source: D. Kingma et al., arXiv 2107.00630, equation 15.
+
+    Args:
+        network: what is trained.
+        weighting: see `Denoiser.loss`; None for that of the network's prediction.
+        mean: of the logarithm of the noise levels that training draws; None draws all levels alike.
+        spread: its standard deviation.
+        guidance: of the classes when samples are judged, see `Denoiser.sample`.
+        **options: see `GenerativeModule`.
+    """
+
+    def __init__(
+        self,
+        network: Denoiser,
+        weighting: Weighting | None = None,
+        mean: float | None = None,
+        spread: float = 1.2,
+        guidance: float = 1.0,
+        **options: Any,
+    ):
+        """Wraps the network."""
+        super().__init__(network, **options)
+        self.weighting, self.mean, self.spread, self.guidance = weighting, mean, spread, guidance
+        self.measure(bound=MeanMetric())
+        self.metrics["train_metrics"] = MetricCollection({})
+
+    def evaluate(self, stage: Stage, batch: Batch) -> Tensor:
+        """The denoising loss."""
+        images, labels = batch
+        x, label = self.scaling(images, self._known_levels()), labels if self.classes else None
+        drawn = None if self.mean is None else torch.distributions.Normal(self.mean, self.spread)
+        loss = self.network.loss(x, label, self.weighting, drawn).mean()
+        if stage != "train":
+            least, _ = self.network.schedule.levels
+            nats = self.network.loss(x, label, "likelihood") + 0.5 * log(2 * pi * e * least**2)
+            bits = (nats - self.scaling.log_det(images, self._known_levels()) / x[0].numel()) / log(2)
+            self.count(stage, bits, torch.ones_like(bits))
+        return loss
+
+    def draw(self, count: int, sampler: Any, seed: int, label: Tensor | None) -> tuple[Tensor, int]:
+        """See `GenerativeModule.draw`."""
+        guidance = self.guidance if label is not None else 1.0
+        with torch.no_grad():
+            options = {"seed": seed, "label": label, "guidance": guidance}
+            drawn = self.network.sample(count, sampler or DPMSolverMultistep(), **options)
+        return drawn, self.network.report.nfev
+
+    def log_prob(self, x: Tensor, label: Tensor | None) -> Tensor:
+        """See `GenerativeModule.log_prob`; by the probability flow."""
+        return self.network.log_prob(x, label=label)
+
+    def pictures(self, batch: Batch) -> dict[str, Figure]:
+        """Those of `GenerativeModule`, and how noise becomes images."""
+        path = self.trajectory(8, label=batch[1][:8])
+        shown = self.unit(self.scaling.inverse(path, self._known_levels())).flatten(3)
+        titles = ("the noisy image", "the image behind it")
+        return super().pictures(batch) | {"from noise to images": strips(shown, titles)}
+
+    def trajectory(self, count: int, times: int = 12, seed: int = 0, label: Tensor | None = None) -> Tensor:
+        """What the probability flow makes of noise on its way, and what it takes to be the image behind it.
+
+        Args:
+            count: how many samples.
+            times: at how many noise levels, from the most to the least, even in their logarithm.
+            seed: of the noise.
+            label: classes `(count,)`, for a network with classes.
+
+        Returns:
+            `(2, times, count, ...)`: the noisy images, scaled to the data's size, and the denoised ones.
+        """
+        model: Denoiser = self.network
+        least, most = model.schedule.levels
+        taus = -torch.linspace(log(most), log(least), times)
+        generator = torch.Generator().manual_seed(seed)
+        start = (most**2 + model.std**2) ** 0.5 * torch.randn(count, *model.shape, generator=generator)
+        known = None if self.classes is None else label
+
+        def denoised(tau: Tensor, u: Tensor) -> Tensor:
+            return model.denoise(u, torch.exp(-tau).expand(len(u), *(1,) * (u.dim() - 1)), known)
+
+        with torch.no_grad():
+            path = odeint(lambda tau, u: denoised(tau, u) - u, start, taus, solver=Tsit5(rtol=1e-3, atol=1e-3)).value
+            clean = torch.stack([denoised(tau, u) for tau, u in zip(taus, path, strict=True)])
+            sizes = (torch.exp(-2 * taus) + model.std**2).sqrt().view(-1, *(1,) * start.dim())
+        return torch.stack((path / sizes * model.std, clean))

@@ -1,0 +1,18 @@
+"""How good generated samples are: features of our own, distances, samplers compared."""
+
+from torchimplicit.train.quality.comparison import Quality, compare, plot_qualities
+from torchimplicit.train.quality.distances import frechet_distance, sliced_wasserstein
+from torchimplicit.train.quality.features import FeatureNetwork, train_features
+from torchimplicit.train.quality.reference import Reference, Verdict
+
+__all__ = [
+    "FeatureNetwork",
+    "Quality",
+    "Reference",
+    "Verdict",
+    "compare",
+    "frechet_distance",
+    "plot_qualities",
+    "sliced_wasserstein",
+    "train_features",
+]
