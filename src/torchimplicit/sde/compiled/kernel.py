@@ -133,12 +133,7 @@ class Kernel:
 
     @cached_property
     def advance(self) -> Fused:
-        """Steps without a graph: states after each, `(C, B, n)`, and how many evaluations that took."""
-        return Fused(_make_chunk(self.plan), "an equation")
-
-    @cached_property
-    def again(self) -> Fused:
-        """The same with a graph, compiled forward and backward."""
+        """Steps: states after each, `(C, B, n)`, and how many evaluations that took."""
         return Fused(_make_chunk(self.plan), "an equation")
 
     @cached_property

@@ -78,16 +78,13 @@ def _steps(
 ) -> tuple[Tensor, int] | None:
     """See `Foreseen`."""
     assert isinstance(field, NoisyField)
-    total, graph = len(h), field.look(times[0].expand(len(y)), y) or y.requires_grad
-    graph &= torch.is_grad_enabled()
+    field.look(times[0].expand(len(y)), y)
     kernel, raw = kernel_for(solver, field)
-    count, values = kernel.plan.count, [y]
+    total, count, values = len(h), kernel.plan.count, [y]
     keys, chunks = _chunks(field.driver, times.squeeze(1), count)
-    row = Row(kernel.again if graph else kernel.advance, raw, keys)
+    row = Row(kernel.advance, raw, keys)
     states = None if phase is None else Phase(None, phase.limit)
     places = [landings.get(number + 1) for number in range(len(chunks) * count)]
-    if graph and not y.requires_grad:  # or the first chunk would be compiled on its own
-        y = y.detach().requires_grad_()
     for number, chunk in enumerate(chunks):
         if states is not None:
             states.add(Step(chunk.starts, chunk.stops, True), y)
@@ -96,7 +93,7 @@ def _steps(
         field.nfev += evaluations * min(count, total - first) // count
         values += [ends[i] for i, place in enumerate(places[first : first + count]) if place is not None]
         y = ends[-1]
-        if (number % LOOK == LOOK - 1 or number == len(chunks) - 1) and not is_finite(y.detach()):
+        if (number % LOOK == LOOK - 1 or number == len(chunks) - 1) and not is_finite(y):
             return None
     if phase is not None and states is not None:
         phase.together = count
