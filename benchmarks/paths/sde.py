@@ -8,17 +8,14 @@ python -m benchmarks.paths.sde --only speed memory        some of it, writes not
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 import torchimplicit as ti
 from benchmarks.kit.measure import interleaved, peak_memory
@@ -26,7 +23,8 @@ from benchmarks.kit.table import Table, at_least, write_page
 from benchmarks.paths import sde_cases, sde_jax
 from benchmarks.paths.jax_process import Diffrax
 from benchmarks.paths.noise import noise
-from benchmarks.paths.sde_cases import Case, Counted, Geometric, Solve, bare, cases, ours, theirs
+from benchmarks.paths.sde_cases import Case, Counted, Solve, bare, cases, ours, theirs
+from benchmarks.paths.unlike import adaptive
 
 HOW = (
     "Rewritten by `python -m benchmarks.paths.sde`: the libraries of torch in one process, diffrax in one of its own, "
@@ -152,69 +150,6 @@ def least(runs: dict[str, Callable[[], object]], seconds: float, jitted: Diffrax
     return interleaved(runs, seconds, clock=clock, of=min)
 
 
-def adaptive(batch: int, tolerances: tuple[float, ...]) -> Table:
-    """Evaluations for one error where samples are as unlike as volatilities from 0.1 to 2."""
-    note = (
-        f"Geometric Brownian motion, {batch} samples with volatilities from 0.1 to 2, Heun, to t = 1, against the "
-        "exact solution on the same path. Evaluations are those that a sample takes part in, on average; torchsde "
-        "takes steps of one size for the batch, and estimates their error by halving them. For the ratio, its own are "
-        "read off a line through their logarithms at our error."
-    )
-    table = Table("Unlike samples", note, ["library", "rtol", "evaluations", "rms error", "ratio", "bar", "verdict"])
-    peers = [_torchsde_adaptive(batch, tol) for tol in tolerances]
-    for tol, (count, error) in zip(tolerances, peers, strict=True):
-        table.add("torchsde", f"{tol:g}", f"{count:.0f}", f"{error:.1e}", "", "", "")
-    counts, errors = (torch.tensor(each, dtype=torch.float64).log() for each in zip(*peers, strict=True))
-    slope = ((counts - counts.mean()) * (errors - errors.mean())).sum() / (errors - errors.mean()).square().sum()
-    for tol in tolerances:
-        count, error = _our_adaptive(batch, tol)
-        equal = float((counts.mean() + slope * (math.log(error) - errors.mean())).exp())
-        table.add("torchimplicit", f"{tol:g}", f"{count:.0f}", f"{error:.1e}", f"{equal / count:.1f}x",
-                  *at_least(equal / count, 5))  # fmt: skip
-    return table
-
-
-class _Unlike(Geometric):
-    sde_type = "stratonovich"
-
-    def __init__(self, batch: int):
-        super().__init__()
-        self.volatility = torch.logspace(-1, 0.30103, batch).unsqueeze(1)
-
-    def g(self, t: Tensor, y: Tensor) -> Tensor:
-        return self.volatility * y
-
-    def exact(self, w: Tensor) -> Tensor:
-        return (0.1 + self.volatility * w).exp()
-
-
-def _torchsde_adaptive(batch: int, tol: float) -> tuple[float, float]:
-    """Evaluations and error of torchsde's steps."""
-    equation, y0, ts = _Unlike(batch), torch.ones(batch, 1), torch.tensor([0.0, 1.0])
-    bm = sde_cases.torchsde.BrownianInterval(0.0, 1.0, size=y0.shape, entropy=0)
-    counted = Counted(equation)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        y = sde_cases.torchsde.sdeint(
-            counted, y0, ts, method="heun", adaptive=True, rtol=tol, atol=tol / 10, dt=0.01, bm=bm
-        )[-1]
-    return len(counted.asked), float((y - equation.exact(bm(0.0, 1.0))).square().mean().sqrt())
-
-
-def _our_adaptive(batch: int, tol: float) -> tuple[float, float]:
-    """Evaluations and error of our steps; the path is a second unknown, which Heun's method makes no error in."""
-    equation, ts = _Unlike(batch), torch.tensor([0.0, 1.0])
-    start = torch.ones(batch, 1), torch.zeros(batch, 1)
-    with torch.no_grad():
-        found = ti.sdeint(
-            lambda t, y: (equation.f(t, y[0]), torch.zeros_like(y[1])),
-            lambda t, y: (equation.g(t, y[0]).unsqueeze(2), torch.ones_like(y[1]).unsqueeze(2)),
-            start, ts, solver=ti.sde.Heun(rtol=tol, atol=tol / 10), noise="scalar", calculus="stratonovich", brownian=0,
-        )  # fmt: skip
-    y, w = (each[-1] for each in found.value)
-    return 4 * float(found.report.steps.double().mean()), float((y - equation.exact(w)).square().mean().sqrt())
-
-
 def memory(batch: int, steps: tuple[int, ...]) -> Table:
     """Peak of forward and backward at some numbers of Euler's steps."""
     table = Table(
@@ -244,11 +179,18 @@ def memory(batch: int, steps: tuple[int, ...]) -> Table:
     return table
 
 
+def unlike(quick: bool) -> Table:
+    """Steps that samples choose."""
+    if quick:
+        return adaptive(8, 2, (1e-1, 1e-2), (1e-1, 1e-2))
+    return adaptive(200, 40, (1e-1, 3e-2, 1e-2, 3e-3), (1e-1, 1e-2, 1e-3, 1e-4))
+
+
 def sections(quick: bool) -> dict[str, Callable[[], Table]]:
     """What there is to measure, by name; `quick` makes it tiny."""
     return {
         "speed": lambda: speed(cases(quick), 0 if quick else 7),
-        "adaptive": lambda: adaptive(8, (1e-1, 1e-2)) if quick else adaptive(1024, (1e-1, 3e-2, 1e-2, 3e-3)),
+        "adaptive": lambda: unlike(quick),
         "memory": lambda: memory(4, (5, 10)) if quick else memory(256, (100, 400, 1600)),
         "noise": lambda: noise(((4, 1), (4, 8)), 0, 2) if quick else noise(),
     }

@@ -37,7 +37,18 @@ def test_smaller_steps_are_of_the_same_path():
 
 
 def test_unlike_samples_come_to_what_is_asked():
-    sde = importlib.import_module("benchmarks.paths.sde")
-    counts, errors = zip(*(sde._our_adaptive(8, tol) for tol in (1e-1, 1e-3)), strict=True)
-    assert counts[0] < counts[1]
-    assert errors[1] < errors[0]
+    unlike = importlib.import_module("benchmarks.paths.unlike")
+    rough, fine = (unlike._ours(8, 2, tol) for tol in (1e-1, 1e-3))
+    assert rough.evaluations.mean() < fine.evaluations.mean()
+    assert rough.error.shape == (2, 8)
+    assert unlike.root_mean_square(fine.error) < unlike.root_mean_square(rough.error)
+    assert unlike.median(fine.error) < unlike.median(rough.error)
+
+
+def test_a_ratio_of_evaluations_is_read_off_where_errors_are_the_same():
+    unlike = importlib.import_module("benchmarks.paths.unlike")
+    error = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
+    theirs = [unlike.Found(torch.full_like(error, 100.0) * k, error / k**2) for k in (1, 2, 4)]
+    ours = unlike.Found(torch.full_like(error, 50.0), error / 9)
+    for measure in (unlike.root_mean_square, unlike.median):
+        assert abs(unlike.ratio(theirs, ours, measure) - 6) < 1e-12

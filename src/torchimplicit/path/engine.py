@@ -56,9 +56,15 @@ class PhaseBackward:
 
 
 class Engine:
-    """Makes steps one at a time, each by the host."""
+    """Makes steps one at a time, each by the host.
+
+    Attributes:
+        looks: whether it looks at a field once a solve.
+        pulls: whether its steps have no graph, for it gives the gradients of many at a time.
+    """
 
     looks: bool = False
+    pulls: bool = False
     in_a_graph: ClassVar[int] = 1  # steps that are differentiated at a time
 
     @property

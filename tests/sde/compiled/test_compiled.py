@@ -1,6 +1,8 @@
 """Compiled stochastic steps give what plain ones give. Traced, but for one test that goes on to machine code."""
 
+import gc
 import shutil
+import weakref
 from typing import Any
 
 import pytest
@@ -158,6 +160,49 @@ def test_neither_seeds_nor_steps_nor_times_compile_anything(drift):
     assert graphs() == before
 
 
+def test_a_method_that_evaluates_once_a_step_does_so_in_a_kernel(monkeypatch):
+    monkeypatch.setattr(kernel, "CHUNK", 10)
+
+    def evaluations(steps):
+        same: Any = lambda t, y: 0.1 * y  # noqa: E731
+        return ti.sdeint(
+            same, same, torch.ones(2, 1), torch.tensor([0.0, 1.0]), solver=ReversibleHeun(dt=1 / steps),
+            calculus="stratonovich", brownian=1, compile=True,
+        ).report.nfev  # fmt: skip
+
+    assert evaluations(40) - evaluations(20) == 2 * 2 * (10 + 1)  # of drift and diffusion, and at a kernel's start
+
+
+def test_what_was_checked_once_is_the_users_function_of_this_solve():
+    """Calls in a row check nothing; the first one of every solve does."""
+
+    class Scaled(torch.nn.Module):
+        scale = 1.0
+
+        def forward(self, t, y):
+            return self.scale * y
+
+    drift, y0 = Scaled(), torch.ones(2, 1, dtype=torch.float64)
+    for scale in (1.0, -1.0):
+        drift.scale = scale
+        plain, fused = (
+            ti.sdeint(drift, lambda t, y: 0.1 * y, y0, TS, solver=EulerMaruyama(dt=0.1), brownian=1, compile=compile)
+            for compile in (False, True)
+        )
+        assert torch.allclose(fused.value, plain.value, rtol=1e-12)
+
+
+def test_a_kernel_keeps_no_tensor_alive(drift):
+    y0 = torch.ones(3, 2, dtype=torch.float64, requires_grad=True)
+    drive = torch.ones(3, 1, dtype=torch.float64, requires_grad=True)
+    solution = ti.sdeint(drift, diagonal, y0, TS, drive, solver=EulerMaruyama(dt=0.1), brownian=1, compile=True)
+    solution.value.sum().backward()
+    known = weakref.ref(drive)
+    del solution, y0, drive
+    gc.collect()
+    assert known() is None
+
+
 def test_a_sample_that_fails_is_held_where_plain_steps_hold_it():
     def explodes(t, y, drive):
         return torch.where(y > 1.2, torch.nan, 0.5 * y)
@@ -191,12 +236,14 @@ def test_no_step_at_the_end_spoils_a_gradient():
     assert torch.autograd.grad(solution.value[-1].sum(), y0)[0].isfinite().all()
 
 
-def test_higher_derivatives_and_times_are_those_of_plain_steps(drift):
+@pytest.mark.parametrize("adjoint", [ti.Checkpointed(), ti.Direct()])
+def test_higher_derivatives_and_times_are_those_of_plain_steps(drift, adjoint):
     def second(compile):
         y0 = torch.ones(2, 2, dtype=torch.float64, requires_grad=True)
         drive, ts = torch.ones(2, 1, dtype=torch.float64), TS.clone().requires_grad_()
         run: Any = lambda ts: ti.sdeint(  # noqa: E731
-            drift, diagonal, y0, ts, drive, solver=EulerMaruyama(dt=0.2), brownian=3, compile=compile
+            drift, diagonal, y0, ts, drive, solver=EulerMaruyama(dt=0.2), brownian=3, adjoint=adjoint,
+            compile=compile,
         ).value[-1].square().sum()  # fmt: skip
         (first,) = torch.autograd.grad(run(TS), y0, create_graph=True)
         return torch.autograd.grad(first.sum(), y0)[0], torch.autograd.grad(run(ts), ts)[0]

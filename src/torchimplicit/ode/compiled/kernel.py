@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.ode.explicit.tableau import Tableau
-from torchimplicit.path.compiled.kernel import compiled, identity
+from torchimplicit.path.compiled.kernel import Fused, identity
 from torchimplicit.path.field.dynamics import RawField
 from torchimplicit.path.solver import AdaptiveSolver, PathSolver
 from torchimplicit.path.stepsize import PID
@@ -196,12 +196,12 @@ class Kernel:
     @cached_property
     def advance(self) -> Callable[..., Chunk]:
         """`CHUNK` steps with their controller; see `Chunk`. Takes no gradient."""
-        return compiled(_make_advance(self.plan), "f")
+        return Fused(_make_advance(self.plan), "f")
 
     @cached_property
     def again(self) -> Callable[..., tuple[Tensor, Tensor | None]]:
         """Recorded steps again, with their graph: states after each, `(C, B, n)`, and their increments."""
-        return compiled(_make_again(self.plan), "f")
+        return Fused(_make_again(self.plan), "f")
 
 
 _kernels: WeakKeyDictionary[Any, dict[Hashable, Kernel]] = WeakKeyDictionary()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -51,13 +52,16 @@ class Direct(PathAdjoint):
     """Differentiates the steps that were taken in one graph of them all: memory grows with the steps.
 
     The same gradient as `Checkpointed`, by nothing but automatic differentiation: the reference that the others are
-    checked against, and a choice where many derivatives of one path are wanted.
+    checked against, and a choice where many derivatives of one path are wanted. Steps of kernels, which
+    have no graph, are differentiated as by `Checkpointed`, from a state kept before each kernel.
     """
 
     checkpoints: ClassVar[int] = 2
 
     def solve(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `PathAdjoint.solve`."""
+        if call.engine.pulls:
+            return Checkpointed().solve(replace(call, checkpoints=sys.maxsize), y0, ts, tensors)
         if (values := call.graph(y0, ts, tensors)) is not None:
             return values
         fixed = [each.detach() for each in (y0, ts, *tensors)]

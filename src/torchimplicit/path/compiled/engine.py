@@ -108,7 +108,7 @@ class IfPossible(Delegating):
 
     def __init__(self, f: Any, plain: Engine, kernels: Engine):
         super().__init__(plain)
-        self.f, self.kernels = f, kernels
+        self.f, self.kernels, self.pulls = f, kernels, kernels.pulls
 
     def forward(self, solve: Callable[[Engine, Sequence[Tensor]], T], tensors: Sequence[Tensor]) -> T:
         """See `Engine.forward`."""

@@ -85,6 +85,8 @@ def choose_engine(
 class Compiled(Kernels):
     """Makes steps by compiled kernels, several a call; one at a time where times want a gradient or a sample fails."""
 
+    pulls: bool = True
+
     def ahead(self, solver: PathSolver, ts: Tensor) -> Foreseen | None:
         """See `Engine.ahead`."""
         assert isinstance(solver, SDESolver)

@@ -12,13 +12,13 @@ import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from torchimplicit.path.compiled.kernel import compiled, identity
+from torchimplicit.path.compiled.kernel import Fused, identity
 from torchimplicit.path.span import Span
 from torchimplicit.sde.bridge import Increment, scaled
 from torchimplicit.sde.diffusion import Diffusion
@@ -70,18 +70,34 @@ class Plan:
         return list(map(Increment, *((None,) * self.count if part is None else part.unbind() for part in paths)))
 
 
+class Chunk(NamedTuple):
+    """What a kernel is told of some steps.
+
+    Attributes:
+        starts: times before every step, `(C,)`; those behind the last step are before the first.
+        stops: times after it.
+        words: see `Keys`.
+    """
+
+    starts: Tensor
+    stops: Tensor
+    words: tuple[Tensor, ...]
+
+
 def _make_chunk(plan: Plan) -> Callable[..., tuple[Tensor, int]]:
     def chunk(
-        parts: tuple, args: tuple, y: Tensor, seeds: Tensor, channels: tuple[Tensor, ...], words: tuple[Tensor, ...],
-        starts: Tensor, stops: Tensor,
-    ) -> tuple[Tensor, int]:  # fmt: skip
-        sde, first, ends = plan.field(parts, args, len(y)), y, []
-        paths = plan.noise(seeds, channels, words, stops - starts, y.dtype)
-        for t, stop, path in zip(starts.unbind(), stops.unbind(), paths, strict=True):
+        parts: tuple, args: tuple, seeds: Tensor, channels: tuple[Tensor, ...], y: Tensor, some: Chunk
+    ) -> tuple[Tensor, int]:
+        sde, first, ends, end = plan.field(parts, args, len(y)), y, [], y
+        paths = plan.noise(seeds, channels, some.words, some.stops - some.starts, y.dtype)
+        for t, stop, path in zip(some.starts.unbind(), some.stops.unbind(), paths, strict=True):
             moves = stop > t
             span = Span.of(t.expand(len(y)), stop.expand(len(y)))
             # No step is one at the first state, where derivatives are asked for anyway.
-            end, _ = plan.solver.made(sde, span, span.h.to(y.dtype).unsqueeze(1), torch.where(moves, y, first), path)
+            start = torch.where(moves, y, first)
+            if (there := sde.met(end)) is not None:  # whose derivatives the last step has asked for
+                sde.meet(start, there)
+            end, _ = plan.solver.made(sde, span, span.h.to(y.dtype).unsqueeze(1), start, path)
             y = torch.where(moves, end, y)
             ends.append(y)
         return torch.stack(ends), sde.nfev
@@ -89,12 +105,24 @@ def _make_chunk(plan: Plan) -> Callable[..., tuple[Tensor, int]]:
     return chunk
 
 
+def _make_pull(plan: Plan) -> Callable[..., tuple[Tensor | None, ...]]:
+    chunk = _make_chunk(plan)
+
+    def pull(
+        parts: tuple, args: tuple, seeds: Tensor, channels: tuple[Tensor, ...], wanted: tuple[Tensor, ...], y: Tensor,
+        some: Chunk, arriving: Tensor,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        ends, _ = chunk(parts, args, seeds, channels, y, some)
+        return torch.autograd.grad([ends], [y, *wanted], [arriving], allow_unused=True)
+
+    return pull
+
+
 class Kernel:
     """The compiled functions of one plan and one equation.
 
-    Each takes the user's functions, their further arguments, a state `(B, n)`, seeds, channels and words as `Keys` has
-    them, and times before and after every step, `(C,)`, those behind the last step being before the first. They give
-    states after each step, `(C, B, n)`, and how many evaluations that took.
+    Each takes the user's functions, their further arguments, seeds and channels as `Keys` has them, a state `(B, n)`,
+    and a `Chunk`.
 
     Args:
         plan: what they take for granted.
@@ -104,14 +132,17 @@ class Kernel:
         self.plan = plan
 
     @cached_property
-    def advance(self) -> Callable[..., tuple[Tensor, int]]:
-        """Steps without a graph."""
-        return compiled(_make_chunk(self.plan), "an equation")
+    def advance(self) -> Fused:
+        """Steps: states after each, `(C, B, n)`, and how many evaluations that took."""
+        return Fused(_make_chunk(self.plan), "an equation")
 
     @cached_property
-    def again(self) -> Callable[..., tuple[Tensor, int]]:
-        """Steps with their graph, compiled forward and backward."""
-        return compiled(_make_chunk(self.plan), "an equation")
+    def pull(self) -> Fused:
+        """Steps made again and their gradients in one, with no graph between: of the state and of tensors `wanted`.
+
+        Takes these before the state, and the gradients of states after each step behind the chunk.
+        """
+        return Fused(_make_pull(self.plan), "an equation", differentiates=True)
 
 
 _kernels: WeakKeyDictionary[Any, dict[Hashable, Kernel]] = WeakKeyDictionary()

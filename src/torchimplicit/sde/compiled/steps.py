@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchimplicit.adjoint.products import Gradients, summed
-from torchimplicit.path.compiled.kernel import CompileError
+from torchimplicit.path.compiled.kernel import CompileError, Fused
 from torchimplicit.path.engine import Foreseen, PhaseBackward
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.record import Phase, Step
 from torchimplicit.sde.ahead import all_at, is_finite, known_beforehand
-from torchimplicit.sde.compiled.kernel import Kernel, find_kernel
+from torchimplicit.sde.brownian import Keys
+from torchimplicit.sde.compiled.kernel import Chunk, Kernel, find_kernel
 from torchimplicit.sde.driver import Driver
 from torchimplicit.sde.dynamics import NoisyField, RawEquation
 from torchimplicit.sde.solver import SDESolver
 
 LOOK = 8  # chunks between two reads by the host
-
-
-class Chunk(NamedTuple):
-    """What a kernel is told of some steps; see `Kernel`."""
-
-    seeds: Tensor
-    channels: tuple[Tensor, ...]
-    words: tuple[Tensor, ...]
-    starts: Tensor
-    stops: Tensor
 
 
 def kernel_for(solver: SDESolver, field: NoisyField) -> tuple[Kernel, RawEquation]:
@@ -54,29 +45,55 @@ def foreseen(solver: SDESolver, ts: Tensor) -> Foreseen | None:
     return None if known is None else partial(_steps, solver, *known)
 
 
+class Row:
+    """Calls of a kernel for the chunks of one solve, the first of which checks what all take for granted.
+
+    Args:
+        function: of the kernel.
+        raw: the equation.
+        keys: of the noise.
+        more: tensors that the function takes before the state.
+    """
+
+    def __init__(self, function: Fused, raw: RawEquation, keys: Keys, *more: Any):
+        self.function, self.known = function, (raw.parts, raw.args, keys.seeds, keys.channels, *more)
+        self._again: Callable[..., tuple] | None = None
+
+    def __call__(self, y: Tensor, chunk: Chunk, *more: Tensor) -> tuple:
+        """What the function finds from states `(B, n)`; `more` tensors are taken behind the chunk."""
+        tensors = y, chunk.starts, chunk.stops, *chunk.words, *more
+        if self._again is not None:
+            return self._again(*tensors)
+        count = len(chunk.words)
+
+        def inputs(y: Tensor, starts: Tensor, stops: Tensor, *others: Tensor) -> tuple:
+            return *self.known, y, Chunk(starts, stops, others[:count]), *others[count:]
+
+        found, self._again = self.function.begin(inputs, *tensors)
+        return found
+
+
 def _steps(
     solver: SDESolver, times: Tensor, h: Tensor, landings: dict[int, int], field: Field, y: Tensor, phase: Phase | None
 ) -> tuple[Tensor, int] | None:
     """See `Foreseen`."""
     assert isinstance(field, NoisyField)
-    total, graph = len(h), field.look(times[0].expand(len(y)), y) or y.requires_grad
-    graph &= torch.is_grad_enabled()
+    field.look(times[0].expand(len(y)), y)
     kernel, raw = kernel_for(solver, field)
-    chunks = _chunks(field.driver, times.squeeze(1), kernel.plan.count)
-    function, count, values = kernel.again if graph else kernel.advance, kernel.plan.count, [y]
+    total, count, values = len(h), kernel.plan.count, [y]
+    keys, chunks = _chunks(field.driver, times.squeeze(1), count)
+    row = Row(kernel.advance, raw, keys)
     states = None if phase is None else Phase(None, phase.limit)
     places = [landings.get(number + 1) for number in range(len(chunks) * count)]
-    if graph and not y.requires_grad:  # or the first chunk would be compiled on its own
-        y = y.detach().requires_grad_()
     for number, chunk in enumerate(chunks):
         if states is not None:
             states.add(Step(chunk.starts, chunk.stops, True), y)
-        ends, evaluations = function(raw.parts, raw.args, y, *chunk)
-        field.nfev += evaluations * min(count, total - number * count) // count
-        ends, first = ends.unbind(), number * count
-        values += [end for end, place in zip(ends, places[first : first + count], strict=True) if place is not None]
-        y, last = ends[-1], ends[-1].detach()
-        if (number % LOOK == LOOK - 1 or number == len(chunks) - 1) and not is_finite(last):
+        ends, evaluations = row(y, chunk)
+        first = number * count
+        field.nfev += evaluations * min(count, total - first) // count
+        values += [ends[i] for i, place in enumerate(places[first : first + count]) if place is not None]
+        y = ends[-1]
+        if (number % LOOK == LOOK - 1 or number == len(chunks) - 1) and not is_finite(y):
             return None
     if phase is not None and states is not None:
         phase.together = count
@@ -84,15 +101,15 @@ def _steps(
     return torch.stack(values), total
 
 
-def _chunks(driver: Driver, times: Tensor, count: int) -> list[Chunk]:
+def _chunks(driver: Driver, times: Tensor, count: int) -> tuple[Keys, list[Chunk]]:
     """What kernels are told of the steps between times, `(S + 1,)`; some at the end may be none."""
     total = len(times) - 1
     number = -(-total // count)
     rest = times[(number - 1) * count].expand(number * count - total)
     starts, stops = (torch.cat((each, rest)).view(number, count).unbind() for each in (times[:-1], times[1:]))
-    seeds, channels, every = driver.keys(number * count)
-    words = zip(*(each.view(number, -1).unbind() for each in every), strict=True)
-    return [Chunk(seeds, channels, *each) for each in zip(words, starts, stops, strict=True)]
+    keys = driver.keys(number * count)
+    words = zip(*(each.view(number, -1).unbind() for each in keys.words), strict=True)
+    return keys, list(map(Chunk, starts, stops, words))
 
 
 def _record(phase: Phase, times: Tensor, places: Sequence[int | None], states: dict[int, Tensor]) -> None:
@@ -115,23 +132,18 @@ def backward_in_chunks(phase: PhaseBackward, cotangent: Tensor) -> tuple[Tensor,
     count = kernel.plan.count
     totals: Gradients = [None] * len(phase.wanted)
     times = torch.cat([record.steps[0].start[:1], *(step.stop[:1] for step in record.steps)])
-    chunks = _chunks(field.driver, times, count)
+    keys, chunks = _chunks(field.driver, times, count)
     coarse = Phase(None, record.limit, [Step(each.starts, each.stops, True, number=k) for k, each in enumerate(chunks)])
     coarse.states = {number // count: state for number, state in record.states.items()}
-
-    def made(number: int, y: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            y = y.detach().requires_grad_()
-            return y, kernel.again(raw.parts, raw.args, y, *chunks[number])[0]
-
-    # A graph is made and forgotten where only states are wanted: without one it would be another kernel.
-    for number, y in coarse.backwards(lambda step, y: made(step.number, y)[1][-1].detach()):
-        y, ends = made(number, y)
-        arriving = torch.zeros_like(ends)
-        arriving[-1] = cotangent
+    again, pull = Row(kernel.advance, raw, keys), Row(kernel.pull, raw, keys, tuple(phase.wanted))
+    arriving = cotangent.new_zeros(count, *cotangent.shape)
+    for number, y in coarse.backwards(lambda step, y: again(y, chunks[step.number])[0][-1]):
         for i, step in enumerate(record.steps[number * count : (number + 1) * count]):
             if step.outputs is not None:
-                arriving[i] += phase.grad[int(step.outputs.places[0])]
-        cotangent, *found = torch.autograd.grad([ends], [y, *phase.wanted], [arriving], allow_unused=True)
+                arriving[i] = phase.grad[int(step.outputs.places[0])]
+        arriving[-1] += cotangent
+        with torch.enable_grad():
+            cotangent, *found = pull(y.detach().requires_grad_(), chunks[number], arriving)
+        arriving.zero_()
         totals = summed(totals, found)
     return cotangent, totals
