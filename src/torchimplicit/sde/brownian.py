@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -140,30 +141,31 @@ class Noise(Draws):
         step = kept.steps[number - kept.first]
         return step if level is not None else scaled(step.W, step.H, _length(h), step.A)
 
-    @property
-    def at_once(self) -> int:
-        """How many steps are best made at a time, an even number."""
-        return self._steps.count
-
-    def increments(self, first: int, h: Tensor, keep: bool = False) -> list[Increment]:
-        """The path over consecutive steps, as `increment` gives it.
+    def increments(self, first: int, h: Tensor, keep: bool = False) -> Iterator[Increment]:
+        """The paths over consecutive steps, some made at once, as `increment` gives them.
 
         Args:
             first: number of the first step.
             h: their lengths, `(K,)`, of the normals' dtype.
-            keep: see `Driver.increments`.
+            keep: whether all shall be there in the end; else tensors are written over by those behind them.
         """
         if self.levy:
-            return [self.increment(first + k, length) for k, length in enumerate(h.unbind())]
-        root, found = h.sqrt().view(-1, 1, 1), []
-        for purpose in (normals.PATH, normals.AREA)[: 1 + self.area]:
-            room = None if keep else self._ahead[purpose]
-            fits = room is not None and first % 2 == len(h) % 2 == 0 and len(room) == len(h)  # words are for two
-            steps = self._steps.normals(purpose, first, len(h), room if fits else None)
-            self._ahead[purpose] = None if keep else steps
-            found.append(steps.mul_(root if purpose == normals.PATH else root / math.sqrt(12)).unbind())
-        areas = found[1] if self.area else len(h) * (None,)
-        return list(map(Increment, found[0], areas))
+            yield from (self.increment(first + k, length) for k, length in enumerate(h.unbind()))
+            return
+        scale, most, room = h.sqrt().view(-1, 1, 1), self._steps.count, self._ahead
+        count = -(-len(h) // -(-len(h) // most))  # as many each time, so that the room fits again
+        for root in scale.split(count + count % 2):
+            found: list[Sequence[Tensor | None]] = []
+            for purpose in (normals.PATH, normals.AREA)[: 1 + self.area]:
+                old = None if keep else room[purpose]
+                fits = old is not None and first % 2 == 0 and len(old) == len(root)  # words are for two
+                steps = self._steps.normals(purpose, first, len(root), old if fits else None)
+                if not keep and len(root) % 2 == 0:
+                    room[purpose] = steps
+                found.append(steps.mul_(root if purpose == normals.PATH else root / math.sqrt(12)).unbind())
+            areas = found[1] if self.area else len(root) * (None,)
+            yield from map(Increment, found[0], areas)
+            first += len(root)
 
     def words(self, first: int, count: int, area: bool = False) -> Tensor:
         """The words of `count` steps from an even number on, `(count / 2,)`, for `normals.normals_of_steps`.

@@ -147,12 +147,8 @@ class Driver:
         """
         noise = self._noise
         if not isinstance(noise, Noise) or noise.source.base is not None:
-            yield from map(self.increment, spans)
-            return
-        h, first = h.to(noise.dtype), spans[0].number
-        for some in h.split(noise.at_once):
-            yield from noise.increments(first, some, keep)
-            first += len(some)
+            return map(self.increment, spans)
+        return noise.increments(spans[0].number, h.to(noise.dtype), keep)
 
     def keys(self, count: int) -> Keys:
         """See `Noise.keys`."""

@@ -70,14 +70,12 @@ class Room(NamedTuple):
     words: Tensor
     spare: Tensor
     radius: Tensor
-    angle: Tensor
-    wave: Tensor
 
     @classmethod
     def of(cls, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Room:
         """Room for normals of some shape and dtype."""
         whole = [torch.empty(shape, dtype=torch.int64, device=device) for _ in range(2)]
-        return cls(*whole, *(torch.empty(shape, dtype=dtype, device=device) for _ in range(3)))
+        return cls(*whole, torch.empty(shape, dtype=dtype, device=device))
 
 
 def pair(
@@ -104,16 +102,14 @@ def box_muller(room: Room, out: tuple[Tensor, Tensor] | None = None) -> tuple[Te
     The uniform number under the logarithm is `|high + 1/2| / 2**31`, the half being added to a signed integer: never
     zero, in single precision either, where `high + 2**31 + 1/2` may round to it. The largest normal is 6.66.
     """
-    words, spare, radius, angle, wave = room
+    words, spare, radius = room
+    wave, angle = (torch.empty_like(radius), torch.empty_like(radius)) if out is None else out
     torch.bitwise_and(words, 0xFFFFFFFF, out=spare)
     angle.copy_(spare).mul_(math.tau * 2.0**-32)
     radius.copy_(words.bitwise_right_shift_(32)).add_(0.5).abs_().mul_(2.0**-31)
     radius.log_().mul_(-2.0).sqrt_()
     torch.cos(angle, out=wave)
-    angle.sin_()
-    if out is None:
-        return radius * wave, radius * angle
-    return torch.mul(radius, wave, out=out[0]), torch.mul(radius, angle, out=out[1])
+    return wave.mul_(radius), angle.sin_().mul_(radius)
 
 
 def normals_of_steps(seeds: Tensor, words: Tensor, channels: Tensor, dtype: torch.dtype) -> Tensor:
