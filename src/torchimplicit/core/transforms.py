@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial, wraps
+from functools import lru_cache, partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -97,6 +97,21 @@ def for_rows(function: Callable[[Tensor], Tensor], rows: Tensor, dim: int) -> Te
         return _functorch._remove_batch_dim(value, level, len(rows), dim)
     finally:
         _functorch._vmap_decrement_nesting()
+
+
+def remembered(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that makes tensors of plain values, which keeps them for the next who asks; nobody may write to them.
+
+    Not where somebody looks on: tensors made there are the transform's own, or are none, and outlive it.
+    """
+    kept = lru_cache(maxsize=16)(function)
+
+    @wraps(function)
+    def asked(*args: P.args, **kwargs: P.kwargs) -> R:
+        watched = active() or torch.is_inference_mode_enabled() or torch._C._len_torch_dispatch_stack() > 0
+        return function(*args, **kwargs) if watched else kept(*args, **kwargs)  # pyright: ignore[reportArgumentType]
+
+    return asked
 
 
 def outside_inference_mode(function: Callable[P, R]) -> Callable[P, R]:

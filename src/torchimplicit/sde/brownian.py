@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
+import torch
 from torch import Tensor
 
 from torchimplicit.core.options import is_number, require
@@ -115,7 +115,6 @@ class Noise(Draws):
         self._steps = Steps(self.seeds, self.channels, self.dtype, self.levy)
         self._kept: Kept | None = None
         self._room: list[Tensor | None] = [None, None]  # for normals of path and area
-        self._ahead: list[Tensor | None] = [None, None]
 
     def take(self, samples: Tensor) -> Self:
         """See `Draws`."""
@@ -141,31 +140,31 @@ class Noise(Draws):
         step = kept.steps[number - kept.first]
         return step if level is not None else scaled(step.W, step.H, _length(h), step.A)
 
-    def increments(self, first: int, h: Tensor, keep: bool = False) -> Iterator[Increment]:
-        """The paths over consecutive steps, some made at once, as `increment` gives them.
+    @property
+    def at_once(self) -> int:
+        """How many steps are best made at a time, an even number."""
+        return self._steps.count
+
+    def increments(self, first: int, h: Tensor, room: Increment | None = None) -> Increment:
+        """The paths over consecutive steps, `(K, B, m)` in the places of `(B, m)`; each as `increment` gives it.
 
         Args:
             first: number of the first step.
             h: their lengths, `(K,)`, of the normals' dtype.
-            keep: whether all shall be there in the end; else tensors are written over by those behind them.
+            room: what is written over where it fits: paths over steps from an even number on.
         """
         if self.levy:
-            yield from (self.increment(first + k, length) for k, length in enumerate(h.unbind()))
-            return
-        scale, most, room = h.sqrt().view(-1, 1, 1), self._steps.count, self._ahead
-        count = -(-len(h) // -(-len(h) // most))  # as many each time, so that the room fits again
-        for root in scale.split(count + count % 2):
-            found: list[Sequence[Tensor | None]] = []
-            for purpose in (normals.PATH, normals.AREA)[: 1 + self.area]:
-                old = None if keep else room[purpose]
-                fits = old is not None and first % 2 == 0 and len(old) == len(root)  # words are for two
-                steps = self._steps.normals(purpose, first, len(root), old if fits else None)
-                if not keep and len(root) % 2 == 0:
-                    room[purpose] = steps
-                found.append(steps.mul_(root if purpose == normals.PATH else root / math.sqrt(12)).unbind())
-            areas = found[1] if self.area else len(root) * (None,)
-            yield from map(Increment, found[0], areas)
-            first += len(root)
+            return Increment(
+                *map(torch.stack, zip(*(self.increment(first + k, each) for k, each in enumerate(h)), strict=True))
+            )
+        root, whole, old = h.sqrt().view(-1, 1, 1), len(h) + len(h) % 2, None
+        if room is not None and len(room.W) >= whole:
+            old = room if len(room.W) == whole else room.each(lambda steps: steps[:whole])
+        W = self._steps.normals(normals.PATH, first, len(h), None if old is None else old.W).mul_(root)
+        if not self.area:
+            return Increment(W, None)
+        H = self._steps.normals(normals.AREA, first, len(h), None if old is None else old.H)
+        return Increment(W, H.mul_(root / math.sqrt(12)))
 
     def words(self, first: int, count: int, area: bool = False) -> Tensor:
         """The words of `count` steps from an even number on, `(count / 2,)`, for `normals.normals_of_steps`.

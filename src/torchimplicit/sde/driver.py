@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, Self
 
@@ -17,6 +16,7 @@ from torchimplicit.path.span import Span
 from torchimplicit.sde import normals
 from torchimplicit.sde.bridge import Increment
 from torchimplicit.sde.brownian import Brownian, Keys, Noise
+from torchimplicit.sde.foretold import Foretold
 from torchimplicit.sde.seeds import Seed, seeds_of_samples
 from torchimplicit.sde.stack import Stack, StackOfTree
 from torchimplicit.sde.tree import PathInTree, Tree, descended
@@ -73,6 +73,7 @@ class Driver:
         self._noise: Noise | PathInTree | None = None
         self._chosen: Chosen | None = None
         self._part: Tensor | None = None
+        self._foretold: Foretold | None = None
 
     @property
     def seed(self) -> Seed:
@@ -94,7 +95,7 @@ class Driver:
         some = copy.copy(self)
         some.rows = rows if self.rows is None else self.rows[rows]
         some._noise = None if self._noise is None else self._noise.take(rows)
-        some._chosen = some._part = None
+        some._chosen = some._part = some._foretold = None
         return some
 
     def of_phase(self, rows: Tensor) -> Self:
@@ -137,18 +138,12 @@ class Driver:
             self._chosen.drawn.clear()
         self._chosen.drawn[number] = (self._part, path)
 
-    def increments(self, spans: list[Span], h: Tensor, keep: bool = False) -> Iterator[Increment]:
-        """The paths over consecutive steps, some made at once.
-
-        Args:
-            spans: of the steps, the same for all samples.
-            h: their lengths, `(K,)`.
-            keep: whether all shall be there in the end; else tensors are written over by those behind them.
-        """
-        noise = self._noise
-        if not isinstance(noise, Noise) or noise.source.base is not None:
-            return map(self.increment, spans)
-        return noise.increments(spans[0].number, h.to(noise.dtype), keep)
+    def foresee(self, h: Tensor | None) -> None:
+        """Makes the noise some steps at a time, for steps of these lengths `(S, 1)` and no others; None for any."""
+        if h is None or not isinstance(self._noise, Noise) or self._noise.source.base is not None:
+            self._foretold = None
+        elif self._foretold is None or self._foretold.h is not h:
+            self._foretold = Foretold(self._noise, h)
 
     def keys(self, count: int) -> Keys:
         """See `Noise.keys`."""
@@ -159,13 +154,16 @@ class Driver:
         """The path over a step. Normals are held: of lengths with a gradient, `W = sqrt(h) z` has one."""
         if self._chosen is not None:
             return self._drawn(self._chosen, span.number)
+        plain = not span.h.requires_grad and transforms.level(span.h) < 0
+        if plain and self._foretold is not None:
+            return self._foretold[span.number]
         noise = self._noise
         assert noise is not None
         if isinstance(noise, PathInTree):
             start, stop = (transforms.plain(each).detach() for each in (span.start, span.stop))
             return noise.over(start, stop)
         h = span.h.to(noise.dtype)
-        if not h.requires_grad and transforms.level(h) < 0:
+        if plain:
             return noise.increment(span.number, h) if noise.source.base is None else self._of_base(noise, span)
         moves, h = h > 0, torch.where(h > 0, h, 1.0)  # at zero a root has no derivative
         if noise.source.base is None:

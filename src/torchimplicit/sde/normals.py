@@ -16,9 +16,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.core.transforms import remembered
+
 GOLDEN = 0x9E3779B97F4A7C15
 _ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 _ALL = (1 << 64) - 1
+
+WORDS = 1024  # words at a time: to make them one by one would take as long
 
 # What a normal is for. Of one sample, number and channel, those for different purposes are independent.
 PATH, AREA, ATTEMPT, NODE, LEVY, INSIDE = range(6)
@@ -62,6 +66,18 @@ def place(purpose: int, number: int) -> int:
 def places(purpose: int, numbers: Tensor) -> Tensor:
     """The words of numbers, int64 of any shape; see `place`."""
     return hash_of(numbers * signed(GOLDEN) + hashed(purpose))
+
+
+@remembered
+def words_of(purpose: int, block: int, device: torch.device) -> Tensor:
+    """The words of `WORDS` consecutive numbers from `WORDS * block` on, `(WORDS, 1)`."""
+    return places(purpose, torch.arange(WORDS, device=device).unsqueeze(1) + WORDS * block)
+
+
+@remembered
+def words_of_channels(count: int, device: torch.device) -> Tensor:
+    """The words of channels, `(count,)`."""
+    return hash_of(torch.arange(count, device=device))
 
 
 class Room(NamedTuple):

@@ -14,7 +14,6 @@ from torchimplicit.sde.normals import Room
 BLOCK = {"cpu": 2**17}  # normals at a time: enough to make the calls of torch cheap, few enough to stay in a cache
 LARGE = 2**22  # elsewhere
 LONGEST = 64  # steps at a time, so that short paths draw little for nothing
-WORDS = 1024  # words at a time: to make them one by one would take as long
 
 
 class Steps:
@@ -37,12 +36,11 @@ class Steps:
         self.block = BLOCK.get(seeds.device.type, LARGE)
         self.count = min(LONGEST, max(2, self.block // max(1, seeds.numel() * channels.numel()) // 2 * 2))
         self._cells = (seeds.unsqueeze(1) + channels).flatten()
-        self._rooms: dict[torch.Size, Room] = {}
-        self._words: dict[tuple[int, int], Tensor] = {}
+        self._room: Room | None = None
         self.areas: Steps | None = None
         if levy:
-            pairs = torch.arange(len(channels) * (len(channels) - 1) // 2, device=seeds.device)
-            self.areas = Steps(seeds, normals.hash_of(pairs), dtype)
+            pairs = len(channels) * (len(channels) - 1) // 2
+            self.areas = Steps(seeds, normals.words_of_channels(pairs, seeds.device), dtype)
 
     def words(self, purpose: int, first: int, count: int) -> Tensor:
         """The words of consecutive numbers, `(count,)`."""
@@ -50,23 +48,27 @@ class Steps:
 
     def pairs(self, purpose: int, first: int, out: Sequence[Tensor]) -> None:
         """Two normals for every number, sample and channel, into two `(count, B m)`."""
-        words = self._column(purpose, first, len(out[0]))
-        cells = max(1, self.block // 2 // max(1, len(words)))
-        whole = (self._cells, *out)
-        for some, *into in [whole] if len(self._cells) <= cells else zip(*(each.split(cells, -1) for each in whole)):
-            shape = into[0].shape
-            if shape not in self._rooms:
-                self._rooms[shape] = Room.of(shape, self.dtype, words.device)
-            normals.pair(some, words, self.dtype, self._rooms[shape], (into[0], into[1]))
+        words, cells = self._column(purpose, first, len(out[0])), self._cells
+        most = max(1, self.block // 2 // max(1, len(words)))
+        pieces = (
+            [(cells, *out)]
+            if len(cells) <= most
+            else zip(*(each.split(most, -1) for each in (cells, *out)), strict=True)
+        )
+        for some, even, odd in pieces:
+            room = self._room
+            if room is None or room.words.shape[1] != len(some) or len(room.words) < len(words):
+                room = self._room = Room.of(even.shape, self.dtype, words.device)
+            if len(room.words) > len(words):
+                room = Room(*(part[: len(words)] for part in room))
+            normals.pair(some, words, self.dtype, room, (even, odd))
 
     def _column(self, purpose: int, first: int, count: int) -> Tensor:
         """The words of consecutive numbers, `(count, 1)`."""
-        whole, low = divmod(first, WORDS)
-        if low + count > WORDS:
+        block, low = divmod(first, normals.WORDS)
+        if low + count > normals.WORDS:
             return self.words(purpose, first, count).unsqueeze(1)
-        if (purpose, whole) not in self._words:
-            self._words = {(purpose, whole): self.words(purpose, whole * WORDS, WORDS).unsqueeze(1)}
-        return self._words[purpose, whole][low : low + count]
+        return normals.words_of(purpose, block, self.seeds.device)[low : low + count]
 
     def normals(self, purpose: int, first: int, count: int, room: Tensor | None = None) -> Tensor:
         """Standard normals of consecutive steps, `(count, B, m)`: one word gives those of two steps.
