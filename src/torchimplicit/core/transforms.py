@@ -109,7 +109,7 @@ def remembered(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def asked(*args: P.args, **kwargs: P.kwargs) -> R:
         watched = active() or torch.is_inference_mode_enabled() or torch._C._len_torch_dispatch_stack() > 0
-        return function(*args, **kwargs) if watched else kept(*args, **kwargs)  # pyright: ignore[reportArgumentType]
+        return function(*args, **kwargs) if watched else kept(*args, **kwargs)
 
     return asked
 

@@ -90,8 +90,8 @@ class Room(NamedTuple):
     @classmethod
     def of(cls, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Room:
         """Room for normals of some shape and dtype."""
-        whole = [torch.empty(shape, dtype=torch.int64, device=device) for _ in range(2)]
-        return cls(*whole, torch.empty(shape, dtype=dtype, device=device))
+        words, spare = (torch.empty(shape, dtype=torch.int64, device=device) for _ in range(2))
+        return cls(words, spare, torch.empty(shape, dtype=dtype, device=device))
 
 
 def pair(
