@@ -75,9 +75,9 @@ class SharedSteps(Sequence[Step]):
         ends = self._ends[number], self._ends[number + 1]
         return Step(*ends, True, self.outputs.get(number), number)
 
-    def span(self, number: int) -> Span:
-        """What a step leads through."""
-        return Span(self._ends[number], self._ends[number + 1], self._lengths[number], number)
+    def spans(self) -> Iterator[Span]:
+        """What the steps lead through."""
+        return map(Span, self._ends, self._ends[1:], self._lengths, range(len(self)))
 
     @cached_property
     def outputs(self) -> dict[int, Outputs]:

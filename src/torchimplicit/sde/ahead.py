@@ -64,18 +64,18 @@ def _steps(
 ) -> tuple[Tensor, int] | None:
     """See `Foreseen`. Nothing depends on what steps find, as long as all states are finite, and so is their sum."""
     assert isinstance(field, NoisyField)
-    steps, values, driver = SharedSteps(times, h, landings, len(y)), [y], field.driver
-    field.prepare(steps.span(0).start, y)
-    driver.foresee(h)
-    for number, size in enumerate(h.to(y.dtype).unsqueeze(2).unbind()):
+    steps, values, last = SharedSteps(times, h, landings, len(y)), [y], len(h) - 1
+    field.prepare(times[0].expand(len(y)), y)
+    sizes, paths = h.to(y.dtype).unsqueeze(2).unbind(), field.driver.foresee(steps)
+    for span, size, path in zip(steps.spans(), sizes, paths, strict=True):
+        number = span.number
         if phase is not None:
             phase.keep(number, y)
-        span = steps.span(number)
-        y, _ = solver.made(field, span, size, y, driver.increment(span))
+        y, _ = solver.made(field, span, size, y, path)
         if number + 1 in landings:
             values.append(y)
-        if (number % LOOK == LOOK - 1 or number == len(h) - 1) and not is_finite(y.detach()):
-            driver.foresee(None)
+        if (number % LOOK == LOOK - 1 or number == last) and not is_finite(y.detach()):
+            field.driver.forget()
             return None
     if phase is not None:
         phase.steps = steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, Self
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from torchimplicit.core import transforms
 from torchimplicit.core.tree import Layout
+from torchimplicit.path.record import SharedSteps
 from torchimplicit.path.span import Span
 from torchimplicit.sde import normals
 from torchimplicit.sde.bridge import Increment
@@ -138,12 +140,16 @@ class Driver:
             self._chosen.drawn.clear()
         self._chosen.drawn[number] = (self._part, path)
 
-    def foresee(self, h: Tensor | None) -> None:
-        """Makes the noise some steps at a time, for steps of these lengths `(S, 1)` and no others; None for any."""
-        if h is None or not isinstance(self._noise, Noise) or self._noise.source.base is not None:
-            self._foretold = None
-        elif self._foretold is None or self._foretold.h is not h:
-            self._foretold = Foretold(self._noise, h)
+    def foresee(self, steps: SharedSteps) -> Iterator[Increment]:
+        """The paths over all of these steps, made some at a time; so they are from now on for whoever asks for one."""
+        if not isinstance(self._noise, Noise) or self._noise.source.base is not None:
+            return map(self.increment, steps.spans())
+        self._foretold = Foretold(self._noise, steps.h)
+        return iter(self._foretold)
+
+    def forget(self) -> None:
+        """Steps are other ones than those that were foreseen."""
+        self._foretold = None
 
     def keys(self, count: int) -> Keys:
         """See `Noise.keys`."""

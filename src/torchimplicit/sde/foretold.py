@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -31,9 +33,19 @@ class Foretold:
         place = number - self._first
         if not 0 <= place < len(self._some):
             place = number % self._count
-            self._first = number - place
-            self._room = self.noise.increments(self._first, self._lengths[self._first :][: self._count], self._room)
-            self._some = self._room.split()
+            self._make(number - place)
         if torch.is_grad_enabled():
             self._room = None
         return self._some[place]
+
+    def __iter__(self) -> Iterator[Increment]:
+        """The paths over all steps."""
+        for first in range(0, len(self.h), self._count):
+            self._make(first)
+            if torch.is_grad_enabled():
+                self._room = None
+            yield from self._some
+
+    def _make(self, first: int) -> None:
+        self._room = self.noise.increments(first, self._lengths[first:][: self._count], self._room)
+        self._some, self._first = self._room.split(), first

@@ -13,7 +13,7 @@ from torchimplicit.sde.normals import Room
 
 BLOCK = {"cpu": 2**17}  # normals at a time: enough to make the calls of torch cheap, few enough to stay in a cache
 LARGE = 2**22  # elsewhere
-LONGEST = 64  # steps at a time, so that short paths draw little for nothing
+LONGEST = 128  # steps at a time, so that short paths draw little for nothing
 
 
 class Steps:
