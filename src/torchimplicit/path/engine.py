@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -102,10 +102,10 @@ class Engine:
     def backward(self, phase: PhaseBackward, cotangent: Tensor) -> tuple[Tensor, Gradients]:
         """The gradients of the states before a phase, from that after it, `(B, n)`, and of the leaves."""
         totals: Gradients = [None] * len(phase.wanted)
-        stepper, steps = phase.solver.stepper(cotangent, graph=True), phase.retrace()
-        met, later = False, None
+        stepper, met, later = phase.solver.stepper(cotangent, graph=True), False, None
         # Each graph is differentiated before the next one is made: the memory is that of one, or a few steps.
-        while some := list(islice(steps, self.in_a_graph)):
+        for _, group in groupby(phase.retrace(), lambda each: each[0].number // self.in_a_graph):
+            some = list(group)
             with torch.enable_grad():
                 y = leaf = some[-1][2].detach().requires_grad_()
                 ends, cotangents, states = [], [], []

@@ -40,6 +40,7 @@ class Step(NamedTuple):
         all_move: whether every sample moves.
         outputs: the output times within it; None for none.
         number: which of the steps it is, from the start of the path.
+        h: its size, `(B,)`, where that is at hand.
     """
 
     start: Tensor
@@ -47,11 +48,12 @@ class Step(NamedTuple):
     all_move: bool
     outputs: Outputs | None = None
     number: int = 0
+    h: Tensor | None = None
 
     @property
     def span(self) -> Span:
         """What it leads through."""
-        return Span.of(self.start, self.stop, self.number)
+        return Span(self.start, self.stop, self.stop - self.start if self.h is None else self.h, self.number)
 
 
 class SharedSteps(Sequence[Step]):
@@ -73,7 +75,7 @@ class SharedSteps(Sequence[Step]):
 
     def __getitem__(self, number: Any) -> Any:
         ends = self._ends[number], self._ends[number + 1]
-        return Step(*ends, True, self.outputs.get(number), number)
+        return Step(*ends, True, self.outputs.get(number), number, self._lengths[number])
 
     def spans(self) -> Iterator[Span]:
         """What the steps lead through."""

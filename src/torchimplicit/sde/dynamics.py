@@ -69,6 +69,7 @@ class NoisyField(Field):
         super().__init__(self._side_by_side)
         self._drift, self._diffusion, self._both, self.driver, self._first = drift, diffusion, both, driver, first
         self._met: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
+        self._seen: tuple[Tensor, ...] | None = None
 
     def drift(self, t: Tensor, y: Tensor) -> Tensor:
         """The drift at `(t, y)`."""
@@ -90,7 +91,15 @@ class NoisyField(Field):
         if self._first is None:
             return self._both(t, y)
         first, self._first = self._first, None
-        return first(t, y)
+        found = first(t, y)
+        self._seen = t, y, *(each.detach() for each in found)
+        return found
+
+    def seen(self, t: Tensor, y: Tensor) -> Tensor | None:
+        """See `Field.seen`."""
+        if self._seen is None or self._seen[1] is not y or not torch.equal(self._seen[0], t):
+            return None
+        return _beside(*self._seen[2:])
 
     def look(self, t: Tensor, y: Tensor) -> bool:
         """Looks closely at both, for steps that will not; and makes the noise. Whether they have a gradient there."""
@@ -120,8 +129,11 @@ class NoisyField(Field):
 
     def _side_by_side(self, t: Tensor, y: Tensor) -> Tensor:
         self.nfev -= 1  # was counted as one
-        f, g = self.both(t, y)
-        return torch.cat((f, g.flatten(1)), 1)
+        return _beside(*self.both(t, y))
+
+
+def _beside(f: Tensor, g: Tensor) -> Tensor:
+    return torch.cat((f, g.flatten(1)), 1)
 
 
 class StochasticDynamics(Dynamics):
@@ -199,8 +211,9 @@ class StochasticDynamics(Dynamics):
         keep_buffers: bool = False,
         rows: Tensor | None = None,
     ) -> Iterator[NoisyField]:
-        """See `Dynamics.bind`."""
-        tensors = [tensor.detach() for tensor in tensors] if audit else list(tensors)
+        """See `Dynamics.bind`; where a graph is recorded captured tensors are looked for in that."""
+        alone = audit and not torch.is_grad_enabled()
+        tensors = [tensor.detach() for tensor in tensors] if alone else list(tensors)
         looks = rows is None and (audit or keep_buffers)  # a path made again has been looked at
         diffusion, driver = self.diffusion, self.driver
         if rows is not None:
@@ -213,7 +226,7 @@ class StochasticDynamics(Dynamics):
             return parts[number](t.view(shape), nested(y))
 
         def first(t: Tensor, y: Tensor) -> Any:
-            return self.evaluate_first(partial(value, t, y), y, tensors if audit else None)
+            return self.evaluate_first(partial(value, t, y), y, [y, *tensors] if audit else None)
 
         with self.explicit.bind(tensors, keep_buffers) as bound, self.autocast.off():
             equation: Any = bound.f

@@ -10,6 +10,8 @@ from torch import Tensor
 from torchimplicit.sde.bridge import Increment
 from torchimplicit.sde.brownian import Noise
 
+TOGETHER = 8  # steps whose noise is wanted together, for a graph of them all
+
 
 class Foretold:
     """Paths over numbered steps of known lengths; those around the last one that was asked for are at hand.
@@ -22,9 +24,8 @@ class Foretold:
     def __init__(self, noise: Noise, h: Tensor):
         self.noise, self.h = noise, h
         self._lengths = h.squeeze(1).to(noise.dtype)
-        times = -(-len(h) // noise.at_once)
-        count = -(-len(h) // times)  # as many each time
-        self._count, self._first = count + count % 2, 0
+        count = -(-len(h) // -(-len(h) // noise.at_once))  # as many each time
+        self._count, self._first = -(-count // TOGETHER) * TOGETHER, 0
         self._some: list[Increment] = []
         self._room: Increment | None = None
 

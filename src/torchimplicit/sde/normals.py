@@ -93,6 +93,12 @@ class Room(NamedTuple):
         words, spare = (torch.empty(shape, dtype=torch.int64, device=device) for _ in range(2))
         return cls(words, spare, torch.empty(shape, dtype=dtype, device=device))
 
+    def part(self, shape: torch.Size) -> Room:
+        """Room for fewer, in two dimensions."""
+        if self.words.shape == shape:
+            return self
+        return Room(*(each[: shape[0], : shape[1]] for each in self))
+
 
 def pair(
     a: Tensor, b: Tensor, dtype: torch.dtype, room: Room | None = None, out: tuple[Tensor, Tensor] | None = None

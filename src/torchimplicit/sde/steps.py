@@ -49,19 +49,16 @@ class Steps:
     def pairs(self, purpose: int, first: int, out: Sequence[Tensor]) -> None:
         """Two normals for every number, sample and channel, into two `(count, B m)`."""
         words, cells = self._column(purpose, first, len(out[0])), self._cells
-        most = max(1, self.block // 2 // max(1, len(words)))
+        most = max(1, self.block // max(1, len(words)))
         pieces = (
             [(cells, *out)]
             if len(cells) <= most
             else zip(*(each.split(most, -1) for each in (cells, *out)), strict=True)
         )
         for some, even, odd in pieces:
-            room = self._room
-            if room is None or room.words.shape[1] != len(some) or len(room.words) < len(words):
-                room = self._room = Room.of(even.shape, self.dtype, words.device)
-            if len(room.words) > len(words):
-                room = Room(*(part[: len(words)] for part in room))
-            normals.pair(some, words, self.dtype, room, (even, odd))
+            if self._room is None or any(map(int.__lt__, self._room.words.shape, even.shape)):
+                self._room = Room.of(even.shape, self.dtype, words.device)
+            normals.pair(some, words, self.dtype, self._room.part(even.shape), (even, odd))
 
     def _column(self, purpose: int, first: int, count: int) -> Tensor:
         """The words of consecutive numbers, `(count, 1)`."""
