@@ -103,7 +103,7 @@ class NoisyField(Field):
 
     def look(self, t: Tensor, y: Tensor) -> bool:
         """Looks closely at both, for steps that will not; and makes the noise. Whether they have a gradient there."""
-        f, g = self.both(t, y[:, : self.driver.layout.width])  # of pairs one
+        f, g = self.both(t, self._one(y))
         if not self.driver.ready:
             self.driver.prepare(g.shape[-1])
         return f.requires_grad or g.requires_grad
@@ -111,7 +111,12 @@ class NoisyField(Field):
     def prepare(self, t: Tensor, y: Tensor) -> None:
         """Makes the noise: how many channels there are a diffusion tells, at the states `(B, n)`, or pairs."""
         if not self.driver.ready:
-            self.driver.prepare(self.diffusion(t, y[:, : self.driver.layout.width]).shape[-1])
+            self.driver.prepare(self.diffusion(t, self._one(y)).shape[-1])
+
+    def _one(self, y: Tensor) -> Tensor:
+        """Of pairs of states the first ones."""
+        width = self.driver.layout.width
+        return y if y.shape[1] == width else y[:, :width]
 
     def increment(self, span: Span, y: Tensor) -> Increment:
         """The noise over a step from the states `(B, n)`."""
