@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial, wraps
 from typing import Any, ParamSpec, TypeVar
@@ -83,6 +83,11 @@ def vjp_of_graph(value: Tensor, by: Tensor, v: Tensor, create_graph: bool = Fals
     """
     found = _engine_run_backward((value,), (v,), True, create_graph, (by,), True, accumulate_grad=False)[0]
     return torch.zeros_like(by) if found is None else found
+
+
+def vjps_of_graph(values: Sequence[Tensor], by: Sequence[Tensor], v: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """What `torch.autograd.grad` gives for values of tensors, whose graph is used up; None where none leads there."""
+    return _engine_run_backward(tuple(values), tuple(v), False, False, tuple(by), True, accumulate_grad=False)
 
 
 def for_rows(function: Callable[[Tensor], Tensor], rows: Tensor, dim: int) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoint.products import Gradients, summed
+from torchimplicit.core import transforms
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.loop import StepLoop
 from torchimplicit.path.query import Query
@@ -121,8 +122,6 @@ class Engine:
             if behind is not None and not met:  # one step will do to tell a function that is another one now
                 phase.meet(leaf.detach(), states[0].detach(), behind[2], behind[0])
                 met = True
-            cotangent, *found = torch.autograd.grad(
-                [y, *ends], [leaf, *phase.wanted], [cotangent, *cotangents], allow_unused=True
-            )
+            cotangent, *found = transforms.vjps_of_graph([y, *ends], [leaf, *phase.wanted], [cotangent, *cotangents])
             totals = summed(totals, found)
         return cotangent, totals

@@ -259,7 +259,8 @@ def noisy_field(value: Value, first: Value | None, diffusion: Diffusion, driver:
         diffusion: how diffusions become rows.
         driver: the noise.
     """
-    flat, flat_g = diffusion.layout.flatten, diffusion.flatten
+    flat = diffusion.layout.flatten
+    flat_g = flat if diffusion.noise == "diagonal" else diffusion.flatten
 
     def both(ask: Value, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         f, g = ask(t, y)
