@@ -122,6 +122,8 @@ class Engine:
             if behind is not None and not met:  # one step will do to tell a function that is another one now
                 phase.meet(leaf.detach(), states[0].detach(), behind[2], behind[0])
                 met = True
-            cotangent, *found = transforms.vjps_of_graph([y, *ends], [leaf, *phase.wanted], [cotangent, *cotangents])
+            moved, *found = transforms.vjps_of_graph([y, *ends], [leaf, *phase.wanted], [cotangent, *cotangents])
+            assert moved is not None
+            cotangent = moved
             totals = summed(totals, found)
         return cotangent, totals

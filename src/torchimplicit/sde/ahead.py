@@ -66,7 +66,8 @@ def _steps(
     assert isinstance(field, NoisyField)
     steps, values, last = SharedSteps(times, h, landings, len(y)), [y], len(h) - 1
     field.prepare(times[0].expand(len(y)), y)
-    sizes, paths = h.to(y.dtype).unsqueeze(2).unbind(), field.driver.foresee(steps)
+    spare = 0 if phase is None else max(0, phase.limit - len(h))  # the noise of the last steps takes their places
+    sizes, paths = h.to(y.dtype).unsqueeze(2).unbind(), field.driver.foresee(steps, spare)
     for span, size, path in zip(steps.spans(), sizes, paths, strict=True):
         number = span.number
         if phase is not None:

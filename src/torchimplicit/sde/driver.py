@@ -140,11 +140,19 @@ class Driver:
             self._chosen.drawn.clear()
         self._chosen.drawn[number] = (self._part, path)
 
-    def foresee(self, steps: SharedSteps) -> Iterator[Increment]:
-        """The paths over all of these steps, made some at a time; so they are from now on for whoever asks for one."""
-        if not isinstance(self._noise, Noise) or self._noise.source.base is not None:
+    def foresee(self, steps: SharedSteps, spare: int) -> Iterator[Increment]:
+        """The paths over all of these steps, made some at a time; so they are from now on for whoever asks for one.
+
+        Args:
+            steps: all of a solve.
+            spare: how many states there is room for, which paths over the last steps may take.
+        """
+        noise = self._noise
+        if not isinstance(noise, Noise) or noise.source.base is not None:
             return map(self.increment, steps.spans())
-        self._foretold = Foretold(self._noise, steps.h)
+        size = noise.channels.numel() * (1 + noise.area)
+        keep = min(len(steps), spare * self.layout.width // size) if size and not noise.levy else 0
+        self._foretold = Foretold(noise, steps.h, keep)
         return iter(self._foretold)
 
     def forget(self) -> None:
