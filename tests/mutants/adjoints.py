@@ -15,7 +15,7 @@ MUTANTS = [
     ),
     Mutant(
         "core/independence.py", "a sample is moved by the size of another",
-        "unit = torch.where(size > 0, size, torch.where(whole > 0, whole, 1))", "unit = torch.where(whole > 0, whole, 1)",
+        "torch.where(size > 0, size, torch.where(whole > 0, whole, 1))", "torch.where(whole > 0, whole, 1)",
         "tests/core/test_independence.py -k moves_no_row",
     ),
     Mutant(

@@ -115,11 +115,8 @@ class PathCall(Call):
         if transforms.active() or (steps := self._ahead(self.engine, y0, ts)) is None:
             return None
         fixed = y0.detach(), ts.detach()
-        with (
-            torch.enable_grad(),
-            self.noting_writes(tensors),
-            self.bind(ts, tensors, audit=self.audit, keep_buffers=True) as field,
-        ):
+        bound = partial(self.bind, ts, tensors, audit=self.audit, keep_buffers=True)
+        with torch.enable_grad(), self.noting_writes(tensors), bound() as field:
             found = steps(field, y0, None)
         if found is None:
             return None

@@ -69,7 +69,7 @@ class NoisyField(Field):
         super().__init__(self._side_by_side)
         self._drift, self._diffusion, self._both, self.driver, self._first = drift, diffusion, both, driver, first
         self._met: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
-        self._seen: tuple[Tensor, ...] | None = None
+        self._seen: tuple[Tensor, Tensor, Tensor] | None = None
 
     def drift(self, t: Tensor, y: Tensor) -> Tensor:
         """The drift at `(t, y)`."""
@@ -91,15 +91,13 @@ class NoisyField(Field):
         if self._first is None:
             return self._both(t, y)
         first, self._first = self._first, None
-        found = first(t, y)
-        self._seen = t, y, *(each.detach() for each in found)
-        return found
+        f, g = first(t, y)
+        self._seen = t, y, torch.cat((f.detach(), g.detach().flatten(1)), 1)
+        return f, g
 
     def seen(self, t: Tensor, y: Tensor) -> Tensor | None:
         """See `Field.seen`."""
-        if self._seen is None or self._seen[1] is not y or not torch.equal(self._seen[0], t):
-            return None
-        return _beside(*self._seen[2:])
+        return known[2] if (known := self._seen) and known[1] is y and torch.equal(known[0], t) else None
 
     def look(self, t: Tensor, y: Tensor) -> bool:
         """Looks closely at both, for steps that will not; and makes the noise. Whether they have a gradient there."""
@@ -115,8 +113,7 @@ class NoisyField(Field):
 
     def _one(self, y: Tensor) -> Tensor:
         """Of pairs of states the first ones."""
-        width = self.driver.layout.width
-        return y if y.shape[1] == width else y[:, :width]
+        return y if y.shape[1] == (width := self.driver.layout.width) else y[:, :width]
 
     def increment(self, span: Span, y: Tensor) -> Increment:
         """The noise over a step from the states `(B, n)`."""
@@ -134,11 +131,8 @@ class NoisyField(Field):
 
     def _side_by_side(self, t: Tensor, y: Tensor) -> Tensor:
         self.nfev -= 1  # was counted as one
-        return _beside(*self.both(t, y))
-
-
-def _beside(f: Tensor, g: Tensor) -> Tensor:
-    return torch.cat((f, g.flatten(1)), 1)
+        f, g = self.both(t, y)
+        return torch.cat((f, g.flatten(1)), 1)
 
 
 class StochasticDynamics(Dynamics):
@@ -217,13 +211,10 @@ class StochasticDynamics(Dynamics):
         rows: Tensor | None = None,
     ) -> Iterator[NoisyField]:
         """See `Dynamics.bind`; where a graph is recorded captured tensors are looked for in that."""
-        alone = audit and not torch.is_grad_enabled()
-        tensors = [tensor.detach() for tensor in tensors] if alone else list(tensors)
+        tensors = [each.detach() for each in tensors] if audit and not torch.is_grad_enabled() else list(tensors)
         looks = rows is None and (audit or keep_buffers)  # a path made again has been looked at
-        diffusion, driver = self.diffusion, self.driver
-        if rows is not None:
-            diffusion, driver = diffusion.of_batch(len(rows)), driver.of_phase(rows)
-
+        diffusion = self.diffusion if rows is None else self.diffusion.of_batch(len(rows))
+        driver = self.driver if rows is None else self.driver.of_phase(rows)
         dtype, shape, nested = self.time_dtype, self.time_shape, diffusion.layout.unflatten
 
         def value(t: Tensor, y: Tensor, number: int = WHOLE) -> Any:
@@ -239,9 +230,7 @@ class StochasticDynamics(Dynamics):
             parts = [self.autocast.around(part) for part in (*each, bound)]
             field = self.making(value, first if looks else None, diffusion, driver)
             if diffusion.layout.plain and not any(diffusion.layout.channels_last) and not self.autocast.enabled:
-                field.equation = RawEquation(
-                    equation.args, bound.args, diffusion, self.making, self.time_shape, self.f.args
-                )
+                field.equation = RawEquation(equation.args, bound.args, diffusion, self.making, shape, self.f.args)
             yield field
 
     @property
