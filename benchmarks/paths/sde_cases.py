@@ -193,8 +193,8 @@ def bare(case: Case, method: str, numbered: bool = False) -> Solve | None:
         y, t = y0, torch.zeros(())
         if numbered:
             noise, lengths = ti.sde.Brownian(seed=0).bind(y0.detach()), torch.full((case.steps,), h).split(50)
-            some = (noise.increments(50 * k, each, keep=True) for k, each in enumerate(lengths))
-            paths = (path.W for each in some for path in each)
+            some = (noise.increments(50 * k, each).W.unbind() for k, each in enumerate(lengths))
+            paths = (w for each in some for w in each)
         else:
             paths = (torch.randn(case.steps, *y.shape) * h**0.5).unbind()
         for w in paths:

@@ -98,7 +98,9 @@ def test_areas_of_steps():
     some = noise.take(torch.tensor([7, 2]))
     assert torch.equal(some.increment(4, h).A, A[[7, 2]])
     assert torch.allclose(some.increment(4, column(h, h).flatten()).A, A[[7, 2]])
-    assert all(map(torch.equal, some.increments(3, torch.full((4,), h, dtype=D))[1], path.each(lambda x: x[[7, 2]])))
+    assert all(
+        map(torch.equal, some.increments(3, torch.full((4,), h, dtype=D)).split()[1], path.each(lambda x: x[[7, 2]]))
+    )
 
 
 def test_one_channel_has_no_areas():

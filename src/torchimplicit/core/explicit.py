@@ -151,10 +151,10 @@ def check_captures(f: Callable, value: Any, tensors: list[Tensor] | tuple[Tensor
         CaptureError: names the captured tensors' shapes, their names where found, and the fix.
     """
     leaves = pytree.tree_leaves(value)
-    level = max((transforms.level(tensor) for tensor in tensors), default=-1)
+    level = max(map(transforms.level, tensors), default=-1) if transforms.active() else -1
     allowed, ends = {id(tensor) for tensor in tensors}, {tensor.grad_fn for tensor in tensors}
     captured = [tensor for leaf in leaves for tensor in _graph_leaves(leaf, ends) if id(tensor) not in allowed]
-    if captured or any(transforms.level(leaf) > level for leaf in leaves):
+    if captured or (transforms.active() and any(transforms.level(leaf) > level for leaf in leaves)):
         shapes = sorted({tuple(tensor.shape) for tensor in captured})
         several = "tensors of shapes" if len(shapes) > 1 else "a tensor of shape"
         what = f"{several} {', '.join(map(str, shapes))}" if shapes else "a tensor"

@@ -51,9 +51,10 @@ def jolted(tensor: Tensor, part: float = 1.0) -> Tensor:
     """
     size = tensor.detach().abs()
     size = size.flatten(1).amax(1).reshape(-1, *[1] * (size.dim() - 1)) if size.dim() > 1 and size.numel() else size
+    size = size.nan_to_num(0.0, 0.0)
     whole = size.amax() if size.numel() else size.sum()
-    whole = torch.where((whole > 0) & (whole < torch.inf), whole, 1)
-    return tensor + noise(tensor) * (part * torch.where((size > 0) & (size < torch.inf), size, whole))
+    unit = torch.where(size > 0, size, torch.where(whole > 0, whole, 1))
+    return torch.addcmul(tensor, noise(tensor), unit, value=part)
 
 
 def leakage(product: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:

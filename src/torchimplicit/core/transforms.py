@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial, wraps
+from functools import lru_cache, partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -85,6 +85,11 @@ def vjp_of_graph(value: Tensor, by: Tensor, v: Tensor, create_graph: bool = Fals
     return torch.zeros_like(by) if found is None else found
 
 
+def vjps_of_graph(values: Sequence[Tensor], by: Sequence[Tensor], v: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """What `torch.autograd.grad` gives for values of tensors, whose graph is used up; None where none leads there."""
+    return _engine_run_backward(tuple(values), tuple(v), False, False, tuple(by), True, accumulate_grad=False)
+
+
 def for_rows(function: Callable[[Tensor], Tensor], rows: Tensor, dim: int) -> Tensor:
     """`torch.vmap` of a function of one tensor, over its first dimension, the results side by side in dimension `dim`.
 
@@ -97,6 +102,21 @@ def for_rows(function: Callable[[Tensor], Tensor], rows: Tensor, dim: int) -> Te
         return _functorch._remove_batch_dim(value, level, len(rows), dim)
     finally:
         _functorch._vmap_decrement_nesting()
+
+
+def remembered(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that makes tensors of plain values, which keeps them for the next who asks; nobody may write to them.
+
+    Not where somebody looks on: tensors made there are the transform's own, or are none, and outlive it.
+    """
+    kept = lru_cache(maxsize=16)(function)
+
+    @wraps(function)
+    def asked(*args: P.args, **kwargs: P.kwargs) -> R:
+        watched = active() or torch.is_inference_mode_enabled() or torch._C._len_torch_dispatch_stack() > 0
+        return function(*args, **kwargs) if watched else kept(*args, **kwargs)
+
+    return asked
 
 
 def outside_inference_mode(function: Callable[P, R]) -> Callable[P, R]:

@@ -115,15 +115,13 @@ class PathCall(Call):
         if transforms.active() or (steps := self._ahead(self.engine, y0, ts)) is None:
             return None
         fixed = y0.detach(), ts.detach()
-        with self.noting_writes(tensors):
-            with torch.no_grad(), self.bind(fixed[1], tensors, audit=self.audit) as first:
-                slope = self.solver.state_field(first)(fixed[1][0], fixed[0])
-            with self.bind(ts, tensors, keep_buffers=True) as field, torch.enable_grad():
-                found = steps(field, y0, None)
+        bound = partial(self.bind, ts, tensors, audit=self.audit, keep_buffers=True)
+        with torch.enable_grad(), self.noting_writes(tensors), bound() as field:
+            found = steps(field, y0, None)
         if found is None:
             return None
-        self._arrive(*fixed, found[1], first.nfev + field.nfev)
-        self._look(*fixed, slope, tensors)
+        self._arrive(*fixed, found[1], field.nfev)
+        self._look(*fixed, field.seen(fixed[1][0], y0), tensors)
         return found[0]
 
     def _ahead(self, engine: Engine, y0: Tensor, ts: Tensor) -> Foreseen | None:
@@ -203,7 +201,7 @@ class PathCall(Call):
                 if phase is not None:
                     phase.end = values[-1].clone() if self.undoes else None
                     self.record.path = Path([phase])
-                return values, None
+                return values, field.seen(ts[0], y0)
         values = y0.new_empty((len(ts), *y0.shape))
         values[0] = y0
         path, whole = Path() if self.checkpoints else None, IntegratorState.start(ts, y0)

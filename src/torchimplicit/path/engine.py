@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from torchimplicit.adjoint.products import Gradients, summed
+from torchimplicit.core import transforms
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.loop import StepLoop
 from torchimplicit.path.query import Query
@@ -108,10 +109,10 @@ class Engine:
     def backward(self, phase: PhaseBackward, cotangent: Tensor) -> tuple[Tensor, Gradients]:
         """The gradients of the states before a phase, from that after it, `(B, n)`, and of the leaves."""
         totals: Gradients = [None] * len(phase.wanted)
-        stepper, steps = phase.solver.stepper(cotangent, graph=True), phase.retrace()
-        met, later = False, None
+        stepper, met, later = phase.solver.stepper(cotangent, graph=True), False, None
         # Each graph is differentiated before the next one is made: the memory is that of one, or a few steps.
-        while some := list(islice(steps, self.in_a_graph)):
+        for _, group in groupby(phase.retrace(), lambda each: each[0].number // self.in_a_graph):
+            some = list(group)
             with torch.enable_grad():
                 y = leaf = some[-1][2].detach().requires_grad_()
                 ends, cotangents, states = [], [], []
@@ -127,8 +128,8 @@ class Engine:
             if behind is not None and not met:  # one step will do to tell a function that is another one now
                 phase.meet(leaf.detach(), states[0].detach(), behind[2], behind[0])
                 met = True
-            cotangent, *found = torch.autograd.grad(
-                [y, *ends], [leaf, *phase.wanted], [cotangent, *cotangents], allow_unused=True
-            )
+            moved, *found = transforms.vjps_of_graph([y, *ends], [leaf, *phase.wanted], [cotangent, *cotangents])
+            assert moved is not None
+            cotangent = moved
             totals = summed(totals, found)
         return cotangent, totals

@@ -34,11 +34,7 @@ class Query:
     @classmethod
     def of_outputs(cls, path: Path) -> Query:
         """The outputs of the solve itself."""
-        found = [
-            {number: step.outputs for number, step in enumerate(phase.steps) if step.outputs is not None}
-            for phase in path.phases
-        ]
-        return cls(found, path.held)
+        return cls([phase.outputs for phase in path.phases], path.held)
 
     @classmethod
     def at(cls, path: Path, ts: Tensor, at: Tensor, order: int = 0, values_only: int = 0) -> Query:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,8 +31,7 @@ class Outputs:
     places: Tensor
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One step of all samples of a phase; those that did not move have a size of zero.
 
     Attributes:
@@ -39,6 +40,7 @@ class Step:
         all_move: whether every sample moves.
         outputs: the output times within it; None for none.
         number: which of the steps it is, from the start of the path.
+        h: its size, `(B,)`, where that is at hand.
     """
 
     start: Tensor
@@ -46,11 +48,48 @@ class Step:
     all_move: bool
     outputs: Outputs | None = None
     number: int = 0
+    h: Tensor | None = None
 
     @property
     def span(self) -> Span:
         """What it leads through."""
-        return Span.of(self.start, self.stop, self.number)
+        return Span(self.start, self.stop, self.stop - self.start if self.h is None else self.h, self.number)
+
+
+class SharedSteps(Sequence[Step]):
+    """Steps that all samples take at the same times; each is told of when it is asked for.
+
+    Args:
+        times: before, between and after them, `(S + 1, 1)`.
+        h: their lengths, `(S, 1)`.
+        landings: which output time the first so many lead to.
+        batch: how many samples there are.
+    """
+
+    def __init__(self, times: Tensor, h: Tensor, landings: dict[int, int], batch: int):
+        self.times, self.h, self.landings, self.batch = times, h, landings, batch
+        self._ends, self._lengths = (each.expand(-1, batch).unbind() for each in (times, h))
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __getitem__(self, number: Any) -> Any:
+        ends = self._ends[number], self._ends[number + 1]
+        return Step(*ends, True, self.outputs.get(number), number, self._lengths[number])
+
+    def spans(self) -> Iterator[Span]:
+        """What the steps lead through."""
+        return map(Span, self._ends, self._ends[1:], self._lengths, range(len(self)))
+
+    @cached_property
+    def outputs(self) -> dict[int, Outputs]:
+        """The output times that steps lead to, by their numbers."""
+        samples = torch.arange(self.batch, device=self.times.device)
+        return {
+            count - 1: Outputs(samples, torch.full_like(samples, place))
+            for count, place in self.landings.items()
+            if count
+        }
 
 
 @dataclass
@@ -69,7 +108,7 @@ class Phase:
 
     rows: Tensor | None
     limit: int
-    steps: list[Step] = field(default_factory=list)
+    steps: Sequence[Step] = field(default_factory=list)
     states: dict[int, Tensor] = field(default_factory=dict)
     end: Tensor | None = None
     stride: int = 1
@@ -77,14 +116,25 @@ class Phase:
 
     def add(self, step: Step, y: Tensor) -> None:
         """Records a step from a state `(B, n)`."""
-        number = len(self.steps)
+        assert isinstance(self.steps, list)
+        self.keep(len(self.steps), y)
         self.steps.append(step)
+
+    def keep(self, number: int, y: Tensor) -> None:
+        """Keeps the state before a step, `(B, n)`, or not; of all steps in turn."""
         if number % self.stride == 0:
             self.states[number] = y
             # Once stretches must be made again, these shall find room, too.
             if len(self.states) > (self.limit if self.stride == 1 else min(self.limit, max(2, 3 * self.limit // 4))):
                 self.stride *= 2  # every second state will do
                 self.states = {k: state for k, state in self.states.items() if k % self.stride == 0}
+
+    @property
+    def outputs(self) -> dict[int, Outputs]:
+        """The output times within the steps, by their numbers."""
+        if isinstance(self.steps, SharedSteps):
+            return self.steps.outputs
+        return {number: step.outputs for number, step in enumerate(self.steps) if step.outputs is not None}
 
     def backwards(self, advance: Callable[[Step, Tensor], Tensor]) -> Iterator[tuple[int, Tensor]]:
         """The numbers of the steps, last first, each with the state before it.
@@ -172,15 +222,14 @@ class Path:
     def times(self, ts: Tensor) -> tuple[Tensor, Tensor]:
         """Times before and after every step, `(S, B)` each; from the output times `(T, B)`, for their shape."""
         stops, now, batch = [], ts[0], ts.shape[1]
+        if self.phases and isinstance(steps := self.phases[0].steps, SharedSteps):
+            return steps.times[:-1].expand(-1, batch), steps.times[1:].expand(-1, batch)
         for phase in self.phases:
             for step in phase.steps:
                 now = step.stop if phase.rows is None else now.index_copy(0, phase.rows, step.stop)
                 stops.append(now)
         if not stops:
             return ts[:0].clone(), ts[:0].clone()
-        if all(stop.stride(0) == 0 for stop in (ts[0], *stops)):  # the same for all samples: kept once
-            ts, stops = ts[:, :1], [stop[:1] for stop in stops]
         after = torch.stack(stops)
         # A sample whose event fired within a step goes no further.
-        before = torch.minimum(torch.cat((ts[:1], after[:-1])), after)
-        return before.expand(-1, batch), after.expand(-1, batch)
+        return torch.minimum(torch.cat((ts[:1], after[:-1])), after), after

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoint.products import Gradients, summed
+from torchimplicit.core import transforms
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.record import Step
 from torchimplicit.path.remake import tied
@@ -64,7 +65,7 @@ class Undo:
         if not inputs:
             return 0.0
         values, grads = zip(*pairs, strict=True)
-        pulled = list(torch.autograd.grad(values, inputs, grads, allow_unused=True))
+        pulled = list(transforms.vjps_of_graph(values, inputs, grads))
         own = None if leaf is None else pulled.pop(0)
         self.totals = summed(self.totals, pulled)
         return 0.0 if own is None else own

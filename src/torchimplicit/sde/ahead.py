@@ -8,14 +8,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from torchimplicit.core.transforms import remembered
 from torchimplicit.path.engine import Foreseen
 from torchimplicit.path.field.dynamics import Field
-from torchimplicit.path.record import Outputs, Phase, Step
-from torchimplicit.path.span import Span
+from torchimplicit.path.record import Phase, SharedSteps
 from torchimplicit.sde.dynamics import NoisyField
 from torchimplicit.sde.grid import Grid, is_shared, require_fitting
 from torchimplicit.sde.solver import SDESolver
-from torchimplicit.sde.steps import LONGEST
+
+LOOK = 64  # steps between two reads by the host
 
 
 def ahead(solver: SDESolver, ts: Tensor) -> Foreseen | None:
@@ -32,10 +33,20 @@ def known_beforehand(solver: SDESolver, ts: Tensor) -> tuple[Tensor, Tensor, dic
     """
     if solver.adapts or ts.requires_grad or not is_shared(ts):
         return None
-    require_fitting(solver, ts)
-    grid = Grid(ts[:, :1], solver.dt_given)
+    times = tuple(ts[:, 0].tolist())
+    require_fitting(solver, times[-1] - times[0])
+    known = _between(times, solver.dt_given, ts.dtype, ts.device)
+    return known if known is not None and len(known[1]) <= solver.max_steps else None
+
+
+@remembered
+def _between(
+    outputs: tuple[float, ...], dt: float | None, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, dict[int, int]] | None:
+    """See `known_beforehand`; training solves for the same times again and again."""
+    grid = Grid(torch.tensor(outputs, dtype=dtype, device=device).unsqueeze(1), dt)
     landings = grid.landings
-    if landings is None or not 0 < max(landings) <= solver.max_steps:
+    if landings is None or not max(landings):
         return None
     times = torch.cat((grid.ts[:1], grid.stops(0, max(landings))))
     h = times.diff(dim=0)
@@ -53,36 +64,25 @@ def _steps(
 ) -> tuple[Tensor, int] | None:
     """See `Foreseen`. Nothing depends on what steps find, as long as all states are finite, and so is their sum."""
     assert isinstance(field, NoisyField)
-    values, total, batch = [y], len(h), len(y)
-    count = -(-total // -(-total // LONGEST))  # as many each time, so that the noise's room fits again
-    count += count % 2
-    field.prepare(times[0].expand(batch), y)
-    for first in range(0, total, count):
-        some = h[first : first + count]
-        ends, lengths = (each.expand(-1, batch).unbind() for each in (times[first : first + count + 1], some))
-        spans = list(map(Span, ends, ends[1:], lengths, range(first, total)))
-        sizes = some.to(y.dtype).unsqueeze(2).unbind()
-        paths = field.driver.increments(spans, some.squeeze(1), keep=torch.is_grad_enabled())
-        for span, size, path in zip(spans, sizes, paths, strict=True):
-            place = landings.get(span.number + 1)
-            if phase is not None:
-                phase.add(Step(span.start, span.stop, True, all_at(place, y), span.number), y)
-            y, _ = solver.made(field, span, size, y, path)
-            if place is not None:
-                values.append(y)
-        if not is_finite(y.detach()):
+    steps, values, last = SharedSteps(times, h, landings, len(y)), [y], len(h) - 1
+    field.prepare(times[0].expand(len(y)), y)
+    spare = 0 if phase is None else max(0, phase.limit - len(h))  # the noise of the last steps takes their places
+    sizes, paths = h.to(y.dtype).unsqueeze(2).unbind(), field.driver.foresee(steps, spare)
+    for span, size, path in zip(steps.spans(), sizes, paths, strict=True):
+        number = span.number
+        if phase is not None:
+            phase.keep(number, y)
+        y, _ = solver.made(field, span, size, y, path)
+        if number + 1 in landings:
+            values.append(y)
+        if (number % LOOK == LOOK - 1 or number == last) and not is_finite(y.detach()):
+            field.driver.forget()
             return None
-    return torch.stack(values), total
+    if phase is not None:
+        phase.steps = steps
+    return torch.stack(values), len(h)
 
 
 def is_finite(y: Tensor) -> bool:
     """Whether all numbers are, by their sum where that will do."""
     return math.isfinite(float(y.sum())) or bool(y.isfinite().all())
-
-
-def all_at(place: int | None, y: Tensor) -> Outputs | None:
-    """An output time, of all samples."""
-    if place is None:
-        return None
-    samples = torch.arange(len(y), device=y.device)
-    return Outputs(samples, torch.full_like(samples, place))

@@ -34,6 +34,10 @@ class Increment(NamedTuple):
         H, A = (None if part is None else function(part) for part in self[1:])
         return Increment(function(self.W), H, A)
 
+    def split(self) -> list[Increment]:
+        """Of the paths over some steps, the first dimension of all that is there, each."""
+        return list(map(Increment, *(len(self.W) * (None,) if part is None else part.unbind() for part in self)))
+
     def stretched(self, root: Tensor) -> Increment:
         """The path of a step whose length is another, by the square of this, `(B,)`; its normals are held."""
         root = root.unsqueeze(1)

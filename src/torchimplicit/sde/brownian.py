@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
+import torch
 from torch import Tensor
 
 from torchimplicit.core.options import is_number, require
@@ -114,7 +115,6 @@ class Noise(Draws):
         self._steps = Steps(self.seeds, self.channels, self.dtype, self.levy)
         self._kept: Kept | None = None
         self._room: list[Tensor | None] = [None, None]  # for normals of path and area
-        self._ahead: list[Tensor | None] = [None, None]
 
     def take(self, samples: Tensor) -> Self:
         """See `Draws`."""
@@ -145,25 +145,26 @@ class Noise(Draws):
         """How many steps are best made at a time, an even number."""
         return self._steps.count
 
-    def increments(self, first: int, h: Tensor, keep: bool = False) -> list[Increment]:
-        """The path over consecutive steps, as `increment` gives it.
+    def increments(self, first: int, h: Tensor, room: Increment | None = None) -> Increment:
+        """The paths over consecutive steps, `(K, B, m)` in the places of `(B, m)`; each as `increment` gives it.
 
         Args:
             first: number of the first step.
             h: their lengths, `(K,)`, of the normals' dtype.
-            keep: see `Driver.increments`.
+            room: what is written over where it fits: paths over steps from an even number on.
         """
         if self.levy:
-            return [self.increment(first + k, length) for k, length in enumerate(h.unbind())]
-        root, found = h.sqrt().view(-1, 1, 1), []
-        for purpose in (normals.PATH, normals.AREA)[: 1 + self.area]:
-            room = None if keep else self._ahead[purpose]
-            fits = room is not None and first % 2 == len(h) % 2 == 0 and len(room) == len(h)  # words are for two
-            steps = self._steps.normals(purpose, first, len(h), room if fits else None)
-            self._ahead[purpose] = None if keep else steps
-            found.append(steps.mul_(root if purpose == normals.PATH else root / math.sqrt(12)).unbind())
-        areas = found[1] if self.area else len(h) * (None,)
-        return list(map(Increment, found[0], areas))
+            return Increment(
+                *map(torch.stack, zip(*(self.increment(first + k, each) for k, each in enumerate(h)), strict=True))
+            )
+        root, whole, old = h.sqrt().view(-1, 1, 1), len(h) + len(h) % 2, None
+        if room is not None and len(room.W) >= whole:
+            old = room if len(room.W) == whole else room.each(lambda steps: steps[:whole])
+        W = self._steps.normals(normals.PATH, first, len(h), None if old is None else old.W).mul_(root)
+        if not self.area:
+            return Increment(W, None)
+        H = self._steps.normals(normals.AREA, first, len(h), None if old is None else old.H)
+        return Increment(W, H.mul_(root / math.sqrt(12)))
 
     def words(self, first: int, count: int, area: bool = False) -> Tensor:
         """The words of `count` steps from an even number on, `(count / 2,)`, for `normals.normals_of_steps`.

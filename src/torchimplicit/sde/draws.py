@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -37,7 +36,7 @@ class Draws:
         self.layout = Layout(_contiguous(like))
         self.dtype, self.device = self.layout.dtype, self.layout.device
         self.seeds = seeds_of_samples(type(source).__name__, self.seed, self.layout.batch, self.device)
-        self.channels = normals.hash_of(torch.arange(self.layout.width, device=self.device))
+        self.channels = normals.words_of_channels(self.layout.width, self.device)
 
     @property
     def seed(self) -> int | Tensor:

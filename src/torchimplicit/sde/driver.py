@@ -13,10 +13,12 @@ from torch import Tensor
 
 from torchimplicit.core import transforms
 from torchimplicit.core.tree import Layout
+from torchimplicit.path.record import SharedSteps
 from torchimplicit.path.span import Span
 from torchimplicit.sde import normals
 from torchimplicit.sde.bridge import Increment
 from torchimplicit.sde.brownian import Brownian, Keys, Noise
+from torchimplicit.sde.foretold import Foretold
 from torchimplicit.sde.seeds import Seed, seeds_of_samples
 from torchimplicit.sde.stack import Stack, StackOfTree
 from torchimplicit.sde.tree import PathInTree, Tree, descended
@@ -73,6 +75,7 @@ class Driver:
         self._noise: Noise | PathInTree | None = None
         self._chosen: Chosen | None = None
         self._part: Tensor | None = None
+        self._foretold: Foretold | None = None
 
     @property
     def seed(self) -> Seed:
@@ -94,7 +97,7 @@ class Driver:
         some = copy.copy(self)
         some.rows = rows if self.rows is None else self.rows[rows]
         some._noise = None if self._noise is None else self._noise.take(rows)
-        some._chosen = some._part = None
+        some._chosen = some._part = some._foretold = None
         return some
 
     def of_phase(self, rows: Tensor) -> Self:
@@ -137,22 +140,24 @@ class Driver:
             self._chosen.drawn.clear()
         self._chosen.drawn[number] = (self._part, path)
 
-    def increments(self, spans: list[Span], h: Tensor, keep: bool = False) -> Iterator[Increment]:
-        """The paths over consecutive steps, some made at once.
+    def foresee(self, steps: SharedSteps, spare: int) -> Iterator[Increment]:
+        """The paths over all of these steps, made some at a time; so they are from now on for whoever asks for one.
 
         Args:
-            spans: of the steps, the same for all samples.
-            h: their lengths, `(K,)`.
-            keep: whether all shall be there in the end; else tensors are written over by those behind them.
+            steps: all of a solve.
+            spare: how many states there is room for, which paths over the last steps may take.
         """
         noise = self._noise
         if not isinstance(noise, Noise) or noise.source.base is not None:
-            yield from map(self.increment, spans)
-            return
-        h, first = h.to(noise.dtype), spans[0].number
-        for some in h.split(noise.at_once):
-            yield from noise.increments(first, some, keep)
-            first += len(some)
+            return map(self.increment, steps.spans())
+        size = noise.channels.numel() * (1 + noise.area)
+        keep = min(len(steps), spare * self.layout.width // size) if size and not noise.levy else 0
+        self._foretold = Foretold(noise, steps.h, keep)
+        return iter(self._foretold)
+
+    def forget(self) -> None:
+        """Steps are other ones than those that were foreseen."""
+        self._foretold = None
 
     def keys(self, count: int) -> Keys:
         """See `Noise.keys`."""
@@ -163,13 +168,16 @@ class Driver:
         """The path over a step. Normals are held: of lengths with a gradient, `W = sqrt(h) z` has one."""
         if self._chosen is not None:
             return self._drawn(self._chosen, span.number)
+        plain = not span.h.requires_grad and transforms.level(span.h) < 0
+        if plain and self._foretold is not None:
+            return self._foretold[span.number]
         noise = self._noise
         assert noise is not None
         if isinstance(noise, PathInTree):
             start, stop = (transforms.plain(each).detach() for each in (span.start, span.stop))
             return noise.over(start, stop)
         h = span.h.to(noise.dtype)
-        if not h.requires_grad and transforms.level(h) < 0:
+        if plain:
             return noise.increment(span.number, h) if noise.source.base is None else self._of_base(noise, span)
         moves, h = h > 0, torch.where(h > 0, h, 1.0)  # at zero a root has no derivative
         if noise.source.base is None:

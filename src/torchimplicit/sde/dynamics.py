@@ -69,6 +69,7 @@ class NoisyField(Field):
         super().__init__(self._side_by_side)
         self._drift, self._diffusion, self._both, self.driver, self._first = drift, diffusion, both, driver, first
         self._met: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
+        self._seen: tuple[Tensor, Tensor, Tensor] | None = None
 
     def drift(self, t: Tensor, y: Tensor) -> Tensor:
         """The drift at `(t, y)`."""
@@ -90,11 +91,17 @@ class NoisyField(Field):
         if self._first is None:
             return self._both(t, y)
         first, self._first = self._first, None
-        return first(t, y)
+        f, g = first(t, y)
+        self._seen = t, y, torch.cat((f.detach(), g.detach().flatten(1)), 1)
+        return f, g
+
+    def seen(self, t: Tensor, y: Tensor) -> Tensor | None:
+        """See `Field.seen`."""
+        return known[2] if (known := self._seen) and known[1] is y and torch.equal(known[0], t) else None
 
     def look(self, t: Tensor, y: Tensor) -> bool:
         """Looks closely at both, for steps that will not; and makes the noise. Whether they have a gradient there."""
-        f, g = self.both(t, y[:, : self.driver.layout.width])  # of pairs one
+        f, g = self.both(t, self._one(y))
         if not self.driver.ready:
             self.driver.prepare(g.shape[-1])
         return f.requires_grad or g.requires_grad
@@ -102,7 +109,11 @@ class NoisyField(Field):
     def prepare(self, t: Tensor, y: Tensor) -> None:
         """Makes the noise: how many channels there are a diffusion tells, at the states `(B, n)`, or pairs."""
         if not self.driver.ready:
-            self.driver.prepare(self.diffusion(t, y[:, : self.driver.layout.width]).shape[-1])
+            self.driver.prepare(self.diffusion(t, self._one(y)).shape[-1])
+
+    def _one(self, y: Tensor) -> Tensor:
+        """Of pairs of states the first ones."""
+        return y if y.shape[1] == (width := self.driver.layout.width) else y[:, :width]
 
     def increment(self, span: Span, y: Tensor) -> Increment:
         """The noise over a step from the states `(B, n)`."""
@@ -199,13 +210,11 @@ class StochasticDynamics(Dynamics):
         keep_buffers: bool = False,
         rows: Tensor | None = None,
     ) -> Iterator[NoisyField]:
-        """See `Dynamics.bind`."""
-        tensors = [tensor.detach() for tensor in tensors] if audit else list(tensors)
+        """See `Dynamics.bind`; where a graph is recorded captured tensors are looked for in that."""
+        tensors = [each.detach() for each in tensors] if audit and not torch.is_grad_enabled() else list(tensors)
         looks = rows is None and (audit or keep_buffers)  # a path made again has been looked at
-        diffusion, driver = self.diffusion, self.driver
-        if rows is not None:
-            diffusion, driver = diffusion.of_batch(len(rows)), driver.of_phase(rows)
-
+        diffusion = self.diffusion if rows is None else self.diffusion.of_batch(len(rows))
+        driver = self.driver if rows is None else self.driver.of_phase(rows)
         dtype, shape, nested = self.time_dtype, self.time_shape, diffusion.layout.unflatten
 
         def value(t: Tensor, y: Tensor, number: int = WHOLE) -> Any:
@@ -213,7 +222,7 @@ class StochasticDynamics(Dynamics):
             return parts[number](t.view(shape), nested(y))
 
         def first(t: Tensor, y: Tensor) -> Any:
-            return self.evaluate_first(partial(value, t, y), y, tensors if audit else None)
+            return self.evaluate_first(partial(value, t, y), y, [y, *tensors] if audit else None)
 
         with self.explicit.bind(tensors, keep_buffers) as bound, self.autocast.off():
             equation: Any = bound.f
@@ -221,9 +230,7 @@ class StochasticDynamics(Dynamics):
             parts = [self.autocast.around(part) for part in (*each, bound)]
             field = self.making(value, first if looks else None, diffusion, driver)
             if diffusion.layout.plain and not any(diffusion.layout.channels_last) and not self.autocast.enabled:
-                field.equation = RawEquation(
-                    equation.args, bound.args, diffusion, self.making, self.time_shape, self.f.args
-                )
+                field.equation = RawEquation(equation.args, bound.args, diffusion, self.making, shape, self.f.args)
             yield field
 
     @property
@@ -241,7 +248,8 @@ def noisy_field(value: Value, first: Value | None, diffusion: Diffusion, driver:
         diffusion: how diffusions become rows.
         driver: the noise.
     """
-    flat, flat_g = diffusion.layout.flatten, diffusion.flatten
+    flat = diffusion.layout.flatten
+    flat_g = flat if diffusion.noise == "diagonal" else diffusion.flatten
 
     def both(ask: Value, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         f, g = ask(t, y)

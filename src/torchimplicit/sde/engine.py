@@ -14,6 +14,7 @@ from torchimplicit.path.solver import PathSolver
 from torchimplicit.sde.adaptive import AdaptiveLoop
 from torchimplicit.sde.ahead import ahead
 from torchimplicit.sde.dynamics import NoisyField
+from torchimplicit.sde.foretold import TOGETHER
 from torchimplicit.sde.loop import GridLoop
 from torchimplicit.sde.report import StochasticReport
 from torchimplicit.sde.solver import SDESolver
@@ -26,7 +27,7 @@ class Steps(Engine):
     """Makes them one at a time, of a given size or chosen on the way; see `Engine`."""
 
     looks: bool = True
-    in_a_graph: ClassVar[int] = 8  # of an evaluation or two each, where a pass costs more than what it passes
+    in_a_graph: ClassVar[int] = TOGETHER  # of an evaluation or two each, where a pass costs more than what it passes
 
     def look(self, solver: PathSolver, field: Field, y0: Tensor, ts: Tensor, report: PathReport) -> None:
         """Finds the structure of the noise and the order that follows; see `Engine.look`, `structure_of`.

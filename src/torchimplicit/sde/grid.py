@@ -65,13 +65,13 @@ def is_shared(ts: Tensor) -> bool:
     return ts.shape[1] > 0 and (ts.shape[1] == 1 or ts.stride(1) == 0)
 
 
-def require_fitting(solver: PathSolver, ts: Tensor) -> None:
-    """Refuses steps longer than the whole time.
+def require_fitting(solver: PathSolver, longest: float) -> None:
+    """Refuses steps longer than the whole time, of the sample that has the longest.
 
     Raises:
         ValueError: they are.
     """
-    dt, longest = solver.dt_given, float((ts[-1] - ts[0]).max()) if ts.numel() else 0.0
+    dt = solver.dt_given
     if dt is not None and 0 < longest < dt * (1 - 1e-6):
         raise ValueError(
             f"{type(solver).__name__}(dt={dt}): got steps longer than the whole time of {longest:.6g}, "

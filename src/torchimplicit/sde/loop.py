@@ -24,7 +24,8 @@ class GridLoop(StepLoop):
         Raises:
             ValueError: steps longer than the whole time.
         """
-        require_fitting(self.solver, self.state.ts)
+        ts = self.state.ts
+        require_fitting(self.solver, float((ts[-1] - ts[0]).max()) if ts.numel() else 0.0)
         super().begin()
 
     def _free_stop(self) -> Tensor:

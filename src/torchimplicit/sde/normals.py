@@ -16,9 +16,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.core.transforms import remembered
+
 GOLDEN = 0x9E3779B97F4A7C15
 _ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 _ALL = (1 << 64) - 1
+
+WORDS = 1024  # words at a time: to make them one by one would take as long
 
 # What a normal is for. Of one sample, number and channel, those for different purposes are independent.
 PATH, AREA, ATTEMPT, NODE, LEVY, INSIDE, DRAW = range(7)
@@ -64,20 +68,36 @@ def places(purpose: int, numbers: Tensor) -> Tensor:
     return hash_of(numbers * signed(GOLDEN) + hashed(purpose))
 
 
+@remembered
+def words_of(purpose: int, block: int, device: torch.device) -> Tensor:
+    """The words of `WORDS` consecutive numbers from `WORDS * block` on, `(WORDS, 1)`."""
+    return places(purpose, torch.arange(WORDS, device=device).unsqueeze(1) + WORDS * block)
+
+
+@remembered
+def words_of_channels(count: int, device: torch.device) -> Tensor:
+    """The words of channels, `(count,)`."""
+    return hash_of(torch.arange(count, device=device))
+
+
 class Room(NamedTuple):
     """Tensors of one shape for the making of normals; kept, because to make them costs as much as to fill them."""
 
     words: Tensor
     spare: Tensor
     radius: Tensor
-    angle: Tensor
-    wave: Tensor
 
     @classmethod
     def of(cls, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Room:
         """Room for normals of some shape and dtype."""
-        whole = [torch.empty(shape, dtype=torch.int64, device=device) for _ in range(2)]
-        return cls(*whole, *(torch.empty(shape, dtype=dtype, device=device) for _ in range(3)))
+        words, spare = (torch.empty(shape, dtype=torch.int64, device=device) for _ in range(2))
+        return cls(words, spare, torch.empty(shape, dtype=dtype, device=device))
+
+    def part(self, shape: torch.Size) -> Room:
+        """Room for fewer, in two dimensions."""
+        if self.words.shape == shape:
+            return self
+        return Room(*(each[: shape[0], : shape[1]] for each in self))
 
 
 def pair(
@@ -104,16 +124,14 @@ def box_muller(room: Room, out: tuple[Tensor, Tensor] | None = None) -> tuple[Te
     The uniform number under the logarithm is `|high + 1/2| / 2**31`, the half being added to a signed integer: never
     zero, in single precision either, where `high + 2**31 + 1/2` may round to it. The largest normal is 6.66.
     """
-    words, spare, radius, angle, wave = room
+    words, spare, radius = room
+    wave, angle = (torch.empty_like(radius), torch.empty_like(radius)) if out is None else out
     torch.bitwise_and(words, 0xFFFFFFFF, out=spare)
     angle.copy_(spare).mul_(math.tau * 2.0**-32)
     radius.copy_(words.bitwise_right_shift_(32)).add_(0.5).abs_().mul_(2.0**-31)
     radius.log_().mul_(-2.0).sqrt_()
     torch.cos(angle, out=wave)
-    angle.sin_()
-    if out is None:
-        return radius * wave, radius * angle
-    return torch.mul(radius, wave, out=out[0]), torch.mul(radius, angle, out=out[1])
+    return wave.mul_(radius), angle.sin_().mul_(radius)
 
 
 def normals_of_steps(seeds: Tensor, words: Tensor, channels: Tensor, dtype: torch.dtype) -> Tensor:

@@ -88,8 +88,9 @@ def sdeint(
             drifts differ by what the noise cannot make up for. It counts as an unknown for steps that are chosen.
         kl: "quadratic", $\frac12 \int |u|^2 dt$; or "pathwise", with $\int u \cdot dW$, which is the logarithm of the
             path's density: of the same mean, for one evaluation of all functions more at every step.
-        adjoint: `Checkpointed()`, which asks for the noise again by the steps' numbers, `Direct()`, or `Reversible()`,
-            which keeps no states but changes the method, unless that is `ReversibleHeun`.
+        adjoint: `Checkpointed()`, which asks for the noise again by the steps' numbers, but for that of the last steps
+            where `checkpoints` leaves room; `Direct()`; or `Reversible()`, which keeps no states but changes the
+            method, unless that is `ReversibleHeun`.
         batched_args: see `odeint`.
         dense: give `solution.path`, the path as a function of time: between the ends of steps by the noise's bridge
             and a step of the same method, see `StochasticPath`. Times then have no gradient.

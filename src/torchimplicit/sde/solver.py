@@ -142,5 +142,5 @@ class AdaptiveSDESolver(SDESolver, AdaptiveSolver):
 
 
 def root_of(h: Tensor) -> Tensor:
-    """The root of lengths of steps, to divide by; 1 for samples that stand still, whose step nobody looks at."""
-    return torch.where(h > 0, h, 1.0).sqrt()
+    """The root of lengths of steps, to divide by; not zero for samples that stand still, whose step nobody looks at."""
+    return h.clamp_min(torch.finfo(h.dtype).tiny).sqrt()

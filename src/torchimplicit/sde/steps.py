@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,9 +11,9 @@ from torchimplicit.sde import normals
 from torchimplicit.sde.bridge import Increment, alternating, bridge, joined, scaled
 from torchimplicit.sde.normals import Room
 
-BLOCK = {"cpu": 2**16}  # normals at a time: enough to make the calls of torch cheap, few enough to stay in a cache
+BLOCK = {"cpu": 2**17}  # normals at a time: enough to make the calls of torch cheap, few enough to stay in a cache
 LARGE = 2**22  # elsewhere
-LONGEST = 64  # steps at a time, so that short paths draw little for nothing
+LONGEST = 128  # steps at a time, so that short paths draw little for nothing
 
 
 class Steps:
@@ -32,29 +34,38 @@ class Steps:
         self.seeds, self.channels, self.dtype = seeds, channels, dtype
         self.shape = (len(seeds), len(channels))
         self.block = BLOCK.get(seeds.device.type, LARGE)
-        size = max(1, len(seeds) * len(channels))
-        self.count = min(LONGEST, max(2, self.block // size // 2 * 2))
-        self._rooms: dict[torch.Size, Room] = {}
+        self.count = min(LONGEST, max(2, self.block // max(1, seeds.numel() * channels.numel()) // 2 * 2))
+        self._cells = (seeds.unsqueeze(1) + channels).flatten()
+        self._room: Room | None = None
         self.areas: Steps | None = None
         if levy:
-            pairs = torch.arange(len(channels) * (len(channels) - 1) // 2, device=seeds.device)
-            self.areas = Steps(seeds, normals.hash_of(pairs), dtype)
+            pairs = len(channels) * (len(channels) - 1) // 2
+            self.areas = Steps(seeds, normals.words_of_channels(pairs, seeds.device), dtype)
 
     def words(self, purpose: int, first: int, count: int) -> Tensor:
         """The words of consecutive numbers, `(count,)`."""
         return normals.places(purpose, torch.arange(first, first + count, device=self.seeds.device))
 
-    def pairs(self, purpose: int, first: int, out: tuple[Tensor, Tensor]) -> None:
-        """Two normals for every number, sample and channel, into two `(count, B, m)`."""
-        count, batch, width = out[0].shape
-        words = (self.words(purpose, first, count).unsqueeze(1) + self.channels).unsqueeze(1)
-        rows = max(1, self.block // 2 // max(1, count * width))
-        for low in range(0, batch, rows):
-            some = (out[0][:, low : low + rows], out[1][:, low : low + rows]) if rows < batch else out
-            shape = some[0].shape
-            if shape not in self._rooms:
-                self._rooms[shape] = Room.of(shape, self.dtype, words.device)
-            normals.pair(self.seeds[low : low + rows, None], words, self.dtype, self._rooms[shape], some)
+    def pairs(self, purpose: int, first: int, out: Sequence[Tensor]) -> None:
+        """Two normals for every number, sample and channel, into two `(count, B m)`."""
+        words, cells = self._column(purpose, first, len(out[0])), self._cells
+        most = max(1, self.block // max(1, len(words)))
+        pieces = (
+            [(cells, *out)]
+            if len(cells) <= most
+            else zip(*(each.split(most, -1) for each in (cells, *out)), strict=True)
+        )
+        for some, even, odd in pieces:
+            if self._room is None or any(map(int.__lt__, self._room.words.shape, even.shape)):
+                self._room = Room.of(even.shape, self.dtype, words.device)
+            normals.pair(some, words, self.dtype, self._room.part(even.shape), (even, odd))
+
+    def _column(self, purpose: int, first: int, count: int) -> Tensor:
+        """The words of consecutive numbers, `(count, 1)`."""
+        block, low = divmod(first, normals.WORDS)
+        if low + count > normals.WORDS:
+            return self.words(purpose, first, count).unsqueeze(1)
+        return normals.words_of(purpose, block, self.seeds.device)[low : low + count]
 
     def normals(self, purpose: int, first: int, count: int, room: Tensor | None = None) -> Tensor:
         """Standard normals of consecutive steps, `(count, B, m)`: one word gives those of two steps.
@@ -68,8 +79,8 @@ class Steps:
         begin, end = first // 2, (first + count + 1) // 2
         if room is None:
             room = torch.empty(2 * (end - begin), *self.shape, dtype=self.dtype, device=self.seeds.device)
-        self.pairs(purpose, begin, (room[0::2], room[1::2]))
-        return room[first - 2 * begin :][:count]
+        self.pairs(purpose, begin, room.view(end - begin, 2, -1).unbind(1))
+        return room if len(room) == count else room[first - 2 * begin :][:count]
 
     def path(self, level: int, first: int, count: int, base: float) -> Increment:
         """Consecutive steps of length `base / 2^level`, `(count, B, m)`, of one path for all levels.
@@ -87,7 +98,7 @@ class Steps:
         begin, end = first // 2, (first + count + 1) // 2
         whole = self.path(level - 1, begin, end - begin, base)
         x, z = torch.empty_like(whole.W), torch.empty_like(whole.W)
-        self.pairs(normals.LEVEL + level, begin, (x, z))
+        self.pairs(normals.LEVEL + level, begin, (x.flatten(1), z.flatten(1)))
         half = torch.tensor(base / 2**level, dtype=self.dtype, device=self.seeds.device)
         parts = alternating(*bridge(whole, half, half, x, z))
         return parts.each(lambda steps: steps[first - 2 * begin :][:count])

@@ -53,6 +53,10 @@ class Field:
         self.nfev += 1
         return self.evaluate(t, y)
 
+    def seen(self, t: Tensor, y: Tensor) -> Tensor | None:
+        """The slope at `(t, y)`, where that was what was asked for first, and is kept."""
+        return None
+
     def divide(self, parts: Sequence[Callable[[Tensor, Tensor], Tensor]]) -> None:
         """Makes the parts of a `Split` known, `(t, y) -> dy/dt` each; they are counted, too."""
 

@@ -66,8 +66,7 @@ class Plan:
         """The paths over the steps of lengths `(C,)`."""
         drawn = [normals_of_steps(seeds, each, some, dtype) for each, some in zip(words, channels, strict=True)]
         H, x = (*drawn[1:], None, None)[:2]
-        paths = scaled(drawn[0], H, h.to(dtype).view(-1, 1, 1), x)
-        return list(map(Increment, *((None,) * self.count if part is None else part.unbind() for part in paths)))
+        return scaled(drawn[0], H, h.to(dtype).view(-1, 1, 1), x).split()
 
 
 class Chunk(NamedTuple):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,8 +13,8 @@ from torchimplicit.adjoint.products import Gradients, summed
 from torchimplicit.path.compiled.kernel import CompileError, Fused
 from torchimplicit.path.engine import Foreseen, PhaseBackward
 from torchimplicit.path.field.dynamics import Field
-from torchimplicit.path.record import Phase, Step
-from torchimplicit.sde.ahead import all_at, is_finite, known_beforehand
+from torchimplicit.path.record import Phase, SharedSteps, Step
+from torchimplicit.sde.ahead import is_finite, known_beforehand
 from torchimplicit.sde.brownian import Keys
 from torchimplicit.sde.compiled.kernel import Chunk, Kernel, find_kernel
 from torchimplicit.sde.driver import Driver
@@ -96,8 +95,8 @@ def _steps(
         if (number % LOOK == LOOK - 1 or number == len(chunks) - 1) and not is_finite(y):
             return None
     if phase is not None and states is not None:
-        phase.together = count
-        _record(phase, times, places, {k * count: each for k, each in states.states.items()})
+        phase.together, phase.steps = count, SharedSteps(times, h, landings, len(y))
+        phase.states = {k * count: each for k, each in states.states.items()}
     return torch.stack(values), total
 
 
@@ -112,16 +111,6 @@ def _chunks(driver: Driver, times: Tensor, count: int) -> tuple[Keys, list[Chunk
     return keys, list(map(Chunk, starts, stops, words))
 
 
-def _record(phase: Phase, times: Tensor, places: Sequence[int | None], states: dict[int, Tensor]) -> None:
-    """Notes the steps between times, `(S + 1, 1)`, and states before some of the chunks."""
-    ends = times.expand(-1, len(states[0])).unbind()
-    phase.steps = [
-        Step(*around, True, all_at(place, states[0]), number)
-        for number, (around, place) in enumerate(zip(pairwise(ends), places, strict=False))
-    ]
-    phase.states = states
-
-
 def backward_in_chunks(phase: PhaseBackward, cotangent: Tensor) -> tuple[Tensor, Gradients]:
     """See `Engine.backward`; of steps that were made by kernels."""
     field, solver, record = phase.field, phase.solver, phase.phase
@@ -131,16 +120,17 @@ def backward_in_chunks(phase: PhaseBackward, cotangent: Tensor) -> tuple[Tensor,
     field.prepare(record.steps[0].start, record.states[0])
     count = kernel.plan.count
     totals: Gradients = [None] * len(phase.wanted)
-    times = torch.cat([record.steps[0].start[:1], *(step.stop[:1] for step in record.steps)])
-    keys, chunks = _chunks(field.driver, times, count)
+    steps = record.steps
+    assert isinstance(steps, SharedSteps)
+    keys, chunks = _chunks(field.driver, steps.times.squeeze(1), count)
     coarse = Phase(None, record.limit, [Step(each.starts, each.stops, True, number=k) for k, each in enumerate(chunks)])
     coarse.states = {number // count: state for number, state in record.states.items()}
     again, pull = Row(kernel.advance, raw, keys), Row(kernel.pull, raw, keys, tuple(phase.wanted))
     arriving = cotangent.new_zeros(count, *cotangent.shape)
     for number, y in coarse.backwards(lambda step, y: again(y, chunks[step.number])[0][-1]):
-        for i, step in enumerate(record.steps[number * count : (number + 1) * count]):
-            if step.outputs is not None:
-                arriving[i] = phase.grad[int(step.outputs.places[0])]
+        for i in range(count):
+            if (place := steps.landings.get(number * count + i + 1)) is not None:
+                arriving[i] = phase.grad[place]
         arriving[-1] += cotangent
         with torch.enable_grad():
             cotangent, *found = pull(y.detach().requires_grad_(), chunks[number], arriving)

@@ -50,12 +50,11 @@ class ReversibleHeun(NoisyPair, SDESolver, FixedSolver):
     ) -> tuple[Tensor, Tensor | None]:
         """See `SDESolver.advance`."""
         y, z = pair.chunk(2, dim=1)
-        way = _way(h, *(sde.met(pair) or sde.both(span.start, z)), path.W)
-        reflected = torch.sub(torch.add(y, y), z) + way
+        f, g = sde.met(pair) or sde.both(span.start, z)
+        reflected = driven(torch.addcmul(torch.lerp(z, y, 2.0), h, f), g, path.W)
         z = reflected if len(h) == 1 else torch.where(h > 0, reflected, z)  # what stands still is not reflected
-        there = sde.both(span.stop, z)
-        y = torch.add(y, way + _way(h, *there, path.W), alpha=0.5)
-        return sde.meet(torch.cat((y, z), dim=1), there), None
+        f_there, g_there = there = sde.both(span.stop, z)
+        return sde.meet(torch.cat((_between(y, h, f + f_there, g + g_there, path.W, 0.5), z), dim=1), there), None
 
     def paired(self, name: str, like: Tensor, coupling: float) -> ReversibleHeun:
         """See `PathSolver.paired`: it is a pair."""
@@ -73,15 +72,15 @@ class Node(NamedTuple):
         leaf: that state, `(B, n)`.
         f: the drift there.
         g: the diffusion there.
-        to_f: gradient of the drift; None behind the last step.
+        to_f: gradient of the drift.
         to_g: gradient of the diffusion.
     """
 
     leaf: Tensor
     f: Tensor
     g: Tensor
-    to_f: Tensor | None = None
-    to_g: Tensor | None = None
+    to_f: Tensor
+    to_g: Tensor
 
 
 class Reflected(Undo):
@@ -92,55 +91,41 @@ class Reflected(Undo):
 
     def step(self, step: Step, end: Pair, cotangent: Pair) -> tuple[Pair, Pair]:
         """See `Undo.step`."""
-        (y, z), (to_y, to_z), span = end, cotangent, step.span
-        h, w = span.h.to(y.dtype).unsqueeze(1), self.field.increment(span, z).W
-        there = self._node(self.span(step).stop, z) if self.node is None else self.node
-        half = 0.5 * to_y  # of the way there, y' = y + (way + way') / 2
-        to_z = to_z + self._pull(there, h, w, half)
-        way_there = _way(h, there.f.detach(), there.g.detach(), w)
-        before = torch.sub(torch.add(y, y), z + way_there)
+        (y, z), (to_y, to_z), span = end, cotangent, self.span(step)
+        h, w = step.span.h.to(y.dtype).unsqueeze(1), self.field.increment(step.span, z).W
+        there = self._node(span.stop, z, torch.zeros_like(z), h, w) if self.node is None else self.node
+        # y' = y + (way + way') / 2, and z' = 2 y - z + way
+        to_g = _outer(to_y, w, there.g, there.to_g)
+        to_z = to_z + self._pull(there, torch.addcmul(there.to_f, h, to_y, value=0.5), to_g)
+        to_way = torch.add(to_z, to_y, alpha=0.5)
+        before = torch.lerp(driven(torch.addcmul(z, h, there.f.detach()), there.g.detach(), w), y, 2.0)
         before = self.mend(before if step.all_move else torch.where(h > 0, before, z))
-        here = self._node(self.span(step).start, before)
-        way = _way(h, here.f.detach(), here.g.detach(), w)
-        start = torch.sub(y, way + way_there, alpha=0.5)
-        to_way = half + to_z  # z' = 2 y - z + way
+        here = self.node = self._node(span.start, before, to_way, h, w)
+        f, g = here.f.detach() + there.f.detach(), here.g.detach() + there.g.detach()
+        start, moved = _between(y, h, f, g, w, -0.5), (torch.add(to_y, to_z, alpha=2), -to_z)
         if self.ts.requires_grad:
-            self._pull_times(step, there, here, half, to_way)
-        self.node = here._replace(to_f=h * to_way, to_g=_outer(to_way, w, here.g))
-        moved = torch.add(to_y, to_z, alpha=2), -to_z
-        if not step.all_move:
-            start = torch.where(h > 0, start, y)
-            moved = [torch.where(h > 0, *each) for each in zip(moved, (to_y, to_z), strict=True)]
-        return (start, before), moved
+            self._pull_times(step, there, here, 0.5 * to_y, to_way)
+        if step.all_move:
+            return (start, before), moved
+        still = [torch.where(h > 0, *each) for each in zip((start, *moved), (y, to_y, to_z), strict=True)]
+        return (still[0], before), still[1:]
 
     def finish(self, cotangent: Pair) -> Pair:
         """See `Undo.finish`."""
         if self.node is None:
             return cotangent
         to_y, to_z = cotangent
-        nothing = to_z[:0]
-        return to_y, to_z + self._pull(self.node, nothing, nothing, None)
+        return to_y, to_z + self._pull(self.node, self.node.to_f, self.node.to_g)
 
-    def _node(self, t: Tensor, z: Tensor) -> Node:
+    def _node(self, t: Tensor, z: Tensor, to_way: Tensor, h: Tensor, w: Tensor) -> Node:
+        """The fields at a second state; they have the gradient of the way `h f + g w` from there."""
         with torch.enable_grad():
             leaf = z.detach().requires_grad_()
-            return Node(leaf, *self.field.both(t, leaf))
+            f, g = self.field.both(t, leaf)
+        return Node(leaf, f, g, h * to_way, _outer(to_way, w, g))
 
-    def _pull(self, node: Node, h: Tensor, w: Tensor, to_way: Tensor | None) -> Tensor | float:
-        """The gradient of a second state by those of the fields there, from the steps behind and before it.
-
-        Args:
-            node: fields at the state.
-            h: length of the step before it, `(B, 1)`.
-            w: noise over that.
-            to_way: gradient of the way `h f + g w`; None for no step before it.
-        """
-        to_f, to_g = node.to_f, node.to_g
-        if to_way is not None:
-            more_f, more_g = h * to_way, _outer(to_way, w, node.g)
-            to_f, to_g = (more_f, more_g) if to_f is None or to_g is None else (to_f + more_f, to_g + more_g)
-        assert to_f is not None
-        assert to_g is not None
+    def _pull(self, node: Node, to_f: Tensor, to_g: Tensor) -> Tensor | float:
+        """The gradient of a second state by those of the fields there."""
         return self.pull((node.f, node.g), node.leaf, (to_f, to_g))
 
     def _pull_times(self, step: Step, there: Node, here: Node, to_there: Tensor, to_here: Tensor) -> None:
@@ -148,15 +133,16 @@ class Reflected(Undo):
         with torch.enable_grad():
             span = self.span(step)
             h, w = span.h.to(to_here.dtype).unsqueeze(1), self.field.increment(span, to_here).W
-            ways = [_way(h, each.f.detach(), each.g.detach(), w) for each in (there, here)]
+            ways = [driven(h * each.f.detach(), each.g.detach(), w) for each in (there, here)]
         self.pull(ways, None, (to_there, to_here))
 
 
-def _way(h: Tensor, f: Tensor, g: Tensor, w: Tensor) -> Tensor:
-    """`h f + g w`."""
-    return driven(h * f, g, w)
+def _between(y: Tensor, h: Tensor, f: Tensor, g: Tensor, w: Tensor, part: float) -> Tensor:
+    """`y + part (h f + g w)`."""
+    return driven(torch.addcmul(y, h, f, value=part), g, w, part)
 
 
-def _outer(a: Tensor, w: Tensor, g: Tensor) -> Tensor:
-    """The gradient of a diffusion `g` by that of `g w`, `(B, n)`."""
-    return a * w if g.dim() == 2 else a.unsqueeze(2) * w.unsqueeze(1)
+def _outer(a: Tensor, w: Tensor, g: Tensor, more: Tensor | None = None) -> Tensor:
+    """The gradient of a diffusion `g` by that of `g w`, `(B, n)`; half of it beside `more`, where that is given."""
+    a, w = (a, w) if g.dim() == 2 else (a.unsqueeze(2), w.unsqueeze(1))
+    return a * w if more is None else torch.addcmul(more, a, w, value=0.5)
