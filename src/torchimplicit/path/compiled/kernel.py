@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._dynamo import lookup_backend
 
 BACKEND = "inductor"
 
@@ -108,7 +107,7 @@ class Fused:
 
     def _compile(self, module: Any, examples: list[Any]) -> Callable[..., Sequence[Any]]:
         """What dynamo calls for a graph that it has traced."""
-        graph = lookup_backend(BACKEND)(module, examples)
+        graph = torch._dynamo.lookup_backend(BACKEND)(module, examples)
 
         def call(*inputs: Any) -> Sequence[Any]:
             outputs = graph(*inputs)

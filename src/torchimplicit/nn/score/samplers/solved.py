@@ -43,7 +43,8 @@ class ProbabilityFlow(Sampler):
 
     def __post_init__(self) -> None:
         """Refuses what is no solver."""
-        require_instance("solver", self.solver, PathSolver, "ti.Tsit5()")
+        require_instance("ProbabilityFlow(solver)", self.solver, PathSolver, "ti.Tsit5()")
+        require_instance("ProbabilityFlow(adjoint)", self.adjoint, PathAdjoint, "ti.Checkpointed()")
 
     def draw(self, task: Task) -> Solution:
         """See `Sampler.draw`."""
@@ -78,7 +79,8 @@ class ReverseSDE(Sampler):
 
     def __post_init__(self) -> None:
         """Refuses what is no solver."""
-        require_instance("solver", self.solver, SDESolver, "ti.sde.SRA1(dt=0.1)")
+        require_instance("ReverseSDE(solver)", self.solver, SDESolver, "ti.sde.SRA1(dt=0.1)")
+        require_instance("ReverseSDE(adjoint)", self.adjoint, PathAdjoint, "ti.Checkpointed()")
 
     def draw(self, task: Task) -> Solution:
         """See `Sampler.draw`."""
