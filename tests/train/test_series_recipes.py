@@ -17,7 +17,8 @@ from torchimplicit.train.modules import Forecaster, Prognosis, StochasticForecas
 from torchimplicit.train.networks import GRUD, LatentODENetwork, LatentSDENetwork, ODERNNNetwork
 
 __all__ = ["pelts"]
-SHORT = "--trainer.max_epochs 1 --trainer.check_val_every_n_epoch 1 --trainer.limit_train_batches 2 --trainer.log_every_n_steps 1"
+SHORT = "--trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.log_every_n_steps 1"
+SHORT += " --trainer.check_val_every_n_epoch 1"
 QUIET = "--trainer.enable_progress_bar false --trainer.accelerator cpu"
 STAYS = "--data.validation 10 --data.batch_size 8"
 SMALL = f"{STAYS} --model.network.latent 4 --model.network.width 5 --model.network.hidden 6"
