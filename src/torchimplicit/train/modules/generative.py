@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchimplicit.core.options import require_count
 from torchimplicit.train.data.scaling import Linear, Scaling
 from torchimplicit.train.errors import UsageError
-from torchimplicit.train.modules.equilibrium import EquilibriumModule
+from torchimplicit.train.modules.equilibrium import EquilibriumModule, Stage
 from torchimplicit.train.modules.flow import square_images
 from torchimplicit.train.quality import Quality, Reference, Verdict, compare, plot_qualities
 from torchimplicit.train.seeds import seed_of
@@ -127,7 +127,9 @@ class GenerativeModule(EquilibriumModule):
         if not self.samplers:
             return
         with torch.inference_mode(False):  # a classifier is trained here
-            qualities, floor = self._judged = self.judge(splits)
+            train, labels = splits.train.tensors
+            reference = Reference(self.unit(train), labels, int(labels.max()) + 1)
+            qualities, floor = self._judged = self.judge(splits, reference)
         self.log_dict({"test/frechet_floor": floor.frechet, "test/sliced_floor": floor.sliced})
         for quality in qualities:
             name = f"{quality.sampler}-{quality.evaluations}"
@@ -153,21 +155,20 @@ class GenerativeModule(EquilibriumModule):
         cost = 0.0 if label is None else log(self.classes or 1)
         return (cost - found) / (log(2) * images[0].numel())
 
-    def judge(self, splits: Any) -> tuple[list[Quality], Verdict]:
-        """What all samplers reach, and what as many real test samples would; trains the classifier that judges.
+    def judge(self, splits: Any, reference: Reference) -> tuple[list[Quality], Verdict]:
+        """What all samplers reach, and what as many real test samples would.
 
         Args:
             splits: the data's, with `tensors` of samples and classes each.
+            reference: what judges.
         """
-        (train, labels), (test, test_labels) = (split.tensors for split in (splits.train, splits.test))
-        reference = Reference(self.unit(train), labels, int(labels.max()) + 1)
+        (_, labels), (test, test_labels) = (split.tensors for split in (splits.train, splits.test))
 
         def draw(sampler: Any, seed: int) -> tuple[Tensor, Tensor | None, int]:
             label = labels[: self.samples].to(self.device) if self.classes else None
             count = self.samples if label is None else len(label)
             z, evaluations = self.draw(count, sampler, seed, label)
-            samples = self.unit(self.scaling.inverse(z, self._known_levels())).cpu()
-            return samples, None if label is None else label.cpu(), evaluations
+            return self.unit(self._shown(z)).cpu(), None if label is None else label.cpu(), evaluations
 
         floor = reference.judge(self.unit(test[: self.samples]), test_labels[: self.samples])
         return compare(self.samplers, draw, reference, self.draws), floor
@@ -180,11 +181,18 @@ class GenerativeModule(EquilibriumModule):
         """Samples beside data; and after a test what the samplers have reached."""
         images, labels = batch[0][:36], batch[1][:36]
         label, sampler = labels if self.classes else None, self.samplers[0] if self.samplers else None
-        drawn = self.scaling.inverse(self.draw(len(images), sampler, 0, label)[0], self._known_levels())
+        drawn = self._shown(self.draw(len(images), sampler, 0, label)[0])
         figures = {"samples": square_images({"data": images.flatten(1), "samples": drawn.flatten(1)})}
         if self._judged is not None:
             figures["evaluations against quality"] = plot_qualities(*self._judged)
         return figures
+
+    def _shown(self, z: Tensor) -> Tensor:
+        """Numbers in [0, levels] of samples as the network has them."""
+        return self.scaling.inverse(z, self._known_levels())
+
+    def _count_solves(self, stage: Stage) -> None:
+        """Nothing: a loss solves nothing, and the last report is that of samples."""
 
     def _known_levels(self) -> int:
         if self.levels is None:

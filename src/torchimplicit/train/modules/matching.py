@@ -74,7 +74,7 @@ class ImageFlowMatching(GenerativeModule):
         """Those of `GenerativeModule`, and how noise becomes images."""
         label = batch[1][:8] if self.classes else None
         path = self._transported(8, None, 0, label, torch.linspace(0, 1, 12, device=self.device))
-        shown = self.unit(self.scaling.inverse(path, self._known_levels())).flatten(2)
+        shown = self.unit(self._shown(path)).flatten(2)
         return super().pictures(batch) | {"from noise to images": strips(shown[None])}
 
     def _transported(self, count: int, solver: Any, seed: int, label: Tensor | None, ts: Tensor) -> Tensor:

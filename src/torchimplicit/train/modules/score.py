@@ -9,11 +9,15 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 
+from torchimplicit.core.options import require, require_count
 from torchimplicit.nn import Denoiser, DPMSolverMultistep
+from torchimplicit.nn.paths.cnf import Trace
 from torchimplicit.nn.score.loss import Weighting
-from torchimplicit.ode import Tsit5, odeint
+from torchimplicit.ode import PathSolver, Tsit5, odeint
 from torchimplicit.train.modules.equilibrium import Stage
 from torchimplicit.train.modules.generative import Batch, GenerativeModule
+from torchimplicit.train.quality import Quality, Reference, Verdict
+from torchimplicit.train.quality.inpainting import hidden_psnr, inpaint, upper_half
 from torchimplicit.train.quality.pictures import strips
 
 if TYPE_CHECKING:
@@ -25,7 +29,10 @@ class Score(GenerativeModule):
 
     In validation and test it also logs `bound`, an estimate of the bound on the negative log-likelihood in bits for
     each number of an image, $\frac12 \log 2 \pi e s^2 + \int |D - x|^2 / s^2 \, d \log s$ from the least level `s` on.
-    It takes no path; given the class, where there are classes.
+    It takes no path; given the class, where there are classes. With `inpaintings` the test also hides the lower half of
+    so many test images and draws it in two ways, `quality.inpaint`: it logs `test/inpainting_psnr/guidance`, of the
+    hidden half, `test/inpainting_agreement/guidance`, the share in which the classifier still sees the class, and the
+    same of `replacement`.
 
     Source: D. Kingma et al., arXiv 2107.00630, equation 15.
 
@@ -35,6 +42,9 @@ class Score(GenerativeModule):
         mean: of the logarithm of the noise levels that training draws; None draws all levels alike.
         spread: its standard deviation.
         guidance: of the classes when samples are judged, see `Denoiser.sample`.
+        trace: of likelihoods, "hutchinson", one probe for an image, or "exact".
+        solver: of likelihoods.
+        inpaintings: how many test images are inpainted.
         **options: see `GenerativeModule`.
     """
 
@@ -45,11 +55,18 @@ class Score(GenerativeModule):
         mean: float | None = None,
         spread: float = 1.2,
         guidance: float = 1.0,
+        trace: Trace = "hutchinson",
+        solver: PathSolver = Tsit5(rtol=1e-3, atol=1e-3),
+        inpaintings: int = 0,
         **options: Any,
     ):
         """Wraps the network."""
         super().__init__(network, **options)
         self.weighting, self.mean, self.spread, self.guidance = weighting, mean, spread, guidance
+        self.trace: Trace = trace
+        self.solver, self.inpaintings = solver, inpaintings
+        require_count(self, "inpaintings", least=0)
+        require(self, "spread", spread > 0, "a number above 0")
         self.measure(bound=MeanMetric())
         self.metrics["train_metrics"] = MetricCollection({})
 
@@ -76,14 +93,35 @@ class Score(GenerativeModule):
 
     def log_prob(self, x: Tensor, label: Tensor | None) -> Tensor:
         """See `GenerativeModule.log_prob`; by the probability flow."""
-        return self.network.log_prob(x, label=label)
+        return self.network.log_prob(x, label, trace=self.trace, solver=self.solver)
+
+    def judge(self, splits: Any, reference: Reference) -> tuple[list[Quality], Verdict]:
+        """That of `GenerativeModule`; logs what inpainting reaches."""
+        if self.inpaintings:
+            images, labels = splits.test.__getitems__(list(range(min(self.inpaintings, len(splits.test)))))
+            for name, drawn in self.inpaint(images).items():
+                self.log(f"test/inpainting_psnr/{name}", hidden_psnr(drawn, self.unit(images)))
+                agreement = (reference.features.classify(drawn) == labels).double().mean()
+                self.log(f"test/inpainting_agreement/{name}", agreement)
+        return super().judge(splits, reference)
+
+    def inpaint(self, images: Tensor) -> dict[str, Tensor]:
+        """Images in [-1, 1], their lower half drawn by either way of `quality.inpaint`; of numbers in [0, levels)."""
+        found = inpaint(self.network, self.scaling(images, self._known_levels()).to(self.device))
+        return {name: self.unit(self._shown(each.images)).cpu() for name, each in found.items()}
 
     def pictures(self, batch: Batch) -> dict[str, Figure]:
         """Those of `GenerativeModule`, and how noise becomes images."""
         path = self.trajectory(8, label=batch[1][:8])
-        shown = self.unit(self.scaling.inverse(path, self._known_levels())).flatten(3)
-        titles = ("the noisy image", "the image behind it")
-        return super().pictures(batch) | {"from noise to images": strips(shown, titles)}
+        shown = self.unit(self._shown(path)).flatten(3)
+        figures = {"from noise to images": strips(shown, ("the noisy image", "the image behind it"))}
+        if self.inpaintings:
+            images = batch[0][:12]
+            half = self.unit(images) * upper_half(images.shape[1:]) - 1.0 * ~upper_half(images.shape[1:])
+            rows = {"seen": half} | self.inpaint(images) | {"true": self.unit(images)}
+            columns = torch.stack([each.flatten(1) for each in rows.values()])
+            figures["the lower half drawn"] = strips(columns[None], names=tuple(rows))
+        return super().pictures(batch) | figures
 
     def trajectory(self, count: int, times: int = 12, seed: int = 0, label: Tensor | None = None) -> Tensor:
         """What the probability flow makes of noise on its way, and what it takes to be the image behind it.
@@ -108,7 +146,7 @@ class Score(GenerativeModule):
             return model.denoise(u, torch.exp(-tau).expand(len(u), *(1,) * (u.dim() - 1)), known)
 
         with torch.no_grad():
-            path = odeint(lambda tau, u: denoised(tau, u) - u, start, taus, solver=Tsit5(rtol=1e-3, atol=1e-3)).value
+            path = odeint(lambda tau, u: denoised(tau, u) - u, start, taus, solver=Tsit5(rtol=1e-5, atol=1e-5)).value
             clean = torch.stack([denoised(tau, u) for tau, u in zip(taus, path, strict=True)])
             sizes = (torch.exp(-2 * taus) + model.std**2).sqrt().view(-1, *(1,) * start.dim())
         return torch.stack((path / sizes * model.std, clean))
