@@ -16,6 +16,7 @@ from torchimplicit.adjoint.unrolled import UNROLLED
 from torchimplicit.core.outcome import Status
 from torchimplicit.core.status import Report
 from torchimplicit.linear.report import LINEAR
+from torchimplicit.nn.score.samplers.report import CHOSEN, GIVEN
 from torchimplicit.optim import BoxDDP, Cones, cone_program, ilqr, lqr, qp
 from torchimplicit.optim.cone.search import CONES
 from torchimplicit.optim.cone.sound import DERIVATIVES
@@ -38,6 +39,8 @@ FAMILIES = {  # one that takes remedies over from another comes behind it
     "noisy adaptive steps": ADAPTIVE,
     "noisy steps back": StochasticReport.tables_back[1],
     "noisy adaptive steps back": StochasticReport.tables_back[0],
+    "samples": GIVEN,
+    "samples by chosen steps": CHOSEN,
     "programs": PROGRAMS,
     "cones": CONES,
     "derivatives of cones": DERIVATIVES,
@@ -951,6 +954,27 @@ def _(follow):
 @case("plans", Status.NON_FINITE, "a shorter horizon")
 def _(follow):
     return explode(2 if follow else 10, 0.0)
+
+
+# Samples
+
+
+class Twice:
+    """Measures the same entry twice."""
+
+    def __call__(self, x):
+        return x[:, [0, 0]]
+
+    def adjoint(self, y):
+        return torch.stack((y.sum(1), torch.zeros_like(y[:, 0])), 1)
+
+
+@case("samples", Status.STAGNATED, "std=... of the noise, above 0")
+def _(follow):
+    model = ti.nn.Denoiser(lambda t, x: torch.zeros_like(x), shape=2, std=1.0, on_failure="ignore").double()
+    measured = ti.nn.Guidance(Twice(), tensor([0.2, 0.4]), std=0.01 if follow else 0.0)
+    model.sample(3, ti.nn.DPMSolverMultistep(steps=10), condition=measured)
+    return model.report
 
 
 # At the end, for it wants all of them

@@ -211,8 +211,8 @@ def test_bad_grids(kind, options):
         (lambda: ti.nn.HeunEDM(churn=-1), ValueError, r"HeunEDM\(churn=-1\)"),
         (lambda: ti.nn.PredictorCorrector(corrections=-1), ValueError, r"PredictorCorrector\(corrections=-1\)"),
         (lambda: ti.nn.PredictorCorrector(snr=1.0), ValueError, r"PredictorCorrector\(snr=1.0\)"),
-        (lambda: ti.nn.ProbabilityFlow(ti.Tsit5), TypeError, r"solver: got .*try Tsit5\(\)"),
-        (lambda: ti.nn.ReverseSDE(ti.Tsit5()), TypeError, "solver: got Tsit5.*SRA1"),
+        (lambda: ti.nn.ProbabilityFlow(ti.Tsit5), TypeError, r"ProbabilityFlow\(solver\): got .*try Tsit5\(\)"),
+        (lambda: ti.nn.ReverseSDE(ti.Tsit5()), TypeError, r"ReverseSDE\(solver\): got Tsit5.*SRA1"),
     ],
 )
 def test_bad_samplers(make, error, words):

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from torchimplicit.core.options import require_count
+from torchimplicit.nn.score.samplers.base import Sampler
+from torchimplicit.path.solver import PathSolver
 from torchimplicit.train.data.scaling import Linear, Scaling
 from torchimplicit.train.errors import UsageError
 from torchimplicit.train.modules.equilibrium import EquilibriumModule, Stage
@@ -55,7 +57,7 @@ class GenerativeModule(EquilibriumModule):
     def __init__(
         self,
         network: nn.Module,
-        samplers: Sequence[Any] = (),
+        samplers: Sequence[Sampler | PathSolver] = (),
         samples: int = 1000,
         draws: int = 3,
         likelihoods: int = 100,

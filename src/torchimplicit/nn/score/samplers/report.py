@@ -19,7 +19,7 @@ _GUIDED = Remedy(
     ("std=... of the noise, above 0",),
 )
 _OURS = {Status.NON_FINITE: _BROKEN, Status.STAGNATED: _GUIDED}
-_GIVEN, _CHOSEN = GIVEN_STEPS | _OURS, PATHS | _OURS
+GIVEN, CHOSEN = GIVEN_STEPS | _OURS, PATHS | _OURS  # steps of a grid, steps that are chosen
 
 
 @dataclass
@@ -31,8 +31,8 @@ class SamplingReport(PathReport):
     """
 
     failure: ClassVar[str] = "did not reach the least noise"
-    table = _CHOSEN
-    table_given: ClassVar[dict[Status, Remedy]] = _GIVEN
+    table = CHOSEN
+    table_given: ClassVar[dict[Status, Remedy]] = GIVEN
     tables_back: ClassVar[Tables] = PathReport.tables_back
 
     seed: Seed = field(kw_only=True, repr=False)
