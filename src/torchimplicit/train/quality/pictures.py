@@ -31,7 +31,7 @@ def strips(rows: Tensor, titles: Sequence[str] = (), names: Sequence[str] = ()) 
         wall = images.transpose(1, 2).reshape(count * (side + 1), times * (side + 1))
         ax.imshow(wall.cpu().numpy(), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
         ax.set_title(titles[number] if titles else "")
-        ax.set_xticks([(place + 0.5) * (side + 1) for place in range(len(names))], names, fontsize=7)
+        ax.set_xticks([(place + 0.5) * (side + 1) for place in range(len(names))], names, fontsize=5)
         ax.set_yticks([])
         ax.tick_params(length=0)
         for spine in ax.spines.values():
