@@ -99,12 +99,11 @@ class NoisyField(Field):
         """See `Field.seen`."""
         return known[2] if (known := self._seen) and known[1] is y and torch.equal(known[0], t) else None
 
-    def look(self, t: Tensor, y: Tensor) -> bool:
-        """Looks closely at both, for steps that will not; and makes the noise. Whether they have a gradient there."""
-        f, g = self.both(t, self._one(y))
+    def look(self, t: Tensor, y: Tensor) -> None:
+        """Looks closely at both, for steps that will not; and makes the noise."""
+        _, g = self.both(t, self._one(y))
         if not self.driver.ready:
             self.driver.prepare(g.shape[-1])
-        return f.requires_grad or g.requires_grad
 
     def prepare(self, t: Tensor, y: Tensor) -> None:
         """Makes the noise: how many channels there are a diffusion tells, at the states `(B, n)`, or pairs."""

@@ -100,9 +100,10 @@ def sdeint(
             batch is small or the functions are cheap, two to three times as fast, and the first solve takes half a
             minute. Steps of one size to the same times for all samples, on a real tensor. Functions, seeds and steps
             as `odeint` says: none of the latter compiles anything anew, a second batch size does once. The noise is
-            that of plain steps, the answer to rounding. Where a sample fails, and for gradients by times or of
-            gradients, steps are plain ones. "auto" begins to once 20 seconds were spent on a `drift` and a small
-            state, and goes on without where it cannot.
+            that of plain steps, the answer to rounding. What functions do in Python besides, such as counting, and
+            what changes in Python while a solve lasts, is seen at its first steps alone. Where a sample fails, and for
+            gradients by times or of gradients, steps are plain ones. "auto" begins to once 20 seconds were spent on a
+            `drift` and a small state, and goes on without where it cannot.
 
     Returns:
         A `StochasticSolution`; `solution.value` is like `y0` with the times in front, `(T, B, ...)`; `solution.kl` is

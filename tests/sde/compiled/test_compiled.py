@@ -317,3 +317,19 @@ def test_nested_states_and_vmap_are_refused():
         torch.vmap(lambda y: ti.sdeint(same, same, y, ts, solver=euler, brownian=1, compile=True).value)(
             torch.ones(2, 2, 1)
         )
+
+
+@pytest.mark.parametrize("adjoint", [ti.Checkpointed(), ti.Direct()], ids=repr)
+def test_a_start_that_is_an_argument_too_stays_what_it_was(adjoint):
+    """Later chunks begin elsewhere, and are told so by the tensor's place in the first call."""
+    y0 = torch.linspace(-1, 1, 6, dtype=torch.float64).view(3, 2).requires_grad_()
+
+    def run(compile):
+        value = ti.sdeint(
+            lambda t, y, x: x - 2 * y, lambda t, y, x: 0.3 * y.cos() + 0.1 * x, y0, torch.tensor([0.0, 1.0]).double(),
+            y0, solver=EulerMaruyama(dt=0.02), brownian=3, adjoint=adjoint, compile=compile,
+        ).value  # fmt: skip
+        return value, torch.autograd.grad(value.sin().sum(), y0)[0]
+
+    for got, expected in zip(run(True), run(False), strict=True):
+        assert torch.allclose(got, expected, rtol=0, atol=1e-12)

@@ -99,21 +99,9 @@ class LatentODE(LatentPath):
         self.compiled: Compile = compile
         self.on_failure: OnFailure = on_failure
 
-    def forward(self, series: Series, ts: Tensor, samples: int = 1, *, seed: Seed = None) -> Tensor:
-        """What to expect at times `ts`, by draws of the start: `(samples, B, T, C)`.
-
-        Args:
-            series: what is known.
-            ts: `(T,)`, or `(B, T)` with NaN as padding, whose outputs are those of the last time; none before a series'
-                first one.
-            samples: how many draws.
-            seed: of the draws: an int; or int64 `(B,)`, one a series, which then draws the same in any batch.
-        """
-        return self.likelihood.mean(self.decoder(self.paths(series, ts, samples, seed=seed)))
-
     @public
     def paths(self, series: Series, ts: Tensor, samples: int = 1, *, seed: Seed = None) -> Tensor:
-        """The latent paths at times `ts`, `(samples, B, T, latent)`; see `forward`."""
+        """The latent paths at times `ts`, `(samples, B, T, latent)`; see `LatentPath`."""
         check_bound("LatentODE", samples, "elbo")
         return self._paths(series, ts, samples, seed)[0]
 

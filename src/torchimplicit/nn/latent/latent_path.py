@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from torchimplicit.core.options import is_number, require_count
-from torchimplicit.nn.latent.draws import normals
+from torchimplicit.nn.latent.draws import Seed, normals
 from torchimplicit.nn.latent.encoder import Encoder
 from torchimplicit.nn.latent.likelihood import Likelihood
 from torchimplicit.nn.latent.series import Series
@@ -77,6 +77,22 @@ class LatentPath(ImplicitLayer):
         self.encoder, self.decoder, self.likelihood, self.start = encoder, decoder, likelihood, start
         self.kl: Tensor | None = None
         self.starts: Tensor | None = None
+
+    def forward(self, series: Series, ts: Tensor, samples: int = 1, *, seed: Seed = None) -> Tensor:
+        """What to expect at times `ts`, by draws of what is not known: `(samples, B, T, C)`; later, a forecast.
+
+        Args:
+            series: what is known.
+            ts: `(T,)`, or `(B, T)` with NaN as padding, whose outputs are those of the last time; none before a series'
+                first one.
+            samples: how many draws.
+            seed: of the draws: an int; or int64 `(B,)`, one a series, which then draws the same in any batch.
+        """
+        return self.likelihood.mean(self.decoder(self.paths(series, ts, samples, seed=seed)))
+
+    def paths(self, series: Series, ts: Tensor, samples: int = 1, *, seed: Seed = None) -> Tensor:
+        """The latent paths at times `ts`, `(samples, B, T, latent)`; arguments as those of a call."""
+        raise NotImplementedError
 
     def draw_starts(self, q: Normal, seeds: Tensor, samples: int) -> Tensor:
         """Starts `(samples * B, latent)`, kept as `starts`, `(samples, B, latent)`."""

@@ -154,21 +154,9 @@ class LatentSDE(LatentPath):
         self.on_failure: OnFailure = on_failure
         self.kl_path: Tensor | None = None
 
-    def forward(self, series: Series, ts: Tensor, samples: int = 1, *, seed: Seed = None) -> Tensor:
-        """What to expect at times `ts` along paths of the posterior: `(samples, B, T, C)`, a forecast behind the last.
-
-        Args:
-            series: what is known.
-            ts: `(T,)`, or `(B, T)` with NaN as padding, whose outputs are those of the last time; none before a series'
-                first one.
-            samples: how many paths.
-            seed: of the draws: an int; or int64 `(B,)`, one a series, which then draws the same in any batch.
-        """
-        return self.likelihood.mean(self.decoder(self.paths(series, ts, samples, seed=seed)))
-
     @public
     def paths(self, series: Series, ts: Tensor, samples: int = 1, *, seed: Seed = None) -> Tensor:
-        """Latent paths of the posterior at times `ts`, `(samples, B, T, latent)`; see `forward`."""
+        """Latent paths of the posterior at times `ts`, `(samples, B, T, latent)`; see `LatentPath`."""
         check_bound("LatentSDE", samples, "elbo")
         q, outputs, ahead = self._read(series, ts, samples)
         seeds = seeds_of_draws("LatentSDE", seed, len(series), samples, q.mean.device)

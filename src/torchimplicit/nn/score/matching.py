@@ -26,7 +26,7 @@ def flow_matching_loss(flow: CNF, x: Tensor, context: Any = None, *, coupling: C
 
     With coupling "optimal" the noise of a batch is assigned to its samples such that the lines are shortest, which
     makes the paths straighter and solving them cheaper, and the law is the same. Not for the last digit of a
-    likelihood, which the loss does not bound: end with some steps of `-flow.log_prob(x)` where it counts.
+    likelihood, which the loss does not bound: that is trained by `-flow.log_prob(x)`, at a solve a step.
 
     Source: Y. Lipman et al., arXiv 2210.02747, equation 23 with no noise at the end; X. Liu, C. Gong, Q. Liu, arXiv
     2209.03003, equation 1; optimal pairs: A. Tong et al., arXiv 2302.00482; A.-A. Pooladian et al., arXiv 2304.14772.
