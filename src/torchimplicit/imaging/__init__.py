@@ -1,0 +1,26 @@
+"""Reconstruction of images as an equilibrium: what is measured of them, and what is known of them beforehand."""
+
+from torchimplicit.imaging.physics.blur import Blur
+from torchimplicit.imaging.physics.fourier import fftc, ifftc
+from torchimplicit.imaging.physics.inpaint import Greyscale, Inpainting
+from torchimplicit.imaging.physics.mask import cartesian
+from torchimplicit.imaging.physics.operator import Adjoint, Compose, Operator, Scaled, Sum
+from torchimplicit.imaging.physics.sense import Fourier, Sense
+from torchimplicit.imaging.physics.stack import Stack
+
+__all__ = [
+    "Adjoint",
+    "Blur",
+    "Compose",
+    "Fourier",
+    "Greyscale",
+    "Inpainting",
+    "Operator",
+    "Scaled",
+    "Sense",
+    "Stack",
+    "Sum",
+    "cartesian",
+    "fftc",
+    "ifftc",
+]
