@@ -17,7 +17,7 @@ from torchimplicit.linear import CG
 class _Coisometry(Operator):
     r"""An operator with $A A^H = c I$: whatever is asked of it has a closed form."""
 
-    coisometry: float  # type: ignore[assignment]
+    coisometry: float
 
     def A_dagger(self, y: Tensor, damping: float = 0.0, solver: CG = SOLVER, on_failure: OnFailure = "warn") -> Tensor:
         """See `Operator.A_dagger`; a closed form."""

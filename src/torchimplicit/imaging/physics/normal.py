@@ -104,8 +104,8 @@ def largest_singular_value(operator: Any, like: Tensor, rtol: float, max_steps: 
     if steps < layout.width and bool(loose.any()):
         off = float((found.play / found.highest.clamp_min(torch.finfo(found.play.dtype).tiny)).amax()) / 2
         warnings.warn(
-            f"{type(operator).__name__}.norm: known to {off:.1e} of itself after {steps} steps, asked for {rtol / 2:.1e}; "
-            "try a larger max_steps or rtol",
+            f"{type(operator).__name__}.norm: known to {off:.1e} of itself after {steps} steps, asked for "
+            f"{rtol / 2:.1e}; try a larger max_steps or rtol",
             ConvergenceWarning,
             stacklevel=3,
         )

@@ -7,7 +7,6 @@ a multiple of $A^H A$, found by conjugate gradients and differentiated by the im
 
 from __future__ import annotations
 
-from numbers import Number
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -116,7 +115,7 @@ class Operator(nn.Module):
         other = object.__new__(type(self))
         tensors = {**self._parameters, **self._buffers}
         for name in self.per_sample:
-            tensors[name] = tensors[name][rows]  # type: ignore[index]
+            tensors[name] = tensors[name][rows]
         children = {key: part.take(rows) if isinstance(part, Operator) else part for key, part in self._modules.items()}
         other.__dict__ = {**self.__dict__, "_parameters": {}, "_buffers": tensors, "_modules": children}
         return other
@@ -140,7 +139,7 @@ class Operator(nn.Module):
         return Sum(self, other) if is_operator(other) else NotImplemented
 
     def __mul__(self, factor: Any) -> Operator:
-        return Scaled(self, factor) if isinstance(factor, Number | Tensor) else NotImplemented
+        return Scaled(self, factor) if isinstance(factor, int | float | complex | Tensor) else NotImplemented
 
     __rmul__ = __mul__
 
