@@ -158,6 +158,9 @@ def test_a_test_measures_likelihoods_samplers_and_inpainting():
     for name in ("guidance", "replacement"):
         assert math.isfinite(first[f"test/inpainting_psnr/{name}"])
         assert 0 <= first[f"test/inpainting_agreement/{name}"] <= 1
+    gain = first["test/inpainting_psnr/guidance"] - first["test/inpainting_psnr/replacement"]
+    assert first["test/inpainting_psnr/gain"] == pytest.approx(gain)
+    assert first["test/inpainting_psnr/gain_spread"] > 0
     assert first["test/bits"] == pytest.approx(3, abs=1.5)  # of a uniform law it is 3
     figures = module.pictures(next(iter(Toy(shape=(16,)).test_dataloader())))
     assert set(figures) == {
