@@ -110,7 +110,8 @@ class Score(GenerativeModule):
 
     def pictures(self, batch: Batch) -> dict[str, Figure]:
         """Those of `GenerativeModule`, and how noise becomes images."""
-        path = self.trajectory(8, label=batch[1][:8])
+        labels = batch[1][:8]
+        path = self.trajectory(len(labels), label=labels)
         shown = self.unit(self._shown(path)).flatten(3)
         figures = {"from noise to images": strips(shown, ("the noisy image", "the image behind it"))}
         if self.inpaintings:
