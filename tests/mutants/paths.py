@@ -30,6 +30,16 @@ MUTANTS = [
         "tests/path/test_stepsize.py::test_a_path_is_the_same_in_any_unit_of_time",
     ),
     Mutant(
+        "path/stepsize.py", "one error alone says how long the next step is",
+        "UNCONFIRMED = 2.0", "UNCONFIRMED = 1e9",
+        "tests/path/test_stepsize.py::test_an_estimate_that_changes_its_sign_gives_no_step_that_leaps_over_the_path",
+    ),
+    Mutant(
+        "ode/compiled/kernel.py", "in kernels one error alone says how long the next step is",
+        "h, most = torch.minimum(wanted, most), UNCONFIRMED * wanted", "h = wanted",
+        "tests/ode/compiled/test_compiled.py::test_steps_are_no_longer_than_two_errors_allow",
+    ),
+    Mutant(
         "path/stepsize.py", "errors are relative to the larger of states and one",
         "scale = torch.maximum(y.abs(), end.abs())", "scale = torch.maximum(y.abs(), end.abs()).clamp_min(1)",
         "tests/path/test_stepsize.py",

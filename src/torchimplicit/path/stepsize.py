@@ -23,6 +23,10 @@ class PID:
     default is the integral controller of most libraries; `PID(proportional=0.4, integral=0.3)` rejects fewer steps
     where an explicit method is at its limit of stability.
 
+    An estimate of an error changes its sign here and there along a path, and close to that it says that any step will
+    do. So a step of an ODE is at most twice as long as the error of the step before the last one allowed, too: where
+    steps may grow for long they do, by `largest` at a time.
+
     Source: G. Soederlind, ACM Trans. Math. Softw. 29 (2003) 1.
 
     Args:
@@ -114,6 +118,9 @@ def require_dt(config: object, name: str = "dt") -> None:
 def tightest(tolerance: float | Tensor) -> float:
     """The smallest of tolerances, or the one that there is."""
     return float(tolerance.min()) if isinstance(tolerance, Tensor) else tolerance
+
+
+UNCONFIRMED = 2.0  # how much longer a step may be than the error of the one before the last allowed
 
 
 class History(NamedTuple):

@@ -26,6 +26,18 @@ ODES = [ti.nn.HeunEDM, ti.nn.DPMSolverMultistep]
 COUNT = 8000
 
 
+class SizeOf(nn.Module):
+    """The exact denoiser of normal images, the k-th of standard deviation `sizes[k]`."""
+
+    def __init__(self, sizes):
+        super().__init__()
+        self.register_buffer("squares", sizes[:, None] ** 2)
+
+    def forward(self, t, x):
+        s = (4 * t).exp()
+        return self.squares / (self.squares + s**2) * x * (s**2 + 0.25).sqrt()
+
+
 def check_law(x):
     """Mean and covariance of normal data, within four standard errors."""
     assert ((x.mean(0) - MEAN).abs() < 4 * (VARIANCE / len(x)).sqrt()).all()
@@ -39,6 +51,18 @@ def test_mean_and_covariance(sampler):
     own = model()
     check_law(own.sample(COUNT, sampler, seed=1))
     assert own.report.converged
+
+
+@pytest.mark.parametrize(("solver", "bound"), [(ti.Tsit5, 3), (ti.Dopri5, 2), (ti.Bosh3, 10), (ti.Dopri8, 1)])
+def test_the_probability_flow_is_right_to_a_few_of_its_tolerances(solver, bound):
+    sizes = torch.logspace(-1.7, 0.7, 1000, dtype=torch.float64)  # an image each, so that each has steps of its own
+    own = ti.nn.Denoiser(SizeOf(sizes), shape=1, prediction="x", std=0.5).double()
+    x = own.sample(1000, ti.nn.ProbabilityFlow(solver(rtol=1e-3, atol=1e-3)), seed=0)
+    least, most = own.schedule.levels
+    start = math.hypot(most, 0.5) * Normals(0, 1000, torch.Size([1]), x).draw(0)
+    d = sizes[:, None]
+    exact = start * ((d**2 + least**2) / (d**2 + most**2)).sqrt() * d**2 / (d**2 + least**2)
+    assert ((x - exact).abs() / (1e-3 * (1 + exact.abs()))).max() < bound
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
