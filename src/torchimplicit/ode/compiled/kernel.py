@@ -114,7 +114,7 @@ class Plan:
     def factor(self, ratio: Tensor) -> Tensor:
         """What to multiply the step size by, `(B,)`; see `PID.factor`."""
         control = self.control
-        factor = control.safety * ratio ** (-control.integral / self.order)
+        factor = control.safety * (ratio.log() * (-control.integral / self.order)).exp()
         return factor.clamp(control.smallest, control.largest)
 
 

@@ -67,7 +67,7 @@ class Sampler(ABC):
 
     A sampler works in `u = x_t / alpha`, where every schedule is the same path, and goes from the most noise to the
     least; the last evaluation takes that away, too. A sample depends on its seed and on nothing else: to the bit where
-    the network's answers do, too, and but for `ProbabilityFlow`, whose sums may round otherwise in another batch.
+    the network's answers do, too.
     """
 
     @abstractmethod
