@@ -247,8 +247,10 @@ def noisy_field(value: Value, first: Value | None, diffusion: Diffusion, driver:
         diffusion: how diffusions become rows.
         driver: the noise.
     """
-    flat = diffusion.layout.flatten
-    flat_g = flat if diffusion.noise == "diagonal" else diffusion.flatten
+    flat, flat_g = diffusion.layout.flatten, diffusion.flatten
+    if diffusion.noise == "diagonal":
+        flat_g = partial(flat, subject="the diffusion returned")
+    flat = partial(flat, subject="the drift returned")
 
     def both(ask: Value, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         f, g = ask(t, y)
