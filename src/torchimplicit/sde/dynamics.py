@@ -97,7 +97,9 @@ class NoisyField(Field):
 
     def seen(self, t: Tensor, y: Tensor) -> Tensor | None:
         """See `Field.seen`."""
-        return known[2] if (known := self._seen) and known[1] is y and torch.equal(known[0], t) else None
+        if (known := self._seen) is None or known[1] is not y:
+            return None
+        return known[2] if torch.equal(known[0].flatten(), t.to(known[0].dtype)) else None
 
     def look(self, t: Tensor, y: Tensor) -> None:
         """Looks closely at both, for steps that will not; and makes the noise."""
@@ -215,10 +217,11 @@ class StochasticDynamics(Dynamics):
         diffusion = self.diffusion if rows is None else self.diffusion.of_batch(len(rows))
         driver = self.driver if rows is None else self.driver.of_phase(rows)
         dtype, shape, nested = self.time_dtype, self.time_shape, diffusion.layout.unflatten
+        dims = len(shape)
 
         def value(t: Tensor, y: Tensor, number: int = WHOLE) -> Any:
             t = t if t.dtype is dtype else t.to(dtype)
-            return parts[number](t.view(shape), nested(y))
+            return parts[number](t if t.dim() == dims else t.view(shape), nested(y))
 
         def first(t: Tensor, y: Tensor) -> Any:
             return self.evaluate_first(partial(value, t, y), y, [y, *tensors] if audit else None)
