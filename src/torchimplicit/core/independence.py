@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
+from torchimplicit.core.transforms import remembered_if_small
 from torchimplicit.core.tree import norm
 
 PLAY = 1e3  # roundings of a value's size that are no change
@@ -40,8 +41,12 @@ def alternate(like: Tensor) -> Tensor:
 
 def noise(like: Tensor) -> Tensor:
     """Normal numbers of a tensor's shape, dtype and device, always the same; the global random state stays as it is."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+    return _noise(like.shape, like.dtype, like.device)
+
+
+@remembered_if_small
+def _noise(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype).to(device)
 
 
 def jolted(tensor: Tensor, part: float = 1.0) -> Tensor:
@@ -53,7 +58,7 @@ def jolted(tensor: Tensor, part: float = 1.0) -> Tensor:
     size = size.flatten(1).amax(1).reshape(-1, *[1] * (size.dim() - 1)) if size.dim() > 1 and size.numel() else size
     size = size.nan_to_num(0.0, 0.0)
     whole = size.amax() if size.numel() else size.sum()
-    unit = torch.where(size > 0, size, torch.where(whole > 0, whole, 1))
+    unit = size.masked_fill(size == 0, whole.masked_fill(whole == 0, 1))
     return torch.addcmul(tensor, noise(tensor), unit, value=part)
 
 

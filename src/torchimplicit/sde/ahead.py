@@ -60,7 +60,8 @@ def _made(
 ) -> tuple[Tensor, int] | None:
     """See `Foreseen`. Nothing depends on what steps find, as long as all states are finite, and so is their sum."""
     assert isinstance(field, NoisyField)
-    values, total, landings, made = [y], len(steps), steps.landings, solver.made
+    values, total, landings = [y], len(steps), steps.landings
+    made = solver.advance if field.control is None else solver.made
     field.prepare(steps.times[0].expand(len(y)), y)
     spare = 0 if phase is None else max(0, phase.limit - total)  # the noise of the last steps takes their places
     paths, pauses = field.driver.foresee(steps, spare), {*landings, *range(LOOK, total, LOOK)}

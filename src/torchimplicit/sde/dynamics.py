@@ -68,7 +68,7 @@ class NoisyField(Field):
     def __init__(self, drift: Part, diffusion: Part, both: Pair, driver: Driver, first: Pair | None = None):
         super().__init__(self._side_by_side)
         self._drift, self._diffusion, self._both, self.driver, self._first = drift, diffusion, both, driver, first
-        self._met: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
+        self._met: tuple[Tensor, tuple[Tensor, ...]] | None = None
         self._seen: tuple[Tensor, Tensor, Tensor] | None = None
 
     def drift(self, t: Tensor, y: Tensor) -> Tensor:
@@ -121,13 +121,13 @@ class NoisyField(Field):
         self.prepare(span.start, y)
         return self.driver.increment(span)
 
-    def meet(self, end: Tensor, there: tuple[Tensor, Tensor]) -> Tensor:
-        """Notes drift and diffusion at the end of a step, for the one that goes on from this very tensor."""
+    def meet(self, end: Tensor, there: tuple[Tensor, ...]) -> Tensor:
+        """Notes what a step knows of its end, drift and diffusion say, for one that goes on from this very tensor."""
         self._met = end, there
         return end
 
-    def met(self, start: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Drift and diffusion at the start of a step, where the last one has met them; else None."""
+    def met(self, start: Tensor) -> tuple[Tensor, ...] | None:
+        """What the last step has noted of its end, where that is the start of this one; else None."""
         return None if self._met is None or self._met[0] is not start else self._met[1]
 
     def _side_by_side(self, t: Tensor, y: Tensor) -> Tensor:
@@ -253,14 +253,14 @@ def noisy_field(value: Value, first: Value | None, diffusion: Diffusion, driver:
     flat = diffusion.layout.flatten
     flat_g = flat if diffusion.noise == "diagonal" else diffusion.flatten
 
-    def both(ask: Value, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def both(t: Tensor, y: Tensor, ask: Value = value) -> tuple[Tensor, Tensor]:
         f, g = ask(t, y)
         return flat(f), flat_g(g)
 
     return NoisyField(
         lambda t, y: flat(value(t, y, 0)),
         lambda t, y: flat_g(value(t, y, 1)),
-        partial(both, value), driver, None if first is None else partial(both, first),
+        both, driver, None if first is None else partial(both, ask=first),
     )  # fmt: skip
 
 

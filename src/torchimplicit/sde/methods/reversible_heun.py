@@ -49,12 +49,15 @@ class ReversibleHeun(NoisyPair, SDESolver, FixedSolver):
         self, sde: NoisyField, span: Span, h: Tensor, pair: Tensor, path: Increment
     ) -> tuple[Tensor, Tensor | None]:
         """See `SDESolver.advance`."""
-        y, z = pair.chunk(2, dim=1)
-        f, g = sde.met(pair) or sde.both(span.start, z)
+        if (known := sde.met(pair)) is None:
+            y, z = pair.chunk(2, dim=1)
+            known = y, z, *sde.both(span.start, z)
+        y, z, f, g = known
         reflected = driven(torch.addcmul(torch.lerp(z, y, 2.0), h, f), g, path.W)
         z = reflected if len(h) == 1 else torch.where(h > 0, reflected, z)  # what stands still is not reflected
         f_there, g_there = there = sde.both(span.stop, z)
-        return sde.meet(torch.cat((_between(y, h, f + f_there, g + g_there, path.W, 0.5), z), dim=1), there), None
+        y = _between(y, h, f + f_there, g + g_there, path.W, 0.5)
+        return sde.meet(torch.cat((y, z), dim=1), (y, z, *there)), None
 
     def paired(self, name: str, like: Tensor, coupling: float) -> ReversibleHeun:
         """See `PathSolver.paired`: it is a pair."""
