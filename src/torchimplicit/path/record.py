@@ -94,9 +94,10 @@ class SharedSteps(Sequence[Step]):
             ends, lengths = (
                 each.view(-1, *(1,) * dims).expand(-1, *shape).unbind() for each in (self.times, self.h)
             )
-            spans = map(Span, ends, ends[1:], lengths, range(len(self)))
-            known = list(zip(spans, self.h.to(dtype).unsqueeze(2).unbind(), strict=True))
-            self._ways[dtype, dims] = known
+            h = self.h.to(dtype).unsqueeze(2)
+            roots = h.clamp_min(torch.finfo(dtype).tiny).sqrt()
+            spans = map(Span, ends, ends[1:], lengths, range(len(self)), roots.unbind())
+            known = self._ways[dtype, dims] = list(zip(spans, h.unbind(), strict=True))
         return known
 
     @cached_property
