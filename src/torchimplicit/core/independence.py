@@ -49,17 +49,30 @@ def _noise(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tenso
     return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype).to(device)
 
 
-def jolted(tensor: Tensor, part: float = 1.0) -> Tensor:
+@remembered_if_small
+def _noise_of_every_second(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The same, zero in the rows between."""
+    every = _noise(shape, dtype, device).clone()
+    every[1::2] = 0
+    return every
+
+
+def jolted(tensor: Tensor, part: float = 1.0, by: Tensor | None = None) -> Tensor:
     """A tensor moved by about its rows' own sizes, or a part of them, every entry by something else.
 
     What the others are moves no row, but rows of zeros, whose unit is the others'; of one where all are zero.
+
+    Args:
+        tensor: what to move.
+        part: of the sizes.
+        by: the way in these units; normal numbers when None.
     """
     size = tensor.detach().abs()
     size = size.flatten(1).amax(1).reshape(-1, *[1] * (size.dim() - 1)) if size.dim() > 1 and size.numel() else size
     size = size.nan_to_num(0.0, 0.0)
     whole = size.amax() if size.numel() else size.sum()
     unit = size.masked_fill(size == 0, whole.masked_fill(whole == 0, 1))
-    return torch.addcmul(tensor, noise(tensor), unit, value=part)
+    return torch.addcmul(tensor, noise(tensor) if by is None else by, unit, value=part)
 
 
 def leakage(product: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
@@ -123,8 +136,7 @@ def unmoved_by_others(function: Callable[[Tensor], Tensor], z: Tensor, values: T
         z: a state, `(B, n)`.
         values: the function's there, `(B, n)`.
     """
-    moved = z.clone()
-    moved[::2] = jolted(moved[::2], 0.1)
+    moved = jolted(z, 0.1, _noise_of_every_second(z.shape, z.dtype, z.device))
     return torch.equal(function(moved)[1::2], values[1::2])
 
 

@@ -91,9 +91,7 @@ class SharedSteps(Sequence[Step]):
         """The same with times of some dimensions, as functions of states see them, and lengths `(1, 1)` of a dtype."""
         if (known := self._ways.get((dtype, dims))) is None:
             shape = self.batch, *(1,) * (dims - 1)
-            ends, lengths = (
-                each.view(-1, *(1,) * dims).expand(-1, *shape).unbind() for each in (self.times, self.h)
-            )
+            ends, lengths = (each.view(-1, *(1,) * dims).expand(-1, *shape).unbind() for each in (self.times, self.h))
             h = self.h.to(dtype).unsqueeze(2)
             roots = h.clamp_min(torch.finfo(dtype).tiny).sqrt()
             spans = map(Span, ends, ends[1:], lengths, range(len(self)), roots.unbind())

@@ -217,11 +217,11 @@ class StochasticDynamics(Dynamics):
         diffusion = self.diffusion if rows is None else self.diffusion.of_batch(len(rows))
         driver = self.driver if rows is None else self.driver.of_phase(rows)
         dtype, shape, nested = self.time_dtype, self.time_shape, diffusion.layout.unflatten
-        dims = len(shape)
+        dims, flat = len(shape), diffusion.layout.flat
 
         def value(t: Tensor, y: Tensor, number: int = WHOLE) -> Any:
             t = t if t.dtype is dtype else t.to(dtype)
-            return parts[number](t if t.dim() == dims else t.view(shape), nested(y))
+            return parts[number](t if t.dim() == dims else t.view(shape), y if flat else nested(y))
 
         def first(t: Tensor, y: Tensor) -> Any:
             return self.evaluate_first(partial(value, t, y), y, [y, *tensors] if audit else None)
