@@ -106,6 +106,11 @@ def for_rows(function: Callable[[Tensor], Tensor], rows: Tensor, dim: int) -> Te
         _functorch._vmap_decrement_nesting()
 
 
+def watched() -> bool:
+    """Whether somebody looks on: tensors made now are not to be kept."""
+    return active() or torch.is_inference_mode_enabled() or torch._C._len_torch_dispatch_stack() > 0
+
+
 def remembered(function: Callable[P, R]) -> Callable[P, R]:
     """A function that makes tensors of plain values, which keeps them for the next who asks; nobody may write to them.
 
@@ -115,8 +120,7 @@ def remembered(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def asked(*args: P.args, **kwargs: P.kwargs) -> R:
-        watched = active() or torch.is_inference_mode_enabled() or torch._C._len_torch_dispatch_stack() > 0
-        return function(*args, **kwargs) if watched else kept(*args, **kwargs)
+        return (function if watched() else kept)(*args, **kwargs)
 
     return asked
 
