@@ -3,7 +3,8 @@
 from torchimplicit.imaging.physics.blur import Blur
 from torchimplicit.imaging.physics.fourier import fftc, ifftc
 from torchimplicit.imaging.physics.inpaint import Greyscale, Inpainting
-from torchimplicit.imaging.physics.mask import cartesian
+from torchimplicit.imaging.physics.mask import cartesian, poisson_disc, radial
+from torchimplicit.imaging.physics.noise import GaussianNoise, PoissonNoise
 from torchimplicit.imaging.physics.operator import Adjoint, Compose, Operator, Scaled, Sum
 from torchimplicit.imaging.physics.sense import Fourier, Sense
 from torchimplicit.imaging.physics.stack import Stack
@@ -31,12 +32,14 @@ __all__ = [
     "DnCNN",
     "DouglasRachford",
     "Fourier",
+    "GaussianNoise",
     "Gradient",
     "GradientStep",
     "Greyscale",
     "HalfQuadratic",
     "Inpainting",
     "Operator",
+    "PoissonNoise",
     "Prior",
     "Proximal",
     "Reconstruction",
@@ -49,4 +52,6 @@ __all__ = [
     "cartesian",
     "fftc",
     "ifftc",
+    "poisson_disc",
+    "radial",
 ]
