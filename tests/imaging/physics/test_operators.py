@@ -38,7 +38,8 @@ OPERATORS = {
     "circular-complex": (im.Blur(normal(3, 3, dtype=C), "circular"), (1, 4, 5), C),
     "reflect": (im.Blur(normal(5, 3), "reflect"), (1, 5, 4), D),
     "reflect-channels": (im.Blur(normal(2, 3, 5), "reflect"), (2, 3, 4), C),
-    "compose": (SEEN @ (2.0 * im.Greyscale((1.0,))) @ im.Inpainting(torch.ones(1, 20, dtype=torch.bool)).H, (20,), D),
+    "compose": (im.Blur(KERNEL[:1]) @ im.Blur(KERNEL, "circular"), (2, 5, 4), D),
+    "compose-seen": (SEEN @ (2.0 * im.Inpainting(torch.ones(20, dtype=torch.bool))), (20,), D),
     "compose-masked": (im.Fourier(MASK) @ im.Fourier(GRID), (4, 5), C),
     "sum": (SEEN + REST, (20,), D),
     "sum-complex": (LINES + 0.5j * im.Fourier(GRID), (4, 5), C),
@@ -79,7 +80,7 @@ def test_systems_against_the_dense_matrix(operator, shape, dtype):
     back, unit = y.flatten(1).to(A) @ A.conj(), torch.eye(A.shape[1], dtype=A.dtype)
     for tau in (0.7, torch.tensor([0.2, 3.0], dtype=D).reshape(2, *[1] * len(shape))):
         found = operator.prox(z, y, tau, solver=SOLVER, on_failure="raise")
-        for i, step in enumerate(torch.as_tensor(tau).expand(2, *[1] * len(shape)).flatten().tolist()):
+        for i, step in enumerate(torch.as_tensor(tau, dtype=D).expand(2, *[1] * len(shape)).flatten().tolist()):
             expected = torch.linalg.solve(unit + step * A.mH @ A, z[i].flatten() + step * back[i])
             assert torch.allclose(found[i].flatten().to(A), expected, rtol=0, atol=1e-9)
     found = operator.A_dagger(y, damping=0.3, solver=SOLVER, on_failure="raise")
@@ -179,18 +180,21 @@ def test_the_axis_that_is_undersampled_alone_gives_the_same_numbers():
 def test_operators_of_the_samples_own():
     """Samples with masks, maps and kernels of their own are what they are alone; `take` narrows to some."""
     masks = im.cartesian(5, 2, 0.2, seed=range(3))
-    maps, x = normal(3, 2, 4, 5, dtype=C), normal(3, 4, 5, dtype=C, seed=1)
+    maps, scans = normal(3, 2, 4, 5, dtype=C), normal(3, 4, 5, dtype=C, seed=1)
     kernels, images = normal(3, 1, 3, 3), normal(3, 2, 5, 5)
     rows = torch.tensor([2, 0])
-    for all_, one, x in (
-        (im.Sense(maps, masks), lambda i: im.Sense(maps[i], masks[i]), x),
-        (im.Sense(maps[0], masks), lambda i: im.Sense(maps[0], masks[i]), x),
-        (im.Sense(maps, masks[0]), lambda i: im.Sense(maps[i], masks[0]), x),
-        (im.Fourier(masks), lambda i: im.Fourier(masks[i]), x),
-        (im.Blur(kernels), lambda i: im.Blur(kernels[i, 0]), images),
-        (im.Blur(kernels, "circular"), lambda i: im.Blur(kernels[i, 0], "circular"), images),
-        (2 * (im.Fourier(masks) + im.Fourier(masks[0])), lambda i: 2 * (im.Fourier(masks[i]) + im.Fourier(masks[0])), x),
-    ):  # fmt: skip
+    first = im.Fourier(masks[0])
+    cases = [
+        (im.Sense(maps, masks), lambda i: im.Sense(maps[i], masks[i])),
+        (im.Sense(maps[0], masks), lambda i: im.Sense(maps[0], masks[i])),
+        (im.Sense(maps, masks[0]), lambda i: im.Sense(maps[i], masks[0])),
+        (im.Fourier(masks), lambda i: im.Fourier(masks[i])),
+        (im.Blur(kernels), lambda i: im.Blur(kernels[i, 0])),
+        (im.Blur(kernels, "circular"), lambda i: im.Blur(kernels[i, 0], "circular")),
+        (2 * (im.Fourier(masks) + first), lambda i: 2 * (im.Fourier(masks[i]) + first)),
+    ]
+    for all_, one in cases:
+        x = images if isinstance(all_, im.Blur) else scans
         y = all_.A(x)
         for i in range(3):
             assert torch.allclose(y[i], one(i).A(x[i : i + 1])[0], atol=1e-13)
@@ -234,7 +238,7 @@ def test_parameters_stay_parameters_and_precisions_those_of_images():
         y = operator.A(torch.ones(1, *shape, dtype=single))
         assert y.dtype in (torch.float32, torch.complex64)
         assert operator.A_adjoint(y).dtype in (torch.float32, torch.complex64)
-        assert operator.double().A(torch.ones(1, *shape, dtype=dtype)).dtype in (D, C)
+        assert operator.A(torch.ones(1, *shape, dtype=dtype)).dtype in (D, C)
 
 
 def test_anything_with_both_methods_composes():
@@ -253,5 +257,5 @@ def test_anything_with_both_methods_composes():
         LINES @ 3
     with pytest.raises(TypeError, match="unsupported operand"):
         LINES + torch.ones(3)
-    with pytest.raises(TypeError, match="unsupported operand"):
+    with pytest.raises(TypeError):
         LINES * "2"
