@@ -259,3 +259,11 @@ def test_anything_with_both_methods_composes():
         LINES + torch.ones(3)
     with pytest.raises(TypeError):
         LINES * "2"
+
+
+def test_what_is_seen_and_what_is_grey():
+    image = torch.rand(1, 3, 4, 4, dtype=D)
+    grey = 0.299 * image[:, 0] + 0.587 * image[:, 1] + 0.114 * image[:, 2]
+    assert torch.allclose(im.Greyscale().A(image)[:, 0], grey)
+    seen = im.Inpainting(torch.tensor([True, False, True]))
+    assert torch.equal(seen.A(torch.arange(6.0).view(2, 3)), torch.tensor([[0.0, 2.0], [3.0, 5.0]]))
