@@ -3,7 +3,9 @@
 from torchimplicit.imaging.physics.blur import Blur
 from torchimplicit.imaging.physics.fourier import fftc, ifftc
 from torchimplicit.imaging.physics.inpaint import Greyscale, Inpainting
-from torchimplicit.imaging.physics.mask import cartesian
+from torchimplicit.imaging.physics.kernel import gaussian_kernel, motion_kernel
+from torchimplicit.imaging.physics.mask import cartesian, poisson_disc, radial
+from torchimplicit.imaging.physics.noise import GaussianNoise, PoissonNoise
 from torchimplicit.imaging.physics.operator import Adjoint, Compose, Operator, Scaled, Sum
 from torchimplicit.imaging.physics.sense import Fourier, Sense
 from torchimplicit.imaging.physics.stack import Stack
@@ -31,12 +33,14 @@ __all__ = [
     "DnCNN",
     "DouglasRachford",
     "Fourier",
+    "GaussianNoise",
     "Gradient",
     "GradientStep",
     "Greyscale",
     "HalfQuadratic",
     "Inpainting",
     "Operator",
+    "PoissonNoise",
     "Prior",
     "Proximal",
     "Reconstruction",
@@ -48,5 +52,9 @@ __all__ = [
     "averaged",
     "cartesian",
     "fftc",
+    "gaussian_kernel",
     "ifftc",
+    "motion_kernel",
+    "poisson_disc",
+    "radial",
 ]
