@@ -58,13 +58,8 @@ def hash_of(words: Tensor) -> Tensor:
     return hash_(words + signed(GOLDEN), torch.empty_like(words))
 
 
-def place(purpose: int, number: int) -> int:
-    """The word of a numbered step, attempt or node."""
-    return hashed(hashed(purpose) + number * GOLDEN)
-
-
 def places(purpose: int, numbers: Tensor) -> Tensor:
-    """The words of numbers, int64 of any shape; see `place`."""
+    """The words of numbered steps, attempts or nodes, int64 of any shape."""
     return hash_of(numbers * signed(GOLDEN) + hashed(purpose))
 
 
