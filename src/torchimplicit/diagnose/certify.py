@@ -204,7 +204,7 @@ def _refined(trial: Trial, own: Answer, dense: int) -> Answer:
 
 
 def _accurate(trial: Trial, own: Answer, rtol: float) -> LinearSolver:
-    """A method that solves with `I - J` accurately: of a convex layer by CG, in a tenth of the products."""
+    """A method that solves with `I - J` accurately: of a convex layer by CG, which does not stall."""
     try:
         definite = is_definite(trial.jacobian(own.value), own.z)
     except NotImplementedError:
