@@ -45,3 +45,35 @@ def test_against_the_dense_matrix(operator, shape, dtype):
         operator.gram(x).flatten(1).to(A), x.flatten(1).to(A) @ (A.mH @ A).T, rtol=0, atol=1e-12 * float(size) ** 2
     )
     assert torch.allclose(operator.norm(x, rtol=1e-14, max_steps=200), size.expand(2), rtol=1e-12)
+    if operator.coisometry is not None:
+        assert torch.allclose(operator.A(operator.A_adjoint(other)), operator.coisometry * other, rtol=0, atol=1e-12)
+
+
+def test_what_is_measured():
+    image = torch.rand(1, 3, 4, 4, dtype=D)
+    grey = 0.299 * image[:, 0] + 0.587 * image[:, 1] + 0.114 * image[:, 2]
+    assert torch.allclose(im.Greyscale().A(image)[:, 0], grey)
+    point, kernel = torch.zeros(1, 1, 5, 5, dtype=D), torch.arange(9.0, dtype=D).view(3, 3)
+    point[..., 2, 2] = 1
+    assert torch.equal(im.Blur(kernel).A(point)[0, 0], kernel)
+    assert torch.equal(im.Inpainting(SEEN).A(torch.arange(6.0).view(2, 3)), torch.tensor([[0.0, 2.0], [3.0, 5.0]]))
+
+
+SEEN = torch.tensor([True, False, True])
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: im.Inpainting(SEEN.long()), TypeError, "got a tensor of torch.int64, expected a tensor of torch.bool"),
+        (lambda: im.Inpainting(SEEN, (4, 4)), ValueError, r"got shape \(3,\), expected that of an image, \(4, 4\)"),
+        (lambda: im.Inpainting(~SEEN & SEEN), ValueError, "shows nothing"),
+        (lambda: im.Inpainting(SEEN).A(torch.zeros(2, 4)), ValueError, r"got images \(2, 4\), expected \(B, 3\)"),
+        (lambda: im.Greyscale().A(torch.zeros(2, 1, 4, 4)), ValueError, r"got images \(2, 1, 4, 4\), expected \(B, 3"),
+        (lambda: im.Blur(torch.ones(2, 3)), ValueError, r"got shape \(2, 3\), expected \(h, w\) of odd sizes"),
+        (lambda: im.Blur(torch.ones(3, 3)).A(torch.zeros(4, 4)), ValueError, r"got images \(4, 4\)"),
+    ],
+)
+def test_bad_input(make, error, words):
+    with pytest.raises(error, match=words):
+        make()
