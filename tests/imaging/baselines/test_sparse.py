@@ -62,12 +62,12 @@ def test_what_is_measured_completely_is_denoised(isotropic):
     assert torch.allclose(found.value, exact, atol=1e-7)
 
 
-@pytest.mark.parametrize("frame", [Differences(True), Differences(False), Wavelets(2, 2)], ids=str)
+@pytest.mark.parametrize("frame", [Differences(True), Differences(False), Wavelets(1, 2)])
 def test_the_minimum_is_that_of_another_method(frame):
     op = coils()
     y = op.A(random(1, 8, 7, dtype=torch.complex128)) + 0.1 * random(1, 3, 8, 7, dtype=torch.complex128, seed=3)
     if isinstance(frame, Wavelets):
-        found = wavelet(y, op, weight=0.4, moments=2, levels=2, solver=TIGHT)
+        found = wavelet(y, op, weight=0.4, moments=1, levels=2, solver=TIGHT)
     else:
         found = total_variation(y, op, weight=0.4, isotropic=frame.joint, solver=TIGHT)
     expected = by_primal_dual(y, op, frame, 0.4)
@@ -85,12 +85,12 @@ def test_weights_scale_as_images_and_operators_do():
 
 
 def test_channels_are_images_of_their_own():
-    blur, x = Blur(torch.full((3, 3), 1 / 9, dtype=torch.float64)), random(2, 3, 8, 7)
+    blur, x = Blur(torch.full((3, 3), 1 / 9, dtype=torch.float64)), random(1, 2, 8, 7)
     y = blur.A(x)
-    loose = ti.Anderson(window=10, rtol=1e-6, max_steps=1000)
+    loose = ti.Anderson(window=10, rtol=1e-5, max_steps=1000)
     together = total_variation(y, blur, weight=0.05, solver=loose).value
-    apart = [total_variation(y[:, i : i + 1], blur, weight=0.05, solver=loose).value for i in range(3)]
-    assert torch.allclose(together, torch.cat(apart, 1), atol=1e-4)
+    apart = [total_variation(y[:, i : i + 1], blur, weight=0.05, solver=loose).value for i in range(2)]
+    assert torch.allclose(together, torch.cat(apart, 1), atol=1e-3)
 
 
 def test_a_sample_does_not_notice_its_mates():
@@ -114,27 +114,30 @@ def test_zero_measurements_are_a_zero_image():
 
 @pytest.mark.parametrize("method", [total_variation, wavelet])
 def test_the_minimum_is_differentiated_by_measurements_weight_and_maps(method):
-    maps, mask = random(2, 6, 5, dtype=torch.complex128), torch.tensor([1, 1, 0, 1, 1, 0], dtype=torch.bool)[:, None]
-    y = Sense(maps, mask).A(random(1, 6, 5, dtype=torch.complex128, seed=1))
+    maps, mask = random(2, 5, 4, dtype=torch.complex128), torch.tensor([True, False, True, True, True])[:, None]
+    y = Sense(maps, mask).A(random(1, 5, 4, dtype=torch.complex128, seed=1))
     options = {"levels": 1} if method is wavelet else {}
-    adjoint = ti.Implicit(ti.GMRES(rtol=1e-9, restart=60, max_steps=600))
-    at = torch.tensor(0.5, dtype=torch.float64)
+    solver = ti.Anderson(window=10, rtol=1e-8, max_steps=3000)
+    adjoint = ti.Implicit(ti.GMRES(rtol=1e-8, restart=60, max_steps=600))
+    leaves = [y, torch.tensor(0.5, dtype=torch.float64), maps]
+    ways = [random(*leaf.shape, dtype=leaf.dtype, seed=5) for leaf in leaves]
 
-    def loss(y, weight, maps):
-        x = method(y, Sense(maps, mask), weight=weight, solver=TIGHT, adjoint=adjoint, **options).value
-        return (x * random(1, 6, 5, dtype=torch.complex128, seed=2)).real.sum()
+    def solve(y, weight, maps):
+        return method(y, Sense(maps, mask), weight=weight, solver=solver, adjoint=adjoint, **options)
 
-    leaves = [leaf.clone().requires_grad_() for leaf in (y, at, maps)]
-    gradients = torch.autograd.grad(loss(*leaves), leaves)
-    for i, gradient in enumerate(gradients):
-        way = random(*leaves[i].shape, dtype=leaves[i].dtype, seed=5)
-        step = 1e-5 * way
-        moved = [
-            loss(*[leaf.detach() + sign * step if j == i else leaf.detach() for j, leaf in enumerate(leaves)])
-            for sign in (1, -1)
-        ]
-        expected = (moved[0] - moved[1]) / 2e-5
-        assert float((gradient.conj() * way).real.sum()) == pytest.approx(float(expected), rel=1e-3, abs=1e-6)
+    def loss(solution):
+        return (solution.value * random(1, 5, 4, dtype=torch.complex128, seed=2)).real.sum()
+
+    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+    solution = solve(*leaves)
+    gradients = torch.autograd.grad(loss(solution), leaves)
+    assert solution.backward.converged
+    slope = sum((gradient.conj() * way).real.sum() for gradient, way in zip(gradients, ways, strict=True))
+    with torch.no_grad():
+        ends = [[leaf + step * way for leaf, way in zip(leaves, ways, strict=True)] for step in (1e-5, -1e-5)]
+        expected = (loss(solve(*ends[0])) - loss(solve(*ends[1]))) / 2e-5
+    assert float(slope) == pytest.approx(float(expected), rel=1e-3)
+    assert all(bool(gradient.abs().max() > 1e-3) for gradient in gradients)
 
 
 def test_more_steps_change_nothing_once_converged():

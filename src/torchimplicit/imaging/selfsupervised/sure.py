@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchimplicit.core import transforms
 from torchimplicit.core.options import is_number
 from torchimplicit.imaging.physics.check import is_real_or_complex, kind
 from torchimplicit.imaging.physics.sense import Fourier, Sense
@@ -15,6 +16,7 @@ from torchimplicit.nn.score.noise import Normals
 from torchimplicit.sde.seeds import Seed
 
 
+@transforms.outside_inference_mode
 def sure_loss(
     reconstruct: Callable[[Tensor, Any], Tensor],
     y: Tensor,
@@ -69,7 +71,9 @@ def sure_loss(
         leaf = y if y.requires_grad and keep else y.detach().requires_grad_()
         found = op.A(reconstruct(leaf, op))
         if not found.requires_grad:
-            raise ValueError("sure_loss: the reconstruction has no gradient by its measurements; try without no_grad")
+            raise ValueError(
+                "sure_loss: the reconstruction has no gradient by its measurements, expected one; try it without detach()"
+            )
         (product,) = torch.autograd.grad(found, leaf, probe, create_graph=keep, retain_graph=keep, allow_unused=True)
     if product is None:
         raise ValueError("sure_loss: the reconstruction does not depend on the measurements, expected one that does")
