@@ -54,7 +54,7 @@ def acquisition(scan: Scan, acceleration: int, number: int) -> tuple[Tensor, ti.
         number: of the mask and its noise.
     """
     generator = torch.Generator().manual_seed(number)
-    height, width = scan.truth.shape
+    height = len(scan.truth)
     centre = round(CENTRE[acceleration] * height)
     lines = torch.zeros(height, dtype=torch.bool)
     lines[(height - centre) // 2 : (height - centre) // 2 + centre] = True
@@ -62,7 +62,7 @@ def acquisition(scan: Scan, acceleration: int, number: int) -> tuple[Tensor, ti.
     more = torch.randperm(len(rest), generator=generator)[: round(height / acceleration) - centre]
     lines[rest[more]] = True
     # The mask is constant along the last axis: k-space along the other one alone holds the same.
-    op = ti.imaging.Sense(scan.maps, lines[:, None].expand(height, width), dims=(-2,))
+    op = ti.imaging.Sense(scan.maps, lines[:, None], dims=(-2,))
     y = op.A(scan.truth[None])
     return y + lines[:, None] * NOISE * torch.randn(y.shape, dtype=y.dtype, generator=generator), op
 

@@ -72,7 +72,7 @@ def sure_loss(
         found = op.A(reconstruct(leaf, op))
         if not found.requires_grad:
             raise ValueError(
-                "sure_loss: the reconstruction has no gradient by its measurements, expected one; try it without detach()"
+                "sure_loss: the reconstruction has no gradient by its measurements; try it without detach()"
             )
         (product,) = torch.autograd.grad(found, leaf, probe, create_graph=keep, retain_graph=keep, allow_unused=True)
     if product is None:
