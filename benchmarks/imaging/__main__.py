@@ -34,7 +34,7 @@ def methods() -> dict[str, Method]:
     return {
         "zero-filled": ti.imaging.zero_filled,
         "CG-SENSE, 1e-3": lambda y, op: ti.imaging.cg_sense(y, op, weight=1e-3, on_failure="ignore"),
-        "wavelets, 2e-4": lambda y, op: ti.imaging.wavelet(y, op, weight=2e-4, on_failure="ignore"),
+        "wavelets, 5e-5": lambda y, op: ti.imaging.wavelet(y, op, weight=5e-5, on_failure="ignore"),
         "total variation, 2e-4": lambda y, op: ti.imaging.total_variation(y, op, weight=2e-4, on_failure="ignore"),
     }
 

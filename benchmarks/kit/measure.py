@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import statistics
 import sys
 import time
@@ -24,7 +25,9 @@ def interleaved(
     clock: Callable[[], float] = time.perf_counter,
     of: Callable[[list[float]], float] = statistics.median,
 ) -> dict[str, float]:
-    """Median time of each run in milliseconds, one run of each in every round (A B A B ...).
+    """Median time of each run in milliseconds, one run of each in every round.
+
+    In another order every round, for who comes next finds in the caches what the last one has left there.
 
     Args:
         runs: what to time.
@@ -37,10 +40,11 @@ def interleaved(
     for run in runs.values():
         run()  # warms up
     end = time.perf_counter() + seconds
-    rounds = 0
+    rounds, order, shuffled = 0, list(runs.items()), random.Random(0).shuffle
     while runs and (rounds < ROUNDS or time.perf_counter() < end):
         rounds += 1
-        for name, run in runs.items():
+        shuffled(order)
+        for name, run in order:
             start = clock()
             for _ in range(inner):
                 run()

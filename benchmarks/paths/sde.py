@@ -99,6 +99,36 @@ def speed(problems: list[Case], seconds: float) -> Table:
     return table
 
 
+def compiled(problems: list[Case], seconds: float) -> Table:
+    """Euler's method by kernels, beside the same steps without, and loops by hand."""
+    note = (
+        "Euler's method, `sdeint(compile=True)`, beside what it is held against: plain steps, a bare loop that nobody "
+        "has compiled, with normals of torch's generator, and jax's scan of the same sums, all of whose noise is drawn "
+        "at once. Milliseconds as above."
+    )
+    table = Table("Compiled", note, ["problem", "library", "ms", "ms fwd + bwd", "torchsde / it", "fwd + bwd"])
+    adjoints = {"Checkpointed": ti.Checkpointed(), "Direct": ti.Direct()}
+    for case in problems:
+        rows = {"torchsde": theirs(case, "Euler"), "bare loop": bare(case, "Euler")}
+        for word, compile in (("plain", False), ("compiled", True)):
+            rows |= {f"{word}, {name}": ours(case, "Euler", each, compile) for name, each in adjoints.items()}
+        runs = {name: both(solve, case) for name, solve in rows.items() if solve is not None}
+        timed = {f"{name} {part}": each[part] for part in ("forward", "fwd + bwd") for name, each in runs.items()}
+        times = least(timed, seconds)
+        if (jitted := None if seconds == 0 else sde_jax.start(case, "Euler")) is not None:
+            asked = (
+                (f"{name} {part}", part) for name in ("diffrax", "jax's scan") for part in ("forward", "fwd + bwd")
+            )
+            runs_there = {key: partial(jitted.ask, f"scan {part}" if "scan" in key else part) for key, part in asked}
+            times |= least(runs_there, 0, jitted)
+            jitted.close()
+        for name in (*runs, *(("diffrax", "jax's scan") if jitted is not None else ())):
+            pair = times[f"{name} forward"], times[f"{name} fwd + bwd"]
+            ratios = times["torchsde forward"] / pair[0], times["torchsde fwd + bwd"] / pair[1]
+            table.add(case.name, name, *(f"{ms:.2f}" for ms in pair), *(f"{ratio:.2f}x" for ratio in ratios))
+    return table
+
+
 def _compare(table: Table, case: Case, method: str, seconds: float) -> None:
     """Adds the rows of one problem and method."""
     solves = {name: solve for name, row in ROWS.items() if (solve := row(case, method)) is not None}
@@ -189,7 +219,8 @@ def unlike(quick: bool) -> Table:
 def sections(quick: bool) -> dict[str, Callable[[], Table]]:
     """What there is to measure, by name; `quick` makes it tiny."""
     return {
-        "speed": lambda: speed(cases(quick), 0 if quick else 7),
+        "speed": lambda: speed(cases(quick), 0 if quick else 10),
+        "compiled": lambda: compiled(cases(quick), 0 if quick else 8),
         "adaptive": lambda: unlike(quick),
         "memory": lambda: memory(4, (5, 10)) if quick else memory(256, (100, 400, 1600)),
         "noise": lambda: noise(((4, 1), (4, 8)), 0, 2) if quick else noise(),

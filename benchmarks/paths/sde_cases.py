@@ -126,8 +126,8 @@ def cases(quick: bool) -> list[Case]:
 Solve = Callable[..., Tensor]  # the last state from a start; `finer=True`: on one path, with smaller steps
 
 
-def ours(case: Case, method: str, adjoint: PathAdjoint) -> Solve:
-    """Steps of this library."""
+def ours(case: Case, method: str, adjoint: PathAdjoint, compile: bool = False) -> Solve:
+    """Steps of this library, compiled or not."""
     kind, f, g = METHODS[method][0], case.equation.f, case.equation.g
     ts = torch.tensor([0.0, 1.0])
 
@@ -135,8 +135,9 @@ def ours(case: Case, method: str, adjoint: PathAdjoint) -> Solve:
         solver = kind(dt=1 / case.steps / (FINER if finer else 1))
         source = None if finer is None else ti.sde.Brownian(seed=0, base=1 / case.steps)
         found = ti.sdeint(
-            f, g, y0, ts, solver=solver, calculus=solver.calculus, brownian=source, adjoint=adjoint, noise="diagonal"
-        )
+            f, g, y0, ts, solver=solver, calculus=solver.calculus, brownian=source, adjoint=adjoint, noise="diagonal",
+            compile=compile,
+        )  # fmt: skip
         return found.value[-1]
 
     return solve

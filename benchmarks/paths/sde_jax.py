@@ -56,7 +56,18 @@ def serve_steps(file: str) -> None:
         )  # fmt: skip
         return found.ys[-1]
 
+    def scanned(inputs):
+        start, p = inputs
+        noise = (1 / steps) ** 0.5 * jax.random.normal(jax.random.PRNGKey(0), (steps, *start.shape))
+
+        def step(y, w):
+            return y + drift(0.0, y, p) / steps + diffusion(0.0, y, p) * w, None
+
+        return jax.lax.scan(step, start, noise)[0]
+
     runs = {
+        "scan forward": jax.jit(scanned),
+        "scan fwd + bwd": jax.jit(jax.grad(lambda inputs: scanned(inputs).sum())),
         "forward": jax.jit(solve),
         "value": jax.jit(solve),
         "finer": jax.jit(lambda inputs: solve(inputs, 16)),

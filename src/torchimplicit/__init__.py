@@ -35,7 +35,7 @@ from torchimplicit.solve import (
 )
 
 if TYPE_CHECKING:
-    from torchimplicit import nn, optim
+    from torchimplicit import imaging, nn, optim
     from torchimplicit.ode import (
         ESDIRK54,
         PID,
@@ -121,6 +121,7 @@ __all__ = [
     "argmin",
     "fixed_point",
     "ilqr",
+    "imaging",
     "least_squares",
     "lqr",
     "nn",
@@ -133,7 +134,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("nn", "ode", "optim", "sde"):
+    if name in ("imaging", "nn", "ode", "optim", "sde"):
         return import_module(f"{__name__}.{name}")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,8 +26,13 @@ MUTANTS = [
     ),
     Mutant(
         "sde/normals.py", "purposes share their normals",
-        "return hashed(hashed(purpose) + number * GOLDEN)", "return hashed(number * GOLDEN)",
+        "return hash_of(numbers * signed(GOLDEN) + hashed(purpose))", "return hash_of(numbers * signed(GOLDEN))",
         "tests/sde/test_normals.py::test_nothing_is_correlated",
+    ),
+    Mutant(
+        "sde/methods/reversible_heun.py", "a sample that stands still is reflected",
+        "z = reflected if len(h) == 1 else torch.where(h > 0, reflected, z)", "z = reflected",
+        "tests/sde/test_reversible.py::test_samples_that_stand_still_are_undone_as_if_alone",
     ),
     Mutant(
         "sde/draws.py", "the memory format of images changes the path",

@@ -26,8 +26,18 @@ MUTANTS = [
     ),
     Mutant(
         "path/stepsize.py", "the first step is in units of the clock",
-        "wanted = turn * (0.01 / (speed.to(t.dtype) * turn))", "wanted = (0.01 / speed.to(t.dtype))",
+        "wanted = turn * power(0.01 / (speed.to(t.dtype) * turn),", "wanted = power(0.01 / speed.to(t.dtype),",
         "tests/path/test_stepsize.py::test_a_path_is_the_same_in_any_unit_of_time",
+    ),
+    Mutant(
+        "path/stepsize.py", "one error alone says how long the next step is",
+        "UNCONFIRMED = 2.0", "UNCONFIRMED = 1e9",
+        "tests/path/test_stepsize.py::test_an_estimate_that_changes_its_sign_gives_no_step_that_leaps_over_the_path",
+    ),
+    Mutant(
+        "ode/compiled/kernel.py", "in kernels one error alone says how long the next step is",
+        "h, most = torch.minimum(wanted, most), UNCONFIRMED * wanted", "h = wanted",
+        "tests/ode/compiled/test_compiled.py::test_steps_are_no_longer_than_two_errors_allow",
     ),
     Mutant(
         "path/stepsize.py", "errors are relative to the larger of states and one",

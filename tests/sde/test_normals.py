@@ -20,8 +20,9 @@ def test_the_integers_are_those_of_splitmix64():
     assert normals.hashed(1234567) % 2**64 == 6457827717110365317
     words = torch.tensor([0, 1, -1, 2**63 - 1, -(2**63), 1234567])
     assert normals.hash_of(words).tolist() == [normals.hashed(word) for word in words.tolist()]
-    numbers = torch.tensor([0, 1, 7, 2**40])
-    assert normals.places(3, numbers).tolist() == [normals.place(3, number) for number in numbers.tolist()]
+    numbers = [0, 1, 7, 2**40]
+    expected = [normals.hashed(normals.hashed(3) + number * normals.GOLDEN) for number in numbers]
+    assert normals.places(3, torch.tensor(numbers)).tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, D])

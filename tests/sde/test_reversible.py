@@ -1,5 +1,7 @@
 """Stochastic paths undone step by step: exact gradients in constant memory, and a word where the states part."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import func, nn
@@ -314,3 +316,36 @@ def test_a_diffusion_of_parameters_alone():
     (grad,) = torch.autograd.grad(sol.value.sum(), scale)
     assert sol.report.strong_order == 1.0
     assert bool((grad != 0).all())
+
+
+def against_heun(drift, until, count=200):
+    """The values of `ReversibleHeun` and how wrong they are, over the way that a sample goes; on one noise."""
+    options: Any = {"noise": "additive", "calculus": "stratonovich", "brownian": sde.Brownian(seed=torch.arange(count))}
+    y0, ts = torch.ones(count, 1, dtype=D), torch.tensor([0.0, until], dtype=D)
+
+    def solve(solver):
+        return ti.sdeint(
+            drift, lambda t, y: torch.full_like(y, 0.5), y0, ts, solver=solver, on_failure="ignore", **options
+        )
+
+    pair, right = solve(sde.ReversibleHeun(dt=0.01)), solve(sde.Heun(dt=0.01)).value
+    wrong = (pair.value[-1] - right[-1]).abs().squeeze(1) / (1 + 0.5 * until**0.5)
+    return pair, wrong
+
+
+def test_linear_drift_is_right_long_after_the_two_states_have_parted():
+    pair, wrong = against_heun(lambda t, y: -y, 10.0)
+    assert pair.report.converged
+    assert wrong.max() < 0.01
+    assert pair.value[-1].var().item() == pytest.approx(0.125, rel=0.25)  # of the stationary law, by 200 samples
+
+
+@pytest.mark.parametrize("until", [3.0, 5.0])
+@pytest.mark.parametrize(
+    "drift",
+    [lambda t, y: -2 * torch.tanh(y), lambda t, y: -(y**3) - y, lambda t, y: -3 * y],
+    ids=["tanh", "cubic", "linear"],
+)
+def test_no_sample_that_is_wrong_for_the_other_state_has_arrived(drift, until):
+    pair, wrong = against_heun(drift, until)
+    assert not (pair.report.status == 0)[~(wrong < 0.25)].any()

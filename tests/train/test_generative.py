@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -158,6 +159,9 @@ def test_a_test_measures_likelihoods_samplers_and_inpainting():
     for name in ("guidance", "replacement"):
         assert math.isfinite(first[f"test/inpainting_psnr/{name}"])
         assert 0 <= first[f"test/inpainting_agreement/{name}"] <= 1
+    gain = first["test/inpainting_psnr/guidance"] - first["test/inpainting_psnr/replacement"]
+    assert first["test/inpainting_psnr/gain"] == pytest.approx(gain)
+    assert first["test/inpainting_psnr/gain_spread"] > 0
     assert first["test/bits"] == pytest.approx(3, abs=1.5)  # of a uniform law it is 3
     figures = module.pictures(next(iter(Toy(shape=(16,)).test_dataloader())))
     assert set(figures) == {
@@ -250,6 +254,7 @@ RECIPES = {
     "mnist-score": "--model.network.network.channels [8] --model.inpaintings 2",
     "mnist-flow-matching": "--model.network.channels [8]",
 }
+LOWER_HALF = {recipe: {"the lower half drawn"} for recipe in ("digits-score", "mnist-score")}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -267,6 +272,11 @@ def test_the_recipes_train_test_and_report(recipe, mnist_folder, capsys, monkeyp
     module, data = load(f"runs/{recipe}/version_0/checkpoints/best.ckpt")
     assert type(data) in (DequantisedDigits, DequantisedMNIST)
     assert not module.training
+    assert main(["report", f"runs/{recipe}/version_0/checkpoints/best.ckpt", "--samples", "4"]) == 0
+    page = Path(f"runs/{recipe}/version_0/report.html").read_text()
+    assert "Could not be made" not in page
+    expected = {"Test split", "Training", "samples", "from noise to images"}
+    assert set(re.findall("<h2>(.*?)</h2>", page)) == expected | LOWER_HALF.get(recipe, set())
 
 
 def test_the_flow_of_the_plane_trains_by_matching(capsys):

@@ -12,6 +12,7 @@ from torchimplicit.train.quality import (
     Verdict,
     compare,
     frechet_distance,
+    inpainting_figures,
     plot_qualities,
     sliced_wasserstein,
     train_features,
@@ -141,9 +142,44 @@ def test_mean_and_spread_are_those_of_the_draws():
 
 def test_strips_have_a_row_for_each_sample_and_a_column_for_each_time():
     rows = torch.arange(2 * 3 * 2 * 4.0).reshape(2, 3, 2, 4) / 48
-    figure = strips(rows, ("a", "b"), ("1", "2", "3"))
+    figure = strips(rows, ("a", "b"), ("one", "two"))
     first, second = (torch.tensor(ax.images[0].get_array()) for ax in figure.axes)
     assert [ax.get_title() for ax in figure.axes] == ["a", "b"]
+    assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == ["one", "two"]
     assert first.shape == (2 * 3, 3 * 3)
     assert torch.equal(second[3:5, 6:8], rows[1, 2, 1].reshape(2, 2))
     assert (first[2] == 1).all()
+
+
+class Bright(torch.nn.Module):
+    """Sees class 1 where the first number is positive."""
+
+    def classify(self, x):
+        return (x.flatten(1)[:, 0] > 0).long()
+
+
+def test_what_guidance_gains_is_paired_by_draws():
+    truth = torch.zeros(4, 1, 2, 2)
+    labels = torch.tensor([0, 1, 1, 1])
+
+    def drawn(error, bright):
+        found = truth.clone()
+        found[:, :, 1:] = error
+        found[:bright, :, 0, 0] = 1.0
+        return found
+
+    draws = [
+        {"guidance": drawn(0.2, 4), "replacement": drawn(2.0, 0)},
+        {"guidance": drawn(0.02, 3), "replacement": drawn(0.2, 3)},
+    ]
+    found = inpainting_figures(draws, truth, labels, Bright())
+    assert found["psnr/guidance"] == pytest.approx((20 + 40) / 2)
+    assert found["psnr/replacement"] == pytest.approx((0 + 20) / 2)
+    assert found["psnr/gain"] == pytest.approx(20)
+    assert found["psnr/gain_spread"] == pytest.approx(0, abs=1e-4)  # each way differs by 20 from draw to draw
+    assert found["agreement/guidance"] == pytest.approx((3 / 4 + 2 / 4) / 2)
+    assert found["agreement/gain"] == pytest.approx((2 / 4 + 0) / 2)
+    assert found["agreement/gain_spread"] == pytest.approx(0.5 / math.sqrt(2))
+    assert set(found) - set(inpainting_figures(draws[:1], truth, labels, Bright())) == {
+        "psnr/gain_spread", "agreement/gain_spread",
+    }  # fmt: skip

@@ -3,18 +3,22 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
 
 from tests.train.stays import some_stays
 from tests.train.test_series_data import HEAD, pelts
+from torchimplicit.nn import Series
 from torchimplicit.train import load, write_report
 from torchimplicit.train.command.cli import main
 from torchimplicit.train.data import LynxHare, PhysioNet2012
 from torchimplicit.train.errors import UsageError
 from torchimplicit.train.modules import Forecaster, Prognosis, StochasticForecaster
+from torchimplicit.train.modules.forecaster import unseen
 from torchimplicit.train.networks import GRUD, LatentODENetwork, LatentSDENetwork, ODERNNNetwork
+from torchimplicit.train.networks.series.last_values import straight_lines
 
 __all__ = ["pelts"]
 SHORT = "--trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.log_every_n_steps 1"
@@ -62,7 +66,35 @@ def test_rivals_train_with_the_same_recipe(capsys, folder, rival):
 
 def test_interpolation_is_an_option(capsys, folder):
     figures = run(capsys, "physionet", f"{SMALL} --data.task interpolation --data.seen 0.5")
-    assert figures["test/mse_over_observations"] > 0
+    data = PhysioNet2012(batch_size=8, validation=10, task="interpolation", seen=0.5)
+    data.setup()
+    seen, target, _ = data.splits.test.__getitems__(list(range(len(data.splits.test))))
+    hidden = unseen(seen, target)
+    assert seen.observations.sum() + hidden.observations.sum() == target.observations.sum()
+    for whose in ("", "last_value_", "mean_", "linear_"):
+        assert figures[f"test/{whose}mse_over_observations"] > 0
+        assert figures[f"test/hidden_{whose.replace('_value', '')}over_observations"] > 0
+    share = float(hidden.observations.sum() / target.observations.sum())  # lines are right where they begin and end
+    expected = share * figures["test/hidden_linear_over_observations"]
+    assert figures["test/linear_mse_over_observations"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_straight_lines_are_those_of_numpy():
+    draw = torch.Generator().manual_seed(0)
+    series = Series.of(
+        (torch.rand(count, generator=draw).sort().values, torch.randn(count, 3, generator=draw),
+         torch.rand(count, 3, generator=draw) < 0.5)
+        for count in (5, 1, 8)
+    )  # fmt: skip
+    ts = torch.cat((series.times, 1.4 * torch.rand(3, 6, generator=draw) - 0.2), 1)  # also outside of all
+    found = straight_lines(series, ts, torch.tensor([7.0, 8, 9]))
+    for row in range(3):
+        at = ~ts[row].isnan()
+        for channel in range(3):
+            mask = series.mask[row, :, channel]
+            known = series.times[row, mask].numpy(), series.values[row, mask, channel].numpy()
+            expected = np.interp(ts[row, at].numpy(), *known) if mask.any() else np.full(int(at.sum()), 7.0 + channel)
+            assert found[row, at, channel].numpy() == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 def test_mortality_trains_and_says_the_area_under_the_curve(capsys, folder):

@@ -55,11 +55,22 @@ class Bound:
             _thread.evaluating = outer
 
     def take(self, rows: Tensor, batched: Sequence[int]) -> Bound:
-        """The function of some samples' states: of the arguments at these positions, the samples' rows."""
+        """The function of some samples' states: of the arguments at these positions, the samples' rows.
+
+        Modules with a method `take(rows)`, the function among them, say themselves what they are for some samples.
+        """
         args = list(self.args)
         for i in batched:
-            args[i] = pytree.tree_map(lambda leaf: leaf[rows] if isinstance(leaf, Tensor) else leaf, args[i])
-        return Bound(self.f, tuple(args))
+            args[i] = pytree.tree_map(partial(_taken, rows), args[i])
+        return Bound(_taken(rows, self.f), tuple(args))
+
+
+def _taken(rows: Tensor, value: Any) -> Any:
+    """What a value is for some of the samples."""
+    if isinstance(value, Tensor):
+        return value[rows]
+    take: Any = getattr(type(value), "take", None) if isinstance(value, nn.Module) else None
+    return value if take is None else take(value, rows)
 
 
 def evaluating() -> bool:

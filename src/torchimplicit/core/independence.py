@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
+from torchimplicit.core.transforms import remembered_if_small
 from torchimplicit.core.tree import norm
 
 PLAY = 1e3  # roundings of a value's size that are no change
@@ -40,21 +41,38 @@ def alternate(like: Tensor) -> Tensor:
 
 def noise(like: Tensor) -> Tensor:
     """Normal numbers of a tensor's shape, dtype and device, always the same; the global random state stays as it is."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+    return _noise(like.shape, like.dtype, like.device)
 
 
-def jolted(tensor: Tensor, part: float = 1.0) -> Tensor:
+@remembered_if_small
+def _noise(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype).to(device)
+
+
+@remembered_if_small
+def _noise_of_every_second(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The same, zero in the rows between."""
+    every = _noise(shape, dtype, device).clone()
+    every[1::2] = 0
+    return every
+
+
+def jolted(tensor: Tensor, part: float = 1.0, by: Tensor | None = None) -> Tensor:
     """A tensor moved by about its rows' own sizes, or a part of them, every entry by something else.
 
     What the others are moves no row, but rows of zeros, whose unit is the others'; of one where all are zero.
+
+    Args:
+        tensor: what to move.
+        part: of the sizes.
+        by: the way in these units; normal numbers when None.
     """
     size = tensor.detach().abs()
     size = size.flatten(1).amax(1).reshape(-1, *[1] * (size.dim() - 1)) if size.dim() > 1 and size.numel() else size
     size = size.nan_to_num(0.0, 0.0)
     whole = size.amax() if size.numel() else size.sum()
-    unit = torch.where(size > 0, size, torch.where(whole > 0, whole, 1))
-    return torch.addcmul(tensor, noise(tensor), unit, value=part)
+    unit = size.masked_fill(size == 0, whole.masked_fill(whole == 0, 1))
+    return torch.addcmul(tensor, noise(tensor) if by is None else by, unit, value=part)
 
 
 def leakage(product: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
@@ -118,8 +136,7 @@ def unmoved_by_others(function: Callable[[Tensor], Tensor], z: Tensor, values: T
         z: a state, `(B, n)`.
         values: the function's there, `(B, n)`.
     """
-    moved = z.clone()
-    moved[::2] = jolted(moved[::2], 0.1)
+    moved = jolted(z, 0.1, _noise_of_every_second(z.shape, z.dtype, z.device))
     return torch.equal(function(moved)[1::2], values[1::2])
 
 

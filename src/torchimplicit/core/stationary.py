@@ -20,8 +20,12 @@ class Stationary(Problem):
     slopes = True
 
     def check(self, value: Any) -> None:
-        """One real number per sample."""
-        shape = (self.layout.batch,) if self.batch_dims else ()
+        """See `Problem.check`."""
+        self.check_of(value, self.layout)
+
+    def check_of(self, value: Any, layout: Layout) -> None:
+        """One real number per sample, of those of a layout: at every evaluation, lest others broadcast in silence."""
+        shape = (layout.batch,) if self.batch_dims else ()
         if not isinstance(value, Tensor) or not value.is_floating_point():
             got = value.dtype if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise TypeError(f"the energy returned {got}, expected a real floating tensor of shape {shape}")
@@ -33,6 +37,7 @@ class Stationary(Problem):
 
     def energies(self, value: Any, layout: Layout) -> Tensor:
         """The energy of every sample, `(B,)`, from the function's value."""
+        self.check_of(value, layout)
         return value.reshape(layout.batch)
 
     def _bound(
@@ -62,7 +67,7 @@ class LeastSquares(Stationary):
 
     squares = True
 
-    def check(self, value: Any) -> None:
+    def check_of(self, value: Any, layout: Layout) -> None:
         """Real numbers of every sample, nested; any number of them."""
         leaves = pytree.tree_leaves(value)
         if not leaves:
@@ -73,15 +78,15 @@ class LeastSquares(Stationary):
                 raise TypeError(
                     f"the residuals are {got}, expected real floating tensors; try torch.view_as_real on complex ones"
                 )
-            if leaf.numel() == 0 or (self.batch_dims and (leaf.dim() == 0 or len(leaf) != self.layout.batch)):
+            if leaf.numel() == 0 or (self.batch_dims and (leaf.dim() == 0 or len(leaf) != layout.batch)):
                 raise ValueError(
-                    f"the residuals have shape {tuple(leaf.shape)}, expected ({self.layout.batch}, ...), those of each "
+                    f"the residuals have shape {tuple(leaf.shape)}, expected ({layout.batch}, ...), those of each "
                     "sample in dimension 0; not their sum of squares, and batch_dims=0 for one coupled problem"
                 )
 
     def energies(self, value: Any, layout: Layout) -> Tensor:
         """Half the sum of squares."""
-        return 0.5 * _rows(value, layout).square().sum(1)
+        return 0.5 * self._rows(value, layout).square().sum(1)
 
     def _bound(
         self,
@@ -91,13 +96,13 @@ class LeastSquares(Stationary):
         narrow: Callable[[Tensor], Residual] | None = None,
     ) -> Slope:
         slope = super()._bound(function, layout, tensors, narrow)
-        slope.terms = lambda z: _rows(function(layout.unflatten(z)), layout)
+        slope.terms = lambda z: self._rows(function(layout.unflatten(z)), layout)
         return slope
 
-
-def _rows(value: Any, layout: Layout) -> Tensor:
-    """Nested tensors of every sample as a matrix `(B, m)`, in the precision that the state is carried in."""
-    return torch.cat([leaf.to(layout.dtype).reshape(layout.batch, -1) for leaf in pytree.tree_leaves(value)], dim=1)
+    def _rows(self, value: Any, layout: Layout) -> Tensor:
+        """Nested tensors of every sample as a matrix `(B, m)`, in the precision that the state is carried in."""
+        self.check_of(value, layout)
+        return torch.cat([leaf.to(layout.dtype).reshape(layout.batch, -1) for leaf in pytree.tree_leaves(value)], dim=1)
 
 
 def slope(total: Callable[[Tensor], tuple[Tensor, Any]], z: Tensor, wanted: bool) -> tuple[Tensor, Any]:

@@ -29,6 +29,8 @@ class Report:
         trace: residual RMS at every step, `(steps + 1, B)`, NaN after a sample stopped; None unless asked for.
         backward: the report of the last backward solve; None until a backward pass has run.
         advice: what else to say of the failure, beyond the remedies.
+        distance: estimated RMS distance of the value from the solution, `(B,)`, of layers that estimate one; else None.
+        bound: proved bound of the same, `(B,)`, infinite where none is; None of layers that know none.
         failure: what went wrong with a sample that failed, in words.
         table: what a family of solves says to try.
     """
@@ -45,6 +47,8 @@ class Report:
     trace: Tensor | None = None
     backward: Report | None = field(default=None, repr=False)
     advice: str = field(default="", repr=False)
+    distance: Tensor | None = field(default=None, kw_only=True)
+    bound: Tensor | None = field(default=None, repr=False, kw_only=True)
     _known: tuple[Tensor, int, bool] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -79,6 +83,8 @@ class Report:
             f"{self.name}: {batch - self.failed.numel()}/{batch} converged, steps up to {int(self.steps.max())}, "
             f"residual up to {float(self.residual.max()):.2e}, {self.nfev} {unit}"
         )
+        if self.distance is not None:
+            text += f", distance up to about {float(self.distance.max()):.2e}"
         return text if self.backward is None else f"{text}; {self.backward}"
 
 

@@ -14,6 +14,8 @@ from torch.autograd import forward_ad
 from torch.autograd.graph import _engine_run_backward
 from torch.utils import _pytree as pytree
 
+SMALL = 2**16  # numbers in a tensor that is kept for the next who asks
+
 P = ParamSpec("P")
 R = TypeVar("R")
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
@@ -104,6 +106,11 @@ def for_rows(function: Callable[[Tensor], Tensor], rows: Tensor, dim: int) -> Te
         _functorch._vmap_decrement_nesting()
 
 
+def watched() -> bool:
+    """Whether somebody looks on: tensors made now are not to be kept."""
+    return active() or torch.is_inference_mode_enabled() or torch._C._len_torch_dispatch_stack() > 0
+
+
 def remembered(function: Callable[P, R]) -> Callable[P, R]:
     """A function that makes tensors of plain values, which keeps them for the next who asks; nobody may write to them.
 
@@ -113,8 +120,20 @@ def remembered(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def asked(*args: P.args, **kwargs: P.kwargs) -> R:
-        watched = active() or torch.is_inference_mode_enabled() or torch._C._len_torch_dispatch_stack() > 0
-        return function(*args, **kwargs) if watched else kept(*args, **kwargs)
+        return (function if watched() else kept)(*args, **kwargs)
+
+    return asked
+
+
+def remembered_if_small(
+    function: Callable[[torch.Size, torch.dtype, torch.device], Tensor],
+) -> Callable[[torch.Size, torch.dtype, torch.device], Tensor]:
+    """As `remembered`, of a shape, a dtype and a device; large tensors are made anew."""
+    kept = remembered(function)
+
+    @wraps(function)
+    def asked(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return (kept if shape.numel() <= SMALL else function)(shape, dtype, device)
 
     return asked
 

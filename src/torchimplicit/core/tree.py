@@ -72,13 +72,26 @@ class Layout:
         """Unknowns per sample."""
         return sum(self.sizes)
 
-    def flatten(self, state: Any) -> Tensor:
-        """The state as a matrix `(B, n)`; a view where that is possible."""
+    def flatten(self, state: Any, subject: str = "the function returned") -> Tensor:
+        """The state as a matrix `(B, n)`; a view where that is possible.
+
+        Args:
+            state: of the recorded structure and shapes.
+            subject: see `check`.
+
+        Raises:
+            TypeError: it holds something else than tensors.
+            ValueError: it has other shapes: they would broadcast, and another equation be solved in silence.
+        """
         if self.plain:
+            if not isinstance(state, Tensor) or state.shape != self.shapes[0]:
+                self.check(state, cast=True, subject=subject)
             state = state if state.dtype is self.dtype else state.to(self.dtype)
             return state if self.flat else self._as_rows(0, state)
-        rows = []
-        for i, leaf in enumerate(pytree.tree_leaves(state)):
+        rows, leaves = [], pytree.tree_leaves(state)
+        if [leaf.shape if isinstance(leaf, Tensor) else None for leaf in leaves] != self.shapes:
+            self.check(state, cast=True, subject=subject)
+        for i, leaf in enumerate(leaves):
             real = torch.view_as_real(leaf) if leaf.is_complex() else leaf
             rows.append(self._as_rows(i, real.to(self.dtype)))
         return torch.cat(rows, dim=1)

@@ -108,7 +108,9 @@ class Certificate:
             samples = torch.nonzero(self.elsewhere).flatten().tolist()
             return f"{text}; not unique: starts arrive at different points (samples {_listed(samples)})"
         if self.unique:
-            return f"unique, from any start: every step comes closer by {self.everywhere:.3g} at least, by construction"
+            least = self.everywhere or 0.0
+            factor = f"{least:.3g}" if least < BELOW_ONE else f"1 - {1 - least:.1e}"
+            return f"unique, from any start: every step comes closer by {factor} at least, by construction"
         arrived = self.arrived[self.report.status == Status.CONVERGED]
         if not self.starts or not len(arrived):
             return text

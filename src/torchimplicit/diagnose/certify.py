@@ -13,14 +13,15 @@ from torchimplicit.core.independence import mixes
 from torchimplicit.core.options import require_count
 from torchimplicit.core.tree import norm
 from torchimplicit.diagnose.certificate import Certificate
-from torchimplicit.diagnose.conditioning import Conditioning, Difference, conditioning, spectral_norm
+from torchimplicit.diagnose.conditioning import Conditioning, Difference, conditioning, is_definite, spectral_norm
 from torchimplicit.diagnose.probe import relative_error, require_layer, untouched
 from torchimplicit.diagnose.trial import Answer, Trial
-from torchimplicit.linear import GMRES, LU, Jacobian
+from torchimplicit.linear import CG, GMRES, LU, Jacobian, LinearSolver
 from torchimplicit.nn import DEQ
 from torchimplicit.solve import Anderson, ForwardBackward, Newton, Solver
 
 REFINE = 5  # Newton steps from the layer's answer to the reference
+PATIENT_CG = 10_000  # products of an accurate solve with a symmetric matrix
 PATIENT = 200  # steps of Anderson's method to it, where a cell has no product for Newton's
 REACH, APART = 10.0, 0.05  # ends are one point within REACH error bounds; where there is no bound, APART of the spread
 
@@ -67,8 +68,9 @@ def certify(
     That a fixed point is the only one cannot be seen at one point: it takes a contraction everywhere. The claim made is
     local: where $\sigma_{\min}(B)$ is above rounding and $h < 1/2$, the point is isolated. Solves from random starts,
     of the spread `1 + rms(z)`, are evidence for more, or show the contrary where they end elsewhere. A layer with a
-    method `contraction()`, such as `MonotoneDEQ`, has a Lipschitz constant $c$ below one: that is a proof, and is
-    claimed, and $1 / (1 - c)$ bounds $\|B_*^{-1}\|$.
+    method `contraction(x, *args)` may have a Lipschitz constant $c$ below one: `MonotoneDEQ`, and an
+    `imaging.Reconstruction` whose energy is convex with an `eps` or whose denoiser is averaged. That is a proof, and is
+    claimed, and $1 / (1 - c)$ bounds $\|B_*^{-1}\|$: of a convex energy $(L + \epsilon) / \epsilon$.
 
     Costs the layer's solve and backward pass, `starts` solves more, a few Newton steps, and the singular values: up to
     `dense` unknowns the matrices, beyond some hundred products and up to 25 linear solves by GMRES. Not for every
@@ -171,7 +173,7 @@ def _inverse(
     rounding = 10 * trial.layout.eps * trial.layout.width**0.5  # 1 and J have been rounded before I - J
     sound = measured.smallest > rounding * (1 + measured.norm)
     inverse = torch.where(sound & (h < 1), 1 / (measured.smallest * (1 - h)), torch.inf)
-    everywhere: float | None = getattr(trial.layer, "contraction", _unknown)()
+    everywhere: float | None = getattr(trial.layer, "contraction", _unknown)(trial.x, *trial.args)
     if everywhere is not None and everywhere < 1:  # the norm of J is at most that, at every state
         return measured, torch.ones_like(sound), inverse.clamp(max=1 / (1 - everywhere)), everywhere
     return measured, sound & (h < 0.5), inverse, everywhere
@@ -188,12 +190,21 @@ def _solver(layer: DEQ) -> Solver:
 def _refined(trial: Trial, own: Answer, dense: int) -> Answer:
     """The answer that stands for the exact one: by Newton steps from the layer's own, and an accurate linear solve."""
     eps = trial.layout.eps
-    linear = LU() if trial.layout.width <= dense else GMRES(rtol=max(1e-10, 50 * eps), restart=100, max_steps=1000)
+    linear = LU() if trial.layout.width <= dense else _accurate(trial, own, max(1e-10, 50 * eps))
     newton = Newton(linear_solver=linear, rtol=10 * eps, atol=0, max_steps=REFINE)
     try:
         return trial.solve(own.value, newton, Implicit(linear))
     except NotImplementedError:  # a cell with one derivative only
         return trial.solve(own.value, Anderson(rtol=10 * eps, atol=0, max_steps=PATIENT), Implicit(linear))
+
+
+def _accurate(trial: Trial, own: Answer, rtol: float) -> LinearSolver:
+    """A method that solves with `I - J` accurately: of a convex layer by CG, in a tenth of the products."""
+    try:
+        definite = is_definite(trial.jacobian(own.value), own.z)
+    except NotImplementedError:
+        definite = False
+    return CG(rtol=rtol, max_steps=PATIENT_CG) if definite else GMRES(rtol=rtol, restart=100, max_steps=1000)
 
 
 def _trusted(own: Answer, reference: Answer, eps: float) -> tuple[Tensor, Tensor]:
@@ -250,7 +261,7 @@ def _compare_starts(trial: Trial, starts: int, own: Answer, residual: Tensor, in
     return arrived, elsewhere
 
 
-def _unknown() -> float | None:
+def _unknown(*_args: Any) -> float | None:
     """What a layer without a structure knows of its contraction."""
     return None
 

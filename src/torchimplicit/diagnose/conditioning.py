@@ -10,11 +10,22 @@ from torch import Tensor
 
 from torchimplicit.core.tree import norm
 from torchimplicit.diagnose.arnoldi import largest_modulus, leading
-from torchimplicit.linear import GMRES, IdentityMinus, Jacobian, LinearOperator, LinearSolver, eigenvalue_range, probe
+from torchimplicit.linear import (
+    CG,
+    GMRES,
+    IdentityMinus,
+    Jacobian,
+    LinearOperator,
+    LinearSolver,
+    eigenvalue_range,
+    probe,
+)
 
 STEPS, RESTARTS, SETTLED = 20, 2, 1e-3  # of the estimates of large operators
 INVERSE_STEPS = 6  # as above for the inverse, of which every product is a linear solve
 LANCZOS_STEPS = 100  # of the process that finds a monotonicity constant down to about 1e-4 of the norm
+PATIENT = 2000  # products of the solves by CG and the references, where the operator is symmetric
+SYMMETRIC = 100.0  # roundings up to which a product may differ from the transpose's
 SOLVED = 1e-2  # relative residual up to which a solve of the inverse's estimate counts
 
 
@@ -47,9 +58,9 @@ def conditioning(jacobian: Jacobian, z: Tensor, dense: int) -> Conditioning:
     Up to `dense` unknowns from the eigenvalues of $J$ and the singular values of $J$ and $B$. Beyond, by Arnoldi
     processes: on $J$ for the radius, on $J^\top J$ and $B^\top B$ for the largest singular values, which come out too
     small if anything (measured: by 1e-3 at most), and on $(B^\top B)^{-1}$ for the smallest one of $B$, which comes out
-    too large if anything. There every product is two solves by GMRES; where they fail, the monotonicity constant takes
-    its place, if that is positive. It comes from a Lanczos process on $(B + B^\top) / 2$, of whose smallest Ritz value
-    the length of the pair's residual is taken off.
+    too large if anything. There every product is two solves, by GMRES, or of a symmetric $B$ by CG; where they fail,
+    the monotonicity constant takes its place, if that is positive. It comes from a Lanczos process on $(B + B^\top) /
+    2$, of whose smallest Ritz value the length of the pair's residual is taken off.
 
     Args:
         jacobian: of the residual, at the point.
@@ -64,12 +75,30 @@ def conditioning(jacobian: Jacobian, z: Tensor, dense: int) -> Conditioning:
         return Conditioning(
             largest_modulus(j), _singular_values(j)[:, 0], values[:, 0], values[:, -1], monotone, exact=True
         )
-    inverse = _Inverse(jacobian, GMRES(rtol=1e-3, restart=30, max_steps=300))
+    solver = (
+        CG(rtol=1e-3, max_steps=PATIENT) if is_definite(jacobian, z) else GMRES(rtol=1e-3, restart=30, max_steps=300)
+    )
+    inverse = _Inverse(jacobian, solver)
     j = IdentityMinus(jacobian)
     radius, _ = leading(j, z, 2 * STEPS, RESTARTS, SETTLED)
     reciprocal, monotone = spectral_norm(inverse, z, 0, INVERSE_STEPS, 1), _monotone(jacobian, z)
     smallest = torch.where(inverse.failed, torch.where(monotone > 0, monotone, 0), 1 / reciprocal)
     return Conditioning(radius, spectral_norm(j, z, 0), spectral_norm(jacobian, z, 0), smallest, monotone, exact=False)
+
+
+def is_definite(b: LinearOperator, z: Tensor) -> bool:
+    """Whether an operator is symmetric, and nothing is seen that were not positive: then `CG` solves with it.
+
+    Args:
+        b: the operator.
+        z: any `(B, n)` tensor of its dtype and device.
+    """
+    v = probe(z)
+    product, transposed = b.matvec(v), b.rmatvec(v)
+    play = SYMMETRIC * torch.finfo(z.dtype).eps * (norm(v) + norm(product))
+    if not bool((norm(product - transposed) <= play).all()):
+        return False
+    return bool((eigenvalue_range(b.rmatvec, v, STEPS).lowest > 0).all())
 
 
 def _monotone(b: LinearOperator, z: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from torchimplicit.linear.direct import LU
 from torchimplicit.linear.krylov import CG, GMRES, BiCGStab
-from torchimplicit.linear.lanczos import Range, eigenvalue_range, probe
+from torchimplicit.linear.lanczos import Range, Tridiagonal, eigenvalue_range, lanczos, probe
 from torchimplicit.linear.neumann import Neumann
 from torchimplicit.linear.operator import IdentityMinus, Jacobian, LinearOperator, LowRank, Matrix
 from torchimplicit.linear.solver import LinearResult, LinearSolver, Prepared
@@ -22,6 +22,8 @@ __all__ = [
     "Neumann",
     "Prepared",
     "Range",
+    "Tridiagonal",
     "eigenvalue_range",
+    "lanczos",
     "probe",
 ]

@@ -59,7 +59,7 @@ class _Factored(Prepared):
         x = self.solution(b, transpose=transpose)
         matrix, _, _ = self._factored(b)
         system = matrix.mT if transpose else matrix
-        gap = b - torch.bmm(system, x.unsqueeze(2)).squeeze(2)
+        gap = b - torch.bmm(x.unsqueeze(1), system.mT).squeeze(1)
         residual, size = norm(gap), norm(b)
         # In units that no scaling of rows or columns changes; none of them is larger than one.
         weight, eps = system.abs(), torch.finfo(b.dtype).eps

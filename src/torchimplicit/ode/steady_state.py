@@ -16,7 +16,7 @@ from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.solver import AdaptiveSolver
 from torchimplicit.path.span import Span
 from torchimplicit.path.step import Stepped
-from torchimplicit.path.stepsize import PID, Tolerance
+from torchimplicit.path.stepsize import PID, UNCONFIRMED, Tolerance
 from torchimplicit.solve.loop import Solver
 
 PART = 0.25  # of a step's move that its error may be
@@ -25,11 +25,12 @@ FIRST = 0.1  # of a state's size, at least 1, that the first step tries to move 
 
 
 class FlowState(NamedTuple):
-    """Iterate and residual, `(B, n)` each, and the next step sizes, `(B,)`."""
+    """Iterate and residual, `(B, n)` each, the next step sizes and the largest ones after those, `(B,)`."""
 
     z: Tensor
     residual: Tensor
     h: Tensor
+    most: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ class SteadyState(Solver):
             else:  # moves by a part of the state's size; an evaluation more would not pay at a solution
                 size = norm(z).clamp_min(z.shape[1] ** 0.5)
                 h = FIRST * size / norm(residual).clamp_min(torch.finfo(z.dtype).eps)
-        return FlowState(z, residual, h)
+        return FlowState(z, residual, h, torch.full_like(h, torch.inf))
 
     def step(self, problem: Residual, state: FlowState) -> FlowState:
         """One step along the flow; a sample whose error was too large stays, with a smaller step."""
@@ -94,13 +95,13 @@ class SteadyState(Solver):
             done = self._stepped(problem, state, state.h, graph=False)
             ratio = self._ratio(state.z, done, problem.eps).nan_to_num(torch.inf, torch.inf)
             assert isinstance(self.solver.control, PID)
-            h = state.h * self.solver.control.factor(ratio, None, self.solver.order)
+            allowed = state.h * self.solver.control.factor(ratio, None, self.solver.order)
             moves = (ratio <= 1).unsqueeze(1)
         if torch.is_grad_enabled():  # the same step again, where it is to be differentiated
             done = self._stepped(problem, state, torch.where(ratio <= 1, state.h, 0.0), graph=True)
         z = torch.where(moves, done.y, state.z)
         residual = problem(z) if done.slope is None else torch.where(moves, -done.slope, state.residual)
-        return FlowState(z, residual, h)
+        return FlowState(z, residual, torch.minimum(allowed, state.most), UNCONFIRMED * allowed)
 
     def _stepped(self, problem: Residual, state: FlowState, h: Tensor, graph: bool) -> Stepped:
         step, span = self.solver.stepper(state.z, graph), Span(torch.zeros_like(h), h, h)

@@ -131,10 +131,10 @@ class PathCall(Call):
 
     def _arrive(self, y0: Tensor, ts: Tensor, steps: int, nfev: int) -> None:
         """Notes that all samples have come to the last time."""
-        tried = torch.full((len(y0),), steps, device=y0.device)
+        end, tried = ts[-1], torch.full((len(y0),), steps, device=y0.device)
         status, none = torch.full_like(tried, int(Status.CONVERGED)), torch.zeros_like(tried)
-        self.record.reached = ts[-1]
-        self._report(status, tried, none, ts[-1], torch.zeros_like(y0[:, 0]), None, nfev)
+        self.record.reached = end
+        self._report(status, tried, none, end, y0.new_zeros(len(y0)), None, nfev)
 
     def _report(
         self, status: Tensor, tried: Tensor, rejected: Tensor, t: Tensor, ratio: Tensor, event: Tensor | None, nfev: int

@@ -142,7 +142,8 @@ class PolynomialInterpolant(_Polynomial):
         return torch.baddbmm(y.unsqueeze(2), increments, powers.unsqueeze(2)).squeeze(2)
 
     def _terms(self, samples: Tensor) -> Sequence[Tensor]:
-        return torch.einsum("smn,sd->dmn", self.increments.of(samples), self.matrix).unbind()
+        increments = self.increments.of(samples).transpose(0, 1)  # of every sample alone, as above
+        return torch.bmm(self.matrix.T.expand(len(samples), -1, -1), increments).unbind(1)
 
 
 class HermiteInterpolant(_Polynomial):

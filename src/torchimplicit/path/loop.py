@@ -109,6 +109,7 @@ class StepLoop:
         first = torch.maximum(first, self.eps**4 * limit)  # a field of 1e300 has no path worth following from zero
         state.least = (first * self.eps**2).clamp_min_(solver.dt_min)
         state.history = History.start(state.y[:, 0]) if self.control is not None and self.control.remembers else None
+        state.most = torch.full_like(state.t, math.inf)
         return torch.minimum(torch.maximum(first, self._smallest()), limit)
 
     def run(self) -> int:
@@ -188,9 +189,8 @@ class StepLoop:
         state.move(stop, done.y, done.slope)
         if self.control is not None:
             # As planned: of size zero, should `t + h` be `t` by rounding, a step would stay so for ever.
-            state.h = state.h * self.control.factor(ratio, state.history, self.solver.order)
-            if state.history is not None:
-                state.history = state.history.then(ratio, state.running)
+            factor = self.control.factor(ratio, state.history, self.solver.order)
+            state.plan(state.h * factor, ratio, state.running)
 
     def _look_closer(self, done: Stepped, stop: Tensor, h: Tensor, ratio: Tensor) -> None:
         """Some sample rejects, comes past an output time, or stands still."""
@@ -206,11 +206,12 @@ class StepLoop:
             factor, planned = self.control.factor(ratio, state.history, self.solver.order), state.h
             # From the step that was made, should an output or the end have cut it short. With a memory of errors the
             # factor may exceed 1 for a step that was rejected: the same step again would be rejected for ever.
-            state.h = torch.where(stop < self.next_output, planned, h) * (
-                torch.where(reject, factor.clamp_max(1.0), factor) if state.history is not None else factor
-            )
+            if state.history is not None:
+                factor = torch.where(reject, factor.clamp_max(1.0), factor)
+            wanted = torch.where(stop < self.next_output, planned, h) * factor
             if self.stops_at_outputs:  # a step that was cut short says little of the next one
-                state.h = torch.where(crossing, torch.maximum(state.h, planned), state.h)
+                wanted = torch.where(crossing, torch.maximum(wanted, planned), wanted)
+            state.plan(wanted, ratio, accept)
             stuck = reject & (state.h < self._smallest())
         arriving = crossing & (stop >= self.end)
         # One read by the host for all that it must know, not five: on a GPU each waits for the device.
@@ -218,8 +219,6 @@ class StepLoop:
         moves, rejects, crosses, sticks, arrives = facts.any(1).tolist()
         if moves:
             self._move(done, stop, h, accept, rejects or not self.all_running, crosses)
-        if state.history is not None:
-            state.history = state.history.then(ratio, accept)
         if rejects:
             state.rejected = state.rejected + reject
         if crosses:

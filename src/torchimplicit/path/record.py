@@ -68,18 +68,35 @@ class SharedSteps(Sequence[Step]):
 
     def __init__(self, times: Tensor, h: Tensor, landings: dict[int, int], batch: int):
         self.times, self.h, self.landings, self.batch = times, h, landings, batch
-        self._ends, self._lengths = (each.expand(-1, batch).unbind() for each in (times, h))
+        self._ways: dict[tuple[torch.dtype, int], list[tuple[Span, Tensor]]] = {}
 
     def __len__(self) -> int:
-        return len(self._lengths)
+        return self.h.shape[0]
 
     def __getitem__(self, number: Any) -> Any:
-        ends = self._ends[number], self._ends[number + 1]
-        return Step(*ends, True, self.outputs.get(number), number, self._lengths[number])
+        span = self.spans[number]
+        return Step(span.start, span.stop, True, self.outputs.get(number), number, span.h)
 
-    def spans(self) -> Iterator[Span]:
+    def copied(self) -> SharedSteps:
+        """The same with times of their own: those of a single sample a function may write to."""
+        return SharedSteps(self.times.clone(), self.h, self.landings, self.batch)
+
+    @cached_property
+    def spans(self) -> list[Span]:
         """What the steps lead through."""
-        return map(Span, self._ends, self._ends[1:], self._lengths, range(len(self)))
+        ends, lengths = (each.expand(-1, self.batch).unbind() for each in (self.times, self.h))
+        return list(map(Span, ends, ends[1:], lengths, range(len(self))))
+
+    def ways(self, dtype: torch.dtype, dims: int) -> list[tuple[Span, Tensor]]:
+        """The same with times of some dimensions, as functions of states see them, and lengths `(1, 1)` of a dtype."""
+        if (known := self._ways.get((dtype, dims))) is None:
+            shape = self.batch, *(1,) * (dims - 1)
+            ends, lengths = (each.view(-1, *(1,) * dims).expand(-1, *shape).unbind() for each in (self.times, self.h))
+            h = self.h.to(dtype).unsqueeze(2)
+            roots = h.clamp_min(torch.finfo(dtype).tiny).sqrt()
+            spans = map(Span, ends, ends[1:], lengths, range(len(self)), roots.unbind())
+            known = self._ways[dtype, dims] = list(zip(spans, h.unbind(), strict=True))
+        return known
 
     @cached_property
     def outputs(self) -> dict[int, Outputs]:

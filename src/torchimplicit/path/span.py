@@ -12,12 +12,14 @@ class Span(NamedTuple):
     """Where a step of every sample starts, where it stops, and its size, `(B,)` each.
 
     Its number, from the start of the path, says which of the steps it is: the noise of a stochastic one is found by it.
+    The root of its size, `(1, 1)` of the state's dtype, is there where steps are known beforehand.
     """
 
     start: Tensor
     stop: Tensor
     h: Tensor
     number: int = 0
+    root: Tensor | None = None
 
     @classmethod
     def of(cls, start: Tensor, stop: Tensor, number: int = 0) -> Span:

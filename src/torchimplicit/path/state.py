@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchimplicit.path.stepsize import History
+from torchimplicit.path.stepsize import UNCONFIRMED, History
 
 
 @dataclass
@@ -28,6 +28,8 @@ class IntegratorState:
         ratio: error of the last step over its tolerance.
         slope: the slope at `(t, y)`, where that is known.
         history: errors of the last steps, where the controller wants them.
+        most: the largest next step but one, by the error of the last step; infinite before there was one, None where
+            steps are not chosen so.
         side: the signs of the events' conditions there, `(B, E)`.
         event: which event ended it, -1 for none.
         number: of the next step that moves somebody, from the start of the path.
@@ -46,6 +48,7 @@ class IntegratorState:
     ratio: Tensor
     slope: Tensor | None = None
     history: History | None = None
+    most: Tensor | None = None
     side: Tensor | None = None
     event: Tensor | None = None
     number: int = 0
@@ -63,6 +66,20 @@ class IntegratorState:
         """One step further."""
         self.t, self.y, self.slope = t, y, slope
         self.number += 1
+
+    def plan(self, h: Tensor, ratio: Tensor, accepted: Tensor) -> None:
+        """Sets the size of the next step, `(B,)`.
+
+        Args:
+            h: what the error of the last step allows.
+            ratio: that error over its tolerance.
+            accepted: whether it was accepted.
+        """
+        self.h = h
+        if self.most is not None:
+            self.h, self.most = torch.minimum(h, self.most), UNCONFIRMED * h
+        if self.history is not None:
+            self.history = self.history.then(ratio, accepted)
 
     def take(self, rows: Tensor) -> IntegratorState:
         """Some samples alone."""

@@ -23,6 +23,10 @@ class PID:
     default is the integral controller of most libraries; `PID(proportional=0.4, integral=0.3)` rejects fewer steps
     where an explicit method is at its limit of stability.
 
+    An estimate of an error changes its sign here and there along a path, and close to that it says that any step will
+    do. So a step of an ODE is at most twice as long as the error of the step before the last one allowed, too: where
+    steps may grow for long they do, by `largest` at a time.
+
     Source: G. Soederlind, ACM Trans. Math. Softw. 29 (2003) 1.
 
     Args:
@@ -61,11 +65,11 @@ class PID:
         """What to multiply the step size by, `(B,)`, from errors over tolerances, 1 being the limit."""
         p, d = self.proportional, self.derivative
         exponent = -(p + self.integral + d) / order
-        factor = ratio.pow(exponent).mul_(self.safety)
+        factor = power(ratio, exponent).mul_(self.safety)
         if history is not None:
-            factor.mul_(history.last.pow((p + 2 * d) / order))
+            factor.mul_(power(history.last, (p + 2 * d) / order))
             if d > 0:
-                factor.mul_(history.before.pow(-d / order))
+                factor.mul_(power(history.before, -d / order))
         return factor.clamp_(self.smallest, self.largest)
 
 
@@ -114,6 +118,18 @@ def require_dt(config: object, name: str = "dt") -> None:
 def tightest(tolerance: float | Tensor) -> float:
     """The smallest of tolerances, or the one that there is."""
     return float(tolerance.min()) if isinstance(tolerance, Tensor) else tolerance
+
+
+def power(base: Tensor, exponent: float) -> Tensor:
+    """`base ** exponent` of numbers >= 0, one by one, a new tensor.
+
+    `torch.pow` takes another function for the last few numbers on a CPU, of another rounding: a sample's steps would
+    depend on how many there are.
+    """
+    return base.log().mul_(exponent).exp_()
+
+
+UNCONFIRMED = 2.0  # how much longer a step may be than the error of the one before the last allowed
 
 
 class History(NamedTuple):
@@ -177,7 +193,7 @@ class Tolerance:
         moved = torch.addcmul(y, trial.to(y.dtype).unsqueeze(1), slope)
         bend = norm((field(torch.minimum(t + trial, end), moved) - slope) / scale) / trial.to(y.dtype)
         turn = (speed / bend).to(t.dtype)  # in which the slope changes by its own size; infinite on a straight path
-        wanted = turn * (0.01 / (speed.to(t.dtype) * turn)) ** (1 / order)
+        wanted = turn * power(0.01 / (speed.to(t.dtype) * turn), 1 / order)
         wanted = torch.where(turn < torch.inf, wanted, torch.inf)
         first = torch.minimum(torch.minimum(100 * trial, wanted), limit)
         return torch.where(first.isfinite() & (first > 0), first, trial)

@@ -58,6 +58,8 @@ class Draws:
 
 def _contiguous(like: Any) -> Any:
     """Tensors of the same shapes that take no memory, and have the plain order of dimensions."""
+    if isinstance(like, Tensor) and like.dim() < 4:  # which has no other order
+        return like
     return pytree.tree_map(
         lambda leaf: leaf.new_empty(()).expand(leaf.shape) if isinstance(leaf, Tensor) else leaf, like
     )

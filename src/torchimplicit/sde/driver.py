@@ -149,7 +149,7 @@ class Driver:
         """
         noise = self._noise
         if not isinstance(noise, Noise) or noise.source.base is not None:
-            return map(self.increment, steps.spans())
+            return map(self.increment, steps.spans)
         size = noise.channels.numel() * (1 + noise.area)
         keep = min(len(steps), spare * self.layout.width // size) if size and not noise.levy else 0
         self._foretold = Foretold(noise, steps.h, keep)

@@ -68,7 +68,7 @@ class NoisyField(Field):
     def __init__(self, drift: Part, diffusion: Part, both: Pair, driver: Driver, first: Pair | None = None):
         super().__init__(self._side_by_side)
         self._drift, self._diffusion, self._both, self.driver, self._first = drift, diffusion, both, driver, first
-        self._met: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
+        self._met: tuple[Tensor, tuple[Tensor, ...]] | None = None
         self._seen: tuple[Tensor, Tensor, Tensor] | None = None
 
     def drift(self, t: Tensor, y: Tensor) -> Tensor:
@@ -97,7 +97,9 @@ class NoisyField(Field):
 
     def seen(self, t: Tensor, y: Tensor) -> Tensor | None:
         """See `Field.seen`."""
-        return known[2] if (known := self._seen) and known[1] is y and torch.equal(known[0], t) else None
+        if (known := self._seen) is None or known[1] is not y:
+            return None
+        return known[2] if torch.equal(known[0].flatten(), t.to(known[0].dtype)) else None
 
     def look(self, t: Tensor, y: Tensor) -> None:
         """Looks closely at both, for steps that will not; and makes the noise."""
@@ -119,13 +121,13 @@ class NoisyField(Field):
         self.prepare(span.start, y)
         return self.driver.increment(span)
 
-    def meet(self, end: Tensor, there: tuple[Tensor, Tensor]) -> Tensor:
-        """Notes drift and diffusion at the end of a step, for the one that goes on from this very tensor."""
+    def meet(self, end: Tensor, there: tuple[Tensor, ...]) -> Tensor:
+        """Notes what a step knows of its end, drift and diffusion say, for one that goes on from this very tensor."""
         self._met = end, there
         return end
 
-    def met(self, start: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Drift and diffusion at the start of a step, where the last one has met them; else None."""
+    def met(self, start: Tensor) -> tuple[Tensor, ...] | None:
+        """What the last step has noted of its end, where that is the start of this one; else None."""
         return None if self._met is None or self._met[0] is not start else self._met[1]
 
     def _side_by_side(self, t: Tensor, y: Tensor) -> Tensor:
@@ -215,10 +217,11 @@ class StochasticDynamics(Dynamics):
         diffusion = self.diffusion if rows is None else self.diffusion.of_batch(len(rows))
         driver = self.driver if rows is None else self.driver.of_phase(rows)
         dtype, shape, nested = self.time_dtype, self.time_shape, diffusion.layout.unflatten
+        dims, flat = len(shape), diffusion.layout.flat
 
         def value(t: Tensor, y: Tensor, number: int = WHOLE) -> Any:
             t = t if t.dtype is dtype else t.to(dtype)
-            return parts[number](t.view(shape), nested(y))
+            return parts[number](t if t.dim() == dims else t.view(shape), y if flat else nested(y))
 
         def first(t: Tensor, y: Tensor) -> Any:
             return self.evaluate_first(partial(value, t, y), y, [y, *tensors] if audit else None)
@@ -247,17 +250,19 @@ def noisy_field(value: Value, first: Value | None, diffusion: Diffusion, driver:
         diffusion: how diffusions become rows.
         driver: the noise.
     """
-    flat = diffusion.layout.flatten
-    flat_g = flat if diffusion.noise == "diagonal" else diffusion.flatten
+    flat, flat_g = diffusion.layout.flatten, diffusion.flatten
+    if diffusion.noise == "diagonal":
+        flat_g = partial(flat, subject="the diffusion returned")
+    flat = partial(flat, subject="the drift returned")
 
-    def both(ask: Value, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def both(t: Tensor, y: Tensor, ask: Value = value) -> tuple[Tensor, Tensor]:
         f, g = ask(t, y)
         return flat(f), flat_g(g)
 
     return NoisyField(
         lambda t, y: flat(value(t, y, 0)),
         lambda t, y: flat_g(value(t, y, 1)),
-        partial(both, value), driver, None if first is None else partial(both, first),
+        both, driver, None if first is None else partial(both, ask=first),
     )  # fmt: skip
 
 

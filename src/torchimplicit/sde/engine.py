@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from torchimplicit.path.engine import Engine, Foreseen
@@ -40,7 +41,7 @@ class Steps(Engine):
         assert isinstance(report, StochasticReport)
 
         def diffusion(y: Tensor) -> Tensor:
-            return field.diffusion(ts[0] + PART * (ts[-1] - ts[0]), y)
+            return field.diffusion(torch.lerp(ts[0], ts[-1], PART), y)
 
         if report.noise == "additive" and y0.numel() and sees_state(diffusion, y0):
             kind = "diagonal" if diffusion(y0).dim() == 2 else "general"

@@ -58,13 +58,8 @@ def hash_of(words: Tensor) -> Tensor:
     return hash_(words + signed(GOLDEN), torch.empty_like(words))
 
 
-def place(purpose: int, number: int) -> int:
-    """The word of a numbered step, attempt or node."""
-    return hashed(hashed(purpose) + number * GOLDEN)
-
-
 def places(purpose: int, numbers: Tensor) -> Tensor:
-    """The words of numbers, int64 of any shape; see `place`."""
+    """The words of numbered steps, attempts or nodes, int64 of any shape."""
     return hash_of(numbers * signed(GOLDEN) + hashed(purpose))
 
 
@@ -93,11 +88,15 @@ class Room(NamedTuple):
         words, spare = (torch.empty(shape, dtype=torch.int64, device=device) for _ in range(2))
         return cls(words, spare, torch.empty(shape, dtype=dtype, device=device))
 
+    def fits(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> bool:
+        """Whether there is room for normals of some shape and dtype."""
+        return self.radius.dtype is dtype and self.words.device == device and self.words.numel() >= shape.numel()
+
     def part(self, shape: torch.Size) -> Room:
-        """Room for fewer, in two dimensions."""
+        """Room for as many or fewer."""
         if self.words.shape == shape:
             return self
-        return Room(*(each[: shape[0], : shape[1]] for each in self))
+        return Room(*(each.flatten()[: shape.numel()].view(shape) for each in self))
 
 
 def pair(

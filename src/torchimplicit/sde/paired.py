@@ -23,7 +23,7 @@ class NoisyPair(PairSolver):
         far: which part of the way that a sample goes the two states may be apart.
     """
 
-    far: ClassVar[float] = 1.0  # beyond it the fields are asked elsewhere
+    far: ClassVar[float]
 
     def apart(self, field: Field, ts: Tensor, y: Tensor, z: Tensor) -> Tensor:
         """See `PairSolver.apart`: over a part of the largest output and of the way that noise alone would go.
@@ -32,12 +32,24 @@ class NoisyPair(PairSolver):
         the size of the paths, and beyond.
         """
         assert isinstance(field, NoisyField)
-        g = field.diffusion(ts[0], y[0])
-        spread = g.abs() if g.dim() == 2 else torch.linalg.vector_norm(g, dim=2)
-        way = (ts[-1] - ts[0]).to(y.dtype).sqrt().unsqueeze(1) * spread
-        size = y.abs().amax(0) + way
-        off = (y - z).abs() / (self.far / LIMIT * size).clamp_min(torch.finfo(y.dtype).tiny)
-        return off.square().mean(2).sqrt().amax(0)
+        return LIMIT / self.far * part_of(y - z, size_of(field, ts, y)).amax(0)
+
+
+def size_of(field: NoisyField, ts: Tensor, y: Tensor) -> Tensor:
+    """The largest output of every unknown and the way that noise alone would go, `(B, n)`; see `PairSolver.apart`."""
+    g = field.diffusion(ts[0], y[0])
+    way = (ts[-1] - ts[0]).to(y.dtype).sqrt().unsqueeze(1) * spread(g)
+    return (y.abs().amax(0) + way).clamp_min(torch.finfo(y.dtype).tiny)
+
+
+def spread(g: Tensor) -> Tensor:
+    """How much of a Brownian motion each unknown has, `(B, n)`."""
+    return g.abs() if g.dim() == 2 else torch.linalg.vector_norm(g, dim=2)
+
+
+def part_of(off: Tensor, size: Tensor) -> Tensor:
+    """What part of sizes `(B, n)` distances `(..., B, n)` are, the RMS over the unknowns, `(..., B)`."""
+    return (off / size).square().mean(-1).sqrt()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core import transforms
+from torchimplicit.core.transforms import remembered
 from torchimplicit.sde.normals import GOLDEN, hash_of, hashed, signed
 
 Seed = int | Tensor | None
@@ -80,4 +81,10 @@ def seeds_of_samples(name: str, seed: int | Tensor, batch: int, device: torch.de
                 f"{name}(seed): got {len(seed)} seeds for a batch of {batch}, expected one each; try one int for all"
             )
         return seed.to(device, torch.int64)
-    return hash_of(torch.arange(batch, device=device) * signed(GOLDEN) + hashed(seed))
+    return hash_of(_numbered(batch, device) + hashed(seed))
+
+
+@remembered
+def _numbered(batch: int, device: torch.device) -> Tensor:
+    """The words of samples, `(B,)`."""
+    return torch.arange(batch, device=device) * signed(GOLDEN)

@@ -141,6 +141,6 @@ class AdaptiveSDESolver(SDESolver, AdaptiveSolver):
         return super().dt_given if self.dt is None else self.dt
 
 
-def root_of(h: Tensor) -> Tensor:
+def root_of(span: Span, h: Tensor) -> Tensor:
     """The root of lengths of steps, to divide by; not zero for samples that stand still, whose step nobody looks at."""
-    return h.clamp_min(torch.finfo(h.dtype).tiny).sqrt()
+    return h.clamp_min(torch.finfo(h.dtype).tiny).sqrt() if span.root is None else span.root

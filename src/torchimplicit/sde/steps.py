@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from torchimplicit.core import transforms
 from torchimplicit.sde import normals
 from torchimplicit.sde.bridge import Increment, alternating, bridge, joined, scaled
 from torchimplicit.sde.normals import Room
@@ -14,6 +16,15 @@ from torchimplicit.sde.normals import Room
 BLOCK = {"cpu": 2**17}  # normals at a time: enough to make the calls of torch cheap, few enough to stay in a cache
 LARGE = 2**22  # elsewhere
 LONGEST = 128  # steps at a time, so that short paths draw little for nothing
+
+
+class _Thread(threading.local):
+    """What a thread keeps, one room of at most `BLOCK["cpu"]` words."""
+
+    room: Room | None = None
+
+
+_thread = _Thread()
 
 
 class Steps:
@@ -56,9 +67,17 @@ class Steps:
             else zip(*(each.split(most, -1) for each in (cells, *out)), strict=True)
         )
         for some, even, odd in pieces:
-            if self._room is None or any(map(int.__lt__, self._room.words.shape, even.shape)):
-                self._room = Room.of(even.shape, self.dtype, words.device)
-            normals.pair(some, words, self.dtype, self._room.part(even.shape), (even, odd))
+            normals.pair(some, words, self.dtype, self._room_for(even.shape), (even, odd))
+
+    def _room_for(self, shape: torch.Size) -> Room:
+        """Room for normals, which the next solve of this thread finds again where it is small."""
+        room = _thread.room if self._room is None else self._room
+        if room is None or not room.fits(shape, self.dtype, self.seeds.device):
+            room = Room.of(shape, self.dtype, self.seeds.device)
+        self._room = room
+        if self.seeds.device.type == "cpu" and not transforms.watched():
+            _thread.room = room
+        return room.part(shape)
 
     def _column(self, purpose: int, first: int, count: int) -> Tensor:
         """The words of consecutive numbers, `(count, 1)`."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.independence import PLAY, noise
+from torchimplicit.core.transforms import remembered_if_small
 from torchimplicit.sde.diffusion import NoiseKind
 
 Structure = Literal["additive", "commuting", "general"]
@@ -57,7 +58,7 @@ def moved(y: Tensor) -> Tensor:
     """
     part = 0.5 * noise(y).abs().frac()
     size = y.abs().nan_to_num(0, 0, 0).amax(1, keepdim=True)
-    return torch.where(y == 0, 0.1 * part * torch.where(size > 0, size, 1), y - part * y)
+    return torch.where(y == 0, 0.1 * part * size.masked_fill(size == 0, 1), torch.addcmul(y, part, y, value=-1))
 
 
 def _sees_others(value: Tensor, leaf: Tensor) -> bool:
@@ -67,13 +68,19 @@ def _sees_others(value: Tensor, leaf: Tensor) -> bool:
     where unknowns go their own ways, for the weights are signs and powers of two, which rounding does not feel.
     """
     weight = torch.ldexp(torch.ones_like(value), -_exponent(value.detach()))
-    place = torch.arange(value.shape[1], device=value.device).expand(value.shape).clone()
-    place[1::2] //= 16  # sixteen weights are told apart by one sample, and those of the same place by the next
-    place %= 16
-    c = torch.ldexp((1 - 2 * (place % 2)).to(value.dtype), place // 2)
+    c = _weights(value.shape, value.dtype, value.device)
     (plain,) = torch.autograd.grad(value, leaf, weight, retain_graph=True, materialize_grads=True)
     (weighted,) = torch.autograd.grad(value, leaf, c * weight, materialize_grads=True)
     return _differ(weighted, c * plain)
+
+
+@remembered_if_small
+def _weights(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Signs and powers of two, `(B, n)`."""
+    place = torch.arange(shape[1], device=device).expand(shape).clone()
+    place[1::2] //= 16  # sixteen weights are told apart by one sample, and those of the same place by the next
+    place %= 16
+    return torch.ldexp((1 - 2 * (place % 2)).to(dtype), place // 2)
 
 
 def _brackets(value: Tensor, leaf: Tensor) -> bool:

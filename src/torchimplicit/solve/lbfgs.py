@@ -152,7 +152,7 @@ class LBFGS(Minimiser):
         hessian = hessian_of(jacobian, place.z)
         square = torch.ones_like(gradient) if hessian is None else units_of(hessian).square()
         way = square * gradient
-        bend = jacobian.rmatvec(way) if hessian is None else torch.bmm(hessian, way.unsqueeze(2)).squeeze(2)
+        bend = jacobian.rmatvec(way) if hessian is None else torch.bmm(way.unsqueeze(1), hessian.mT).squeeze(1)
         scale = square * (dot(gradient, way) / dot(way, bend).abs()).unsqueeze(1)
         return torch.where((scale > 0) & scale.isfinite(), scale, one)
 

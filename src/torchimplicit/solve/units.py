@@ -35,4 +35,5 @@ def units_of(hessian: Tensor) -> Tensor:
     size = matrix.diagonal(dim1=1, dim2=2).sqrt()
     units = torch.where((size > 0) & size.isfinite(), 1 / size, 1.0)
     rest = torch.where(size > 0, 1.0, (matrix * units.unsqueeze(1)).amax(2))  # rows without a diagonal
-    return torch.where(rest > 0, units / rest, 1.0).nan_to_num(1.0, 1.0, 1.0)
+    found = torch.where(rest > 0, units / rest, 1.0).nan_to_num(1.0, 1.0, 1.0)
+    return found.contiguous()  # a sum over what lies behind one another is rounded by how many samples there are

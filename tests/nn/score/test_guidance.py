@@ -9,6 +9,7 @@ from torch import nn
 import torchimplicit as ti
 from tests.nn.score.gaussian import MEAN, VARIANCE, D, Exact, double, model
 from tests.nn.score.mixture import SEEN, SIZE, errors, measured, mixture
+from torchimplicit.nn.score.conditioned import conditioned
 
 COUNT = 6000
 HALF = torch.tensor([True, False, True])
@@ -89,6 +90,46 @@ def test_guidance_is_exact_for_normal_data(covariance, operator, sampler):
         x = own.sample(COUNT, sampler, seed=1, condition=given)
     check_posterior(x, *posterior(A, y[0], std, MEAN, variance))
     assert own.report.converged
+
+
+@pytest.mark.parametrize("products", [1, 2])
+def test_what_few_products_leave_of_the_equations_is_told(products):
+    """By the equations themselves, of normal data, at what the adjoint of the operator is given; two solve two."""
+
+    class Heard(Mix):
+        def adjoint(self, y):
+            self.last = y
+            return super().adjoint(y)
+
+    own = ti.nn.Denoiser(Exact(), ti.nn.EDM(0.01, 80.0), shape=3, interval=None)
+    operator, y = Heard(), double(5, 2)
+    given = ti.nn.Guidance(operator, y, 0.3, "tweedie", products)
+    guided = given.around(conditioned(own, None, 1, None, double(5, 3)), double(5, 3), own.std)
+    A, worst = operator.matrix, torch.zeros(5, dtype=D)
+    for level in (20.0, 0.5, 0.1):
+        u = level * double(5, 3, seed=2)
+        guided(u, torch.full((5, 1), level, dtype=D))
+        J = torch.diag(VARIANCE / (VARIANCE + level**2))
+        K = level**2 * A @ J @ A.T + 0.09 * torch.eye(2, dtype=D)
+        miss = y - (MEAN + (u - MEAN) @ J) @ A.T
+        left = miss - operator.last @ K
+        worst = torch.maximum(worst, left.norm(dim=1) / miss.norm(dim=1))
+    assert torch.allclose(guided.unsolved, worst, atol=1e-9)
+    assert (worst > 1e-2).any() == (products == 1)
+
+
+def test_the_report_of_samples_tells_what_the_guidance_left():
+    own, seen = model(), double(4, 2)
+    with torch.no_grad():
+        for covariance, products in (("tweedie", 1), ("tweedie", 2), ("isotropic", 1)):
+            own.sample(4, ti.nn.HeunEDM(12), seed=0, condition=ti.nn.Guidance(Mix(), seen, 0.1, covariance, products))
+            assert own.report.converged
+            assert own.report.unsolved.shape == (4,)
+            assert (own.report.unsolved > 1e-3).all() == (products == 1 and covariance == "tweedie")
+        own.sample(4, seed=0, condition=ti.nn.Guidance(ti.nn.Inpainting(HALF), seen))
+        assert not own.report.unsolved.any()
+        own.sample(4, seed=0)
+    assert own.report.unsolved is None
 
 
 @pytest.mark.parametrize(

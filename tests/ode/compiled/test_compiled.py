@@ -54,6 +54,18 @@ def solve(field, compile, outputs, stepping: Any = "per-sample", solver=SOLVER):
     return solution, torch.autograd.grad((weight * solution.value).sum(), (y0, drive, field.rate))
 
 
+def test_steps_are_no_longer_than_two_errors_allow():
+    d, y0 = torch.logspace(-1.5, 0.5, 40, dtype=torch.float64).unsqueeze(1), torch.full((40, 1), 80.0).double()
+    ts = -torch.tensor([80, 0.002], dtype=torch.float64).log()
+
+    def pull(t, y, d):
+        return -y / (1 + (d * t.exp()) ** 2)  # an estimate of its error that changes its sign
+
+    plain, fused = (ti.odeint(pull, y0, ts, d, solver=Heun(rtol=1e-2, atol=1e-2), compile=c) for c in (False, True))
+    assert fused.report.accepted.tolist() == plain.report.accepted.tolist()
+    assert torch.allclose(fused.value, plain.value, rtol=1e-9)
+
+
 @pytest.mark.parametrize(("outputs", "stepping"), [(2, "per-sample"), (5, "per-sample"), (2, "joint")])
 def test_values_gradients_and_counts_are_those_of_plain_steps(field, outputs, stepping):
     compare(field, outputs, stepping)

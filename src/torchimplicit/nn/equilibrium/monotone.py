@@ -179,8 +179,8 @@ class MonotoneDEQ(DEQ):
         value = own(split.output(found[0] if save_steps else found))
         return (value, found[1]) if save_steps else value
 
-    def contraction(self) -> float:
-        """A bound, below one, of the splitting map's Lipschitz constant, with the weights as they are."""
+    def contraction(self, *_inputs: Any) -> float:
+        """A bound, below one, of the splitting map's Lipschitz constant for all inputs, the weights as they are."""
         split: Any = self.cell
         return split.contraction()
 

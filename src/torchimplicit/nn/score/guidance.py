@@ -12,7 +12,9 @@ from torch import Tensor
 
 from torchimplicit.core.options import is_number, require, require_count
 from torchimplicit.core.status import Status
+from torchimplicit.core.tree import norm
 from torchimplicit.linear import CG, GMRES
+from torchimplicit.linear.solver import LinearResult
 from torchimplicit.nn.paths.vjp import VJP, linearise
 from torchimplicit.nn.score.operator import check_operator
 from torchimplicit.nn.score.samplers.base import Conditioned
@@ -30,7 +32,8 @@ class Guidance:
     data of standard deviation $d$, a product with $J^T$ more an evaluation; it is exact for normal data of one
     variance. With "tweedie", $C = s^2 J$, which is the true covariance, and the equations are solved by a few steps of
     GMRES, a product with $J^T$ each; exact for normal data of any covariance. Of a network $J$ is neither symmetric nor
-    positive: more steps than a few are for scores that are exact, and make samples of others run away.
+    positive: more steps than a few are for scores that are exact, and make samples of others run away. What so few
+    leave of the equations is no failure, but told: `report.unsolved`, relative, the most at any level, of every sample.
 
     For other data both are biased: modes get the wrong shares, and more so by the probability flow, where early errors
     stay. `PredictorCorrector` with a few corrections halves that. Not for a posterior that must be exact. Samples have
@@ -87,12 +90,14 @@ class Guided(Conditioned):
 
     Attributes:
         failed: samples whose equations, those of the isotropic covariance, were not solved at some level, bool `(B,)`.
+        unsolved: the largest residual of a sample's equations at any level, over their right-hand side, `(B,)`.
     """
 
     def __init__(self, prior: Conditioned, guidance: Guidance, y: Tensor, spread: float):
         super().__init__()
         self.prior, self.guidance, self.y, self.spread = prior, guidance, y, spread
         self.failed: Tensor = torch.zeros(len(y), dtype=torch.bool, device=y.device)
+        self.unsolved: Tensor = torch.zeros(len(y), dtype=y.dtype, device=y.device)
 
     def forward(self, u: Tensor, s: Tensor) -> Tensor:
         """See `Conditioned.forward`."""
@@ -109,7 +114,7 @@ class Guided(Conditioned):
         if self.guidance.covariance == "tweedie":
             steps = self.guidance.products
             product = partial(_product, lambda v: squared * operator(vjp(operator.adjoint(v))) + noise * v, miss)
-            return GMRES(rtol=1e-6, restart=steps, max_steps=steps).run(product, miss.flatten(1)).x.view_as(miss)
+            return self._told(GMRES(rtol=1e-6, restart=steps, max_steps=steps).run(product, miss.flatten(1)), miss)
         squared = squared * self.spread**2 / (squared + self.spread**2)
         gram = getattr(operator, "gram", None)
         if gram is not None:
@@ -117,6 +122,13 @@ class Guided(Conditioned):
         product = partial(_product, lambda v: squared * operator(operator.adjoint(v)) + noise * v, miss)
         result = CG(rtol=1e-4, max_steps=200).run(product, miss.flatten(1))
         self.failed = self.failed | (result.report.status != Status.CONVERGED)
+        return self._told(result, miss)
+
+    def _told(self, result: LinearResult, miss: Tensor) -> Tensor:
+        """The solution; notes what is left of the equations."""
+        right = norm(miss.flatten(1)) / miss[0].numel() ** 0.5
+        left = torch.where(right > 0, result.report.residual / right, 0.0)
+        self.unsolved = torch.fmax(self.unsolved, left)
         return result.x.view_as(miss)
 
 

@@ -34,6 +34,7 @@ class Normals(Draws):
     def draw(self, number: int) -> Tensor:
         """Standard normals `(B, *shape)`; of other numbers independent ones."""
         width = len(self.channels)
-        words = self.channels[: (width + 1) // 2] + normals.place(normals.DRAW, number)
+        place = normals.places(normals.DRAW, torch.tensor(number, device=self.channels.device))
+        words = self.channels[: (width + 1) // 2] + place
         rows = torch.cat(normals.pair(self.seeds[:, None], words, self.dtype), 1)
         return self.shaped(rows[:, :width])

@@ -20,7 +20,7 @@ from torchimplicit.ode.explicit.tableau import Tableau
 from torchimplicit.path.compiled.kernel import Fused, identity
 from torchimplicit.path.field.dynamics import RawField
 from torchimplicit.path.solver import AdaptiveSolver, PathSolver
-from torchimplicit.path.stepsize import PID
+from torchimplicit.path.stepsize import PID, UNCONFIRMED
 
 CHUNK = 4  # steps a call; more of them take minutes to compile
 
@@ -33,6 +33,7 @@ class Chunk(NamedTuple):
         ends: states after each step, `(C, B, n)`.
         increments: `h k_i`, `(C, s, B, n)`; None where they are not wanted.
         h: the next step size, `(B,)`.
+        most: the largest one after that, `(B,)`.
         slope: the slope at the last state, `(B, n)`.
         ratio: the error of each sample's last accepted step over its tolerance, or of the one that stopped it, `(B,)`.
         tried: steps that each sample tried, `(B,)`.
@@ -46,6 +47,7 @@ class Chunk(NamedTuple):
     ends: Tensor
     increments: Tensor | None
     h: Tensor
+    most: Tensor
     slope: Tensor
     ratio: Tensor
     tried: Tensor
@@ -112,7 +114,7 @@ class Plan:
     def factor(self, ratio: Tensor) -> Tensor:
         """What to multiply the step size by, `(B,)`; see `PID.factor`."""
         control = self.control
-        factor = control.safety * ratio ** (-control.integral / self.order)
+        factor = control.safety * (ratio.log() * (-control.integral / self.order)).exp()
         return factor.clamp(control.smallest, control.largest)
 
 
@@ -127,7 +129,7 @@ def _sum(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
 def _make_advance(plan: Plan) -> Callable[..., Chunk]:
     def advance(
         f: Callable, args: tuple, t: Tensor, h: Tensor, y: Tensor, slope: Tensor, end: Tensor, next_output: Tensor,
-        alive: Tensor, least: Tensor, largest: Tensor | None,
+        alive: Tensor, least: Tensor, most: Tensor, largest: Tensor | None,
     ) -> Chunk:  # fmt: skip
         stops, ends, increments, facts = [], [], [], []
         tried = rejected = torch.zeros_like(t, dtype=torch.int64)
@@ -142,7 +144,8 @@ def _make_advance(plan: Plan) -> Callable[..., Chunk]:
             ratio = plan.ratio(column, y, after, slopes)
             accept = alive & (ratio <= 1)
             reject = alive & ~accept
-            h = torch.minimum(h, end - t) * plan.factor(ratio)
+            wanted = torch.minimum(h, end - t) * plan.factor(ratio)
+            h, most = torch.minimum(wanted, most), UNCONFIRMED * wanted
             low = reject & (h < least + rounding * t.abs())
             facts += [alive.any(), accept.any(), accept.all(), (accept & (stop >= next_output)).any()]
             tried, rejected, stuck = tried + alive, rejected + reject, stuck | low
@@ -158,8 +161,8 @@ def _make_advance(plan: Plan) -> Callable[..., Chunk]:
                 increments.append(torch.stack(slopes) * column)
         facts = torch.stack([*facts, stuck.any()])
         return Chunk(
-            torch.stack(stops), torch.stack(ends), torch.stack(increments) if plan.dense else None, h, slope, last,
-            tried, rejected, stuck, facts,
+            torch.stack(stops), torch.stack(ends), torch.stack(increments) if plan.dense else None, h, most, slope,
+            last, tried, rejected, stuck, facts,
         )  # fmt: skip
 
     return advance

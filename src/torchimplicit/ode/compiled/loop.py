@@ -53,11 +53,11 @@ class ChunkedLoop(StepLoop):
         slope = state.slope if state.slope is not None else torch.zeros_like(state.y)
         chunk = kernel.advance(
             raw.bound.f, raw.bound.args, state.t, state.h, state.y, slope, self.end, self.next_output, state.running,
-            state.least, self.largest,
+            state.least, state.most, self.largest,
         )  # fmt: skip
         *facts, stuck = chunk.facts.tolist()
         self._follow(kernel, chunk, facts)
-        state.h, state.slope = chunk.h, chunk.slope if kernel.plan.same else None
+        state.h, state.most, state.slope = chunk.h, chunk.most, chunk.slope if kernel.plan.same else None
         state.tried, state.rejected = state.tried + chunk.tried, state.rejected + chunk.rejected
         state.ratio = torch.where((chunk.tried > chunk.rejected) | chunk.stuck, chunk.ratio, state.ratio)
         if any(facts[3::4]):

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from torchimplicit.ode.explicit.tableau import Tableau, Weights, combine, weights
+from torchimplicit.ode.explicit.tableau import Row, Tableau, Weights, columns, combine, weights
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.interpolant import HermiteInterpolant, Increments, Interpolant, PolynomialInterpolant
 from torchimplicit.path.span import Span
@@ -16,52 +16,81 @@ from torchimplicit.path.step import Stepped
 
 
 class Stages:
-    """Increments `h k_i` of a step, kept in place: for solves without gradients.
+    """Increments `h k_i` of a step, and their sums that the step needs, kept in place: for solves without gradients.
 
-    One product of a matrix and a vector combines them, whatever their number. Every step overwrites the last one's.
+    An increment is added to all the sums that want it once it is known, by one operation that does with every number
+    what it would do with it alone. So a sample's sums are the same to the bit, whatever the batch: those of a product
+    of matrix and vector may be rounded by how many numbers there are. Every step overwrites the last one's.
 
     Args:
         tableau: the method.
         like: a state `(B, n)`.
+        also: weights of more estimates.
     """
 
-    def __init__(self, tableau: Tableau, like: Tensor):
+    def __init__(self, tableau: Tableau, like: Tensor, also: tuple[Row, ...] = ()):
         self.flat, self.known = like.shape, weights(tableau, like.dtype, like.device)
-        self.table = torch.empty(tableau.stages, like.numel(), dtype=like.dtype, device=like.device)
-        table = self.table.t()
-        self.columns = [table[:, :i] for i in range(1, tableau.stages + 1)]  # of the stages so far
+        self.table = like.new_empty(tableau.stages, like.numel())
+        self.weights = columns(tableau, also, like.dtype, like.device)  # a column for each stage, a row for each sum
+        sums = like.new_empty(len(self.weights[0]), like.numel())
+        self.wanting = [sums[i:] for i in range(tableau.stages)]  # stage i: those of the stages before it are done
+        points = tableau.stages - tableau.first_same_as_last
+        self.points, self.estimates = sums[:points], sums[points:]
         self.shape = torch.Size()
         self.rows: list[Tensor] = []
 
     def begin(self, y: Tensor, shape: torch.Size) -> None:
         """A step from states `(B, n)`, whose slopes and stages have this shape."""
-        self.y = y.reshape(-1)
+        self.y = y.reshape(1, -1)
         if shape != self.shape or not self.rows:
-            self.shape, self.rows = shape, list(self.table.view(len(self.table), *shape).unbind())
+            self.shape, self.rows = shape, list(self.table.view(-1, *shape).unbind())
+            self.states = list(self.points.view(-1, *shape).unbind())
 
     def put(self, i: int, slope: Tensor, h: Tensor) -> None:
         """Sets the increment of stage `i` from its slope and the step sizes, which broadcast against it."""
+        check_slope(slope, self.shape)
         torch.mul(slope, h, out=self.rows[i])
+        row = self.table[i : i + 1]
+        if i > 0:
+            self.wanting[i].addcmul_(self.weights[i], row)
+            return
+        points = len(self.points)
+        torch.addcmul(self.y, self.weights[0][:points], row, out=self.points)
+        if len(self.estimates):
+            torch.mul(self.weights[0][points:], row, out=self.estimates)
 
     def state(self, i: int) -> Tensor:
         """Where stage `i` evaluates."""
-        return torch.addmv(self.y, self.columns[i - 1], self.known.a[i]).view(self.shape)
+        return self.states[i - 1]
 
     def end(self) -> Tensor:
-        """The state at the end of the step."""
-        return torch.addmv(self.y, self.columns[-1], self.known.b).view(self.shape)
+        """The state at the end of the step; nobody writes to it any more."""
+        return self.states[-1].clone()
 
-    def error(self) -> Tensor | None:
-        """The estimate of the step's error, `(B, n)`; None for a method without one."""
-        return None if self.known.e is None else self.combined(self.known.e)
-
-    def combined(self, row: Tensor) -> Tensor:
-        """The sum of the increments, weighted by a row `(s,)`, `(B, n)`."""
-        return torch.mv(self.columns[-1], row).view(self.flat)
+    def error(self, which: int = 0) -> Tensor | None:
+        """An estimate of the step's error, `(B, n)`; None for a method without one."""
+        return self.estimates[which].view(self.flat) if len(self.estimates) else None
 
     def of(self, samples: Tensor) -> Tensor:
         """The increments of some samples, `(s, M, n)`."""
         return self.table.view(-1, *self.flat)[:, samples]
+
+
+def check_slope(slope: Tensor, shape: torch.Size) -> None:
+    """Refuses what a field that gave the state's shape at first gives later: it would broadcast in silence.
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: another shape.
+    """
+    if isinstance(slope, Tensor) and slope.shape == shape:
+        return
+    if not isinstance(slope, Tensor):
+        raise TypeError(f"the function returned a {type(slope).__name__}, expected a tensor like the state's")
+    raise ValueError(
+        f"the function returned shape {tuple(slope.shape)}, expected the state's shape {tuple(shape)}, as it did at "
+        "first; try value.expand_as(y)"
+    )
 
 
 class GraphStages(Stages):
@@ -73,10 +102,11 @@ class GraphStages(Stages):
 
     def begin(self, y: Tensor, shape: torch.Size) -> None:
         """See `Stages.begin`."""
-        self.y, self.rows = y.reshape(shape), []
+        self.y, self.rows, self.shape = y.reshape(shape), [], shape
 
     def put(self, i: int, slope: Tensor, h: Tensor) -> None:
         """See `Stages.put`."""
+        check_slope(slope, self.shape)
         self.rows.append(slope * h)
 
     def state(self, i: int) -> Tensor:
@@ -85,9 +115,9 @@ class GraphStages(Stages):
 
     def end(self) -> Tensor:
         """See `Stages.end`."""
-        return combine(self.y, self.tableau.b, self.rows)
+        return combine(self.y, self.tableau.b[: len(self.rows)], self.rows)
 
-    def error(self) -> None:
+    def error(self, which: int = 0) -> None:
         """Not wanted."""
         return None
 
@@ -126,8 +156,9 @@ def explicit_step(
     end = last = slope
     same = tableau.first_same_as_last
     for i in range(1, tableau.stages):
-        end = stages.state(i)
-        if same and i == tableau.stages - 1 and isinstance(stages, GraphStages):
+        closes = same and i == tableau.stages - 1
+        end = stages.end() if closes else stages.state(i)
+        if closes and isinstance(stages, GraphStages):
             stages.find_last = partial(_put_last, stages, evaluate, clock[i], end, scale)
             last = None
         else:
@@ -165,9 +196,9 @@ def _put_last(stages: Stages, evaluate: Callable, t: Tensor, end: Tensor, h: Ten
     stages.put(len(stages.known.c) - 1, evaluate(t, end), h)
 
 
-def stages_of(tableau: Tableau, like: Tensor, graph: bool) -> Callable[[], Stages]:
+def stages_of(tableau: Tableau, like: Tensor, graph: bool, also: tuple[Row, ...] = ()) -> Callable[[], Stages]:
     """Gives where to keep a step's increments: always the same in place, or new tensors where a graph is recorded."""
     if graph:
         return partial(GraphStages, tableau, like)
-    kept = Stages(tableau, like)
+    kept = Stages(tableau, like, also)
     return lambda: kept

@@ -79,12 +79,9 @@ def _agree(what: str, got: float, expected: float) -> None:
 
 
 class Weights(NamedTuple):
-    """A tableau's coefficients as tensors: `a` row by row, `b`, `c`, `e` and the interpolant."""
+    """A tableau's nodes and interpolant as tensors."""
 
-    a: tuple[Tensor, ...]
-    b: Tensor
     c: Tensor
-    e: Tensor | None
     interpolant: Tensor | None
 
 
@@ -98,11 +95,31 @@ def combine(y: Tensor, row: Row, increments: Sequence[Tensor]) -> Tensor:
 @lru_cache(maxsize=64)
 def weights(tableau: Tableau, dtype: torch.dtype, device: torch.device) -> Weights:
     """The coefficients in a dtype, on a device."""
+    interpolant = None if tableau.interpolant is None else _kept(tableau.interpolant, dtype, device)
+    return Weights(_kept(tableau.c, dtype, device), interpolant)
 
-    def tensor(values: tuple) -> Tensor:
-        made = torch.tensor(values, dtype=dtype, device=device)
-        return transforms.unwrapped(made)  # kept for longer than the transform lasts that may surround this
 
-    e = None if tableau.e is None else tensor(tableau.e)
-    interpolant = None if tableau.interpolant is None else tensor(tableau.interpolant)
-    return Weights(tuple(map(tensor, tableau.a)), tensor(tableau.b), tensor(tableau.c), e, interpolant)
+@lru_cache(maxsize=64)
+def columns(tableau: Tableau, also: tuple[Row, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    """For every stage the weights of its increment in the sums that want it, a column.
+
+    The sums are the states of the second stage, the third, ..., at the end of the step, and estimates of its error; the
+    first stage has a part in all, each later one in a row less.
+
+    Args:
+        tableau: the method.
+        also: weights of more estimates.
+        dtype: of the states.
+        device: of the states.
+    """
+    estimates = (*(() if tableau.e is None else (tableau.e,)), *also)
+    rows = (*tableau.a[1:], *(() if tableau.first_same_as_last else (tableau.b,)), *estimates)
+    return tuple(
+        _kept(tuple((row[i] if i < len(row) else 0.0,) for row in rows[i:]), dtype, device).view(-1, 1)
+        for i in range(tableau.stages)
+    )
+
+
+def _kept(values: tuple, dtype: torch.dtype, device: torch.device) -> Tensor:
+    made = torch.tensor(values, dtype=dtype, device=device)
+    return transforms.unwrapped(made)  # kept for longer than the transform lasts that may surround this

@@ -40,8 +40,8 @@ def kernel_for(solver: SDESolver, field: NoisyField) -> tuple[Kernel, RawEquatio
 
 def foreseen(solver: SDESolver, ts: Tensor) -> Foreseen | None:
     """See `Engine.ahead`."""
-    known = known_beforehand(solver, ts)
-    return None if known is None else partial(_steps, solver, *known)
+    steps = known_beforehand(solver, ts)
+    return None if steps is None else partial(_made, solver, steps)
 
 
 class Row:
@@ -72,15 +72,15 @@ class Row:
         return found
 
 
-def _steps(
-    solver: SDESolver, times: Tensor, h: Tensor, landings: dict[int, int], field: Field, y: Tensor, phase: Phase | None
+def _made(
+    solver: SDESolver, steps: SharedSteps, field: Field, y: Tensor, phase: Phase | None
 ) -> tuple[Tensor, int] | None:
     """See `Foreseen`."""
     assert isinstance(field, NoisyField)
-    field.look(times[0].expand(len(y)), y)
+    field.look(steps.times[0].expand(len(y)), y)
     kernel, raw = kernel_for(solver, field)
-    total, count, values = len(h), kernel.plan.count, [y]
-    keys, chunks = _chunks(field.driver, times.squeeze(1), count)
+    total, count, values, landings = len(steps), kernel.plan.count, [y], steps.landings
+    keys, chunks = _chunks(field.driver, steps.times.squeeze(1), count)
     row = Row(kernel.advance, raw, keys)
     states = None if phase is None else Phase(None, phase.limit)
     places = [landings.get(number + 1) for number in range(len(chunks) * count)]
@@ -95,7 +95,7 @@ def _steps(
         if (number % LOOK == LOOK - 1 or number == len(chunks) - 1) and not is_finite(y):
             return None
     if phase is not None and states is not None:
-        phase.together, phase.steps = count, SharedSteps(times, h, landings, len(y))
+        phase.together, phase.steps = count, steps
         phase.states = {k * count: each for k, each in states.states.items()}
     return torch.stack(values), total
 

@@ -41,7 +41,7 @@ class Milstein(SDESolver, FixedSolver):
     ) -> tuple[Tensor, Tensor | None]:
         """See `SDESolver.advance`."""
         f, g = sde.both(span.start, y)
-        w, root = path.W, root_of(h)
+        w, root = path.W, root_of(span, h)
         end = driven(torch.addcmul(y, h, f), g, w)
         if g.dim() == 2:
             bent = sde.diffusion(span.start, torch.addcmul(y, root, g)) - g

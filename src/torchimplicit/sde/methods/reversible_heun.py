@@ -9,6 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.path.adjoint.drift import LIMIT
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.record import Step
 from torchimplicit.path.solver import FixedSolver
@@ -17,9 +18,12 @@ from torchimplicit.path.undo import Mend, Pair, Undo
 from torchimplicit.sde.bridge import Increment
 from torchimplicit.sde.diffusion import driven
 from torchimplicit.sde.dynamics import NoisyField
-from torchimplicit.sde.paired import NoisyPair
+from torchimplicit.sde.paired import NoisyPair, part_of, size_of, spread
 from torchimplicit.sde.solver import Calculus, SDESolver
 from torchimplicit.sde.structure import Structure
+
+NEAR = 0.05  # of the way that a sample goes: two states that are no further apart than that need no other look
+WRONG = 0.1  # of that way: how wrong a sample may be
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +36,11 @@ class ReversibleHeun(NoisyPair, SDESolver, FixedSolver):
 
     With `adjoint=Reversible()` the gradient is exact in constant memory, at one evaluation a step forward, and one with
     its derivative backward; other adjoints take it like any method. Nothing damps the distance $y - z$: drift that
-    contracts makes it grow as $e^{\lambda t}$, however short the steps, which `DRIFTED` tells. `Heun()` with
-    `adjoint=Reversible()` is damped, and dearer; for strongly contracting drifts take `Heun()` with another adjoint.
+    contracts makes it grow as $e^{\lambda t}$, however short the steps. The second state is on either side in turn:
+    linear fields hardly feel that for long, others are asked for what is not their mean. Where $y$ is wrong for it by a
+    tenth of the way that it goes, by an estimate at the output where the two are furthest apart, `DRIFTED` tells; what
+    comes and goes between two outputs it does not see. `Heun()` with `adjoint=Reversible()` is damped, and dearer; for
+    strongly contracting drifts take `Heun()` with another adjoint.
 
     For every noise, Stratonovich. One evaluation of drift and diffusion a step, and one at the start.
 
@@ -49,16 +56,44 @@ class ReversibleHeun(NoisyPair, SDESolver, FixedSolver):
         self, sde: NoisyField, span: Span, h: Tensor, pair: Tensor, path: Increment
     ) -> tuple[Tensor, Tensor | None]:
         """See `SDESolver.advance`."""
-        y, z = pair.chunk(2, dim=1)
-        f, g = sde.met(pair) or sde.both(span.start, z)
+        if (known := sde.met(pair)) is None:
+            y, z = pair.chunk(2, dim=1)
+            known = y, z, *sde.both(span.start, z)
+        y, z, f, g = known
         reflected = driven(torch.addcmul(torch.lerp(z, y, 2.0), h, f), g, path.W)
         z = reflected if len(h) == 1 else torch.where(h > 0, reflected, z)  # what stands still is not reflected
         f_there, g_there = there = sde.both(span.stop, z)
-        return sde.meet(torch.cat((_between(y, h, f + f_there, g + g_there, path.W, 0.5), z), dim=1), there), None
+        y = _between(y, h, f + f_there, g + g_there, path.W, 0.5)
+        return sde.meet(torch.cat((y, z), dim=1), (y, z, *there)), None
 
     def paired(self, name: str, like: Tensor, coupling: float) -> ReversibleHeun:
         """See `PathSolver.paired`: it is a pair."""
         return self
+
+    def apart(self, field: Field, ts: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        r"""See `PairSolver.apart`: how wrong the first states are for it, over a tenth of the way that they go.
+
+        The second states are $y \mp d$ in turn. So over the path $y$ is wrong by the time times
+        $\frac12 (f(y - d) + f(y + d)) - f(y)$, and by what $f$ makes of the half of a step that is over on one side,
+        $\frac h4 (f(y - d) - f(y + d))$; the diffusion likewise, by the root of the time.
+        """
+        assert isinstance(field, NoisyField)
+        size = size_of(field, ts, y)
+        part = part_of(y - z, size)
+        worst, everybody = part.argmax(0), torch.arange(y.shape[1], device=y.device)
+        part = part[worst, everybody]
+        if bool((part <= NEAR).all()):
+            return LIMIT * part
+        t, y, z = (each[worst, everybody] for each in (ts, y, z))
+        h = (ts.diff(dim=0).amax(0) if self.dt is None else torch.full_like(t, self.dt)).to(y.dtype).unsqueeze(1)
+        (f, g), (f_z, g_z), (f_m, g_m) = (field.both(t, each) for each in (y, z, 2 * y - z))
+        f_late, g_late = field.both(t, torch.addcmul(y, h, f_z - f_m, value=0.25))
+        time = (ts[-1] - ts[0]).to(y.dtype).unsqueeze(1)
+        bent = time * (0.5 * (f_z + f_m) - f).abs() + time.sqrt() * spread(0.5 * (g_z + g_m) - g)
+        late = 0.5 * h * (f_late - f).abs() + time.sqrt() * spread(g_late - g)
+        # An estimate at one place says little of a field that is seen to bend, at states that are as far apart.
+        wrong = late + torch.where((part <= 1).unsqueeze(1), bent, bent / WRONG)
+        return torch.where(part <= NEAR, LIMIT * part, LIMIT / WRONG * part_of(wrong, size))
 
     def undo(self, field: Field, ts: Tensor, wanted: Sequence[Tensor], mend: Mend) -> Undo:
         """See `PairSolver.undo`."""

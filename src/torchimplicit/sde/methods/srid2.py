@@ -39,7 +39,7 @@ class SRID2(SDESolver, FixedSolver):
     ) -> tuple[Tensor, Tensor | None]:
         """See `SDESolver.advance`."""
         assert path.H is not None
-        w, root, quarter = path.W, root_of(h), span.at(0.25)
+        w, root, quarter = path.W, root_of(span, h), span.at(0.25)
         mean = torch.add(path.H, w, alpha=0.5)  # of the path over the step
         f0, g0 = sde.both(span.start, y)
         ahead = torch.addcmul(y, h, f0)

@@ -135,11 +135,10 @@ def _pictures(module: Any, batch: Any) -> Iterator[str]:
 def _inputs_of_layers(module: nn.Module, x: torch.Tensor) -> dict[str, tuple[DEQ, tuple]]:
     """Every `DEQ` layer by its name, with what reaches it when the model sees `x`."""
     found: dict[str, tuple[DEQ, tuple]] = {}
-    handles = []
-    for name, layer in module.named_modules():
-        if isinstance(layer, DEQ):
-            hook = _keep(found, name)
-            handles.append(layer.register_forward_pre_hook(hook))
+    layers = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, DEQ)]
+    if not layers:  # a module without may want more than `x`
+        return found
+    handles = [layer.register_forward_pre_hook(_keep(found, name)) for name, layer in layers]
     try:
         with torch.no_grad():
             module(x)

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from torchimplicit.core.options import require
+from torchimplicit.nn import Series
 from torchimplicit.train.data.series import SeriesBatch
 from torchimplicit.train.errors import UsageError
 from torchimplicit.train.modules.equilibrium import EquilibriumModule, Stage
 from torchimplicit.train.modules.errors_of_series import errors
 from torchimplicit.train.modules.pictures_of_series import draw_series
-from torchimplicit.train.networks.series.last_values import last_values
+from torchimplicit.train.networks.series.last_values import last_values, straight_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,7 +89,11 @@ class Forecaster(SeriesModule):
 
     Logs in validation and test `mse_as_latent_ode` and `mse_over_observations`, the mean square error counted in two
     ways; see `ErrorAsLatentODE`. The test also logs what two baselines reach: `test/last_value_...`, each variable's
-    last observation (its mean over the training series where there is none), and `test/mean_...`, this mean.
+    last observation (its mean over the training series where there is none), and `test/mean_...`, this mean. Where
+    some of what is to be predicted is seen, as in interpolation, it also logs `test/linear_...`, straight lines between
+    what is seen, and the errors at the times that are not: of the network `test/hidden_as_latent_ode` and
+    `test/hidden_over_observations`, and of the baselines `test/hidden_last_...`, `test/hidden_mean_...` and
+    `test/hidden_linear_...`.
 
     Args:
         network: see `networks.SeriesNetwork`.
@@ -99,22 +104,47 @@ class Forecaster(SeriesModule):
         """Wraps the network."""
         super().__init__(network, **options)
         self.measure(**errors())
+        self.hidden = hidden_errors("")
 
     def evaluate(self, stage: Stage, batch: SeriesBatch) -> Tensor:
         """What the network makes small, a mean over the series."""
         seen, target, _ = batch
         if stage != "train":
-            self.count(stage, self.network.predict(seen, target.times), target)  # type: ignore[arg-type]
+            found = self.network.predict(seen, target.times)
+            self.count(stage, found, target)  # type: ignore[arg-type]
+            if stage == "test":
+                self.hidden.update(found, unseen(seen, target))
         return self.network.cost(seen, target, self.kl_weight(stage)).series.mean()
 
     def on_test_epoch_end(self) -> None:
         """Logs the solves of the test, and the baselines."""
         super().on_test_epoch_end()
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        metrics = {name: MetricCollection(errors(), prefix=f"test/{name}_") for name in ("last_value", "mean")}
+        partly = getattr(data, "task", None) == "interpolation" and data.seen < 1
+        kinds = ("last_value", "mean", *(("linear",) if partly else ()))
+        metrics = {kind: MetricCollection(errors(), prefix=f"test/{kind}_") for kind in kinds}
+        hidden = {kind: hidden_errors(f"{kind.removesuffix('_value')}_") for kind in (kinds if partly else ())}
         mean = self.network.units.mean.cpu()
         for seen, target, _ in data.test_dataloader():
-            metrics["last_value"].update(last_values(seen, target.times, mean), target)
-            metrics["mean"].update(mean.expand_as(target.values), target)
-        for each in metrics.values():
+            found = {"last_value": last_values(seen, target.times, mean), "mean": mean.expand_as(target.values)}
+            if partly:
+                found["linear"] = straight_lines(seen, target.times, mean)
+            for kind, prediction in found.items():
+                metrics[kind].update(prediction, target)
+                if partly:
+                    hidden[kind].update(prediction, unseen(seen, target))
+        for each in (*metrics.values(), *hidden.values(), *((self.hidden,) if partly else ())):
             self.log_dict(each.compute())
+        self.hidden.reset()
+
+
+def hidden_errors(whose: str) -> MetricCollection:
+    """The errors at times that are not seen; short names, which a table of 80 columns shows."""
+    named = {name.removeprefix("mse_"): error for name, error in errors().items()}
+    return MetricCollection(named, prefix=f"test/hidden_{whose}")
+
+
+def unseen(seen: Series, target: Series) -> Series:
+    """What is to be predicted at times that are not seen."""
+    shown = (target.times.unsqueeze(2) == seen.times.unsqueeze(1)).any(2, keepdim=True)
+    return Series(target.times, target.values, target.mask & ~shown)

@@ -72,8 +72,9 @@ class ImageFlowMatching(GenerativeModule):
 
     def pictures(self, batch: Batch) -> dict[str, Figure]:
         """Those of `GenerativeModule`, and how noise becomes images."""
-        label = batch[1][:8] if self.classes else None
-        path = self._transported(8, None, 0, label, torch.linspace(0, 1, 12, device=self.device))
+        labels = batch[1][:8]
+        label = labels if self.classes else None
+        path = self._transported(len(labels), None, 0, label, torch.linspace(0, 1, 12, device=self.device))
         shown = self.unit(self._shown(path)).flatten(2)
         return super().pictures(batch) | {"from noise to images": strips(shown[None])}
 

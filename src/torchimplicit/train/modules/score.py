@@ -17,7 +17,7 @@ from torchimplicit.ode import PathSolver, Tsit5, odeint
 from torchimplicit.train.modules.equilibrium import Stage
 from torchimplicit.train.modules.generative import Batch, GenerativeModule
 from torchimplicit.train.quality import Quality, Reference, Verdict
-from torchimplicit.train.quality.inpainting import hidden_psnr, inpaint, upper_half
+from torchimplicit.train.quality.inpainting import inpaint, inpainting_figures, upper_half
 from torchimplicit.train.quality.pictures import strips
 
 if TYPE_CHECKING:
@@ -30,9 +30,8 @@ class Score(GenerativeModule):
     In validation and test it also logs `bound`, an estimate of the bound on the negative log-likelihood in bits for
     each number of an image, $\frac12 \log 2 \pi e s^2 + \int |D - x|^2 / s^2 \, d \log s$ from the least level `s` on.
     It takes no path; given the class, where there are classes. With `inpaintings` the test also hides the lower half of
-    so many test images and draws it in two ways, `quality.inpaint`: it logs `test/inpainting_psnr/guidance`, of the
-    hidden half, `test/inpainting_agreement/guidance`, the share in which the classifier still sees the class, and the
-    same of `replacement`.
+    so many test images and draws it in two ways, as often as `draws` says, and logs `quality.inpainting_figures` of
+    them, such as `test/inpainting_psnr/guidance`.
 
     Source: D. Kingma et al., arXiv 2107.00630, equation 15.
 
@@ -99,28 +98,28 @@ class Score(GenerativeModule):
         """That of `GenerativeModule`; logs what inpainting reaches."""
         if self.inpaintings:
             images, labels = splits.test.__getitems__(list(range(min(self.inpaintings, len(splits.test)))))
-            for name, drawn in self.inpaint(images).items():
-                self.log(f"test/inpainting_psnr/{name}", hidden_psnr(drawn, self.unit(images)))
-                agreement = (reference.features.classify(drawn) == labels).double().mean()
-                self.log(f"test/inpainting_agreement/{name}", agreement)
+            drawn = [self.inpaint(images, seed) for seed in range(self.draws)]
+            found = inpainting_figures(drawn, self.unit(images), labels, reference.features)
+            self.log_dict({f"test/inpainting_{name}": value for name, value in found.items()})
         return super().judge(splits, reference)
 
-    def inpaint(self, images: Tensor) -> dict[str, Tensor]:
+    def inpaint(self, images: Tensor, seed: int = 0) -> dict[str, Tensor]:
         """Images in [-1, 1], their lower half drawn by either way of `quality.inpaint`; of numbers in [0, levels)."""
-        found = inpaint(self.network, self.scaling(images, self._known_levels()).to(self.device))
+        found = inpaint(self.network, self.scaling(images, self._known_levels()).to(self.device), seed=seed)
         return {name: self.unit(self._shown(each.images)).cpu() for name, each in found.items()}
 
     def pictures(self, batch: Batch) -> dict[str, Figure]:
         """Those of `GenerativeModule`, and how noise becomes images."""
-        path = self.trajectory(8, label=batch[1][:8])
+        labels = batch[1][:8]
+        path = self.trajectory(len(labels), label=labels)
         shown = self.unit(self._shown(path)).flatten(3)
         figures = {"from noise to images": strips(shown, ("the noisy image", "the image behind it"))}
         if self.inpaintings:
             images = batch[0][:12]
             half = self.unit(images) * upper_half(images.shape[1:]) - 1.0 * ~upper_half(images.shape[1:])
             rows = {"seen": half} | self.inpaint(images) | {"true": self.unit(images)}
-            columns = torch.stack([each.flatten(1) for each in rows.values()])
-            figures["the lower half drawn"] = strips(columns[None], names=tuple(rows))
+            wall = torch.stack([each.flatten(1) for each in rows.values()], 1)
+            figures["the lower half drawn"] = strips(wall[None], names=tuple(rows))
         return super().pictures(batch) | figures
 
     def trajectory(self, count: int, times: int = 12, seed: int = 0, label: Tensor | None = None) -> Tensor:

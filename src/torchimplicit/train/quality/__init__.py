@@ -3,7 +3,7 @@
 from torchimplicit.train.quality.comparison import Quality, compare, plot_qualities
 from torchimplicit.train.quality.distances import frechet_distance, sliced_wasserstein
 from torchimplicit.train.quality.features import FeatureNetwork, train_features
-from torchimplicit.train.quality.inpainting import Inpainted, hidden_psnr, inpaint, upper_half
+from torchimplicit.train.quality.inpainting import Inpainted, hidden_psnr, inpaint, inpainting_figures, upper_half
 from torchimplicit.train.quality.pictures import strips
 from torchimplicit.train.quality.reference import Reference, Verdict
 
@@ -17,6 +17,7 @@ __all__ = [
     "frechet_distance",
     "hidden_psnr",
     "inpaint",
+    "inpainting_figures",
     "plot_qualities",
     "sliced_wasserstein",
     "strips",

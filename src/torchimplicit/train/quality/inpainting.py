@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 
 import torch
 from torch import Tensor
 
 from torchimplicit.nn import Denoiser, Guidance, Inpainting, PredictorCorrector, Replacement
+from torchimplicit.train.quality.features import FeatureNetwork
 
 
 @dataclass(frozen=True)
@@ -63,3 +66,37 @@ def hidden_psnr(found: Tensor, truth: Tensor) -> float:
     """
     hidden = ~upper_half(truth.shape[1:]).to(truth.device)
     return float(10 * torch.log10(4 / (found - truth)[:, hidden].square().mean()))
+
+
+def inpainting_figures(
+    draws: Sequence[dict[str, Tensor]], truth: Tensor, labels: Tensor, features: FeatureNetwork
+) -> dict[str, float]:
+    """How well hidden halves were drawn: by each way in the mean of the draws, and what guidance gains.
+
+    Args:
+        draws: images `(B, *shape)` in [-1, 1] by either way of `inpaint`, all of the same images.
+        truth: those images.
+        labels: their classes, `(B,)`.
+        features: the classifier that looks at what was drawn.
+
+    Returns:
+        "psnr/guidance", "agreement/guidance", the share in which the classifier sees the class, the same of
+        "replacement", "psnr/gain" and "agreement/gain", of guidance over replacement, and of several draws
+        "psnr/gain_spread" and "agreement/gain_spread", the standard deviations of these gains over the draws.
+    """
+    found: dict[str, float] = {}
+    for figure in ("psnr", "agreement"):
+        reached = {name: [_reached(figure, draw[name], truth, labels, features) for draw in draws] for name in draws[0]}
+        gains = [one - other for one, other in zip(reached["guidance"], reached["replacement"], strict=True)]
+        found |= {f"{figure}/{name}": fmean(values) for name, values in reached.items()}
+        found[f"{figure}/gain"] = fmean(gains)
+        if len(gains) > 1:
+            found[f"{figure}/gain_spread"] = stdev(gains)
+    return found
+
+
+def _reached(figure: str, drawn: Tensor, truth: Tensor, labels: Tensor, features: FeatureNetwork) -> float:
+    if figure == "psnr":
+        return hidden_psnr(drawn, truth)
+    with torch.no_grad():
+        return float((features.classify(drawn) == labels).double().mean())

@@ -18,7 +18,7 @@ def strips(rows: Tensor, titles: Sequence[str] = (), names: Sequence[str] = ()) 
     Args:
         rows: `(panels, times, count, side**2)`, black at -1 and white at 1.
         titles: of the panels.
-        names: of the columns.
+        names: of the rows, the same in every panel.
     """
     from matplotlib.figure import Figure
 
@@ -31,8 +31,8 @@ def strips(rows: Tensor, titles: Sequence[str] = (), names: Sequence[str] = ()) 
         wall = images.transpose(1, 2).reshape(count * (side + 1), times * (side + 1))
         ax.imshow(wall.cpu().numpy(), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
         ax.set_title(titles[number] if titles else "")
-        ax.set_xticks([(place + 0.5) * (side + 1) for place in range(len(names))], names, fontsize=5)
-        ax.set_yticks([])
+        ax.set_xticks([])
+        ax.set_yticks([(place + 0.5) * (side + 1) for place in range(len(names))], names, fontsize=8)
         ax.tick_params(length=0)
         for spine in ax.spines.values():
             spine.set_visible(False)

@@ -22,10 +22,12 @@ class Conditioned(nn.Module, ABC):
     Attributes:
         calls: how often the network was evaluated.
         failed: samples for which it could not be told at some level, bool `(B,)`; None for none.
+        unsolved: see `SamplingReport`.
     """
 
     calls: int = 0
     failed: Tensor | None = None
+    unsolved: Tensor | None = None
 
     @abstractmethod
     def forward(self, u: Tensor, s: Tensor) -> Tensor:
@@ -67,7 +69,7 @@ class Sampler(ABC):
 
     A sampler works in `u = x_t / alpha`, where every schedule is the same path, and goes from the most noise to the
     least; the last evaluation takes that away, too. A sample depends on its seed and on nothing else: to the bit where
-    the network's answers do, too, and but for `ProbabilityFlow`, whose sums may round otherwise in another batch.
+    the network's answers do, too.
     """
 
     @abstractmethod
@@ -166,5 +168,6 @@ def drawn(sampler: Sampler, task: Task, *, on_failure: OnFailure) -> Solution:
     if failed is not None:
         healthy = solution.report.status == Status.CONVERGED
         solution.report.status = torch.where(failed & healthy, int(Status.STAGNATED), solution.report.status)
+    solution.report.unsolved = task.denoise.unsolved
     react(solution.report, on_failure, solution)
     return solution

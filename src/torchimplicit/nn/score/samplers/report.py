@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
+from torch import Tensor
+
 from torchimplicit.core.status import Remedy, Status
 from torchimplicit.path.report import GIVEN_STEPS, PATHS, PathReport, Tables
 from torchimplicit.sde.seeds import Seed
@@ -28,6 +30,8 @@ class SamplingReport(PathReport):
 
     Attributes:
         seed: what repeats the samples, with the same sampler: `model.sample(count, sampler, seed=report.seed)`.
+        unsolved: what was left of the equations of a `Guidance`, the largest at any noise level, over their right-hand
+            side, `(B,)`: 0 where they have a closed form; None without one.
     """
 
     failure: ClassVar[str] = "did not reach the least noise"
@@ -36,6 +40,7 @@ class SamplingReport(PathReport):
     tables_back: ClassVar[Tables] = PathReport.tables_back
 
     seed: Seed = field(kw_only=True, repr=False)
+    unsolved: Tensor | None = field(default=None, kw_only=True, repr=False)
 
     @classmethod
     def of(cls, report: PathReport, seed: Seed) -> Self:

@@ -1,4 +1,4 @@
-"""What was observed last of every variable: the baseline that predicts that nothing changes."""
+"""What was observed last of every variable, and next: the baselines that predict that nothing changes, or evenly."""
 
 from __future__ import annotations
 
@@ -42,6 +42,31 @@ def last_values(series: Series, ts: Tensor, otherwise: Tensor) -> Tensor:
     """The last observation of each variable before times, `(B, T, C)`; `otherwise` `(C,)` where there is none."""
     last = last_before(series, ts)
     return last.value.where(last.ever, otherwise)
+
+
+def straight_lines(series: Series, ts: Tensor, otherwise: Tensor) -> Tensor:
+    """Each variable on straight lines between its observations, `(B, T, C)`, at times `(B, T)`, NaN as padding.
+
+    Before the first and behind the last observation it is that one's value; `otherwise` `(C,)` where there is none.
+    """
+    times, ts = series.times.nan_to_num(torch.inf), ts.nan_to_num(torch.inf).to(series.times.dtype)
+    count = times.shape[1]
+    numbers = torch.arange(count, device=times.device).view(1, -1, 1)
+    pad = torch.nn.functional.pad
+    latest = pad(numbers.where(series.mask, -1).cummax(1).values, (0, 0, 1, 0), value=-1)
+    coming = pad(numbers.where(series.mask, count).flip(1).cummin(1).values.flip(1), (0, 0, 0, 1), value=count)
+    sides = []
+    for table, right in ((latest, True), (coming, False)):
+        place = torch.searchsorted(times.contiguous(), ts.contiguous(), right=right)
+        sides.append(table.gather(1, place.unsqueeze(2).expand(-1, -1, series.channels)))
+    before, after = sides
+    one, other = before.where(before >= 0, after), after.where(after < count, before)
+    ever = (one >= 0) & (one < count)
+    one, other = one.clamp(0, count - 1), other.clamp(0, count - 1)
+    start, end = (times.gather(1, at.flatten(1)).view_as(at) for at in (one, other))
+    part = ((ts.unsqueeze(2) - start) / (end - start)).where(ever & (end > start), 0.0).to(series.values.dtype)
+    first, last = (series.values.gather(1, at) for at in (one, other))
+    return torch.lerp(first, last, part).where(ever, otherwise)
 
 
 class Carry(nn.Module):

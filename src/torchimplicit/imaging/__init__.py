@@ -1,0 +1,76 @@
+"""Reconstruction of images as an equilibrium: what is measured of them, and what is known of them beforehand."""
+
+from torchimplicit.imaging.baselines import cg_sense, plug_and_play, total_variation, wavelet, zero_filled
+from torchimplicit.imaging.physics.blur import Blur
+from torchimplicit.imaging.physics.fourier import fftc, ifftc
+from torchimplicit.imaging.physics.inpaint import Greyscale, Inpainting
+from torchimplicit.imaging.physics.mask import cartesian
+from torchimplicit.imaging.physics.operator import Adjoint, Compose, Operator, Scaled, Sum
+from torchimplicit.imaging.physics.sense import Fourier, Sense
+from torchimplicit.imaging.physics.stack import Stack
+from torchimplicit.imaging.reconstruct import (
+    ADMM,
+    Cell,
+    DnCNN,
+    DouglasRachford,
+    Gradient,
+    GradientStep,
+    HalfQuadratic,
+    Prior,
+    Proximal,
+    Reconstruction,
+    Ridge,
+    averaged,
+)
+from torchimplicit.imaging.selfsupervised import (
+    Flip,
+    Group,
+    QuarterTurn,
+    Shift,
+    equivariant_loss,
+    split_loss,
+    split_mask,
+    sure_loss,
+)
+
+__all__ = [
+    "ADMM",
+    "Adjoint",
+    "Blur",
+    "Cell",
+    "Compose",
+    "DnCNN",
+    "DouglasRachford",
+    "Flip",
+    "Fourier",
+    "Gradient",
+    "GradientStep",
+    "Greyscale",
+    "Group",
+    "HalfQuadratic",
+    "Inpainting",
+    "Operator",
+    "Prior",
+    "Proximal",
+    "QuarterTurn",
+    "Reconstruction",
+    "Ridge",
+    "Scaled",
+    "Sense",
+    "Shift",
+    "Stack",
+    "Sum",
+    "averaged",
+    "cartesian",
+    "cg_sense",
+    "equivariant_loss",
+    "fftc",
+    "ifftc",
+    "plug_and_play",
+    "split_loss",
+    "split_mask",
+    "sure_loss",
+    "total_variation",
+    "wavelet",
+    "zero_filled",
+]

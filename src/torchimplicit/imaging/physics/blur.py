@@ -1,0 +1,163 @@
+r"""Blurs: convolutions of images with a kernel, and what lies beyond their border."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d, conv_transpose2d
+
+from torchimplicit.core import OnFailure
+from torchimplicit.core.options import require
+from torchimplicit.imaging.physics.check import check_finite, check_images, is_real_or_complex, kind
+from torchimplicit.imaging.physics.operator import SOLVER, Operator
+from torchimplicit.linear import CG
+
+Border = Literal["valid", "circular", "reflect"]
+
+
+class Blur(Operator):
+    r"""Convolution of images `(B, channels, H, W)` with a kernel, differentiable in it.
+
+    A point of light becomes the kernel, as `scipy.ndimage.convolve` has it. With the border "valid" nothing is assumed
+    of what lies beyond: measurements are smaller, `(B, channels, H - h + 1, W - w + 1)`, the only choice that is right
+    for photographs. "circular" takes images for periodic: everything has a closed form by the Fourier transform, and
+    real images get artefacts at their borders. "reflect" mirrors them without repeating the edge.
+
+    Args:
+        kernel: weights, `(h, w)` of odd sizes; `(channels, h, w)` for kernels of the channels' own, `(B, channels, h,
+            w)` or `(B, 1, h, w)` for kernels of the samples' own.
+        border: "valid", "circular" or "reflect".
+
+    Examples:
+        >>> import torch, torchimplicit as ti
+        >>> blur = ti.imaging.Blur(torch.full((3, 3), 1 / 9))
+        >>> blur.A(torch.ones(1, 1, 4, 4))
+        tensor([[[[1.0000, 1.0000],
+                  [1.0000, 1.0000]]]])
+    """
+
+    kernel: Tensor
+
+    def __init__(self, kernel: Tensor, border: Border = "valid"):
+        """Keeps the kernel.
+
+        Raises:
+            TypeError: the kernel is not floating or complex.
+            ValueError: it has no centre, NaN, or zeros alone; or there is no such border.
+        """
+        super().__init__()
+        if not is_real_or_complex(kernel):
+            raise TypeError(f"Blur(kernel=...): got {kind(kernel)}, expected a floating one; try kernel.float()")
+        if kernel.dim() not in (2, 3, 4) or not all(size % 2 for size in kernel.shape[-2:]):
+            raise ValueError(f"Blur(kernel=...): got shape {tuple(kernel.shape)}, expected (h, w) of odd sizes")
+        check_finite("Blur", "kernel", kernel)
+        self.border = border
+        require(self, "border", border in get_args(Border), "'valid', 'circular' or 'reflect'")
+        self.keep("kernel", kernel)
+        if kernel.dim() == 4 and len(kernel) > 1:
+            self.per_sample = ("kernel",)
+
+    def A(self, x: Tensor) -> Tensor:
+        """See `Operator.A`."""
+        self._check(x)
+        if self.border == "circular":
+            return self._filter(x, self._symbol(x))
+        return self._convolve(x if self.border == "valid" else self._reflect(x))
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        """See `Operator.A_adjoint`."""
+        self._check(y, "measurements")
+        if self.border == "circular":
+            return self._filter(y, self._symbol(y).conj())
+        x = self._convolve(y, back=True)
+        return x if self.border == "valid" else self._fold(x)
+
+    def gram(self, x: Tensor) -> Tensor:
+        """See `Operator.gram`."""
+        if self.border != "circular":
+            return super().gram(x)
+        self._check(x)
+        return self._filter(x, self._symbol(x).abs().square())
+
+    def A_dagger(self, y: Tensor, damping: float = 0.0, solver: CG = SOLVER, on_failure: OnFailure = "warn") -> Tensor:
+        """See `Operator.A_dagger`; a closed form where the border is circular and there is a damping."""
+        if self.border != "circular" or damping == 0:
+            return super().A_dagger(y, damping, solver, on_failure)
+        return self._filter(self.A_adjoint(y), 1 / (self._symbol(y).abs().square() + damping))
+
+    def prox(
+        self, z: Tensor, y: Tensor, step: float | Tensor, solver: CG = SOLVER, on_failure: OnFailure = "warn"
+    ) -> Tensor:
+        """See `Operator.prox`; a closed form, for steps of samples, where the border is circular."""
+        if self.border != "circular":
+            return super().prox(z, y, step, solver, on_failure)
+        return self._filter(z + step * self.A_adjoint(y), 1 / (1 + step * self._symbol(z).abs().square()))
+
+    def norm(self, like: Tensor | None = None, rtol: float = 1e-3, max_steps: int = 64) -> Tensor:
+        """See `Operator.norm`; exact where the border is circular."""
+        if self.border != "circular" or like is None:
+            return super().norm(like, rtol, max_steps)
+        return self._symbol(like).detach().abs().expand(*like.shape[:2], -1, -1).amax((1, 2, 3))
+
+    def _check(self, x: Tensor, name: str = "images") -> None:
+        own = self.kernel.shape[-3] if self.kernel.dim() > 2 else 1
+        check_images("Blur", x, "channels" if own == 1 else own, "H", "W", name=name)
+        height, width = self.kernel.shape[-2:]
+        least = {"valid": (height, width), "circular": (height, width), "reflect": (height // 2 + 1, width // 2 + 1)}
+        if name == "images" and any(a < b for a, b in zip(x.shape[-2:], least[self.border], strict=True)):
+            raise ValueError(
+                f"Blur: got images {tuple(x.shape)}, expected (B, channels, H, W) of {least[self.border]} pixels or "
+                f"more for a kernel ({height}, {width})"
+            )
+
+    def _like(self, x: Tensor) -> Tensor:
+        """The kernel `(1 or B, 1 or channels, h, w)` in the precision of images."""
+        kernel = self.kernel[(None,) * (4 - self.kernel.dim())]
+        dtype = x.real.dtype
+        return kernel.to(x.device, dtype.to_complex() if kernel.is_complex() else dtype)
+
+    def _convolve(self, x: Tensor, back: bool = False) -> Tensor:
+        """The convolution with the kernel where all of it lies within, or its adjoint."""
+        kernel = self._like(x)
+        dtype = torch.promote_types(x.dtype, kernel.dtype)
+        x, kernel = x.to(dtype), kernel.to(dtype).flip(-2, -1)
+        height, width = kernel.shape[-2:]
+        if kernel.shape[:2] == (1, 1):
+            rows, weight, groups = x.reshape(-1, 1, *x.shape[2:]), kernel, 1
+        else:
+            weight = kernel.expand(*x.shape[:2], height, width).reshape(-1, 1, height, width)
+            rows, groups = x.reshape(1, -1, *x.shape[2:]), len(weight)
+        found = conv_transpose2d(rows, weight.conj(), groups=groups) if back else conv2d(rows, weight, groups=groups)
+        return found.reshape(*x.shape[:2], *found.shape[2:])
+
+    def _symbol(self, x: Tensor) -> Tensor:
+        """The kernel's Fourier transform, by which a circular blur multiplies, `(1 or B, 1 or channels, H, W)`."""
+        kernel = self._like(x)
+        height, width = kernel.shape[-2:]
+        padding = (0, x.shape[-1] - width, 0, x.shape[-2] - height)
+        placed = torch.nn.functional.pad(kernel, padding).roll((-(height // 2), -(width // 2)), (-2, -1))
+        return torch.fft.fft2(placed)
+
+    def _filter(self, x: Tensor, symbol: Tensor) -> Tensor:
+        found = torch.fft.ifft2(symbol * torch.fft.fft2(x))
+        return found if x.is_complex() or self.kernel.is_complex() else found.real
+
+    def _reflected(self, size: int, border: int, device: torch.device) -> Tensor:
+        """Which pixel of an axis is seen at each place of the mirrored one, `(size + 2 border,)`."""
+        place = torch.arange(-border, size + border, device=device).abs()
+        return torch.where(place < size, place, 2 * (size - 1) - place)
+
+    def _reflect(self, x: Tensor) -> Tensor:
+        for axis, size in zip((-2, -1), self.kernel.shape[-2:], strict=True):
+            x = x.index_select(axis, self._reflected(x.shape[axis], size // 2, x.device))
+        return x
+
+    def _fold(self, x: Tensor) -> Tensor:
+        """The adjoint of `_reflect`: what lies beyond the border is added where it came from."""
+        for axis, size in zip((-2, -1), self.kernel.shape[-2:], strict=True):
+            shape = list(x.shape)
+            shape[axis] -= 2 * (size // 2)
+            x = x.new_zeros(shape).index_add(axis, self._reflected(shape[axis], size // 2, x.device), x)
+        return x

@@ -1,0 +1,42 @@
+r"""Centred orthonormal Fourier transforms, in one place, and what one coil measures of an image with them.
+
+The zero frequency lies at pixel `N // 2`, as scanners, fastMRI and sigpy have it, and $F^H F = I$.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+PLANE = (-2, -1)
+
+
+def fftc(x: Tensor, dims: Sequence[int] = PLANE) -> Tensor:
+    """The centred orthonormal Fourier transform.
+
+    Args:
+        x: real or complex, of any shape.
+        dims: along which dimensions.
+
+    Examples:
+        >>> import torch, torchimplicit as ti
+        >>> ti.imaging.fftc(torch.ones(4), dims=(0,)).real
+        tensor([0., 0., 2., 0.])
+    """
+    dims = tuple(dims)
+    x = torch.fft.ifftshift(x, dims)
+    return torch.fft.fftshift(torch.fft.fftn(x, dim=dims, norm="ortho"), dims)
+
+
+def ifftc(k: Tensor, dims: Sequence[int] = PLANE) -> Tensor:
+    """The inverse of `fftc`, and its adjoint.
+
+    Args:
+        k: real or complex, of any shape.
+        dims: along which dimensions.
+    """
+    dims = tuple(dims)
+    k = torch.fft.ifftshift(k, dims)
+    return torch.fft.fftshift(torch.fft.ifftn(k, dim=dims, norm="ortho"), dims)

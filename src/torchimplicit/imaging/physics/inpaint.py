@@ -1,0 +1,124 @@
+"""Images of which parts are seen, or colours together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core import OnFailure
+from torchimplicit.imaging.physics.check import check_images, check_mask
+from torchimplicit.imaging.physics.operator import SOLVER, Operator
+from torchimplicit.linear import CG
+
+
+class _Coisometry(Operator):
+    r"""An operator with $A A^H = c I$: whatever is asked of it has a closed form."""
+
+    coisometry: float
+
+    def A_dagger(self, y: Tensor, damping: float = 0.0, solver: CG = SOLVER, on_failure: OnFailure = "warn") -> Tensor:
+        """See `Operator.A_dagger`; a closed form."""
+        return self.A_adjoint(y) / (self.coisometry + damping)
+
+    def prox(
+        self, z: Tensor, y: Tensor, step: float | Tensor, solver: CG = SOLVER, on_failure: OnFailure = "warn"
+    ) -> Tensor:
+        """See `Operator.prox`; a closed form, for steps of samples."""
+        right = z + step * self.A_adjoint(y)
+        return right - step / (1 + step * self.coisometry) * self.gram(right)
+
+    def norm(self, like: Tensor | None = None, rtol: float = 1e-3, max_steps: int = 64) -> Tensor:
+        """See `Operator.norm`; exact."""
+        ones = torch.ones(1) if like is None else torch.ones_like(like.real.flatten(1)[:, 0])
+        return self.coisometry**0.5 * ones
+
+
+class Inpainting(_Coisometry):
+    """The entries that are seen, `(B, m)`, in their order.
+
+    Args:
+        mask: which those are, bool, of the shape of one image or one that broadcasts to it.
+        shape: of one image; None for that of the mask.
+
+    Examples:
+        >>> import torch, torchimplicit as ti
+        >>> upper = ti.imaging.Inpainting(torch.tensor([[True, True], [False, False]]))
+        >>> y = upper.A(torch.arange(4.0).view(1, 2, 2))
+        >>> y, upper.A_adjoint(y)
+        (tensor([[0., 1.]]), tensor([[[0., 1.],
+                 [0., 0.]]]))
+    """
+
+    mask: Tensor
+    index: Tensor
+    coisometry = 1.0
+
+    def __init__(self, mask: Tensor, shape: Sequence[int] | None = None):
+        """Keeps the mask.
+
+        Raises:
+            TypeError: it is not bool.
+            ValueError: it does not broadcast to the shape, or shows nothing.
+        """
+        super().__init__()
+        check_mask("Inpainting", mask)
+        shape = torch.Size(mask.shape if shape is None else shape)
+        try:
+            mask = mask.expand(shape)
+        except RuntimeError:
+            raise ValueError(
+                f"Inpainting(mask=...): got shape {tuple(mask.shape)}, expected that of an image, {tuple(shape)}"
+            ) from None
+        self.register_buffer("mask", mask.contiguous(), persistent=False)
+        self.register_buffer("index", mask.flatten().nonzero().squeeze(1), persistent=False)
+
+    def A(self, x: Tensor) -> Tensor:
+        """The entries that are seen, `(B, m)`."""
+        check_images("Inpainting", x, *self.mask.shape)
+        return x.flatten(1).index_select(1, self.index)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        """Images that are zero where nothing is seen."""
+        check_images("Inpainting", y, len(self.index), name="measurements")
+        return y.new_zeros(len(y), prod(self.mask.shape)).index_copy(1, self.index, y).view(-1, *self.mask.shape)
+
+    def gram(self, x: Tensor) -> Tensor:
+        """See `Operator.gram`."""
+        check_images("Inpainting", x, *self.mask.shape)
+        return x * self.mask
+
+
+class Greyscale(_Coisometry):
+    """Colour to grey, `(B, C, ...)` to `(B, 1, ...)`: a weighted sum of the channels.
+
+    Args:
+        weights: of the channels; those of ITU-R BT.601 by default.
+
+    Examples:
+        >>> import torch, torchimplicit as ti
+        >>> ti.imaging.Greyscale((0.5, 0.25, 0.25)).A(torch.tensor([[4.0, 2.0, 2.0]]))
+        tensor([[3.]])
+    """
+
+    weights: Tensor
+
+    def __init__(self, weights: Sequence[float] = (0.299, 0.587, 0.114)):
+        super().__init__()
+        self.register_buffer("weights", torch.tensor(tuple(weights), dtype=torch.float64), persistent=False)
+        self.coisometry = float(self.weights.square().sum())
+
+    def A(self, x: Tensor) -> Tensor:
+        """The grey images."""
+        if x.dim() < 2 or x.shape[1] != len(self.weights):
+            raise ValueError(f"Greyscale: got images {tuple(x.shape)}, expected (B, {len(self.weights)}, ...)")
+        return (x * self._beside(x)).sum(1, keepdim=True)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        """Grey in all channels, by their weights."""
+        return y * self._beside(y)
+
+    def _beside(self, x: Tensor) -> Tensor:
+        return self.weights.to(x.real).view(-1, *(1,) * (x.dim() - 2))

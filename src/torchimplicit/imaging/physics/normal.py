@@ -1,0 +1,112 @@
+r"""What follows of $A$ and $A^H$, whoever has them: the Gram operator, systems with it, the largest singular value."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from functools import reduce
+from operator import add
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchimplicit.adjoint import Implicit
+from torchimplicit.core import ConvergenceWarning, OnFailure, Solution
+from torchimplicit.core.tree import Layout, norm
+from torchimplicit.equations import fixed_point
+from torchimplicit.linear import CG, eigenvalue_range, probe
+from torchimplicit.solve import Newton
+
+
+def is_operator(value: Any) -> bool:
+    """Whether something has `A` and `A_adjoint`."""
+    return callable(getattr(value, "A", None)) and callable(getattr(value, "A_adjoint", None))
+
+
+def added(tensors: Iterable[Tensor]) -> Tensor:
+    """The sum of tensors of one shape."""
+    return reduce(add, tensors)
+
+
+def gram(operator: Any, x: Tensor) -> Tensor:
+    """$A^H A x$, by the operator's own way where it has one."""
+    own = getattr(operator, "gram", None)
+    return operator.A_adjoint(operator.A(x)) if own is None else own(x)
+
+
+def normal_equations(
+    operator: Any,
+    b: Tensor,
+    shift: float | Tensor,
+    weight: float | Tensor,
+    solver: CG,
+    on_failure: OnFailure,
+) -> Solution:
+    r"""$x$ with $(\sigma I + \tau A^H A) x = b$, differentiable in all of it; with $\sigma = 0$ the smallest one.
+
+    It is the fixed point of $x \mapsto x - c (\sigma x + \tau A^H A x - b)$, with $c$ such that this is in the units
+    of $x$: $|b| / |(\sigma I + \tau A^H A) b|$, sample by sample. Newton's method, its equations solved by conjugate
+    gradients, needs one step; a second one mends what rounding has left.
+
+    Args:
+        operator: $A$, with `A` and `A_adjoint`.
+        b: images, `(B, ...)`.
+        shift: $\sigma \ge 0$.
+        weight: $\tau > 0$, a number or what broadcasts to the images.
+        solver: see `Operator.A_dagger`.
+        on_failure: see `Operator.A_dagger`.
+    """
+    with torch.no_grad():
+        image = shift * b + weight * gram(operator, b)
+        size, moved = norm_of(b), norm_of(image)
+        scale = torch.where(moved > 0, size / moved, 1.0).reshape(-1, *(1,) * (b.dim() - 1))
+    step = Newton(linear_solver=solver, forcing=False, rtol=2 * solver.rtol, atol=0.0, max_steps=4)
+    adjoint = Implicit(solver)
+    start = torch.zeros_like(b)
+    return fixed_point(
+        _update, start, operator, b, weight, shift, scale, solver=step, adjoint=adjoint, on_failure=on_failure
+    )
+
+
+def _update(x: Tensor, operator: Any, b: Tensor, weight: float | Tensor, shift: float, scale: Tensor) -> Tensor:
+    return x - scale * (shift * x + weight * gram(operator, x) - b)
+
+
+def norm_of(x: Tensor) -> Tensor:
+    """The Euclidean norm of every sample, `(B,)`."""
+    return norm(Layout(x).flatten(x))
+
+
+@torch.no_grad()
+def largest_singular_value(operator: Any, like: Tensor, rtol: float, max_steps: int) -> Tensor:
+    """See `Operator.norm`: Lanczos steps, twice as many again until the bound of the error is small enough.
+
+    Args:
+        operator: $A$.
+        like: images, `(B, ...)`.
+        rtol: see `Operator.norm`.
+        max_steps: see `Operator.norm`.
+    """
+    layout = Layout(like)
+    start = probe(layout.flatten(like))
+    limit, steps = min(max_steps, layout.width), 8
+
+    def product(rows: Tensor) -> Tensor:
+        return layout.flatten(gram(operator, layout.unflatten(rows)))
+
+    while True:
+        steps = min(2 * steps, limit)
+        found = eigenvalue_range(product, start, steps)
+        loose = found.play > rtol * found.highest
+        if steps == limit or not bool(loose.any()):
+            break
+    if steps < layout.width and bool(loose.any()):
+        off = float((found.play / found.highest.clamp_min(torch.finfo(found.play.dtype).tiny)).amax()) / 2
+        warnings.warn(
+            f"{type(operator).__name__}.norm: known to {off:.1e} of itself after {steps} steps, asked for "
+            f"{rtol / 2:.1e}; try a larger max_steps or rtol",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    return found.highest.clamp_min(0).sqrt()

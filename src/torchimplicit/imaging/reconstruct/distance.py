@@ -1,0 +1,93 @@
+"""How far an answer is from the solution: a Newton step from it, whose length is estimated by a few products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchimplicit.core.problem import FixedPoint
+from torchimplicit.core.tree import norm
+from torchimplicit.imaging.reconstruct.cell import Cell
+from torchimplicit.linear import GMRES, Jacobian, lanczos
+from torchimplicit.solve import PreparedMap
+
+SEEN = 0.1  # the smallest eigenvalue that matters is taken to be at least this part of the smallest Ritz value
+
+
+def symmetric_distance(
+    jacobian: Jacobian, residual: Tensor, least: Tensor, products: int, seen: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    r"""Bounds of $|B^{-1} r|$ from below and above, for a symmetric $B$ with no eigenvalue below `least`.
+
+    The Lanczos process from $r$ gives $k$-point Gauss quadrature of $r^\top B^{-2} r$, and with one node more at the
+    lower bound of the spectrum the Gauss-Radau rule. The derivatives of $\lambda^{-2}$ of even order are positive,
+    those of odd order negative: the first comes out too small, the second too large. By how much too large depends on
+    `least`, which may be far below any eigenvalue that the residual has a part of. With `seen` that part of the
+    process's smallest Ritz value takes its place where it is larger: the upper bound becomes an estimate, and a close
+    one.
+
+    Source: G. Golub, G. Meurant, Matrices, Moments and Quadrature with Applications, 2010, chapter 6.
+
+    Args:
+        jacobian: $B$.
+        residual: $r$, `(B, n)`.
+        least: `(B,)`, > 0.
+        products: Lanczos steps.
+        seen: part of the smallest Ritz value, in [0, 1); 0 for a bound.
+
+    Returns:
+        Both bounds, `(B,)` each.
+    """
+    found = lanczos(jacobian.rmatvec, residual, min(products, residual.shape[1]))
+    size, matrix = norm(residual), found.matrix.double()
+    least, last = least.double(), found.sides[:, -1].double()
+    # Where the process has ended early the rest of the matrix is zero, and coupled to nothing.
+    empty = torch.diag_embed(((found.middle == 0) & (matrix.abs().sum(2) == 0)).double())
+    first = torch.zeros_like(matrix[:, :, :1])
+    first[:, 0] = 1
+    lower = norm(torch.linalg.solve(matrix + empty, first).squeeze(2))
+    if seen:
+        least = torch.maximum(least, seen * torch.linalg.eigvalsh(matrix + empty)[:, 0])
+    shifted = matrix + empty - least[:, None, None] * torch.eye(matrix.shape[1]).to(matrix)
+    corner = torch.linalg.solve(shifted, first.flip(1)).squeeze(2)[:, -1] * last.square() + least
+    wide = torch.zeros(len(matrix), matrix.shape[1] + 1, matrix.shape[1] + 1).to(matrix)
+    wide[:, :-1, :-1], wide[:, -1, -1] = matrix + empty, corner
+    wide[:, -1, -2] = wide[:, -2, -1] = last
+    upper = norm(torch.linalg.solve(wide, F.pad(first, (0, 0, 0, 1))).squeeze(2))
+    return (size * lower).to(size), (size * torch.maximum(upper, lower)).to(size)
+
+
+def general_distance(jacobian: Jacobian, residual: Tensor, products: int) -> Tensor:
+    r"""An estimate of $|B^{-1} r|$ for any $B$: of what `GMRES` finds, and of the rest as much for its size, `(B,)`."""
+    step, report = GMRES(rtol=1e-2, restart=products, max_steps=products).prepare(jacobian).solve(residual)
+    rest = report.residual * residual.shape[1] ** 0.5
+    found = norm(step)
+    solved = (norm(residual) - rest).clamp_min(torch.finfo(found.dtype).tiny)
+    return torch.where(found > 0, found * (1 + rest / solved), rest)
+
+
+@torch.no_grad()
+def distances(cell: Any, z: Any, args: tuple, products: int) -> Tensor:
+    """The estimated RMS distance from states to the fixed points of a cell, `(B,)`; infinite where it is not finite.
+
+    Args:
+        cell: the cell.
+        z: the states.
+        args: the measurement, the operator, and what else the cell takes.
+        products: with the Jacobian.
+    """
+    begun: Any = cell.begin(z, args, 1) if isinstance(cell, PreparedMap) else cell
+    problem = FixedPoint(begun, z, args, begins=False)
+    with problem.bind([tensor.detach() for tensor in problem.explicit.take_tensors()]) as function:
+        flat = problem.layout.flatten(z)
+        jacobian = Jacobian(function, flat)
+        residual = jacobian.value.detach()
+        if isinstance(cell, Cell) and cell.symmetric:
+            least = (1 - torch.as_tensor(begun.contraction(args[1], z))).to(flat).expand(len(flat))
+            found = symmetric_distance(jacobian, residual, least, products, SEEN)[1]
+        else:
+            found = general_distance(jacobian, residual, products)
+    return torch.where(found.isfinite(), found, torch.inf) / problem.layout.width**0.5

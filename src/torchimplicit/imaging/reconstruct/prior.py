@@ -1,0 +1,37 @@
+"""What is known of images before any is measured: a map that makes an image likelier, and its slope."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+
+class Prior(nn.Module):
+    r"""Base of the priors: a denoiser $D$, `prior(v)`, and the slope of a regulariser $R$, `prior.slope(x)`.
+
+    A subclass gives `forward`; the slope is then $x - D(x)$, what the denoiser takes away (regularisation by
+    denoising). Where $R$ is the primary thing it overrides both. What a subclass knows of itself it says by the
+    attributes and the methods below: cells choose steps by that, and certificates are proved by it.
+
+    Attributes:
+        convex: whether the slope is the gradient of a convex function, for all parameters.
+    """
+
+    convex: bool = False
+
+    def is_firm(self) -> bool:
+        """Whether the denoiser is firmly nonexpansive, as proximal maps are: half identity, half nonexpansive."""
+        return False
+
+    def slope(self, x: Tensor) -> Tensor:
+        r"""$\nabla R(x)$, like `x`."""
+        return x - self(x)
+
+    def lipschitz(self) -> Tensor | float:
+        """A bound of the slope's Lipschitz constant, with the parameters as they are; infinite where none is known."""
+        return 1 + self.expansion()
+
+    def expansion(self) -> Tensor | float:
+        """A bound of the denoiser's Lipschitz constant; one or less is nonexpansive; infinite where none is known."""
+        return math.inf
