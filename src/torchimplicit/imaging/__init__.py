@@ -4,7 +4,9 @@ from torchimplicit.imaging.baselines import cg_sense, plug_and_play, total_varia
 from torchimplicit.imaging.physics.blur import Blur
 from torchimplicit.imaging.physics.fourier import fftc, ifftc
 from torchimplicit.imaging.physics.inpaint import Greyscale, Inpainting
-from torchimplicit.imaging.physics.mask import cartesian
+from torchimplicit.imaging.physics.kernel import gaussian_kernel, motion_kernel
+from torchimplicit.imaging.physics.mask import cartesian, poisson_disc, radial
+from torchimplicit.imaging.physics.noise import GaussianNoise, PoissonNoise
 from torchimplicit.imaging.physics.operator import Adjoint, Compose, Operator, Scaled, Sum
 from torchimplicit.imaging.physics.sense import Fourier, Sense
 from torchimplicit.imaging.physics.stack import Stack
@@ -43,6 +45,7 @@ __all__ = [
     "DouglasRachford",
     "Flip",
     "Fourier",
+    "GaussianNoise",
     "Gradient",
     "GradientStep",
     "Greyscale",
@@ -50,6 +53,7 @@ __all__ = [
     "HalfQuadratic",
     "Inpainting",
     "Operator",
+    "PoissonNoise",
     "Prior",
     "Proximal",
     "QuarterTurn",
@@ -65,8 +69,12 @@ __all__ = [
     "cg_sense",
     "equivariant_loss",
     "fftc",
+    "gaussian_kernel",
     "ifftc",
+    "motion_kernel",
     "plug_and_play",
+    "poisson_disc",
+    "radial",
     "split_loss",
     "split_mask",
     "sure_loss",

@@ -39,9 +39,9 @@ def test_parts_are_disjoint_not_empty_and_all_of_it(height, width, held_out, cen
     kept = seen_always(height, width, centre) & mask
     if int((mask & ~kept).sum()) < (1 if bool(kept.any()) else 2):
         with pytest.raises(ValueError, match=r"shows nothing|to split"):
-            split_mask(mask, count, held_out=held_out, centre=centre, seed=seed)
+            split_mask(mask, count, held_out=held_out, center_fraction=centre, seed=seed)
         return
-    seen, held = split_mask(mask, count, held_out=held_out, centre=centre, seed=seed)
+    seen, held = split_mask(mask, count, held_out=held_out, center_fraction=centre, seed=seed)
     assert seen.shape == held.shape == (count, height, width)
     assert torch.equal(seen ^ held, mask.expand_as(seen))  # disjoint, and together the mask
     assert bool(seen.flatten(1).any(1).all() and held.flatten(1).any(1).all())
@@ -51,7 +51,7 @@ def test_parts_are_disjoint_not_empty_and_all_of_it(height, width, held_out, cen
 @pytest.mark.parametrize("seed", range(5))
 def test_the_centre_is_kept_and_as_much_held_out_as_asked_for(seed):
     mask = torch.rand(20, 30, generator=torch.Generator().manual_seed(seed)) < 0.5
-    seen, held = split_mask(mask, 2, held_out=0.3, centre=0.2, seed=seed)
+    seen, held = split_mask(mask, 2, held_out=0.3, center_fraction=0.2, seed=seed)
     assert torch.equal(seen[:, 8:12, 12:18], mask[8:12, 12:18].expand(2, -1, -1))
     outside = int(mask.sum() - mask[8:12, 12:18].sum())
     assert held.flatten(1).sum(1).tolist() == [round(0.3 * outside)] * 2
@@ -61,7 +61,7 @@ def test_lines_are_split_as_lines_and_every_one_is_held_out_some_time():
     mask = torch.arange(12)[:, None] % 2 == 0
     total = torch.zeros(12, 1)
     for seed in range(40):
-        seen, held = split_mask(mask, held_out=0.4, centre=0.1, seed=seed)
+        seen, held = split_mask(mask, held_out=0.4, center_fraction=0.1, seed=seed)
         assert seen.shape == (1, 12, 1)
         total += held[0]
     kept = torch.zeros(12, 1, dtype=torch.bool)
@@ -86,7 +86,7 @@ def test_the_truth_has_no_loss_and_another_image_has_one(coils):
     mask, x = lines(1, 1, 0, 1, 1, 1, 0, 1), random(2, 8, 6)
     op = Sense(random(3, 8, 6, seed=1), mask) if coils else Fourier(mask)
     y = op.A(x)
-    options = {"held_out": 0.5, "centre": 0.2, "seed": 0}
+    options = {"held_out": 0.5, "center_fraction": 0.2, "seed": 0}
     assert split_loss(lambda y, op: x, y, op, **options).abs().max() < 1e-28
     assert torch.allclose(split_loss(lambda y, op: 0 * x, y, op, **options), torch.ones(2, dtype=torch.float64))
     assert torch.allclose(split_loss(lambda y, op: 1.5 * x, y, op, **options), torch.full((2,), 0.25).double())
@@ -126,13 +126,19 @@ def test_bad_input():
         split_mask(mask.float())
     with pytest.raises(ValueError, match="shows nothing"):
         split_mask(mask & False)
-    for name, value in (("held_out", 0.0), ("held_out", 1.0), ("centre", -0.1), ("centre", 1.0), ("held_out", "x")):
+    for name, value in (
+        ("held_out", 0.0),
+        ("held_out", 1.0),
+        ("center_fraction", -0.1),
+        ("center_fraction", 1.0),
+        ("held_out", "x"),
+    ):
         with pytest.raises(ValueError, match=rf"split_mask\({name}=.*expected a number in"):
             split_mask(mask, **{name: value})
     with pytest.raises(ValueError, match=r"0 entries outside of the centre, expected at least 1"):
-        split_mask(mask, centre=0.5)
+        split_mask(mask, center_fraction=0.5)
     with pytest.raises(ValueError, match="1 entries outside of the centre, expected at least 2"):
-        split_mask(lines(0, 0, 0, 1), centre=0.0)
+        split_mask(lines(0, 0, 0, 1), center_fraction=0.0)
     with pytest.raises(ValueError, match=r"expected \(H, W\) or \(2, H, W\)"):
         split_mask(torch.ones(3, 4, 4, dtype=torch.bool), 2)
     with pytest.raises(TypeError, match="expected a Fourier or Sense"):

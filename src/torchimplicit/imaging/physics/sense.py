@@ -9,6 +9,7 @@ from torch import Tensor
 
 from torchimplicit.core import OnFailure
 from torchimplicit.imaging.physics.check import (
+    alike,
     can_look,
     check_finite,
     check_images,
@@ -178,10 +179,10 @@ class Sense(Operator):
 
     def _coils(self, x: Tensor) -> Tensor:
         check_images("Sense", x, *self.maps.shape[-2:])
-        return self.maps * x.unsqueeze(-3)
+        return alike(self.maps, x) * x.unsqueeze(-3)
 
     def _together(self, coils: Tensor) -> Tensor:
-        return (self.maps.conj() * coils).sum(-3)
+        return (alike(self.maps, coils).conj() * coils).sum(-3)
 
 
 def _axes(owner: str, dims: Sequence[int]) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ def split_mask(
     count: int = 1,
     *,
     held_out: float = 0.4,
-    centre: float = 0.04,
+    center_fraction: float = 0.04,
     seed: Seed = None,
 ) -> tuple[Tensor, Tensor]:
     """Two disjoint parts of a mask whose union it is, at random: what is seen, and what is held out.
@@ -34,7 +34,8 @@ def split_mask(
         mask: what was sampled, bool `(H, W)`, `(1, W)`, `(H, 1)`, or with a batch `(B, H, W)`.
         count: the number of samples, each of which gets a split of its own.
         held_out: the part of what was sampled outside of the centre, in (0, 1).
-        centre: the part of every axis along which the mask varies, in the middle, that is always seen, in [0, 1).
+        center_fraction: the part of every axis along which the mask varies, in the middle, that is always seen, in
+            [0, 1).
         seed: an int, from which every sample has a split of its own, or one per sample, `(count,)` int64; None draws
             one from torch's generator.
 
@@ -48,20 +49,20 @@ def split_mask(
     Examples:
         >>> import torch, torchimplicit as ti
         >>> mask = torch.ones(1, 8, dtype=torch.bool)
-        >>> seen, held = ti.imaging.split_mask(mask, held_out=0.5, centre=0.25, seed=0)
+        >>> seen, held = ti.imaging.split_mask(mask, held_out=0.5, center_fraction=0.25, seed=0)
         >>> int(seen.sum()), int(held.sum()), seen[0, 0, 3:5].tolist()
         (5, 3, [True, True])
     """
     check_mask("split_mask", mask)
     _check_part("held_out", held_out, is_number(held_out) and 0 < held_out < 1, "(0, 1)")
-    _check_part("centre", centre, is_number(centre) and 0 <= centre < 1, "[0, 1)")
+    _check_part("center_fraction", center_fraction, is_number(center_fraction) and 0 <= center_fraction < 1, "[0, 1)")
     if mask.dim() not in (2, 3) or (mask.dim() == 3 and len(mask) not in (1, count)):
         got = tuple(mask.shape)
         raise ValueError(f"split_mask(mask=...): got {got} for {count} samples, expected (H, W) or ({count}, H, W)")
     mask = mask.expand(count, *mask.shape[-2:])
-    free = mask & ~_middle(mask.shape[-2:], centre, mask.device)
+    free = mask & ~_middle(mask.shape[-2:], center_fraction, mask.device)
     total, kept = free.flatten(1).sum(1), (mask & ~free).flatten(1).any(1)
-    _check_enough(total, torch.where(kept, 1, 2), centre)
+    _check_enough(total, torch.where(kept, 1, 2), center_fraction)
     held = (held_out * total).round().clamp_min(1)
     held = torch.minimum(held, torch.where(kept, total, total - 1))
     like = torch.empty((), dtype=torch.float64, device=mask.device)
@@ -77,7 +78,7 @@ def split_loss(
     op: Fourier | Sense,
     *,
     held_out: float = 0.4,
-    centre: float = 0.04,
+    center_fraction: float = 0.04,
     seed: Seed = None,
 ) -> Tensor:
     r"""What a reconstruction from a part of k-space misses of the rest, $|A_2 R(y_1, A_1) - y_2|^2 / |y_2|^2$.
@@ -93,7 +94,7 @@ def split_loss(
         y: k-space, `(B, H, W)` or `(B, C, H, W)`; zero where nothing was sampled.
         op: of the whole, `Fourier` or `Sense`.
         held_out: see `split_mask`.
-        centre: see `split_mask`.
+        center_fraction: see `split_mask`.
         seed: see `split_mask`; a new one at every step of a training.
 
     Returns:
@@ -111,7 +112,7 @@ def split_loss(
     if not is_real_or_complex(y):
         raise TypeError(f"split_loss(y=...): got {kind(y)}, expected a complex one")
     coil = op.coil if isinstance(op, Sense) else op
-    seen, held = split_mask(coil.mask, len(y), held_out=held_out, centre=centre, seed=seed)
+    seen, held = split_mask(coil.mask, len(y), held_out=held_out, center_fraction=center_fraction, seed=seed)
     first, second = _restricted(op, seen), _restricted(op, held)
     missed = second.A(reconstruct(_only(y, seen), first)) - _only(y, held)
     return _squared(missed) / _squared(_only(y, held))
@@ -122,13 +123,13 @@ def _check_part(name: str, value: float, holds: bool, expected: str) -> None:
         raise ValueError(f"split_mask({name}={value!r}): expected a number in {expected}")
 
 
-def _check_enough(total: Tensor, least: Tensor, centre: float) -> None:
+def _check_enough(total: Tensor, least: Tensor, center_fraction: float) -> None:
     """Refuses samples that have too few entries outside of the centre to be split."""
     short = (total < least).nonzero().flatten().tolist()
     if short:
         raise ValueError(
-            f"split_mask(mask=..., centre={centre}): sample {short[0]} has {int(total[short[0]])} entries outside of "
-            f"the centre, expected at least {int(least[short[0]])} to split; try a smaller centre"
+            f"split_mask(mask=..., center_fraction={center_fraction}): sample {short[0]} has {int(total[short[0]])} "
+            f"entries outside of the centre, expected at least {int(least[short[0]])} to split; try a smaller center_fraction"
         )
 
 
