@@ -127,9 +127,10 @@ def _check_enough(total: Tensor, least: Tensor, center_fraction: float) -> None:
     """Refuses samples that have too few entries outside of the centre to be split."""
     short = (total < least).nonzero().flatten().tolist()
     if short:
+        i = short[0]
         raise ValueError(
-            f"split_mask(mask=..., center_fraction={center_fraction}): sample {short[0]} has {int(total[short[0]])} "
-            f"entries outside of the centre, expected at least {int(least[short[0]])} to split; try a smaller center_fraction"
+            f"split_mask(mask=..., center_fraction={center_fraction}): sample {i} has {int(total[i])} entries outside of "
+            f"the centre, expected at least {int(least[i])} to split; try a smaller center_fraction"
         )
 
 
