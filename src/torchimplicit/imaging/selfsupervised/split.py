@@ -129,8 +129,8 @@ def _check_enough(total: Tensor, least: Tensor, center_fraction: float) -> None:
     if short:
         i = short[0]
         raise ValueError(
-            f"split_mask(mask=..., center_fraction={center_fraction}): sample {i} has {int(total[i])} entries outside of "
-            f"the centre, expected at least {int(least[i])} to split; try a smaller center_fraction"
+            f"split_mask(mask=..., center_fraction={center_fraction}): sample {i} has {int(total[i])} entries outside "
+            f"of the centre, expected at least {int(least[i])} to split; try a smaller center_fraction"
         )
 
 
