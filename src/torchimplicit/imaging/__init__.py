@@ -1,5 +1,6 @@
 """Reconstruction of images as an equilibrium: what is measured of them, and what is known of them beforehand."""
 
+from torchimplicit.imaging.baselines import cg_sense, plug_and_play, total_variation, wavelet, zero_filled
 from torchimplicit.imaging.physics.blur import Blur
 from torchimplicit.imaging.physics.fourier import fftc, ifftc
 from torchimplicit.imaging.physics.inpaint import Greyscale, Inpainting
@@ -23,6 +24,16 @@ from torchimplicit.imaging.reconstruct import (
     Ridge,
     averaged,
 )
+from torchimplicit.imaging.selfsupervised import (
+    Flip,
+    Group,
+    QuarterTurn,
+    Shift,
+    equivariant_loss,
+    split_loss,
+    split_mask,
+    sure_loss,
+)
 
 __all__ = [
     "ADMM",
@@ -32,29 +43,42 @@ __all__ = [
     "Compose",
     "DnCNN",
     "DouglasRachford",
+    "Flip",
     "Fourier",
     "GaussianNoise",
     "Gradient",
     "GradientStep",
     "Greyscale",
+    "Group",
     "HalfQuadratic",
     "Inpainting",
     "Operator",
     "PoissonNoise",
     "Prior",
     "Proximal",
+    "QuarterTurn",
     "Reconstruction",
     "Ridge",
     "Scaled",
     "Sense",
+    "Shift",
     "Stack",
     "Sum",
     "averaged",
     "cartesian",
+    "cg_sense",
+    "equivariant_loss",
     "fftc",
     "gaussian_kernel",
     "ifftc",
     "motion_kernel",
+    "plug_and_play",
     "poisson_disc",
     "radial",
+    "split_loss",
+    "split_mask",
+    "sure_loss",
+    "total_variation",
+    "wavelet",
+    "zero_filled",
 ]
