@@ -28,7 +28,8 @@ class Ridge(Prior):
 
     Complex images have the potential of the magnitude $|w_c * x|$: $R(e^{i \varphi} x) = R(x)$. The filters have no
     mean and look at every channel by itself; beyond its border an image counts as zero. `prior(v)` is $v - \nabla
-    R(v) / L$, a step down the regulariser and (as a nonexpansive gradient of a convex function) the proximal map of another one.
+    R(v) / L$, a step down the regulariser and, as a nonexpansive gradient of a convex function, the proximal map of
+    another one.
 
     Not for what the neighbourhood of a few taps does not tell, textures and shapes: there a network knows more, and
     proves less.
