@@ -34,7 +34,7 @@ class Blur(Operator):
         >>> import torch, torchimplicit as ti
         >>> blur = ti.imaging.Blur(torch.tensor([[0.25, 0.5, 0.25]]))
         >>> blur.A(torch.tensor([[[[0.0, 4.0, 0.0, 8.0]]]]))
-        tensor([[[[2., 4.]]]])
+        tensor([[[[2., 3.]]]])
     """
 
     kernel: Tensor
