@@ -67,8 +67,8 @@ class Reconstruction(DEQ):
     """
 
     advice = (
-        "Where the physics leaves much undetermined the way is long: try a larger eps in the cell, or a cell whose data "
-        "step inverts (HalfQuadratic, DouglasRachford)."
+        "Where the physics leaves much undetermined the way is long: try a larger eps in the cell, or a cell whose "
+        "data step inverts (HalfQuadratic, DouglasRachford)."
     )
 
     def __init__(
