@@ -1,9 +1,12 @@
 """Reconstruction of images as an equilibrium: what is measured of them, and what is known of them beforehand."""
 
+from torchimplicit.imaging.baselines import cg_sense, plug_and_play, total_variation, wavelet, zero_filled
 from torchimplicit.imaging.physics.blur import Blur
 from torchimplicit.imaging.physics.fourier import fftc, ifftc
 from torchimplicit.imaging.physics.inpaint import Greyscale, Inpainting
-from torchimplicit.imaging.physics.mask import cartesian
+from torchimplicit.imaging.physics.kernel import gaussian_kernel, motion_kernel
+from torchimplicit.imaging.physics.mask import cartesian, poisson_disc, radial
+from torchimplicit.imaging.physics.noise import GaussianNoise, PoissonNoise
 from torchimplicit.imaging.physics.operator import Adjoint, Compose, Operator, Scaled, Sum
 from torchimplicit.imaging.physics.sense import Fourier, Sense
 from torchimplicit.imaging.physics.stack import Stack
@@ -21,6 +24,16 @@ from torchimplicit.imaging.reconstruct import (
     Ridge,
     averaged,
 )
+from torchimplicit.imaging.selfsupervised import (
+    Flip,
+    Group,
+    QuarterTurn,
+    Shift,
+    equivariant_loss,
+    split_loss,
+    split_mask,
+    sure_loss,
+)
 
 __all__ = [
     "ADMM",
@@ -30,23 +43,42 @@ __all__ = [
     "Compose",
     "DnCNN",
     "DouglasRachford",
+    "Flip",
     "Fourier",
+    "GaussianNoise",
     "Gradient",
     "GradientStep",
     "Greyscale",
+    "Group",
     "HalfQuadratic",
     "Inpainting",
     "Operator",
+    "PoissonNoise",
     "Prior",
     "Proximal",
+    "QuarterTurn",
     "Reconstruction",
     "Ridge",
     "Scaled",
     "Sense",
+    "Shift",
     "Stack",
     "Sum",
     "averaged",
     "cartesian",
+    "cg_sense",
+    "equivariant_loss",
     "fftc",
+    "gaussian_kernel",
     "ifftc",
+    "motion_kernel",
+    "plug_and_play",
+    "poisson_disc",
+    "radial",
+    "split_loss",
+    "split_mask",
+    "sure_loss",
+    "total_variation",
+    "wavelet",
+    "zero_filled",
 ]

@@ -10,7 +10,7 @@ from torch.nn.functional import conv2d, conv_transpose2d
 
 from torchimplicit.core import OnFailure
 from torchimplicit.core.options import require
-from torchimplicit.imaging.physics.check import check_finite, check_images, is_real_or_complex, kind
+from torchimplicit.imaging.physics.check import alike, check_finite, check_images, is_real_or_complex, kind
 from torchimplicit.imaging.physics.operator import SOLVER, Operator
 from torchimplicit.linear import CG
 
@@ -114,9 +114,7 @@ class Blur(Operator):
 
     def _like(self, x: Tensor) -> Tensor:
         """The kernel `(1 or B, 1 or channels, h, w)` in the precision of images."""
-        kernel = self.kernel[(None,) * (4 - self.kernel.dim())]
-        dtype = x.real.dtype
-        return kernel.to(x.device, dtype.to_complex() if kernel.is_complex() else dtype)
+        return alike(self.kernel[(None,) * (4 - self.kernel.dim())], x)
 
     def _convolve(self, x: Tensor, back: bool = False) -> Tensor:
         """The convolution with the kernel where all of it lies within, or its adjoint."""

@@ -15,6 +15,12 @@ def is_real_or_complex(value: Any) -> bool:
     return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
+def alike(tensor: Tensor, x: Tensor) -> Tensor:
+    """What an operator is made of, real or complex as it is, in the precision of images and on their device."""
+    dtype = x.real.dtype
+    return tensor.to(x.device, dtype.to_complex() if tensor.is_complex() else dtype)
+
+
 def kind(value: Any) -> str:
     """What something is, for messages."""
     return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

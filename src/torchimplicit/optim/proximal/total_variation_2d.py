@@ -75,14 +75,14 @@ def total_variation_2d(
         # Moreau: the proximal map of a norm is what the projection onto the dual ball leaves.
         radius = radius.unsqueeze(-1) / _PENALTY
         z = u - (onto_ball(u, radius)[0] if isotropic else onto_box(u, -radius, radius))
-        return z, _smooth(images + _PENALTY * _transposed(2 * z - u), *basis)
+        return z, _smooth(images + _PENALTY * transposed(2 * z - u), *basis)
 
     def split(u: Tensor, *args: Tensor) -> Tensor:
         z, y = sides(u, *args)
-        return u + _gradient(y) - z
+        return u + gradient(y) - z
 
     options: Any = {"solver": solver, "adjoint": adjoint, "on_failure": on_failure, "batched_args": (0, 1)}
-    start = torch.zeros_like(_gradient(images.detach()))
+    start = torch.zeros_like(gradient(images.detach()))
     u = fixed_point(split, start, images, radius, *basis, **options).value
     return batch.finish(sides(u, images, radius, *basis)[1].reshape(batch.x.shape))
 
@@ -106,14 +106,14 @@ def _cosines(size: int, like: Tensor) -> tuple[Tensor, Tensor]:
     return basis.to(like), (2 - 2 * torch.cos(wave)).to(like)
 
 
-def _gradient(x: Tensor) -> Tensor:
+def gradient(x: Tensor) -> Tensor:
     """Forward differences `(B, h, w, 2)` of images `(B, h, w)`, zero across the last edges."""
     down = torch.nn.functional.pad(x.diff(dim=-2), (0, 0, 0, 1))
     right = torch.nn.functional.pad(x.diff(dim=-1), (0, 1))
     return torch.stack([down, right], -1)
 
 
-def _transposed(u: Tensor) -> Tensor:
-    """The transpose of `_gradient`: images `(B, h, w)`."""
+def transposed(u: Tensor) -> Tensor:
+    """The transpose of `gradient`: images `(B, h, w)`."""
     down, right, pad = u[..., :-1, :, 0], u[..., :-1, 1], torch.nn.functional.pad
     return pad(down, (0, 0, 1, 0)) - pad(down, (0, 0, 0, 1)) + pad(right, (1, 0)) - pad(right, (0, 1))

@@ -1,0 +1,1 @@
+"""Reconstructions of real k-space, mask by mask."""

@@ -1,0 +1,102 @@
+r"""Plug and play: a denoiser where a proximal map would stand, and its fixed point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from torchimplicit.adjoint import Adjoint, Implicit
+from torchimplicit.core import OnFailure, Solution
+from torchimplicit.core.public import public
+from torchimplicit.equations import fixed_point
+from torchimplicit.imaging.baselines.check import adjoint_image, check_weight
+from torchimplicit.imaging.physics.normal import gram, normal_equations
+from torchimplicit.imaging.physics.operator import SOLVER as INNER
+from torchimplicit.imaging.physics.operator import Operator
+from torchimplicit.linear import CG
+from torchimplicit.solve import Anderson, Solver
+
+Splitting = Literal["hqs", "gradient"]
+
+
+@public
+def plug_and_play(
+    y: Tensor,
+    op: Any,
+    denoiser: Callable[[Tensor], Tensor],
+    *,
+    step: float | Tensor = 1.0,
+    splitting: Splitting = "hqs",
+    start: Tensor | None = None,
+    solver: Solver = Anderson(window=6, rtol=1e-4, max_steps=200),
+    inner: CG = INNER,
+    adjoint: Adjoint = Implicit(),
+    on_failure: OnFailure = "warn",
+) -> Solution:
+    r"""The fixed point of a denoiser after a step to the data: no training for the operator, and no energy, either.
+
+    With half quadratic splitting $z = D(\mathrm{prox}_{\tau f}(z))$, with the proximal gradient $z = D(z - \tau
+    \nabla f(z))$, where $f(x) = |A x - y|^2 / 2$. A fixed point exists and is found where $D$ is averaged, as proximal
+    maps are; a denoiser that was trained for denoising alone seldom is, and then the report says what came of it. For
+    each sample that has converged, more steps change nothing.
+
+    Not for comparison by a number of steps: what an unconverged iteration gives depends on where it was stopped.
+
+    Source: S. Venkatakrishnan, C. Bouman, B. Wohlberg, GlobalSIP (2013) 945; E. Ryu et al., ICML (2019, arXiv
+    1905.05406), for when it converges.
+
+    Args:
+        y: measurements, `(B, ...)`.
+        op: $A$, with `A` and `A_adjoint`.
+        denoiser: $D$, images `(B, ...)` to images; a module's parameters are differentiated.
+        step: $\tau > 0$, a number or one per sample, `(B,)`. With "gradient" below $2 / |A|^2$. The noise that the
+            denoiser removes wants to be larger for longer steps.
+        splitting: "hqs" or "gradient".
+        start: images; None is $A^H y$.
+        solver: of the fixed point. `Picard` is the classical iteration.
+        inner: of the proximal map of the data, with "hqs", where it has no closed form: the fixed point is as
+            accurate as this.
+        adjoint: how it is differentiated.
+        on_failure: "raise", "warn" or "ignore" samples that do not converge, forward and backward.
+
+    Returns:
+        A `Solution`, whose `value` is `(B, ...)`.
+
+    Raises:
+        TypeError: no operator or denoiser, or measurements that are not floating or complex.
+        ValueError: an impossible step, or another splitting.
+        ConvergenceError: a sample did not converge (with `on_failure="raise"`).
+
+    Examples:
+        >>> import torch, torchimplicit as ti
+        >>> op = ti.imaging.Inpainting(torch.arange(6) % 3 > 0)
+        >>> smooth = lambda x: (x.roll(1, -1) + 2 * x + x.roll(-1, -1)) / 4
+        >>> y = op.A(torch.ones(1, 6))
+        >>> solution = ti.imaging.plug_and_play(y, op, smooth)
+        >>> solution.report.converged, bool((solution.value - 1).abs().max() < 1e-2)
+        (True, True)
+    """
+    if splitting not in get_args(Splitting):
+        raise ValueError(f"plug_and_play(splitting={splitting!r}): expected 'hqs' or 'gradient'")
+    if not callable(denoiser):
+        raise TypeError(f"plug_and_play(denoiser=...): got a {type(denoiser).__name__}, expected a callable")
+    b = adjoint_image("plug_and_play", y, op)
+    tau = check_weight("plug_and_play", step, b, "step")
+    start = b if start is None else start
+    if start.shape != b.shape:
+        raise ValueError(f"plug_and_play(start=...): got {tuple(start.shape)}, expected {tuple(b.shape)}, as A^H y")
+    cell = _half_quadratic if splitting == "hqs" else _gradient
+    args = (y, b, tau, op, denoiser, inner)
+    return fixed_point(cell, start, *args, solver=solver, adjoint=adjoint, on_failure=on_failure)
+
+
+def _half_quadratic(z: Tensor, y: Tensor, b: Tensor, step: Tensor, op: Any, denoiser: Any, inner: CG) -> Tensor:
+    if isinstance(op, Operator):  # it may have a closed form
+        return denoiser(op.prox(z, y, step, inner))
+    return denoiser(normal_equations(op, z + step * b, 1.0, step, inner, "warn").value)
+
+
+def _gradient(z: Tensor, y: Tensor, b: Tensor, step: Tensor, op: Any, denoiser: Any, inner: CG) -> Tensor:
+    return denoiser(z - step * (gram(op, z) - b))
