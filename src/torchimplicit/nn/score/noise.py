@@ -34,6 +34,8 @@ class Normals(Draws):
     def draw(self, number: int) -> Tensor:
         """Standard normals `(B, *shape)`; of other numbers independent ones."""
         width = len(self.channels)
-        words = self.channels[: (width + 1) // 2] + normals.place(normals.DRAW, number)
+        words = self.channels[: (width + 1) // 2] + normals.places(
+            normals.DRAW, torch.full_like(self.channels[:1], number)
+        )
         rows = torch.cat(normals.pair(self.seeds[:, None], words, self.dtype), 1)
         return self.shaped(rows[:, :width])
