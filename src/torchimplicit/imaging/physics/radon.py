@@ -107,12 +107,12 @@ class _Product(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """The transpose."""
-        return _Product.apply(grad, ctx.pair[::-1]), None  # type: ignore[return-value]
+        return _Product.apply(grad, ctx.pair[::-1]), None
 
     @staticmethod
     def jvp(ctx: Any, x: Tensor, pair: None) -> Tensor:
         """The same."""
-        return _Product.apply(x, ctx.pair)  # type: ignore[return-value]
+        return _Product.apply(x, ctx.pair)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, x: Tensor, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
