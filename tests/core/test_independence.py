@@ -118,3 +118,12 @@ def test_what_moves_with_others_shows_in_one_evaluation():
     assert not unmoved_by_others(centred, z, centred(z))
     assert unmoved_by_others(alone, torch.zeros_like(z), alone(torch.zeros_like(z)))
     assert not unmoved_by_others(centred, torch.zeros_like(z), centred(torch.zeros_like(z)))
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 7), (2**16 + 1, 1)])  # kept for the next who asks, and not
+def test_noise_is_always_the_same_and_leaves_the_global_random_state(shape):
+    like, state = torch.empty(shape), torch.random.get_rng_state()
+    first = noise(like)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.rand(1)
+    assert torch.equal(noise(like), first)

@@ -1,6 +1,7 @@
 """Reconstruction of images as an equilibrium: what is measured of them, and what is known of them beforehand."""
 
 from torchimplicit.imaging.baselines import cg_sense, plug_and_play, total_variation, wavelet, zero_filled
+from torchimplicit.imaging.metrics import nrmse, psnr, ssim
 from torchimplicit.imaging.physics.blur import Blur
 from torchimplicit.imaging.physics.fourier import fftc, ifftc
 from torchimplicit.imaging.physics.inpaint import Downsample, Greyscale, Inpainting
@@ -75,11 +76,14 @@ __all__ = [
     "gaussian_kernel",
     "ifftc",
     "motion_kernel",
+    "nrmse",
     "plug_and_play",
     "poisson_disc",
+    "psnr",
     "radial",
     "split_loss",
     "split_mask",
+    "ssim",
     "sure_loss",
     "total_variation",
     "wavelet",

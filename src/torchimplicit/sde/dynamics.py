@@ -247,10 +247,9 @@ def noisy_field(value: Value, first: Value | None, diffusion: Diffusion, driver:
         diffusion: how diffusions become rows.
         driver: the noise.
     """
-    flat, flat_g = diffusion.layout.flatten, diffusion.flatten
-    if diffusion.noise == "diagonal":
-        flat_g = partial(flat, subject="the diffusion returned")
-    flat = partial(flat, subject="the drift returned")
+    flat = partial(diffusion.layout.flatten, subject="the drift returned")
+    own = partial(diffusion.layout.flatten, subject="the diffusion returned")
+    flat_g = own if diffusion.noise == "diagonal" else diffusion.flatten
 
     def both(t: Tensor, y: Tensor, ask: Value = value) -> tuple[Tensor, Tensor]:
         f, g = ask(t, y)

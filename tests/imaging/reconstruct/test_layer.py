@@ -233,6 +233,25 @@ def test_what_does_not_converge_says_so():
     assert layer.report.status.tolist() == [ti.Status.MAX_STEPS] * 2
 
 
+@pytest.mark.parametrize(
+    "tried",
+    [
+        lambda: Gradient(ridge(curvature=0.01), eps=0.1),
+        lambda: HalfQuadratic(ridge(curvature=0.01), step=100.0),
+        lambda: DouglasRachford(ridge(curvature=0.01), step=100.0),
+    ],
+)
+def test_what_the_advice_says_to_try_helps(tried):
+    op = blur(n=16, width=4)
+    y, solver = op.A(images(n=16)).detach(), ti.Anderson(window=10, rtol=1e-6, max_steps=40)
+    layer = Reconstruction(Gradient(ridge(curvature=0.01)).double(), solver)
+    with pytest.warns(ti.ConvergenceWarning, match="try a larger eps in the cell"):
+        layer(y, op)
+    other = Reconstruction(tried().double(), solver)
+    other(y, op)
+    assert other.report.converged
+
+
 def test_symmetric_cells_take_conjugate_gradients_backward():
     op, y = blur(n=16), blur(n=16).A(images(n=16)).detach()
     layer, other = Reconstruction(gradient()), Reconstruction(HalfQuadratic(ridge()))

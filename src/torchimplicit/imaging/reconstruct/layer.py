@@ -66,6 +66,11 @@ class Reconstruction(DEQ):
         True
     """
 
+    advice = (
+        "Where the physics leaves much undetermined the way is long: try a larger eps in the cell, or a cell whose "
+        "data step inverts (HalfQuadratic, DouglasRachford)."
+    )
+
     def __init__(
         self,
         cell: Callable,

@@ -27,9 +27,8 @@ class Ridge(Prior):
     steps that cannot be too long, and, with `eps` in the cell, one solution and a bound of the distance to it.
 
     Complex images have the potential of the magnitude $|w_c * x|$: $R(e^{i \varphi} x) = R(x)$. The filters have no
-    mean and look at every channel by itself; beyond its border an image counts as zero. `prior(v)` is $v - \nabla
-    R(v) / L$, a step down the regulariser and, as a nonexpansive gradient of a convex function, the proximal map of
-    another one.
+    mean and look at every channel by itself; beyond its border an image counts as zero. `prior(v)` is $v - \nabla R(v)
+    / L$, a step down the regulariser and, as the nonexpansive gradient of a convex function, a proximal map.
 
     Not for what the neighbourhood of a few taps does not tell, textures and shapes: there a network knows more, and
     proves less.
