@@ -84,3 +84,9 @@ def test_what_half_precision_has_no_number_for_is_its_largest_one_and_not_infini
     assert found[0].tolist() == [65504.0, -65504.0]
     assert found[1, 0].isnan()
     assert found[1, 1] == 2
+
+
+def test_conjugates_that_torch_has_not_written_out_are_states_like_any_other():
+    state = torch.randn(2, 3, dtype=torch.complex128)
+    layout = Layout(state)
+    assert torch.equal(layout.unflatten(layout.flatten(state.conj())), state.conj())

@@ -72,8 +72,8 @@ MUTANTS = [
     ),
     Mutant(
         "linear/lanczos.py", "an estimate is as good as an eigenvalue",
-        "sides[:, -1] * vectors[:, -1, -1].abs()",
-        "0 * sides[:, -1]",
+        "found.sides[:, -1] * vectors[:, -1, -1].abs()",
+        "0 * found.sides[:, -1]",
         "tests/linear/test_lanczos.py",
     ),
 ]  # fmt: skip

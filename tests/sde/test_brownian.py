@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -204,3 +205,17 @@ def test_a_length_that_is_no_level_and_what_helps():
 def test_no_base(base):
     with pytest.raises(ValueError, match=r"Brownian\(base=.*expected None or a length of steps > 0"):
         Brownian(base=base)
+
+
+def test_threads_make_their_noise_apart():
+    def paths(seed):
+        shape = (3 + seed, 2 + seed % 3)
+        noise = Brownian(seed=seed).bind(like(*shape, dtype=(D, torch.float32)[seed % 2]))
+        return [noise.increments(0, torch.full((1 + 2 * k,), 0.1, dtype=noise.dtype)).W for k in range(20)]
+
+    alone = [paths(seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(paths, range(8)))
+    assert all(
+        torch.equal(a, b) for one, other in zip(alone, together, strict=True) for a, b in zip(one, other, strict=True)
+    )

@@ -1,11 +1,14 @@
 """Steps that are made without a look are, to the bit, those that are looked at one by one."""
 
+import contextlib
+
 import pytest
 import torch
 
 import torchimplicit as ti
 from tests.sde.cases import start
 from torchimplicit import sde
+from torchimplicit.sde import ahead
 
 
 def drift(t, y):
@@ -67,3 +70,35 @@ def test_narrowed_solves_go_on_with_the_noise_of_their_samples():
         found.append((sol.value.detach(), *torch.autograd.grad(sol.value.square().sum(), y0)))
     assert torch.equal(found[0][0], found[1][0])
     assert torch.allclose(found[0][1], found[1][1], rtol=1e-13)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_solves_have_times_of_their_own(batch, monkeypatch):
+    y0, ts = start(batch, torch.float64), torch.tensor([0.0, 0.31, 1.0], dtype=torch.float64)
+    options = {"solver": sde.EulerMaruyama(dt=0.1), "brownian": 3}
+
+    def writes(t, y):
+        y = drift(t, y)
+        with contextlib.suppress(RuntimeError):  # of several samples torch refuses it
+            t.add_(1.0)
+        return y
+
+    first = ti.sdeint(drift, diffusion, y0, ts, **options).value
+    ti.sdeint(writes, diffusion, y0, ts, **options)
+    assert torch.equal(ti.sdeint(drift, diffusion, y0, ts, **options).value, first)
+    monkeypatch.setattr(ahead, "MANY", 1)  # nothing is remembered then
+    assert torch.equal(ti.sdeint(drift, diffusion, y0, ts, **options).value, first)
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (2, 1, 3)])
+def test_functions_see_times_that_broadcast(shape):
+    y0, seen = torch.rand(3, *shape, dtype=torch.float32), set()
+
+    def noted(t, y):
+        seen.add((t.shape, t.dtype))
+        return -y * t
+
+    for dtype in (torch.float32, torch.float64):
+        ts = torch.tensor([0.0, 1.0], dtype=dtype)
+        ti.sdeint(noted, noted, y0, ts, solver=sde.Heun(dt=0.25), calculus="stratonovich", brownian=1)
+    assert seen == {(torch.Size((3, *(1,) * len(shape))), torch.float32)}

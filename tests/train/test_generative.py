@@ -14,8 +14,8 @@ from torchimplicit.train.command.cli import main
 from torchimplicit.train.data import DataError, DequantisedDigits, DequantisedMNIST, Digits, Linear, Logit
 from torchimplicit.train.data.dequantised import Dequantised, DequantisedData
 from torchimplicit.train.errors import UsageError
-from torchimplicit.train.modules import FlowMatching, ImageFlowMatching, Score
-from torchimplicit.train.networks import ConditionalMLP, DenseFlow, ImageFlow
+from torchimplicit.train.modules import ImageFlowMatching, Score
+from torchimplicit.train.networks import ConditionalMLP, ImageFlow
 from torchimplicit.train.quality import Reference, hidden_psnr, inpaint, upper_half
 
 
@@ -231,24 +231,6 @@ def test_a_flow_of_images_is_trained_and_drawn_with_any_solver():
     assert set(module.pictures(next(iter(Toy().test_dataloader())))) >= {"samples", "from noise to images"}
 
 
-def test_flow_matching_learns_the_density():
-    torch.manual_seed(0)
-    module = FlowMatching(DenseFlow(2, hidden=16, layers=1), learning_rate=0.02)
-    optimizer = torch.optim.Adam(module.parameters(), 0.02)
-    data = torch.randn(2000, 2) * torch.tensor([2.0, 0.5]) + 1
-    with torch.no_grad():
-        before = float(module.evaluate("val", (data[:200],)))
-    for _ in range(300):
-        optimizer.zero_grad()
-        module.evaluate("train", (data[torch.randint(2000, (200,))],)).backward()
-        optimizer.step()
-    module.eval()
-    with torch.no_grad():
-        after = float(module.evaluate("val", (data[:200],)))
-    best = math.log(2 * math.pi) + 1  # the entropy: the standard deviations' product is 1
-    assert after < best + 0.15 < before
-
-
 RECIPES = {
     "digits-score": "--model.network.network.hidden 8 --model.inpaintings 2",
     "mnist-score": "--model.network.network.channels [8] --model.inpaintings 2",
@@ -277,15 +259,6 @@ def test_the_recipes_train_test_and_report(recipe, mnist_folder, capsys, monkeyp
     assert "Could not be made" not in page
     expected = {"Test split", "Training", "samples", "from noise to images"}
     assert set(re.findall("<h2>(.*?)</h2>", page)) == expected | LOWER_HALF.get(recipe, set())
-
-
-def test_the_flow_of_the_plane_trains_by_matching(capsys):
-    small = "--config flow2d-matching --model.network.hidden 8 --data.samples 1000 --data.eval_samples 200 "
-    small += "--trainer.enable_progress_bar false "
-    short = "--trainer.max_epochs 1 --trainer.check_val_every_n_epoch 1 --trainer.log_every_n_steps 1"
-    assert main(f"fit {small} {short}".split()) == 0
-    assert main(f"test {small}".split()) == 0
-    assert re.search(r"test/nll\W+([\d.]+)", capsys.readouterr().out)
 
 
 def test_a_reference_keeps_few_samples_to_compare_with():

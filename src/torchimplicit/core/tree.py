@@ -92,7 +92,7 @@ class Layout:
         if [leaf.shape if isinstance(leaf, Tensor) else None for leaf in leaves] != self.shapes:
             self.check(state, cast=True, subject=subject)
         for i, leaf in enumerate(leaves):
-            real = torch.view_as_real(leaf) if leaf.is_complex() else leaf
+            real = torch.view_as_real(leaf.resolve_conj()) if leaf.is_complex() else leaf
             rows.append(self._as_rows(i, real.to(self.dtype)))
         return torch.cat(rows, dim=1)
 

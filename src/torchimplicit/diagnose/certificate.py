@@ -149,6 +149,8 @@ class Certificate:
             verdict = "plain steps come closer in the end"
         if bool((size[size.isfinite()] < BELOW_ONE).all()):
             verdict = "every plain step comes closer"
+        if self.everywhere is not None and self.everywhere < 1:
+            verdict = "every plain step comes closer"
         if not bool(size.isfinite().any()):
             verdict = "no finite Jacobian"
         numbers = f"spectral radius {_most('up to', radius, '.3g')}, norm {_most('up to', size, '.3g')}"

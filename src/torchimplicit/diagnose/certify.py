@@ -21,9 +21,10 @@ from torchimplicit.nn import DEQ
 from torchimplicit.solve import Anderson, ForwardBackward, Newton, Solver
 
 REFINE = 5  # Newton steps from the layer's answer to the reference
-PATIENT_CG = 10_000  # products of an accurate solve with a symmetric matrix
+SLOW = 10_000  # products of an accurate solve with a symmetric matrix, and steps of Anderson's method to its point
 PATIENT = 200  # steps of Anderson's method to it, where a cell has no product for Newton's
-REACH, APART = 10.0, 0.05  # ends are one point within REACH error bounds; where there is no bound, APART of the spread
+REACH, APART = 10.0, 0.05  # ends are one point within REACH error bounds; else APART of the spread, or what the
+# smallest singular value at the point makes of the residuals
 
 
 def certify(
@@ -128,7 +129,7 @@ def _certificate(trial: Trial, starts: int, tolerance: float, dense: int) -> Cer
     gradient_error, gradient_bound, shares = _gradient_errors(trial, own, reference, bound, parts, known)
     gradient_error = gradient_error if bool(solved[known].all()) else gradient_bound
     adjoint_bound = _relative(bound, norm(reference.u))
-    arrived, elsewhere = _compare_starts(trial, starts, own, residual, inverse)
+    arrived, elsewhere = _compare_starts(trial, starts, own, residual, (inverse, measured.smallest))
     return Certificate(
         report=own.report,
         size=norm(own.z) / width**0.5,
@@ -193,18 +194,22 @@ def _refined(trial: Trial, own: Answer, dense: int) -> Answer:
     linear = LU() if trial.layout.width <= dense else _accurate(trial, own, max(1e-10, 50 * eps))
     newton = Newton(linear_solver=linear, rtol=10 * eps, atol=0, max_steps=REFINE)
     try:
-        return trial.solve(own.value, newton, Implicit(linear))
+        answer = trial.solve(own.value, newton, Implicit(linear))
+        if answer.report.converged or not isinstance(linear, CG):
+            return answer
+        # From afar Newton's steps may lead astray where the curvature saturates; a convex layer's plain ones do not.
+        return trial.solve(own.value, Anderson(window=10, rtol=linear.rtol, atol=0, max_steps=SLOW), Implicit(linear))
     except NotImplementedError:  # a cell with one derivative only
         return trial.solve(own.value, Anderson(rtol=10 * eps, atol=0, max_steps=PATIENT), Implicit(linear))
 
 
 def _accurate(trial: Trial, own: Answer, rtol: float) -> LinearSolver:
-    """A method that solves with `I - J` accurately: of a convex layer by CG, in a tenth of the products."""
+    """A method that solves with `I - J` accurately: of a convex layer by CG, which does not stall."""
     try:
         definite = is_definite(trial.jacobian(own.value), own.z)
     except NotImplementedError:
         definite = False
-    return CG(rtol=rtol, max_steps=PATIENT_CG) if definite else GMRES(rtol=rtol, restart=100, max_steps=1000)
+    return CG(rtol=rtol, max_steps=SLOW) if definite else GMRES(rtol=rtol, restart=100, max_steps=1000)
 
 
 def _trusted(own: Answer, reference: Answer, eps: float) -> tuple[Tensor, Tensor]:
@@ -243,8 +248,14 @@ def _gradient_errors(
     return estimate, _quotient(size * whole + rest, _size(reference.gradient)), shares
 
 
-def _compare_starts(trial: Trial, starts: int, own: Answer, residual: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
-    """From how many random starts each sample converged, and from how many to another point, `(B,)` each."""
+def _compare_starts(
+    trial: Trial, starts: int, own: Answer, residual: Tensor, known: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """From how many random starts each sample converged, and from how many to another point, `(B,)` each.
+
+    Known of `I - J` are a bound of its inverse, and its smallest singular value at the point.
+    """
+    inverse, smallest = known
     root = trial.layout.width**0.5
     spread = 1 + norm(own.z) / root
     converged = own.report.status == Status.CONVERGED
@@ -252,8 +263,11 @@ def _compare_starts(trial: Trial, starts: int, own: Answer, residual: Tensor, in
     elsewhere = arrived.clone()
     for _ in range(starts):
         solution = trial.solve_from(spread.unsqueeze(1) * trial.noise())
-        reach = REACH * inverse * (residual + solution.residual * root)
-        near = torch.where(reach.isfinite(), reach, APART * spread * root) + 100 * trial.layout.eps * norm(own.z)
+        both = residual + solution.residual * root
+        reach = REACH * inverse * both
+        guess = torch.where(smallest > 100 * trial.layout.eps, REACH * both / smallest, 0)
+        near = torch.where(reach.isfinite(), reach, torch.fmax(guess, APART * spread * root))
+        near = near + 100 * trial.layout.eps * norm(own.z)
         found = solution.status == Status.CONVERGED
         far = norm(trial.layout.flatten(solution.value) - own.z) > near
         arrived += found

@@ -53,7 +53,6 @@ from torchimplicit.nn.score.denoiser import Denoiser
 from torchimplicit.nn.score.exploding import EDM, VE
 from torchimplicit.nn.score.guidance import Guidance
 from torchimplicit.nn.score.matching import flow_matching_loss
-from torchimplicit.nn.score.operator import Blur, Greyscale, Inpainting
 from torchimplicit.nn.score.preserving import VP, SubVP
 from torchimplicit.nn.score.samplers.dpm_solver import DPMSolverMultistep
 from torchimplicit.nn.score.samplers.heun_edm import HeunEDM
@@ -74,7 +73,6 @@ __all__ = [
     "VP",
     "AugmentedNeuralODE",
     "BernoulliLikelihood",
-    "Blur",
     "Burgers",
     "ClassificationHead",
     "Context",
@@ -89,11 +87,9 @@ __all__ = [
     "Encoder",
     "GRUEncoder",
     "GaussianLikelihood",
-    "Greyscale",
     "Guidance",
     "HamiltonianNet",
     "HeunEDM",
-    "Inpainting",
     "JacobianFrobenius",
     "KineticEnergy",
     "LagrangianNet",

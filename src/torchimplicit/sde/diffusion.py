@@ -116,7 +116,7 @@ class Diffusion:
             return layout.flatten(value)
         found = []
         for leaf, size in zip(leaves, layout.sizes, strict=True):
-            real = torch.view_as_real(leaf).movedim(-1, -2) if leaf.is_complex() else leaf
+            real = torch.view_as_real(leaf.resolve_conj()).movedim(-1, -2) if leaf.is_complex() else leaf
             found.append(real.reshape(layout.batch, size, leaf.shape[-1]).to(layout.dtype))
         whole = found[0] if len(found) == 1 else torch.cat(found, 1)
         return whole.squeeze(2) if self.noise == "scalar" else whole

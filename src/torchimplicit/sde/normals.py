@@ -88,9 +88,9 @@ class Room(NamedTuple):
         words, spare = (torch.empty(shape, dtype=torch.int64, device=device) for _ in range(2))
         return cls(words, spare, torch.empty(shape, dtype=dtype, device=device))
 
-    def fits(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> bool:
+    def fits(self, shape: torch.Size, dtype: torch.dtype) -> bool:
         """Whether there is room for normals of some shape and dtype."""
-        return self.radius.dtype is dtype and self.words.device == device and self.words.numel() >= shape.numel()
+        return self.radius.dtype is dtype and self.words.numel() >= shape.numel()
 
     def part(self, shape: torch.Size) -> Room:
         """Room for as many or fewer."""

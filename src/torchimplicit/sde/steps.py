@@ -47,7 +47,6 @@ class Steps:
         self.block = BLOCK.get(seeds.device.type, LARGE)
         self.count = min(LONGEST, max(2, self.block // max(1, seeds.numel() * channels.numel()) // 2 * 2))
         self._cells = (seeds.unsqueeze(1) + channels).flatten()
-        self._room: Room | None = None
         self.areas: Steps | None = None
         if levy:
             pairs = len(channels) * (len(channels) - 1) // 2
@@ -70,14 +69,13 @@ class Steps:
             normals.pair(some, words, self.dtype, self._room_for(even.shape), (even, odd))
 
     def _room_for(self, shape: torch.Size) -> Room:
-        """Room for normals, which the next solve of this thread finds again where it is small."""
-        room = _thread.room if self._room is None else self._room
-        if room is None or not room.fits(shape, self.dtype, self.seeds.device):
-            room = Room.of(shape, self.dtype, self.seeds.device)
-        self._room = room
-        if self.seeds.device.type == "cpu" and not transforms.watched():
-            _thread.room = room
-        return room.part(shape)
+        """Room for normals; a thread keeps it, from solve to solve."""
+        device = self.seeds.device
+        if device.type != "cpu" or transforms.watched():
+            return Room.of(shape, self.dtype, device)
+        if _thread.room is None or not _thread.room.fits(shape, self.dtype):
+            _thread.room = Room.of(shape, self.dtype, device)
+        return _thread.room.part(shape)
 
     def _column(self, purpose: int, first: int, count: int) -> Tensor:
         """The words of consecutive numbers, `(count, 1)`."""

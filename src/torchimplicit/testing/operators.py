@@ -43,10 +43,12 @@ def check_operator(operator: Any, x: Tensor) -> None:
         raise ValueError(f"x: got {tuple(x.shape)} of {x.dtype}, expected two samples or more in double precision")
     x, z = noise(x), noise(torch.stack([x, x]))[1]
     y = operator.A(x)
+    image = operator.A_adjoint(noise(y))
+    assert image.shape == x.shape, f"A_adjoint: got {tuple(image.shape)}, expected {tuple(x.shape)}"
+    _check_samples(operator, x, y)
     size = largest_singular_value(operator, x, rtol=1e-6, max_steps=100)
     assert bool((size > 0).all()), "A is zero"
     _check_products(operator, x, z, y, float(size.amax()))
-    _check_samples(operator, x, y)
     _check_more(operator, x, z, y, size)
 
 
@@ -67,7 +69,6 @@ def _check_products(operator: Any, x: Tensor, z: Tensor, y: Tensor, size: float)
     _near(operator.A(factor * x + z), factor * y + operator.A(z), 10 * size * length, "A is not linear")
     back = noise(y)
     image = operator.A_adjoint(back)
-    assert image.shape == x.shape, f"A_adjoint: got {tuple(image.shape)}, expected {tuple(x.shape)}"
     one, other = _dot(y, back), _dot(x, image)
     one, other = (one, other) if x.is_complex() or not y.is_complex() else (one.real, other.real)
     scale = size * length * float(norm_of(back).amax())

@@ -10,6 +10,7 @@ import torchimplicit as ti
 from tests.imaging.reconstruct.measuring import blur, coils, images
 from torchimplicit.imaging import (
     ADMM,
+    Blur,
     DnCNN,
     DouglasRachford,
     Gradient,
@@ -17,6 +18,7 @@ from torchimplicit.imaging import (
     Proximal,
     Reconstruction,
     Ridge,
+    Sense,
     averaged,
 )
 
@@ -231,6 +233,25 @@ def test_what_does_not_converge_says_so():
     assert layer.report.status.tolist() == [ti.Status.MAX_STEPS] * 2
 
 
+@pytest.mark.parametrize(
+    "tried",
+    [
+        lambda: Gradient(ridge(curvature=0.01), eps=0.1),
+        lambda: HalfQuadratic(ridge(curvature=0.01), step=100.0),
+        lambda: DouglasRachford(ridge(curvature=0.01), step=100.0),
+    ],
+)
+def test_what_the_advice_says_to_try_helps(tried):
+    op = blur(n=16, width=4)
+    y, solver = op.A(images(n=16)).detach(), ti.Anderson(window=10, rtol=1e-6, max_steps=40)
+    layer = Reconstruction(Gradient(ridge(curvature=0.01)).double(), solver)
+    with pytest.warns(ti.ConvergenceWarning, match="try a larger eps in the cell"):
+        layer(y, op)
+    other = Reconstruction(tried().double(), solver)
+    other(y, op)
+    assert other.report.converged
+
+
 def test_symmetric_cells_take_conjugate_gradients_backward():
     op, y = blur(n=16), blur(n=16).A(images(n=16)).detach()
     layer, other = Reconstruction(gradient()), Reconstruction(HalfQuadratic(ridge()))
@@ -261,3 +282,34 @@ def test_a_measurement_without_its_physics_is_refused():
         Reconstruction(gradient())(torch.zeros(1, 1, 8, 8))
     with pytest.raises(ValueError, match="products"):
         Reconstruction(gradient(), products=-1)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_coils_with_masks_and_maps_of_ones_own(own):
+    """The operators of the package: complex images, every sample as alone, and gradients by the maps."""
+    generator = torch.Generator().manual_seed(0)
+    lines = torch.rand(3 if own else 1, 1, 12, generator=generator) < 0.5
+    maps = coils(n=12).maps.detach()
+    maps = (maps * torch.linspace(0.5, 1.5, 3).reshape(3, 1, 1, 1) if own else maps).requires_grad_()
+    op, x = Sense(maps, lines if own else lines[0]), torch.complex(images(3), images(3, seed=1)).squeeze(1)
+    layer = Reconstruction(gradient(1e-2), ti.Anderson(rtol=1e-9, max_steps=500), on_failure="raise")
+    y = op.A(x).detach()
+    together = layer(y, op)
+    (slope,) = torch.autograd.grad(together.abs().square().sum(), maps)
+    assert bool(slope.abs().sum() > 0)
+    for i in range(3):
+        alone = layer(y[i : i + 1], op.take(torch.tensor([i])))
+        torch.testing.assert_close(alone, together[i : i + 1], rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", [Gradient, HalfQuadratic])
+def test_a_blur_that_loses_the_border_gives_the_whole_image(kind):
+    op, truth = Blur(torch.full((3, 3), 1 / 9, dtype=torch.float64)), images(n=20)
+    y = op.A(truth)
+    with torch.no_grad():
+        layer = Reconstruction(kind(Ridge.total_variation(1e-4, width=0.1, taps=3).double()).double())
+        x = layer(y, op)
+    assert y.shape[-1] == 18
+    assert x.shape == truth.shape
+    assert layer.report.converged
+    assert bool((psnr(x, truth) > 25).all())

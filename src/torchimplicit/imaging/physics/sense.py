@@ -58,6 +58,7 @@ class Fourier(Operator):
         mask = mask.unsqueeze(0) if mask.dim() == 1 else mask
         if mask.dim() > 2 and len(mask) > 1:
             self.per_sample = ("mask",)
+        self.sizes = [name if n == 1 else n for name, n in zip("HW", mask.shape[-2:], strict=True)]
         for axis in self.dims:  # what is the same all along an axis is kept once
             if can_look(mask) and mask.shape[axis] > 1 and bool((mask == mask.narrow(axis, 0, 1)).all()):
                 mask = mask.narrow(axis, 0, 1)
@@ -99,8 +100,7 @@ class Fourier(Operator):
         return torch.ones(1, device=self.mask.device) if like is None else torch.ones_like(like.real.flatten(1)[:, 0])
 
     def _check(self, x: Tensor, name: str = "images") -> None:
-        shape = ["H" if n == 1 else n for n in self.mask.shape[-2:]]
-        check_images(type(self).__name__, x, "...", *shape, name=name)
+        check_images(type(self).__name__, x, "...", *self.sizes, name=name)
 
 
 class Sense(Operator):

@@ -21,7 +21,7 @@ class Gradient(Cell):
 
     With a convex prior such as `Ridge` the solution is the minimum of $|A x - y|^2 / 2 + \epsilon |x|^2 / 2 + \lambda
     R(x)$, does not depend on the step, and is found from every start: the step is $1 / (\|A\|^2 + \epsilon + \lambda
-    L)$. The Jacobian of the map is symmetric, so that `CG` solves backward, in half the products; with `eps` the map
+    L)$. The Jacobian of the map is symmetric, so that `CG` solves backward; with `eps` the map
     contracts by $1 - \eta \epsilon$ at least, and all that is claimed of it is proved. The cell to take first. Where
     the operator is badly conditioned it takes many steps: see `HalfQuadratic` and `DouglasRachford`.
 

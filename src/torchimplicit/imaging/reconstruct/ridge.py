@@ -27,8 +27,8 @@ class Ridge(Prior):
     steps that cannot be too long, and, with `eps` in the cell, one solution and a bound of the distance to it.
 
     Complex images have the potential of the magnitude $|w_c * x|$: $R(e^{i \varphi} x) = R(x)$. The filters have no
-    mean, do not reach beyond the border, and look at every channel by itself. `prior(v)` is $v - \nabla R(v) / L$, a
-    step down the regulariser and (as a nonexpansive gradient of a convex function) the proximal map of another one.
+    mean and look at every channel by itself; beyond its border an image counts as zero. `prior(v)` is $v - \nabla R(v)
+    / L$, a step down the regulariser and, as the nonexpansive gradient of a convex function, a proximal map.
 
     Not for what the neighbourhood of a few taps does not tell, textures and shapes: there a network knows more, and
     proves less.
@@ -44,7 +44,7 @@ class Ridge(Prior):
         seed: of the random filters to start with.
 
     Raises:
-        ValueError: an option is impossible; for `slope`: an image smaller than a filter.
+        ValueError: an option is impossible; for `slope`: images without a height and a width.
 
     Examples:
         >>> import torch
@@ -113,20 +113,22 @@ class Ridge(Prior):
     def slope(self, x: Tensor) -> Tensor:
         """The gradient of the regulariser at images `(B, ..., H, W)`, real or complex; see the class."""
         kernel, images = self.kernel(), self._planes(x)
-        response = F.conv2d(images, kernel)
+        response = F.conv2d(images, kernel, padding=self.taps // 2)
         saturation = self.log_saturation.exp().reshape(-1, 1, 1)
         if x.is_complex():
             real, imaginary = response.chunk(2)
             size = _size(real, imaginary, saturation)
             gain = torch.tanh(size) / size
-            pulled = F.conv_transpose2d(torch.cat((real * gain, imaginary * gain)), kernel)
+            pulled = F.conv_transpose2d(torch.cat((real * gain, imaginary * gain)), kernel, padding=self.taps // 2)
             return torch.complex(*pulled.chunk(2)).reshape(x.shape)
-        return F.conv_transpose2d(saturation * torch.tanh(response / saturation), kernel).reshape(x.shape)
+        return F.conv_transpose2d(
+            saturation * torch.tanh(response / saturation), kernel, padding=self.taps // 2
+        ).reshape(x.shape)
 
     def energy(self, x: Tensor) -> Tensor:
         """The regulariser of images `(B, ..., H, W)`, `(B,)`."""
         saturation = self.log_saturation.exp().reshape(-1, 1, 1)
-        response = F.conv2d(self._planes(x), self.kernel())
+        response = F.conv2d(self._planes(x), self.kernel(), padding=self.taps // 2)
         real, imaginary = response.chunk(2) if x.is_complex() else (response, None)
         size = (real / saturation).abs() if imaginary is None else _size(real, imaginary, saturation)
         potential = size + F.softplus(-2 * size) - math.log(2)  # log cosh
@@ -154,11 +156,8 @@ class Ridge(Prior):
 
     def _planes(self, x: Tensor) -> Tensor:
         """Images as planes with one real channel; of complex ones first the real parts, then the imaginary ones."""
-        if x.dim() < 3 or min(x.shape[-2:]) < self.taps:
-            raise ValueError(
-                f"Ridge(taps={self.taps}): got images of shape {tuple(x.shape)}, expected (B, ..., H, W), H and W at "
-                "least as large as a filter"
-            )
+        if x.dim() < 3:
+            raise ValueError(f"Ridge: got images of shape {tuple(x.shape)}, expected (B, ..., H, W)")
         planes = x.reshape(-1, 1, *x.shape[-2:])
         return torch.cat((planes.real, planes.imag)) if x.is_complex() else planes
 

@@ -43,7 +43,7 @@ class Guidance:
     equations by a few Krylov steps, F. Rozet et al., arXiv 2405.13712.
 
     Args:
-        operator: $A$: `Inpainting`, `Greyscale`, `Blur`, or anything with `A(x)` and `A.adjoint(y)`.
+        operator: $A$: an operator of `torchimplicit.imaging`, or anything with `A(x)` and `A_adjoint(y)`.
         y: the measurements, `(B, ...)`, or `(1, ...)` for all samples.
         std: the noise's standard deviation; above 0 unless $A A^T$ is a multiple of the identity.
         covariance: "isotropic" or "tweedie", see above.
@@ -52,7 +52,7 @@ class Guidance:
     Examples:
         >>> import torch, torchimplicit as ti
         >>> model = ti.nn.Denoiser(lambda t, x: torch.zeros_like(x), shape=2, std=1.0)
-        >>> seen = ti.nn.Inpainting(torch.tensor([True, False]))
+        >>> seen = ti.imaging.Inpainting(torch.tensor([True, False]))
         >>> measured = ti.nn.Guidance(seen, torch.tensor([[0.7]]))
         >>> model.sample(3, seed=1, condition=measured)[:, 0]
         tensor([0.7000, 0.7000, 0.7000])
@@ -104,7 +104,7 @@ class Guided(Conditioned):
         with torch.no_grad():
             found, vjp = linearise(lambda u: self.prior(u, s), u)
             self.calls = self.prior.calls
-            back = self.guidance.operator.adjoint(self._weights(self.y - self.guidance.operator(found), s, vjp))
+            back = self.guidance.operator.A_adjoint(self._weights(self.y - self.guidance.operator.A(found), s, vjp))
             return found + s.square() * vjp(back)
 
     def _weights(self, miss: Tensor, s: Tensor, vjp: VJP) -> Tensor:
@@ -113,13 +113,13 @@ class Guided(Conditioned):
         squared = s.square().reshape(-1, *(1,) * (miss.dim() - 1))
         if self.guidance.covariance == "tweedie":
             steps = self.guidance.products
-            product = partial(_product, lambda v: squared * operator(vjp(operator.adjoint(v))) + noise * v, miss)
+            product = partial(_product, lambda v: squared * operator.A(vjp(operator.A_adjoint(v))) + noise * v, miss)
             return self._told(GMRES(rtol=1e-6, restart=steps, max_steps=steps).run(product, miss.flatten(1)), miss)
         squared = squared * self.spread**2 / (squared + self.spread**2)
-        gram = getattr(operator, "gram", None)
-        if gram is not None:
-            return miss / (squared * gram + noise)
-        product = partial(_product, lambda v: squared * operator(operator.adjoint(v)) + noise * v, miss)
+        coisometry = getattr(operator, "coisometry", None)
+        if coisometry is not None:
+            return miss / (squared * coisometry + noise)
+        product = partial(_product, lambda v: squared * operator.A(operator.A_adjoint(v)) + noise * v, miss)
         result = CG(rtol=1e-4, max_steps=200).run(product, miss.flatten(1))
         self.failed = self.failed | (result.report.status != Status.CONVERGED)
         return self._told(result, miss)

@@ -138,14 +138,14 @@ class EquilibriumModule(LightningModule):
         """AdamW over all parameters, its rate falling to zero along a cosine where the end of the run is known."""
         optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, weight_decay=self.weight_decay)
         end = self.trainer.estimated_stepping_batches
-
-        def factor(step: int) -> float:
-            rise = min((step + 1) / (self.warmup_steps + 1), 1.0)
-            way = max(step - self.warmup_steps, 0) / max(end - self.warmup_steps, 1) if math.isfinite(end) else 0.0
-            return rise * (1 + math.cos(math.pi * min(way, 1.0))) / 2
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate(step, end))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def rate(self, step: int, end: float) -> float:
+        """The learning rate at a step of a run that ends at `end`, as a part of the highest."""
+        rise = min((step + 1) / (self.warmup_steps + 1), 1.0)
+        way = max(step - self.warmup_steps, 0) / max(end - self.warmup_steps, 1) if math.isfinite(end) else 0.0
+        return rise * (1 + math.cos(math.pi * min(way, 1.0))) / 2
 
     def on_train_start(self) -> None:
         """Takes up where a checkpoint has left off, if there is one."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from torchimplicit.core.options import require, require_count
 from torchimplicit.nn import flow_matching_loss
 from torchimplicit.nn.score.matching import Coupling
+from torchimplicit.train.errors import UsageError
 from torchimplicit.train.modules.equilibrium import Stage
 from torchimplicit.train.modules.flow import Flow
 from torchimplicit.train.modules.generative import Batch, GenerativeModule
@@ -20,30 +23,74 @@ if TYPE_CHECKING:
 
 
 class FlowMatching(Flow):
-    """Trains the flow of a network of vectors by `torchimplicit.nn.flow_matching_loss`.
+    """Trains the flow of a network of vectors by `torchimplicit.nn.flow_matching_loss`, and at last by its likelihood.
 
-    It is measured as `Flow` does, by likelihood; in training there is the loss alone.
+    It is measured as `Flow` does, by likelihood. In training there is the loss alone, `train/loss`: first that of flow
+    matching, a regression that solves nothing; in the last `likelihood_steps` the mean negative log-likelihood, a solve
+    a step. Each part has a cosine of its own for its learning rate.
 
     Args:
         network: see `Flow`; its attribute `flow` is the `torchimplicit.nn.CNF` that is trained.
         coupling: "independent", or "optimal", which assigns the noise of a batch to its samples.
-        **options: see `EquilibriumModule`.
+        likelihood_steps: how many steps at the end are by likelihood.
+        likelihood_rate: the highest learning rate of these.
+        **options: see `EquilibriumModule`; `learning_rate` and `warmup_steps` are those of flow matching.
+
+    Raises:
+        UsageError: the run is not longer than its steps by likelihood, or its end is not known (once it trains).
     """
 
-    def __init__(self, network: nn.Module, coupling: Coupling = "independent", **options: Any):
+    def __init__(
+        self,
+        network: nn.Module,
+        coupling: Coupling = "independent",
+        likelihood_steps: int = 0,
+        likelihood_rate: float = 1e-3,
+        **options: Any,
+    ):
         """Wraps the network."""
         super().__init__(network, **options)
         self.coupling: Coupling = coupling
+        self.likelihood_steps, self.likelihood_rate = likelihood_steps, likelihood_rate
+        require_count(self, "likelihood_steps", least=0)
+        require(self, "likelihood_rate", 0 < likelihood_rate < math.inf, "a finite number > 0")
         self.metrics["train_metrics"] = MetricCollection({})
+        self._turn: float = math.inf  # the first step by likelihood
+
+    def configure_optimizers(self) -> Any:
+        """As the base says; here the end of the run is known, and with it where the likelihood begins.
+
+        Raises:
+            UsageError: see the class.
+        """
+        end = self.trainer.estimated_stepping_batches
+        self._turn = end - self.likelihood_steps if self.likelihood_steps else math.inf
+        if self.likelihood_steps and not 0 < self._turn < math.inf:
+            raise UsageError(
+                f"FlowMatching(likelihood_steps={self.likelihood_steps}): the run has {end} steps. Expected more, and "
+                "a run whose end is known; try fewer, or another --trainer.max_epochs."
+            )
+        return super().configure_optimizers()
+
+    def rate(self, step: int, end: float) -> float:
+        """See `EquilibriumModule.rate`; two cosines, one for each loss."""
+        if step < self._turn:
+            return super().rate(step, min(self._turn, end))
+        way = min((step - self._turn) / self.likelihood_steps, 1.0)
+        return self.likelihood_rate / self.learning_rate * (1 + math.cos(math.pi * way)) / 2
 
     def evaluate(self, stage: Stage, batch: tuple[Tensor, ...]) -> Tensor:
-        """The flow-matching loss in training, the mean negative log-likelihood otherwise."""
-        if stage != "train":
-            return super().evaluate(stage, batch)
-        return flow_matching_loss(self.network.flow, batch[0], coupling=self.coupling).mean()
+        """The loss of the step in training, the mean negative log-likelihood otherwise."""
+        if stage == "train" and self._matches:
+            return flow_matching_loss(self.network.flow, batch[0], coupling=self.coupling).mean()
+        return super().evaluate(stage, batch)
+
+    @property
+    def _matches(self) -> bool:
+        return self.global_step < self._turn
 
     def _count_solves(self, stage: Stage) -> None:
-        if stage != "train":  # where nothing is solved, and the last report is an old one
+        if stage != "train" or not self._matches:  # else nothing is solved, and the last report is an old one
             super()._count_solves(stage)
 
 

@@ -69,8 +69,9 @@ def plot_qualities(qualities: Sequence[Quality], floor: Verdict) -> Figure:
         floor: of real samples that were held out.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    figure = Figure(figsize=(11.5, 3.8), layout="constrained")
     names = {"frechet": "Frechet distance", "sliced": "sliced Wasserstein distance"}
     for ax, (name, title) in zip(figure.subplots(1, 2), names.items(), strict=True):
         for sampler in dict.fromkeys(quality.sampler for quality in qualities):
@@ -79,7 +80,11 @@ def plot_qualities(qualities: Sequence[Quality], floor: Verdict) -> Figure:
             at = [each.evaluations for each in line]
             ax.errorbar(at, means, spreads, label=sampler, marker="o", markersize=4, linewidth=1, capsize=3)
         ax.axhline(getattr(floor, name), color="0.5", linestyle=":", label="held-out real samples")
-        ax.set(xscale="log", yscale="log", xlabel="evaluations of the network", title=title)
+        ax.set(xscale="log", xlabel="evaluations of the network", title=title)
+        ax.set_ylim(bottom=0)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(fontsize=8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
     return figure

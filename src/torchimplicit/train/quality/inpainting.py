@@ -9,7 +9,8 @@ from statistics import fmean, stdev
 import torch
 from torch import Tensor
 
-from torchimplicit.nn import Denoiser, Guidance, Inpainting, PredictorCorrector, Replacement
+from torchimplicit.imaging import Inpainting
+from torchimplicit.nn import Denoiser, Guidance, PredictorCorrector, Replacement
 from torchimplicit.train.quality.features import FeatureNetwork
 
 
@@ -46,7 +47,7 @@ def inpaint(model: Denoiser, images: Tensor, steps: int = 34, seed: int = 0) -> 
         "guidance", by `nn.Guidance`, and "replacement", by `nn.Replacement`.
     """
     seen = Inpainting(upper_half(model.shape)).to(images.device)
-    y, count = seen(images), len(images)
+    y, count = seen.A(images), len(images)
     guided = PredictorCorrector(steps=steps, corrections=2)
     found = {}
     with torch.no_grad():

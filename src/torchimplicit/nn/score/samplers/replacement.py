@@ -24,7 +24,7 @@ class Replacement(GridSampler):
     together badly and the law is biased, for any number of steps. With `repeats` each step is taken, undone by noise
     and taken again (RePaint), which lets parts agree: less bias, as many times the evaluations. `Guidance` knows of
     noise in the measurement, and takes any linear operator; this one wants $A A^T$ to be a multiple of the identity,
-    as of `Inpainting` and `Greyscale`.
+    as of `imaging.Inpainting` and `imaging.Greyscale`.
 
     Source: Y. Song et al., arXiv 2011.13456, appendix I.2 and I.3; repeats: A. Lugmayr et al., arXiv 2201.09865,
     algorithm 1.
@@ -39,7 +39,7 @@ class Replacement(GridSampler):
     Examples:
         >>> import torch, torchimplicit as ti
         >>> model = ti.nn.Denoiser(lambda t, x: torch.zeros_like(x), shape=2, std=1.0)
-        >>> seen = ti.nn.Inpainting(torch.tensor([True, False]))
+        >>> seen = ti.imaging.Inpainting(torch.tensor([True, False]))
         >>> model.sample(3, ti.nn.Replacement(operator=seen, y=torch.tensor([[0.7]])), seed=1)[:, 0]
         tensor([0.7000, 0.7000, 0.7000])
     """
@@ -53,8 +53,8 @@ class Replacement(GridSampler):
         """Refuses impossible values."""
         super().__post_init__()
         require_count(self, "repeats")
-        gram = getattr(self.operator, "gram", None)
-        require(self, "operator", gram is not None, "one whose `gram` says which multiple of the identity A A^T is")
+        known = getattr(self.operator, "coisometry", None) is not None
+        require(self, "operator", known, "one whose `coisometry` says which multiple of the identity A A^T is")
 
     def draw(self, task: Task) -> Solution:
         """See `Sampler.draw`."""
@@ -69,7 +69,7 @@ class Replacement(GridSampler):
             left = (lower / level) ** 2
             for repeat in range(self.repeats):
                 number += 3
-                u = self._replaced(descent.u, y + level * self.operator(task.noise.draw(number - 2)))
+                u = self._replaced(descent.u, y + level * self.operator.A(task.noise.draw(number - 2)))
                 found = task.denoise(u, descent.at(level))
                 u = left * u + (1 - left) * found + lower * math.sqrt(1 - left) * task.noise.draw(number - 1)
                 again = repeat < self.repeats - 1
@@ -78,4 +78,4 @@ class Replacement(GridSampler):
 
     def _replaced(self, u: Tensor, y: Tensor) -> Tensor:
         """The nearest images that measure as `y`."""
-        return u - self.operator.adjoint(self.operator(u) - y) / self.operator.gram
+        return u - self.operator.A_adjoint(self.operator.A(u) - y) / self.operator.coisometry
