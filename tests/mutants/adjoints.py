@@ -15,7 +15,8 @@ MUTANTS = [
     ),
     Mutant(
         "core/independence.py", "a sample is moved by the size of another",
-        "torch.where(size > 0, size, torch.where(whole > 0, whole, 1))", "torch.where(whole > 0, whole, 1)",
+        "unit = size.masked_fill(size == 0, whole.masked_fill(whole == 0, 1))",
+        "unit = whole.masked_fill(whole == 0, 1)",
         "tests/core/test_independence.py -k moves_no_row",
     ),
     Mutant(

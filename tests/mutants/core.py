@@ -112,8 +112,8 @@ MUTANTS = [
     ),
     Mutant(
         "core/independence.py", "a look draws from the global random state",
-        "torch.randn(like.shape, generator=generator, dtype=like.dtype)",
-        "torch.randn(like.shape, dtype=like.dtype)",
+        "torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)",
+        "torch.randn(shape, dtype=dtype)",
         "tests/core/test_independence.py",
     ),
     Mutant(

@@ -101,7 +101,7 @@ def test_impossible_steps_by_likelihood_are_refused(options):
 
 def test_the_flow_of_the_plane_trains_by_matching(capsys):
     small = "--config flow2d-matching --model.network.hidden 8 --data.samples 1000 --data.eval_samples 200 "
-    small += "--trainer.enable_progress_bar false "
+    small += "--model.likelihood_steps 1 --trainer.enable_progress_bar false "
     short = "--trainer.max_epochs 1 --trainer.check_val_every_n_epoch 1 --trainer.log_every_n_steps 1"
     assert main(f"fit {small} {short}".split()) == 0
     assert main(f"test {small}".split()) == 0

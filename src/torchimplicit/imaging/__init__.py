@@ -1,13 +1,15 @@
 """Reconstruction of images as an equilibrium: what is measured of them, and what is known of them beforehand."""
 
 from torchimplicit.imaging.baselines import cg_sense, plug_and_play, total_variation, wavelet, zero_filled
+from torchimplicit.imaging.metrics import nrmse, psnr, ssim
 from torchimplicit.imaging.physics.blur import Blur
 from torchimplicit.imaging.physics.fourier import fftc, ifftc
-from torchimplicit.imaging.physics.inpaint import Greyscale, Inpainting
+from torchimplicit.imaging.physics.inpaint import Downsample, Greyscale, Inpainting
 from torchimplicit.imaging.physics.kernel import gaussian_kernel, motion_kernel
 from torchimplicit.imaging.physics.mask import cartesian, poisson_disc, radial
 from torchimplicit.imaging.physics.noise import GaussianNoise, PoissonNoise
 from torchimplicit.imaging.physics.operator import Adjoint, Compose, Operator, Scaled, Sum
+from torchimplicit.imaging.physics.radon import Radon
 from torchimplicit.imaging.physics.sense import Fourier, Sense
 from torchimplicit.imaging.physics.stack import Stack
 from torchimplicit.imaging.reconstruct import (
@@ -43,6 +45,7 @@ __all__ = [
     "Compose",
     "DnCNN",
     "DouglasRachford",
+    "Downsample",
     "Flip",
     "Fourier",
     "GaussianNoise",
@@ -57,6 +60,7 @@ __all__ = [
     "Prior",
     "Proximal",
     "QuarterTurn",
+    "Radon",
     "Reconstruction",
     "Ridge",
     "Scaled",
@@ -72,11 +76,14 @@ __all__ = [
     "gaussian_kernel",
     "ifftc",
     "motion_kernel",
+    "nrmse",
     "plug_and_play",
     "poisson_disc",
+    "psnr",
     "radial",
     "split_loss",
     "split_mask",
+    "ssim",
     "sure_loss",
     "total_variation",
     "wavelet",

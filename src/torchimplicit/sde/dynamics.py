@@ -19,6 +19,7 @@ from torchimplicit.sde.diffusion import Diffusion
 from torchimplicit.sde.driver import Driver
 from torchimplicit.sde.report import StochasticReport
 
+Tensors = list[Tensor] | tuple[Tensor, ...]
 Part = Callable[[Tensor, Tensor], Tensor]  # of times (B,) and states (B, n)
 Pair = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Value = Callable[..., Any]  # of times, states, and the number of a part of the equation, what it returns
@@ -198,18 +199,14 @@ class StochasticDynamics(Dynamics):
         self.layout.check(f, cast=self.autocast.enabled, subject="the drift returned")
         self.diffusion.check(g, cast=self.autocast.enabled)
 
-    def check_captures(self, value: Any, tensors: list[Tensor] | tuple[Tensor, ...]) -> None:
+    def check_captures(self, value: Any, tensors: Tensors) -> None:
         """See `Problem.check_captures`; of each function, so that it is named."""
         for part, each in zip(self.f.args, value, strict=True):
             explicit.check_captures(part, each, tensors)
 
     @contextmanager
     def bind(
-        self,
-        tensors: list[Tensor] | tuple[Tensor, ...],
-        audit: bool = False,
-        keep_buffers: bool = False,
-        rows: Tensor | None = None,
+        self, tensors: Tensors, audit: bool = False, keep_buffers: bool = False, rows: Tensor | None = None
     ) -> Iterator[NoisyField]:
         """See `Dynamics.bind`; where a graph is recorded captured tensors are looked for in that."""
         tensors = [each.detach() for each in tensors] if audit and not torch.is_grad_enabled() else list(tensors)
@@ -250,10 +247,9 @@ def noisy_field(value: Value, first: Value | None, diffusion: Diffusion, driver:
         diffusion: how diffusions become rows.
         driver: the noise.
     """
-    flat, flat_g = diffusion.layout.flatten, diffusion.flatten
-    if diffusion.noise == "diagonal":
-        flat_g = partial(flat, subject="the diffusion returned")
-    flat = partial(flat, subject="the drift returned")
+    flat = partial(diffusion.layout.flatten, subject="the drift returned")
+    own = partial(diffusion.layout.flatten, subject="the diffusion returned")
+    flat_g = own if diffusion.noise == "diagonal" else diffusion.flatten
 
     def both(t: Tensor, y: Tensor, ask: Value = value) -> tuple[Tensor, Tensor]:
         f, g = ask(t, y)
@@ -280,11 +276,7 @@ class MappedNoise(MappedDynamics):
 
     @contextmanager
     def bind(
-        self,
-        tensors: list[Tensor] | tuple[Tensor, ...],
-        audit: bool = False,
-        keep_buffers: bool = False,
-        rows: Tensor | None = None,
+        self, tensors: Tensors, audit: bool = False, keep_buffers: bool = False, rows: Tensor | None = None
     ) -> Iterator[NoisyField]:
         """The field on `(count * B, n)`; see `Dynamics.bind`."""
 

@@ -38,6 +38,10 @@ OPERATORS = {
     "circular-complex": (im.Blur(normal(3, 3, dtype=C), "circular"), (1, 4, 5), C),
     "reflect": (im.Blur(normal(5, 3), "reflect"), (1, 5, 4), D),
     "reflect-channels": (im.Blur(normal(2, 3, 5), "reflect"), (2, 3, 4), C),
+    "radon": (im.Radon(5, torch.tensor([0.0, 33.0, 90.0, 140.0], dtype=D)), (5, 5), D),
+    "radon-complex": (im.Radon(4, torch.tensor([10.0, 75.0, 250.0], dtype=D)), (2, 4, 4), C),
+    "downsample": (im.Downsample(2), (2, 4, 6), D),
+    "downsample-complex": (im.Downsample(3), (3, 6), C),
     "compose": (im.Blur(KERNEL[:1]) @ im.Blur(KERNEL, "circular"), (2, 5, 4), D),
     "compose-seen": (SEEN @ (2.0 * im.Inpainting(torch.ones(20, dtype=torch.bool))), (20,), D),
     "compose-masked": (im.Fourier(MASK) @ im.Fourier(GRID), (4, 5), C),
@@ -138,7 +142,9 @@ def test_gradients_by_what_operators_are_made_of(make, made_of, shape, dtype):
     assert gradcheck(dagger, (made_of, y), fast_mode=True)
 
 
-@pytest.mark.parametrize("name", ["sense", "valid", "circular", "reflect", "inpainting", "stack-complex", "all"])
+@pytest.mark.parametrize(
+    "name", ["sense", "valid", "circular", "reflect", "inpainting", "stack-complex", "all", "radon"]
+)
 def test_transforms(name):
     operator, shape, dtype = OPERATORS[name]
     x, v = normal(3, 2, *shape, dtype=dtype), normal(2, *shape, dtype=dtype, seed=1)

@@ -32,10 +32,9 @@ class Blur(Operator):
 
     Examples:
         >>> import torch, torchimplicit as ti
-        >>> blur = ti.imaging.Blur(torch.full((3, 3), 1 / 9))
-        >>> blur.A(torch.ones(1, 1, 4, 4))
-        tensor([[[[1.0000, 1.0000],
-                  [1.0000, 1.0000]]]])
+        >>> blur = ti.imaging.Blur(torch.tensor([[0.25, 0.5, 0.25]]))
+        >>> blur.A(torch.tensor([[[[0.0, 4.0, 0.0, 8.0]]]]))
+        tensor([[[[2., 3.]]]])
     """
 
     kernel: Tensor

@@ -1,4 +1,4 @@
-"""Images of which parts are seen, or colours together."""
+"""Images of which parts are seen, or colours or pixels together: operators whose rows are orthogonal."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core import OnFailure
+from torchimplicit.core.options import require_count
 from torchimplicit.imaging.physics.check import check_images, check_mask
 from torchimplicit.imaging.physics.operator import SOLVER, Operator
 from torchimplicit.linear import CG
@@ -122,3 +123,39 @@ class Greyscale(_Coisometry):
 
     def _beside(self, x: Tensor) -> Tensor:
         return self.weights.to(x.real).view(-1, *(1,) * (x.dim() - 2))
+
+
+class Downsample(_Coisometry):
+    """Means of blocks of pixels, `(B, ..., H, W)` to `(B, ..., H / factor, W / factor)`.
+
+    What a coarser sensor sees. `Inpainting(grid) @ Blur(kernel)` takes every `factor`-th pixel behind another filter.
+
+    Args:
+        factor: pixels a side of a block.
+
+    Examples:
+        >>> import torch, torchimplicit as ti
+        >>> ti.imaging.Downsample(2).A(torch.arange(8.0).view(1, 2, 4))
+        tensor([[[2.5000, 4.5000]]])
+    """
+
+    def __init__(self, factor: int):
+        super().__init__()
+        require_count("Downsample", factor=factor)
+        self.factor, self.coisometry = factor, 1 / factor**2
+
+    def A(self, x: Tensor) -> Tensor:
+        """The means of blocks."""
+        check_images("Downsample", x, "...", "H", "W")
+        if any(size % self.factor for size in x.shape[-2:]):
+            raise ValueError(
+                f"Downsample: got images {tuple(x.shape)}, expected sides that are multiples of {self.factor}; try to "
+                "crop them"
+            )
+        return x.unflatten(-1, (-1, self.factor)).unflatten(-3, (-1, self.factor)).mean((-3, -1))
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        """Every pixel spread evenly over its block."""
+        check_images("Downsample", y, "...", "H", "W", name="measurements")
+        spread = y.repeat_interleave(self.factor, -1).repeat_interleave(self.factor, -2)
+        return spread * self.coisometry

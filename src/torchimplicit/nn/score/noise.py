@@ -34,7 +34,8 @@ class Normals(Draws):
     def draw(self, number: int) -> Tensor:
         """Standard normals `(B, *shape)`; of other numbers independent ones."""
         width = len(self.channels)
-        place = normals.places(normals.DRAW, torch.tensor(number, device=self.channels.device))
-        words = self.channels[: (width + 1) // 2] + place
+        words = self.channels[: (width + 1) // 2] + normals.places(
+            normals.DRAW, torch.full_like(self.channels[:1], number)
+        )
         rows = torch.cat(normals.pair(self.seeds[:, None], words, self.dtype), 1)
         return self.shaped(rows[:, :width])

@@ -27,7 +27,7 @@ class FlowMatching(Flow):
 
     It is measured as `Flow` does, by likelihood. In training there is the loss alone, `train/loss`: first that of flow
     matching, a regression that solves nothing; in the last `likelihood_steps` the mean negative log-likelihood, a solve
-    a step, which ends what the regression leaves coarse. Each part has a cosine of its own for its learning rate.
+    a step. Each part has a cosine of its own for its learning rate.
 
     Args:
         network: see `Flow`; its attribute `flow` is the `torchimplicit.nn.CNF` that is trained.
@@ -68,7 +68,7 @@ class FlowMatching(Flow):
         if self.likelihood_steps and not 0 < self._turn < math.inf:
             raise UsageError(
                 f"FlowMatching(likelihood_steps={self.likelihood_steps}): the run has {end} steps. Expected more, and "
-                "a run whose end is known; try --trainer.max_epochs."
+                "a run whose end is known; try fewer, or another --trainer.max_epochs."
             )
         return super().configure_optimizers()
 

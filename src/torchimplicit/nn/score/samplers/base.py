@@ -168,7 +168,7 @@ def drawn(sampler: Sampler, task: Task, *, on_failure: OnFailure) -> Solution:
     if failed is not None:
         healthy = solution.report.status == Status.CONVERGED
         solution.report.status = torch.where(failed & healthy, int(Status.STAGNATED), solution.report.status)
-    if isinstance(solution.report, SamplingReport):
-        solution.report.unsolved = task.denoise.unsolved
+    assert isinstance(solution.report, SamplingReport)
+    solution.report.unsolved = task.denoise.unsolved
     react(solution.report, on_failure, solution)
     return solution
