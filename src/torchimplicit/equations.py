@@ -52,7 +52,8 @@ def fixed_point(
         trace: keep the residuals of every step in `solution.trace`.
         batched_args: positions of those `args` that carry the batch in dimension 0, `(0,)` for `fixed_point(f, z0, x)`,
             the others being the same for every sample. Lets the solve go on without the samples that have arrived, once
-            half of a large batch has; None never does. Values stay the same but for rounding.
+            half of a large batch has; None never does. Values stay the same but for rounding. A module there says by a
+            method `take(rows)` what it is for some of the samples; without one it is the same for all.
         save_steps: steps whose iterates to keep in `solution.trajectory`, 0 being the start; beyond the last step they
             are the solution. Their gradient is that of one step from each (`Phantom`: of its steps; `Unrolled`: exact).
         on_failure: "raise", "warn" or "ignore" samples that do not converge, forward and backward.

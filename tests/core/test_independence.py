@@ -126,4 +126,7 @@ def test_noise_is_always_the_same_and_leaves_the_global_random_state(shape):
     first = noise(like)
     assert torch.equal(torch.random.get_rng_state(), state)
     torch.rand(1)
+    again = noise(like)
+    assert torch.equal(again, first)
+    again.zero_()
     assert torch.equal(noise(like), first)

@@ -41,7 +41,7 @@ def alternate(like: Tensor) -> Tensor:
 
 def noise(like: Tensor) -> Tensor:
     """Normal numbers of a tensor's shape, dtype and device, always the same; the global random state stays as it is."""
-    return _noise(like.shape, like.dtype, like.device)
+    return _noise(like.shape, like.dtype, like.device).clone()  # for functions that may write to it
 
 
 @remembered_if_small
@@ -72,7 +72,8 @@ def jolted(tensor: Tensor, part: float = 1.0, by: Tensor | None = None) -> Tenso
     size = size.nan_to_num(0.0, 0.0)
     whole = size.amax() if size.numel() else size.sum()
     unit = size.masked_fill(size == 0, whole.masked_fill(whole == 0, 1))
-    return torch.addcmul(tensor, noise(tensor) if by is None else by, unit, value=part)
+    by = _noise(tensor.shape, tensor.dtype, tensor.device) if by is None else by
+    return torch.addcmul(tensor, by, unit, value=part)
 
 
 def leakage(product: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:

@@ -44,3 +44,47 @@ def test_coils_are_sigpys():
     assert torch.allclose(im.fftc(x)[2, :4], torch.tensor(row, dtype=torch.complex128), rtol=0, atol=1e-9)
     assert abs(float(y.abs().sum()) - 106.19173888561153) < 1e-9
     assert abs(float(op.A_adjoint(y).abs().sum()) - 209.15154805305755) < 1e-9
+
+
+def test_projections_are_skimages():
+    """Of scikit-image 0.26.0: `skimage.transform.radon(x, [0.0, 30.0, 77.0, 120.0], circle=True).T`."""
+    i, j = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+    x = ((3 * i + 5 * j) % 7 - 1.0).double() * ((i - 4) ** 2 + (j - 4) ** 2 < 12)
+    found = im.Radon(8, torch.tensor([0.0, 30.0, 77.0, 120.0], dtype=torch.float64)).A(x[None])[0]
+    expected = torch.tensor(
+        [
+            [0, 6, 7, 14, 14, 14, 9, 5],
+            [0.15063509, 5.36860279, 9.77018128, 15.97853003, 9.64359354, 17.1173141, 7.61250463, 3.72019978],
+            [0.05136023, 6.90270047, 13.05857668, 12.48985864, 12.69888824, 12.48985864, 8.88635777, 2.57589328],
+            [0.1173141, 9.67021829, 10.49519053, 8.21281292, 17.33012702, 13.24647922, 6.88749537, 3.42116168],
+        ],
+        dtype=torch.float64,
+    )
+    assert torch.allclose(found, expected, rtol=0, atol=1e-8)
+
+
+def test_projections_of_a_disc_are_chords():
+    """From every side the same: twice the root of what the radius leaves, to the pixels' size."""
+    place = torch.arange(33.0, dtype=torch.float64) - 16
+    disc = ((place[:, None] ** 2 + place**2) < 10.2**2).double()
+    found = im.Radon(33, torch.arange(0.0, 180.0, 17.0, dtype=torch.float64)).A(disc[None])[0]
+    chord = 2 * (10.2**2 - place**2).clamp_min(0).sqrt()
+    assert (found - chord).abs().mean() < 0.35
+    assert torch.allclose(found.sum(1), disc.sum().expand(len(found)), rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: im.Radon(8, [[0.0]]), r"Radon\(angles=...\): got shape \(1, 1\), expected finite numbers"),
+        (lambda: im.Radon(8, []), r"got shape \(0,\)"),
+        (lambda: im.Radon(0, [1.0]), r"Radon\(size=0\)"),
+        (lambda: im.Radon(8, [float("nan")]), "expected finite numbers"),
+        (lambda: im.Radon(4, [0.0]).A(torch.ones(1, 4, 5)), r"got images \(1, 4, 5\), expected \(B, ..., 4, 4\)"),
+        (lambda: im.Downsample(0), r"Downsample\(factor=0\)"),
+        (lambda: im.Downsample(2).A(torch.ones(1, 4, 5)), r"expected sides that are multiples of 2; try to crop"),
+    ],
+)
+def test_bad_input(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()

@@ -128,7 +128,7 @@ class Greyscale(_Coisometry):
 class Downsample(_Coisometry):
     """Means of blocks of pixels, `(B, ..., H, W)` to `(B, ..., H / factor, W / factor)`.
 
-    What a coarser sensor sees. Another filter before every `factor`-th pixel is taken: `Inpainting(grid) @ Blur(kernel)`.
+    What a coarser sensor sees. `Inpainting(grid) @ Blur(kernel)` takes every `factor`-th pixel behind another filter.
 
     Args:
         factor: pixels a side of a block.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,9 +49,7 @@ class Radon(Operator):
         require_count("Radon", size=size)
         angles = torch.as_tensor(angles)
         if angles.dim() != 1 or not len(angles) or not bool(angles.isfinite().all()):
-            raise ValueError(
-                f"Radon(angles=...): got a tensor {tuple(angles.shape)}, expected finite numbers (angles,)"
-            )
+            raise ValueError(f"Radon(angles=...): got shape {tuple(angles.shape)}, expected finite numbers (angles,)")
         self.size, self.count = size, len(angles)
         dtype = angles.dtype if angles.is_floating_point() else torch.get_default_dtype()
         matrix = _matrix(size, torch.deg2rad(angles.double())).to(dtype)
@@ -70,34 +69,49 @@ class Radon(Operator):
 
     def norm(self, like: Tensor | None = None, rtol: float = 1e-3, max_steps: int = 64) -> Tensor:
         """See `Operator.norm`."""
-        values: Any = self.values
+        values = self._parts("")[2]
         return super().norm(values.new_empty(1, self.size, self.size) if like is None else like, rtol, max_steps)
 
     def _times(self, x: Tensor, back: bool) -> Tensor:
         if x.is_complex():
             return torch.complex(self._times(x.real, back), self._times(x.imag, back))
-        pair = self._sparse("", x), self._sparse("back_", x)
+        pair = _Pair(self._parts(""), self._parts("back_"))
         flat = x.flatten(-2)
-        return _Product.apply(flat.reshape(-1, flat.shape[-1]), pair[::-1] if back else pair).unflatten(
-            0, flat.shape[:-1]
-        )
+        found: Any = _Product.apply(flat.reshape(-1, flat.shape[-1]), pair.T if back else pair)
+        return found.unflatten(0, flat.shape[:-1])
 
-    def _sparse(self, name: str, x: Tensor) -> Tensor:
-        rows, columns, values = (getattr(self, name + part) for part in ("rows", "columns", "values"))
-        wide, high = self.size**2, self.count * self.size
-        shape = (wide, high) if name else (high, wide)
+    def _parts(self, name: str) -> tuple[Tensor, ...]:
+        return tuple(getattr(self, name + part) for part in ("rows", "columns", "values"))
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """The parts of a sparse matrix and of its transpose: what `torch.vmap` does not look into, knowing of no sparse."""
+
+    parts: tuple[Tensor, ...]
+    transpose: tuple[Tensor, ...]
+
+    @property
+    def T(self) -> _Pair:
+        """The other way round."""
+        return _Pair(self.transpose, self.parts)
+
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        """The matrix in the precision of images."""
+        rows, columns, values = self.parts
+        shape = len(rows) - 1, len(self.transpose[0]) - 1
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
-            return torch.sparse_csr_tensor(rows, columns, values.to(x.dtype), shape, check_invariants=False)
+            return torch.sparse_csr_tensor(rows, columns, values.to(dtype), shape, check_invariants=False)
 
 
 class _Product(Function):
     """Rows `(B, n)` times the first matrix of a pair, whose second is its transpose."""
 
     @staticmethod
-    def forward(x: Tensor, pair: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(x: Tensor, pair: _Pair) -> Tensor:
         """`(B, m)`."""
-        return (pair[0] @ x.mT.contiguous()).mT
+        return (pair.matrix(x.dtype) @ x.mT.contiguous()).mT
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -107,15 +121,15 @@ class _Product(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """The transpose."""
-        return _Product.apply(grad, ctx.pair[::-1]), None  # type: ignore[return-value]
+        return _Product.apply(grad, ctx.pair.T), None
 
     @staticmethod
     def jvp(ctx: Any, x: Tensor, pair: None) -> Tensor:
         """The same."""
-        return _Product.apply(x, ctx.pair)  # type: ignore[return-value]
+        return _Product.apply(x, ctx.pair)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, x: Tensor, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: tuple, x: Tensor, pair: _Pair) -> tuple[Tensor, int]:
         """The mapped dimension joins the batch."""
         x = x.movedim(in_dims[0], 0)
         found: Any = _Product.apply(x.flatten(0, 1), pair)

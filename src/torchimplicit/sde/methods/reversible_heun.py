@@ -91,8 +91,9 @@ class ReversibleHeun(NoisyPair, SDESolver, FixedSolver):
         time = (ts[-1] - ts[0]).to(y.dtype).unsqueeze(1)
         bent = time * (0.5 * (f_z + f_m) - f).abs() + time.sqrt() * spread(0.5 * (g_z + g_m) - g)
         late = 0.5 * h * (f_late - f).abs() + time.sqrt() * spread(g_late - g)
-        # An estimate at one place says little of a field that is seen to bend, at states that are as far apart.
-        wrong = late + torch.where((part <= 1).unsqueeze(1), bent, bent / WRONG)
+        # Bends add up as if they had one sign: ten times too much where noise moves a field from bend to bend. But an
+        # estimate at one place says little of a field that is seen to bend, at states that are as far apart.
+        wrong = late + torch.where((part <= 1).unsqueeze(1), WRONG * bent, bent / WRONG)
         return torch.where(part <= NEAR, LIMIT * part, LIMIT / WRONG * part_of(wrong, size))
 
     def undo(self, field: Field, ts: Tensor, wanted: Sequence[Tensor], mend: Mend) -> Undo:
