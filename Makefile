@@ -61,7 +61,7 @@ $(VENV): pyproject.toml
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install -q --disable-pip-version-check $(TORCH)
 	@echo '== .venv: torchimplicit and its extras'
-	@$(BIN)/pip install -q --disable-pip-version-check $(TORCH) -e '.[optim,train,dev,bench,docs]'
+	@$(BIN)/pip install -q --disable-pip-version-check $(TORCH) -e '.[optim,imaging,train,dev,bench,docs]'
 	@touch $@
 
 # Where they do not install, the benchmark says so in their place.

@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+from torchimplicit.files import LARGEST
 from torchimplicit.train import CheckpointError, load
 from torchimplicit.train.data import CIFAR10, MNIST, DataError, Density, Nuclei, Sudoku, Text
-from torchimplicit.train.data.files import LARGEST
 
 BOMB = 64 * 2**20  # bytes that a bomb unpacks to
 BOUND = 16 * 2**20  # bytes that reading it may take

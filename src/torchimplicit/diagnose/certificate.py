@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from torchimplicit import picture
 from torchimplicit.adjoint import Adjoint
 from torchimplicit.core import Report, Status
-from torchimplicit.diagnose import picture
 from torchimplicit.diagnose.advice import certificate_advice
 from torchimplicit.diagnose.conditioning import Conditioning
 from torchimplicit.solve import Solver

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from torchimplicit import picture
 from torchimplicit.core import Report, Status
 from torchimplicit.core.tree import Layout, norm
-from torchimplicit.diagnose import picture
 from torchimplicit.diagnose.probe import require_layer, untouched
 from torchimplicit.equations import fixed_point
 from torchimplicit.nn import DEQ

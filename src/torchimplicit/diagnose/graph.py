@@ -10,7 +10,7 @@ from torch.autograd.function import FunctionCtx
 from torch.utils import _pytree as pytree
 
 from torchimplicit.diagnose.graph_picture import draw
-from torchimplicit.diagnose.picture import in_bytes
+from torchimplicit.picture import in_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

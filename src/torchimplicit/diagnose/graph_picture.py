@@ -5,9 +5,9 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from torchimplicit.diagnose import picture
+from torchimplicit import picture
 from torchimplicit.diagnose.graph_layout import Placed, place
-from torchimplicit.diagnose.picture import in_bytes
+from torchimplicit.picture import in_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
 
+from torchimplicit import picture
 from torchimplicit.adjoint import Adjoint, Implicit, Unrolled
 from torchimplicit.core.options import is_count
 from torchimplicit.core.problem import Residual
-from torchimplicit.diagnose import picture
-from torchimplicit.diagnose.picture import in_bytes
 from torchimplicit.diagnose.probe import modules_of, require_layer, requiring_grad, untouched
 from torchimplicit.equations import fixed_point
 from torchimplicit.nn import DEQ
+from torchimplicit.picture import in_bytes
 from torchimplicit.solve import Solver
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchimplicit import picture
 from torchimplicit.core.options import is_count, require_instance
 from torchimplicit.core.tree import Layout
-from torchimplicit.diagnose import picture
 from torchimplicit.path.solver import AdaptiveSolver
 from torchimplicit.path.stepsize import Fixed
 from torchimplicit.sde import Brownian, SDESolver, sdeint

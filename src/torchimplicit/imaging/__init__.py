@@ -1,6 +1,19 @@
 """Reconstruction of images as an equilibrium: what is measured of them, and what is known of them beforehand."""
 
+from torchimplicit.files import DataError
 from torchimplicit.imaging.baselines import cg_sense, plug_and_play, total_variation, wavelet, zero_filled
+from torchimplicit.imaging.files import (
+    FastMRI,
+    read_displacement,
+    read_fastmri,
+    read_ismrmrd,
+    read_nifti,
+    read_png,
+    write_displacement,
+    write_nifti,
+    write_png,
+)
+from torchimplicit.imaging.image import Image
 from torchimplicit.imaging.metrics import nrmse, psnr, ssim
 from torchimplicit.imaging.physics.blur import Blur
 from torchimplicit.imaging.physics.fourier import fftc, ifftc
@@ -43,9 +56,11 @@ __all__ = [
     "Blur",
     "Cell",
     "Compose",
+    "DataError",
     "DnCNN",
     "DouglasRachford",
     "Downsample",
+    "FastMRI",
     "Flip",
     "Fourier",
     "GaussianNoise",
@@ -54,6 +69,7 @@ __all__ = [
     "Greyscale",
     "Group",
     "HalfQuadratic",
+    "Image",
     "Inpainting",
     "Operator",
     "PoissonNoise",
@@ -81,11 +97,19 @@ __all__ = [
     "poisson_disc",
     "psnr",
     "radial",
+    "read_displacement",
+    "read_fastmri",
+    "read_ismrmrd",
+    "read_nifti",
+    "read_png",
     "split_loss",
     "split_mask",
     "ssim",
     "sure_loss",
     "total_variation",
     "wavelet",
+    "write_displacement",
+    "write_nifti",
+    "write_png",
     "zero_filled",
 ]

@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.connectors import checkpoint_connector
 from torch.distributed.fsdp import FSDPModule
 
 from torchimplicit.core.status import ImplicitError
-from torchimplicit.train.data.files import reason, require_unpacked
+from torchimplicit.files import reason, require_unpacked
 from torchimplicit.train.trust import TRUSTED, UntrustedError, build
 
 KEY = "torchimplicit"  # of our entry in a checkpoint

@@ -11,14 +11,10 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from torchimplicit.core.status import ImplicitError
+from torchimplicit.files import DataError as DataError
 from torchimplicit.train.data.batches import Batches, Order
 
 DATA_VARIABLE = "TORCHIMPLICIT_DATA"
-
-
-class DataError(ImplicitError, RuntimeError):
-    """A recipe's data is absent, unreadable or not what it should be."""
 
 
 class Splits(NamedTuple):

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from torchimplicit.files import read_arrays, read_bytes, read_picture, reading
 from torchimplicit.train.data.base import DATA_VARIABLE, DataError, Splits
-from torchimplicit.train.data.files import read_arrays, read_bytes, read_picture, reading
 from torchimplicit.train.data.images import ImageData, Images, Part, from_hub
 
 BINARY = "cifar-10-batches-bin"

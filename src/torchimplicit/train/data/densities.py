@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.options import require
+from torchimplicit.files import reading
 from torchimplicit.train.data.base import DataError
-from torchimplicit.train.data.files import reading
 from torchimplicit.train.data.tables import Drawn
 
 Shape = Literal["moons", "circles", "checkerboard", "pinwheel"]

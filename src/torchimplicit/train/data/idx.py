@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from torchimplicit.train.data.files import require_size
+from torchimplicit.files import require_size
 
 UNSIGNED_BYTE = 0x08
 

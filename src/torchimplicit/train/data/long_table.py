@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import torch
 
+from torchimplicit.files import read_bytes, reading
 from torchimplicit.nn import Series
 from torchimplicit.train.data.base import DataError, Splits, permutation
-from torchimplicit.train.data.files import read_bytes, reading
 from torchimplicit.train.data.series import SeriesData
 
 COLUMNS = ("id", "time", "variable", "value")

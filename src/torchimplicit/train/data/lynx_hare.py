@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.options import require_count
+from torchimplicit.files import read_bytes, reading
 from torchimplicit.nn import Series
 from torchimplicit.train.data.base import DATA_VARIABLE, DataError, Splits
-from torchimplicit.train.data.files import read_bytes, reading
 from torchimplicit.train.data.series import SeriesData, SeriesRows
 
 NAME, FOLDER = "hudson_bay_lynx_hare.csv", "timeseries"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from torchimplicit.files import reading
 from torchimplicit.train.data.base import DATA_VARIABLE, DataError, Splits
-from torchimplicit.train.data.files import reading
 from torchimplicit.train.data.idx import read_idx
 from torchimplicit.train.data.images import ImageData, Images, Part, from_hub
 

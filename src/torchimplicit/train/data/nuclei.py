@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from torchimplicit.files import read_arrays, read_picture, reading
 from torchimplicit.train.data.base import DATA_VARIABLE, DataError, RecipeData, Splits, permutation
-from torchimplicit.train.data.files import read_arrays, read_picture, reading
 
 ARCHIVE, FOLDER = "dsb2018_256_gray.npz", "stage1_train"
 SIZE = (256, 256)

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchimplicit.files import read_bytes, reading, require_size
 from torchimplicit.nn import Series
 from torchimplicit.train.data.base import DATA_VARIABLE, DataError, Splits, permutation
-from torchimplicit.train.data.files import read_bytes, reading, require_size
 from torchimplicit.train.data.series import SeriesData
 
 ARCHIVE, OUTCOMES, FOLDER = "set-a.zip", "Outcomes-a.txt", "physionet2012"

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.options import require
+from torchimplicit.files import read_arrays, reading, require_size, require_unpacked
 from torchimplicit.train.data.base import DATA_VARIABLE, DataError, RecipeData, Splits, permutation
-from torchimplicit.train.data.files import read_arrays, reading, require_size, require_unpacked
 from torchimplicit.train.data.tables import Rows
 
 FILES = {4: "sudoku4_optnet10k.npz", 9: "sudoku9_norvig10k.npz"}

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from torchimplicit.core.options import require, require_count
+from torchimplicit.files import read_bytes, reading
 from torchimplicit.train.data.base import DATA_VARIABLE, DataError, RecipeData, Splits
 from torchimplicit.train.data.batches import Batches, Order
-from torchimplicit.train.data.files import read_bytes, reading
 from torchimplicit.train.data.vocabulary import BytePairs, Characters, Vocabulary
 
 SHAKESPEARE = "tinyshakespeare.txt"

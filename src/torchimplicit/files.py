@@ -9,13 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
-
-import numpy as np
+from typing import IO, TYPE_CHECKING
 
 from torchimplicit.core.status import ImplicitError
-from torchimplicit.train.data.base import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LARGEST = 2**31  # bytes that one file, or what it unpacks to, may have: twenty times the data of any recipe
+
+
+class DataError(ImplicitError, RuntimeError):
+    """Somebody's data is absent, unreadable or not what it should be."""
 
 
 @contextmanager
@@ -52,34 +57,51 @@ def read_bytes(path: Path) -> bytes:
     return content
 
 
-def read_arrays(path: Path, *names: str) -> list[np.ndarray]:
+def read_arrays(path: Path, *names: str, kinds: str = "biuf") -> list[np.ndarray]:
     """Arrays of a NumPy archive by their names, each no larger than its own header says; no pickles.
+
+    Args:
+        path: of the archive.
+        *names: of the arrays.
+        kinds: NumPy's letters of what they may hold.
 
     Raises:
         Exception: of many kinds, for `reading` to translate.
     """
     with zipfile.ZipFile(path) as archive:
-        return [_read_array(archive, name) for name in names]
+        return [_read_member(archive, name, kinds) for name in names]
 
 
-def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+def read_array(path: Path, kinds: str = "biuf") -> np.ndarray:
+    """The array of a NumPy file, no larger than its own header says; no pickles. See `read_arrays`."""
+    with path.open("rb") as stream:
+        return _read_stream(stream, path.stat().st_size, path.name, kinds)
+
+
+def _read_member(archive: zipfile.ZipFile, name: str, kinds: str) -> np.ndarray:
     if f"{name}.npy" not in archive.namelist():
         raise ValueError(f"no array {name!r}, but {', '.join(archive.namelist()[:5]) or 'nothing'}")
     member = archive.getinfo(f"{name}.npy")
-    require_size(member.file_size)
     with archive.open(member) as stream:
-        version = np.lib.format.read_magic(stream)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"array {name!r} is of version {version}, expected (1, 0) or (2, 0)")
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, kind = header(stream)
-        size, promised = member.file_size - stream.tell(), math.prod(shape) * kind.itemsize
-    if kind.kind not in "biuf":
+        return _read_stream(stream, member.file_size, name, kinds)
+
+
+def _read_stream(stream: IO[bytes], size: int, name: str, kinds: str) -> np.ndarray:
+    import numpy as np
+
+    require_size(size)
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"array {name!r} is of version {version}, expected (1, 0) or (2, 0)")
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, kind = header(stream)
+    size, promised = size - stream.tell(), math.prod(shape) * kind.itemsize
+    if kind.kind not in kinds:
         raise ValueError(f"array {name!r} is of {kind}, expected numbers")
     if size != promised:
         raise ValueError(f"array {name!r} has {size} bytes, but its header says {shape} of {kind}")
-    with archive.open(member) as stream:
-        return np.lib.format.read_array(stream, allow_pickle=False)
+    stream.seek(0)
+    return np.lib.format.read_array(stream, allow_pickle=False)
 
 
 def require_unpacked(path: Path) -> None:
@@ -105,6 +127,7 @@ def read_picture(path_or_file: object, mode: str, size: tuple[int, int] | None =
     Returns:
         The bytes, or None for another size.
     """
+    import numpy as np
     from PIL import Image
 
     with warnings.catch_warnings():
