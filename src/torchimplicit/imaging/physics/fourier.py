@@ -40,3 +40,17 @@ def ifftc(k: Tensor, dims: Sequence[int] = PLANE) -> Tensor:
     dims = tuple(dims)
     k = torch.fft.ifftshift(k, dims)
     return torch.fft.fftshift(torch.fft.ifftn(k, dim=dims, norm="ortho"), dims)
+
+
+def weighted(x: Tensor, weights: Tensor, dims: Sequence[int] = PLANE) -> Tensor:
+    """`ifftc(weights * fftc(x))`, a circular convolution: the shifts of images cancel, that of the weights is left.
+
+    Args:
+        x: real or complex, of any shape.
+        weights: of the frequencies, centred; they broadcast to `x`.
+        dims: along which dimensions; none at all leaves the product.
+    """
+    dims = tuple(dims)
+    if not dims:
+        return weights * x
+    return torch.fft.ifftn(torch.fft.ifftshift(weights, dims) * torch.fft.fftn(x, dim=dims), dim=dims)

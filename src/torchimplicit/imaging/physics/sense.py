@@ -17,7 +17,7 @@ from torchimplicit.imaging.physics.check import (
     is_real_or_complex,
     kind,
 )
-from torchimplicit.imaging.physics.fourier import PLANE, fftc, ifftc
+from torchimplicit.imaging.physics.fourier import PLANE, fftc, ifftc, weighted
 from torchimplicit.imaging.physics.operator import SOLVER, Operator
 from torchimplicit.linear import CG
 
@@ -26,7 +26,7 @@ class Fourier(Operator):
     r"""The k-space of one coil, $y = M F x$: images `(B, ..., H, W)` to measurements of that shape.
 
     What is not sampled is zero in `y`. `gram` transforms along those axes alone on which the mask varies: a Cartesian
-    mask of lines costs half. `prox` has a closed form.
+    mask of lines costs a little over half. `prox` has a closed form.
 
     Args:
         mask: what is sampled, bool, that broadcasts to the images: `(H, W)`, `(1, W)` for lines, `(B, H, W)` for masks
@@ -82,7 +82,7 @@ class Fourier(Operator):
     def gram(self, x: Tensor) -> Tensor:
         """See `Operator.gram`."""
         self._check(x)
-        return ifftc(self.mask * fftc(x, self.varying), self.varying) if self.varying else x * self.mask
+        return weighted(x, self.mask, self.varying)
 
     def A_dagger(self, y: Tensor, damping: float = 0.0, solver: CG = SOLVER, on_failure: OnFailure = "warn") -> Tensor:
         """See `Operator.A_dagger`; a closed form."""
@@ -161,8 +161,7 @@ class Sense(Operator):
 
     def gram(self, x: Tensor) -> Tensor:
         """See `Operator.gram`."""
-        axes, coils = self.coil.varying, self._coils(x)
-        return self._together(ifftc(self._mask * fftc(coils, axes), axes) if axes else self._mask * coils)
+        return self._together(weighted(self._coils(x), self._mask, self.coil.varying))
 
     def norm(self, like: Tensor | None = None, rtol: float = 1e-3, max_steps: int = 64) -> Tensor:
         """See `Operator.norm`."""
