@@ -25,6 +25,7 @@ from torchimplicit.imaging.physics.operator import Adjoint, Compose, Operator, S
 from torchimplicit.imaging.physics.radon import Radon
 from torchimplicit.imaging.physics.sense import Fourier, Sense
 from torchimplicit.imaging.physics.stack import Stack
+from torchimplicit.imaging.picture import draw_comparison, draw_masks, draw_steps
 from torchimplicit.imaging.reconstruct import (
     ADMM,
     Cell,
@@ -87,6 +88,9 @@ __all__ = [
     "averaged",
     "cartesian",
     "cg_sense",
+    "draw_comparison",
+    "draw_masks",
+    "draw_steps",
     "equivariant_loss",
     "fftc",
     "gaussian_kernel",
