@@ -21,7 +21,8 @@ def new_figure(width: float, height: float) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "pictures need matplotlib, which is not installed; try: pip install 'torchimplicit[train]'"
+            "pictures need matplotlib, which is not installed; try: pip install 'torchimplicit[train]' or "
+            "'torchimplicit[imaging]'"
         ) from error
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
