@@ -16,7 +16,7 @@ from torchimplicit.imaging.reconstruct.steps import logarithm
 class _Splitting(Cell):
     """What these have: a step, learned, and a data step by the operator's `prox`."""
 
-    def __init__(self, prior: Prior, step: float, eps: float):
+    def __init__(self, prior: Prior, *, step: float = 10.0, eps: float = 0.0):
         super().__init__(prior, eps)
         self.log_step = logarithm(self, "step", step)
 
@@ -50,9 +50,6 @@ class HalfQuadratic(_Splitting):
         ValueError: an option is impossible.
     """
 
-    def __init__(self, prior: Prior, *, step: float = 10.0, eps: float = 0.0):
-        super().__init__(prior, step, eps)
-
     def forward(self, z: Tensor, y: Tensor, op: Any) -> Tensor:
         """The data step, and the denoiser."""
         return self.prior(self.proximal(z, y, op, self.log_step.exp()))
@@ -82,9 +79,6 @@ class ADMM(_Splitting):
         TypeError: see `HalfQuadratic`.
         ValueError: see `HalfQuadratic`.
     """
-
-    def __init__(self, prior: Prior, *, step: float = 10.0, eps: float = 0.0):
-        super().__init__(prior, step, eps)
 
     def forward(self, z: tuple[Tensor, Tensor], y: Tensor, op: Any) -> tuple[Tensor, Tensor]:
         """The denoiser, the multiplier, and the data step."""
@@ -123,9 +117,6 @@ class DouglasRachford(_Splitting):
         TypeError: see `HalfQuadratic`.
         ValueError: see `HalfQuadratic`.
     """
-
-    def __init__(self, prior: Prior, *, step: float = 10.0, eps: float = 0.0):
-        super().__init__(prior, step, eps)
 
     def forward(self, z: Tensor, y: Tensor, op: Any) -> Tensor:
         """The data step, and the denoiser at its reflection."""
