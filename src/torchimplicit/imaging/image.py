@@ -25,10 +25,11 @@ class Image:
     Raises:
         ValueError: the affine is singular, not finite, or none; or the data is not of three or four dimensions.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torchimplicit.imaging import Image
-        >>> image = Image(torch.zeros(4, 5, 1), torch.diag(torch.tensor([-2.0, 2.0, 3.0, 1.0])))
+        >>> affine = torch.diag(torch.tensor([-2.0, 2.0, 3.0, 1.0]))
+        >>> image = Image(torch.zeros(4, 5, 1), affine)
         >>> image.orientation, image.spacing
         ('LAS', (2.0, 2.0, 3.0))
     """

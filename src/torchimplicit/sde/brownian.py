@@ -36,7 +36,7 @@ class Brownian(Seeded):
         TypeError: a seed that is no integer.
         ValueError: a seed of another shape; a base that is not positive.
 
-    Example:
+    Examples:
         >>> import torch
         >>> noise = Brownian(seed=3, base=0.5).bind(torch.empty(2, 1, dtype=torch.float64))
         >>> whole, halves = noise.increment(0, 0.5), [noise.increment(number, 0.25) for number in (0, 1)]

@@ -35,7 +35,8 @@ def check_operator(operator: Any, x: Tensor) -> None:
     Examples:
         >>> import torch, torchimplicit as ti
         >>> from torchimplicit.testing import check_operator
-        >>> check_operator(ti.imaging.Blur(torch.rand(3, 3)), torch.zeros(2, 1, 8, 8, dtype=torch.float64))
+        >>> x = torch.zeros(2, 1, 8, 8, dtype=torch.float64)
+        >>> check_operator(ti.imaging.Blur(torch.rand(3, 3)), x)
     """
     if not is_operator(operator):
         raise TypeError(f"operator: got a {type(operator).__name__}, expected something with A(x) and A_adjoint(y)")

@@ -27,7 +27,8 @@ class GaussianNoise:
         >>> import torch, torchimplicit as ti
         >>> noise = ti.imaging.GaussianNoise(0.1)
         >>> y = torch.zeros(3, 4)
-        >>> torch.equal(noise(y, seed=torch.tensor([5, 6, 7]))[1:], noise(y[1:], seed=torch.tensor([6, 7])))
+        >>> seed = torch.tensor([5, 6, 7])
+        >>> torch.equal(noise(y, seed=seed)[1:], noise(y[1:], seed=seed[1:]))
         True
     """
 

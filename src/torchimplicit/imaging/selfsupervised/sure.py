@@ -56,7 +56,7 @@ def sure_loss(
         >>> y = torch.randn(1, 1000)
         >>> shrink = lambda y, op: 0.5 * y
         >>> identity = ti.imaging.Inpainting(torch.ones(1000, dtype=torch.bool))
-        >>> risk = ti.imaging.sure_loss(shrink, y, identity, noise=1.0)  # x = 0: truly 0.25 |y|^2 / m
+        >>> risk = ti.imaging.sure_loss(shrink, y, identity, noise=1.0)
         >>> bool((risk - 0.25).abs() < 0.2)
         True
     """
