@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchimplicit.adjoint import Adjoint
 from torchimplicit.core.options import require_count
 from torchimplicit.core.status import OnFailure
-from torchimplicit.imaging import Gradient, Preconditioned, Reconstruction, Ridge
+from torchimplicit.imaging import Gradient, Preconditioned, Prior, Reconstruction, Ridge
 from torchimplicit.solve import Anderson, Solver
 
 
@@ -71,3 +71,22 @@ class UnrolledReconstruction(nn.Module):
         for _ in range(self.steps if steps is None else steps):
             z = self.cell(z, y, op)
         return self.cell.output(z, y, op)
+
+
+class ImageDenoiser(nn.Module):
+    """A prior's denoiser, to be trained on noisy images for `imaging.plug_and_play`.
+
+    The operator is one under which images are measured as they are, such as a blur by a kernel of one pixel.
+
+    Args:
+        prior: such as `imaging.DnCNN`, or `imaging.GradientStep` of a smooth one.
+    """
+
+    def __init__(self, prior: Prior):
+        """Keeps the prior."""
+        super().__init__()
+        self.prior = prior
+
+    def forward(self, y: Tensor, op: Any) -> Tensor:
+        """Images `(B, ...)` of noisy ones."""
+        return self.prior(op.A_adjoint(y))
