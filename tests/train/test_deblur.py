@@ -36,6 +36,7 @@ def words(tmp_path):
 
 def test_it_trains_resumes_is_tested_and_reported(words, capsys):
     words += ["--data.evaluated", "15", "--model.network.filters", "2", "--model.network.taps", "3"]
+    words += ["--model.network.solver.max_steps", "40"]
     assert main(["fit", *words, "--trainer.max_epochs", "1"]) == 0
     assert main(["fit", *words, "--trainer.max_epochs", "2", "--ckpt_path", "last"]) == 0
     run = Path("runs/deblur/version_0")
