@@ -1,4 +1,4 @@
-"""Empty batches: every operator, baseline, loss and layer gives an empty result, and nothing of what is below speaks."""
+"""Empty batches: every operator, baseline, loss and layer gives an empty result, and no library below complains."""
 
 import pytest
 import torch
