@@ -1,7 +1,15 @@
 """Reconstruction of images as an equilibrium: what is measured of them, and what is known of them beforehand."""
 
 from torchimplicit.files import DataError
-from torchimplicit.imaging.baselines import cg_sense, plug_and_play, total_variation, wavelet, zero_filled
+from torchimplicit.imaging.baselines import (
+    Differences,
+    Wavelets,
+    cg_sense,
+    plug_and_play,
+    total_variation,
+    wavelet,
+    zero_filled,
+)
 from torchimplicit.imaging.files import (
     FastMRI,
     read_cfl,
@@ -31,12 +39,15 @@ from torchimplicit.imaging.physics.stack import Stack
 from torchimplicit.imaging.picture import draw_comparison, draw_masks, draw_steps
 from torchimplicit.imaging.reconstruct import (
     ADMM,
+    Analysis,
     Cell,
     DnCNN,
     DouglasRachford,
+    Filters,
     Gradient,
     GradientStep,
     HalfQuadratic,
+    PrimalDual,
     Prior,
     Proximal,
     Reconstruction,
@@ -57,14 +68,17 @@ from torchimplicit.imaging.selfsupervised import (
 __all__ = [
     "ADMM",
     "Adjoint",
+    "Analysis",
     "Blur",
     "Cell",
     "Compose",
     "DataError",
+    "Differences",
     "DnCNN",
     "DouglasRachford",
     "Downsample",
     "FastMRI",
+    "Filters",
     "Flip",
     "Fourier",
     "GaussianNoise",
@@ -77,6 +91,7 @@ __all__ = [
     "Inpainting",
     "Operator",
     "PoissonNoise",
+    "PrimalDual",
     "Prior",
     "Proximal",
     "QuarterTurn",
@@ -88,6 +103,7 @@ __all__ = [
     "Shift",
     "Stack",
     "Sum",
+    "Wavelets",
     "averaged",
     "cartesian",
     "cg_sense",
