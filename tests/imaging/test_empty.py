@@ -62,9 +62,13 @@ def test_baselines_and_losses(reconstruct):
     assert im.sure_loss(reconstruct, NONE, LINES, noise=0.1, seed=0).shape == (0,)
 
 
-@pytest.mark.parametrize("kind", [im.Gradient, im.Proximal, im.HalfQuadratic, im.ADMM, im.DouglasRachford])
+@pytest.mark.parametrize(
+    "kind", [im.Gradient, im.Proximal, im.HalfQuadratic, im.ADMM, im.DouglasRachford, im.PrimalDual]
+)
 def test_layers(kind):
-    layer = im.Reconstruction(kind(im.Ridge(filters=2, taps=3).double()).double(), on_failure="raise")
+    few = im.Analysis(im.Filters(filters=2, taps=3), weight=0.1)
+    prior = few if kind is im.PrimalDual else im.Ridge(filters=2, taps=3)
+    layer = im.Reconstruction(kind(prior.double()).double(), on_failure="raise")
     x = layer(NONE, LINES)
     assert x.shape == NONE.shape
     x.abs().sum().backward()
