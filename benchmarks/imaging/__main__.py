@@ -57,7 +57,8 @@ def decibels(of: Scan, acceleration: int, masks: int) -> Table:
         f"A real head, 8 coils, 230 x 180; 1 of {acceleration} lines along the first axis, at random, "
         f"the centre's {CENTRE[acceleration]:.0%} always, with noise of {NOISE}. PSNR in dB of the complex difference, "
         f"peak {of.peak:.3f}. Steps, and the residual, by RMS, where they ended: the most of any mask. "
-        "The reference is itself the image of the fewest wavelets that fits a scan, so it holds of the head what wavelets let pass: here that favours them."
+        "The reference is itself the image of the fewest wavelets that fits a scan, so it holds of the head what "
+        "wavelets let pass: here that favours them."
     )
     header = ["method", *map(str, range(masks)), "mean", "converged", "steps", "residual", "CPU s each"]
     table = Table(f"K-space, {acceleration}x, by mask", note, header)
