@@ -16,6 +16,7 @@ from torchimplicit.imaging.files import (
 from torchimplicit.imaging.image import Image
 from torchimplicit.imaging.metrics import nrmse, psnr, ssim
 from torchimplicit.imaging.physics.blur import Blur
+from torchimplicit.imaging.physics.coils import espirit
 from torchimplicit.imaging.physics.fourier import fftc, ifftc
 from torchimplicit.imaging.physics.inpaint import Downsample, Greyscale, Inpainting
 from torchimplicit.imaging.physics.kernel import gaussian_kernel, motion_kernel
@@ -92,6 +93,7 @@ __all__ = [
     "draw_masks",
     "draw_steps",
     "equivariant_loss",
+    "espirit",
     "fftc",
     "gaussian_kernel",
     "ifftc",
