@@ -106,6 +106,14 @@ class Operator(nn.Module):
             )
         return largest_singular_value(self, like, rtol, max_steps)
 
+    def norm_bound(self, like: Tensor | None = None) -> Tensor:
+        """What `norm` is at most, `(B,)` or `(1,)`: without a product where that is known, otherwise the norm itself.
+
+        Args:
+            like: see `norm`.
+        """
+        return self.norm(like)
+
     def take(self, rows: Tensor) -> Self:
         """The same operator of some of the samples: the tensors that carry the batch are narrowed to them.
 

@@ -88,8 +88,9 @@ class Cell(PreparedMap):
         if self._square is not None:
             return self._square
         image = like[0] if isinstance(like, tuple) else like
-        if hasattr(op, "norm"):
-            return torch.as_tensor(op.norm(image)).detach().to(image.real).square()
+        norm = getattr(op, "norm_bound", getattr(op, "norm", None))
+        if norm is not None:
+            return torch.as_tensor(norm(image)).detach().to(image.real).square()
         flat = torch.view_as_real(image).flatten(1) if image.is_complex() else image.flatten(1)
 
         def product(v: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from torchimplicit.train.data.densities import Density
 from torchimplicit.train.data.dequantised import DequantisedDigits, DequantisedMNIST
 from torchimplicit.train.data.digits import Digits
 from torchimplicit.train.data.images import ImageData, Images
+from torchimplicit.train.data.kspace import KSpace
+from torchimplicit.train.data.kspace_files import Scan, read_scan
 from torchimplicit.train.data.long_table import LongTable, read_long
 from torchimplicit.train.data.lynx_hare import LynxHare
 from torchimplicit.train.data.mnist import MNIST
@@ -34,6 +36,7 @@ __all__ = [
     "Digits",
     "ImageData",
     "Images",
+    "KSpace",
     "Linear",
     "Logit",
     "LongTable",
@@ -45,6 +48,7 @@ __all__ = [
     "Powers",
     "RecipeData",
     "Scaling",
+    "Scan",
     "SeriesBatch",
     "SeriesData",
     "SeriesRows",
@@ -54,4 +58,5 @@ __all__ = [
     "Sudoku",
     "Text",
     "read_long",
+    "read_scan",
 ]
