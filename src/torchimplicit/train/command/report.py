@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch
 import torch
 import yaml
-from torch import nn
-from torch.utils import _pytree as pytree
 
 from torchimplicit import diagnose
 from torchimplicit.core.status import ImplicitError
@@ -22,6 +20,7 @@ from torchimplicit.nn import DEQ
 from torchimplicit.train.checkpoint import load
 from torchimplicit.train.command import runs
 from torchimplicit.train.command.curves import plot_curves, read_curves
+from torchimplicit.train.data.measurement import first
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,10 +75,9 @@ def write_report(
     parts.append(_section("Test split", lambda: _metrics(module, data)))
     parts.append(_section("Training", lambda: _curves(run)))
     if data is not None:
-        batch = pytree.tree_map(lambda each: each[:samples], next(iter(data.test_dataloader())))
+        batch = first(next(iter(data.test_dataloader())), samples)
         parts.extend(_pictures(module, batch))
-        x = batch[0]
-        for name, (layer, inputs) in _inputs_of_layers(module, x).items():
+        for name, (layer, inputs) in _inputs_of_layers(module, batch).items():
             parts.extend(_diagnoses(name, layer, inputs))
     title = f"{html.escape(str(getattr(module, 'recipe', 'model')))}: report of a trained model"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,16 +130,16 @@ def _pictures(module: Any, batch: Any) -> Iterator[str]:
         yield _section(name, lambda figure=figure: _picture(figure))
 
 
-def _inputs_of_layers(module: nn.Module, x: torch.Tensor) -> dict[str, tuple[DEQ, tuple]]:
-    """Every `DEQ` layer by its name, with what reaches it when the model sees `x`."""
+def _inputs_of_layers(module: Any, batch: Any) -> dict[str, tuple[DEQ, tuple]]:
+    """Every `DEQ` layer by its name, with what reaches it when the model sees a batch."""
     found: dict[str, tuple[DEQ, tuple]] = {}
     layers = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, DEQ)]
-    if not layers:  # a module without may want more than `x`
+    if not layers:  # a module without may want more than its inputs
         return found
     handles = [layer.register_forward_pre_hook(_keep(found, name)) for name, layer in layers]
     try:
         with torch.no_grad():
-            module(x)
+            module(*module.inputs(batch))
     finally:
         for handle in handles:
             handle.remove()
@@ -157,7 +155,7 @@ def _keep(found: dict[str, tuple[DEQ, tuple]], name: str) -> Callable[[Any, tupl
 
 def _diagnoses(name: str, layer: DEQ, inputs: tuple) -> Iterator[str]:
     """The sections about one layer."""
-    few = tuple(each[:8] if isinstance(each, torch.Tensor) else each for each in inputs)
+    few = first(inputs, 8)
     yield _section(f"{name}: convergence", lambda: _table_and_picture(diagnose.convergence(layer, *inputs)))
     yield _section(f"{name}: spectral radius", lambda: _spectrum(layer, inputs))
     yield _section(f"{name}: certificate", lambda: _table_and_picture(diagnose.certify(layer, *inputs)))

@@ -15,6 +15,7 @@ from torchimplicit.train.networks.images.monotone import (
 )
 from torchimplicit.train.networks.images.multiscale import MDEQClassifier, MDEQSegmenter, UNet, UNetSegmenter
 from torchimplicit.train.networks.images.neural_ode import ConvolutionalODE
+from torchimplicit.train.networks.images.reconstruction import RidgeReconstruction, UnrolledReconstruction
 from torchimplicit.train.networks.images.residual import ConvolutionalDEQ, ResidualNetwork
 from torchimplicit.train.networks.sequences.copying import CopyingLSTM, CopyingTCN, CopyingTransformer
 from torchimplicit.train.networks.sequences.language import DEQTransformer, DEQTrellis, TransformerNetwork
@@ -61,6 +62,7 @@ __all__ = [
     "PlainConvolutional",
     "PlainField",
     "ResidualNetwork",
+    "RidgeReconstruction",
     "RowBound",
     "SeriesNetwork",
     "SummaryEncoder",
@@ -69,5 +71,6 @@ __all__ = [
     "UNet",
     "UNetSegmenter",
     "Units",
+    "UnrolledReconstruction",
     "WhitenedFlow",
 ]

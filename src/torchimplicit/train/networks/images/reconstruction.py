@@ -1,0 +1,69 @@
+"""Networks that reconstruct images, `network(y, op) -> x`: a convex equilibrium, and any cell unrolled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from torchimplicit.adjoint import Adjoint
+from torchimplicit.core.options import require_count
+from torchimplicit.core.status import OnFailure
+from torchimplicit.imaging import Cell, Gradient, Reconstruction, Ridge
+from torchimplicit.solve import Anderson, Solver
+
+
+class RidgeReconstruction(Reconstruction):
+    """The minimum of a convex energy whose regulariser is learned, from a smoothed total variation on.
+
+    An `imaging.Reconstruction` of `imaging.Gradient` and `imaging.Ridge.total_variation`.
+
+    Args:
+        strength: of the total variation to start with, in units of the image.
+        width: difference of neighbours at which its penalty becomes linear.
+        filters: how many.
+        taps: of a filter in each direction, odd.
+        eps: strong convexity, see `imaging.Cell`.
+        solver: finds the minimum.
+        adjoint: differentiates it; None is `CG`.
+        on_failure: of the layer. "ignore", as the module counts what does not converge and says so once an epoch.
+    """
+
+    def __init__(
+        self,
+        strength: float = 1e-3,
+        width: float = 0.03,
+        filters: int = 24,
+        taps: int = 7,
+        eps: float = 1e-5,
+        solver: Solver = Anderson(window=10, rtol=1e-4, max_steps=100),
+        adjoint: Adjoint | None = None,
+        on_failure: OnFailure = "ignore",
+    ):
+        """Starts at total variation."""
+        prior = Ridge.total_variation(strength, width, filters=filters, taps=taps)
+        super().__init__(Gradient(prior, eps=eps), solver, adjoint, on_failure=on_failure)
+
+
+class UnrolledReconstruction(nn.Module):
+    """So many steps of a cell, differentiated one by one: the rival of an equilibrium of the same cell.
+
+    Its memory grows with the steps, and what it is trained for is the image after exactly these.
+
+    Args:
+        cell: such as `imaging.Gradient`.
+        steps: how many.
+    """
+
+    def __init__(self, cell: Cell, steps: int = 10):
+        """Keeps the cell."""
+        super().__init__()
+        self.cell, self.steps = cell, steps
+        require_count(self, "steps")
+
+    def forward(self, y: Tensor, op: Any, *, steps: int | None = None) -> Tensor:
+        """Images `(B, ...)` of measurements; with other `steps` than it was trained for to see what these do."""
+        z = self.cell.start(y, op)
+        for _ in range(self.steps if steps is None else steps):
+            z = self.cell(z, y, op)
+        return self.cell.output(z, y, op)
