@@ -12,6 +12,7 @@ import torch
 from tests.train.kspace import SIZE, coils, fastmri, heads, kspace
 from torchimplicit import imaging
 from torchimplicit.train.command.cli import main
+from torchimplicit.train.command.curves import read_curves
 from torchimplicit.train.command.methods import NAMES
 
 DATA = Path(os.environ.get("TORCHIMPLICIT_DATA", "nowhere")) / "mri"
@@ -146,3 +147,31 @@ def test_the_real_scan_is_reconstructed(tmp_path):
     image = np.load(tmp_path / "image.npy")[0]
     reference = np.load(maps)["recon_sense"]
     assert np.linalg.norm(np.abs(image) - np.abs(reference)) < 0.2 * np.linalg.norm(reference)
+
+
+SMALL = (
+    *("--data.samples", "6", "--data.slab", "12", "--data.acceleration", "2", "--data.noise", "0.001"),
+    *("--data.center_fraction", "0.25", "--model.loss.center_fraction", "0.25", "--data.masks", "1"),
+    *("--model.network.filters", "4", "--model.network.taps", "3", "--model.network.solver.rtol", "1e-4"),
+    *("--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "3"),
+)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
+def test_a_scan_is_trained_on_and_reconstructed_by_what_was_learned(scan, tmp_path, monkeypatch, capsys):
+    """Nobody has the truth: the archive holds k-space and maps alone, and the loss is that of lines held out."""
+    monkeypatch.chdir(tmp_path)
+    np.savez(tmp_path / "full.npz", kspace=kspace(1).numpy(), maps=coils().numpy())
+    assert main(["fit", "--config", "mri", *SMALL, "--data-dir", str(tmp_path / "full.npz")]) == 0
+    (checkpoint,) = tmp_path.glob("runs/mri/version_0/checkpoints/last.ckpt")
+    curves = read_curves(tmp_path / "runs" / "mri" / "version_0")
+    assert {"train/forward_unconverged", "train/backward_unconverged", "val/loss", "val/psnr"} <= curves.keys()
+    capsys.readouterr()
+    words = ("--method", checkpoint, "--out", tmp_path / "image.npy", "--report", tmp_path / "report.html")
+    assert run(scan, *words) == 0
+    assert len(re.findall(r"slice [01]: converged, \d+, \S+, \d\.\de-\d+", capsys.readouterr().out)) == 2
+    images = torch.from_numpy(np.load(tmp_path / "image.npy"))
+    assert float((images - heads()).abs().square().mean() / heads().abs().square().mean()) < 0.02
+    assert run(scan, "--method", checkpoint, "--weight", "1") == 1
+    assert "a checkpoint has learned its own" in capsys.readouterr().err
+    assert run(scan, "--method", checkpoint, "--max-steps", "2") == 1
