@@ -3,6 +3,7 @@
 python -m benchmarks.imaging.head CKPT                   the trained network, and how far its answers are
 python -m benchmarks.imaging.head CKPT --rivals          zero-filled, CG-SENSE, total variation, wavelets, untrained
 python -m benchmarks.imaging.head CKPT --only tv --weights 5e-5 1e-4 2e-4
+python -m benchmarks.imaging.head CKPT --picture FOLDER  mri.png, mri-masks.png: what the page of the recipe shows
 
 Decibels of the complex difference, relative to the largest magnitude of the reference.
 """
@@ -11,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from torchimplicit.core.status import Status
-from torchimplicit.imaging import psnr
+from torchimplicit.imaging import draw_comparison, draw_masks, psnr
 from torchimplicit.train import load
 from torchimplicit.train.command.methods import NAMES, WEIGHTS, Choice
 
@@ -41,6 +43,22 @@ def rows(data: Any, choice: Choice) -> tuple[list[float], str]:
     return found, said
 
 
+def draw(data: Any, checkpoint: str, folder: Path) -> None:
+    """Reconstructions of the first acquisition with their errors, and the masks."""
+    acquisitions = data.splits.test.acquisitions
+    y, op, target = data.splits.test.__getitems__([0])
+    names = {"zero-filled": "zero-filled", "total variation": "tv", "before training": "ridge", "trained": checkpoint}
+    with torch.no_grad():
+        images = {title: Choice(name).method()(y, op)[0][0] for title, name in names.items()}
+    height, width = target.shape[-2:]
+    edge = min(height, width) // 3
+    zoom = (height // 2 - edge // 2, width // 2 - edge // 2, edge)
+    top = float(target.abs().max())
+    draw_comparison(target[0], images, data_range=top, zoom=zoom, target=folder / "mri.png")
+    masks = {f"mask {i}": each.mask.expand(height, width) for i, each in enumerate(acquisitions)}
+    draw_masks(masks, target=folder / "mri-masks.png")
+
+
 def main() -> None:
     """Prints a line for every method and weight."""
     parser = argparse.ArgumentParser(prog="benchmarks.imaging.head", description=__doc__)
@@ -49,10 +67,13 @@ def main() -> None:
     parser.add_argument("--only", choices=NAMES)
     parser.add_argument("--weights", type=float, nargs="+")
     parser.add_argument("--rtol", type=float)
+    parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     data: Any = load(options.checkpoint)[1]
     data.setup()
+    if options.picture:
+        return draw(data, options.checkpoint, options.picture)
     names = NAMES if options.rivals else (options.only or options.checkpoint,)
     for name in names:
         for weight in options.weights or [WEIGHTS.get(name)]:
