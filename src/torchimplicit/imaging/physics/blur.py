@@ -6,11 +6,12 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, conv_transpose2d
+from torch.nn.functional import conv2d, conv_transpose2d, pad
 
 from torchimplicit.core import OnFailure
 from torchimplicit.core.options import require
 from torchimplicit.imaging.physics.check import alike, check_finite, check_images, is_real_or_complex, kind
+from torchimplicit.imaging.physics.fourier import transform
 from torchimplicit.imaging.physics.operator import SOLVER, Operator
 from torchimplicit.linear import CG
 
@@ -121,6 +122,9 @@ class Blur(Operator):
         dtype = torch.promote_types(x.dtype, kernel.dtype)
         x, kernel = x.to(dtype), kernel.to(dtype).flip(-2, -1)
         height, width = kernel.shape[-2:]
+        if not len(x):  # no groups are a convolution that torch refuses
+            more = 1 if back else -1
+            return pad(x, (0, more * (width - 1), 0, more * (height - 1)))
         if kernel.shape[:2] == (1, 1):
             rows, weight, groups = x.reshape(-1, 1, *x.shape[2:]), kernel, 1
         else:
@@ -134,11 +138,11 @@ class Blur(Operator):
         kernel = self._like(x)
         height, width = kernel.shape[-2:]
         padding = (0, x.shape[-1] - width, 0, x.shape[-2] - height)
-        placed = torch.nn.functional.pad(kernel, padding).roll((-(height // 2), -(width // 2)), (-2, -1))
-        return torch.fft.fft2(placed)
+        placed = pad(kernel, padding).roll((-(height // 2), -(width // 2)), (-2, -1))
+        return transform(placed)
 
     def _filter(self, x: Tensor, symbol: Tensor) -> Tensor:
-        found = torch.fft.ifft2(symbol * torch.fft.fft2(x))
+        found = transform(symbol * transform(x), inverse=True)
         return found if x.is_complex() or self.kernel.is_complex() else found.real
 
     def _reflected(self, size: int, border: int, device: torch.device) -> Tensor:

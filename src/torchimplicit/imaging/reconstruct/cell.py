@@ -68,6 +68,10 @@ class Cell(PreparedMap):
         """
         return math.inf
 
+    def gap(self, z: Any, y: Tensor, op: Any, products: int = 8) -> Tensor | None:
+        """A proved bound of how far the energy at a state is above its least, `(B,)`; None of cells that know none."""
+        return None
+
     def begin(self, z0: Any, args: tuple, batch_dims: int) -> PreparedMap:
         """A copy that knows the operator's norm, so that a solve looks for it once."""
         own: Any = alone(self).copies[id(self)]
