@@ -18,6 +18,8 @@ from torchimplicit.path.adjoint.backprop import backprop
 from torchimplicit.path.adjoint.base import PathAdjoint
 from torchimplicit.path.adjoint.replay import note_lost, valued, whole
 from torchimplicit.path.call import PathCall
+from torchimplicit.path.compiled.kernel import graphs_that_stay
+from torchimplicit.path.record import Path, Phase
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,7 @@ class Direct(PathAdjoint):
     """Differentiates the steps that were taken in one graph of them all: memory grows with the steps.
 
     The same gradient as `Checkpointed`, by nothing but automatic differentiation: the reference that the others are
-    checked against, and a choice where many derivatives of one path are wanted. Steps of kernels, which
-    have no graph, are differentiated as by `Checkpointed`, from a state kept before each kernel.
+    checked against, and a choice where many derivatives of one path are wanted.
     """
 
     checkpoints: ClassVar[int] = 2
@@ -61,7 +62,7 @@ class Direct(PathAdjoint):
     def solve(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `PathAdjoint.solve`."""
         if call.engine.pulls:
-            return Checkpointed().solve(replace(call, checkpoints=sys.maxsize), y0, ts, tensors)
+            return _by_kernels(call, y0, ts, tensors)
         if (values := call.graph(y0, ts, tensors)) is not None:
             return values
         fixed = [each.detach() for each in (y0, ts, *tensors)]
@@ -72,6 +73,47 @@ class Direct(PathAdjoint):
         found = values.detach().isfinite().all(2).all(0)
         call.record.lose(~found)
         return torch.where(found.unsqueeze(1), valued(known, values), known)
+
+
+def _by_kernels(call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
+    """The outputs, with the graph of kernels; as by `Checkpointed` where there is none, with a state before each."""
+    leaves, phase = [each.detach().requires_grad_(each.requires_grad) for each in (y0, *tensors)], Phase(None, 2)
+    if transforms.differentiating([ts]) or (values := call.graph(leaves[0], ts, leaves[1:], phase)) is None:
+        return Checkpointed().solve(replace(call, checkpoints=sys.maxsize), y0, ts, tensors)
+    return KernelsInAGraph.apply(call, [values], leaves, *Path([phase]).times(ts), y0, ts, *tensors)
+
+
+class KernelsInAGraph(Function):
+    """Outputs `(T, B, n)` that kernels have made in a graph of their own, which derivatives of first order go through.
+
+    Those of higher order, which kernels do not have, go through the steps made again.
+    """
+
+    @staticmethod
+    def forward(
+        call: PathCall, values: list[Tensor], leaves: list[Tensor], starts: Tensor, stops: Tensor, *inputs: Tensor
+    ) -> Tensor:
+        """The outputs; `values` are these with their graph, taken out of the list."""
+        return values[0].detach()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        """Keeps the graph for as long as autograd keeps what it saves."""
+        ctx.call, values, ctx.leaves, *rest = inputs
+        ctx.save_for_backward(values.pop(), *rest)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of the start and of the tensors."""
+        values, starts, stops, *inputs = ctx.saved_tensors
+        needs = ctx.needs_input_grad[5:]
+        if torch.is_grad_enabled() or transforms.level(grad) >= 0:
+            return *(None,) * 5, *vjp(_again(ctx.call, starts, stops), inputs, needs, grad)
+        wanted = [leaf for leaf in ctx.leaves if leaf.requires_grad]
+        with graphs_that_stay():
+            rest = iter(torch.autograd.grad(values, wanted, grad, retain_graph=True, allow_unused=True))
+        y0, *found = (next(rest) if leaf.requires_grad else None for leaf in ctx.leaves)
+        return *(None,) * 5, y0, None, *found
 
 
 class CheckpointedSolve(Function):

@@ -92,7 +92,7 @@ def _made(
         field.nfev += evaluations * min(count, total - first) // count
         values += [ends[i] for i, place in enumerate(places[first : first + count]) if place is not None]
         y = ends[-1]
-        if (number % LOOK == LOOK - 1 or number == len(chunks) - 1) and not is_finite(y):
+        if (number % LOOK == LOOK - 1 or number == len(chunks) - 1) and not is_finite(y.detach()):
             return None
     if phase is not None and states is not None:
         phase.together, phase.steps = count, steps
