@@ -16,6 +16,7 @@ from torchimplicit.core import transforms
 from torchimplicit.core.options import require_count
 from torchimplicit.path.adjoint.backprop import backprop
 from torchimplicit.path.adjoint.base import PathAdjoint
+from torchimplicit.path.adjoint.drift import Remade
 from torchimplicit.path.adjoint.replay import note_lost, valued, whole
 from torchimplicit.path.call import PathCall
 from torchimplicit.path.compiled.kernel import graphs_that_stay
@@ -72,7 +73,17 @@ class Direct(PathAdjoint):
             return valued(known, values)
         found = values.detach().isfinite().all(2).all(0)
         call.record.lose(~found)
+        _meet(call, fixed[0], fixed[1], known, values)
         return torch.where(found.unsqueeze(1), valued(known, values), known)
+
+
+def _meet(call: PathCall, y0: Tensor, ts: Tensor, known: Tensor, values: Tensor) -> None:
+    """Has the backward pass say which samples' steps, made again, have led to other `values` than are `known`."""
+    remade = Remade(call.solver, y0)
+    rows = torch.arange(len(y0), device=y0.device).repeat(len(ts))
+    remade.meet(rows, *(each.flatten(0, 1) for each in (y0.expand_as(known), values.detach(), known)))
+    if values.requires_grad and remade.any_far:
+        values.register_hook(lambda grad: call.finish_backward(remade.report(call, ts[0])))
 
 
 def _by_kernels(call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
@@ -130,14 +141,15 @@ class CheckpointedSolve(Function):
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         """Keeps the inputs and the path."""
         ctx.call, y0, ts, *tensors = inputs
-        _, starts, stops = output
+        values, starts, stops = output
         ctx.mark_non_differentiable(starts, stops)
         ctx.set_materialize_grads(False)  # of the times of all steps
-        tensors, states = ctx.call.unshared(tensors), []
+        tensors, states, known = ctx.call.unshared(tensors), [], None
         if ctx.call.record.path is not None:
             ctx.path, states = ctx.call.record.take_path().part()
+            known = values if ctx.path.short else None
         ctx.states = len(states)
-        ctx.save_for_backward(*states, y0, ts, starts, stops, *tensors)
+        ctx.save_for_backward(*states, known, y0, ts, starts, stops, *tensors)
         ctx.save_for_forward(y0, ts, starts, stops, *tensors)
 
     @staticmethod
@@ -145,12 +157,14 @@ class CheckpointedSolve(Function):
         """The gradients of the start, the times and the tensors."""
         if grad is None:
             return (None,) * len(ctx.needs_input_grad)
-        states, (y0, ts, starts, stops, *tensors) = ctx.saved_tensors[: ctx.states], ctx.saved_tensors[ctx.states :]
+        saved = ctx.saved_tensors
+        states, (known, y0, ts, starts, stops, *tensors) = saved[: ctx.states], saved[ctx.states :]
         # Second derivatives, or a transform: the pass itself must be differentiable, as one graph of all steps is.
         if torch.is_grad_enabled() or transforms.level(grad) >= 0:
             return None, *vjp(_again(ctx.call, starts, stops), (y0, ts, *tensors), ctx.needs_input_grad[1:], grad)
         _, needs_y0, *needs = ctx.needs_input_grad
-        cotangent, *found = backprop(ctx.call, ctx.path.joined(states), ts, tensors, needs, grad)
+        known = None if known is None else known.detach()
+        cotangent, *found = backprop(ctx.call, ctx.path.joined(states), ts, tensors, needs, grad, known=known)
         return None, cotangent if needs_y0 else None, *found
 
     @staticmethod
