@@ -39,6 +39,7 @@ from torchimplicit.imaging.reconstruct import (
     Proximal,
     Reconstruction,
     Ridge,
+    Sparsity,
     averaged,
 )
 from torchimplicit.imaging.selfsupervised import (
@@ -84,6 +85,7 @@ __all__ = [
     "Scaled",
     "Sense",
     "Shift",
+    "Sparsity",
     "Stack",
     "Sum",
     "averaged",

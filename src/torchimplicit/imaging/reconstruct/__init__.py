@@ -6,6 +6,7 @@ from torchimplicit.imaging.reconstruct.gradient import Gradient, Proximal
 from torchimplicit.imaging.reconstruct.layer import Reconstruction
 from torchimplicit.imaging.reconstruct.prior import Prior
 from torchimplicit.imaging.reconstruct.ridge import Ridge
+from torchimplicit.imaging.reconstruct.sparsity import Sparsity
 from torchimplicit.imaging.reconstruct.splitting import ADMM, DouglasRachford, HalfQuadratic
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "Proximal",
     "Reconstruction",
     "Ridge",
+    "Sparsity",
     "averaged",
 ]
