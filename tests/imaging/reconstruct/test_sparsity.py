@@ -76,7 +76,8 @@ def test_the_phase_of_a_complex_image_passes_through_and_what_is_constant_stays(
 
 def test_an_equilibrium_of_it_is_certified_and_differentiated():
     op, x = Blur(torch.full((3, 3), 1 / 9).double(), "circular"), draw((1, 1, 6, 6), 0)
-    layer = Reconstruction(Gradient(prior(levels=1), eps=0.1), ti.Anderson(window=5, rtol=1e-11, max_steps=500)).double()
+    solver = ti.Anderson(window=5, rtol=1e-11, max_steps=500)
+    layer = Reconstruction(Gradient(prior(levels=1), eps=0.1), solver).double()
     layer.adjoint = ti.Implicit(ti.CG(rtol=1e-11))
     y = op.A(x).requires_grad_()
     assert torch.autograd.gradcheck(lambda y: layer(y, op), (y,), atol=1e-6, fast_mode=True)
