@@ -53,6 +53,7 @@ from torchimplicit.imaging.reconstruct import (
     Proximal,
     Reconstruction,
     Ridge,
+    Sparsity,
     averaged,
 )
 from torchimplicit.imaging.selfsupervised import (
@@ -102,6 +103,7 @@ __all__ = [
     "Scaled",
     "Sense",
     "Shift",
+    "Sparsity",
     "Stack",
     "Sum",
     "Wavelets",

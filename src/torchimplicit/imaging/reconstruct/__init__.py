@@ -9,6 +9,7 @@ from torchimplicit.imaging.reconstruct.layer import Reconstruction
 from torchimplicit.imaging.reconstruct.primal_dual import PrimalDual
 from torchimplicit.imaging.reconstruct.prior import Prior
 from torchimplicit.imaging.reconstruct.ridge import Ridge
+from torchimplicit.imaging.reconstruct.sparsity import Sparsity
 from torchimplicit.imaging.reconstruct.splitting import ADMM, DouglasRachford, HalfQuadratic
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "Proximal",
     "Reconstruction",
     "Ridge",
+    "Sparsity",
     "averaged",
 ]

@@ -15,7 +15,11 @@ from torchimplicit.train.networks.images.monotone import (
 )
 from torchimplicit.train.networks.images.multiscale import MDEQClassifier, MDEQSegmenter, UNet, UNetSegmenter
 from torchimplicit.train.networks.images.neural_ode import ConvolutionalODE
-from torchimplicit.train.networks.images.reconstruction import RidgeReconstruction, UnrolledReconstruction
+from torchimplicit.train.networks.images.reconstruction import (
+    RidgeReconstruction,
+    SparsityReconstruction,
+    UnrolledReconstruction,
+)
 from torchimplicit.train.networks.images.residual import ConvolutionalDEQ, ResidualNetwork
 from torchimplicit.train.networks.sequences.copying import CopyingLSTM, CopyingTCN, CopyingTransformer
 from torchimplicit.train.networks.sequences.language import DEQTransformer, DEQTrellis, TransformerNetwork
@@ -65,6 +69,7 @@ __all__ = [
     "RidgeReconstruction",
     "RowBound",
     "SeriesNetwork",
+    "SparsityReconstruction",
     "SummaryEncoder",
     "TanhCell",
     "TransformerNetwork",
