@@ -38,8 +38,9 @@ def test_options_reach_the_layer():
 
 
 def test_unrolling_is_so_many_steps_of_the_cell():
-    cell = Gradient(Ridge(filters=2, taps=3)).double()
-    network, y = UnrolledReconstruction(cell, 3), OP.A(steps_of())
+    equilibrium = RidgeReconstruction(filters=2, taps=3, preconditioned=False).double()
+    network, y, cell = UnrolledReconstruction(equilibrium, 3), OP.A(steps_of()), equilibrium.cell
+    assert isinstance(cell, Gradient)
     z = cell.start(y, OP)
     for _ in range(3):
         z = cell(z, y, OP)
@@ -47,5 +48,6 @@ def test_unrolling_is_so_many_steps_of_the_cell():
     assert torch.equal(network(y, OP, steps=4), cell(z, y, OP))
     network(y, OP).sum().backward()
     assert cell.prior.weight.grad.abs().sum() > 0
+    assert not any(isinstance(module, ti.nn.DEQ) for module in network.modules())
     with pytest.raises(ValueError, match="steps=0"):
-        UnrolledReconstruction(cell, 0)
+        UnrolledReconstruction(equilibrium, 0)

@@ -136,6 +136,14 @@ class Ridge(Prior):
         r"""An upper bound of $\|W\|^2$, hence of the slope's Lipschitz constant, on images of every size."""
         return supremum(self.kernel())
 
+    def spectrum(self, like: Tensor) -> Tensor:
+        r"""See `Prior.spectrum`: $\sum_c |\hat w_c|^2$, of images that go on periodically beyond their border."""
+        kernel = self.kernel()[:, 0].to(like.real)
+        height, width = like.shape[-2:]
+        if min(height, width) < self.taps:  # the filters wrap around more than once
+            return self.lipschitz().to(like.real)
+        return torch.fft.fft2(kernel, s=(height, width)).abs().square().sum(0)
+
     def expansion(self) -> float:
         """One: a step of at most twice the inverse Lipschitz constant down a convex function is nonexpansive."""
         return 1.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
@@ -185,15 +184,9 @@ class MeanSSIM(MeanPSNR):
 
 
 def seen(batch: Measurement) -> Tensor:
-    """Measurements as images like the true ones: as they are where they are images, otherwise the adjoint's."""
-    y, op, target = batch
-    x = op.A_adjoint(y)
-    like = x if target is None else target
-    lost = [a - b for a, b in zip(like.shape[-2:], y.shape[-2:], strict=True)]
-    if y.dim() != like.dim() or y.dim() != 4 or y.is_complex() or min(lost) < 0 or max(lost) > min(y.shape[-2:]):
-        return x
-    top, left = lost[0] // 2, lost[1] // 2
-    return F.pad(y, (left, lost[1] - left, top, lost[0] - top), mode="replicate")
+    """Measurements as images: what the operator guesses from them, or its adjoint."""
+    guess = batch.op.guess(batch.y) if hasattr(batch.op, "guess") else None
+    return batch.op.A_adjoint(batch.y) if guess is None else guess
 
 
 def _flat(image: Tensor) -> Tensor:
