@@ -27,6 +27,7 @@ from torchimplicit.imaging.files import (
 from torchimplicit.imaging.image import Image
 from torchimplicit.imaging.metrics import nrmse, psnr, ssim
 from torchimplicit.imaging.physics.blur import Blur
+from torchimplicit.imaging.physics.coils import espirit
 from torchimplicit.imaging.physics.fourier import fftc, ifftc
 from torchimplicit.imaging.physics.inpaint import Downsample, Greyscale, Inpainting
 from torchimplicit.imaging.physics.kernel import gaussian_kernel, motion_kernel
@@ -47,11 +48,13 @@ from torchimplicit.imaging.reconstruct import (
     Gradient,
     GradientStep,
     HalfQuadratic,
+    Preconditioned,
     PrimalDual,
     Prior,
     Proximal,
     Reconstruction,
     Ridge,
+    Sparsity,
     averaged,
 )
 from torchimplicit.imaging.selfsupervised import (
@@ -91,6 +94,7 @@ __all__ = [
     "Inpainting",
     "Operator",
     "PoissonNoise",
+    "Preconditioned",
     "PrimalDual",
     "Prior",
     "Proximal",
@@ -101,6 +105,7 @@ __all__ = [
     "Scaled",
     "Sense",
     "Shift",
+    "Sparsity",
     "Stack",
     "Sum",
     "Wavelets",
@@ -111,6 +116,7 @@ __all__ = [
     "draw_masks",
     "draw_steps",
     "equivariant_loss",
+    "espirit",
     "fftc",
     "gaussian_kernel",
     "ifftc",

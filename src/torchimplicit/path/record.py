@@ -217,6 +217,11 @@ class Path:
     phases: list[Phase] = field(default_factory=list)
     held: Outputs | None = None
 
+    @property
+    def short(self) -> bool:
+        """Whether no step, or steps that a kernel made, lead to where others go on: only outputs tell where they led."""
+        return all(len(phase.steps) <= phase.together for phase in self.phases)
+
     def part(self) -> tuple[Path, list[Tensor]]:
         """The path without its states, and the states, for `joined`."""
         states = [state for phase in self.phases for state in phase.states.values()]

@@ -216,6 +216,7 @@ def test_norms_where_no_images_are_given_and_where_steps_are_too_few():
     exact = torch.linalg.matrix_norm(matrix(sense, (4, 5), C), 2)
     assert torch.allclose(sense.norm(), exact, rtol=1e-3)
     assert sense.norm().shape == (1,)
+    assert torch.allclose(sense.norm_bound(), MAPS.abs().square().sum(0).max().sqrt())
     assert torch.equal(LINES.norm(), torch.ones(1))
     assert torch.allclose((2 * LINES).norm(normal(2, 4, 5, dtype=C)), torch.full((2,), 2.0, dtype=D))
     with pytest.warns(ti.ConvergenceWarning, match=r"Blur.norm: known to .* after 2 steps, asked for"):

@@ -106,6 +106,29 @@ class Operator(nn.Module):
             )
         return largest_singular_value(self, like, rtol, max_steps)
 
+    def norm_bound(self, like: Tensor | None = None) -> Tensor:
+        """What `norm` is at most, `(B,)` or `(1,)`: without a product where that is known, otherwise the norm itself.
+
+        Args:
+            like: see `norm`.
+        """
+        return self.norm(like)
+
+    def spectrum(self, like: Tensor) -> Tensor | None:
+        r"""What a cyclic convolution near $A^H A$ multiplies the Fourier transform by, for preconditioning.
+
+        Args:
+            like: images `(B, ..., H, W)`, of which shape, dtype and device count.
+
+        Returns:
+            Real, >= 0, that broadcasts to the transform, as `torch.fft.fft2` has it; None where none is near.
+        """
+        return None
+
+    def guess(self, y: Tensor) -> Tensor | None:
+        """Images `(B, ...)` to start from; None where nothing is better than the scaled adjoint."""
+        return None
+
     def take(self, rows: Tensor) -> Self:
         """The same operator of some of the samples: the tensors that carry the batch are narrowed to them.
 

@@ -112,7 +112,7 @@ def _make_pull(plan: Plan) -> Callable[..., tuple[Tensor | None, ...]]:
         some: Chunk, arriving: Tensor,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         ends, _ = chunk(parts, args, seeds, channels, y, some)
-        return torch.autograd.grad([ends], [y, *wanted], [arriving], allow_unused=True)
+        return ends[-1].detach(), *torch.autograd.grad([ends], [y, *wanted], [arriving], allow_unused=True)
 
     return pull
 
@@ -139,7 +139,7 @@ class Kernel:
     def pull(self) -> Fused:
         """Steps made again and their gradients in one, with no graph between: of the state and of tensors `wanted`.
 
-        Takes these before the state, and the gradients of states after each step behind the chunk.
+        Gives the state after them before these. Takes these before the state, and the gradients of states after each step behind the chunk.
         """
         return Fused(_make_pull(self.plan), "an equation", differentiates=True)
 
@@ -154,7 +154,7 @@ def find_kernel(solver: SDESolver, raw: RawEquation) -> Kernel:
     object.__setattr__(solver, "dt", math.nan)
     object.__setattr__(solver, "max_steps", 1)
     others = tuple(map(identity, raw.users[1:]))
-    key = (solver, raw.diffusion.noise, layout.shapes[0][1:], layout.dtype, raw.making, CHUNK, *others)
+    key = (solver, raw.diffusion.noise, raw.diffusion.behind, layout.shapes[0][1:], layout.dtype, raw.making, CHUNK, *others)
     known = _kernels.setdefault(identity(raw.users[0]), {})
     if key not in known:
         known[key] = Kernel(Plan(solver, raw.diffusion, raw.making, raw.time_shape, CHUNK))

@@ -92,7 +92,7 @@ def _made(
         field.nfev += evaluations * min(count, total - first) // count
         values += [ends[i] for i, place in enumerate(places[first : first + count]) if place is not None]
         y = ends[-1]
-        if (number % LOOK == LOOK - 1 or number == len(chunks) - 1) and not is_finite(y):
+        if (number % LOOK == LOOK - 1 or number == len(chunks) - 1) and not is_finite(y.detach()):
             return None
     if phase is not None and states is not None:
         phase.together, phase.steps = count, steps
@@ -126,14 +126,19 @@ def backward_in_chunks(phase: PhaseBackward, cotangent: Tensor) -> tuple[Tensor,
     coarse = Phase(None, record.limit, [Step(each.starts, each.stops, True, number=k) for k, each in enumerate(chunks)])
     coarse.states = {number // count: state for number, state in record.states.items()}
     again, pull = Row(kernel.advance, raw, keys), Row(kernel.pull, raw, keys, tuple(phase.wanted))
-    arriving = cotangent.new_zeros(count, *cotangent.shape)
+    arriving, met = cotangent.new_zeros(count, *cotangent.shape), False
+    led_to = None if phase.known is None else phase.known[-1]
     for number, y in coarse.backwards(lambda step, y: again(y, chunks[step.number])[0][-1]):
         for i in range(count):
             if (place := steps.landings.get(number * count + i + 1)) is not None:
                 arriving[i] = phase.grad[place]
         arriving[-1] += cotangent
         with torch.enable_grad():
-            cotangent, *found = pull(y.detach().requires_grad_(), chunks[number], arriving)
+            end, cotangent, *found = pull(y.detach().requires_grad_(), chunks[number], arriving)
+        if led_to is not None and not met:  # see `Engine.backward`
+            phase.meet(y, end, led_to)
+            met = True
+        led_to = y
         arriving.zero_()
         totals = summed(totals, found)
     return cotangent, totals

@@ -42,9 +42,8 @@ class EquilibriumModule(LightningModule):
     Logged in training every `log_every_n_steps`, averaged over these steps: `train/loss`, the metrics, and for the
     forward and the backward solves of all layers together `train/forward_steps` (mean), `train/forward_residual`
     (largest), `train/forward_unconverged` (fraction), `train/forward_evaluations` (of a batch, mean),
-    `train/backward_...`. In validation and test `val/...` and
-    `test/...` once an epoch. Solves that do not converge are warned of once an epoch. A network without equilibrium
-    layers trains all the same.
+    `train/backward_...`. In validation and test `val/...` and `test/...` once an epoch. Solves that do not converge are
+    warned of once an epoch. A network without equilibrium layers trains all the same.
 
     Args:
         network: what is trained; where it has a method `penalty() -> scalar`, of its last solves, this is added to the
@@ -124,9 +123,13 @@ class EquilibriumModule(LightningModule):
             "checkpoint with torchimplicit.train.load(path)."
         )
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, *inputs: Any) -> Any:
         """The network's output."""
-        return self.network(x)
+        return self.network(*inputs)
+
+    def inputs(self, batch: Any) -> tuple:
+        """What of a batch the network is called with."""
+        return (batch[0],)
 
     def configure_model(self) -> None:
         """Shards the network among processes (FSDP2) under Lightning's `ModelParallelStrategy`, the only one to ask."""
@@ -173,10 +176,7 @@ class EquilibriumModule(LightningModule):
         return loss
 
     def on_after_backward(self) -> None:
-        """Counts the backward solves, whose reports exist from here on.
-
-        Not what `Unrolled` says of its steps: a few, on purpose, have the gradient that was asked for.
-        """
+        """Counts the backward solves, whose reports exist from here on, but not the few steps of `Unrolled`."""
         for report in self.reports():
             if report.backward is not None and not isinstance(report.backward, UnrolledReport):
                 self.meters["train/backward"].add(report.backward)
