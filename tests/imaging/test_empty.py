@@ -62,20 +62,34 @@ def test_baselines_and_losses(reconstruct):
     assert im.sure_loss(reconstruct, NONE, LINES, noise=0.1, seed=0).shape == (0,)
 
 
-@pytest.mark.parametrize(
-    "kind", [im.Gradient, im.Proximal, im.HalfQuadratic, im.ADMM, im.DouglasRachford, im.PrimalDual]
-)
-def test_layers(kind):
-    few = im.Analysis(im.Filters(filters=2, taps=3), weight=0.1)
-    prior = few if kind is im.PrimalDual else im.Ridge(filters=2, taps=3)
-    layer = im.Reconstruction(kind(prior.double()).double(), on_failure="raise")
+FEW = im.Analysis(im.Filters(filters=2, taps=3), weight=0.1)
+CELLS = {
+    **{kind: lambda kind=kind: kind(im.Ridge(filters=2, taps=3)) for kind in (im.Gradient, im.Proximal, im.ADMM)},
+    im.HalfQuadratic: lambda: im.HalfQuadratic(im.averaged(im.DnCNN(channels=2, width=2, depth=2))),
+    im.DouglasRachford: lambda: im.DouglasRachford(im.Sparsity(moments=1, levels=1)),
+    im.Preconditioned: lambda: im.Preconditioned(im.Ridge(filters=2, taps=3)),
+    im.PrimalDual: lambda: im.PrimalDual(FEW),
+}
+
+
+@pytest.mark.parametrize("make", CELLS.values(), ids=[kind.__name__ for kind in CELLS])
+def test_layers(make):
+    layer = im.Reconstruction(make().double(), on_failure="raise")
     x = layer(NONE, LINES)
     assert x.shape == NONE.shape
     x.abs().sum().backward()
     assert all(not parameter.grad.any() for parameter in layer.parameters())
     with torch.no_grad():
         assert layer(NONE, LINES).shape == NONE.shape
+        state = layer.initial_state(NONE, LINES)
+        assert layer.cell.output(layer.cell(state, NONE, LINES), NONE, LINES).shape == NONE.shape
     assert str(layer.report).endswith("an empty batch")
+
+
+def test_starts_and_bounds():
+    blur = im.Blur(torch.ones(3, 3, dtype=torch.float64))
+    assert blur.guess(torch.zeros(0, 1, 6, 6)).shape == (0, 1, 8, 8)
+    assert im.Sense(torch.ones(0, 2, 8, 8, dtype=torch.complex64)).norm_bound().shape == (0,)
 
 
 def test_figures_of_no_image_are_refused():

@@ -68,8 +68,7 @@ class Filters(nn.Module):
         """See `Frame.adjoint`."""
         c = v.reshape(-1, *v.shape[-3:]).movedim(-1, 1)
         c = torch.cat((c.real, c.imag)) if c.is_complex() else c
-        x = F.conv_transpose2d(c, centred(self.weight).to(c), padding=self.taps // 2)
-        return _joined(x, v).reshape(v.shape[:-1])
+        return _joined(transposed(c, centred(self.weight).to(c)), v).reshape(v.shape[:-1])
 
     def gram(self, x: Tensor) -> Tensor:
         """See `Frame.gram`."""
@@ -87,6 +86,13 @@ class Filters(nn.Module):
 def centred(weight: Tensor) -> Tensor:
     """Filters `(filters, 1, taps, taps)` without their means."""
     return weight - weight.mean((2, 3), keepdim=True)
+
+
+def transposed(response: Tensor, kernel: Tensor) -> Tensor:
+    """The adjoint of the convolution: `F.conv_transpose2d`, which takes four times as long for one output channel."""
+    filters, _, taps, _ = kernel.shape
+    patches = kernel.reshape(filters, -1).mT @ response.flatten(2)
+    return F.fold(patches, response.shape[-2:], taps, padding=taps // 2)
 
 
 def supremum(kernel: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchimplicit.core.options import is_number, require, require_count
-from torchimplicit.imaging.reconstruct.filters import centred, planes, supremum
+from torchimplicit.imaging.reconstruct.filters import centred, planes, supremum, transposed
 from torchimplicit.imaging.reconstruct.prior import Prior
 
 FINE = 1e-6  # part of its saturation up to which a magnitude is rounded off
@@ -119,9 +119,9 @@ class Ridge(Prior):
             real, imaginary = response.chunk(2)
             size = _size(real, imaginary, saturation)
             gain = torch.tanh(size) / size
-            pulled = _transposed(torch.cat((real * gain, imaginary * gain)), kernel)
+            pulled = transposed(torch.cat((real * gain, imaginary * gain)), kernel)
             return torch.complex(*pulled.chunk(2)).reshape(x.shape)
-        return _transposed(saturation * torch.tanh(response / saturation), kernel).reshape(x.shape)
+        return transposed(saturation * torch.tanh(response / saturation), kernel).reshape(x.shape)
 
     def energy(self, x: Tensor) -> Tensor:
         """The regulariser of images `(B, ..., H, W)`, `(B,)`."""
@@ -155,13 +155,6 @@ class Ridge(Prior):
     def extra_repr(self) -> str:
         """The sizes, for `print`."""
         return f"filters={self.filters}, taps={self.taps}"
-
-
-def _transposed(response: Tensor, kernel: Tensor) -> Tensor:
-    """The adjoint of the convolution: `F.conv_transpose2d`, which takes four times as long for one output channel."""
-    filters, _, taps, _ = kernel.shape
-    patches = kernel.reshape(filters, -1).mT @ response.flatten(2)
-    return F.fold(patches, response.shape[-2:], taps, padding=taps // 2)
 
 
 def _size(real: Tensor, imaginary: Tensor, saturation: Tensor) -> Tensor:

@@ -172,7 +172,9 @@ class Remade:
     def __init__(self, solver: PathSolver, like: Tensor):
         self.solver, self.largest = solver, torch.zeros_like(like[:, 0])
 
-    def meet(self, rows: Tensor | None, before: Tensor, made: Tensor, known: Tensor, behind: Step | None = None) -> None:
+    def meet(
+        self, rows: Tensor | None, before: Tensor, made: Tensor, known: Tensor, behind: Step | None = None
+    ) -> None:
         """Compares.
 
         Args:
