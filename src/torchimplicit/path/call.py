@@ -110,9 +110,7 @@ class PathCall(Call):
         self._look(y0.detach(), ts.detach(), slope, tensors)
         return values
 
-    def graph(
-        self, y0: Tensor, ts: Tensor, tensors: Sequence[Tensor], phase: Phase | None = None
-    ) -> Tensor | None:
+    def graph(self, y0: Tensor, ts: Tensor, tensors: Sequence[Tensor], phase: Phase | None = None) -> Tensor | None:
         """As `forward`, but in one graph; None where that takes a solve to know the steps, or a sample fails."""
         if transforms.active() or (steps := self._ahead(self.engine, y0, ts)) is None:
             return None

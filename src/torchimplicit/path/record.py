@@ -229,7 +229,7 @@ class Path:
 
     @property
     def short(self) -> bool:
-        """Whether no step, or steps that a kernel made, lead to where others go on: only outputs tell where they led."""
+        """Whether no step, or kernel, leads to where others go on, so that outputs alone tell where they led."""
         return all(len(phase.steps) <= phase.together for phase in self.phases)
 
     def part(self) -> tuple[Path, list[Tensor]]:

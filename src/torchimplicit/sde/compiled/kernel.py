@@ -159,7 +159,16 @@ def find_kernel(solver: SDESolver, raw: RawEquation) -> Kernel:
     object.__setattr__(solver, "dt", math.nan)
     object.__setattr__(solver, "max_steps", 1)
     others = tuple(map(identity, raw.users[1:]))
-    key = (solver, raw.diffusion.noise, raw.diffusion.behind, layout.shapes[0][1:], layout.dtype, raw.making, CHUNK, *others)
+    key = (
+        solver,
+        raw.diffusion.noise,
+        raw.diffusion.behind,
+        layout.shapes[0][1:],
+        layout.dtype,
+        raw.making,
+        CHUNK,
+        *others,
+    )
     known = _kernels.setdefault(identity(raw.users[0]), {})
     if key not in known:
         known[key] = Kernel(Plan(solver, raw.diffusion, raw.making, raw.time_shape, CHUNK))
