@@ -171,6 +171,10 @@ class Sense(Operator):
             like = like if like.is_complex() else like.to(like.dtype.to_complex())
         return super().norm(like, rtol, max_steps)
 
+    def norm_bound(self, like: Tensor | None = None) -> Tensor:
+        r"""See `Operator.norm_bound`; the largest $(\sum_c |S_c|^2)^{1/2}$: transform and mask add nothing."""
+        return self.maps.detach().abs().square().sum(-3).flatten(-2).amax(-1).sqrt().reshape(-1)
+
     @property
     def _mask(self) -> Tensor:
         mask = self.coil.mask

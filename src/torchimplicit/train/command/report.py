@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,21 +18,11 @@ from torchimplicit.nn import DEQ
 from torchimplicit.train.checkpoint import load
 from torchimplicit.train.command import runs
 from torchimplicit.train.command.curves import plot_curves, read_curves
+from torchimplicit.train.command.page import PAGE, as_picture
 from torchimplicit.train.data.measurement import first
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
-pre {{ background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: 13px; line-height: 1.35; }}
-img {{ max-width: 100%; }} .failed {{ color: #a00; }} td {{ padding: 0 1.5rem .2rem 0; }}
-</style></head><body><h1>{title}</h1>
-{body}
-</body></html>
-"""
+    pass
 
 
 def write_report(
@@ -119,7 +107,7 @@ def _metrics(module: Any, data: Any) -> str:
 
 def _curves(run: Path) -> str:
     curves = read_curves(run)
-    return _picture(plot_curves(curves)) if curves else f"<p>No TensorBoard log in {html.escape(str(run))}.</p>"
+    return as_picture(plot_curves(curves)) if curves else f"<p>No TensorBoard log in {html.escape(str(run))}.</p>"
 
 
 def _pictures(module: Any, batch: Any) -> Iterator[str]:
@@ -127,7 +115,7 @@ def _pictures(module: Any, batch: Any) -> Iterator[str]:
     with torch.no_grad():
         figures = module.pictures(batch) if hasattr(module, "pictures") else {}
     for name, figure in figures.items():
-        yield _section(name, lambda figure=figure: _picture(figure))
+        yield _section(name, lambda figure=figure: as_picture(figure))
 
 
 def _inputs_of_layers(module: Any, batch: Any) -> dict[str, tuple[DEQ, tuple]]:
@@ -161,12 +149,12 @@ def _diagnoses(name: str, layer: DEQ, inputs: tuple) -> Iterator[str]:
     yield _section(f"{name}: certificate", lambda: _table_and_picture(diagnose.certify(layer, *inputs)))
     yield _section(f"{name}: gradient", lambda: _text(str(diagnose.check_gradient(layer, *few))))
     yield _section(f"{name}: memory", lambda: _table_and_picture(diagnose.memory(layer, *inputs)))
-    yield _section(f"{name}: saved graph", lambda: _picture(diagnose.gradient_graph(layer(*few)).plot()))
+    yield _section(f"{name}: saved graph", lambda: as_picture(diagnose.gradient_graph(layer(*few)).plot()))
 
 
 def _table_and_picture(diagnosis: Any) -> Iterator[str]:
     yield _text(f"{diagnosis}\n\n{diagnosis.table()}")
-    yield _picture(diagnosis.plot())
+    yield as_picture(diagnosis.plot())
 
 
 def _spectrum(layer: DEQ, inputs: tuple) -> str:
@@ -183,9 +171,3 @@ def _spectrum(layer: DEQ, inputs: tuple) -> str:
 
 def _text(text: str) -> str:
     return f"<pre>{html.escape(text)}</pre>"
-
-
-def _picture(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return f'<p><img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"></p>'

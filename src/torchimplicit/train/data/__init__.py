@@ -9,6 +9,8 @@ from torchimplicit.train.data.dequantised import DequantisedDigits, DequantisedM
 from torchimplicit.train.data.digits import Digits
 from torchimplicit.train.data.images import ImageData, Images
 from torchimplicit.train.data.kernels import GaussianKernel, Kernel, MotionKernel
+from torchimplicit.train.data.kspace import KSpace
+from torchimplicit.train.data.kspace_files import Scan, read_scan
 from torchimplicit.train.data.long_table import LongTable, read_long
 from torchimplicit.train.data.lynx_hare import LynxHare
 from torchimplicit.train.data.measurement import Measured, Measurement
@@ -40,6 +42,7 @@ __all__ = [
     "GaussianKernel",
     "ImageData",
     "Images",
+    "KSpace",
     "Kernel",
     "Linear",
     "Logit",
@@ -55,6 +58,7 @@ __all__ = [
     "Powers",
     "RecipeData",
     "Scaling",
+    "Scan",
     "SeriesBatch",
     "SeriesData",
     "SeriesRows",
@@ -64,4 +68,5 @@ __all__ = [
     "Sudoku",
     "Text",
     "read_long",
+    "read_scan",
 ]

@@ -18,6 +18,7 @@ from torchimplicit.train.networks.images.neural_ode import ConvolutionalODE
 from torchimplicit.train.networks.images.reconstruction import (
     ImageDenoiser,
     RidgeReconstruction,
+    SparsityReconstruction,
     UnrolledReconstruction,
 )
 from torchimplicit.train.networks.images.residual import ConvolutionalDEQ, ResidualNetwork
@@ -70,6 +71,7 @@ __all__ = [
     "RidgeReconstruction",
     "RowBound",
     "SeriesNetwork",
+    "SparsityReconstruction",
     "SummaryEncoder",
     "TanhCell",
     "TransformerNetwork",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchimplicit.adjoint import Adjoint
 from torchimplicit.core.options import require_count
 from torchimplicit.core.status import OnFailure
-from torchimplicit.imaging import Gradient, Preconditioned, Prior, Reconstruction, Ridge
+from torchimplicit.imaging import Gradient, Preconditioned, Prior, Reconstruction, Ridge, Sparsity
 from torchimplicit.solve import Anderson, Solver
 
 
@@ -46,6 +46,40 @@ class RidgeReconstruction(Reconstruction):
         prior = Ridge.total_variation(strength, width, filters=filters, taps=taps)
         cell = Preconditioned(prior, eps=eps) if preconditioned else Gradient(prior, eps=eps)
         super().__init__(cell, solver, adjoint, on_failure=on_failure)
+
+
+class SparsityReconstruction(Reconstruction):
+    """The minimum of a convex energy of few differences and few wavelets, what each band counts being learned.
+
+    An `imaging.Reconstruction` of `imaging.Gradient` and `imaging.Sparsity`.
+
+    Args:
+        differences: strength of the total variation to start with, in units of the image.
+        wavelets: that of the wavelets, halved with every level.
+        width: magnitude at which a penalty becomes linear.
+        moments: of the wavelets that vanish.
+        levels: of the wavelets.
+        eps: strong convexity, see `imaging.Cell`.
+        solver: see `RidgeReconstruction`.
+        adjoint: see `RidgeReconstruction`.
+        on_failure: see `RidgeReconstruction`.
+    """
+
+    def __init__(
+        self,
+        differences: float = 5e-5,
+        wavelets: float = 5e-5,
+        width: float = 5e-3,
+        moments: int = 4,
+        levels: int = 3,
+        eps: float = 1e-5,
+        solver: Solver = Anderson(window=10, rtol=1e-5, max_steps=300),
+        adjoint: Adjoint | None = None,
+        on_failure: OnFailure = "ignore",
+    ):
+        """Starts at total variation and wavelets together."""
+        prior = Sparsity(differences, wavelets, width, moments=moments, levels=levels)
+        super().__init__(Gradient(prior, eps=eps), solver, adjoint, on_failure=on_failure)
 
 
 class UnrolledReconstruction(nn.Module):
