@@ -5,7 +5,7 @@ import torch
 
 import torchimplicit as ti
 from torchimplicit.imaging import Blur, Gradient, Ridge, psnr
-from torchimplicit.train.networks import RidgeReconstruction, UnrolledReconstruction
+from torchimplicit.train.networks import ImageDenoiser, RidgeReconstruction, UnrolledReconstruction
 
 OP = Blur(torch.full((3, 3), 1 / 9, dtype=torch.float64))
 
@@ -38,8 +38,9 @@ def test_options_reach_the_layer():
 
 
 def test_unrolling_is_so_many_steps_of_the_cell():
-    cell = Gradient(Ridge(filters=2, taps=3)).double()
-    network, y = UnrolledReconstruction(cell, 3), OP.A(steps_of())
+    equilibrium = RidgeReconstruction(filters=2, taps=3, preconditioned=False).double()
+    network, y, cell = UnrolledReconstruction(equilibrium, 3), OP.A(steps_of()), equilibrium.cell
+    assert isinstance(cell, Gradient)
     z = cell.start(y, OP)
     for _ in range(3):
         z = cell(z, y, OP)
@@ -47,5 +48,12 @@ def test_unrolling_is_so_many_steps_of_the_cell():
     assert torch.equal(network(y, OP, steps=4), cell(z, y, OP))
     network(y, OP).sum().backward()
     assert cell.prior.weight.grad.abs().sum() > 0
+    assert not any(isinstance(module, ti.nn.DEQ) for module in network.modules())
     with pytest.raises(ValueError, match="steps=0"):
-        UnrolledReconstruction(cell, 0)
+        UnrolledReconstruction(equilibrium, 0)
+
+
+def test_a_denoiser_denoises_what_was_measured_as_it_is():
+    prior = Ridge(filters=2, taps=3)
+    op, y = Blur(torch.ones(1, 1)), torch.rand(2, 1, 9, 9)
+    assert torch.equal(ImageDenoiser(prior)(y, op), prior(y))

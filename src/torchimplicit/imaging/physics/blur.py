@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, conv_transpose2d
+from torch.nn.functional import conv2d, pad
 
 from torchimplicit.core import OnFailure
 from torchimplicit.core.options import require
@@ -100,6 +100,23 @@ class Blur(Operator):
             return super().norm(like, rtol, max_steps)
         return self._symbol(like).detach().abs().expand(*like.shape[:2], -1, -1).amax((1, 2, 3))
 
+    def guess(self, y: Tensor) -> Tensor:
+        """See `Operator.guess`: the blurred images, whose edge goes on beyond their border where that is lost."""
+        if self.border != "valid" or y.is_complex():
+            return y
+        height, width = (size // 2 for size in self.kernel.shape[-2:])
+        return pad(y, (width, width, height, height), mode="replicate")
+
+    def norm_bound(self, like: Tensor) -> Tensor:
+        """See `Operator.norm_bound`; by Young's inequality where nothing beyond the border counts."""
+        if self.border != "valid":
+            return super().norm_bound(like)
+        return self._like(like).detach().abs().sum((2, 3)).amax(1)
+
+    def spectrum(self, like: Tensor) -> Tensor:
+        """See `Operator.spectrum`: of the circular blur, of which a valid one is a part."""
+        return self._symbol(like).detach().abs().square()
+
     def _check(self, x: Tensor, name: str = "images") -> None:
         own = self.kernel.shape[-3] if self.kernel.dim() > 2 else 1
         check_images("Blur", x, "channels" if own == 1 else own, "H", "W", name=name)
@@ -126,7 +143,9 @@ class Blur(Operator):
         else:
             weight = kernel.expand(*x.shape[:2], height, width).reshape(-1, 1, height, width)
             rows, groups = x.reshape(1, -1, *x.shape[2:]), len(weight)
-        found = conv_transpose2d(rows, weight.conj(), groups=groups) if back else conv2d(rows, weight, groups=groups)
+        if back:  # on CPUs `conv_transpose2d` takes eight times as long
+            weight = weight.conj().flip(-2, -1)
+        found = conv2d(rows, weight, padding=(height - 1, width - 1) if back else 0, groups=groups)
         return found.reshape(*x.shape[:2], *found.shape[2:])
 
     def _symbol(self, x: Tensor) -> Tensor:
@@ -134,7 +153,7 @@ class Blur(Operator):
         kernel = self._like(x)
         height, width = kernel.shape[-2:]
         padding = (0, x.shape[-1] - width, 0, x.shape[-2] - height)
-        placed = torch.nn.functional.pad(kernel, padding).roll((-(height // 2), -(width // 2)), (-2, -1))
+        placed = pad(kernel, padding).roll((-(height // 2), -(width // 2)), (-2, -1))
         return torch.fft.fft2(placed)
 
     def _filter(self, x: Tensor, symbol: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from torchimplicit.imaging.reconstruct.cell import Cell
 from torchimplicit.imaging.reconstruct.denoiser import DnCNN, GradientStep, averaged
 from torchimplicit.imaging.reconstruct.gradient import Gradient, Proximal
 from torchimplicit.imaging.reconstruct.layer import Reconstruction
+from torchimplicit.imaging.reconstruct.preconditioned import Preconditioned
 from torchimplicit.imaging.reconstruct.prior import Prior
 from torchimplicit.imaging.reconstruct.ridge import Ridge
 from torchimplicit.imaging.reconstruct.sparsity import Sparsity
@@ -17,6 +18,7 @@ __all__ = [
     "Gradient",
     "GradientStep",
     "HalfQuadratic",
+    "Preconditioned",
     "Prior",
     "Proximal",
     "Reconstruction",

@@ -53,7 +53,10 @@ class Cell(PreparedMap):
         return False
 
     def start(self, y: Tensor, op: Any) -> Any:
-        """Where to start for a measurement: the adjoint image, scaled by the operator's norm."""
+        """Where to start for a measurement: what the operator guesses, or the adjoint image, scaled by its norm."""
+        guess = op.guess(y) if hasattr(op, "guess") else None
+        if guess is not None:
+            return guess
         x = op.A_adjoint(y)
         return x / column(self.square(op, x).clamp_min(torch.finfo(x.dtype).tiny), x)
 
@@ -67,6 +70,11 @@ class Cell(PreparedMap):
         One or more, or infinite, says nothing. `like` is a state.
         """
         return math.inf
+
+    def inverse(self, op: Any, like: Any) -> Tensor | float:
+        r"""A bound of $\|(I - J)^{-1}\|$ for this operator, one for all samples or `(B,)`; infinite says nothing."""
+        share = 1 - torch.as_tensor(self.contraction(op, like))
+        return torch.where(share > 0, 1 / share, torch.inf)
 
     def begin(self, z0: Any, args: tuple, batch_dims: int) -> PreparedMap:
         """A copy that knows the operator's norm, so that a solve looks for it once."""

@@ -34,8 +34,8 @@ class Reconstruction(DEQ):
     `report.distance` says where a solve has come to: the RMS distance from the image to the fixed point, estimated by
     eight products with the Jacobian. Measured on that brain and on blurred photographs, at relative steps of 1e-2 to
     1e-5: between the true distance and five times that, with a convex prior. It is computed where no gradient is
-    wanted; a training step does not wait for it. `report.bound` is what is proved without a product, for a contracting
-    cell: the residual, divided by one minus the contraction.
+    wanted; a training step does not wait for it. `report.bound` is what is proved without a product, where the cell has
+    a bound of the inverse of $I - J$: for a contracting one, the residual divided by one minus the contraction.
 
     Args:
         cell: such as `Gradient(Ridge())`; of users a `Cell` too, or any module `cell(z, y, op) -> z`.
@@ -122,8 +122,7 @@ class Reconstruction(DEQ):
         if transforms.active() or report is None or not len(report.status):
             return
         if isinstance(cell, Cell):
-            share = 1 - torch.as_tensor(cell.contraction(args[0], z)).to(report.residual)
-            report.bound = torch.where(share > 0, report.residual / share, torch.inf)
+            report.bound = report.residual * torch.as_tensor(cell.inverse(args[0], z)).to(report.residual)
         if self.products and not any(leaf.requires_grad for leaf in pytree.tree_leaves(z)):
             report.distance = distances(cell, z, (x, *args), self.products)
 

@@ -144,6 +144,14 @@ class Ridge(Prior):
         square = torch.fft.rfft2(correlation[0, 0], s=(points, points)).abs().amax()
         return square / math.cos(math.pi * (self.taps - 1) / points) ** 2
 
+    def spectrum(self, like: Tensor) -> Tensor:
+        r"""See `Prior.spectrum`: $\sum_c |\hat w_c|^2$, of images that go on periodically beyond their border."""
+        kernel = self.kernel()[:, 0].to(like.real)
+        height, width = like.shape[-2:]
+        if min(height, width) < self.taps:  # the filters wrap around more than once
+            return self.lipschitz().to(like.real)
+        return torch.fft.fft2(kernel, s=(height, width)).abs().square().sum(0)
+
     def expansion(self) -> float:
         """One: a step of at most twice the inverse Lipschitz constant down a convex function is nonexpansive."""
         return 1.0

@@ -16,6 +16,7 @@ from torchimplicit.train.networks.images.monotone import (
 from torchimplicit.train.networks.images.multiscale import MDEQClassifier, MDEQSegmenter, UNet, UNetSegmenter
 from torchimplicit.train.networks.images.neural_ode import ConvolutionalODE
 from torchimplicit.train.networks.images.reconstruction import (
+    ImageDenoiser,
     RidgeReconstruction,
     SparsityReconstruction,
     UnrolledReconstruction,
@@ -53,6 +54,7 @@ __all__ = [
     "DenseODE",
     "DigitsNetwork",
     "HamiltonianField",
+    "ImageDenoiser",
     "ImageFlow",
     "LatentODENetwork",
     "LatentSDENetwork",
