@@ -9,26 +9,28 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
 from torchimplicit.core.options import require, require_count
-from torchimplicit.imaging import draw_comparison, psnr, ssim
+from torchimplicit.imaging import draw_comparison, draw_steps, psnr, ssim
 from torchimplicit.imaging.metrics import By
 from torchimplicit.train.data.measurement import Measurement, first
 from torchimplicit.train.errors import UsageError
 from torchimplicit.train.modules.equilibrium import STAGES, EquilibriumModule, Stage
 from torchimplicit.train.modules.reconstruction_losses import ReconstructionLoss, Supervised
+from torchimplicit.train.quality.depth import by_steps
 from torchimplicit.train.seeds import seed_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = 3  # images in the report
+STEPS = 50  # of the curves there
 
 
 class Reconstructor(EquilibriumModule):
     """Trains a network that reconstructs images, such as an `imaging.Reconstruction`; see `EquilibriumModule`.
 
     Logs `psnr` in decibels and `ssim`, means over images, in every stage in which the data has true images and the
-    loss, or else validation and test, reconstruct the whole measurement. Draws reconstructions with their errors for
-    the report.
+    loss, or else validation and test, reconstruct the whole measurement. Draws for the report reconstructions with
+    their errors, and quality against steps (`train.quality.by_steps`).
 
     The data gives batches `Measurement(y, op, target)`: the physics is an argument of the network, and may be another
     one for every sample.
@@ -108,6 +110,12 @@ class Reconstructor(EquilibriumModule):
             drawn = {name: _flat(each) for name, each in columns.items()}
             scale = float(truth.abs().max()) if self.data_range is None else self.data_range
             figures[f"sample {i}"] = draw_comparison(_flat(truth), drawn, data_range=scale)
+        metric = MeanPSNR(self.data_range, self.by, self.border)
+        curves = by_steps(self.network, batch, STEPS, lambda image: metric.figures(image, target))
+        if curves is not None:
+            name, depth = type(self.network).__name__, getattr(self.network, "steps", None)
+            trained = None if depth is None else {name: depth}
+            figures["quality against steps"] = draw_steps({name: curves}, trained=trained)
         return figures
 
     def _check(self, stage: str, batch: Any) -> None:
