@@ -102,14 +102,8 @@ def hausdorff(
     columns = []
     for a, b in _masks("hausdorff", labels, truth, of):
         shape = labels[:, 0].shape
-        columns.append(
-            torch.stack(
-                [
-                    _apart(*(_surface(mask, edges) for mask in pair), percentile)
-                    for pair in zip(a.view(shape), b.view(shape), strict=True)
-                ]
-            )
-        )
+        pairs = zip(a.view(shape), b.view(shape), strict=True)
+        columns.append(torch.stack([_apart(_surface(x, edges), _surface(y, edges), percentile) for x, y in pairs]))
     return torch.stack(columns, 1)
 
 

@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.core import transforms
 from torchimplicit.core.options import require_instance
+from torchimplicit.imaging.register.axes import along, spline_matrix
 
 Interpolation = Literal["nearest", "linear", "cubic"]
 Padding = Literal["border", "zeros", "reflection"]
@@ -104,8 +104,7 @@ def spline_coefficients(image: Tensor) -> Tensor:
         As the image.
     """
     for axis in range(2, image.ndim):
-        filter_ = _inverse(image.shape[axis]).to(image)
-        image = (image.movedim(axis, -1) @ filter_.mT).movedim(-1, axis)
+        image = along(image, spline_matrix(image.shape[axis]).to(image), axis)
     return image
 
 
@@ -155,19 +154,8 @@ def _blend(flat: Tensor, at: Tensor | None, axes: Sequence[Axis]) -> Tensor:
     if not weights:
         return values[0]
     if len(weights) == 1:
-        return torch.lerp(*values, weights[0])
+        return torch.lerp(values[0], values[1], weights[0])
     return torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum(0)
-
-
-@transforms.remembered
-def _inverse(n: int) -> Tensor:
-    """From `n` values to the coefficients of the spline through them, `(n, n)` in float64."""
-    if n == 1:
-        return torch.ones(1, 1, dtype=torch.float64)
-    beside = torch.full((n - 1,), 1 / 6, dtype=torch.float64)
-    matrix = torch.diag(torch.full((n,), 2 / 3, dtype=torch.float64)) + beside.diag(1) + beside.diag(-1)
-    matrix[0, 1] = matrix[-1, -2] = 1 / 3
-    return torch.linalg.inv(matrix)
 
 
 def _check(image: Tensor, positions: Tensor, interpolation: str, padding: str) -> None:
