@@ -1,7 +1,7 @@
 """Linear maps of images axis by axis, as products with small matrices: filters, smoothing, cosine transforms.
 
-A matrix of the size of an axis is no detour: it is differentiable any number of times, batched by `vmap`, has its border
-in it, and takes a fifth of the time of a convolution with nine weights (64 voxels an axis, one core).
+A matrix of the size of an axis is no detour: it is differentiable any number of times, batched by `vmap`, has its
+border in it, and takes a fifth of the time of a convolution with nine weights (64 voxels an axis, one core).
 """
 
 from __future__ import annotations
