@@ -60,6 +60,22 @@ class Grid:
         middle = torch.tensor([(n - 1) / 2 for n in self.size], dtype=torch.float64)
         return self.affine[:-1, :-1] @ middle + self.affine[:-1, -1]
 
+    def world_of(self, voxels: Tensor) -> Tensor:
+        """Millimetres `(..., D)` of indices `(..., D)`, in their dtype."""
+        affine = self.affine.to(voxels)
+        return voxels @ affine[:-1, :-1].mT + affine[:-1, -1]
+
+    def voxels_of(self, world: Tensor) -> Tensor:
+        """Indices `(..., D)`, not rounded, of millimetres `(..., D)`, in their dtype."""
+        inverse = torch.linalg.inv(self.affine).to(world)
+        return world @ inverse[:-1, :-1].mT + inverse[:-1, -1]
+
+    def points(self, like: Tensor) -> Tensor:
+        """The places of all voxels, `(n, D)` in millimetres, of a tensor's dtype, on its device."""
+        axes = [torch.arange(n, dtype=torch.float64) for n in self.size]
+        at = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
+        return self.world_of(at).to(like)
+
     def voxels(self, lengths: float | Tensor) -> list:
         """Lengths in units of `edge` as numbers of voxels, an axis each."""
         return [lengths * (self.edge / spacing) for spacing in self.spacing]

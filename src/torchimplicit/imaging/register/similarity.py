@@ -7,9 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchimplicit.core.options import is_number, require
-from torchimplicit.imaging.register.axes import box
-
 
 def normalised(x: Tensor) -> Tensor:
     """Images of mean 0 and variance 1 in every channel, `(B, C, ...)`; zero where they are constant."""
@@ -29,6 +26,10 @@ class NCC:
     its sign's habits, change anything.
     """
 
+    def prepared(self, fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
+        """The images in units in which no digits are lost: each its own."""
+        return normalised(fixed), normalised(moving)
+
     def residuals(self, fixed: Tensor, warped: Tensor) -> Tensor:
         """`(B, m)` of images `(B, C, ...)`."""
         return (normalised(warped) - normalised(fixed)).flatten(1) / (fixed[0].numel() ** 0.5)
@@ -36,10 +37,16 @@ class NCC:
 
 @dataclass(frozen=True)
 class SSD:
-    """Mean squared difference, of images with the same values of the same matter, in units of the fixed one's variance."""
+    """Mean squared difference of images with the same values of the same matter, by the fixed one's variance."""
+
+    def prepared(self, fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
+        """The images in units in which no digits are lost, and in which numbers are alike: both the fixed one's."""
+        flat = fixed.flatten(2)
+        offset, scale = flat.mean(2, keepdim=True), flat.std(2, correction=0, keepdim=True)
+        offset, scale = (each.view(*each.shape[:2], *[1] * (fixed.ndim - 2)) for each in (offset, scale))
+        scale = torch.where(scale > 0, scale, 1.0)
+        return (fixed - offset) / scale, (moving - offset) / scale
 
     def residuals(self, fixed: Tensor, warped: Tensor) -> Tensor:
         """`(B, m)` of images `(B, C, ...)`."""
-        deviation = fixed.flatten(1).std(1, correction=0)
-        scale = torch.where(deviation > 0, deviation, 1.0) * fixed[0].numel() ** 0.5
-        return (warped - fixed).flatten(1) / scale[:, None]
+        return (warped - fixed).flatten(1) / fixed[0].numel() ** 0.5

@@ -68,13 +68,19 @@ def warp_labels(labels: Tensor, displacement: Tensor, *, by: str = "nearest") ->
         ValueError: see `warp`; or `by` is none of the two.
     """
     check_labels("warp_labels", labels)
+    check_field("warp_labels", displacement)
+    return labels_at(labels, displacement + identity(displacement.shape[2:], displacement), by)
+
+
+def labels_at(labels: Tensor, positions: Tensor, by: str) -> Tensor:
+    """Labels at positions; see `warp_labels`."""
     if by == "nearest":
-        return warp(labels, displacement, interpolation="nearest")
+        return sample(labels, positions, interpolation="nearest")
     if by != "linear":
         raise ValueError(f"warp_labels(by={by!r}): expected 'nearest' or 'linear'")
     values = labels.unique()  # sorted, and argmax takes the first
-    maps = (labels == values.view(1, -1, *[1] * (labels.ndim - 2))).to(displacement.dtype)
-    return values[warp(maps, displacement).argmax(1, keepdim=True)]
+    maps = (labels == values.view(1, -1, *[1] * (labels.ndim - 2))).to(positions.dtype)
+    return values[sample(maps, positions).argmax(1, keepdim=True)]
 
 
 def compose(first: Tensor, second: Tensor, *, interpolation: Interpolation = "linear") -> Tensor:
