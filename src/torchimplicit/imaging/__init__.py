@@ -1,6 +1,7 @@
-"""Reconstruction of images as an equilibrium: what is measured of them, and what is known of them beforehand."""
+"""Images as equilibria: reconstruction, by what is measured and what is known beforehand; registration."""
 
 from torchimplicit.files import DataError
+from torchimplicit.imaging import register
 from torchimplicit.imaging.baselines import cg_sense, plug_and_play, total_variation, wavelet, zero_filled
 from torchimplicit.imaging.files import (
     FastMRI,
@@ -106,6 +107,7 @@ __all__ = [
     "read_ismrmrd",
     "read_nifti",
     "read_png",
+    "register",
     "split_loss",
     "split_mask",
     "ssim",

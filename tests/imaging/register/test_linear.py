@@ -110,7 +110,7 @@ def test_48_orientations_of_one_pair_are_moved_the_same_in_millimetres():
     for number, (order, flips) in enumerate(orientations()):
         turned_moving = stored(moving, *list(orientations())[(7 * number) % 48])
         result = register.align(stored(fixed, order, flips), turned_moving, kind)
-        torch.testing.assert_close(result.transform(points), first, atol=1e-5, rtol=0)
+        torch.testing.assert_close(result.transform(points), first, atol=1e-3, rtol=0)  # the solver's tolerance is 1e-2
         assert result.warp(turned_moving).data.shape == stored(fixed, order, flips).data.shape
 
 
