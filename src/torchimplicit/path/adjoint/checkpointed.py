@@ -55,7 +55,8 @@ class Direct(PathAdjoint):
     """Differentiates the steps that were taken in one graph of them all: memory grows with the steps.
 
     The same gradient as `Checkpointed`, by nothing but automatic differentiation: the reference that the others are
-    checked against, and a choice where many derivatives of one path are wanted.
+    checked against, and a choice where many derivatives of one path are wanted. Where steps are found on the way the
+    graph is of steps made again, and samples whose outputs are then others are `DRIFTED`.
     """
 
     checkpoints: ClassVar[int] = 2
