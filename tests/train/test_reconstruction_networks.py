@@ -5,7 +5,7 @@ import torch
 
 import torchimplicit as ti
 from torchimplicit.imaging import Blur, Gradient, Ridge, psnr
-from torchimplicit.train.networks import RidgeReconstruction, UnrolledReconstruction
+from torchimplicit.train.networks import ImageDenoiser, RidgeReconstruction, UnrolledReconstruction
 
 OP = Blur(torch.full((3, 3), 1 / 9, dtype=torch.float64))
 
@@ -51,3 +51,9 @@ def test_unrolling_is_so_many_steps_of_the_cell():
     assert not any(isinstance(module, ti.nn.DEQ) for module in network.modules())
     with pytest.raises(ValueError, match="steps=0"):
         UnrolledReconstruction(equilibrium, 0)
+
+
+def test_a_denoiser_denoises_what_was_measured_as_it_is():
+    prior = Ridge(filters=2, taps=3)
+    op, y = Blur(torch.ones(1, 1)), torch.rand(2, 1, 9, 9)
+    assert torch.equal(ImageDenoiser(prior)(y, op), prior(y))

@@ -12,6 +12,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from torchimplicit.core import OnFailure
+from torchimplicit.imaging.physics.lines import Lines
 from torchimplicit.imaging.physics.normal import added, gram, is_operator, largest_singular_value, normal_equations
 from torchimplicit.linear import CG
 
@@ -122,6 +123,15 @@ class Operator(nn.Module):
 
         Returns:
             Real, >= 0, that broadcasts to the transform, as `torch.fft.fft2` has it; None where none is near.
+        """
+        return None
+
+    def lines(self, shift: Tensor, like: Tensor) -> Lines | None:
+        r"""$(A^H A + c I)^{-1}$, where a matrix for every line of pixels is that; None where it is not.
+
+        Args:
+            shift: $c > 0$, a number.
+            like: images, of which the dtype and the device count.
         """
         return None
 

@@ -81,17 +81,19 @@ def _meet(call: PathCall, y0: Tensor, ts: Tensor, known: Tensor, values: Tensor)
     """Has the backward pass say which samples' steps, made again, have led to other `values` than are `known`."""
     remade = Remade(call.solver, y0)
     rows = torch.arange(len(y0), device=y0.device).repeat(len(ts))
-    remade.meet(rows, *(each.flatten(0, 1) for each in (y0.expand_as(known), values.detach(), known)))
+    before, made, expected = (each.flatten(0, 1) for each in (y0.expand_as(known), values.detach(), known))
+    remade.meet(rows, before, made, expected)
     if values.requires_grad and remade.any_far:
         values.register_hook(lambda grad: call.finish_backward(remade.report(call, ts[0])))
 
 
 def _by_kernels(call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
     """The outputs, with the graph of kernels; as by `Checkpointed` where there is none, with a state before each."""
-    leaves, phase = [each.detach().requires_grad_(each.requires_grad) for each in (y0, *tensors)], Phase(None, 2)
-    if transforms.differentiating([ts]) or (values := call.graph(leaves[0], ts, leaves[1:], phase)) is None:
-        return Checkpointed().solve(replace(call, checkpoints=sys.maxsize), y0, ts, tensors)
-    return KernelsInAGraph.apply(call, [values], leaves, *Path([phase]).times(ts), y0, ts, *tensors)
+    if not transforms.differentiating([ts]):
+        leaves, phase = [each.detach().requires_grad_(each.requires_grad) for each in (y0, *tensors)], Phase(None, 2)
+        if (values := call.graph(leaves[0], ts, leaves[1:], phase)) is not None:
+            return KernelsInAGraph.apply(call, [values], leaves, *Path([phase]).times(ts), y0, ts, *tensors)
+    return Checkpointed().solve(replace(call, checkpoints=sys.maxsize), y0, ts, tensors)
 
 
 class KernelsInAGraph(Function):

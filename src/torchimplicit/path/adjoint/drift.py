@@ -184,19 +184,19 @@ class Remade:
             known: where it once led.
             behind: the step behind it, where a sample that it does not move may have stopped at an event on the way.
         """
-        gap, way, size = ((one - other).abs() for one, other in ((made, known), (known, before), (known, 0.0)))
-        play, solver = math.sqrt(torch.finfo(size.dtype).eps) * size, self.solver.take(rows)
+        gap, way, size = ((made - known).abs().sum(1), (known - before).abs().sum(1), known.abs())
+        play, solver = size.sum(1) * math.sqrt(torch.finfo(size.dtype).eps), self.solver.take(rows)
         if isinstance(solver, AdaptiveSolver) and solver.remembers:
             rtol, atol = (torch.as_tensor(each).to(size) for each in (solver.rtol, solver.atol))
-            play = torch.maximum(play, atol + rtol * size)
-        far = gap.amax(1) / (0.01 * way.amax(1) + play.amax(1)).clamp_min(torch.finfo(size.dtype).tiny)
-        far = LIMIT * far.nan_to_num(0.0)
+            play = torch.maximum(play, (atol + rtol * size).sum(1))
+        far = gap / torch.add(play, way, alpha=0.01).clamp_min(torch.finfo(size.dtype).tiny)
+        far = far.nan_to_num(0.0) * LIMIT
         if behind is not None:
             far = torch.where(behind.stop > behind.start, far, 0.0)
         if rows is None:
             self.largest = torch.maximum(self.largest, far)
         else:
-            self.largest.index_reduce_(0, rows, far, "amax")
+            self.largest.scatter_reduce_(0, rows, far, "amax")
 
     @property
     def any_far(self) -> bool:

@@ -125,7 +125,9 @@ class Fused:
 
 def graphs_that_stay() -> AbstractContextManager[None]:
     """Kernels that are compiled, and graphs of them that are gone through, may be gone through again."""
-    return torch._functorch.config.patch(donated_buffer=False)
+    from torch._functorch import config  # not before something is compiled
+
+    return config.patch(donated_buffer=False)
 
 
 def _keep_guards(entries: Any) -> list[bool]:

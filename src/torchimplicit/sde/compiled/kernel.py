@@ -83,7 +83,7 @@ class Chunk(NamedTuple):
     words: tuple[Tensor, ...]
 
 
-def _make_chunk(plan: Plan) -> Callable[..., tuple[Tensor, int]]:
+def _make_chunk(plan: Plan, every: bool = True) -> Callable[..., tuple[Tensor, int]]:
     def chunk(
         parts: tuple, args: tuple, seeds: Tensor, channels: tuple[Tensor, ...], y: Tensor, some: Chunk
     ) -> tuple[Tensor, int]:
@@ -99,7 +99,7 @@ def _make_chunk(plan: Plan) -> Callable[..., tuple[Tensor, int]]:
             end, _ = plan.solver.made(sde, span, span.h.to(y.dtype).unsqueeze(1), start, path)
             y = torch.where(moves, end, y)
             ends.append(y)
-        return torch.stack(ends), sde.nfev
+        return torch.stack(ends) if every else y.unsqueeze(0), sde.nfev
 
     return chunk
 
@@ -112,7 +112,7 @@ def _make_pull(plan: Plan) -> Callable[..., tuple[Tensor | None, ...]]:
         some: Chunk, arriving: Tensor,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         ends, _ = chunk(parts, args, seeds, channels, y, some)
-        return ends[-1].detach(), *torch.autograd.grad([ends], [y, *wanted], [arriving], allow_unused=True)
+        return torch.autograd.grad([ends], [y, *wanted], [arriving], allow_unused=True)
 
     return pull
 
@@ -136,10 +136,15 @@ class Kernel:
         return Fused(_make_chunk(self.plan), "an equation")
 
     @cached_property
+    def leap(self) -> Fused:
+        """The same, but the states after the last one alone, `(1, B, n)`: to write down all takes as long as steps."""
+        return Fused(_make_chunk(self.plan, every=False), "an equation")
+
+    @cached_property
     def pull(self) -> Fused:
         """Steps made again and their gradients in one, with no graph between: of the state and of tensors `wanted`.
 
-        Gives the state after them before these. Takes these before the state, and the gradients of states after each step behind the chunk.
+        Takes these before the state, and the gradients of states after each step behind the chunk.
         """
         return Fused(_make_pull(self.plan), "an equation", differentiates=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,26 +10,28 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
 from torchimplicit.core.options import require, require_count
-from torchimplicit.imaging import draw_comparison, psnr, ssim
+from torchimplicit.imaging import draw_comparison, draw_steps, psnr, ssim
 from torchimplicit.imaging.metrics import By
 from torchimplicit.train.data.measurement import Measurement, first
 from torchimplicit.train.errors import UsageError
 from torchimplicit.train.modules.equilibrium import STAGES, EquilibriumModule, Stage
 from torchimplicit.train.modules.reconstruction_losses import ReconstructionLoss, Supervised
+from torchimplicit.train.quality.depth import by_steps
 from torchimplicit.train.seeds import seed_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = 3  # images in the report
+STEPS = 50  # of the curves there
 
 
 class Reconstructor(EquilibriumModule):
     """Trains a network that reconstructs images, such as an `imaging.Reconstruction`; see `EquilibriumModule`.
 
     Logs `psnr` in decibels and `ssim`, means over images, in every stage in which the data has true images and the
-    loss, or else validation and test, reconstruct the whole measurement. Draws reconstructions with their errors for
-    the report.
+    loss, or else validation and test, reconstruct the whole measurement. Draws for the report reconstructions with
+    their errors, and quality against steps (`train.quality.by_steps`).
 
     The data gives batches `Measurement(y, op, target)`: the physics is an argument of the network, and may be another
     one for every sample.
@@ -40,6 +43,8 @@ class Reconstructor(EquilibriumModule):
         data_range: of PSNR and SSIM; None takes the largest magnitude of every true image.
         by: how complex images are compared; SSIM is always that of magnitudes.
         border: pixels at each side of an image that neither loss nor metrics count.
+        scale_rate: by how much faster scales learn than weights do: parameters of one dimension or none, which are
+            mostly logarithms.
         **options: see `EquilibriumModule`.
 
     Raises:
@@ -54,20 +59,31 @@ class Reconstructor(EquilibriumModule):
         data_range: float | None = 1.0,
         by: By = "magnitude",
         border: int = 0,
+        scale_rate: float = 1.0,
         **options: Any,
     ):
         """Wraps the network."""
         super().__init__(network, **options)
+        self.scale_rate = scale_rate
         self.loss, self.data_range, self.border = loss, data_range, border
         self.by: By = by
         require_count(self, "border", least=0)
         require(self, "data_range", data_range is None or data_range > 0, "None or a number > 0")
+        require(self, "scale_rate", 0 <= scale_rate < math.inf, "a finite number >= 0")
         require(self, "by", by in ("magnitude", "difference"), "'magnitude' or 'difference'")
         self.measure(psnr=MeanPSNR(data_range, by, border), ssim=MeanSSIM(data_range, by, border))
 
     def inputs(self, batch: Measurement) -> tuple:
         """What the network is called with."""
         return batch.y, batch.op
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Weights, and scales at their rate."""
+        parts: tuple[list, list] = ([], [])
+        for parameter in self.parameters():
+            parts[parameter.dim() < 2].append(parameter)
+        rates = (self.learning_rate, self.scale_rate * self.learning_rate)
+        return [{"params": part, "lr": rate} for part, rate in zip(parts, rates, strict=True) if part]
 
     def setup(self, stage: str) -> None:
         """Looks at a sample of every split: images and measurements, and what the loss can do with them.
@@ -108,6 +124,12 @@ class Reconstructor(EquilibriumModule):
             drawn = {name: _flat(each) for name, each in columns.items()}
             scale = float(truth.abs().max()) if self.data_range is None else self.data_range
             figures[f"sample {i}"] = draw_comparison(_flat(truth), drawn, data_range=scale)
+        metric = MeanPSNR(self.data_range, self.by, self.border)
+        curves = by_steps(self.network, batch, STEPS, lambda image: metric.figures(image, target))
+        if curves is not None:
+            name, depth = type(self.network).__name__, getattr(self.network, "steps", None)
+            trained = None if depth is None else {name: depth}
+            figures["quality against steps"] = draw_steps({name: curves}, trained=trained)
         return figures
 
     def _check(self, stage: str, batch: Any) -> None:
