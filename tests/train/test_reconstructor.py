@@ -75,6 +75,15 @@ def test_the_supervised_loss_and_the_metrics_leave_the_border_out():
     assert found["val/ssim"] == pytest.approx(ssim(image, target, data_range=1.0, border=2).mean().item())
 
 
+def test_scales_learn_at_their_own_rate():
+    layer = Reconstruction(Gradient(Ridge(filters=2, taps=3), weight=1.0))
+    for rate in (1.0, 3.0):
+        weights, scales = Reconstructor(layer, learning_rate=0.5, scale_rate=rate).groups()
+        assert [each.shape for each in weights["params"]] == [(2, 1, 3, 3)]
+        assert sorted(each.shape for each in scales["params"]) == [(), (2,)]
+        assert (weights["lr"], scales["lr"]) == (0.5, 0.5 * rate)
+
+
 @pytest.mark.parametrize("by", ["magnitude", "difference"])
 def test_complex_images_are_compared_as_asked_and_by_their_own_peak(by):
     module, batch = Reconstructor(Adjoint(), data_range=None, by=by), whole(scanned())
@@ -194,6 +203,7 @@ def test_batches_of_another_kind_are_refused():
     ("make", "message"),
     [
         (lambda: Reconstructor(Adjoint(), border=-1), "border=-1"),
+        (lambda: Reconstructor(Adjoint(), scale_rate=-1.0), "scale_rate=-1.0"),
         (lambda: Reconstructor(Adjoint(), data_range=0.0), "data_range=0.0"),
         (lambda: Reconstructor(Adjoint(), by="phase"), "by='phase'"),
         (lambda: Risk(noise=0.0), "noise=0.0"),

@@ -116,6 +116,8 @@ GRADIENTS = {
     "circular": (lambda kernel: im.Blur(kernel, "circular"), KERNEL, (1, 5, 4), D),
     "reflect": (lambda kernel: im.Blur(kernel, "reflect"), normal(2, 3, 3), (2, 3, 4), D),
     "factor": (lambda c: c * LINES, torch.tensor(0.3 - 1j, dtype=C), (4, 5), C),
+    "angles": (lambda angles: im.Radon(4, angles), torch.tensor([3.0, 33.3, 140.2], dtype=D), (2, 4, 4), D),
+    "angles-complex": (lambda angles: im.Radon(4, angles), torch.tensor([71.0, 200.2], dtype=D), (4, 4), C),
     "sigma": (lambda s: im.Blur(im.gaussian_kernel(3, s), "reflect"), torch.tensor(0.8, dtype=D), (1, 3, 4), D),
 }
 

@@ -11,6 +11,7 @@ from torch.nn.functional import conv2d, pad
 from torchimplicit.core import OnFailure
 from torchimplicit.core.options import require
 from torchimplicit.imaging.physics.check import alike, check_finite, check_images, is_real_or_complex, kind
+from torchimplicit.imaging.physics.fourier import transform
 from torchimplicit.imaging.physics.operator import SOLVER, Operator
 from torchimplicit.linear import CG
 
@@ -107,9 +108,9 @@ class Blur(Operator):
         height, width = (size // 2 for size in self.kernel.shape[-2:])
         return pad(y, (width, width, height, height), mode="replicate")
 
-    def norm_bound(self, like: Tensor) -> Tensor:
+    def norm_bound(self, like: Tensor | None = None) -> Tensor:
         """See `Operator.norm_bound`; by Young's inequality where nothing beyond the border counts."""
-        if self.border != "valid":
+        if self.border != "valid" or like is None:
             return super().norm_bound(like)
         return self._like(like).detach().abs().sum((2, 3)).amax(1)
 
@@ -138,6 +139,9 @@ class Blur(Operator):
         dtype = torch.promote_types(x.dtype, kernel.dtype)
         x, kernel = x.to(dtype), kernel.to(dtype).flip(-2, -1)
         height, width = kernel.shape[-2:]
+        if not len(x):  # no groups are a convolution that torch refuses
+            more = 1 if back else -1
+            return pad(x, (0, more * (width - 1), 0, more * (height - 1)))
         if kernel.shape[:2] == (1, 1):
             rows, weight, groups = x.reshape(-1, 1, *x.shape[2:]), kernel, 1
         else:
@@ -154,10 +158,10 @@ class Blur(Operator):
         height, width = kernel.shape[-2:]
         padding = (0, x.shape[-1] - width, 0, x.shape[-2] - height)
         placed = pad(kernel, padding).roll((-(height // 2), -(width // 2)), (-2, -1))
-        return torch.fft.fft2(placed)
+        return transform(placed)
 
     def _filter(self, x: Tensor, symbol: Tensor) -> Tensor:
-        found = torch.fft.ifft2(symbol * torch.fft.fft2(x))
+        found = transform(symbol * transform(x), inverse=True)
         return found if x.is_complex() or self.kernel.is_complex() else found.real
 
     def _reflected(self, size: int, border: int, device: torch.device) -> Tensor:

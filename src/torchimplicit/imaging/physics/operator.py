@@ -108,7 +108,11 @@ class Operator(nn.Module):
         return largest_singular_value(self, like, rtol, max_steps)
 
     def norm_bound(self, like: Tensor | None = None) -> Tensor:
-        """At least the norm, of which it may be a cheap bound; `(B,)` or `(1,)`, see `norm`."""
+        """What `norm` is at most, `(B,)` or `(1,)`: without a product where that is known, otherwise the norm itself.
+
+        Args:
+            like: see `norm`.
+        """
         return self.norm(like)
 
     def spectrum(self, like: Tensor) -> Tensor | None:

@@ -71,6 +71,10 @@ class Cell(PreparedMap):
         """
         return math.inf
 
+    def gap(self, z: Any, y: Tensor, op: Any, products: int = 8) -> Tensor | None:
+        """A proved bound of how far the energy at a state is above its least, `(B,)`; None of cells that know none."""
+        return None
+
     def inverse(self, op: Any, like: Any) -> Tensor | float:
         r"""A bound of $\|(I - J)^{-1}\|$ for this operator, one for all samples or `(B,)`; infinite says nothing."""
         share = 1 - torch.as_tensor(self.contraction(op, like))

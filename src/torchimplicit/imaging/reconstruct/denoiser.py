@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torchimplicit.core import transforms
 from torchimplicit.core.options import is_number, require, require_count
 from torchimplicit.core.stationary import slope
 from torchimplicit.imaging.reconstruct.prior import Prior
@@ -201,6 +202,7 @@ class GradientStep(Prior):
         """The images, a step down the energy, like `v`."""
         return v - self.slope(v)
 
+    @transforms.outside_inference_mode
     def slope(self, x: Tensor) -> Tensor:
         """The gradient of the energy at images, like `x`."""
         wanted = any(parameter.requires_grad for parameter in self.parameters())

@@ -123,6 +123,8 @@ class Preconditioned(Gradient):
         if lines is not None:
             return lines(slope)
         curvature = self.curvature(op, slope)
+        if not len(slope):  # of nothing there is no transform
+            return slope
         if slope.is_complex():
             return torch.fft.ifft2(torch.fft.fft2(slope) / curvature)
         half = curvature[..., : slope.shape[-1] // 2 + 1] if curvature.shape[-1] > 1 else curvature

@@ -113,11 +113,7 @@ class EquilibriumModule(LightningModule):
         return {}
 
     def prediction_writer(self, run: Path) -> Callback:
-        """What `torchimplicit predict` writes into the folder of a run.
-
-        Raises:
-            UsageError: this kind of network has no such file.
-        """
+        """What `torchimplicit predict` writes into the folder of a run; a `UsageError` where it is nothing."""
         raise UsageError(
             f"predict: {type(self).__name__} writes no file of predictions. Try torchimplicit report, or load the "
             "checkpoint with torchimplicit.train.load(path)."
@@ -139,10 +135,14 @@ class EquilibriumModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW over all parameters, its rate falling to zero along a cosine where the end of the run is known."""
-        optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(self.groups(), self.learning_rate, weight_decay=self.weight_decay)
         end = self.trainer.estimated_stepping_batches
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate(step, end))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def groups(self) -> Any:
+        """What the optimiser takes: all parameters alike, or groups of them with options of their own."""
+        return self.parameters()
 
     def rate(self, step: int, end: float) -> float:
         """The learning rate at a step of a run that ends at `end`, as a part of the highest."""
@@ -204,9 +204,7 @@ class EquilibriumModule(LightningModule):
         """Logs the solves of the validation."""
         self._log_solves("val")
 
-    def on_test_start(self) -> None:
-        """Solves as the layers say, whatever the curriculum."""
-        self._layers.restore()
+    on_test_start = on_validation_start
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Loss and metrics."""

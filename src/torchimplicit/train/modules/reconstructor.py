@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,6 +43,8 @@ class Reconstructor(EquilibriumModule):
         data_range: of PSNR and SSIM; None takes the largest magnitude of every true image.
         by: how complex images are compared; SSIM is always that of magnitudes.
         border: pixels at each side of an image that neither loss nor metrics count.
+        scale_rate: by how much faster scales learn than weights do: parameters of one dimension or none, which are
+            mostly logarithms.
         **options: see `EquilibriumModule`.
 
     Raises:
@@ -56,20 +59,31 @@ class Reconstructor(EquilibriumModule):
         data_range: float | None = 1.0,
         by: By = "magnitude",
         border: int = 0,
+        scale_rate: float = 1.0,
         **options: Any,
     ):
         """Wraps the network."""
         super().__init__(network, **options)
+        self.scale_rate = scale_rate
         self.loss, self.data_range, self.border = loss, data_range, border
         self.by: By = by
         require_count(self, "border", least=0)
         require(self, "data_range", data_range is None or data_range > 0, "None or a number > 0")
+        require(self, "scale_rate", 0 <= scale_rate < math.inf, "a finite number >= 0")
         require(self, "by", by in ("magnitude", "difference"), "'magnitude' or 'difference'")
         self.measure(psnr=MeanPSNR(data_range, by, border), ssim=MeanSSIM(data_range, by, border))
 
     def inputs(self, batch: Measurement) -> tuple:
         """What the network is called with."""
         return batch.y, batch.op
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Weights, and scales at their rate."""
+        parts: tuple[list, list] = ([], [])
+        for parameter in self.parameters():
+            parts[parameter.dim() < 2].append(parameter)
+        rates = (self.learning_rate, self.scale_rate * self.learning_rate)
+        return [{"params": part, "lr": rate} for part, rate in zip(parts, rates, strict=True) if part]
 
     def setup(self, stage: str) -> None:
         """Looks at a sample of every split: images and measurements, and what the loss can do with them.
