@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
+from torchimplicit.core import transforms
 from torchimplicit.core.options import require_count
 from torchimplicit.imaging.physics.check import check_images
 from torchimplicit.imaging.physics.operator import Operator
@@ -105,7 +105,7 @@ class _Pair:
             return torch.sparse_csr_tensor(rows, columns, values.to(dtype), shape, check_invariants=False)
 
 
-class _Product(Function):
+class _Product(transforms.ForwardOnce):
     """Rows `(B, n)` times the first matrix of a pair, whose second is its transpose."""
 
     @staticmethod

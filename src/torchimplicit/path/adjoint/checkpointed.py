@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from torchimplicit.adjoint.products import fold, jvp, vjp
 from torchimplicit.core import transforms
@@ -65,7 +64,7 @@ class Direct(PathAdjoint):
         if (values := call.graph(y0, ts, tensors)) is not None:
             return values
         fixed = [each.detach() for each in (y0, ts, *tensors)]
-        known, starts, stops = CheckpointedSolve.apply(call, *fixed)
+        known, starts, stops = CheckpointedSolve.held(call, *fixed)
         values = whole(call, starts, stops, y0, ts, tensors)
         if transforms.active():
             return valued(known, values)
@@ -74,7 +73,7 @@ class Direct(PathAdjoint):
         return torch.where(found.unsqueeze(1), valued(known, values), known)
 
 
-class CheckpointedSolve(Function):
+class CheckpointedSolve(transforms.ForwardOnce):
     """The outputs `(T, B, n)`, and the times before and after every step, `(S, B)` each."""
 
     @staticmethod
