@@ -30,7 +30,7 @@ def test_a_function_of_rows_is_mapped_as_torch_does(dim):
     assert not active()
 
 
-@pytest.mark.parametrize("adjoint", [ti.Implicit(), ti.Phantom(), ti.Shine()], ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize("adjoint", [ti.Implicit(), ti.Phantom()], ids=lambda each: type(each).__name__)
 def test_forward_mode_inside_of_forward_mode_is_refused(adjoint):
     """PyTorch would lose the outer derivative without a word; with one of them in reverse mode it is right."""
 

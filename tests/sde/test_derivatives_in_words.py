@@ -108,3 +108,26 @@ def test_mapped_derivatives_of_noise_that_no_number_tells(solver, brownian, name
     leaf = rates.clone().requires_grad_()
     (outside,) = torch.autograd.grad(func.vmap(run)(leaf).sum(), leaf)
     assert torch.allclose(outside, expected, rtol=1e-10)
+
+
+def test_times_are_not_mapped_and_what_helps():
+    ends = torch.tensor([[0.0, 1.0], [0.0, 0.5]], dtype=D)
+
+    def run(ts):
+        return ti.sdeint(
+            lambda t, y: -y, lambda t, y: 0.3 * y, start(), ts, solver=sde.EulerMaruyama(dt=0.1), brownian=3
+        ).value[-1]
+
+    with pytest.raises(ValueError, match=r"ts: got times under torch.vmap.*times \(T, B\)"):
+        func.vmap(run)(ends)
+    assert torch.equal(run(ends.mT)[1], run(ends[1])[1])
+
+
+def test_more_steps_than_there_is_room_for():
+    """What no memory can hold is not made before `max_steps` is looked at."""
+    sol = ti.sdeint(
+        lambda t, y: -y, lambda t, y: 0.3 * y, start(), ENDS, solver=sde.EulerMaruyama(dt=1e-12, max_steps=3),
+        brownian=3, on_failure="ignore",
+    )  # fmt: skip
+    assert sol.report.status.tolist() == [ti.Status.MAX_STEPS] * 2
+    assert sol.report.steps.tolist() == [3, 3]

@@ -43,7 +43,7 @@ def flow_matching_loss(flow: CNF, x: Tensor, context: Any = None, *, coupling: C
 
     Raises:
         TypeError: `flow` is no `CNF`, or data are not floating.
-        ValueError: data have another shape, or there is a context with optimal pairs.
+        ValueError: data have another shape or NaN, or there is a context with optimal pairs.
 
     Examples:
         >>> import torch, torchimplicit as ti
@@ -54,7 +54,7 @@ def flow_matching_loss(flow: CNF, x: Tensor, context: Any = None, *, coupling: C
         >>> log_p = flow.log_prob(torch.randn(8, 2))
     """
     require_instance("flow", flow, CNF, "ti.nn.CNF(field, shape)")
-    check_images("flow_matching_loss", x, flow.shape, None)
+    check_images("flow_matching_loss", x, flow.shape, None, finite=True)
     if coupling not in get_args(Coupling):
         raise ValueError(f"flow_matching_loss(coupling={coupling!r}): expected 'independent' or 'optimal'")
     if coupling == "optimal" and context is not None:
