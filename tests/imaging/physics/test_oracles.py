@@ -73,6 +73,33 @@ def test_projections_of_a_disc_are_chords():
     assert torch.allclose(found.sum(1), disc.sum().expand(len(found)), rtol=1e-2)
 
 
+def test_a_scanner_that_stands_askew_is_found():
+    """From projections of a known image, by the gradient in the angles."""
+    i, j = torch.meshgrid(torch.arange(10.0), torch.arange(10.0), indexing="ij")
+    x = torch.exp(-((i - 4) ** 2 + (j - 5) ** 2 / 3) / 4)[None].double()
+    angles = torch.arange(5.0, 180.0, 60.0, dtype=torch.float64)
+    y = im.Radon(10, angles + 2.5).A(x)
+
+    def misfit(offset):
+        return im.Radon(10, angles + offset[0]).A(x) - y
+
+    found = ti.least_squares(misfit, torch.zeros(1, 1, dtype=torch.float64), batch_dims=0)
+    assert abs(float(found.value) - 2.5) < 1e-6
+
+
+def test_derivatives_by_angles_under_transforms():
+    angles = torch.tensor([10.0, 75.0], dtype=torch.float64)
+    x, way = normal(3, 1, 4, 4), normal(2, seed=1)
+    push = torch.vmap(lambda x: torch.func.jvp(lambda a: im.Radon(4, a).A(x), (angles,), (way,))[1])
+    rows = torch.func.vmap(torch.func.jacrev(lambda x: im.Radon(4, angles).A(x)))(x)
+    assert torch.allclose(push(x), torch.stack([_difference(each, angles, way) for each in x]), atol=1e-6)
+    assert torch.allclose(rows[0], rows[1])
+
+
+def _difference(x, angles, way):
+    return (im.Radon(4, angles + 1e-6 * way).A(x) - im.Radon(4, angles - 1e-6 * way).A(x)) / 2e-6
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
