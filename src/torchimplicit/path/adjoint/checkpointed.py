@@ -68,7 +68,7 @@ class Direct(PathAdjoint):
         if (values := call.graph(y0, ts, tensors)) is not None:
             return values
         fixed = [each.detach() for each in (y0, ts, *tensors)]
-        known, starts, stops = CheckpointedSolve.apply(call, *fixed)
+        known, starts, stops = CheckpointedSolve.held(call, *fixed)
         values = whole(call, starts, stops, y0, ts, tensors)
         if transforms.active():
             return valued(known, values)
@@ -130,7 +130,7 @@ class KernelsInAGraph(Function):
         return *(None,) * 5, y0, None, *found
 
 
-class CheckpointedSolve(Function):
+class CheckpointedSolve(transforms.ForwardOnce):
     """The outputs `(T, B, n)`, and the times before and after every step, `(S, B)` each."""
 
     @staticmethod
