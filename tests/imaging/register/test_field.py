@@ -48,7 +48,9 @@ def test_the_flow_leads_back_and_squaring_does_not_quite():
     back = register.flow(-v, there)
     x = register.identity((20, 20), v)
     inside = (slice(None), slice(None), slice(4, -4), slice(4, -4))
-    assert (back - x)[inside].abs().max() < 1e-5
+    assert (back - x)[inside].abs().max() < 3e-5
+    fine = ti.Tsit5(rtol=1e-8, atol=1e-8)
+    assert (register.flow(-v, register.flow(v, solver=fine), solver=fine) - x)[inside].abs().max() < 1e-6
     loose = register.flow(v, solver=ti.Tsit5(rtol=1e-2, atol=1e-2))
     assert (loose - there).abs().max() > 1e-7
     squared = register.exponential(v)
@@ -75,9 +77,8 @@ def test_transforms_follow_each_other_and_lead_back():
     torch.testing.assert_close(both(points), linear(moved))
     back = both.inverse()
     inside = ((points > 6) & (points < 22)).all(2)
-    assert (
-        register.target_error(back(both(points)), points)[inside].max() < 0.15
-    )  # between voxels an inverse is interpolated
+    # Between voxels an inverse is interpolated.
+    assert register.target_error(back(both(points)), points)[inside].max() < 0.15
     assert isinstance(linear.then(linear), register.Linear)
     torch.testing.assert_close(linear.then(linear)(points), linear(linear(points)))
     assert len(both.then(both).parts) == 4
