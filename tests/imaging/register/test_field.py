@@ -48,9 +48,7 @@ def test_the_flow_leads_back_and_squaring_does_not_quite():
     back = register.flow(-v, there)
     x = register.identity((20, 20), v)
     inside = (slice(None), slice(None), slice(4, -4), slice(4, -4))
-    assert (back - x)[inside].abs().max() < 3e-5
-    fine = ti.Tsit5(rtol=1e-8, atol=1e-8)
-    assert (register.flow(-v, register.flow(v, solver=fine), solver=fine) - x)[inside].abs().max() < 1e-6
+    assert (back - x)[inside].abs().max() < 1e-5
     loose = register.flow(v, solver=ti.Tsit5(rtol=1e-2, atol=1e-2))
     assert (loose - there).abs().max() > 1e-7
     squared = register.exponential(v)
