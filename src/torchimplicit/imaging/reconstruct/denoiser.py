@@ -16,7 +16,6 @@ from torchimplicit.core.stationary import slope
 from torchimplicit.imaging.reconstruct.prior import Prior
 from torchimplicit.nn import ContractiveConv2d
 
-
 NEAR = 0.1  # of the last convolution's weights, where the input is added
 
 
