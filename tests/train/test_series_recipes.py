@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -167,9 +168,13 @@ def test_a_label_is_asked_of_data_and_networks_that_have_one(folder, pelts):
 
 
 def test_the_divergence_is_weighed_as_asked_for():
-    module = Forecaster(GRUD(41), kl_wait=0, kl_rate=0.5, kl_most=0.2)
-    assert module.kl_weight("train") == 0
-    assert module.kl_weight("val") == 0.2
+    module = Forecaster(GRUD(41), kl_wait_epochs=2, kl_rate=0.5, kl_most=0.2)
+    weights = []
+    for epoch in range(4):
+        module._trainer = SimpleNamespace(current_epoch=epoch)  # type: ignore[assignment]
+        weights.append(module.kl_weight("train"))
+        assert module.kl_weight("val") == 0.2
+    assert weights == [0, 0, 0.1, pytest.approx(0.15)]
 
 
 def test_bands_hold_what_they_say(pelts):
@@ -186,7 +191,7 @@ def test_bands_hold_what_they_say(pelts):
     assert ((high - low) > 0.8 * wide).all()
 
 
-@pytest.mark.parametrize("options", [{"kl_wait": -1}, {"kl_rate": 2.0}, {"kl_most": -1.0}])
+@pytest.mark.parametrize("options", [{"kl_wait_epochs": -1}, {"kl_rate": 2.0}, {"kl_most": -1.0}])
 def test_impossible_options_are_refused(options):
     with pytest.raises(ValueError, match=rf"Forecaster\({next(iter(options))}="):
         Forecaster(GRUD(41), **options)

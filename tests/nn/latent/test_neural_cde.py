@@ -120,12 +120,35 @@ def test_later_observations_change_no_earlier_state(kind, counts):
 
 
 @KINDS
-def test_fixed_steps_change_no_earlier_bit(kind):
-    own, (times, values, mask) = model(kind, solver=ti.RK4(dt=0.5)), rows([8])[0]
+@pytest.mark.parametrize("solver", [ti.RK4(dt=0.5), ti.Tsit5(rtol=1e-3, atol=1e-4)])
+def test_later_observations_change_no_earlier_bit(kind, solver):
+    own, (times, values, mask) = model(kind, solver=solver), rows([8])[0]
     changed = torch.arange(8) >= 4
     one, other = Series.of([(times, values, mask)]), Series.of([(times, values + changed[:, None], mask)])
     assert torch.equal(own.states(one, times)[0, :4], own.states(other, times)[0, :4])
     assert not torch.equal(own.states(one, times)[0, 4], own.states(other, times)[0, 4])
+
+
+@KINDS
+@pytest.mark.parametrize("solver", [ti.Tsit5, ti.Bosh3, ti.Kvaerno3])
+@pytest.mark.parametrize("rtol", [1e-2, 1e-3])
+def test_the_tolerance_is_kept_across_pieces(kind, solver, rtol):
+    """Where pieces meet the path bends, and a step across that is off by more than any estimate says."""
+    torch.manual_seed(0)
+    times = torch.rand(2, 15, dtype=D).sort(1).values
+    series = Series.of([(t, torch.randn(15, 3, dtype=D).cumsum(0) * 0.3) for t in times])
+    own = model(kind, solver=solver(rtol=rtol, atol=0.1 * rtol))
+    found, pieces = own(series).detach(), 14 if kind == "hermite" else 28
+    exact = model(kind, solver=TIGHT)(series).detach()
+    assert float((found - exact).norm() / exact.norm()) < 5 * rtol
+    assert int(own.report.steps.min()) >= pieces
+
+
+def test_a_piece_is_a_step_where_the_tolerance_allows_one():
+    own, series = model(solver=ti.Tsit5(rtol=0.1, atol=0.1)), stays([9, 5, 2])
+    own(series)
+    assert own.report.steps.tolist() == [8, 4, 1]
+    assert own.report.nfev <= 8 * 9
 
 
 @KINDS

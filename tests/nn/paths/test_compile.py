@@ -32,7 +32,24 @@ def stochastic(compile):
     return layer, lambda y0: layer(y0, brownian=3)
 
 
-@pytest.mark.parametrize("made", [ordinary, stochastic])
+class Control(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(2 + 5, 2)
+
+    def forward(self, z, context):
+        return self.net(torch.cat((z, context), 1))
+
+
+def latent(compile):
+    torch.manual_seed(0)
+    parts = ti.nn.GRUEncoder(2, 2, 4), network(0), nn.Sequential(network(1), nn.Sigmoid()), Control(), network(2)
+    solver, ts = sde.EulerMaruyama(dt=0.2), torch.tensor([0.0, 0.5, 1.0], dtype=D)
+    layer = ti.nn.LatentSDE(*parts, solver=solver, autonomous=True, compile=compile).double()
+    return layer, lambda y0: layer.elbo(ti.nn.Series.of([(ts, torch.stack((row,) * 3)) for row in y0]), seed=3)
+
+
+@pytest.mark.parametrize("made", [ordinary, stochastic, latent])
 def test_a_layer_gives_the_plain_path_and_compiles_once(made):
     y0 = torch.linspace(-1, 1, 6, dtype=D).view(3, 2)
     (plain, expected), (fused, got) = made(False), made(True)
@@ -56,3 +73,13 @@ def test_what_cannot_be_compiled_is_refused_when_the_layer_is_made():
         ti.nn.NeuralSDE(network(0), network(1), solver=heun, calculus="stratonovich", autonomous=True, compile=True)
     with pytest.raises(ValueError, match="expected False, True or 'auto'"):
         ti.nn.NeuralSDE(network(0), network(1), autonomous=True, compile="yes")  # type: ignore[arg-type]
+    parts = ti.nn.GRUEncoder(2, 2, 4), network(0), network(1), Control(), network(2)
+    with pytest.raises(ValueError, match="chooses its steps"):
+        ti.nn.LatentSDE(*parts, solver=heun, calculus="stratonovich", autonomous=True, compile=True)
+
+
+def test_series_with_times_of_their_own_are_refused_or_go_on_without():
+    series = ti.nn.Series.of([(torch.tensor([0.0, end], dtype=D), torch.ones(2, 2, dtype=D)) for end in (1.0, 2.0)])
+    with pytest.raises(ValueError, match="got True with times of shape"):
+        latent(True)[0].elbo(series)
+    assert torch.equal(latent("auto")[0].elbo(series, seed=1), latent(False)[0].elbo(series, seed=1))

@@ -77,6 +77,53 @@ def test_context_images_and_learned_bases(shape):
     assert torch.allclose(plain, by_hand)
 
 
+@pytest.mark.parametrize("shape", [(2,), (1, 1, 2)])
+@pytest.mark.parametrize("ts", [(0.0, 1.0), (2.0, -1.0)])
+def test_targets_of_the_batch_are_the_mean_of_the_lines_through_a_point(shape, ts):
+    """By hand: every line of the batch through a point starts somewhere, and is as likely as its start."""
+    base = torch.distributions.Independent(torch.distributions.Laplace(torch.ones(shape, dtype=D), 2.0), len(shape))
+    flow, x = ti.nn.CNF(Straight(ts), shape, ts, base=base), double(5, *shape)
+    torch.manual_seed(0)
+    found = ti.nn.flow_matching_loss(flow, x, targets="batch")
+    torch.manual_seed(0)
+    z, s = base.rsample((5,)), torch.rand(5, *(1,) * len(shape), dtype=D)
+    for row in range(5):
+        point = (1 - s[row]) * z[row] + s[row] * x[row]
+        starts = (point - s[row] * x) / (1 - s[row])
+        weight = base.log_prob(starts).exp()
+        way = torch.tensordot(weight / weight.sum(), x - starts, 1)
+        velocity = flow.field((ts[0] + s * (ts[1] - ts[0]))[row], point)
+        assert torch.allclose(found[row], (velocity - way / (ts[1] - ts[0])).square().mean())
+
+
+def test_targets_of_the_batch_have_the_gradient_s_mean_and_less_of_its_variance():
+    x, found = M + math.sqrt(C) * double(40, 1), {}
+    for targets in ("own", "batch"):
+        flow = ti.nn.CNF(Straight(), 1)
+        flow.field.mean.data += 0.3
+        torch.manual_seed(0)
+        rows = [
+            torch.stack(
+                torch.autograd.grad(ti.nn.flow_matching_loss(flow, x, targets=targets).mean(), list(flow.parameters()))
+            )
+            for _ in range(2000)
+        ]
+        found[targets] = torch.stack(rows)
+    apart = found["own"].mean(0) - found["batch"].mean(0)
+    assert bool((apart.abs() < 4 * (found["own"].var(0) / 2000).sqrt()).all())
+    assert bool((found["batch"].var(0) < 0.5 * found["own"].var(0)).all())
+
+
+def test_a_point_next_to_its_datum_sees_its_own_line():
+    """Alone in a batch, or at the end of its line, to rounding of float32."""
+    flow = ti.nn.CNF(Straight(), 2).float()
+    for x in (torch.randn(1, 2), 1e6 * torch.eye(2)):
+        torch.manual_seed(0)
+        own = ti.nn.flow_matching_loss(flow, x)
+        torch.manual_seed(0)
+        assert torch.equal(ti.nn.flow_matching_loss(flow, x, targets="batch"), own)
+
+
 def test_optimal_pairs_are_the_shortest():
     pytest.importorskip("scipy")
     x, z = double(6, 2), double(6, 2, seed=1)
@@ -111,6 +158,13 @@ def test_without_scipy(monkeypatch):
         (lambda flow, x: ti.nn.flow_matching_loss(flow, x.long()), TypeError, "got samples of torch.int64"),
         (lambda flow, x: ti.nn.flow_matching_loss(flow, x, coupling="ot"), ValueError, "coupling='ot'"),
         (lambda flow, x: ti.nn.flow_matching_loss(flow, x, x, coupling="optimal"), ValueError, "got a context"),
+        (lambda flow, x: ti.nn.flow_matching_loss(flow, x, targets="all"), ValueError, "targets='all'"),
+        (lambda flow, x: ti.nn.flow_matching_loss(flow, x, x, targets="batch"), ValueError, "got a context"),
+        (
+            lambda flow, x: ti.nn.flow_matching_loss(flow, x, targets="batch", coupling="optimal"),
+            ValueError,
+            "got coupling='optimal'",
+        ),
     ],
 )
 def test_bad_input(call, error, words):

@@ -24,8 +24,10 @@ from torchimplicit.nn.parts.coupling import warn_of_batch_norm
 from torchimplicit.nn.parts.dropout import warn_of_dropout
 from torchimplicit.nn.paths.layer import check_field
 from torchimplicit.path.adjoint.base import PathAdjoint
+from torchimplicit.path.compiled.engine import Compile
 from torchimplicit.path.options import Options
-from torchimplicit.sde import Checkpointed, EulerMaruyama, SDESolver, StochasticReport, sdeint
+from torchimplicit.sde import Brownian, Checkpointed, EulerMaruyama, SDESolver, StochasticReport, sdeint
+from torchimplicit.sde.compiled.engine import check_compile
 from torchimplicit.sde.diffusion import NoiseKind
 from torchimplicit.sde.relative import Divergence
 from torchimplicit.sde.sdeint import check_words
@@ -84,6 +86,8 @@ class LatentSDE(LatentPath):
         kl: how the divergence along the path is estimated, see `sdeint`; "pathwise" for `bound="iwae"`, and for what
             is to be measured: at a good control it varies less.
         autonomous: whether all three functions do without the time: `drift(z)`, `control(z, context)`.
+        compile: False, True or "auto": make steps by `torch.compile`, see `sdeint`; for times that all series share,
+            others being refused with True. Anew for another number of observation times.
         on_failure: "warn" (default), "raise" or "ignore" paths that do not reach the last time.
 
     Attributes:
@@ -130,6 +134,7 @@ class LatentSDE(LatentPath):
         calculus: Calculus = "ito",
         kl: Divergence = "quadratic",
         autonomous: bool = False,
+        compile: Compile = False,
         on_failure: OnFailure = "warn",
     ):
         """Keeps parts and options; solves nothing."""
@@ -138,6 +143,7 @@ class LatentSDE(LatentPath):
         super().__init__(encoder, decoder, likelihood, start)
         Options(name="LatentSDE", solver=solver, adjoint=adjoint, on_failure=on_failure)  # refuses now
         check_words(solver, noise, calculus, adjoint, kl)
+        check_compile(compile, solver, Brownian(seed=0), None, plain=True)
         if getattr(encoder, "reverse", True) is not True:
             raise ValueError(
                 "LatentSDE(encoder=...): got reverse=False, expected an encoder that reads what lies ahead"
@@ -151,6 +157,7 @@ class LatentSDE(LatentPath):
         self.noise: NoiseKind = noise
         self.calculus: Calculus = calculus
         self.divergence: Divergence = kl
+        self.compiled: Compile = compile
         self.on_failure: OnFailure = on_failure
         self.kl_path: Tensor | None = None
 
@@ -247,7 +254,10 @@ class LatentSDE(LatentPath):
 
     @property
     def _options(self) -> dict[str, Any]:
-        return {"solver": self.solver, "adjoint": self.adjoint, "noise": self.noise, "calculus": self.calculus}
+        return {
+            "solver": self.solver, "adjoint": self.adjoint, "noise": self.noise, "calculus": self.calculus,
+            "compile": self.compiled,
+        }  # fmt: skip
 
     def __getstate__(self) -> dict[str, Any]:
         """See `LatentPath`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import get_args
 
@@ -18,7 +19,7 @@ from torchimplicit.nn.latent.times import Outputs, outputs_of, start_of
 from torchimplicit.nn.parts.coupling import warn_of_batch_norm
 from torchimplicit.nn.parts.dropout import warn_of_dropout
 from torchimplicit.nn.paths.layer import PathLayer, check_field
-from torchimplicit.ode import Checkpointed, PathAdjoint, PathReport, PathSolver, Tsit5
+from torchimplicit.ode import AdaptiveSolver, Checkpointed, PathAdjoint, PathReport, PathSolver, Tsit5
 from torchimplicit.path.options import Options
 
 
@@ -36,8 +37,9 @@ class NeuralCDE(PathLayer):
     - "rectilinear": along time first, and then to the new values: the state at any time depends on what was observed
       until then, at twice the steps.
 
-    The path's clock counts pieces, and time is a channel, so gaps of any size are alike. It costs a step for a piece at
-    least: a `LatentODE` takes a few for all.
+    The path's clock counts pieces, and time is a channel, so gaps of any size are alike. Pieces meet with a bend that
+    no error estimate sees behind, so that adaptive solvers end a step at each, and begin the next piece with a step as
+    long as it: a step for a piece at least, more where the tolerance asks for them. A `LatentODE` takes a few for all.
 
     Source: P. Kidger, J. Morrill, J. Foster, T. Lyons, arXiv 2005.08926; the paths J. Morrill, P. Kidger, L. Yang, T.
     Lyons, arXiv 2106.11028.
@@ -50,7 +52,8 @@ class NeuralCDE(PathLayer):
         readout: a module from states `(..., hidden)` to what is wanted.
         control: "hermite" or "rectilinear".
         counts: see above.
-        solver: see `NeuralODE`; on the path's clock `RK4(dt=1.0)` is one step for a piece, whose error nobody looks at.
+        solver: see `NeuralODE`; on the path's clock `Tsit5(control=Fixed(1.0))` and `RK4(dt=1.0)` are one step for a
+            piece, whose error nobody looks at.
         adjoint: see `NeuralODE`.
         on_failure: "warn" (default), "raise" or "ignore" paths that do not reach the last time.
 
@@ -112,8 +115,9 @@ class NeuralCDE(PathLayer):
         outputs = self._outputs(series, ts)
         path = (hermite if self.control == "hermite" else rectilinear)(series, self.counts)
         z = self.initial(path.values[:, 0])
-        found = self.integrate(partial(_driven, self.field), z, outputs.grid, tuple(path), self.solver, (0, 1))
-        return outputs.pick(found)
+        solver, knots = _by_pieces(self.solver, path)
+        field = partial(_driven, self.field)
+        return outputs.pick(self.integrate(field, z, outputs.grid, tuple(path), solver, (0, 1), jumps=knots))
 
     def _outputs(self, series: Series, ts: Tensor) -> Outputs:
         """When to look, on the path's clock.
@@ -137,6 +141,14 @@ class NeuralCDE(PathLayer):
         """The options, for `print(model)`."""
         options = f"control={self.control!r}, counts={self.counts}, solver={self.solver}, adjoint={self.adjoint}"
         return f"{options}, on_failure={self.on_failure!r}"
+
+
+def _by_pieces(solver: PathSolver, path: Control) -> tuple[PathSolver, Tensor | None]:
+    """The solver for a path whose pieces are known, and where they meet; None where steps are given, or one piece."""
+    if not (isinstance(solver, AdaptiveSolver) and solver.adapts and path.values.shape[1] > 2):
+        return solver, None
+    knots = torch.arange(1, path.values.shape[1] - 1, dtype=path.values.dtype, device=path.values.device)
+    return (solver if solver.dt0 is not None else replace(solver, dt0=1.0)), knots
 
 
 def _driven(field: Callable, t: Tensor, z: Tensor, values: Tensor, slopes: Tensor) -> Tensor:

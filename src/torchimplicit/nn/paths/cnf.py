@@ -122,7 +122,7 @@ class CNF(PathLayer):
             context: what the density is conditioned on, `(B, ...)` or a nest of such; handed to the field.
         """
         z, change = self._pull_back(x, context)
-        return self._base_log_prob(z) - change
+        return self.base_log_prob(z) - change
 
     def _pull_back(self, x: Tensor, context: Any) -> tuple[Tensor, Tensor]:
         """Where samples come from, like `x`, and the integral of the trace on the way, `(B,)`."""
@@ -155,6 +155,12 @@ class CNF(PathLayer):
         draw = self.base.rsample if getattr(self.base, "has_rsample", False) else self.base.sample
         return draw((count,))
 
+    def base_log_prob(self, z: Tensor) -> Tensor:
+        """The log-density of the base, `(B,)`, of points `(B, *shape)` where the flow starts."""
+        if self.base is not None:
+            return self.base.log_prob(z)
+        return -0.5 * (z.square().flatten(1).sum(1) + self.shape.numel() * log(2 * pi))
+
     def transport(self, z: Tensor, ts: Tensor, context: Any = None) -> Tensor:
         """Moves points along the flow: `(T, B, *shape)`, at the times `ts`, the first one theirs, either way.
 
@@ -167,11 +173,6 @@ class CNF(PathLayer):
         field = partial(without_time, self.field) if self.autonomous else self.field
         args = _some(context)
         return self.integrate(field, z, ts, args, self.solver, tuple(range(len(args))))
-
-    def _base_log_prob(self, z: Tensor) -> Tensor:
-        if self.base is not None:
-            return self.base.log_prob(z)
-        return -0.5 * (z.square().flatten(1).sum(1) + self.shape.numel() * log(2 * pi))
 
     def _check(self, x: Any) -> None:
         if not isinstance(x, Tensor) or x.shape[1:] != self.shape or x.dim() == 0:

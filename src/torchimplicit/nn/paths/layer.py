@@ -44,6 +44,7 @@ class PathLayer(ImplicitLayer):
         batched_args: Sequence[int] | None,
         stepping: Stepping = "per-sample",
         compile: Compile = False,
+        jumps: Tensor | None = None,
     ) -> Any:
         """The states at all times, `(T, B, ...)`; keeps the report, of a solve that failed, too. See `odeint`."""
         options: dict[str, Any] = {
@@ -52,6 +53,7 @@ class PathLayer(ImplicitLayer):
             "stepping": stepping,
             "batched_args": batched_args,
             "compile": compile,
+            "jumps": jumps,
         }
         return self.solve(odeint, field, state, ts, *args, **options).value
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from torchimplicit.core.options import require
+from torchimplicit.core.options import require, require_count
 from torchimplicit.nn import Series
 from torchimplicit.train.data.series import SeriesBatch
 from torchimplicit.train.errors import UsageError
@@ -25,8 +25,8 @@ class SeriesModule(EquilibriumModule):
 
     Args:
         network: see `networks.SeriesNetwork`.
-        kl_wait: epochs in which the divergence from the prior costs nothing.
-        kl_rate: its weight is then `kl_most * (1 - kl_rate ** epochs)`.
+        kl_wait_epochs: the first epochs, in which the divergence from the prior costs nothing.
+        kl_rate: in the epochs after these, 1, 2, ..., its weight is `kl_most * (1 - kl_rate**epoch)`.
         kl_most: see `kl_rate`; the weight in validation and test.
         **options: see `EquilibriumModule`.
 
@@ -35,12 +35,12 @@ class SeriesModule(EquilibriumModule):
     """
 
     def __init__(
-        self, network: nn.Module, kl_wait: int = 10, kl_rate: float = 0.99, kl_most: float = 1.0, **options: Any
+        self, network: nn.Module, kl_wait_epochs: int = 10, kl_rate: float = 0.99, kl_most: float = 1.0, **options: Any
     ):
         """Wraps the network."""
         super().__init__(network, **options)
-        self.kl_wait, self.kl_rate, self.kl_most = kl_wait, kl_rate, kl_most
-        require(self, "kl_wait", kl_wait >= 0, "a number >= 0")
+        self.kl_wait_epochs, self.kl_rate, self.kl_most = kl_wait_epochs, kl_rate, kl_most
+        require_count(self, "kl_wait_epochs", least=0)
         require(self, "kl_rate", 0 <= kl_rate <= 1, "a number from 0 to 1")
         require(self, "kl_most", kl_most >= 0, "a number >= 0")
 
@@ -65,8 +65,8 @@ class SeriesModule(EquilibriumModule):
 
     def kl_weight(self, stage: Stage) -> float:
         """The weight of the divergence."""
-        epochs = max(self.current_epoch - self.kl_wait, 0)
-        return self.kl_most * (1 - self.kl_rate**epochs) if stage == "train" else self.kl_most
+        epoch = max(self.current_epoch + 1 - self.kl_wait_epochs, 0)
+        return self.kl_most * (1 - self.kl_rate**epoch) if stage == "train" else self.kl_most
 
     def measure(self, **metrics: Any) -> None:
         """Says what validation and test log; a training step predicts nothing beside its cost."""

@@ -11,7 +11,7 @@ from torchmetrics import MetricCollection
 
 from torchimplicit.core.options import require, require_count
 from torchimplicit.nn import flow_matching_loss
-from torchimplicit.nn.score.matching import Coupling
+from torchimplicit.nn.score.matching import Coupling, Targets
 from torchimplicit.train.errors import UsageError
 from torchimplicit.train.modules.equilibrium import Stage
 from torchimplicit.train.modules.flow import Flow
@@ -32,6 +32,7 @@ class FlowMatching(Flow):
     Args:
         network: see `Flow`; its attribute `flow` is the `torchimplicit.nn.CNF` that is trained.
         coupling: "independent", or "optimal", which assigns the noise of a batch to its samples.
+        targets: "own", or "batch", the mean of all lines of a batch through a point; see `flow_matching_loss`.
         likelihood_steps: how many steps at the end are by likelihood.
         likelihood_rate: the highest learning rate of these.
         **options: see `EquilibriumModule`; `learning_rate` and `warmup_steps` are those of flow matching.
@@ -44,6 +45,7 @@ class FlowMatching(Flow):
         self,
         network: nn.Module,
         coupling: Coupling = "independent",
+        targets: Targets = "own",
         likelihood_steps: int = 0,
         likelihood_rate: float = 1e-3,
         **options: Any,
@@ -51,6 +53,7 @@ class FlowMatching(Flow):
         """Wraps the network."""
         super().__init__(network, **options)
         self.coupling: Coupling = coupling
+        self.targets: Targets = targets
         self.likelihood_steps, self.likelihood_rate = likelihood_steps, likelihood_rate
         require_count(self, "likelihood_steps", least=0)
         require(self, "likelihood_rate", 0 < likelihood_rate < math.inf, "a finite number > 0")
@@ -82,7 +85,8 @@ class FlowMatching(Flow):
     def evaluate(self, stage: Stage, batch: tuple[Tensor, ...]) -> Tensor:
         """The loss of the step in training, the mean negative log-likelihood otherwise."""
         if stage == "train" and self._matches:
-            return flow_matching_loss(self.network.flow, batch[0], coupling=self.coupling).mean()
+            options: dict[str, Any] = {"coupling": self.coupling, "targets": self.targets}
+            return flow_matching_loss(self.network.flow, batch[0], **options).mean()
         return super().evaluate(stage, batch)
 
     @property
