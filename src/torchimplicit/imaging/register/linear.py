@@ -79,7 +79,7 @@ class Affine(Kind):
         faults = pair.apart(initial.matrix) | pair.faults
 
         def transform(z: Tensor) -> Linear:
-            moved = frame.unit @ _exponential(z, basis).double() @ torch.linalg.inv(frame.unit)
+            moved = frame.unit @ _exponential(z, basis).to(frame.unit) @ torch.linalg.inv(frame.unit)
             return Linear(initial.matrix @ moved)
 
         def review(residual: Residual, result: Result) -> None:
