@@ -119,12 +119,7 @@ class Operator(nn.Module):
         return None
 
     def lines(self, shift: Tensor, like: Tensor) -> Lines | None:
-        r"""$(A^H A + c I)^{-1}$, where a matrix for every line of pixels is that; None where it is not.
-
-        Args:
-            shift: $c > 0$, a number.
-            like: images, of which the dtype and the device count.
-        """
+        r"""$(A^H A + c I)^{-1}$ of images like these, $c > 0$, where it is a matrix for every line; else None."""
         return None
 
     def guess(self, y: Tensor) -> Tensor | None:
