@@ -12,7 +12,6 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from torchimplicit.core import OnFailure
-from torchimplicit.imaging.physics.lines import Lines
 from torchimplicit.imaging.physics.normal import added, gram, is_operator, largest_singular_value, normal_equations
 from torchimplicit.linear import CG
 
@@ -108,11 +107,7 @@ class Operator(nn.Module):
         return largest_singular_value(self, like, rtol, max_steps)
 
     def norm_bound(self, like: Tensor | None = None) -> Tensor:
-        """What `norm` is at most, `(B,)` or `(1,)`: without a product where that is known, otherwise the norm itself.
-
-        Args:
-            like: see `norm`.
-        """
+        """What `norm` is at most, `(B,)` or `(1,)`: without a product where that is known, otherwise the norm itself."""
         return self.norm(like)
 
     def spectrum(self, like: Tensor) -> Tensor | None:
@@ -123,15 +118,6 @@ class Operator(nn.Module):
 
         Returns:
             Real, >= 0, that broadcasts to the transform, as `torch.fft.fft2` has it; None where none is near.
-        """
-        return None
-
-    def lines(self, shift: Tensor, like: Tensor) -> Lines | None:
-        r"""$(A^H A + c I)^{-1}$, where a matrix for every line of pixels is that; None where it is not.
-
-        Args:
-            shift: $c > 0$, a number.
-            like: images, of which the dtype and the device count.
         """
         return None
 
