@@ -173,7 +173,12 @@ class Sense(Operator):
         return super().norm(like, rtol, max_steps)
 
     def lines(self, shift: Tensor, like: Tensor) -> Lines | None:
-        """See `Operator.lines`; where whole lines are left out, and their matrices are not too large."""
+        r"""$(A^H A + c I)^{-1}$ where whole lines are left out, and a matrix for each is not too large; else None.
+
+        Args:
+            shift: $c > 0$, a number.
+            like: images, of which the dtype and the device count.
+        """
         if len(self.coil.varying) != 1:
             return None
         return solved_by_lines(alike(self.maps, like), self.coil.mask, self.coil.varying[0], shift)
