@@ -108,31 +108,18 @@ class Operator(nn.Module):
         return largest_singular_value(self, like, rtol, max_steps)
 
     def norm_bound(self, like: Tensor | None = None) -> Tensor:
-        """What `norm` is at most, `(B,)` or `(1,)`: without a product where that is known, otherwise the norm itself.
-
-        Args:
-            like: see `norm`.
-        """
+        """What `norm` is at most, of the same shape: without a product where that is known, otherwise the norm."""
         return self.norm(like)
 
     def spectrum(self, like: Tensor) -> Tensor | None:
-        r"""What a cyclic convolution near $A^H A$ multiplies the Fourier transform by, for preconditioning.
+        r"""What a cyclic convolution near $A^H A$ multiplies `torch.fft.fft2` of images like these by, to precondition.
 
-        Args:
-            like: images `(B, ..., H, W)`, of which shape, dtype and device count.
-
-        Returns:
-            Real, >= 0, that broadcasts to the transform, as `torch.fft.fft2` has it; None where none is near.
+        Real, >= 0, and broadcasts to the transform; None where no such convolution is near.
         """
         return None
 
     def lines(self, shift: Tensor, like: Tensor) -> Lines | None:
-        r"""$(A^H A + c I)^{-1}$, where a matrix for every line of pixels is that; None where it is not.
-
-        Args:
-            shift: $c > 0$, a number.
-            like: images, of which the dtype and the device count.
-        """
+        r"""$(A^H A + c I)^{-1}$ of images like these, $c > 0$, where it is a matrix for every line; else None."""
         return None
 
     def guess(self, y: Tensor) -> Tensor | None:
