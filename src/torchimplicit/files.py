@@ -16,6 +16,7 @@ from torchimplicit.core.status import ImplicitError
 if TYPE_CHECKING:
     import numpy as np
 
+DEEP = ("I", "F")  # modes of PIL
 LARGEST = 2**31  # bytes that one file, or what it unpacks to, may have: twenty times the data of any recipe
 
 
@@ -121,7 +122,7 @@ def read_picture(path_or_file: object, mode: str, size: tuple[int, int] | None =
     Args:
         path_or_file: as `PIL.Image.open` takes it. What it warns of or refuses, pictures of very many pixels, is
             refused.
-        mode: "L" or "RGB".
+        mode: "L" or "RGB". A picture of more than 8 bits a channel is refused: PIL would cut its bright pixels off.
         size: (width, height) that it must have; nothing else is decoded.
 
     Returns:
@@ -133,6 +134,8 @@ def read_picture(path_or_file: object, mode: str, size: tuple[int, int] | None =
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path_or_file) as picture:  # type: ignore[arg-type]
+            if picture.mode in DEEP or picture.mode.startswith("I;16"):
+                raise ValueError(f"more than 8 bits a channel (mode {picture.mode})")
             return np.asarray(picture.convert(mode)) if size is None or picture.size == size else None
 
 

@@ -20,14 +20,17 @@ def dropping(t, y):
     return -torch.nn.functional.dropout(y, 0.5)
 
 
+ONE_STEP = torch.tensor([0.0, 0.1], dtype=D)
+ADJOINTS = [ti.Checkpointed(2), ti.Checkpointed(), ti.Direct()]
 SOLVERS = [ti.RK4(dt=0.1), ti.RK4(dt=1e-3), ti.Tsit5(rtol=1e-3, atol=1e-3, dt_min=1e-3)]
 
 
-@pytest.mark.parametrize("checkpoints", [2, 256])
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=repr)
+@pytest.mark.parametrize("ts", [TS, ONE_STEP], ids=["steps", "one"])
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
-def test_a_field_that_draws_is_told(solver, checkpoints):
+def test_a_field_that_draws_is_told(solver, ts, adjoint):
     torch.manual_seed(0)
-    solution = solved(dropping, solver=solver, adjoint=ti.Checkpointed(checkpoints))
+    solution = solved(dropping, ts, solver=solver, adjoint=adjoint)
     assert solution.backward is not None
     drifted = solution.backward.status == ti.Status.DRIFTED
     assert bool(drifted.any())
@@ -45,15 +48,33 @@ def test_the_failure_is_raised():
 STEADY = [ti.Tsit5(), ti.Tsit5(rtol=1e-2, atol=1e-2), ti.RK4(dt=0.05), ti.Kvaerno3(rtol=1e-2, atol=1e-2), ti.ESDIRK54()]
 
 
-@pytest.mark.parametrize("checkpoints", [2, 256])
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=repr)
 @pytest.mark.parametrize("solver", STEADY, ids=repr)
 @pytest.mark.parametrize("rate", [0.0, 1e-8, 1.0, 30.0])
-def test_a_field_that_is_the_same_is_not(solver, checkpoints, rate):
+def test_a_field_that_is_the_same_is_not(solver, adjoint, rate):
     """Neither where it hardly moves, nor where it is stiff, nor where samples stop early."""
-    found = solved(lambda t, y: rate * (torch.cos(t) - y), solver=solver, adjoint=ti.Checkpointed(checkpoints))
-    assert found.backward is None
-    found = solved(lambda t, y: rate * (torch.cos(t) - y), TS.to(torch.float32), solver=solver)
-    assert found.backward is None
+    for ts in (TS, ONE_STEP, TS.to(torch.float32)):
+        found = solved(lambda t, y: rate * (torch.cos(t) - y), ts, solver=solver, adjoint=adjoint)
+        assert found.backward is None
+
+
+@pytest.mark.parametrize("adjoint", [ti.Checkpointed(), ti.Direct()], ids=repr)
+@pytest.mark.parametrize("ts", [TS, ONE_STEP], ids=["steps", "one"])
+def test_kernels_are_looked_at_too(monkeypatch, ts, adjoint):
+    monkeypatch.setattr("torchimplicit.path.compiled.kernel.BACKEND", "aot_eager")
+    torch.manual_seed(0)
+    solver = ti.Tsit5(rtol=1e-1, atol=1e-1, dt_min=1e-2)
+    drawn = solved(dropping, ts, solver=solver, adjoint=adjoint, compile=True)
+    assert bool((drawn.backward.status == ti.Status.DRIFTED).any())
+    assert solved(lambda t, y: torch.cos(t) - y, ts, solver=solver, adjoint=adjoint, compile=True).backward is None
+
+
+def test_one_step_of_samples_with_times_of_their_own():
+    ts = torch.tensor([[0.0, 0.0, 0.1], [0.1, 0.2, 0.3]], dtype=D)
+    torch.manual_seed(0)
+    for field, told in ((dropping, True), (lambda t, y: -y, False)):
+        found = solved(field, ts, solver=ti.RK4(dt=0.3), batched_args=())
+        assert (found.backward is not None) is told
 
 
 def test_samples_that_meet_events_stop_where_they_did():

@@ -223,3 +223,45 @@ def test_additive_noise_that_sees_the_state_is_refused_under_vmap():
 
     with pytest.raises(ValueError, match="got 'additive' with a diffusion that depends on the state"):
         torch.vmap(run)(torch.ones(3, 2, 2))
+
+
+def with_channels(m, y):
+    """A diffusion of so many channels, constant; None of them: a motion for every unknown."""
+    return torch.full(y.shape if m is None else (*y.shape, m), 0.1, dtype=y.dtype)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    first=some.sampled_from([None, 1, 2, 3]), later=some.sampled_from([None, 1, 2, 3]), n=some.integers(1, 3),
+    when=some.integers(1, 6), solver=some.sampled_from([sde.EulerMaruyama(dt=0.1), sde.Heun(dt=0.1), sde.Heun()]),
+)  # fmt: skip
+def test_the_motions_are_the_same_throughout(first, later, n, when, solver):
+    """Other channels than at the first evaluation would broadcast, and be another noise."""
+    asked = []
+
+    def diffusion(t, y):
+        asked.append(t)
+        return with_channels(first if len(asked) <= when else later, y)
+
+    def solve():
+        return ti.sdeint(
+            lambda t, y: -y, diffusion, torch.ones(2, n, dtype=D), TIMES, noise="additive", calculus=solver.calculus,
+            solver=solver, brownian=1,
+        )  # fmt: skip
+
+    if first == later:
+        assert solve().report.converged
+        return
+    with pytest.raises(ValueError, match="behind the state's, expected"):
+        solve()
+
+
+def test_leaves_that_lose_their_channels_are_refused():
+    y0, asked = (torch.ones(2, 1, dtype=D), torch.ones(2, 2, dtype=D)), []
+
+    def diffusion(t, y):
+        asked.append(t)
+        return tuple(with_channels(2 if len(asked) < 4 or leaf.shape[1] == 1 else None, leaf) for leaf in y)
+
+    with pytest.raises(ValueError, match="behind the state's, expected"):
+        ti.sdeint(lambda t, y: y, diffusion, y0, TIMES, noise="additive", solver=sde.EulerMaruyama(dt=0.1), brownian=1)

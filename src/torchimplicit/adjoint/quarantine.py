@@ -230,7 +230,8 @@ def _zeroed(tensor: Tensor, nonfinite: Tensor) -> Tensor:
 
 def unmoved(held: Tensor, tensors: list[Tensor]) -> Tensor:
     """Values connected to the tensors through no element of them: every gradient is exactly zero."""
-    return held + sum(tensor.reshape(-1)[:0].sum() for tensor in tensors if tensor.is_floating_point())
+    numbers = [tensor for tensor in tensors if tensor.is_floating_point() or tensor.is_complex()]
+    return held + sum(tensor.reshape(-1)[:0].real.sum() for tensor in numbers)
 
 
 def warn_of_leak() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from torchimplicit.core.transforms import remembered_if_small
+from torchimplicit.core.transforms import remembered_if_small, watched
 from torchimplicit.core.tree import norm
 
 PLAY = 1e3  # roundings of a value's size that are no change
@@ -69,11 +69,20 @@ def jolted(tensor: Tensor, part: float = 1.0, by: Tensor | None = None) -> Tenso
     """
     size = tensor.detach().abs()
     size = size.flatten(1).amax(1).reshape(-1, *[1] * (size.dim() - 1)) if size.dim() > 1 and size.numel() else size
-    size = size.nan_to_num(0.0, 0.0)
-    whole = size.amax() if size.numel() else size.sum()
-    unit = size.masked_fill(size == 0, whole.masked_fill(whole == 0, 1))
     by = _noise(tensor.shape, tensor.dtype, tensor.device) if by is None else by
-    return torch.addcmul(tensor, by, unit, value=part)
+    if not _all_have_one(size):
+        size = size.nan_to_num(0.0, 0.0)
+        whole = size.amax() if size.numel() else size.sum()
+        size = size.masked_fill(size == 0, whole.masked_fill(whole == 0, 1))
+    return torch.addcmul(tensor, by, size, value=part)
+
+
+def _all_have_one(size: Tensor) -> bool:
+    """Whether all sizes are finite and none is zero, as far as the host sees it without waiting for a device."""
+    if size.device.type != "cpu" or watched() or not size.numel():
+        return False
+    low, high = size.aminmax()
+    return float(low) > 0 and float(high) < torch.inf
 
 
 def leakage(product: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:

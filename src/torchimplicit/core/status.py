@@ -31,6 +31,7 @@ class Report:
         advice: what else to say of the failure, beyond the remedies.
         distance: estimated RMS distance of the value from the solution, `(B,)`, of layers that estimate one; else None.
         bound: proved bound of the same, `(B,)`, infinite where none is; None of layers that know none.
+        gap: proved bound of the energy's excess over its least value, `(B,)`; None of layers that know none.
         failure: what went wrong with a sample that failed, in words.
         table: what a family of solves says to try.
     """
@@ -49,6 +50,7 @@ class Report:
     advice: str = field(default="", repr=False)
     distance: Tensor | None = field(default=None, kw_only=True)
     bound: Tensor | None = field(default=None, repr=False, kw_only=True)
+    gap: Tensor | None = field(default=None, repr=False, kw_only=True)
     _known: tuple[Tensor, int, bool] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -85,6 +87,8 @@ class Report:
         )
         if self.distance is not None:
             text += f", distance up to about {float(self.distance.max()):.2e}"
+        if self.gap is not None:
+            text += f", duality gap up to {float(self.gap.max()):.2e}"
         return text if self.backward is None else f"{text}; {self.backward}"
 
 

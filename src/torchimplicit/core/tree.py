@@ -103,7 +103,7 @@ class Layout:
         leaves = []
         for i, (piece, dtype) in enumerate(zip(rows.split(self.sizes, dim=1), self.dtypes, strict=True)):
             if dtype.is_complex:
-                piece = torch.view_as_complex(piece.reshape(len(piece), -1, 2).contiguous())
+                piece = torch.view_as_complex(piece.reshape(len(piece), self.sizes[i] // 2, 2).contiguous())
             elif dtype.itemsize < self.dtype.itemsize:  # what half precision has no number for is not infinite yet
                 piece = piece.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max)
             leaves.append(self._as_leaf(i, piece).to(dtype))

@@ -127,7 +127,7 @@ class Certificate:
         lines = [
             f"Certificate: {verdict}; {count} of {batch} samples certified to a gradient error of {self.tolerance:.0e}",
             f"  forward       residual {_most('up to', self.residual)}, error {_most('about', self.point_error)}; "
-            f"{batch - len(self.report.failed)} of {batch} converged",
+            f"{batch - len(self.report.failed)} of {batch} converged{self._gap()}",
             f"  backward      residual {_most('up to', self.backward)}, error {_most('about', self.adjoint_error)}, "
             f"{_most('at most', self.adjoint_bound)}",
             f"  gradient      error {_number('about', self.gradient_error)}, "
@@ -137,6 +137,11 @@ class Certificate:
             f"  uniqueness    {self.uniqueness}",
         ]
         return "\n".join(lines + [f"  Try: {text}" for text in certificate_advice(self)])
+
+    def _gap(self) -> str:
+        if self.report.gap is None or self.report.bound is None:
+            return ""
+        return f"; duality gap {_most('up to', self.report.gap)}, so {_most('at most', self.report.bound)} (rms) off"
 
     def _monotone(self) -> str:
         least = float(self.conditioning.monotone.min())
@@ -193,6 +198,7 @@ class Certificate:
             "spectral_radius": self.conditioning.radius,
             "norm": self.conditioning.norm,
             "condition": self.condition,
+            **({} if self.report.gap is None else {"duality_gap": self.report.gap}),
         }
         return {
             "ok": self.ok,

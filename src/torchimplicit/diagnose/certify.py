@@ -71,7 +71,8 @@ def certify(
     of the spread `1 + rms(z)`, are evidence for more, or show the contrary where they end elsewhere. A layer with a
     method `contraction(x, *args)` may have a Lipschitz constant $c$ below one: `MonotoneDEQ`, and an
     `imaging.Reconstruction` whose energy is convex with an `eps` or whose denoiser is averaged. That is a proof, and is
-    claimed, and $1 / (1 - c)$ bounds $\|B_*^{-1}\|$: of a convex energy $(L + \epsilon) / \epsilon$.
+    claimed, and $1 / (1 - c)$ bounds $\|B_*^{-1}\|$: of a convex energy $(L + \epsilon) / \epsilon$. A layer with a
+    method `proof(z, x, *args)` proves of its answer a duality gap and a distance, which `report` then has.
 
     Costs the layer's solve and backward pass, `starts` solves more, a few Newton steps, and the singular values: up to
     `dense` unknowns the matrices, beyond some hundred products and up to 25 linear solves by GMRES. Not for every
@@ -114,7 +115,7 @@ def certify(
 def _certificate(trial: Trial, starts: int, tolerance: float, dense: int) -> Certificate:
     """Everything that is measured, put together."""
     layer, eps, width = trial.layer, trial.layout.eps, trial.layout.width
-    own = trial.solve(trial.z0, _solver(layer), layer.adjoint)
+    own = trial.prove(trial.solve(trial.z0, _solver(layer), layer.adjoint))
     reference = _refined(trial, own, dense)
     known, solved = _trusted(own, reference, eps)
 

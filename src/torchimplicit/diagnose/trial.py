@@ -103,6 +103,15 @@ class Trial:
         u = self.layout.flatten(pytree.tree_unflatten(gradient[: len(shifts)], spec))
         return Answer(value, self.layout.flatten(value), u, list(gradient[len(shifts) :]) or [u], solution.report)
 
+    def prove(self, answer: Answer) -> Answer:
+        """The answer, with what the layer proves of it, a duality gap and a distance, in its report."""
+        proof = getattr(self.layer, "proof", None)
+        with self.repeatable():
+            proved = None if proof is None else proof(answer.value, self.x, *self.args)
+        if proved is not None:
+            answer.report.gap, answer.report.bound = proved
+        return answer
+
     @torch.no_grad()
     def solve_from(self, z: Tensor) -> Solution:
         """The layer's own forward solve from another start `(B, n)`."""

@@ -1,14 +1,26 @@
-"""Reconstruction of images as an equilibrium: what is measured of them, and what is known of them beforehand."""
+"""Images as equilibria: reconstruction, by what is measured and what is known beforehand; registration."""
 
 from torchimplicit.files import DataError
-from torchimplicit.imaging.baselines import cg_sense, plug_and_play, total_variation, wavelet, zero_filled
+from torchimplicit.imaging import register
+from torchimplicit.imaging.baselines import (
+    Differences,
+    Wavelets,
+    cg_sense,
+    plug_and_play,
+    total_variation,
+    wavelet,
+    zero_filled,
+)
 from torchimplicit.imaging.files import (
     FastMRI,
+    read_cfl,
     read_displacement,
     read_fastmri,
     read_ismrmrd,
+    read_kspace,
     read_nifti,
     read_png,
+    write_cfl,
     write_displacement,
     write_nifti,
     write_png,
@@ -16,6 +28,7 @@ from torchimplicit.imaging.files import (
 from torchimplicit.imaging.image import Image
 from torchimplicit.imaging.metrics import nrmse, psnr, ssim
 from torchimplicit.imaging.physics.blur import Blur
+from torchimplicit.imaging.physics.coils import espirit
 from torchimplicit.imaging.physics.fourier import fftc, ifftc
 from torchimplicit.imaging.physics.inpaint import Downsample, Greyscale, Inpainting
 from torchimplicit.imaging.physics.kernel import gaussian_kernel, motion_kernel
@@ -28,16 +41,21 @@ from torchimplicit.imaging.physics.stack import Stack
 from torchimplicit.imaging.picture import draw_comparison, draw_masks, draw_steps
 from torchimplicit.imaging.reconstruct import (
     ADMM,
+    Analysis,
     Cell,
     DnCNN,
     DouglasRachford,
+    Filters,
     Gradient,
     GradientStep,
     HalfQuadratic,
+    Preconditioned,
+    PrimalDual,
     Prior,
     Proximal,
     Reconstruction,
     Ridge,
+    Sparsity,
     averaged,
 )
 from torchimplicit.imaging.selfsupervised import (
@@ -54,14 +72,17 @@ from torchimplicit.imaging.selfsupervised import (
 __all__ = [
     "ADMM",
     "Adjoint",
+    "Analysis",
     "Blur",
     "Cell",
     "Compose",
     "DataError",
+    "Differences",
     "DnCNN",
     "DouglasRachford",
     "Downsample",
     "FastMRI",
+    "Filters",
     "Flip",
     "Fourier",
     "GaussianNoise",
@@ -74,6 +95,8 @@ __all__ = [
     "Inpainting",
     "Operator",
     "PoissonNoise",
+    "Preconditioned",
+    "PrimalDual",
     "Prior",
     "Proximal",
     "QuarterTurn",
@@ -83,8 +106,10 @@ __all__ = [
     "Scaled",
     "Sense",
     "Shift",
+    "Sparsity",
     "Stack",
     "Sum",
+    "Wavelets",
     "averaged",
     "cartesian",
     "cg_sense",
@@ -92,6 +117,7 @@ __all__ = [
     "draw_masks",
     "draw_steps",
     "equivariant_loss",
+    "espirit",
     "fftc",
     "gaussian_kernel",
     "ifftc",
@@ -101,17 +127,21 @@ __all__ = [
     "poisson_disc",
     "psnr",
     "radial",
+    "read_cfl",
     "read_displacement",
     "read_fastmri",
     "read_ismrmrd",
+    "read_kspace",
     "read_nifti",
     "read_png",
+    "register",
     "split_loss",
     "split_mask",
     "ssim",
     "sure_loss",
     "total_variation",
     "wavelet",
+    "write_cfl",
     "write_displacement",
     "write_nifti",
     "write_png",

@@ -110,14 +110,14 @@ class PathCall(Call):
         self._look(y0.detach(), ts.detach(), slope, tensors)
         return values
 
-    def graph(self, y0: Tensor, ts: Tensor, tensors: Sequence[Tensor]) -> Tensor | None:
+    def graph(self, y0: Tensor, ts: Tensor, tensors: Sequence[Tensor], phase: Phase | None = None) -> Tensor | None:
         """As `forward`, but in one graph; None where that takes a solve to know the steps, or a sample fails."""
         if transforms.active() or (steps := self._ahead(self.engine, y0, ts)) is None:
             return None
         fixed = y0.detach(), ts.detach()
         bound = partial(self.bind, ts, tensors, audit=self.audit, keep_buffers=True)
         with torch.enable_grad(), self.noting_writes(tensors), bound() as field:
-            found = steps(field, y0, None)
+            found = steps(field, y0, phase)
         if found is None:
             return None
         self._arrive(*fixed, found[1], field.nfev)

@@ -42,7 +42,8 @@ class PhaseBackward:
         wanted: the leaves that want a gradient, the times among them.
         grad: gradient of what is asked for, `(T, B, (1 + order) n)`.
         meet: is told of a step that was made again: the states before it, those that it has led to, those that it once
-            led to, and the step that goes on from there.
+            led to, and the step that goes on from there, or which samples they are of.
+        known: the outputs `(T, B, n)`, of a path that is `short`; None of others, whose steps meet each other.
     """
 
     solver: PathSolver
@@ -53,7 +54,14 @@ class PhaseBackward:
     ts: Tensor
     wanted: Sequence[Tensor]
     grad: Tensor
-    meet: Callable[[Tensor, Tensor, Tensor, Step], None]
+    meet: Callable[..., None]
+    known: Tensor | None = None
+
+    def meet_outputs(self, outputs: Outputs, before: Tensor, values: Tensor) -> None:
+        """Holds outputs within the only step, `(M, n)`, against what they once were; `before` it were `(B, n)`."""
+        if self.known is not None:
+            places, samples = outputs.places, outputs.samples
+            self.meet(before[samples], values, self.known[places, samples], samples=samples)
 
 
 class Engine:
@@ -118,10 +126,12 @@ class Engine:
                 ends, cotangents, states = [], [], []
                 for step, outputs, _ in reversed(some):
                     y, values = make_step(
-                        stepper, phase.field, step, y, phase.ts, phase.query, outputs, phase.ts.requires_grad
-                    )
+                        stepper, phase.field, step, y, phase.ts, phase.query, outputs, phase.ts.requires_grad,
+                        phase.solver.stops_at_outputs,
+                    )  # fmt: skip
                     states.append(y)
                     if outputs is not None and values is not None:
+                        phase.meet_outputs(outputs, leaf.detach(), values.detach())
                         ends.append(values)
                         cotangents.append(phase.grad[outputs.places, outputs.samples])
             behind, later = some[-2] if len(some) > 1 else later, some[-1]

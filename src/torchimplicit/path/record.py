@@ -68,6 +68,7 @@ class SharedSteps(Sequence[Step]):
 
     def __init__(self, times: Tensor, h: Tensor, landings: dict[int, int], batch: int):
         self.times, self.h, self.landings, self.batch = times, h, landings, batch
+        self._chunks: dict[int, tuple[Sequence[Tensor], Sequence[Tensor]]] = {}
         self._ways: dict[tuple[torch.dtype, int], list[tuple[Span, Tensor]]] = {}
 
     def __len__(self) -> int:
@@ -96,6 +97,15 @@ class SharedSteps(Sequence[Step]):
             roots = h.clamp_min(torch.finfo(dtype).tiny).sqrt()
             spans = map(Span, ends, ends[1:], lengths, range(len(self)), roots.unbind())
             known = self._ways[dtype, dims] = list(zip(spans, h.unbind(), strict=True))
+        return known
+
+    def chunks(self, count: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Times before and after the steps, `(count,)` at a time; those behind the last are before the last `count`."""
+        if (known := self._chunks.get(count)) is None:
+            times, number = self.times.squeeze(1), -(-len(self) // count)
+            rest = times[(number - 1) * count].expand(number * count - len(self))
+            starts, stops = (torch.cat((each, rest)).view(number, count).unbind() for each in (times[:-1], times[1:]))
+            known = self._chunks[count] = starts, stops
         return known
 
     @cached_property
@@ -216,6 +226,11 @@ class Path:
 
     phases: list[Phase] = field(default_factory=list)
     held: Outputs | None = None
+
+    @property
+    def short(self) -> bool:
+        """Whether no step, or kernel, leads to where others go on, so that outputs alone tell where they led."""
+        return all(len(phase.steps) <= phase.together for phase in self.phases)
 
     def part(self) -> tuple[Path, list[Tensor]]:
         """The path without its states, and the states, for `joined`."""

@@ -32,6 +32,7 @@ class Diffusion:
     def __init__(self, noise: NoiseKind, layout: Layout):
         self.noise: NoiseKind = noise
         self.layout = layout
+        self.behind: tuple[int, ...] | None = None  # the dimension of channels; None before the first evaluation
 
     @property
     def channels(self) -> int | None:
@@ -40,7 +41,9 @@ class Diffusion:
 
     def of_batch(self, batch: int) -> Diffusion:
         """The same for another number of samples."""
-        return Diffusion(self.noise, self.layout.of_batch(batch))
+        some = Diffusion(self.noise, self.layout.of_batch(batch))
+        some.behind = self.behind
+        return some
 
     def check(self, value: Any, cast: bool) -> None:
         """Refuses what does not fit the noise.
@@ -100,7 +103,8 @@ class Diffusion:
 
         Raises:
             TypeError: see `check`.
-            ValueError: likewise, at whichever evaluation: another shape would broadcast, and be another noise.
+            ValueError: likewise, at whichever evaluation, and for other channels than at the first one: another shape
+                would broadcast, and be another noise.
         """
         layout = self.layout
         if self.noise == "diagonal":
@@ -112,6 +116,15 @@ class Diffusion:
         )
         if len(leaves) != len(layout.shapes) or not all(fitting):
             self.check(value, cast=True)
+        behind = {tuple(leaf.shape[len(shape) :]) for leaf, shape in zip(leaves, layout.shapes, strict=True)}
+        if self.behind is None:
+            self.behind = min(behind)
+        if behind != {self.behind}:
+            raise ValueError(
+                f"diffusion: got channels of shapes {behind} behind the state's, expected {self.behind} of all leaves, "
+                "as at the first evaluation: they are the same Brownian motions throughout; try zeros for channels "
+                "that do not act"
+            )
         if leaves[0].dim() == len(layout.shapes[0]):
             return layout.flatten(value)
         found = []

@@ -70,6 +70,12 @@ def words_of(purpose: int, block: int, device: torch.device) -> Tensor:
 
 
 @remembered
+def words_between(purpose: int, first: int, stop: int, device: torch.device) -> Tensor:
+    """The words of consecutive numbers, `(stop - first,)`."""
+    return places(purpose, torch.arange(first, stop, device=device))
+
+
+@remembered
 def words_of_channels(count: int, device: torch.device) -> Tensor:
     """The words of channels, `(count,)`."""
     return hash_of(torch.arange(count, device=device))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -46,15 +47,19 @@ class Steps:
         self.shape = (len(seeds), len(channels))
         self.block = BLOCK.get(seeds.device.type, LARGE)
         self.count = min(LONGEST, max(2, self.block // max(1, seeds.numel() * channels.numel()) // 2 * 2))
-        self._cells = (seeds.unsqueeze(1) + channels).flatten()
         self.areas: Steps | None = None
         if levy:
             pairs = len(channels) * (len(channels) - 1) // 2
             self.areas = Steps(seeds, normals.words_of_channels(pairs, seeds.device), dtype)
 
+    @cached_property
+    def _cells(self) -> Tensor:
+        """The words of samples and channels, `(B m,)`."""
+        return (self.seeds.unsqueeze(1) + self.channels).flatten()
+
     def words(self, purpose: int, first: int, count: int) -> Tensor:
         """The words of consecutive numbers, `(count,)`."""
-        return normals.places(purpose, torch.arange(first, first + count, device=self.seeds.device))
+        return normals.words_between(purpose, first, first + count, self.seeds.device)
 
     def pairs(self, purpose: int, first: int, out: Sequence[Tensor]) -> None:
         """Two normals for every number, sample and channel, into two `(count, B m)`."""

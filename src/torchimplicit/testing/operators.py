@@ -20,8 +20,8 @@ def check_operator(operator: Any, x: Tensor) -> None:
 
     $A$ is linear, over complex numbers where images are complex; $\langle A x, y \rangle = \langle x, A^H y \rangle$;
     a sample does not notice its batch mates; dtypes stay. Of what the operator has beside: `gram` is $A^H A$, `norm`
-    the largest singular value, `coisometry` the multiple of the identity that $A A^H$ is, and `prox` and `A_dagger`
-    solve their equations.
+    the largest singular value and `norm_bound` no less, `coisometry` the multiple of the identity that $A A^H$ is, and
+    `prox` and `A_dagger` solve their equations.
 
     Args:
         operator: $A$.
@@ -96,6 +96,7 @@ def _check_more(operator: Any, x: Tensor, z: Tensor, y: Tensor, size: Tensor) ->
     if not isinstance(operator, Operator):
         return
     _near(operator.norm(x).expand(len(x)), size, float(size.amax()), "norm is not the largest singular value", 1e-3)
+    assert bool((operator.norm_bound(x).expand(len(x)) >= (1 - 1e-3) * size).all()), "norm_bound is less than the norm"
     if operator.coisometry is not None:
         image = operator.A(operator.A_adjoint(y))
         _near(

@@ -80,6 +80,26 @@ def test_too_few_steps_are_said():
         cg_sense(y, op, weight=1e-6, solver=ti.CG(rtol=1e-10, max_steps=2), on_failure="raise")
 
 
+class Counting:
+    """A diagonal operator that counts its products, with as many eigenvalues as a sample has entries that differ."""
+
+    def __init__(self, diagonal):
+        self.diagonal = diagonal
+
+    def A(self, x):
+        return self.diagonal * x
+
+    A_adjoint = A
+
+
+def test_steps_are_those_of_conjugate_gradients():
+    """As many as there are eigenvalues, of each sample."""
+    diagonal = torch.tensor([[1.0, 1, 1, 1], [1, 2, 2, 1], [1, 2, 3, 4]], dtype=torch.float64)
+    found = cg_sense(random(3, 4), Counting(diagonal), weight=0.1, solver=TIGHT)
+    assert found.report.converged
+    assert found.steps.tolist() == [1, 2, 4]
+
+
 def test_a_sample_that_is_not_finite_disturbs_no_other():
     op = coils()
     y = op.A(random(3, 6, 5, dtype=torch.complex128))

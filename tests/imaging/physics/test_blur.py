@@ -5,6 +5,7 @@ import torch
 
 import torchimplicit as ti
 from tests.imaging.physics.dense import normal
+from torchimplicit.imaging import Blur, gaussian_kernel
 
 im, D = ti.imaging, torch.float64
 
@@ -82,3 +83,46 @@ SMALL = torch.zeros(1, 1, 2, 2)
 def test_bad_input(make, error, words):
     with pytest.raises(error, match=words):
         make()
+
+
+@pytest.mark.parametrize("border", ["valid", "circular", "reflect"])
+def test_the_norms_bound_is_one(border):
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((3, 5), (2, 3, 3), (4, 1, 3, 3)):
+        op = Blur(torch.randn(shape, dtype=torch.float64, generator=generator), border)
+        x = torch.randn(4, 2, 9, 8, dtype=torch.float64, generator=generator)
+        norm, bound = op.norm(x, max_steps=200), op.norm_bound(x)
+        assert (bound >= norm * (1 - 1e-6)).all()
+        assert (bound < 4 * norm).all()
+
+
+def test_the_spectrum_is_that_of_the_circular_gram_operator_and_bounds_the_valid_one():
+    x = torch.randn(2, 1, 8, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    kernel = gaussian_kernel(3, torch.tensor(1.0, dtype=torch.float64))
+    circular, valid = Blur(kernel, "circular"), Blur(kernel)
+    filtered = torch.fft.ifft2(circular.spectrum(x) * torch.fft.fft2(x)).real
+    torch.testing.assert_close(filtered, circular.gram(x))
+    assert torch.equal(valid.spectrum(x), circular.spectrum(x))
+    energies = [(x * each).flatten(1).sum(1) for each in (valid.gram(x), filtered)]
+    assert (energies[0] <= energies[1]).all()
+
+
+@pytest.mark.parametrize("border", ["valid", "circular", "reflect"])
+def test_a_blurred_image_is_a_first_guess_of_the_sharp_one(border):
+    op, x = Blur(torch.full((3, 5), 1 / 15), border), torch.rand(2, 1, 9, 8)
+    y = op.A(x)
+    guess = op.guess(y)
+    assert guess.shape == x.shape
+    if border == "valid":
+        assert torch.equal(guess[..., 1:-1, 2:-2], y)
+        assert torch.equal(guess[..., 0, 0], y[..., 0, 0])
+    else:
+        assert guess is y
+
+
+def test_an_operator_of_ones_own_guesses_nothing_and_its_bound_is_its_norm():
+    op = ti.imaging.Inpainting(torch.arange(6) % 2 > 0)
+    x = torch.ones(2, 6)
+    assert op.guess(op.A(x)) is None
+    assert op.spectrum(x) is None
+    assert torch.equal(op.norm_bound(x), op.norm(x))

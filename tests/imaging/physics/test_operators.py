@@ -116,6 +116,8 @@ GRADIENTS = {
     "circular": (lambda kernel: im.Blur(kernel, "circular"), KERNEL, (1, 5, 4), D),
     "reflect": (lambda kernel: im.Blur(kernel, "reflect"), normal(2, 3, 3), (2, 3, 4), D),
     "factor": (lambda c: c * LINES, torch.tensor(0.3 - 1j, dtype=C), (4, 5), C),
+    "angles": (lambda angles: im.Radon(4, angles), torch.tensor([3.0, 33.3, 140.2], dtype=D), (2, 4, 4), D),
+    "angles-complex": (lambda angles: im.Radon(4, angles), torch.tensor([71.0, 200.2], dtype=D), (4, 4), C),
     "sigma": (lambda s: im.Blur(im.gaussian_kernel(3, s), "reflect"), torch.tensor(0.8, dtype=D), (1, 3, 4), D),
 }
 
@@ -214,6 +216,7 @@ def test_norms_where_no_images_are_given_and_where_steps_are_too_few():
     exact = torch.linalg.matrix_norm(matrix(sense, (4, 5), C), 2)
     assert torch.allclose(sense.norm(), exact, rtol=1e-3)
     assert sense.norm().shape == (1,)
+    assert torch.allclose(sense.norm_bound(), MAPS.abs().square().sum(0).max().sqrt())
     assert torch.equal(LINES.norm(), torch.ones(1))
     assert torch.allclose((2 * LINES).norm(normal(2, 4, 5, dtype=C)), torch.full((2,), 2.0, dtype=D))
     with pytest.warns(ti.ConvergenceWarning, match=r"Blur.norm: known to .* after 2 steps, asked for"):

@@ -46,6 +46,21 @@ def test_coils_are_sigpys():
     assert abs(float(op.A_adjoint(y).abs().sum()) - 209.15154805305755) < 1e-9
 
 
+def test_points_of_k_space_are_torchkbnuffts():
+    """Of torchkbnufft 1.5.2: `KbNufft((8, 10), numpoints=12)(x[None, None], omega) / 80**0.5`, at points of the grid.
+
+    Frequencies are `omega = 2 pi (row - 4) / 8, 2 pi (column - 5) / 10`. It interpolates: to 1e-6 of ours.
+    """
+    i, j = torch.meshgrid(torch.arange(8), torch.arange(10), indexing="ij")
+    x = torch.complex((3 * i + 5 * j) % 7 - 3.0, (2 * i + j) % 5 - 2.0).to(torch.complex128)
+    rows, columns = torch.tensor([4, 4, 1, 6, 7]), torch.tensor([5, 9, 2, 8, 3])
+    mask = torch.zeros(8, 10, dtype=torch.bool)
+    mask[rows, columns] = True
+    found = im.Fourier(mask).A(x[None])[0, rows, columns]
+    expected = [-0.1118, -1.6401 - 0.18756j, 0.6605 + 1.9685j, 0.9133 + 0.82508j, -1.6040 - 1.8839j]
+    assert torch.allclose(found, torch.tensor(expected, dtype=torch.complex128), rtol=0, atol=1e-4)
+
+
 def test_projections_are_skimages():
     """Of scikit-image 0.26.0: `skimage.transform.radon(x, [0.0, 30.0, 77.0, 120.0], circle=True).T`."""
     i, j = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
@@ -71,6 +86,33 @@ def test_projections_of_a_disc_are_chords():
     chord = 2 * (10.2**2 - place**2).clamp_min(0).sqrt()
     assert (found - chord).abs().mean() < 0.35
     assert torch.allclose(found.sum(1), disc.sum().expand(len(found)), rtol=1e-2)
+
+
+def test_a_scanner_that_stands_askew_is_found():
+    """From projections of a known image, by the gradient in the angles."""
+    i, j = torch.meshgrid(torch.arange(10.0), torch.arange(10.0), indexing="ij")
+    x = torch.exp(-((i - 4) ** 2 + (j - 5) ** 2 / 3) / 4)[None].double()
+    angles = torch.arange(5.0, 180.0, 60.0, dtype=torch.float64)
+    y = im.Radon(10, angles + 2.5).A(x)
+
+    def misfit(offset):
+        return im.Radon(10, angles + offset[0]).A(x) - y
+
+    found = ti.least_squares(misfit, torch.zeros(1, 1, dtype=torch.float64), batch_dims=0)
+    assert abs(float(found.value) - 2.5) < 1e-6
+
+
+def test_derivatives_by_angles_under_transforms():
+    angles = torch.tensor([10.0, 75.0], dtype=torch.float64)
+    x, way = normal(3, 1, 4, 4), normal(2, seed=1)
+    push = torch.vmap(lambda x: torch.func.jvp(lambda a: im.Radon(4, a).A(x), (angles,), (way,))[1])
+    rows = torch.func.vmap(torch.func.jacrev(lambda x: im.Radon(4, angles).A(x)))(x)
+    assert torch.allclose(push(x), torch.stack([_difference(each, angles, way) for each in x]), atol=1e-6)
+    assert torch.allclose(rows[0], rows[1])
+
+
+def _difference(x, angles, way):
+    return (im.Radon(4, angles + 1e-6 * way).A(x) - im.Radon(4, angles - 1e-6 * way).A(x)) / 2e-6
 
 
 @pytest.mark.parametrize(

@@ -103,3 +103,23 @@ def test_a_users_prior_needs_a_denoiser_only():
 def test_what_is_no_prior_is_refused(make, error, says):
     with pytest.raises(error, match=says):
         make()
+
+
+def test_a_gradient_step_is_the_same_in_inference_mode():
+    torch.manual_seed(0)
+    prior = GradientStep(DnCNN(width=4, depth=3, skip=False, smooth=True))
+    x = torch.randn(2, 1, 8, 8)
+    with torch.inference_mode():
+        found = prior(x.clone())
+    torch.testing.assert_close(found, prior(x).detach())
+
+
+def test_a_smooth_chain_has_a_slope_that_does_not_jump():
+    torch.manual_seed(0)
+    smooth, kinked = (DnCNN(width=4, depth=3, smooth=each).double() for each in (True, False))
+    kinked.load_state_dict(smooth.state_dict())
+    line = torch.linspace(-1, 1, 2001, dtype=torch.float64).view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+    jumps = [net(line)[:, 0, 1, 1].diff().diff().abs().max() for net in (smooth, kinked)]
+    assert jumps[0] < 0.05 * jumps[1]
+    with pytest.raises(ValueError, match=r"smooth=True.*expected False where there is a bound"):
+        DnCNN(smooth=True, bound=1.0)

@@ -143,6 +143,56 @@ def test_direct_differentiates_kernels_and_few_checkpoints_make_them_again(drift
     compare(drift, EulerMaruyama(dt=0.05), adjoint=ti.Checkpointed(checkpoints=2))
 
 
+def test_the_graph_of_kernels_is_gone_through_again_and_at_every_order(drift):
+    """Once more where it is retained, and by second derivatives along steps made again."""
+    y0 = torch.linspace(0.5, 1.5, 6, dtype=torch.float64).view(3, 2).requires_grad_()
+    drive, found = torch.ones(3, 1, dtype=torch.float64), []
+
+    def end(y0, compile):
+        return ti.sdeint(
+            drift, diagonal, y0, TS, drive, solver=EulerMaruyama(dt=0.1), brownian=1, adjoint=ti.Direct(),
+            compile=compile,
+        ).value[-1].sin().sum()  # fmt: skip
+
+    for compile in (False, True):
+        loss = end(y0, compile)
+        again = [torch.autograd.grad(loss, (y0, drift.rate), retain_graph=True) for _ in range(2)]
+        assert all(torch.equal(*each) for each in zip(*again, strict=True))
+        (slope,) = torch.autograd.grad(loss, y0, create_graph=True)
+        second = torch.autograd.grad(slope.square().sum(), (y0, drift.rate))
+        found.append([*again[0], slope.detach(), *second])
+        loss = end(y0, compile)
+        loss.backward()
+        with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+            loss.backward()
+    for got, expected in zip(*found, strict=True):
+        assert torch.allclose(got, expected, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("steps", [2, 6])
+def test_kernels_made_again_lead_where_they_led_or_it_is_told(steps):
+    """Those of `Direct` are never made again, so that whatever was drawn is differentiated."""
+    y0 = torch.ones(3, 2, dtype=torch.float64, requires_grad=True)
+    ts = torch.tensor([0.0, 0.1 * steps], dtype=torch.float64)
+    fields = {"same": lambda t, y: -y, "drawn": lambda t, y: -torch.nn.functional.dropout(y, 0.5)}
+    for adjoint in (ti.Checkpointed(), ti.Direct()):
+        for name, field in fields.items():
+            torch.manual_seed(0)
+            solution = ti.sdeint(
+                field, lambda t, y: 0.1 * y, y0, ts, solver=EulerMaruyama(dt=0.1), brownian=1, adjoint=adjoint,
+                on_failure="ignore", compile=True,
+            )  # fmt: skip
+            torch.autograd.grad(solution.value.sum(), y0)
+            told = solution.backward is not None and bool((solution.backward.status == ti.Status.DRIFTED).any())
+            assert told == (name == "drawn" and adjoint == ti.Checkpointed())
+
+
+def test_outputs_within_a_kernel_and_at_its_end_are_the_same(drift):
+    """The kernel that tells of its last state alone, and the one that tells of all."""
+    compare(drift, EulerMaruyama(dt=0.1), ts=torch.tensor([0.0, 0.2, 0.6, 1.0], dtype=torch.float64))
+    compare(drift, EulerMaruyama(dt=0.1), ts=torch.tensor([0.0, 0.1, 0.6, 0.9], dtype=torch.float64))
+
+
 def test_kernels_go_forward_where_steps_are_taken_back(drift):
     compare(drift, Heun(dt=0.02), adjoint=ti.Reversible())
 

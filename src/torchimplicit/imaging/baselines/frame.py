@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.options import require_count
+from torchimplicit.optim import prox
 from torchimplicit.optim.proximal.total_variation_2d import gradient, transposed
 
 
@@ -142,6 +143,19 @@ class Wavelets:
     @property
     def _high(self) -> list[float]:
         return [(-1) ** i * tap for i, tap in enumerate(reversed(self.taps))]
+
+
+def size_of(frame: Frame, v: Tensor) -> Tensor:
+    """The sizes of coefficients `(..., bands)` that count, `(..., bands)`, or `(...)` where they count jointly."""
+    return torch.linalg.vector_norm(v, dim=-1) if frame.joint else v.abs()
+
+
+def shrunk(frame: Frame, v: Tensor, step: Tensor) -> Tensor:
+    """The proximal point of the size of coefficients `(..., bands)`, for steps `(B, 1, ...)`."""
+    parts = torch.view_as_real(v) if v.is_complex() else v.unsqueeze(-1)
+    step = step if frame.joint else step.unsqueeze(-1) * frame.weights(v)
+    near = prox.l2(parts.flatten(-2) if frame.joint else parts, step, on_failure="ignore").view_as(parts)
+    return torch.view_as_complex(near.contiguous()) if v.is_complex() else near.squeeze(-1)
 
 
 def daubechies(moments: int) -> Tensor:

@@ -62,7 +62,7 @@ def cg_sense(
         on_failure: "raise", "warn" or "ignore" samples that do not converge, forward and backward.
 
     Returns:
-        A `Solution`, whose `value` is `(B, ...)`.
+        A `Solution`, whose `value` is `(B, ...)` and whose `steps` are those of conjugate gradients, one product each.
 
     Raises:
         TypeError: no operator, or measurements that are not floating or complex.

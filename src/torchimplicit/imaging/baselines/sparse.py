@@ -26,11 +26,10 @@ from torchimplicit.core.problem import FixedPoint
 from torchimplicit.core.public import public
 from torchimplicit.equations import Options, solve_problem
 from torchimplicit.imaging.baselines.check import adjoint_image, check_weight
-from torchimplicit.imaging.baselines.frame import Differences, Frame, Wavelets
+from torchimplicit.imaging.baselines.frame import Differences, Frame, Wavelets, shrunk, size_of
 from torchimplicit.imaging.physics.normal import gram, largest_singular_value, norm_of
 from torchimplicit.imaging.physics.operator import Operator
 from torchimplicit.linear import GMRES
-from torchimplicit.optim import prox
 from torchimplicit.solve import Anderson, Solver
 
 SOLVER = Anderson(window=10, rtol=5e-5, max_steps=400)
@@ -167,7 +166,7 @@ def _units(frame: Frame, op: Any, b: Tensor, weight: Tensor) -> tuple[Tensor, Te
     fit = (norm_of(b) / norm_of(_measured(op, b))).square().nan_to_num(0, 0, 0).reshape(one)
     x = fit * b
     v = frame.analyse(x)
-    sizes = v.abs().square().sum(-1).sqrt() if frame.joint else v.abs() * frame.weights(b).sign()
+    sizes = size_of(frame, v) * frame.weights(b).sign()
     typical = _TYPICAL * sizes.flatten(1).mean(1).reshape(one)
     penalty = scale * weight / torch.where(typical > 0, typical, 1.0)
     return scale, penalty, x
@@ -190,7 +189,7 @@ def _step(
     r"""One step, of $x$ and of $v = \sqrt\rho (K x + u)$, $u$ being the scaled multipliers: all in units of $x$."""
     x, v = state
     root = penalty.sqrt()
-    z = _shrunk(frame, v, scale * weight / root)
+    z = shrunk(frame, v, scale * weight / root)
     right = scale * b + root * frame.adjoint(2 * z - v)
 
     def system(x: Tensor) -> Tensor:
@@ -200,14 +199,6 @@ def _step(
     for _ in range(_SWEEPS):
         x = x + _chebyshev(system, right - system(x), top)
     return x, v + root.unsqueeze(-1) * frame.analyse(x) - z
-
-
-def _shrunk(frame: Frame, v: Tensor, step: Tensor) -> Tensor:
-    """The proximal point of the size of coefficients `(..., bands)`, for steps `(B, 1, ...)`."""
-    parts = torch.view_as_real(v) if v.is_complex() else v.unsqueeze(-1)
-    step = step if frame.joint else step.unsqueeze(-1) * frame.weights(v)
-    near = prox.l2(parts.flatten(-2) if frame.joint else parts, step, on_failure="ignore").view_as(parts)
-    return torch.view_as_complex(near.contiguous()) if v.is_complex() else near.squeeze(-1)
 
 
 def _chebyshev(system: Any, residual: Tensor, top: Tensor) -> Tensor:

@@ -6,11 +6,12 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, conv_transpose2d
+from torch.nn.functional import conv2d, pad
 
 from torchimplicit.core import OnFailure
 from torchimplicit.core.options import require
 from torchimplicit.imaging.physics.check import alike, check_finite, check_images, is_real_or_complex, kind
+from torchimplicit.imaging.physics.fourier import transform
 from torchimplicit.imaging.physics.operator import SOLVER, Operator
 from torchimplicit.linear import CG
 
@@ -100,6 +101,23 @@ class Blur(Operator):
             return super().norm(like, rtol, max_steps)
         return self._symbol(like).detach().abs().expand(*like.shape[:2], -1, -1).amax((1, 2, 3))
 
+    def guess(self, y: Tensor) -> Tensor:
+        """See `Operator.guess`: the blurred images, whose edge goes on beyond their border where that is lost."""
+        if self.border != "valid" or y.is_complex():
+            return y
+        height, width = (size // 2 for size in self.kernel.shape[-2:])
+        return pad(y, (width, width, height, height), mode="replicate")
+
+    def norm_bound(self, like: Tensor | None = None) -> Tensor:
+        """See `Operator.norm_bound`; by Young's inequality where nothing beyond the border counts."""
+        if self.border != "valid" or like is None:
+            return super().norm_bound(like)
+        return self._like(like).detach().abs().sum((2, 3)).amax(1)
+
+    def spectrum(self, like: Tensor) -> Tensor:
+        """See `Operator.spectrum`: of the circular blur, of which a valid one is a part."""
+        return self._symbol(like).detach().abs().square()
+
     def _check(self, x: Tensor, name: str = "images") -> None:
         own = self.kernel.shape[-3] if self.kernel.dim() > 2 else 1
         check_images("Blur", x, "channels" if own == 1 else own, "H", "W", name=name)
@@ -121,12 +139,17 @@ class Blur(Operator):
         dtype = torch.promote_types(x.dtype, kernel.dtype)
         x, kernel = x.to(dtype), kernel.to(dtype).flip(-2, -1)
         height, width = kernel.shape[-2:]
+        if not len(x):  # no groups are a convolution that torch refuses
+            more = 1 if back else -1
+            return pad(x, (0, more * (width - 1), 0, more * (height - 1)))
         if kernel.shape[:2] == (1, 1):
             rows, weight, groups = x.reshape(-1, 1, *x.shape[2:]), kernel, 1
         else:
             weight = kernel.expand(*x.shape[:2], height, width).reshape(-1, 1, height, width)
             rows, groups = x.reshape(1, -1, *x.shape[2:]), len(weight)
-        found = conv_transpose2d(rows, weight.conj(), groups=groups) if back else conv2d(rows, weight, groups=groups)
+        if back:  # on CPUs `conv_transpose2d` takes eight times as long
+            weight = weight.conj().flip(-2, -1)
+        found = conv2d(rows, weight, padding=(height - 1, width - 1) if back else 0, groups=groups)
         return found.reshape(*x.shape[:2], *found.shape[2:])
 
     def _symbol(self, x: Tensor) -> Tensor:
@@ -134,11 +157,11 @@ class Blur(Operator):
         kernel = self._like(x)
         height, width = kernel.shape[-2:]
         padding = (0, x.shape[-1] - width, 0, x.shape[-2] - height)
-        placed = torch.nn.functional.pad(kernel, padding).roll((-(height // 2), -(width // 2)), (-2, -1))
-        return torch.fft.fft2(placed)
+        placed = pad(kernel, padding).roll((-(height // 2), -(width // 2)), (-2, -1))
+        return transform(placed)
 
     def _filter(self, x: Tensor, symbol: Tensor) -> Tensor:
-        found = torch.fft.ifft2(symbol * torch.fft.fft2(x))
+        found = transform(symbol * transform(x), inverse=True)
         return found if x.is_complex() or self.kernel.is_complex() else found.real
 
     def _reflected(self, size: int, border: int, device: torch.device) -> Tensor:

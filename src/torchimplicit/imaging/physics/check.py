@@ -70,7 +70,7 @@ def check_mask(owner: str, mask: Any) -> None:
 
 
 def check_finite(owner: str, name: str, tensor: Tensor) -> None:
-    """Refuses NaN and infinity, and nothing but zeros.
+    """Refuses NaN and infinity, and nothing but zeros; of four dimensions, with the batch first, it may be empty.
 
     Raises:
         ValueError: says how many entries.
@@ -83,7 +83,7 @@ def check_finite(owner: str, name: str, tensor: Tensor) -> None:
             f"{owner}({name}=...): got {bad} entries that are NaN or infinite, expected finite ones; "
             f"try {name}.nan_to_num()"
         )
-    if not bool(tensor.detach().any()):
+    if not bool(tensor.detach().any()) and not (tensor.dim() == 4 and not len(tensor)):
         raise ValueError(f"{owner}({name}=...): got zeros alone, which measure nothing; expected others")
 
 

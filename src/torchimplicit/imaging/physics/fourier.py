@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 PLANE = (-2, -1)
+HALF = torch.float16, torch.bfloat16, torch.complex32
 
 
 def fftc(x: Tensor, dims: Sequence[int] = PLANE) -> Tensor:
@@ -27,7 +28,7 @@ def fftc(x: Tensor, dims: Sequence[int] = PLANE) -> Tensor:
     """
     dims = tuple(dims)
     x = torch.fft.ifftshift(x, dims)
-    return torch.fft.fftshift(torch.fft.fftn(x, dim=dims, norm="ortho"), dims)
+    return torch.fft.fftshift(transform(x, dims, norm="ortho"), dims)
 
 
 def ifftc(k: Tensor, dims: Sequence[int] = PLANE) -> Tensor:
@@ -39,7 +40,7 @@ def ifftc(k: Tensor, dims: Sequence[int] = PLANE) -> Tensor:
     """
     dims = tuple(dims)
     k = torch.fft.ifftshift(k, dims)
-    return torch.fft.fftshift(torch.fft.ifftn(k, dim=dims, norm="ortho"), dims)
+    return torch.fft.fftshift(transform(k, dims, inverse=True, norm="ortho"), dims)
 
 
 def weighted(x: Tensor, weights: Tensor, dims: Sequence[int] = PLANE) -> Tensor:
@@ -53,4 +54,23 @@ def weighted(x: Tensor, weights: Tensor, dims: Sequence[int] = PLANE) -> Tensor:
     dims = tuple(dims)
     if not dims:
         return weights * x
-    return torch.fft.ifftn(torch.fft.ifftshift(weights, dims) * torch.fft.fftn(x, dim=dims), dim=dims)
+    return transform(torch.fft.ifftshift(weights, dims) * transform(x, dims), dims, inverse=True)
+
+
+def transform(x: Tensor, dims: Sequence[int] = PLANE, *, inverse: bool = False, norm: str | None = None) -> Tensor:
+    """`torch.fft.fftn` or its inverse, also of an empty batch, which the libraries behind it refuse.
+
+    Args:
+        x: real or complex, of any shape.
+        dims: along which dimensions.
+        inverse: back.
+        norm: as torch has it.
+
+    Raises:
+        TypeError: half precision on a CPU, which has no such transform.
+    """
+    if x.dtype in HALF and x.device.type == "cpu":
+        raise TypeError(f"fftc: got {x.dtype} on a CPU, expected single or double precision; try .float()")
+    if not x.numel():
+        return x if x.is_complex() else x.to(x.dtype.to_complex())
+    return (torch.fft.ifftn if inverse else torch.fft.fftn)(x, dim=tuple(dims), norm=norm)

@@ -213,4 +213,5 @@ def _of_seeds(one: Callable[[torch.Generator], Tensor], seed: Seeds) -> Tensor:
     seeds = seed.tolist() if isinstance(seed, Tensor) else seed
     if not isinstance(seeds, Sequence) or isinstance(seeds, str) or not all(is_count(each, 0) for each in seeds):
         raise ValueError(f"seed: got {seed!r}, expected an integer >= 0, or one a sample; try range(8)")
-    return torch.stack([one(torch.Generator().manual_seed(each)) for each in seeds])
+    masks = [one(torch.Generator().manual_seed(each)) for each in seeds or [0]]
+    return torch.stack(masks)[: len(seeds)]  # of no seed an empty batch

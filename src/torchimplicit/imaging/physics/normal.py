@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 from typing import Any
@@ -12,11 +13,14 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoint import Implicit
-from torchimplicit.core import ConvergenceWarning, OnFailure, Solution
+from torchimplicit.core import ConvergenceWarning, OnFailure, Solution, transforms
+from torchimplicit.core.problem import FixedPoint
+from torchimplicit.core.public import public
 from torchimplicit.core.tree import Layout, norm
-from torchimplicit.equations import fixed_point
+from torchimplicit.equations import Options, solve_problem
 from torchimplicit.linear import CG, eigenvalue_range, probe
-from torchimplicit.solve import Newton
+from torchimplicit.linear.solver import LinearResult, Product
+from torchimplicit.solve import Newton, Result
 
 
 def is_operator(value: Any) -> bool:
@@ -35,6 +39,8 @@ def gram(operator: Any, x: Tensor) -> Tensor:
     return operator.A_adjoint(operator.A(x)) if own is None else own(x)
 
 
+@public
+@transforms.outside_inference_mode
 def normal_equations(
     operator: Any,
     b: Tensor,
@@ -47,7 +53,8 @@ def normal_equations(
 
     It is the fixed point of $x \mapsto x - c (\sigma x + \tau A^H A x - b)$, with $c$ such that this is in the units
     of $x$: $|b| / |(\sigma I + \tau A^H A) b|$, sample by sample. Newton's method, its equations solved by conjugate
-    gradients, needs one step; a second one mends what rounding has left.
+    gradients, needs one step; a second one mends what rounding has left. The report's steps are those of conjugate
+    gradients.
 
     Args:
         operator: $A$, with `A` and `A_adjoint`.
@@ -61,12 +68,31 @@ def normal_equations(
         image = shift * b + weight * gram(operator, b)
         size, moved = norm_of(b), norm_of(image)
         scale = torch.where(moved > 0, size / moved, 1.0).reshape(-1, *(1,) * (b.dim() - 1))
-    step = Newton(linear_solver=solver, forcing=False, rtol=2 * solver.rtol, atol=0.0, max_steps=4)
-    adjoint = Implicit(solver)
+    counting = _Counting(rtol=solver.rtol, max_steps=solver.max_steps)
+    step = Newton(linear_solver=counting, forcing=False, rtol=2 * solver.rtol, atol=0.0, max_steps=4)
     start = torch.zeros_like(b)
-    return fixed_point(
-        _update, start, operator, b, weight, shift, scale, solver=step, adjoint=adjoint, on_failure=on_failure
-    )
+    problem = FixedPoint(_update, start, (operator, b, weight, shift, scale))
+    return solve_problem(problem, start, Options(step, Implicit(solver), None, on_failure, review=counting.review))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Counting(CG):
+    """Conjugate gradients that note their steps, `(B,)` of every run."""
+
+    taken: list[Tensor] = field(default_factory=list)
+
+    def run(self, product: Product, b: Tensor, rtol: Tensor | None = None) -> LinearResult:
+        """See `CG`."""
+        result = super().run(product, b, rtol)
+        self.taken.append(result.report.steps)
+        return result
+
+    def review(self, residual: Any, result: Result) -> None:
+        """Puts them in the place of Newton's steps, of each of which there was one run."""
+        report = result.report
+        runs = torch.stack([torch.zeros_like(report.steps), *self.taken]).cumsum(0)
+        report.steps = runs.gather(0, report.steps.clamp_max(len(runs) - 1).unsqueeze(0)).squeeze(0)
+        self.taken.clear()  # a call that quarantines samples solves again
 
 
 def _update(x: Tensor, operator: Any, b: Tensor, weight: float | Tensor, shift: float, scale: Tensor) -> Tensor:

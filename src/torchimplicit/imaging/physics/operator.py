@@ -12,6 +12,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from torchimplicit.core import OnFailure
+from torchimplicit.imaging.physics.lines import Lines
 from torchimplicit.imaging.physics.normal import added, gram, is_operator, largest_singular_value, normal_equations
 from torchimplicit.linear import CG
 
@@ -105,6 +106,25 @@ class Operator(nn.Module):
                 f"{type(self).__name__}.norm(like=None): expected images (B, ...) to measure; try norm(x), of any x"
             )
         return largest_singular_value(self, like, rtol, max_steps)
+
+    def norm_bound(self, like: Tensor | None = None) -> Tensor:
+        """What `norm` is at most, of the same shape: without a product where that is known, otherwise the norm."""
+        return self.norm(like)
+
+    def spectrum(self, like: Tensor) -> Tensor | None:
+        r"""What a cyclic convolution near $A^H A$ multiplies `torch.fft.fft2` of images like these by, to precondition.
+
+        Real, >= 0, and broadcasts to the transform; None where no such convolution is near.
+        """
+        return None
+
+    def lines(self, shift: Tensor, like: Tensor) -> Lines | None:
+        r"""$(A^H A + c I)^{-1}$ of images like these, $c > 0$, where it is a matrix for every line; else None."""
+        return None
+
+    def guess(self, y: Tensor) -> Tensor | None:
+        """Images `(B, ...)` to start from; None where nothing is better than the scaled adjoint."""
+        return None
 
     def take(self, rows: Tensor) -> Self:
         """The same operator of some of the samples: the tensors that carry the batch are narrowed to them.

@@ -18,6 +18,7 @@ from torchimplicit.imaging.physics.check import (
     kind,
 )
 from torchimplicit.imaging.physics.fourier import PLANE, fftc, ifftc, weighted
+from torchimplicit.imaging.physics.lines import Lines, solved_by_lines
 from torchimplicit.imaging.physics.operator import SOLVER, Operator
 from torchimplicit.linear import CG
 
@@ -170,6 +171,16 @@ class Sense(Operator):
             like = self.maps.new_empty(batch, *self.maps.shape[-2:])
             like = like if like.is_complex() else like.to(like.dtype.to_complex())
         return super().norm(like, rtol, max_steps)
+
+    def lines(self, shift: Tensor, like: Tensor) -> Lines | None:
+        """See `Operator.lines`; where whole lines are left out, and their matrices are not too large."""
+        if len(self.coil.varying) != 1:
+            return None
+        return solved_by_lines(alike(self.maps, like), self.coil.mask, self.coil.varying[0], shift)
+
+    def norm_bound(self, like: Tensor | None = None) -> Tensor:
+        r"""See `Operator.norm_bound`; the largest $(\sum_c |S_c|^2)^{1/2}$: transform and mask add nothing."""
+        return self.maps.detach().abs().square().sum(-3).flatten(-2).amax(-1).sqrt().reshape(-1)
 
     @property
     def _mask(self) -> Tensor:

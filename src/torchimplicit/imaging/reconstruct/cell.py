@@ -53,7 +53,10 @@ class Cell(PreparedMap):
         return False
 
     def start(self, y: Tensor, op: Any) -> Any:
-        """Where to start for a measurement: the adjoint image, scaled by the operator's norm."""
+        """Where to start for a measurement: what the operator guesses, or the adjoint image, scaled by its norm."""
+        guess = op.guess(y) if hasattr(op, "guess") else None
+        if guess is not None:
+            return guess
         x = op.A_adjoint(y)
         return x / column(self.square(op, x).clamp_min(torch.finfo(x.dtype).tiny), x)
 
@@ -67,6 +70,15 @@ class Cell(PreparedMap):
         One or more, or infinite, says nothing. `like` is a state.
         """
         return math.inf
+
+    def gap(self, z: Any, y: Tensor, op: Any, products: int = 8) -> Tensor | None:
+        """A proved bound of how far the energy at a state is above its least, `(B,)`; None of cells that know none."""
+        return None
+
+    def inverse(self, op: Any, like: Any) -> Tensor | float:
+        r"""A bound of $\|(I - J)^{-1}\|$ for this operator, one for all samples or `(B,)`; infinite says nothing."""
+        share = 1 - torch.as_tensor(self.contraction(op, like))
+        return torch.where(share > 0, 1 / share, torch.inf)
 
     def begin(self, z0: Any, args: tuple, batch_dims: int) -> PreparedMap:
         """A copy that knows the operator's norm, so that a solve looks for it once."""
@@ -88,8 +100,9 @@ class Cell(PreparedMap):
         if self._square is not None:
             return self._square
         image = like[0] if isinstance(like, tuple) else like
-        if hasattr(op, "norm"):
-            return torch.as_tensor(op.norm(image)).detach().to(image.real).square()
+        norm = getattr(op, "norm_bound", getattr(op, "norm", None))
+        if norm is not None:
+            return torch.as_tensor(norm(image)).detach().to(image.real).square()
         flat = torch.view_as_real(image).flatten(1) if image.is_complex() else image.flatten(1)
 
         def product(v: Tensor) -> Tensor:

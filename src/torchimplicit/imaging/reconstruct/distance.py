@@ -11,7 +11,8 @@ from torch import Tensor
 from torchimplicit.core.problem import FixedPoint
 from torchimplicit.core.tree import norm
 from torchimplicit.imaging.reconstruct.cell import Cell
-from torchimplicit.linear import GMRES, Jacobian, lanczos
+from torchimplicit.linear import GMRES, Jacobian, Tridiagonal, lanczos
+from torchimplicit.linear.solver import Product
 from torchimplicit.solve import PreparedMap
 
 SEEN = 0.1  # the smallest eigenvalue that matters is taken to be at least this part of the smallest Ritz value
@@ -42,13 +43,34 @@ def symmetric_distance(
         Both bounds, `(B,)` each.
     """
     found = lanczos(jacobian.rmatvec, residual, min(products, residual.shape[1]))
-    size, matrix = norm(residual), found.matrix.double()
-    least, last = least.double(), found.sides[:, -1].double()
+    lower, upper = (norm(rule) for rule in _rules(found, least.double(), seen))
+    size = norm(residual)
+    return (size * lower).to(size), (size * torch.maximum(upper, lower)).to(size)
+
+
+def inverse_form(product: Product, residual: Tensor, least: Tensor, products: int) -> Tensor:
+    r"""A bound of $r^\top B^{-1} r$ from above, for a symmetric $B$ with no eigenvalue below `least`, `(B,)`, float64.
+
+    The Gauss-Radau rule of `symmetric_distance`, for $1 / \lambda$, whose derivatives have the same signs.
+
+    Args:
+        product: with $B$, of rows `(B, n)`.
+        residual: $r$, `(B, n)`.
+        least: `(B,)`, > 0.
+        products: Lanczos steps.
+    """
+    found = lanczos(product, residual, min(products, residual.shape[1]))
+    return norm(residual).double().square() * _rules(found, least.double())[1][:, 0]
+
+
+def _rules(found: Tridiagonal, least: Tensor, seen: float = 0.0) -> tuple[Tensor, Tensor]:
+    """First columns of the inverses of the Gauss rule's matrix and of the Gauss-Radau rule's, `(B, k)` and `k + 1`."""
+    matrix, last = found.matrix.double(), found.sides[:, -1].double()
     # Where the process has ended early the rest of the matrix is zero, and coupled to nothing.
     empty = torch.diag_embed(((found.middle == 0) & (matrix.abs().sum(2) == 0)).double())
     first = torch.zeros_like(matrix[:, :, :1])
     first[:, 0] = 1
-    lower = norm(torch.linalg.solve(matrix + empty, first).squeeze(2))
+    lower = torch.linalg.solve(matrix + empty, first)
     if seen:
         least = torch.maximum(least, seen * torch.linalg.eigvalsh(matrix + empty)[:, 0])
     shifted = matrix + empty - least[:, None, None] * torch.eye(matrix.shape[1]).to(matrix)
@@ -56,8 +78,8 @@ def symmetric_distance(
     wide = torch.zeros(len(matrix), matrix.shape[1] + 1, matrix.shape[1] + 1).to(matrix)
     wide[:, :-1, :-1], wide[:, -1, -1] = matrix + empty, corner
     wide[:, -1, -2] = wide[:, -2, -1] = last
-    upper = norm(torch.linalg.solve(wide, F.pad(first, (0, 0, 0, 1))).squeeze(2))
-    return (size * lower).to(size), (size * torch.maximum(upper, lower)).to(size)
+    upper = torch.linalg.solve(wide, F.pad(first, (0, 0, 0, 1)))
+    return lower.squeeze(2), upper.squeeze(2)
 
 
 def general_distance(jacobian: Jacobian, residual: Tensor, products: int) -> Tensor:

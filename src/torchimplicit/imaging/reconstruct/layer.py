@@ -13,6 +13,8 @@ from torchimplicit.adjoint import Adjoint, Implicit
 from torchimplicit.core import transforms
 from torchimplicit.core.options import require_count
 from torchimplicit.core.status import OnFailure
+from torchimplicit.core.tree import Layout
+from torchimplicit.imaging.physics.normal import is_operator
 from torchimplicit.imaging.reconstruct.cell import Cell
 from torchimplicit.imaging.reconstruct.distance import distances
 from torchimplicit.linear import CG, GMRES
@@ -34,8 +36,9 @@ class Reconstruction(DEQ):
     `report.distance` says where a solve has come to: the RMS distance from the image to the fixed point, estimated by
     eight products with the Jacobian. Measured on that brain and on blurred photographs, at relative steps of 1e-2 to
     1e-5: between the true distance and five times that, with a convex prior. It is computed where no gradient is
-    wanted; a training step does not wait for it. `report.bound` is what is proved without a product, for a contracting
-    cell: the residual, divided by one minus the contraction.
+    wanted; a training step does not wait for it. `report.bound` is what is proved without a product, where the cell has
+    a bound of the inverse of $I - J$: for a contracting one, the residual divided by one minus the contraction; of
+    `PrimalDual` it follows from `report.gap`, the duality gap, by which its energy is above the least one at most.
 
     Args:
         cell: such as `Gradient(Ridge())`; of users a `Cell` too, or any module `cell(z, y, op) -> z`.
@@ -49,7 +52,8 @@ class Reconstruction(DEQ):
         on_failure: "warn", "raise" or "ignore" samples that do not converge, forward and backward.
 
     Attributes:
-        report: see `DEQ`; with `distance` and `bound`, `(B,)`, RMS as `residual` is; None and infinity where not known.
+        report: see `DEQ`; with `distance` and `bound`, `(B,)`, RMS as `residual` is; None and infinity where not known;
+            and `gap`, see `Report`.
 
     Raises:
         TypeError: the cell is none, or an option of another kind.
@@ -110,6 +114,11 @@ class Reconstruction(DEQ):
             raise TypeError(
                 "Reconstruction: got a measurement alone, expected layer(y, op), the operator that it was measured by"
             )
+        if isinstance(self.cell, Cell) and not is_operator(args[0]):
+            raise TypeError(
+                f"Reconstruction(op=...): got a {type(args[0]).__name__}, expected an operator, with methods A(x) and "
+                "A_adjoint(y); try ti.imaging.Sense(maps, mask)"
+            )
         found = super().forward(x, *args, z0=z0, save_steps=save_steps, **keywords)
         z, steps = found if save_steps else (found, ())
         self._measure(z, x, args)
@@ -122,10 +131,32 @@ class Reconstruction(DEQ):
         if transforms.active() or report is None or not len(report.status):
             return
         if isinstance(cell, Cell):
-            share = 1 - torch.as_tensor(cell.contraction(args[0], z)).to(report.residual)
-            report.bound = torch.where(share > 0, report.residual / share, torch.inf)
+            report.bound = report.residual * torch.as_tensor(cell.inverse(args[0], z)).to(report.residual)
         if self.products and not any(leaf.requires_grad for leaf in pytree.tree_leaves(z)):
             report.distance = distances(cell, z, (x, *args), self.products)
+            proved = self.proof(z, x, *args)
+            if proved is not None:
+                report.gap, bound = proved
+                report.bound = bound if report.bound is None else torch.minimum(bound, report.bound)
+                report.distance = torch.minimum(report.distance, report.bound)
+
+    @torch.no_grad()
+    def proof(self, z: Any, x: Tensor, *args: Any) -> tuple[Tensor, Tensor] | None:
+        r"""What a cell with a duality gap proves of a state: that gap, and a bound of the RMS distance to the minimum.
+
+        The energy is strongly convex by `eps`, so $|x - x^*|^2 \le 2\, \mathrm{gap} / \epsilon$. None of other cells.
+
+        Args:
+            z: the state.
+            x: the measurement.
+            *args: the operator.
+        """
+        gap = self.cell.gap(z, x, args[0], self.products) if isinstance(self.cell, Cell) else None
+        if gap is None:
+            return None
+        width = Layout(self._output(z, x, args)).width
+        reach = (2 * gap / (self.cell.eps * width)).sqrt() if self.cell.eps else torch.full_like(gap, torch.inf)
+        return gap, reach.nan_to_num(torch.inf, torch.inf)
 
     def _output(self, z: Any, x: Tensor, args: tuple) -> Any:
         return self.cell.output(z, x, *args) if isinstance(self.cell, Cell) else z

@@ -35,3 +35,14 @@ class Prior(nn.Module):
     def expansion(self) -> Tensor | float:
         """A bound of the denoiser's Lipschitz constant; one or less is nonexpansive; infinite where none is known."""
         return math.inf
+
+    def spectrum(self, like: Tensor) -> Tensor | float:
+        """What a cyclic convolution that bounds the slope's derivative multiplies the Fourier transform by.
+
+        Args:
+            like: images `(B, ..., H, W)`, of which shape, dtype and device count.
+
+        Returns:
+            Real, >= 0, `(H, W)` as `torch.fft.fft2` has it; or one number for all, as here the Lipschitz constant.
+        """
+        return self.lipschitz()

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchimplicit.core.options import is_number, require, require_count
+from torchimplicit.imaging.reconstruct.filters import centred, planes, supremum, transposed
 from torchimplicit.imaging.reconstruct.prior import Prior
 
-GRID = 16  # frequencies for every tap of a filter, at which the symbol is evaluated
 FINE = 1e-6  # part of its saturation up to which a magnitude is rounded off
 REST = 0.003  # of the differences' size: the other filters of a smoothed total variation
 
@@ -104,7 +104,7 @@ class Ridge(Prior):
 
     def kernel(self) -> Tensor:
         """The filters, without their means, `(filters, 1, taps, taps)`."""
-        return self.weight - self.weight.mean((2, 3), keepdim=True)
+        return centred(self.weight)
 
     def forward(self, v: Tensor) -> Tensor:
         """A step down the regulariser as long as is safe, like `v`."""
@@ -112,39 +112,37 @@ class Ridge(Prior):
 
     def slope(self, x: Tensor) -> Tensor:
         """The gradient of the regulariser at images `(B, ..., H, W)`, real or complex; see the class."""
-        kernel, images = self.kernel(), self._planes(x)
+        kernel, images = self.kernel(), planes("Ridge", x)
         response = F.conv2d(images, kernel, padding=self.taps // 2)
         saturation = self.log_saturation.exp().reshape(-1, 1, 1)
         if x.is_complex():
             real, imaginary = response.chunk(2)
             size = _size(real, imaginary, saturation)
             gain = torch.tanh(size) / size
-            pulled = F.conv_transpose2d(torch.cat((real * gain, imaginary * gain)), kernel, padding=self.taps // 2)
+            pulled = transposed(torch.cat((real * gain, imaginary * gain)), kernel)
             return torch.complex(*pulled.chunk(2)).reshape(x.shape)
-        return F.conv_transpose2d(
-            saturation * torch.tanh(response / saturation), kernel, padding=self.taps // 2
-        ).reshape(x.shape)
+        return transposed(saturation * torch.tanh(response / saturation), kernel).reshape(x.shape)
 
     def energy(self, x: Tensor) -> Tensor:
         """The regulariser of images `(B, ..., H, W)`, `(B,)`."""
         saturation = self.log_saturation.exp().reshape(-1, 1, 1)
-        response = F.conv2d(self._planes(x), self.kernel(), padding=self.taps // 2)
+        response = F.conv2d(planes("Ridge", x), self.kernel(), padding=self.taps // 2)
         real, imaginary = response.chunk(2) if x.is_complex() else (response, None)
         size = (real / saturation).abs() if imaginary is None else _size(real, imaginary, saturation)
         potential = size + F.softplus(-2 * size) - math.log(2)  # log cosh
         return (saturation.square() * potential).reshape(len(x), -1).sum(1)
 
     def lipschitz(self) -> Tensor:
-        r"""An upper bound of $\|W\|^2$, hence of the slope's Lipschitz constant, on images of every size.
+        r"""An upper bound of $\|W\|^2$, hence of the slope's Lipschitz constant, on images of every size."""
+        return supremum(self.kernel())
 
-        The symbol's square is a trigonometric polynomial of degree `taps - 1` in each direction: its supremum is at
-        most its maximum on $N$ points, divided by $\cos(\pi (taps - 1) / N)$ for each direction (L. Pfister, Y.
-        Bresler, arXiv 1802.04232). 8 % too large at most.
-        """
-        kernel, points = self.kernel().movedim(0, 1), GRID * self.taps
-        correlation = F.conv2d(kernel, kernel, padding=self.taps - 1)  # whose transform is the square of the symbol
-        square = torch.fft.rfft2(correlation[0, 0], s=(points, points)).abs().amax()
-        return square / math.cos(math.pi * (self.taps - 1) / points) ** 2
+    def spectrum(self, like: Tensor) -> Tensor:
+        r"""See `Prior.spectrum`: $\sum_c |\hat w_c|^2$, of images that go on periodically beyond their border."""
+        kernel = self.kernel()[:, 0].to(like.real)
+        height, width = like.shape[-2:]
+        if min(height, width) < self.taps:  # the filters wrap around more than once
+            return self.lipschitz().to(like.real)
+        return torch.fft.fft2(kernel, s=(height, width)).abs().square().sum(0)
 
     def expansion(self) -> float:
         """One: a step of at most twice the inverse Lipschitz constant down a convex function is nonexpansive."""
@@ -153,13 +151,6 @@ class Ridge(Prior):
     def is_firm(self) -> bool:
         """True: the denoiser is the identity minus a gradient of Lipschitz constant one."""
         return True
-
-    def _planes(self, x: Tensor) -> Tensor:
-        """Images as planes with one real channel; of complex ones first the real parts, then the imaginary ones."""
-        if x.dim() < 3:
-            raise ValueError(f"Ridge: got images of shape {tuple(x.shape)}, expected (B, ..., H, W)")
-        planes = x.reshape(-1, 1, *x.shape[-2:])
-        return torch.cat((planes.real, planes.imag)) if x.is_complex() else planes
 
     def extra_repr(self) -> str:
         """The sizes, for `print`."""

@@ -45,7 +45,7 @@ class Shift:
         limit = (sizes - 1) / 2 if self.limit is None else part.new_tensor([self.limit] * 2)
         moves = ((2 * limit + 1) * part).floor() - limit.floor()
         shifts = [(int(down), int(right)) for down, right in moves]
-        return torch.stack([each.roll(shift, (-2, -1)) for each, shift in zip(x, shifts, strict=True)])
+        return _together([each.roll(shift, (-2, -1)) for each, shift in zip(x, shifts, strict=True)], x)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class QuarterTurn:
                 f"QuarterTurn: got images {tuple(x.shape)}, expected square ones, (B, ..., N, N); try Flip()"
             )
         turns = (4 * _uniform(x, seed, 1)).long()
-        return torch.stack([each.rot90(int(turn), (-2, -1)) for each, turn in zip(x, turns, strict=True)])
+        return _together([each.rot90(int(turn), (-2, -1)) for each, turn in zip(x, turns, strict=True)], x)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,12 @@ class Flip:
         """See `Group`."""
         which = _uniform(x, seed, 2) < 0.5
         axes = [tuple(axis for axis, on in zip((-2, -1), some, strict=True) if bool(on)) for some in which]
-        return torch.stack([each.flip(some) for each, some in zip(x, axes, strict=True)])
+        return _together([each.flip(some) for each, some in zip(x, axes, strict=True)], x)
+
+
+def _together(moved: list[Tensor], x: Tensor) -> Tensor:
+    """Samples as a batch, like `x`, also where there are none."""
+    return torch.stack(moved) if moved else x
 
 
 def _uniform(x: Tensor, seed: Seed, count: int) -> Tensor:

@@ -102,6 +102,7 @@ def backward_in_chunks(phase: PhaseBackward, cotangent: Tensor) -> tuple[Tensor,
     field, ts, wanted, backwards = phase.field, phase.ts, phase.wanted, phase.retrace()
     kernel, raw = kernel_for(phase.solver, field, len(ts))
     totals: Gradients = [None] * len(wanted)
+    met, later = False, None
     while group := list(islice(backwards, CHUNK)):
         steps, outputs, states = zip(*reversed(group), strict=True)
         rest = [steps[-1].stop] * (CHUNK - len(steps))  # no steps, to make the number even
@@ -110,6 +111,12 @@ def backward_in_chunks(phase: PhaseBackward, cotangent: Tensor) -> tuple[Tensor,
         with torch.enable_grad():
             y = states[0].detach().requires_grad_()
             ends, increments = kernel.again(raw.bound.f, raw.bound.args, starts, stops, y)
+        some = group if later is None else [later, *group]
+        if not met and len(some) > 1:  # one step will do to tell a function that is another one now
+            (behind, _, led_to), (_, _, before) = some[:2]
+            phase.meet(before, ends[len(some) - 2].detach(), led_to, behind)
+            met = True
+        later = group[-1]
         cotangents = [None if increments is None else torch.zeros_like(increments), torch.zeros_like(ends)]
         cotangents[1][-1] = cotangent
         extra = _pull_outputs(kernel, phase, steps, outputs, y.detach(), ends.detach(), increments, cotangents)
@@ -137,6 +144,7 @@ def _pull_outputs(
         samples, places = within.samples, within.places
         arriving = phase.grad[places, samples]
         if increments is None:
+            phase.meet_outputs(within, first, ends[i][samples])
             cotangents[1][i].index_add_(0, samples, arriving)
             continue
         span = step.span
@@ -145,6 +153,7 @@ def _pull_outputs(
         with torch.enable_grad():
             inside = _inside(kernel, phase.field, table, span, y, end)
             values = inside.at((phase.ts[places, samples] - step.start[samples]) / span.h[samples], samples)
+        phase.meet_outputs(within, first, values.detach())
         by_y, by_end, by_table = torch.autograd.grad(values, leaves, arriving, allow_unused=True)
         cotangents[1][i] += by_end
         if by_table is not None:

@@ -29,6 +29,7 @@ def backprop(
     needs: Sequence[bool],
     grad: Tensor,
     query: Query | None = None,
+    known: Tensor | None = None,
 ) -> Gradients:
     """The gradients of the start, of the times and of the explicit tensors.
 
@@ -40,6 +41,7 @@ def backprop(
         needs: which of the times and the tensors want a gradient.
         grad: of what was asked for, `(T, B, (1 + order) n)`.
         query: what was asked of the path; None for its outputs.
+        known: the outputs `(T, B, n)`, where they are at hand: of a path that is `short`.
     """
     query = Query.of_outputs(path) if query is None else query
     inputs = [ts.detach(), *(tensor.detach() for tensor in call.unshared(tensors))]
@@ -51,7 +53,7 @@ def backprop(
         cotangent.index_put_((samples,), grad[places, samples, :width], accumulate=True)
     totals: Gradients = [None] * len(inputs)
     drifts, remade = Drifts(cotangent) if call.undoes else None, Remade(call.solver, cotangent)
-    backward = Backprop(call, query, needs, drifts, remade)
+    backward = Backprop(call, query, needs, drifts, remade, known)
     for phase, outputs in zip(reversed(path.phases), reversed(query.outputs), strict=True):
         rows = phase.rows
         if rows is None:
@@ -80,6 +82,7 @@ class Backprop:
         needs: which of the times and the tensors want a gradient.
         drifts: how far undone steps lead from the path; None where steps are made again.
         remade: how far those lead from it.
+        known: see `backprop`.
     """
 
     call: PathCall
@@ -87,6 +90,7 @@ class Backprop:
     needs: Sequence[bool]
     drifts: Drifts | None
     remade: Remade
+    known: Tensor | None = None
 
     def phase(
         self, phase: Phase, outputs: ByStep, cotangent: Tensor, inputs: list[Tensor], grad: Tensor
@@ -104,8 +108,9 @@ class Backprop:
                     yield phase.steps[number], outputs.get(number), y
 
             if self.drifts is None:
-                meet = partial(self.remade.meet, phase.rows)
-                whole = PhaseBackward(solver, field, phase, retrace, query, leaves[0], wanted, grad, meet)
+                known = self.known if self.known is None or phase.rows is None else self.known[:, phase.rows]
+                meet = partial(_meet, self.remade, phase.rows)
+                whole = PhaseBackward(solver, field, phase, retrace, query, leaves[0], wanted, grad, meet, known)
                 before, totals = call.engine.backward(whole, cotangent)
             else:
                 assert isinstance(solver, PairSolver)
@@ -113,6 +118,16 @@ class Backprop:
                 before, totals = _undone(undo, self.drifts, phase, outputs, grad, cotangent)
         rest = iter(totals)
         return before, [next(rest) if need else None for need in self.needs]
+
+
+def _meet(
+    remade: Remade, rows: Tensor | None, before: Tensor, made: Tensor, known: Tensor, behind: Step | None = None,
+    samples: Tensor | None = None,
+) -> None:  # fmt: skip
+    """See `PhaseBackward.meet`; of a phase of these rows."""
+    if samples is not None:
+        rows = samples if rows is None else rows[samples]
+    remade.meet(rows, before, made, known, behind)
 
 
 def _undone(

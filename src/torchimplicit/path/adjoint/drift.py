@@ -172,24 +172,31 @@ class Remade:
     def __init__(self, solver: PathSolver, like: Tensor):
         self.solver, self.largest = solver, torch.zeros_like(like[:, 0])
 
-    def meet(self, rows: Tensor | None, before: Tensor, made: Tensor, known: Tensor, behind: Step) -> None:
+    def meet(
+        self, rows: Tensor | None, before: Tensor, made: Tensor, known: Tensor, behind: Step | None = None
+    ) -> None:
         """Compares.
 
         Args:
-            rows: which samples, `(M,)`; None for all.
+            rows: which samples, `(M,)`, which may repeat; None for all.
             before: states at the start of the step, `(M, n)`.
             made: where it leads now.
             known: where it once led.
-            behind: the step behind it; a sample that it does not move may have stopped at an event on the way.
+            behind: the step behind it, where a sample that it does not move may have stopped at an event on the way.
         """
-        gap, way, size = ((one - other).abs() for one, other in ((made, known), (known, before), (known, 0.0)))
-        play, solver = math.sqrt(torch.finfo(size.dtype).eps) * size, self.solver.take(rows)
+        gap, way, size = ((made - known).abs().sum(1), (known - before).abs().sum(1), known.abs())
+        play, solver = size.sum(1) * math.sqrt(torch.finfo(size.dtype).eps), self.solver.take(rows)
         if isinstance(solver, AdaptiveSolver) and solver.remembers:
             rtol, atol = (torch.as_tensor(each).to(size) for each in (solver.rtol, solver.atol))
-            play = torch.maximum(play, atol + rtol * size)
-        far = gap.amax(1) / (0.01 * way.amax(1) + play.amax(1)).clamp_min(torch.finfo(size.dtype).tiny)
-        far = torch.where(behind.stop > behind.start, LIMIT * far.nan_to_num(0.0), 0.0)
-        self.largest[slice(None) if rows is None else rows] = far
+            play = torch.maximum(play, (atol + rtol * size).sum(1))
+        far = gap / torch.add(play, way, alpha=0.01).clamp_min(torch.finfo(size.dtype).tiny)
+        far = far.nan_to_num(0.0) * LIMIT
+        if behind is not None:
+            far = torch.where(behind.stop > behind.start, far, 0.0)
+        if rows is None:
+            self.largest = torch.maximum(self.largest, far)
+        else:
+            self.largest.scatter_reduce_(0, rows, far, "amax")
 
     @property
     def any_far(self) -> bool:

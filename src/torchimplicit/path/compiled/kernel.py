@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from torchimplicit.path.compiled.functions import decompositions
 
 BACKEND = "inductor"
 
@@ -107,7 +110,9 @@ class Fused:
 
     def _compile(self, module: Any, examples: list[Any]) -> Callable[..., Sequence[Any]]:
         """What dynamo calls for a graph that it has traced."""
-        graph = torch._dynamo.lookup_backend(BACKEND)(module, examples)
+        more = {"decompositions": decompositions()} if BACKEND == "inductor" else {}
+        with graphs_that_stay():
+            graph = torch._dynamo.lookup_backend(BACKEND)(module, examples, **more)
 
         def call(*inputs: Any) -> Sequence[Any]:
             outputs = graph(*inputs)
@@ -116,6 +121,13 @@ class Fused:
             return outputs
 
         return call
+
+
+def graphs_that_stay() -> AbstractContextManager[None]:
+    """Kernels that are compiled, and graphs of them that are gone through, may be gone through again."""
+    from torch._functorch import config  # not before something is compiled
+
+    return config.patch(donated_buffer=False)
 
 
 def _keep_guards(entries: Any) -> list[bool]:

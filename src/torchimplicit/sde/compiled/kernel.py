@@ -83,7 +83,7 @@ class Chunk(NamedTuple):
     words: tuple[Tensor, ...]
 
 
-def _make_chunk(plan: Plan) -> Callable[..., tuple[Tensor, int]]:
+def _make_chunk(plan: Plan, every: bool = True) -> Callable[..., tuple[Tensor, int]]:
     def chunk(
         parts: tuple, args: tuple, seeds: Tensor, channels: tuple[Tensor, ...], y: Tensor, some: Chunk
     ) -> tuple[Tensor, int]:
@@ -99,7 +99,7 @@ def _make_chunk(plan: Plan) -> Callable[..., tuple[Tensor, int]]:
             end, _ = plan.solver.made(sde, span, span.h.to(y.dtype).unsqueeze(1), start, path)
             y = torch.where(moves, end, y)
             ends.append(y)
-        return torch.stack(ends), sde.nfev
+        return torch.stack(ends) if every else y.unsqueeze(0), sde.nfev
 
     return chunk
 
@@ -136,6 +136,11 @@ class Kernel:
         return Fused(_make_chunk(self.plan), "an equation")
 
     @cached_property
+    def leap(self) -> Fused:
+        """The same, but the states after the last one alone, `(1, B, n)`: to write down all takes as long as steps."""
+        return Fused(_make_chunk(self.plan, every=False), "an equation")
+
+    @cached_property
     def pull(self) -> Fused:
         """Steps made again and their gradients in one, with no graph between: of the state and of tensors `wanted`.
 
@@ -154,7 +159,16 @@ def find_kernel(solver: SDESolver, raw: RawEquation) -> Kernel:
     object.__setattr__(solver, "dt", math.nan)
     object.__setattr__(solver, "max_steps", 1)
     others = tuple(map(identity, raw.users[1:]))
-    key = (solver, raw.diffusion.noise, layout.shapes[0][1:], layout.dtype, raw.making, CHUNK, *others)
+    key = (
+        solver,
+        raw.diffusion.noise,
+        raw.diffusion.behind,
+        layout.shapes[0][1:],
+        layout.dtype,
+        raw.making,
+        CHUNK,
+        *others,
+    )
     known = _kernels.setdefault(identity(raw.users[0]), {})
     if key not in known:
         known[key] = Kernel(Plan(solver, raw.diffusion, raw.making, raw.time_shape, CHUNK))

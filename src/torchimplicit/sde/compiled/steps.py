@@ -80,8 +80,8 @@ def _made(
     field.look(steps.times[0].expand(len(y)), y)
     kernel, raw = kernel_for(solver, field)
     total, count, values, landings = len(steps), kernel.plan.count, [y], steps.landings
-    keys, chunks = _chunks(field.driver, steps.times.squeeze(1), count)
-    row = Row(kernel.advance, raw, keys)
+    keys, chunks = _chunks(field.driver, steps, count)
+    row = Row(_function(kernel, steps), raw, keys)
     states = None if phase is None else Phase(None, phase.limit)
     places = [landings.get(number + 1) for number in range(len(chunks) * count)]
     for number, chunk in enumerate(chunks):
@@ -90,9 +90,11 @@ def _made(
         ends, evaluations = row(y, chunk)
         first = number * count
         field.nfev += evaluations * min(count, total - first) // count
-        values += [ends[i] for i, place in enumerate(places[first : first + count]) if place is not None]
+        values += [
+            ends[min(i, len(ends) - 1)] for i, place in enumerate(places[first : first + count]) if place is not None
+        ]
         y = ends[-1]
-        if (number % LOOK == LOOK - 1 or number == len(chunks) - 1) and not is_finite(y):
+        if (number % LOOK == LOOK - 1 or number == len(chunks) - 1) and not is_finite(y.detach()):
             return None
     if phase is not None and states is not None:
         phase.together, phase.steps = count, steps
@@ -100,14 +102,17 @@ def _made(
     return torch.stack(values), total
 
 
-def _chunks(driver: Driver, times: Tensor, count: int) -> tuple[Keys, list[Chunk]]:
-    """What kernels are told of the steps between times, `(S + 1,)`; some at the end may be none."""
-    total = len(times) - 1
-    number = -(-total // count)
-    rest = times[(number - 1) * count].expand(number * count - total)
-    starts, stops = (torch.cat((each, rest)).view(number, count).unbind() for each in (times[:-1], times[1:]))
-    keys = driver.keys(number * count)
-    words = zip(*(each.view(number, -1).unbind() for each in keys.words), strict=True)
+def _function(kernel: Kernel, steps: SharedSteps) -> Fused:
+    """What makes steps and tells of all states that somebody wants to know; of kernels the last is each one's own."""
+    count, total = kernel.plan.count, len(steps)
+    return kernel.leap if all(k % count == 0 or k == total for k in steps.landings) else kernel.advance
+
+
+def _chunks(driver: Driver, steps: SharedSteps, count: int) -> tuple[Keys, list[Chunk]]:
+    """What kernels are told of steps, so many at a time; some at the end may be none."""
+    starts, stops = steps.chunks(count)
+    keys = driver.keys(len(starts) * count)
+    words = zip(*(each.view(len(starts), -1).unbind() for each in keys.words), strict=True)
     return keys, list(map(Chunk, starts, stops, words))
 
 
@@ -122,11 +127,12 @@ def backward_in_chunks(phase: PhaseBackward, cotangent: Tensor) -> tuple[Tensor,
     totals: Gradients = [None] * len(phase.wanted)
     steps = record.steps
     assert isinstance(steps, SharedSteps)
-    keys, chunks = _chunks(field.driver, steps.times.squeeze(1), count)
+    keys, chunks = _chunks(field.driver, steps, count)
     coarse = Phase(None, record.limit, [Step(each.starts, each.stops, True, number=k) for k, each in enumerate(chunks)])
     coarse.states = {number // count: state for number, state in record.states.items()}
-    again, pull = Row(kernel.advance, raw, keys), Row(kernel.pull, raw, keys, tuple(phase.wanted))
-    arriving = cotangent.new_zeros(count, *cotangent.shape)
+    again, pull = Row(_function(kernel, steps), raw, keys), Row(kernel.pull, raw, keys, tuple(phase.wanted))
+    arriving, met = cotangent.new_zeros(count, *cotangent.shape), False
+    led_to = None if phase.known is None else phase.known[-1]
     for number, y in coarse.backwards(lambda step, y: again(y, chunks[step.number])[0][-1]):
         for i in range(count):
             if (place := steps.landings.get(number * count + i + 1)) is not None:
@@ -134,6 +140,10 @@ def backward_in_chunks(phase: PhaseBackward, cotangent: Tensor) -> tuple[Tensor,
         arriving[-1] += cotangent
         with torch.enable_grad():
             cotangent, *found = pull(y.detach().requires_grad_(), chunks[number], arriving)
+        if led_to is not None and not met:  # see `Engine.backward`; gradients may need neither states nor noise
+            phase.meet(y, again(y, chunks[number])[0][-1], led_to)
+            met = True
+        led_to = y
         arriving.zero_()
         totals = summed(totals, found)
     return cotangent, totals

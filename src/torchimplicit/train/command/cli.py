@@ -47,6 +47,7 @@ Train models with implicit layers, and look at how their solves go.
   test     --config RECIPE    evaluate on the test split
   predict  --config RECIPE    write predictions for the test split
   report   CKPT               diagnose a trained model, as one HTML file
+  reconstruct K-SPACE         make images of k-space, and say whether they converged
   --version                   print the versions of torchimplicit and torch
 
 RECIPE is a name (see recipes) or the path of a YAML file. Every setting can be changed on the command line:
@@ -67,6 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     commands: dict[str, Callable[[list[str]], None]] = {
         "recipes": _recipes,
         "report": _report,
+        "reconstruct": _reconstruct,
         "demo": _demo,
         **dict.fromkeys(TRAINING, lambda words: _train(words, own_process=argv is None)),
     }
@@ -120,6 +122,45 @@ def _report(words: list[str]) -> None:
             trust=options.trust,
         )
     print(f"report: {path}")
+
+
+def _reconstruct(words: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "torchimplicit reconstruct",
+        description="Make images of k-space, slice by slice; exit status 1 if one of them did not converge.",
+    )
+    parser.add_argument("kspace", metavar="K-SPACE", help=".npy, .npz, or HDF5 of fastMRI or of ISMRMRD")
+    parser.add_argument("--maps", metavar="FILE", help="coil sensitivities (default: beside k-space, or estimated)")
+    parser.add_argument(
+        "--method", default="ridge", help="zero-filled, cg-sense, tv, wavelet, ridge (default), or a .ckpt of fit"
+    )
+    parser.add_argument("--weight", type=float, help="of the regulariser, in units of the image's largest magnitude")
+    parser.add_argument("--rtol", type=float, help="relative tolerance of the solve")
+    parser.add_argument("--max-steps", type=int, help="of the solve")
+    parser.add_argument("--slices", metavar="FIRST:END", type=_range, default=slice(None), help="(default: all)")
+    parser.add_argument(
+        "--out", metavar="FILE", action="append", default=[], help=".npy, .nii, .nii.gz or .png; may be given again"
+    )
+    parser.add_argument("--report", metavar="FILE", help="an HTML file")
+    parser.add_argument("--trust", metavar="MODULE", action="append", default=[], help="see torchimplicit report")
+    given = parser.parse_args(words[1:])
+    with quiet():
+        from pathlib import Path
+
+        from torchimplicit.train.command.methods import Choice
+        from torchimplicit.train.command.reconstruct import reconstruct
+
+        choice = Choice(given.method, given.weight, given.rtol, given.max_steps, given.trust)
+        maps, report = (None if each is None else Path(each) for each in (given.maps, given.report))
+        reconstruct(Path(given.kspace), maps, choice, given.slices, [Path(each) for each in given.out], report)
+
+
+def _range(words: str) -> slice:
+    """A slice of the form 3:8, or one number."""
+    first, colon, end = words.partition(":")
+    if not colon:
+        return slice(int(first), int(first) + 1)
+    return slice(int(first) if first else None, int(end) if end else None)
 
 
 def _demo(words: list[str]) -> None:

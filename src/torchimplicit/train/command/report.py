@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch
 import torch
 import yaml
-from torch import nn
-from torch.utils import _pytree as pytree
 
 from torchimplicit import diagnose
 from torchimplicit.core.status import ImplicitError
@@ -22,20 +18,11 @@ from torchimplicit.nn import DEQ
 from torchimplicit.train.checkpoint import load
 from torchimplicit.train.command import runs
 from torchimplicit.train.command.curves import plot_curves, read_curves
+from torchimplicit.train.command.page import PAGE, as_picture
+from torchimplicit.train.data.measurement import first
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
-pre {{ background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: 13px; line-height: 1.35; }}
-img {{ max-width: 100%; }} .failed {{ color: #a00; }} td {{ padding: 0 1.5rem .2rem 0; }}
-</style></head><body><h1>{title}</h1>
-{body}
-</body></html>
-"""
+    pass
 
 
 def write_report(
@@ -76,10 +63,9 @@ def write_report(
     parts.append(_section("Test split", lambda: _metrics(module, data)))
     parts.append(_section("Training", lambda: _curves(run)))
     if data is not None:
-        batch = pytree.tree_map(lambda each: each[:samples], next(iter(data.test_dataloader())))
+        batch = first(next(iter(data.test_dataloader())), samples)
         parts.extend(_pictures(module, batch))
-        x = batch[0]
-        for name, (layer, inputs) in _inputs_of_layers(module, x).items():
+        for name, (layer, inputs) in _inputs_of_layers(module, batch).items():
             parts.extend(_diagnoses(name, layer, inputs))
     title = f"{html.escape(str(getattr(module, 'recipe', 'model')))}: report of a trained model"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +107,7 @@ def _metrics(module: Any, data: Any) -> str:
 
 def _curves(run: Path) -> str:
     curves = read_curves(run)
-    return _picture(plot_curves(curves)) if curves else f"<p>No TensorBoard log in {html.escape(str(run))}.</p>"
+    return as_picture(plot_curves(curves)) if curves else f"<p>No TensorBoard log in {html.escape(str(run))}.</p>"
 
 
 def _pictures(module: Any, batch: Any) -> Iterator[str]:
@@ -129,19 +115,19 @@ def _pictures(module: Any, batch: Any) -> Iterator[str]:
     with torch.no_grad():
         figures = module.pictures(batch) if hasattr(module, "pictures") else {}
     for name, figure in figures.items():
-        yield _section(name, lambda figure=figure: _picture(figure))
+        yield _section(name, lambda figure=figure: as_picture(figure))
 
 
-def _inputs_of_layers(module: nn.Module, x: torch.Tensor) -> dict[str, tuple[DEQ, tuple]]:
-    """Every `DEQ` layer by its name, with what reaches it when the model sees `x`."""
+def _inputs_of_layers(module: Any, batch: Any) -> dict[str, tuple[DEQ, tuple]]:
+    """Every `DEQ` layer by its name, with what reaches it when the model sees a batch."""
     found: dict[str, tuple[DEQ, tuple]] = {}
     layers = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, DEQ)]
-    if not layers:  # a module without may want more than `x`
+    if not layers:  # a module without may want more than its inputs
         return found
     handles = [layer.register_forward_pre_hook(_keep(found, name)) for name, layer in layers]
     try:
         with torch.no_grad():
-            module(x)
+            module(*module.inputs(batch))
     finally:
         for handle in handles:
             handle.remove()
@@ -157,18 +143,18 @@ def _keep(found: dict[str, tuple[DEQ, tuple]], name: str) -> Callable[[Any, tupl
 
 def _diagnoses(name: str, layer: DEQ, inputs: tuple) -> Iterator[str]:
     """The sections about one layer."""
-    few = tuple(each[:8] if isinstance(each, torch.Tensor) else each for each in inputs)
+    few = first(inputs, 8)
     yield _section(f"{name}: convergence", lambda: _table_and_picture(diagnose.convergence(layer, *inputs)))
     yield _section(f"{name}: spectral radius", lambda: _spectrum(layer, inputs))
     yield _section(f"{name}: certificate", lambda: _table_and_picture(diagnose.certify(layer, *inputs)))
     yield _section(f"{name}: gradient", lambda: _text(str(diagnose.check_gradient(layer, *few))))
     yield _section(f"{name}: memory", lambda: _table_and_picture(diagnose.memory(layer, *inputs)))
-    yield _section(f"{name}: saved graph", lambda: _picture(diagnose.gradient_graph(layer(*few)).plot()))
+    yield _section(f"{name}: saved graph", lambda: as_picture(diagnose.gradient_graph(layer(*few)).plot()))
 
 
 def _table_and_picture(diagnosis: Any) -> Iterator[str]:
     yield _text(f"{diagnosis}\n\n{diagnosis.table()}")
-    yield _picture(diagnosis.plot())
+    yield as_picture(diagnosis.plot())
 
 
 def _spectrum(layer: DEQ, inputs: tuple) -> str:
@@ -185,9 +171,3 @@ def _spectrum(layer: DEQ, inputs: tuple) -> str:
 
 def _text(text: str) -> str:
     return f"<pre>{html.escape(text)}</pre>"
-
-
-def _picture(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return f'<p><img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"></p>'

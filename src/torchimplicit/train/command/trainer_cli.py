@@ -27,11 +27,14 @@ from torchimplicit.train.callbacks import ConfigFile, SaveOnceTrained
 from torchimplicit.train.command import runs
 from torchimplicit.train.command.catalogue import resolve
 from torchimplicit.train.data.base import DATA_VARIABLE
+from torchimplicit.train.data.kernels import Kernel
 from torchimplicit.train.data.scaling import Scaling
 from torchimplicit.train.errors import UsageError
+from torchimplicit.train.modules.reconstruction_losses import ReconstructionLoss
 
 # Options on dataclasses are chosen by class in a recipe: jsonargparse wants to be told that subclasses will do.
 CHOSEN = [Solver, Adjoint, LinearSolver, PathSolver, PathAdjoint, PathPenalty, SDESolver, Sampler, Schedule, Scaling]
+CHOSEN += [Kernel, ReconstructionLoss]
 set_parsing_settings(subclasses_enabled=CHOSEN)
 
 

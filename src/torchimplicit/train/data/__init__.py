@@ -8,10 +8,15 @@ from torchimplicit.train.data.densities import Density
 from torchimplicit.train.data.dequantised import DequantisedDigits, DequantisedMNIST
 from torchimplicit.train.data.digits import Digits
 from torchimplicit.train.data.images import ImageData, Images
+from torchimplicit.train.data.kernels import GaussianKernel, Kernel, MotionKernel
+from torchimplicit.train.data.kspace import KSpace
+from torchimplicit.train.data.kspace_files import Scan, read_scan
 from torchimplicit.train.data.long_table import LongTable, read_long
 from torchimplicit.train.data.lynx_hare import LynxHare
+from torchimplicit.train.data.measurement import Measured, Measurement
 from torchimplicit.train.data.mnist import MNIST
 from torchimplicit.train.data.nuclei import Masked, Nuclei
+from torchimplicit.train.data.photographs import BlurredPhotographs, Crops
 from torchimplicit.train.data.physionet2012 import PhysioNet2012
 from torchimplicit.train.data.scaling import Linear, Logit, Scaling
 from torchimplicit.train.data.series import SeriesBatch, SeriesData, SeriesRows
@@ -24,27 +29,36 @@ __all__ = [
     "CIFAR10",
     "DATA_VARIABLE",
     "MNIST",
+    "BlurredPhotographs",
     "BytePairs",
     "Characters",
     "CopyMemory",
+    "Crops",
     "DataError",
     "Density",
     "DequantisedDigits",
     "DequantisedMNIST",
     "Digits",
+    "GaussianKernel",
     "ImageData",
     "Images",
+    "KSpace",
+    "Kernel",
     "Linear",
     "Logit",
     "LongTable",
     "LynxHare",
     "Masked",
+    "Measured",
+    "Measurement",
+    "MotionKernel",
     "Nuclei",
     "Pendulum",
     "PhysioNet2012",
     "Powers",
     "RecipeData",
     "Scaling",
+    "Scan",
     "SeriesBatch",
     "SeriesData",
     "SeriesRows",
@@ -54,4 +68,5 @@ __all__ = [
     "Sudoku",
     "Text",
     "read_long",
+    "read_scan",
 ]

@@ -14,6 +14,14 @@ from torchimplicit.train.modules.matching import FlowMatching, ImageFlowMatching
 from torchimplicit.train.modules.meter import SolveMeter
 from torchimplicit.train.modules.prognosis import Prognosis
 from torchimplicit.train.modules.puzzle import Puzzle
+from torchimplicit.train.modules.reconstruction_losses import (
+    Equivariant,
+    ReconstructionLoss,
+    Risk,
+    Splitting,
+    Supervised,
+)
+from torchimplicit.train.modules.reconstructor import MeanPSNR, MeanSSIM, Reconstructor
 from torchimplicit.train.modules.regressor import Mechanics, Regressor
 from torchimplicit.train.modules.score import Score
 from torchimplicit.train.modules.segmenter import Segmenter
@@ -25,6 +33,7 @@ __all__ = [
     "Copying",
     "Curriculum",
     "EquilibriumModule",
+    "Equivariant",
     "ErrorAsLatentODE",
     "ErrorOverObservations",
     "Flow",
@@ -33,13 +42,20 @@ __all__ = [
     "GenerativeModule",
     "ImageFlowMatching",
     "LanguageModel",
+    "MeanPSNR",
+    "MeanSSIM",
     "Mechanics",
     "Prognosis",
     "Puzzle",
+    "ReconstructionLoss",
+    "Reconstructor",
     "Regressor",
+    "Risk",
     "Score",
     "Segmenter",
     "SeriesModule",
     "SolveMeter",
+    "Splitting",
     "StochasticForecaster",
+    "Supervised",
 ]

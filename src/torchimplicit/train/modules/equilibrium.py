@@ -42,9 +42,8 @@ class EquilibriumModule(LightningModule):
     Logged in training every `log_every_n_steps`, averaged over these steps: `train/loss`, the metrics, and for the
     forward and the backward solves of all layers together `train/forward_steps` (mean), `train/forward_residual`
     (largest), `train/forward_unconverged` (fraction), `train/forward_evaluations` (of a batch, mean),
-    `train/backward_...`. In validation and test `val/...` and
-    `test/...` once an epoch. Solves that do not converge are warned of once an epoch. A network without equilibrium
-    layers trains all the same.
+    `train/backward_...`. In validation and test `val/...` and `test/...` once an epoch. Solves that do not converge are
+    warned of once an epoch. A network without equilibrium layers trains all the same.
 
     Args:
         network: what is trained; where it has a method `penalty() -> scalar`, of its last solves, this is added to the
@@ -114,19 +113,19 @@ class EquilibriumModule(LightningModule):
         return {}
 
     def prediction_writer(self, run: Path) -> Callback:
-        """What `torchimplicit predict` writes into the folder of a run.
-
-        Raises:
-            UsageError: this kind of network has no such file.
-        """
+        """What `torchimplicit predict` writes into the folder of a run; a `UsageError` where it is nothing."""
         raise UsageError(
             f"predict: {type(self).__name__} writes no file of predictions. Try torchimplicit report, or load the "
             "checkpoint with torchimplicit.train.load(path)."
         )
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, *inputs: Any) -> Any:
         """The network's output."""
-        return self.network(x)
+        return self.network(*inputs)
+
+    def inputs(self, batch: Any) -> tuple:
+        """What of a batch the network is called with."""
+        return (batch[0],)
 
     def configure_model(self) -> None:
         """Shards the network among processes (FSDP2) under Lightning's `ModelParallelStrategy`, the only one to ask."""
@@ -136,10 +135,14 @@ class EquilibriumModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW over all parameters, its rate falling to zero along a cosine where the end of the run is known."""
-        optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(self.groups(), self.learning_rate, weight_decay=self.weight_decay)
         end = self.trainer.estimated_stepping_batches
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate(step, end))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def groups(self) -> Any:
+        """What the optimiser takes: all parameters alike, or groups of them with options of their own."""
+        return self.parameters()
 
     def rate(self, step: int, end: float) -> float:
         """The learning rate at a step of a run that ends at `end`, as a part of the highest."""
@@ -173,10 +176,7 @@ class EquilibriumModule(LightningModule):
         return loss
 
     def on_after_backward(self) -> None:
-        """Counts the backward solves, whose reports exist from here on.
-
-        Not what `Unrolled` says of its steps: a few, on purpose, have the gradient that was asked for.
-        """
+        """Counts the backward solves, whose reports exist from here on, but not the few steps of `Unrolled`."""
         for report in self.reports():
             if report.backward is not None and not isinstance(report.backward, UnrolledReport):
                 self.meters["train/backward"].add(report.backward)
@@ -204,9 +204,7 @@ class EquilibriumModule(LightningModule):
         """Logs the solves of the validation."""
         self._log_solves("val")
 
-    def on_test_start(self) -> None:
-        """Solves as the layers say, whatever the curriculum."""
-        self._layers.restore()
+    on_test_start = on_validation_start
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Loss and metrics."""

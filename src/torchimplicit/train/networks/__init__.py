@@ -15,6 +15,12 @@ from torchimplicit.train.networks.images.monotone import (
 )
 from torchimplicit.train.networks.images.multiscale import MDEQClassifier, MDEQSegmenter, UNet, UNetSegmenter
 from torchimplicit.train.networks.images.neural_ode import ConvolutionalODE
+from torchimplicit.train.networks.images.reconstruction import (
+    ImageDenoiser,
+    RidgeReconstruction,
+    SparsityReconstruction,
+    UnrolledReconstruction,
+)
 from torchimplicit.train.networks.images.residual import ConvolutionalDEQ, ResidualNetwork
 from torchimplicit.train.networks.sequences.copying import CopyingLSTM, CopyingTCN, CopyingTransformer
 from torchimplicit.train.networks.sequences.language import DEQTransformer, DEQTrellis, TransformerNetwork
@@ -48,6 +54,7 @@ __all__ = [
     "DenseODE",
     "DigitsNetwork",
     "HamiltonianField",
+    "ImageDenoiser",
     "ImageFlow",
     "LatentODENetwork",
     "LatentSDENetwork",
@@ -61,13 +68,16 @@ __all__ = [
     "PlainConvolutional",
     "PlainField",
     "ResidualNetwork",
+    "RidgeReconstruction",
     "RowBound",
     "SeriesNetwork",
+    "SparsityReconstruction",
     "SummaryEncoder",
     "TanhCell",
     "TransformerNetwork",
     "UNet",
     "UNetSegmenter",
     "Units",
+    "UnrolledReconstruction",
     "WhitenedFlow",
 ]

@@ -1,6 +1,7 @@
 """How good generated samples are: features of our own, distances, samplers compared."""
 
 from torchimplicit.train.quality.comparison import Quality, compare, plot_qualities
+from torchimplicit.train.quality.depth import by_steps
 from torchimplicit.train.quality.distances import frechet_distance, sliced_wasserstein
 from torchimplicit.train.quality.features import FeatureNetwork, train_features
 from torchimplicit.train.quality.inpainting import Inpainted, hidden_psnr, inpaint, inpainting_figures, upper_half
@@ -13,6 +14,7 @@ __all__ = [
     "Quality",
     "Reference",
     "Verdict",
+    "by_steps",
     "compare",
     "frechet_distance",
     "hidden_psnr",
