@@ -152,7 +152,7 @@ def test_the_real_scan_is_reconstructed(tmp_path):
 SMALL = (
     *("--data.samples", "6", "--data.slab", "12", "--data.acceleration", "2", "--data.noise", "0.001"),
     *("--data.center_fraction", "0.25", "--model.loss.center_fraction", "0.25", "--data.masks", "1"),
-    *("--model.network.filters", "4", "--model.network.taps", "3", "--model.network.solver.rtol", "1e-4"),
+    *("--model.network.moments", "1", "--model.network.levels", "2", "--model.network.solver.rtol", "1e-4"),
     *("--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "3"),
 )
 

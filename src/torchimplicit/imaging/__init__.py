@@ -1,6 +1,7 @@
-"""Reconstruction of images as an equilibrium: what is measured of them, and what is known of them beforehand."""
+"""Images as equilibria: reconstruction, by what is measured and what is known beforehand; registration."""
 
 from torchimplicit.files import DataError
+from torchimplicit.imaging import register
 from torchimplicit.imaging.baselines import (
     Differences,
     Wavelets,
@@ -133,6 +134,7 @@ __all__ = [
     "read_kspace",
     "read_nifti",
     "read_png",
+    "register",
     "split_loss",
     "split_mask",
     "ssim",

@@ -103,3 +103,30 @@ def test_maps_of_zero_somewhere_leave_zeros_there():
 def test_bad_input(make, error, words):
     with pytest.raises(error, match=words):
         make()
+
+
+@pytest.mark.parametrize("axis", [-2, -1])
+@pytest.mark.parametrize("dims", [(-2, -1), None])
+@pytest.mark.parametrize("batch", [None, 3])
+def test_lines_that_are_left_out_are_solved_by_a_matrix_each(axis, dims, batch):
+    sizes = {-2: 6, -1: 5}
+    lines = im.cartesian(sizes[axis], 2, 0.2, seed=0 if batch is None else range(batch))
+    mask = lines.mT if axis == -2 else lines
+    maps = normal(*(() if batch is None else (batch,)), 2, 6, 5, dtype=C, seed=1)
+    op, shift = im.Sense(maps, mask, dims or (axis,)), torch.tensor(0.3, dtype=torch.float64)
+    x = normal(batch or 2, 6, 5, dtype=C)
+    inverse = op.lines(shift, x)
+    assert inverse is not None
+    assert torch.allclose(op.gram(inverse(x)) + shift * inverse(x), x, atol=1e-12)
+    rows = torch.tensor([1])
+    assert torch.allclose(inverse.take(rows)(x[rows]), inverse(x)[rows], atol=1e-14)
+
+
+def test_points_and_large_images_have_no_matrices(monkeypatch):
+    shift = torch.tensor(0.3)
+    assert im.Sense(MAPS, im.poisson_disc((4, 6), 2)).lines(shift, MAPS) is None
+    assert im.Sense(MAPS).lines(shift, MAPS) is None
+    lines = im.Sense(MAPS, im.cartesian(6, 2, 0.2))
+    assert lines.lines(shift, MAPS) is not None
+    monkeypatch.setattr("torchimplicit.imaging.physics.lines.LARGEST", 4 * 36 * 8 - 1)
+    assert lines.lines(shift, MAPS) is None

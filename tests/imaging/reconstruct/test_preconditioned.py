@@ -5,7 +5,17 @@ import torch
 
 import torchimplicit as ti
 from tests.imaging.reconstruct.measuring import blur, coils, images
-from torchimplicit.imaging import Blur, DnCNN, Gradient, Preconditioned, Reconstruction, Ridge, gaussian_kernel
+from torchimplicit.imaging import (
+    Blur,
+    DnCNN,
+    Gradient,
+    Preconditioned,
+    Reconstruction,
+    Ridge,
+    Sense,
+    cartesian,
+    gaussian_kernel,
+)
 
 TIGHT = ti.Anderson(window=10, period=1, rtol=1e-11, atol=1e-13, max_steps=3000)
 DENSE = ti.Implicit(ti.GMRES(rtol=1e-11, restart=80, max_steps=400))
@@ -24,6 +34,12 @@ def complex_images(count=2, size=12):
     return torch.complex(real, imaginary)
 
 
+def lines(batch=None):
+    """Coils of which lines were left out, for all samples alike or each its own."""
+    mask = cartesian(12, 2, 0.2, seed=0 if batch is None else range(batch)).mT
+    return Sense(coils().maps, mask)
+
+
 def layers(prior, **options):
     kinds = (Gradient, Preconditioned)
     return [
@@ -34,7 +50,14 @@ def layers(prior, **options):
 
 @pytest.mark.parametrize(
     ("op", "x"),
-    [(box("valid"), images()), (box("circular"), images()), (blur(), images()), (coils(), complex_images())],
+    [
+        (box("valid"), images()),
+        (box("circular"), images()),
+        (blur(), images()),
+        (coils(), complex_images()),
+        (lines(), complex_images()),
+        (lines(3), complex_images(3)),
+    ],
 )
 def test_the_minimum_and_its_gradient_are_those_of_plain_descent(op, x):
     found = []
@@ -64,6 +87,39 @@ def test_steps_of_the_same_size_come_nearer():
 def jacobian(cell, z, y, op):
     flat = torch.func.jacrev(lambda z: cell(z.reshape(1, 1, *op.shape), y, op).flatten())(z.flatten())
     return flat.reshape(z.numel(), z.numel())
+
+
+def test_steps_by_lines_of_the_same_size_come_nearer():
+    op, x = lines(), complex_images()
+    prior, y = Ridge.total_variation(1e-2, 0.03, filters=2, taps=3).double(), op.A(x)
+    with torch.no_grad():
+        truth = Reconstruction(Preconditioned(prior), solver=ti.Anderson(rtol=1e-9, atol=0, max_steps=3000))(y, op)
+        loose = ti.Anderson(window=10, rtol=1e-3, max_steps=300)
+        away = [
+            (Reconstruction(kind(prior), solver=loose)(y, op) - truth).norm() for kind in (Gradient, Preconditioned)
+        ]
+    assert away[1] < 0.5 * away[0]
+
+
+def test_samples_with_lines_of_their_own_are_independent():
+    op, x = lines(3), complex_images(3)
+    layer, y = layers(ridge())[1], op.A(x)
+    with torch.no_grad():
+        together = layer(y, op)
+        for i in range(3):
+            rows = torch.tensor([i])
+            assert torch.equal(layer(y[rows], op.take(rows)), together[rows])
+
+
+def test_the_bound_of_lines_holds():
+    op, x = lines(), complex_images()
+    y, tight = op.A(x), layers(ridge())[1]
+    with torch.no_grad():
+        truth = tight(y, op)
+        loose = Reconstruction(Preconditioned(ridge(), eps=1e-2), solver=ti.Picard(rtol=1e-2, max_steps=300))
+        image = loose(y, op)
+    true = torch.view_as_real(image - truth).flatten(1).square().mean(1).sqrt()
+    assert bool((true <= loose.report.bound).all())
 
 
 @pytest.mark.parametrize("border", ["valid", "circular", "reflect"])

@@ -107,11 +107,7 @@ class Operator(nn.Module):
         return largest_singular_value(self, like, rtol, max_steps)
 
     def norm_bound(self, like: Tensor | None = None) -> Tensor:
-        """What `norm` is at most, `(B,)` or `(1,)`: without a product where that is known, otherwise the norm itself.
-
-        Args:
-            like: see `norm`.
-        """
+        """What `norm` is at most, `(B,)` or `(1,)`: without a product where that is known, else the norm itself."""
         return self.norm(like)
 
     def spectrum(self, like: Tensor) -> Tensor | None:

@@ -18,6 +18,7 @@ from torchimplicit.imaging.physics.check import (
     kind,
 )
 from torchimplicit.imaging.physics.fourier import PLANE, fftc, ifftc, weighted
+from torchimplicit.imaging.physics.lines import Lines, solved_by_lines
 from torchimplicit.imaging.physics.operator import SOLVER, Operator
 from torchimplicit.linear import CG
 
@@ -170,6 +171,17 @@ class Sense(Operator):
             like = self.maps.new_empty(batch, *self.maps.shape[-2:])
             like = like if like.is_complex() else like.to(like.dtype.to_complex())
         return super().norm(like, rtol, max_steps)
+
+    def lines(self, shift: Tensor, like: Tensor) -> Lines | None:
+        r"""$(A^H A + c I)^{-1}$ where whole lines are left out, and a matrix for each is not too large; else None.
+
+        Args:
+            shift: $c > 0$, a number.
+            like: images, of which the dtype and the device count.
+        """
+        if len(self.coil.varying) != 1:
+            return None
+        return solved_by_lines(alike(self.maps, like), self.coil.mask, self.coil.varying[0], shift)
 
     def norm_bound(self, like: Tensor | None = None) -> Tensor:
         r"""See `Operator.norm_bound`; the largest $(\sum_c |S_c|^2)^{1/2}$: transform and mask add nothing."""

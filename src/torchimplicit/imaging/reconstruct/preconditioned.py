@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.stand_in import alone
+from torchimplicit.imaging.physics.lines import Lines
 from torchimplicit.imaging.reconstruct.cell import column
 from torchimplicit.imaging.reconstruct.gradient import Gradient
 from torchimplicit.solve import PreparedMap
+
+SHARE = 0.55  # of the prior's steepest slope: from a half on no step is too long
 
 
 class Preconditioned(Gradient):
@@ -23,6 +26,10 @@ class Preconditioned(Gradient):
     the energy smaller. A small step then means a small error, at high frequencies as at low ones:
     of a 5 x 5 blur of photographs, at a relative step of 1e-3, 0.1 dB from the minimum's 33.5 after 9 steps, where
     `Gradient` stops after 8 at 31.1; and backward 16 products in place of 43 or more, to a residual of 1e-2.
+
+    Of coils, where whole lines of k-space are left out, $P^{-1} = A^* A + \epsilon + 0.55 \lambda L$, by a matrix for
+    every line of pixels: on a head at fourfold undersampling a relative step of 1e-5 stops 0.01 dB from the minimum
+    after 96 steps, where `Gradient` stops after 107, 0.6 dB from it.
 
     Its Jacobian is symmetric in the metric $P^{-1}$ alone, so that `GMRES` solves backward. Where the operator knows no
     `spectrum`, its norm takes the place, and most of the gain is lost.
@@ -49,6 +56,7 @@ class Preconditioned(Gradient):
     def __init__(self, prior: Any, *, weight: float | None = None, eps: float = 1e-5):
         super().__init__(prior, weight=weight, eps=eps)
         self._curvature: Tensor | None = None
+        self._lines: Lines | None = None
 
     @property
     def symmetric(self) -> bool:
@@ -63,15 +71,19 @@ class Preconditioned(Gradient):
     def begin(self, z0: Any, args: tuple, batch_dims: int) -> PreparedMap:
         """A copy that knows $P$, so that a solve looks for it once."""
         own: Any = alone(self).copies[id(self)]
-        own._curvature = self.curvature(args[1], z0)
+        own._lines = self._by_lines(args[1], z0)
+        own._curvature = self.curvature(args[1], z0) if own._lines is None else None
+        own._square = self.square(args[1], z0)
         return own
 
     def take(self, rows: Tensor) -> Preconditioned:
         """The cell of some of the samples."""
-        if self._curvature is None or len(self._curvature) == 1:
-            return self
-        own = copy.copy(self)
-        own._curvature = self._curvature[rows]
+        own: Any = super().take(rows)
+        if self._lines is None and (self._curvature is None or len(self._curvature) == 1):
+            return own
+        own = copy.copy(own)
+        own._lines = None if self._lines is None else self._lines.take(rows)
+        own._curvature = None if self._curvature is None else self._curvature[rows]
         return own
 
     def contraction(self, op: Any, like: Any) -> float:
@@ -83,6 +95,8 @@ class Preconditioned(Gradient):
         r"""A bound of $\|(I - J)^{-1}\|$, from the strong convexity: the largest $P^{-1}$ over $\epsilon$; `(B,)`."""
         if not (self.prior.convex and self.eps):
             return torch.inf
+        if self._lines is not None or self._by_lines(op, like) is not None:
+            return (self.square(op, like) + self._shift()) / self.eps
         return self.curvature(op, like).flatten(1).amax(1) / self.eps
 
     @torch.no_grad()  # the solution does not depend on it
@@ -96,7 +110,18 @@ class Preconditioned(Gradient):
         found = data + self.eps + of_prior
         return found.reshape(*(1,) * (like.dim() - found.dim()), *found.shape)
 
+    @torch.no_grad()
+    def _shift(self) -> Tensor:
+        return self.eps + SHARE * self._weighted(torch.as_tensor(self.prior.lipschitz()))
+
+    @torch.no_grad()
+    def _by_lines(self, op: Any, like: Any) -> Lines | None:
+        return op.lines(self._shift(), like) if hasattr(op, "lines") else None
+
     def _solved(self, slope: Tensor, op: Any) -> Tensor:
+        lines = self._lines if self._lines is not None or self._curvature is not None else self._by_lines(op, slope)
+        if lines is not None:
+            return lines(slope)
         curvature = self.curvature(op, slope)
         if not len(slope):  # of nothing there is no transform
             return slope

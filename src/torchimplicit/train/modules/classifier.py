@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from torchimplicit.train.command.predictions import PredictionFile
 from torchimplicit.train.errors import UsageError
 from torchimplicit.train.modules.equilibrium import EquilibriumModule, Stage
+from torchimplicit.train.modules.predictions import PredictionFile
 
 Batch = tuple[Tensor, Tensor]
 

@@ -51,7 +51,7 @@ class RidgeReconstruction(Reconstruction):
 class SparsityReconstruction(Reconstruction):
     """The minimum of a convex energy of few differences and few wavelets, what each band counts being learned.
 
-    An `imaging.Reconstruction` of `imaging.Gradient` and `imaging.Sparsity`.
+    An `imaging.Reconstruction` of `imaging.Preconditioned` and `imaging.Sparsity`.
 
     Args:
         differences: strength of the total variation to start with, in units of the image.
@@ -79,7 +79,7 @@ class SparsityReconstruction(Reconstruction):
     ):
         """Starts at total variation and wavelets together."""
         prior = Sparsity(differences, wavelets, width, moments=moments, levels=levels)
-        super().__init__(Gradient(prior, eps=eps), solver, adjoint, on_failure=on_failure)
+        super().__init__(Preconditioned(prior, eps=eps), solver, adjoint, on_failure=on_failure)
 
 
 class UnrolledReconstruction(nn.Module):

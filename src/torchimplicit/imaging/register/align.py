@@ -1,0 +1,222 @@
+"""The public function of registration, and its result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from torchimplicit.adjoint import Adjoint
+from torchimplicit.core.options import check_on_failure
+from torchimplicit.core.public import public
+from torchimplicit.core.status import OnFailure, Report
+from torchimplicit.imaging.image import Image
+from torchimplicit.imaging.register import warp as warps
+from torchimplicit.imaging.register.grid import Grid
+from torchimplicit.imaging.register.kind import Call, Kind
+from torchimplicit.imaging.register.linear import Affine
+from torchimplicit.imaging.register.pair import Pair
+from torchimplicit.imaging.register.sample import Interpolation, Padding, sample
+from torchimplicit.imaging.register.transform import Chain, Displacement, Linear, Transform
+
+Start = Literal["world", "centers"]
+Pictured = TypeVar("Pictured", Image, Tensor)
+
+
+@dataclass(frozen=True, eq=False)
+class Registration:
+    """What `align` has found.
+
+    Attributes:
+        transform: from the fixed world to the moving one.
+        fixed: the grid of the fixed image, as it was given.
+        moving: that of the moving one.
+        report: how the solve went, sample by sample; of the last stage.
+        stages: reports of all stages.
+    """
+
+    transform: Transform
+    fixed: Grid
+    moving: Grid
+    report: Report
+    stages: tuple[Report, ...] = field(default=(), repr=False)
+
+    def warp(
+        self, image: Pictured, *, interpolation: Interpolation = "linear", padding: Padding = "border"
+    ) -> Pictured:
+        """An image on the moving grid as it looks on the fixed one.
+
+        Args:
+            image: `(B, C, *moving.size)`, or an `Image` with the place and size of the moving one.
+            interpolation: see `sample`.
+            padding: see `sample`.
+
+        Returns:
+            `(B, C, *fixed.size)`, or an `Image`.
+
+        Raises:
+            ValueError: an image of another grid.
+        """
+        if isinstance(image, Image):
+            data = image.data[None, None] if image.data.ndim == 3 else image.data.movedim(3, 0)[None]
+            floats = data if data.is_floating_point() or interpolation == "nearest" else data.float()
+            found = self._warped(Grid.of(image), floats, interpolation, padding)[0]
+            return Image(found[0] if image.data.ndim == 3 else found.movedim(0, 3), self.fixed.affine)
+        return self._warped(self.moving, image, interpolation, padding)
+
+    def warp_labels(self, labels: Pictured, *, by: str = "nearest") -> Pictured:
+        """Labels on the moving grid as they lie on the fixed one, by one of two conventions: see `warp_labels`.
+
+        Raises:
+            TypeError: the labels are no integers.
+            ValueError: labels of another grid, or no convention.
+        """
+        if isinstance(labels, Image):
+            return Image(self.warp_labels(labels.data[None, None], by=by)[0, 0], self.fixed.affine)
+        warps.check_labels("warp_labels", labels)
+        at = self.positions(torch.zeros((), dtype=torch.float32, device=labels.device))
+        return warps.labels_at(labels, at, by)
+
+    def positions(self, like: Tensor) -> Tensor:
+        """Where the moving image has the fixed grid's voxels: indices `(B, D, *fixed.size)`."""
+        points = self.transform(self.fixed.points(like)[None].expand(len(self.report.status), -1, -1))
+        return self.moving.voxels_of(points).mT.unflatten(2, self.fixed.size)
+
+    def displacement(self) -> Tensor:
+        """Where the fixed grid's voxels go, less where they are: `(B, D, *fixed.size)`, in millimetres, float64."""
+        points = self.fixed.points(torch.zeros((), dtype=torch.float64, device=self.report.status.device))
+        points = points[None].expand(len(self.report.status), -1, -1)
+        return (self.transform(points) - points).mT.unflatten(2, self.fixed.size)
+
+    def det_jacobian(self) -> Tensor:
+        """The volume that every voxel of the fixed grid becomes, `(B, *fixed.size)`: see `det_jacobian`."""
+        return warps.det_jacobian(self._in_voxels())
+
+    def folds(self, border: int = 0) -> Tensor:
+        """How many voxels of the fixed grid are turned over, `(B,)`: see `folds`."""
+        return warps.folds(self._in_voxels(), border=border)
+
+    def inverse(self, on_failure: OnFailure = "raise") -> Registration:
+        """The registration of the fixed image on the moving one that leads back.
+
+        Args:
+            on_failure: where there is no inverse: "raise", "warn" or "ignore".
+
+        Raises:
+            ConvergenceError: some displacement folds, or its inverse was not found.
+        """
+        back = self.transform.inverse(on_failure)
+        parts = back.parts if isinstance(back, Chain) else (back,)
+        found = tuple(part.report for part in parts if isinstance(part, Displacement) and part.report is not None)
+        return Registration(back, self.moving, self.fixed, found[-1] if found else self.report, found)
+
+    def _in_voxels(self) -> Tensor:
+        way = torch.linalg.inv(self.fixed.affine)[:-1, :-1]
+        u = self.displacement()
+        return torch.einsum("ij,bj...->bi...", way.to(u), u)
+
+    def _warped(self, grid: Grid, image: Tensor, interpolation: Interpolation, padding: Padding) -> Tensor:
+        if grid.size != self.moving.size or not torch.allclose(grid.affine, self.moving.affine, atol=1e-3):
+            raise ValueError(f"warp: got an image on {grid}, expected one on the moving grid, {self.moving}")
+        if tuple(image.shape[2:]) != grid.size:
+            raise ValueError(f"warp: got {tuple(image.shape)}, expected (B, C, {', '.join(map(str, grid.size))})")
+        like = image if image.is_floating_point() else torch.zeros(())
+        return sample(image, self.positions(like), interpolation=interpolation, padding=padding)
+
+
+@public
+def align(
+    fixed: Image | Tensor,
+    moving: Image | Tensor,
+    kind: Kind | Sequence[Kind] = Affine(),
+    *,
+    initial: Start | Linear | Registration = "world",
+    spacing: Sequence[float] | None = None,
+    moving_spacing: Sequence[float] | None = None,
+    adjoint: Adjoint | None = None,
+    on_failure: OnFailure = "raise",
+) -> Registration:
+    """Finds where a moving image has what the fixed one shows; samples, pairs of images, are independent.
+
+    In millimetres: images bring their place, and for tensors the first voxel's centre is the origin. Values are
+    normalised to mean 0 and variance 1 beforehand, whatever the scale of either image.
+
+    A pair of which nothing can be told has a status and words for it (`Status.NON_FINITE`: values that are not;
+    `Status.INFEASIBLE`: a constant image, or two that do not overlap), and disturbs no other.
+
+    The result is an implicit function of the images: differentiable through the last level of every stage, by the
+    condition that it satisfies there. A gradient wants tighter tolerances than a value: see `Affine`, `Demons`.
+
+    Args:
+        fixed: `Image`, or `(B, C, *S)`, floating, of two or three dimensions.
+        moving: the same; its grid may be another.
+        kind: what transform to look for, and how: `Rigid()`, `Similarity()`, `Affine()`, `Demons()`; or several, one
+            after another, of which only the last may be no linear one.
+        initial: where to start: "world" where the affines say, "centers" with the middles of the two grids on each
+            other; or a transform, or an earlier result.
+        spacing: edges of a voxel along the axes of tensors; None is 1.
+        moving_spacing: of the moving image's; None is as `spacing`.
+        adjoint: how to differentiate the solves; see `least_squares`, `fixed_point`.
+        on_failure: "raise", "warn" or "ignore" samples that do not converge, forward and backward.
+
+    Returns:
+        The `Registration`.
+
+    Raises:
+        ConvergenceError: some sample did not converge, or nothing can be told of it; carries the registration.
+        TypeError: something is no image, or no kind.
+        ValueError: images that do not go together.
+
+    Examples:
+        >>> import torch
+        >>> from torchimplicit.imaging import register
+        >>> x = torch.linspace(-3, 3, 48)
+        >>> blob = lambda cx, cy: torch.exp(-((x[:, None] - cx) ** 2) - 3 * (x - cy) ** 2)[None, None]
+        >>> result = register.align(blob(0, 0), blob(0.5, -0.25), register.Rigid(levels=((1, 1),)))
+        >>> (result.displacement()[0, :, 24, 24] * 6 / 47).round(decimals=2)
+        tensor([ 0.5000, -0.2500], dtype=torch.float64)
+    """
+    kinds: list[Any] = list(kind) if isinstance(kind, list | tuple) else [kind]
+    if not kinds or not all(isinstance(each, Kind) for each in kinds):
+        raise TypeError(
+            f"align(kind={kind!r}): expected Rigid(), Affine(), Demons() or another kind, or a list of such"
+        )
+    if not all(isinstance(each, Affine) for each in kinds[:-1]):
+        raise ValueError(f"align(kind={kind!r}): expected a deformation as the last stage alone")
+    check_on_failure(on_failure)
+    pair = Pair.of(fixed, moving, spacing, moving_spacing)
+    grids = Grid.of(fixed, spacing), Grid.of(moving, moving_spacing or spacing)
+    transform, reports = _start(initial, pair), []
+    for each in kinds:
+        present = partial(_present, *grids, tuple(reports))
+        result = each.find(pair, transform, Call(adjoint, on_failure, present))
+        transform, reports = result.transform, [*reports, result.report]
+    return result
+
+
+def _present(fixed: Grid, moving: Grid, stages: tuple[Report, ...], found: Transform, report: Report) -> Registration:
+    return Registration(found, fixed, moving, report, (*stages, report))
+
+
+def _start(initial: Any, pair: Pair) -> Linear:
+    """The linear map to start from."""
+    batch, space = len(pair.fixed), pair.fixed_grid.space
+    if isinstance(initial, Registration):
+        initial = initial.transform
+    if isinstance(initial, Linear):
+        if initial.matrix.shape != (batch, space + 1, space + 1):
+            got = tuple(initial.matrix.shape)
+            raise ValueError(f"align(initial): got matrices {got}, expected {(batch, space + 1, space + 1)}")
+        return initial
+    matrix = torch.eye(space + 1, dtype=torch.float64)
+    if initial == "centers":
+        matrix[:-1, -1] = pair.moving_grid.center - pair.fixed_grid.center
+    elif initial != "world":
+        raise ValueError(
+            f"align(initial={initial!r}): expected 'world', 'centers', a Linear transform, or a linear registration"
+        )
+    return Linear(matrix.expand(batch, -1, -1))

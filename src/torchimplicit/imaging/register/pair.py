@@ -1,0 +1,160 @@
+"""Two batches of images in one world, and which pairs of them nothing can be done with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core.status import Report, Status
+from torchimplicit.imaging.image import Image
+from torchimplicit.imaging.register.grid import Grid
+from torchimplicit.imaging.register.warp import identity
+
+OVERLAP = 0.05  # part of the fixed image below which there is nothing to compare
+LOOKS = 4096  # voxels that an overlap is counted of
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """What is registered.
+
+    Attributes:
+        fixed: `(B, C, *S)`, floating, finite; zero for samples with faults.
+        moving: `(B, C, *T)`, the same.
+        fixed_grid: where its voxels are.
+        moving_grid: the same.
+        faults: why nothing can be done with a sample, in words, by its number; and the status that it gets.
+    """
+
+    fixed: Tensor
+    moving: Tensor
+    fixed_grid: Grid
+    moving_grid: Grid
+    faults: dict[int, tuple[Status, str]]
+
+    @classmethod
+    def of(
+        cls,
+        fixed: Image | Tensor,
+        moving: Image | Tensor,
+        spacing: Sequence[float] | None = None,
+        moving_spacing: Sequence[float] | None = None,
+    ) -> Pair:
+        """Of images, or of tensors with voxels of these edges.
+
+        Images are turned to RAS, which interpolates nothing: so nothing depends on how they are stored.
+
+        Raises:
+            TypeError: one is an image and the other is none, or a tensor is not floating.
+            ValueError: dimensions or batches differ, or there is nothing to register.
+        """
+        if isinstance(fixed, Image) != isinstance(moving, Image):
+            raise TypeError(
+                f"align: got a {type(fixed).__name__} and a {type(moving).__name__}, expected two of imaging.Image or "
+                "two tensors; a tensor does not say where it lies, try Image(data, affine)"
+            )
+        if isinstance(fixed, Image) and (spacing is not None or moving_spacing is not None):
+            raise ValueError("align(spacing=...): images have their own; try it without")
+        moving_spacing = spacing if moving_spacing is None else moving_spacing
+        tensors, grids = [], []
+        for name, image, edges in (("fixed", fixed, spacing), ("moving", moving, moving_spacing)):
+            image = _canonical(name, image) if isinstance(image, Image) else image
+            tensors.append(_values(name, image))
+            grids.append(Grid.of(image, edges))
+        _check_two(*tensors)
+        faults = _faults(*tensors)
+        if faults:  # nothing to see, so that they stay where they are
+            sound = torch.tensor([sample not in faults for sample in range(len(tensors[0]))], device=tensors[0].device)
+            tensors = [torch.where(sound.view(-1, *[1] * (each.ndim - 1)), each, 0.0) for each in tensors]
+        return cls(tensors[0], tensors[1], grids[0], grids[1], faults)
+
+    def overlap(self, matrix: Tensor) -> Tensor:
+        """The part of the fixed grid that a transform `(B, D + 1, D + 1)` takes into the moving one, `(B,)`."""
+        with torch.no_grad():
+            size, space = self.fixed_grid.size, self.fixed_grid.space
+            step = max(1, int((torch.Size(size).numel() / LOOKS) ** (1 / space)))
+            x = identity(size, self.fixed_grid.affine)[(slice(None), *[slice(None, None, step)] * space)].flatten(1)
+            whole = torch.linalg.inv(self.moving_grid.affine) @ matrix.double().cpu() @ self.fixed_grid.affine
+            at = whole[:, :space, :space] @ x + whole[:, :space, space:]
+            last = torch.tensor(self.moving_grid.size, dtype=torch.float64)[:, None] - 0.5
+            return ((at >= -0.5) & (at <= last)).all(1).double().mean(1)
+
+    def apart(self, matrix: Tensor) -> dict[int, tuple[Status, str]]:
+        """The pairs that hardly overlap; see `overlap`."""
+        found = self.overlap(matrix).tolist()
+        words = "of the fixed image lies where the moving one is: try initial='centers', or another one"
+        return {i: (Status.INFEASIBLE, f"{part:.0%} {words}") for i, part in enumerate(found) if part < OVERLAP}
+
+
+def mark(report: Report, faults: dict[int, tuple[Status, str]]) -> None:
+    """Gives samples with faults their status, and the report their words."""
+    if not faults:
+        return
+    status = report.status.clone()
+    for sample, (value, _) in faults.items():
+        status[sample] = int(value)
+    report.status = status
+    said = [f"Sample {sample}: {words}." for sample, (_, words) in sorted(faults.items())]
+    report.advice = "\n  ".join([*([report.advice] if report.advice else []), *said])
+
+
+def _canonical(name: str, image: Image) -> Image:
+    if image.data.ndim != 3:
+        raise ValueError(
+            f"align({name}): got an image {tuple(image.data.shape)} of {image.data.shape[3]} times or channels, "
+            "expected (X, Y, Z); try Image(image.data[..., 0], image.affine)"
+        )
+    return image.reoriented("RAS")
+
+
+def _values(name: str, image: Image | Tensor) -> Tensor:
+    """Floating values, `(B, C, *S)`."""
+    if isinstance(image, Image):
+        data = image.data[None, None]
+        image = data if data.is_floating_point() else data.float()  # files have integers
+    if not isinstance(image, Tensor) or not image.is_floating_point():
+        got = image.dtype if isinstance(image, Tensor) else type(image).__name__
+        raise TypeError(f"align({name}): got {got}, expected an Image, or a floating tensor; try .float(), or .abs()")
+    if image.ndim not in (4, 5) or not image.numel():
+        raise ValueError(
+            f"align({name}): got {tuple(image.shape)}, expected (B, C, H, W) or (B, C, X, Y, Z); "
+            "try image[None, None] for one without batch and channels"
+        )
+    thin = [axis for axis, n in enumerate(image.shape[2:]) if n == 1]
+    if thin:
+        raise ValueError(
+            f"align({name}): got a single voxel along axis {thin[0]} of {tuple(image.shape[2:])}, where nothing tells "
+            f"how it moves; try two dimensions, image.squeeze({2 + thin[0]})"
+        )
+    return image
+
+
+def _check_two(fixed: Tensor, moving: Tensor) -> None:
+    if fixed.ndim != moving.ndim or fixed.shape[:2] != moving.shape[:2]:
+        raise ValueError(
+            f"align: got fixed {tuple(fixed.shape)} and moving {tuple(moving.shape)}, expected as many dimensions, "
+            "samples and channels; try .expand for one image with many"
+        )
+    if fixed.dtype != moving.dtype or fixed.device != moving.device:
+        raise TypeError(
+            f"align: got {fixed.dtype} on {fixed.device} and {moving.dtype} on {moving.device}, expected the same; "
+            "try moving.to(fixed)"
+        )
+
+
+def _faults(fixed: Tensor, moving: Tensor) -> dict[int, tuple[Status, str]]:
+    """Samples with values that are not finite, and with constant images."""
+    faults = {}
+    for name, image in (("moving", moving), ("fixed", fixed)):
+        flat = image.detach().flatten(2)
+        finite = flat.isfinite().all(2).all(1)
+        spread = (flat.amax(2) - flat.amin(2) <= 4 * torch.finfo(flat.dtype).eps * flat.abs().amax(2)).any(1)
+        for sample in spread.logical_and(finite).nonzero().flatten().tolist():
+            faults[sample] = Status.INFEASIBLE, f"the {name} image is constant: nothing tells where it belongs"
+        for sample in (~finite).nonzero().flatten().tolist():
+            count = int((~flat[sample].isfinite()).sum())
+            faults[sample] = Status.NON_FINITE, f"the {name} image has {count} values that are NaN or infinite"
+    return faults
