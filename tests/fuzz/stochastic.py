@@ -251,8 +251,12 @@ def play(call):
 
 
 def gradients(call, values, solution, kept, loss, exact):
-    """Whether gradients are those of the bare loops, all samples that have not arrived adding nothing."""
-    own = (values * call.cotangent.to(values.dtype)).sum()
+    """Whether gradients are those of the bare loops, samples that have broken off adding nothing.
+
+    Those that have drifted went all the way, with the gradient of where they came to: they are left out.
+    """
+    went = (solution.status != ti.Status.DRIFTED).to(values.dtype)[:, None]
+    own = (values * call.cotangent.to(values.dtype) * went).sum()
     if call.prior is not None:
         own = own + solution.kl[:, kept].sum()
     tensors = [call.y0, *call.given]

@@ -15,8 +15,7 @@ MUTANTS = [
     ),
     Mutant(
         "core/independence.py", "a sample is moved by the size of another",
-        "unit = size.masked_fill(size == 0, whole.masked_fill(whole == 0, 1))",
-        "unit = whole.masked_fill(whole == 0, 1)",
+        "torch.addcmul(tensor, by, size, value=part)", "torch.addcmul(tensor, by, size.amax(), value=part)",
         "tests/core/test_independence.py -k moves_no_row",
     ),
     Mutant(

@@ -241,8 +241,23 @@ MUTANTS = [
     ),
     Mutant(
         "path/adjoint/drift.py", "a step that is made again may lead anywhere",
-        "LIMIT * far.nan_to_num(0.0)", "0.0 * far.nan_to_num(0.0)",
+        "far.nan_to_num(0.0) * LIMIT", "far.nan_to_num(0.0) * 0.0",
         "tests/test_remedies.py -k drawn",
+    ),
+    Mutant(
+        "path/engine.py", "the only step may lead anywhere",
+        "phase.meet_outputs(outputs, leaf.detach(), values.detach())", "pass",
+        "tests/path/test_remade.py -k one",
+    ),
+    Mutant(
+        "path/adjoint/checkpointed.py", "the steps of Direct, made again, may lead anywhere",
+        "_meet(call, fixed[0], fixed[1], known, values)", "pass",
+        "tests/path/test_remade.py -k draws_is_told",
+    ),
+    Mutant(
+        "sde/diffusion.py", "channels may be others at every evaluation",
+        "if behind != {self.behind}:", "if False:",
+        "tests/sde/test_structure.py -k motions_are_the_same",
     ),
     Mutant(
         "path/adjoint/attached.py", "states that have parted have not drifted",

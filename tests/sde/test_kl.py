@@ -284,3 +284,10 @@ def test_errors_speak_of_the_users_state():
             solver=ti.sde.EulerMaruyama(dt=0.1),
         )  # fmt: skip
     assert caught.value.__notes__[0].endswith("at a state of (2, 3) torch.float32)")
+
+
+def test_pathwise_is_refused_where_noise_chooses_steps():
+    """Its limit is another one there: 0.37 in place of 0.47, the more the smaller the tolerance."""
+    with pytest.raises(ValueError, match=r"kl: got 'pathwise' with Heun\(rtol=...\).*try that, or Heun\(dt=...\)"):
+        ornstein_uhlenbeck("additive", sde.Heun(), kl="pathwise")
+    assert ornstein_uhlenbeck("additive", sde.Heun(), kl="quadratic").report.converged

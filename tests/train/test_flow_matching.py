@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+import torchimplicit as ti
 from torchimplicit.train.command.cli import main
 from torchimplicit.train.data import Density
 from torchimplicit.train.errors import UsageError
@@ -91,6 +92,24 @@ def test_without_steps_by_likelihood_nothing_is_solved_in_training():
 def test_a_run_that_is_too_short_for_its_steps_by_likelihood_is_refused(options, said):
     with pytest.raises(UsageError, match=said):
         matched(**options)
+
+
+def test_steps_by_likelihood_may_have_a_solver_of_their_own():
+    """Two steps of `Tsit5` in training; measured, and afterwards, it is the network's own."""
+    coarse = ti.Tsit5(control=ti.Fixed(0.5))
+    module, watch = matched(likelihood_steps=3, likelihood_solver=coarse, targets="batch")
+    assert watch.asked[5:] == [watch.asked[5]] * 3, "as many evaluations in every step"
+    assert module.network.flow.solver == DenseFlow(2).flow.solver
+    assert watch.asked[5] < matched(likelihood_steps=3)[1].asked[5]
+
+
+def test_targets_of_the_batch_are_asked_for():
+    x, found = torch.randn(20, 2), []
+    for targets in ("own", "batch", "own"):
+        torch.manual_seed(0)
+        module = FlowMatching(DenseFlow(2, hidden=8, layers=1), targets=targets)
+        found.append(float(module.evaluate("train", (x,)).detach()))
+    assert found[0] == found[2] != found[1]
 
 
 @pytest.mark.parametrize("options", [{"likelihood_steps": -1}, {"likelihood_rate": 0.0}, {"likelihood_rate": math.nan}])

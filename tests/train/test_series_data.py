@@ -51,6 +51,7 @@ def test_columns_have_names_of_ones_own_and_others_are_not_read(tmp_path):
     ("text", "said"),
     [
         (HEAD + "p,1,a,2\np,1,c,2\n", "line 3: variable 'c', expected one of a, b"),
+        (HEAD + "p,1,a,80,5\n", "line 2: 5 fields, expected 4"),
         (HEAD + "p,1,a,2\np,1,a,3\n", "line 3: series 'p' has variable 'a' at time 1 twice"),
         (HEAD + "p,1,a,nan\n", "line 2: value 'nan', expected a finite number"),
         (HEAD + "p,1,a,\n", "line 2: value '', expected a finite number"),
@@ -133,3 +134,9 @@ def test_broken_pelts_are_refused(pelts):
         with pytest.raises(DataError, match="cannot read"):
             LynxHare(str(pelts.parent)).setup()
         pelts.write_text(text)
+
+
+def test_spaces_behind_commas_belong_to_nothing(tmp_path):
+    table = read_long(write(tmp_path / "t.csv", HEAD.replace(",", ", ") + "p, 1, a, 2\np, 2, a, 3\n"))
+    assert (table.ids, table.variables) == (("p",), ("a",))
+    assert table.series.values.flatten().tolist() == [2.0, 3.0]

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import lightning
@@ -10,6 +11,7 @@ import torch
 import yaml
 from torch import nn
 
+import torchimplicit as ti
 from torchimplicit.train import CheckpointError, load
 from torchimplicit.train.command.catalogue import shipped
 from torchimplicit.train.command.cli import main
@@ -261,3 +263,9 @@ def test_a_recipe_is_built_as_its_command_builds_it(name):
         options = {each: repr(value) for each, value in vars(expected).items() if not each.startswith("_")}
         options = {each: value for each, value in options.items() if each != "config" and " at 0x" not in value}
         assert {each: repr(getattr(built, each)) for each in options} == options
+
+
+@pytest.mark.parametrize("control", [ti.Fixed(0.2), ti.PID(proportional=0.4)])
+def test_options_of_several_kinds_are_told_apart_by_what_they_have(control):
+    """As configurations are written: the options alone, without the name of their class."""
+    assert build(spec("torchimplicit.Tsit5", control=asdict(control))) == ti.Tsit5(control=control)

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
+from torchimplicit.core import transforms
 from torchimplicit.core.call import Call, Record
 from torchimplicit.core.independence import FEW, coupled, halves, not_samples
 from torchimplicit.core.mapped import Mapped
@@ -37,7 +37,7 @@ class PointRecord(Record):
         return result
 
 
-class Lent(Function):
+class Lent(transforms.ForwardOnce):
     """A value with the gradient of another; their difference, added, would be NaN where that is infinite."""
 
     generate_vmap_rule = True

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from torchimplicit.adjoint.call import PointCall
 from torchimplicit.adjoint.quarantine import all_finite, finite_gradients, warn_of_leak
@@ -146,7 +145,7 @@ def is_mapped(grad: Tensor | None) -> bool:
 Outgoing = Callable[[list[Tensor | None]], list[Tensor | None]]
 
 
-class Enter(Function):
+class Enter(transforms.ForwardOnce):
     """The same tensors, whose gradients, all of them at once, pass through a function on their way out."""
 
     @staticmethod
@@ -183,7 +182,7 @@ def said(found: list[Tensor | None]) -> list[Tensor | None]:
     return found
 
 
-class _Leave(Function):
+class _Leave(transforms.ForwardOnce):
     @staticmethod
     def forward(ctx: Any, gate: Gate, value: Tensor, lender: Tensor) -> Tensor:
         ctx.gate = gate

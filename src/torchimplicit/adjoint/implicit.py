@@ -70,7 +70,7 @@ class Implicit(Adjoint):
         return ImplicitSolve.apply(call, self.linear_solver, z0.detach(), *tensors)
 
 
-class ImplicitSolve(Function):
+class ImplicitSolve(transforms.ForwardOnce):
     """The point `z(tensors)` at which the call's residual vanishes."""
 
     @staticmethod

@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 from torch._functorch.vmap import lazy_load_decompositions  # pyright: ignore[reportPrivateImportUsage]
-from torch.autograd import forward_ad
+from torch.autograd import Function, forward_ad
 from torch.autograd.graph import _engine_run_backward
 from torch.utils import _pytree as pytree
 
@@ -59,6 +59,11 @@ def is_mapped(tensor: Tensor) -> bool:
     return _functorch.is_batchedtensor(tensor)
 
 
+def hides_batch(tensor: Tensor) -> bool:
+    """Whether behind any of its wrappers a tensor stands for a batch that `torch.vmap` hides."""
+    return is_mapped(unwrapped(tensor))
+
+
 def unwrapped(tensor: Tensor) -> Tensor:
     """The plain tensor behind the wrappers of transforms that only differentiate."""
     while level(tensor) >= 0 and not is_mapped(tensor):
@@ -76,6 +81,47 @@ def plain(tensor: Tensor) -> Tensor:
 def is_mapped_by_autograd(tensor: Tensor) -> bool:
     """Whether a tensor stands for a batch that `is_grads_batched` hides, in a form that functions cannot meet."""
     return _functorch.is_legacy_batchedtensor(tensor)
+
+
+class ForwardOnce(Function):
+    """A function with a derivative of its own, which refuses forward mode inside of forward mode.
+
+    PyTorch switches forward mode off while it asks such a `jvp`: the outer derivative of what that returns would be
+    zero, without a word. Reverse mode over forward mode, and forward mode over reverse mode, are right.
+    """
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        """See `Function.apply`.
+
+        Raises:
+            RuntimeError: forward mode surrounds forward mode.
+        """
+        if active() and len(_forward_levels(args)) > 1:
+            raise RuntimeError(
+                "got forward mode inside of forward mode (jvp of jvp, jacfwd of jacfwd), whose outer derivative "
+                "PyTorch loses in a function with a derivative of its own, expected one of them in reverse mode; try "
+                "torch.func.hessian(f), which is jacfwd(jacrev(f)), or for a path adjoint=Direct()"
+            )
+        return super().apply(*args)
+
+    @classmethod
+    def held(cls, *args: Any) -> Any:
+        """`apply` to what nobody differentiates, whatever surrounds it."""
+        return super().apply(*args)
+
+
+def _forward_levels(args: Iterable[Any]) -> set[int]:
+    """The levels of forward mode that tensors belong to."""
+    modes = {each.level() for each in _functorch.get_interpreter_stack() if each.key() == _functorch.TransformType.Jvp}
+    found: set[int] = set()
+    if len(modes) < 2:
+        return found
+    for tensor in args:
+        while (own := level(tensor)) >= 0:
+            found.add(own)
+            tensor = _functorch.get_unwrapped(tensor)
+    return found & modes
 
 
 def vjp_of_graph(value: Tensor, by: Tensor, v: Tensor, create_graph: bool = False) -> Tensor:

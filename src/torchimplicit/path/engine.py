@@ -126,8 +126,9 @@ class Engine:
                 ends, cotangents, states = [], [], []
                 for step, outputs, _ in reversed(some):
                     y, values = make_step(
-                        stepper, phase.field, step, y, phase.ts, phase.query, outputs, phase.ts.requires_grad
-                    )
+                        stepper, phase.field, step, y, phase.ts, phase.query, outputs, phase.ts.requires_grad,
+                        phase.solver.stops_at_outputs,
+                    )  # fmt: skip
                     states.append(y)
                     if outputs is not None and values is not None:
                         phase.meet_outputs(outputs, leaf.detach(), values.detach())

@@ -13,11 +13,21 @@ from torchimplicit.path.solver import Stepper
 from torchimplicit.path.span import Span
 
 
-def tied(times: Tensor, ts: Tensor) -> Tensor:
-    """Times `(B,)` with their gradients: those that are output times `(T, B)` are these, others move with the start."""
+def tied(times: Tensor, ts: Tensor, lands: bool) -> Tensor:
+    """Times `(B,)` with their gradients: those that are output times `(T, B)` are these, others move with one.
+
+    Args:
+        times: before or after a step.
+        ts: output times.
+        lands: whether steps end at every output time and begin anew there, so that others move with the one before
+            them; else with the first, from which all steps are counted.
+    """
     same = times == ts
     same &= same.cumsum(0) == 1  # the last time may stand there more than once
-    moved = times + (ts[0] - ts[0].detach())
+    begun = ts[0]
+    if lands:
+        begun = ts.gather(0, (ts <= times).sum(0, keepdim=True).sub(1).clamp_min(0))[0]
+    moved = times + (begun - begun.detach())
     return torch.where(same.any(0), torch.where(same, ts, 0.0).sum(0), moved)
 
 
@@ -30,6 +40,7 @@ def make_step(
     query: Query,
     outputs: Outputs | None,
     wants_times: bool = False,
+    lands: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Makes a step of a recorded path again.
 
@@ -42,13 +53,14 @@ def make_step(
         query: what is asked of the path.
         outputs: the times within this step; None for none.
         wants_times: whether times want a gradient.
+        lands: see `tied`.
 
     Returns:
         The states after it, `(B, n)`, and what was asked for, `(M, (1 + order) n)`; None where that is nothing.
     """
     span = step.span
     if wants_times:
-        start, stop = (tied(each, ts[: query.given]) for each in (step.start, step.stop))
+        start, stop = (tied(each, ts[: query.given], lands) for each in (step.start, step.stop))
         span = Span.of(start, stop, step.number)
     done = stepper(field, span, y, None)
     end = done.y if step.all_move else torch.where((step.stop > step.start).unsqueeze(1), done.y, y)

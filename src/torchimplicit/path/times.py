@@ -47,6 +47,10 @@ def check_times(ts: Any, layout: Layout) -> tuple[Tensor, Tensor | None]:
     if not ts.numel():  # of an empty batch
         return ts, None
     known = transforms.unwrapped(ts.detach())
+    if transforms.is_mapped(known):
+        raise ValueError(
+            "ts: got times under torch.vmap, expected them in the batch; try times (T, B) of every sample's own"
+        )
     if known.shape[1] == 1 and _rise(known.flatten().tolist()):
         return ts, None
     # One read by the host: what is not finite shows in a sum, what does not run one way in the sum of the signs.

@@ -54,7 +54,8 @@ class Undo:
         if not self.ts.requires_grad:
             return step.span
         with torch.enable_grad():
-            return Span.of(tied(step.start, self.ts), tied(step.stop, self.ts), step.number)
+            start, stop = (tied(each, self.ts, lands=True) for each in (step.start, step.stop))
+            return Span.of(start, stop, step.number)
 
     def pull(self, found: Sequence[Tensor], leaf: Tensor | None, grads: Sequence[Tensor]) -> Tensor | float:
         """Adds to the totals; returns the gradient of a leaf, `(B, n)`, by what was found there and its gradients."""

@@ -32,6 +32,8 @@ def known_beforehand(solver: SDESolver, ts: Tensor) -> SharedSteps | None:
         return None
     times, dt, batch = tuple(ts[:, 0].tolist()), solver.dt_given, ts.shape[1]
     require_fitting(solver, times[-1] - times[0])
+    if dt is not None and times[-1] - times[0] > (solver.max_steps + 1) * dt:  # there may be no room for them
+        return None
     many = dt is not None and times[-1] - times[0] > MANY * dt
     steps = (_between if many else _remembered)(times, dt, ts.dtype, ts.device, batch)
     if steps is None or len(steps) > solver.max_steps:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from torchimplicit.core import transforms
 from torchimplicit.core.options import is_number, require
 from torchimplicit.sde import normals
 from torchimplicit.sde.bridge import Increment, scaled
@@ -210,7 +211,12 @@ class Noise(Draws):
         )
 
     def _make(self, number: int, level: int | None) -> Kept:
-        """A step with some around it: paths of a level, or normals where there are none."""
+        """A step with some around it: paths of a level, or normals where there are none.
+
+        They are kept, and no transform's that surrounds who asks first: it may be over when the next one asks.
+        """
+        if transforms.active():
+            self._room = [None, None]  # nor may what is plain be written over there
         count = self._steps.count >> max(0, -(level or 0)) or 1  # a coarser step is made of many
         first, base = number - number % count, self.source.base
         if base is not None and level is not None:
@@ -219,7 +225,8 @@ class Noise(Draws):
             W = self._room[0] = self._steps.normals(normals.PATH, first, count, self._room[0])
             H = self._room[1] = self._steps.normals(normals.AREA, first, count, self._room[1]) if self.area else None
             A = self._steps.areas.normals(normals.LEVY, first, count) if self._steps.areas is not None else None
-        parts = (count * (None,) if part is None else part.unbind() for part in (W, H if self.area else None, A))
+        made = (None if part is None else transforms.plain(part) for part in (W, H if self.area else None, A))
+        parts = (count * (None,) if part is None else part.unbind() for part in made)
         return Kept(first, level, list(map(Increment, *parts)))
 
 

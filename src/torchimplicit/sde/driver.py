@@ -32,6 +32,11 @@ class Wants(Protocol):
     area: ClassVar[bool]
     levy: ClassVar[bool]
 
+    @property
+    def adapts(self) -> bool:
+        """See `PathSolver.adapts`."""
+        ...
+
 
 @dataclass
 class Chosen:
@@ -165,7 +170,13 @@ class Driver:
         return self._noise.keys(count)
 
     def increment(self, span: Span) -> Increment:
-        """The path over a step. Normals are held: of lengths with a gradient, `W = sqrt(h) z` has one."""
+        """The path over a step. Normals are held: of lengths with a gradient, `W = sqrt(h) z` has one.
+
+        Raises:
+            RuntimeError: steps that `torch.vmap` hides are made again, whose noise is not known by their numbers.
+        """
+        if transforms.hides_batch(span.start):
+            self._require_numbered()
         if self._chosen is not None:
             return self._drawn(self._chosen, span.number)
         plain = not span.h.requires_grad and transforms.level(span.h) < 0
@@ -185,6 +196,28 @@ class Driver:
         else:
             path = self._of_base(noise, span).stretched((h / h.detach()).sqrt())
         return path.each(lambda part: torch.where(moves.view(-1, *(part.dim() - 1) * (1,)), part, 0.0))
+
+    def _require_numbered(self) -> None:
+        """Refuses noise that is not known by a step's number, where the times of steps are copies' own.
+
+        The noise of chosen steps was drawn by a driver of all copies together, and others ask when they are.
+
+        Raises:
+            RuntimeError: it is such noise.
+        """
+        noise = self._noise
+        if isinstance(noise, PathInTree):
+            got, other = "a Tree", "Brownian(seed=...)"
+        elif noise is not None and noise.source.base is not None:
+            got, other = f"Brownian(base={noise.source.base!r})", "base=None"
+        elif self.solver.adapts:
+            got, other = "a solver that chooses its steps", "steps of a given size, Heun(dt=...)"
+        else:
+            return
+        raise RuntimeError(
+            f"sdeint: got torch.vmap over a derivative with {got}, expected noise that a step's number tells; try the "
+            f"batch in dimension 0 of the state, {other}, or adjoint=Checkpointed() with the derivative outside of vmap"
+        )
 
     def _drawn(self, chosen: Chosen, number: int) -> Increment:
         """The path over a step that was chosen; all samples together ask for those of a phase, too."""

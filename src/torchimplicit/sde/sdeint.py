@@ -87,7 +87,8 @@ def sdeint(
             divergence $KL = E \frac12 \int |u|^2 dt$, $g u = f - p$, sample by sample. It is infinite where the
             drifts differ by what the noise cannot make up for. It counts as an unknown for steps that are chosen.
         kl: "quadratic", $\frac12 \int |u|^2 dt$; or "pathwise", with $\int u \cdot dW$, which is the logarithm of the
-            path's density: of the same mean, for one evaluation of all functions more at every step.
+            path's density: of the same mean, for one evaluation of all functions more at every step. Not with steps
+            that are chosen by the noise, over which sums of $u \cdot dW$ have another limit.
         adjoint: `Checkpointed()`, which asks for the noise again by the steps' numbers, but for that of the last steps
             where `checkpoints` leaves room; `Direct()`; or `Reversible()`, which keeps no states but changes the
             method, unless that is `ReversibleHeun`.
@@ -202,6 +203,11 @@ def check_words(solver: Any, noise: Any, calculus: Any, adjoint: PathAdjoint, kl
         raise ValueError(
             "kl: got 'pathwise' with states in pairs, whose steps do not tell it apart, expected 'quadratic'; try "
             "that, or Heun() with adjoint=Checkpointed()"
+        )
+    if kl == "pathwise" and solver.adapts:
+        raise ValueError(
+            f"kl: got 'pathwise' with {name}(rtol=...), which chooses its steps by the noise: sums of u dW over such "
+            f"steps are biased, however small they are, expected 'quadratic'; try that, or {name}(dt=...)"
         )
 
 

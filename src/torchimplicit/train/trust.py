@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -70,10 +70,12 @@ def _value(value: Any, hint: Any, trust: tuple[str, ...]) -> Any:
         return _object(value, trust)
     hints = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     if isinstance(value, dict):
-        for each in hints:
-            if is_dataclass(each) and isinstance(each, type):  # options without a choice of class
-                inner = _hints(each)
-                return each(**{name: _value(item, inner.get(name), trust) for name, item in value.items()})
+        options = [each for each in hints if is_dataclass(each) and isinstance(each, type)]  # without a class_path
+        if options:
+            known = [each for each in options if value.keys() <= {field.name for field in fields(each)}]
+            kind = (known or options)[0]  # a union tells its classes apart by what they have
+            inner = _hints(kind)
+            return kind(**{name: _value(item, inner.get(name), trust) for name, item in value.items()})
         return {name: _value(item, None, trust) for name, item in value.items()}
     if isinstance(value, list):
         items = [_value(item, None, trust) for item in value]

@@ -46,6 +46,21 @@ def test_coils_are_sigpys():
     assert abs(float(op.A_adjoint(y).abs().sum()) - 209.15154805305755) < 1e-9
 
 
+def test_points_of_k_space_are_torchkbnuffts():
+    """Of torchkbnufft 1.5.2: `KbNufft((8, 10), numpoints=12)(x[None, None], omega) / 80**0.5`, at points of the grid.
+
+    Frequencies are `omega = 2 pi (row - 4) / 8, 2 pi (column - 5) / 10`. It interpolates: to 1e-6 of ours.
+    """
+    i, j = torch.meshgrid(torch.arange(8), torch.arange(10), indexing="ij")
+    x = torch.complex((3 * i + 5 * j) % 7 - 3.0, (2 * i + j) % 5 - 2.0).to(torch.complex128)
+    rows, columns = torch.tensor([4, 4, 1, 6, 7]), torch.tensor([5, 9, 2, 8, 3])
+    mask = torch.zeros(8, 10, dtype=torch.bool)
+    mask[rows, columns] = True
+    found = im.Fourier(mask).A(x[None])[0, rows, columns]
+    expected = [-0.1118, -1.6401 - 0.18756j, 0.6605 + 1.9685j, 0.9133 + 0.82508j, -1.6040 - 1.8839j]
+    assert torch.allclose(found, torch.tensor(expected, dtype=torch.complex128), rtol=0, atol=1e-4)
+
+
 def test_projections_are_skimages():
     """Of scikit-image 0.26.0: `skimage.transform.radon(x, [0.0, 30.0, 77.0, 120.0], circle=True).T`."""
     i, j = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")

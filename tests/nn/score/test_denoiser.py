@@ -242,7 +242,7 @@ def test_mistakes_are_refused_at_construction(options, error, words):
             ValueError,
             r"got values from .*within \(-1.0, 1.0\).*scale",
         ),
-        (lambda m, x: m.loss(torch.full((4, 3), torch.nan)), ValueError, "got values from nan"),
+        (lambda m, x: m.loss(torch.full((4, 3), torch.nan)), ValueError, "NaN or infinity in sample 0"),
         (lambda m, x: m.loss(x, 7), ValueError, "got class 7, expected 0 to 4, which the model knows, or 5, no class"),
         (lambda m, x: m.loss(x, torch.tensor([0, -1, 2, 9])), ValueError, "got class -1, 9"),
         (lambda m, x: m.loss(x, torch.zeros(3).long()), ValueError, r"got shape \(3,\), expected \(4,\)"),
@@ -256,6 +256,17 @@ def test_mistakes_are_refused_at_construction(options, error, words):
         (lambda m, x: m.sample(2, label="cat"), TypeError, "got str, expected an int"),
         (lambda m, x: m.sample(2, ti.Tsit5()), TypeError, "sampler: got .*DPMSolverMultistep"),
         (lambda m, x: m.sample(2, guidance="much"), ValueError, "guidance='much'"),
+        (lambda m, x: m.sample(2, guidance=2.0), ValueError, "guidance=2.0.*no class to go to.*label=0"),
+        (
+            lambda m, x: m.loss(x.index_fill(0, torch.tensor([1]), torch.nan), 0),
+            ValueError,
+            "NaN or infinity in sample 1, expected",
+        ),
+        (
+            lambda m, x: ti.nn.Denoiser(lambda t, x: x, shape=3, interval=None).loss(x * torch.nan),
+            ValueError,
+            "NaN or infinity in sample 0",
+        ),
     ],
 )
 def test_bad_input(call, error, words):

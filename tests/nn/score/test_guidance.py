@@ -227,6 +227,7 @@ Y = torch.zeros(1, 2, dtype=D)
         (lambda: model().sample(2, condition=ti.nn.Guidance(SEES, Y.long())), TypeError, "got torch.int64"),
         (lambda: model().sample(2, condition=ti.nn.Guidance(SEES, Y[:, :1])), ValueError, r"expected \(2, 2\) or \(1"),
         (lambda: model().sample(2, condition=ti.nn.Guidance(SEES, Y.expand(3, 2))), ValueError, r"got shape \(3, 2\)"),
+        (lambda: model().sample(2, condition=ti.nn.Guidance(SEES, Y / 0)), ValueError, "got NaN or infinity, expected"),
         (lambda: model().sample(2, condition=ti.nn.Guidance(Mix(-1.0), Y)), ValueError, "got an adjoint that is none"),
         (lambda: model().sample(2, ti.nn.Replacement(operator=SEES, y=Y[0])), ValueError, r"Replacement\(y=...\)"),
     ],

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 PLANE = (-2, -1)
+HALF = torch.float16, torch.bfloat16, torch.complex32
 
 
 def fftc(x: Tensor, dims: Sequence[int] = PLANE) -> Tensor:
@@ -64,7 +65,12 @@ def transform(x: Tensor, dims: Sequence[int] = PLANE, *, inverse: bool = False, 
         dims: along which dimensions.
         inverse: back.
         norm: as torch has it.
+
+    Raises:
+        TypeError: half precision on a CPU, which has no such transform.
     """
+    if x.dtype in HALF and x.device.type == "cpu":
+        raise TypeError(f"fftc: got {x.dtype} on a CPU, expected single or double precision; try .float()")
     if not x.numel():
         return x if x.is_complex() else x.to(x.dtype.to_complex())
     return (torch.fft.ifftn if inverse else torch.fft.fftn)(x, dim=tuple(dims), norm=norm)

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
+from torchimplicit.core import transforms
 from torchimplicit.core.options import require_count
 from torchimplicit.imaging.physics.check import check_images
 from torchimplicit.imaging.physics.normal import added
@@ -135,7 +135,7 @@ class _Pattern:
         return (y[:, rows] * x[:, self.there.columns]).sum(0)
 
 
-class _Product(Function):
+class _Product(transforms.ForwardOnce):
     """Rows `(B, n)` times a matrix of such values; those of its transpose are needed for the way back."""
 
     @staticmethod

@@ -127,7 +127,7 @@ class Proximal(Cell):
 
     def advice(self, z: Any, args: tuple, batch_dims: int) -> str:
         """Whether the step is too long for the operator."""
-        step, square = float(under(CAP, self.raw_step)), float(self.square(args[1], z).max())
+        step, square = float(under(CAP, self.raw_step).detach()), float(self.square(args[1], z).max())
         if step * (square + self.eps) < 2:
             return ""
         return (

@@ -14,6 +14,7 @@ from torchimplicit.core import transforms
 from torchimplicit.core.options import require_count
 from torchimplicit.core.status import OnFailure
 from torchimplicit.core.tree import Layout
+from torchimplicit.imaging.physics.normal import is_operator
 from torchimplicit.imaging.reconstruct.cell import Cell
 from torchimplicit.imaging.reconstruct.distance import distances
 from torchimplicit.linear import CG, GMRES
@@ -112,6 +113,11 @@ class Reconstruction(DEQ):
         if not args:
             raise TypeError(
                 "Reconstruction: got a measurement alone, expected layer(y, op), the operator that it was measured by"
+            )
+        if isinstance(self.cell, Cell) and not is_operator(args[0]):
+            raise TypeError(
+                f"Reconstruction(op=...): got a {type(args[0]).__name__}, expected an operator, with methods A(x) and "
+                "A_adjoint(y); try ti.imaging.Sense(maps, mask)"
             )
         found = super().forward(x, *args, z0=z0, save_steps=save_steps, **keywords)
         z, steps = found if save_steps else (found, ())

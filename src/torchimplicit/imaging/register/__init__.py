@@ -1,19 +1,22 @@
 """Registration: images brought into one place, rigidly to freely, as minima and equilibria."""
 
 from torchimplicit.imaging.register.align import Registration, align
+from torchimplicit.imaging.register.demons import Demons
 from torchimplicit.imaging.register.field import exponential, flow, inverse
 from torchimplicit.imaging.register.linear import Affine, Rigid, Similarity
 from torchimplicit.imaging.register.metrics import dice, hausdorff, sd_log_jacobian, soft_dice, target_error
 from torchimplicit.imaging.register.sample import sample, spline_coefficients
-from torchimplicit.imaging.register.similarity import NCC, SSD
+from torchimplicit.imaging.register.similarity import LNCC, NCC, SSD
 from torchimplicit.imaging.register.transform import Chain, Displacement, Linear, Transform, Velocity
 from torchimplicit.imaging.register.warp import compose, det_jacobian, folds, identity, warp, warp_labels
 
 __all__ = [
+    "LNCC",
     "NCC",
     "SSD",
     "Affine",
     "Chain",
+    "Demons",
     "Displacement",
     "Linear",
     "Registration",

@@ -17,6 +17,7 @@ from torchimplicit.core.status import OnFailure, Report
 from torchimplicit.imaging.image import Image
 from torchimplicit.imaging.register import warp as warps
 from torchimplicit.imaging.register.grid import Grid
+from torchimplicit.imaging.register.kind import Call, Kind
 from torchimplicit.imaging.register.linear import Affine
 from torchimplicit.imaging.register.pair import Pair
 from torchimplicit.imaging.register.sample import Interpolation, Padding, sample
@@ -131,7 +132,7 @@ class Registration:
 def align(
     fixed: Image | Tensor,
     moving: Image | Tensor,
-    kind: Affine | Sequence[Affine] = Affine(),
+    kind: Kind | Sequence[Kind] = Affine(),
     *,
     initial: Start | Linear | Registration = "world",
     spacing: Sequence[float] | None = None,
@@ -153,7 +154,8 @@ def align(
     Args:
         fixed: `Image`, or `(B, C, *S)`, floating, of two or three dimensions.
         moving: the same; its grid may be another.
-        kind: what transform to look for, and how: `Rigid()`, `Similarity()`, `Affine()`, or several, one after another.
+        kind: what transform to look for, and how: `Rigid()`, `Similarity()`, `Affine()`, `Demons()`; or several, one
+            after another, of which only the last may be no linear one.
         initial: where to start: "world" where the affines say, "centers" with the middles of the two grids on each
             other; or a transform, or an earlier result.
         spacing: edges of a voxel along the axes of tensors; None is 1.
@@ -176,18 +178,22 @@ def align(
         >>> blob = lambda cx, cy: torch.exp(-((x[:, None] - cx) ** 2) - 3 * (x - cy) ** 2)[None, None]
         >>> result = register.align(blob(0, 0), blob(0.5, -0.25), register.Rigid(levels=((1, 1),)))
         >>> (result.displacement()[0, :, 24, 24] * 6 / 47).round(decimals=2)
-        tensor([ 0.5000, -0.2500])
+        tensor([ 0.5000, -0.2500], dtype=torch.float64)
     """
     kinds: list[Any] = list(kind) if isinstance(kind, list | tuple) else [kind]
-    if not kinds or not all(isinstance(each, Affine) for each in kinds):
-        raise TypeError(f"align(kind={kind!r}): expected Rigid(), Similarity() or Affine(), or a list of such")
+    if not kinds or not all(isinstance(each, Kind) for each in kinds):
+        raise TypeError(
+            f"align(kind={kind!r}): expected Rigid(), Affine(), Demons() or another kind, or a list of such"
+        )
+    if not all(isinstance(each, Affine) for each in kinds[:-1]):
+        raise ValueError(f"align(kind={kind!r}): expected a deformation as the last stage alone")
     check_on_failure(on_failure)
     pair = Pair.of(fixed, moving, spacing, moving_spacing)
     grids = Grid.of(fixed, spacing), Grid.of(moving, moving_spacing or spacing)
     transform, reports = _start(initial, pair), []
     for each in kinds:
         present = partial(_present, *grids, tuple(reports))
-        result = each.find(pair, transform, adjoint, on_failure, present)
+        result = each.find(pair, transform, Call(adjoint, on_failure, present))
         transform, reports = result.transform, [*reports, result.report]
     return result
 

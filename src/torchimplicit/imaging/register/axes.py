@@ -37,7 +37,7 @@ def gaussian(x: Tensor, sigma: Sequence[float | Tensor]) -> Tensor:
         As `x`.
     """
     for axis, width in enumerate(sigma, 2):
-        reach = round(REACH * float(width))
+        reach = round(REACH * float(width.detach() if isinstance(width, Tensor) else width))
         if reach and x.shape[axis] > 1:
             t = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
             weights = torch.exp(-0.5 * (t / width) ** 2)

@@ -49,7 +49,7 @@ def flow(
     velocity: Tensor,
     positions: Tensor | None = None,
     *,
-    solver: PathSolver = Tsit5(rtol=1e-6, atol=1e-6),
+    solver: PathSolver = Tsit5(rtol=1e-7, atol=1e-7),
     interpolation: Interpolation = "cubic",
     on_failure: OnFailure = "raise",
 ) -> Tensor:

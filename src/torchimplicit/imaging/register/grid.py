@@ -80,13 +80,10 @@ class Grid:
         """Lengths in units of `edge` as numbers of voxels, an axis each."""
         return [lengths * (self.edge / spacing) for spacing in self.spacing]
 
-    def flat_axes(self) -> list[int]:
-        """Axes to halve where everything is to be about half as fine: long ones, of voxels no longer than most."""
-        finest = min(self.spacing)
+    def axes_within(self, limit: float) -> list[int]:
+        """Axes along which voxels are shorter than a length, and many enough to be halved."""
         return [
-            axis
-            for axis, (n, edge) in enumerate(zip(self.size, self.spacing, strict=True))
-            if n >= 8 and edge < 1.5 * finest
+            axis for axis, (n, edge) in enumerate(zip(self.size, self.spacing, strict=True)) if n >= 8 and edge < limit
         ]
 
     def halved(self, axes: Sequence[int]) -> Grid:

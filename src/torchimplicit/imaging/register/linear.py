@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,14 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.adjoint import Adjoint
 from torchimplicit.core import transforms
 from torchimplicit.core.options import is_number, require, require_instance
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.stationary import LeastSquares
-from torchimplicit.core.status import OnFailure, Report, Solution
+from torchimplicit.core.status import Solution
 from torchimplicit.equations import Options, solve_problem
 from torchimplicit.imaging.register.axes import gaussian
+from torchimplicit.imaging.register.kind import Call, Kind
 from torchimplicit.imaging.register.pair import Pair, mark
 from torchimplicit.imaging.register.sample import Interpolation, sample, spline_coefficients
 from torchimplicit.imaging.register.similarity import NCC, SSD
@@ -27,12 +26,13 @@ from torchimplicit.imaging.register.warp import identity
 from torchimplicit.solve import LevenbergMarquardt, Result, Solver
 
 COARSE = LevenbergMarquardt(rtol=1e-2, atol=0.1, max_steps=30)  # in voxels that the image's outer parts move by
-FINE = LevenbergMarquardt(rtol=1e-3, atol=0.01, max_steps=100)
+VALUE = LevenbergMarquardt(rtol=1e-3, atol=0.01, max_steps=100)
+GRADIENT = LevenbergMarquardt(rtol=1e-5, atol=1e-5, max_steps=200)
 MOST = 2**17  # places of the fixed image that are compared
 
 
 @dataclass(frozen=True)
-class Affine:
+class Affine(Kind):
     r"""An affine registration: $x \mapsto c + e^G (x - c, 1)$ with any $G$ of the Lie algebra, about the middle.
 
     Least squares of a similarity's residuals, from coarse to fine: both images are smoothed by a Gaussian, and compared
@@ -48,14 +48,14 @@ class Affine:
         similarity: `NCC()`, or `SSD()`.
         levels: pairs of the smoothing's standard deviation and the stride, from coarse to fine, in units of the fixed
             image's mean voxel edge.
-        solver: of the last level.
+        solver: of the last level; None goes to a hundredth of a voxel, and far closer where a gradient is wanted.
         interpolation: of the last level: "linear" or "cubic", which takes eight times the time in three dimensions;
             None takes linear, and cubic where a gradient is wanted.
     """
 
     similarity: NCC | SSD = NCC()
     levels: tuple[tuple[float, float], ...] = ((4.0, 4.0), (2.0, 2.0))
-    solver: Solver = FINE
+    solver: Solver | None = None
     interpolation: Interpolation | None = None
 
     def __post_init__(self) -> None:
@@ -64,36 +64,22 @@ class Affine:
         require(self, "levels", bool(fine), "pairs (smoothing >= 0, stride > 0), from coarse to fine")
         require(self, "similarity", hasattr(self.similarity, "residuals"), "one with residuals: NCC() or SSD()")
         require(self, "interpolation", self.interpolation in (None, "linear", "cubic"), "'linear', 'cubic' or None")
-        require_instance(f"{type(self).__name__}(solver)", self.solver, Solver, "LevenbergMarquardt()")
+        if self.solver is not None:
+            require_instance(f"{type(self).__name__}(solver)", self.solver, Solver, "LevenbergMarquardt()")
 
     def generators(self, space: int, reach: float) -> Tensor:
         """A basis of the Lie algebra, `(n, D + 1, D + 1)`, that moves what is `reach` from the middle by one voxel."""
         axes = range(space)
         return torch.stack([_unit(space, (i, j, 1 / reach)) for i in axes for j in axes] + _translations(space))
 
-    def find(
-        self,
-        pair: Pair,
-        initial: Linear,
-        adjoint: Adjoint | None,
-        on_failure: OnFailure,
-        present: Callable[[Linear, Report], Any],
-    ) -> Any:
-        """The transform that registers a pair, as `present` shows it.
-
-        Args:
-            pair: what to register.
-            initial: where to start.
-            adjoint: see `align`.
-            on_failure: see `align`.
-            present: makes a result of a transform and a report.
-        """
+    def find(self, pair: Pair, initial: Linear, call: Call) -> Any:
+        """See `Kind.find`."""
         frame = _Frame.of(pair, initial)
         basis = self.generators(pair.fixed_grid.space, frame.reach).to(pair.fixed)
         faults = pair.apart(initial.matrix) | pair.faults
 
         def transform(z: Tensor) -> Linear:
-            moved = frame.unit @ _exponential(z, basis).double() @ torch.linalg.inv(frame.unit)
+            moved = frame.unit @ _exponential(z, basis).to(frame.unit) @ torch.linalg.inv(frame.unit)
             return Linear(initial.matrix @ moved)
 
         def review(residual: Residual, result: Result) -> None:
@@ -101,7 +87,7 @@ class Affine:
             mark(result.report, left | faults)
 
         def show(solution: Solution) -> Any:
-            return present(transform(solution.value), solution.report)
+            return call.present(transform(solution.value), solution.report)
 
         z, (*coarse, last) = pair.fixed.new_zeros(len(pair.fixed), len(basis)), self.levels
         for level in coarse:
@@ -109,7 +95,9 @@ class Affine:
                 z = solve_problem(self._problem(z, basis, frame, pair, level, "linear"), z, COARSE_OPTIONS).value
         wanted = transforms.differentiating((pair.fixed, pair.moving, initial.matrix))
         problem = self._problem(z, basis, frame, pair, last, self.interpolation or ("cubic" if wanted else "linear"))
-        return solve_problem(problem, z, Options(self.solver, adjoint, None, on_failure, review=review, present=show))
+        solver = self.solver or (GRADIENT if wanted else VALUE)
+        options = Options(solver, call.adjoint, None, call.on_failure, review=review, present=show)
+        return solve_problem(problem, z, options)
 
     def _problem(
         self,

@@ -22,7 +22,7 @@ class Pair:
     """What is registered.
 
     Attributes:
-        fixed: `(B, C, *S)`, floating, finite.
+        fixed: `(B, C, *S)`, floating, finite; zero for samples with faults.
         moving: `(B, C, *T)`, the same.
         fixed_grid: where its voxels are.
         moving_grid: the same.
@@ -66,8 +66,10 @@ class Pair:
             grids.append(Grid.of(image, edges))
         _check_two(*tensors)
         faults = _faults(*tensors)
-        clean = [each.nan_to_num(0, 0, 0) for each in tensors]
-        return cls(clean[0], clean[1], grids[0], grids[1], faults)
+        if faults:  # nothing to see, so that they stay where they are
+            sound = torch.tensor([sample not in faults for sample in range(len(tensors[0]))], device=tensors[0].device)
+            tensors = [torch.where(sound.view(-1, *[1] * (each.ndim - 1)), each, 0.0) for each in tensors]
+        return cls(tensors[0], tensors[1], grids[0], grids[1], faults)
 
     def overlap(self, matrix: Tensor) -> Tensor:
         """The part of the fixed grid that a transform `(B, D + 1, D + 1)` takes into the moving one, `(B,)`."""

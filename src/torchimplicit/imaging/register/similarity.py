@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from torchimplicit.core.options import is_number, require, require_count
+from torchimplicit.imaging.register.axes import box
+
+FLAT = 1e-3  # squared gradient, of an image of variance 1, that hardly pushes
 
 
 def normalised(x: Tensor) -> Tensor:
@@ -50,3 +57,71 @@ class SSD:
     def residuals(self, fixed: Tensor, warped: Tensor) -> Tensor:
         """`(B, m)` of images `(B, C, ...)`."""
         return (warped - fixed).flatten(1) / fixed[0].numel() ** 0.5
+
+    def force(self, fixed: Tensor, warped: Tensor, gradient: Tensor, units: Sequence[float]) -> Tensor:
+        r"""Thirion's, $(f - w) g / (|g|^2 + (f - w)^2)$: at most half a voxel's edge long. `(B, D, *S)`.
+
+        Args:
+            fixed: `(B, C, *S)`.
+            warped: as `fixed`.
+            gradient: of `warped`, `(B, C, D, *S)`.
+            units: edges of a voxel, in those that the gradient is in.
+        """
+        left = (fixed - warped).unsqueeze(2)
+        size = gradient.square().sum((1, 2), keepdim=True) + left.square().sum(1, keepdim=True)
+        return (left * gradient / (size + FLAT)).sum(1)
+
+
+@dataclass(frozen=True)
+class LNCC:
+    r"""Local normalised cross-correlation, $\mathrm{cov}^2 / (\mathrm{var}_f \mathrm{var}_w)$ within windows.
+
+    In [0, 1]: 1 where the values in a window are linear functions of each other, rising or falling. Variances count
+    with `eps` of the image's more, so that windows of next to nothing have next to no say, and a constant one none.
+
+    Args:
+        window: edge in voxels (of mean edge), odd, >= 3.
+        eps: > 0, part of the image's variance.
+    """
+
+    window: int = 7
+    eps: float = 1e-2
+
+    def __post_init__(self) -> None:
+        """Refuses impossible values."""
+        require_count(self, "window", least=3)
+        require(self, "window", self.window % 2 == 1, "an odd number, so that a window has a middle")
+        require(self, "eps", is_number(self.eps) and self.eps > 0, "a number > 0")
+
+    def prepared(self, fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
+        """See `NCC.prepared`: `eps` is of images that are normalised."""
+        return normalised(fixed), normalised(moving)
+
+    def value(self, fixed: Tensor, warped: Tensor, units: Sequence[float] | None = None) -> Tensor:
+        """The mean over all windows, and channels, `(B,)`; see `force`."""
+        moments = self._moments(fixed, warped, units or [1.0] * (fixed.ndim - 2))
+        return (moments.cov.square() / (moments.fixed * moments.warped)).flatten(1).mean(1)
+
+    def force(self, fixed: Tensor, warped: Tensor, gradient: Tensor, units: Sequence[float]) -> Tensor:
+        """See `SSD.force`: the similarity's derivative by the value in the window's middle, times the gradient."""
+        cov, f, w, fixed, warped = self._moments(fixed, warped, units)
+        slope = 2 * cov / (f * w) * (fixed - cov / w * warped)
+        return (slope.unsqueeze(2) * gradient).sum(1)
+
+    def _moments(self, fixed: Tensor, warped: Tensor, units: Sequence[float]) -> _Moments:
+        widths = [2 * round((self.window / unit - 1) / 2) + 1 for unit in units]
+        channels = fixed.shape[1]
+        stack = torch.cat((fixed, warped, fixed * warped, fixed.square(), warped.square()), 1)
+        mf, mw, fw, ff, ww = box(stack, widths).split(channels, 1)
+        f, w = ((square - mean.square()).clamp_min(0) + self.eps for square, mean in ((ff, mf), (ww, mw)))
+        return _Moments(fw - mf * mw, f, w, fixed - mf, warped - mw)
+
+
+class _Moments(NamedTuple):
+    """Of windows: covariance, variances, and what the middle is away from the mean, each as the images."""
+
+    cov: Tensor
+    fixed: Tensor
+    warped: Tensor
+    fixed_middle: Tensor
+    warped_middle: Tensor

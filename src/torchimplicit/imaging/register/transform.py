@@ -36,7 +36,7 @@ class Linear(Transform):
     """A linear map in homogeneous coordinates, rigid, similar or affine.
 
     Args:
-        matrix: `(B, D + 1, D + 1)`, of millimetres, float64.
+        matrix: `(B, D + 1, D + 1)`, of millimetres, float64 on the CPU.
     """
 
     matrix: Tensor

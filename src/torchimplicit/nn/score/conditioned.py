@@ -53,10 +53,12 @@ def conditioned(denoiser: Any, label: Tensor | None, guidance: Any, condition: A
 
     Raises:
         TypeError: the condition is none.
-        ValueError: the guidance is no number, or not 1 without classes, or the condition does not fit.
+        ValueError: the guidance is no number, or not 1 without a class, or the condition does not fit.
     """
     if not is_number(guidance) or (label is None and guidance != 1):
         raise ValueError(f"Denoiser.sample(guidance={guidance!r}): expected a number, and 1 without classes")
+    if label is not None and guidance != 1 and bool((label == denoiser.classes).all()):
+        raise ValueError(f"Denoiser.sample(guidance={guidance!r}): got no class to go to, expected one; try label=0")
     found = OfClass(denoiser, label, guidance)
     if condition is None:
         return found

@@ -166,9 +166,9 @@ class Denoiser(ImplicitLayer):
 
         Raises:
             TypeError: data or classes are not of a kind that can be.
-            ValueError: data have another shape or values outside of `interval`, or there is no such class.
+            ValueError: data have another shape, NaN or values outside of `interval`, or there is no such class.
         """
-        check_images("Denoiser.loss", x, self.shape, self.interval)
+        check_images("Denoiser.loss", x, self.shape, self.interval, finite=True)
         weighting = check_weighting(weighting, self.prediction, levels)
         label = label_of("Denoiser.loss", label, self.classes, len(x), x.device)
         if label is not None and self.training and self.label_dropout:

@@ -11,12 +11,21 @@ from torch import Tensor
 from torchimplicit.core import transforms
 
 
-def check_images(owner: str, x: Any, shape: Sequence[int], interval: tuple[float, float] | None) -> None:
+def check_images(
+    owner: str, x: Any, shape: Sequence[int], interval: tuple[float, float] | None, finite: bool = False
+) -> None:
     """Refuses what are no samples for a model.
+
+    Args:
+        owner: who asks, for messages.
+        x: samples.
+        shape: of one.
+        interval: what values lie in; None for no bounds.
+        finite: whether NaN is refused without bounds, too: where nothing else would tell of such samples.
 
     Raises:
         TypeError: no tensor of a real floating dtype.
-        ValueError: another shape, or values outside of the interval.
+        ValueError: another shape, values outside of the interval, or NaN.
     """
     if not isinstance(x, Tensor) or x.dim() == 0 or x.shape[1:] != torch.Size(shape):
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
@@ -27,7 +36,14 @@ def check_images(owner: str, x: Any, shape: Sequence[int], interval: tuple[float
             "model.bits_per_dimension(images, levels=256) for a likelihood, (images + torch.rand(images.shape)) / 128 "
             "- 1 for a loss"
         )
-    if interval is None or not len(x) or transforms.active():
+    if not len(x) or transforms.active() or (interval is None and not finite):
+        return
+    if not bool(x.detach().isfinite().all()):
+        sample = int((~x.detach().flatten(1).isfinite().all(1)).nonzero()[0])
+        raise ValueError(
+            f"{owner}: got NaN or infinity in sample {sample}, expected finite values; try to leave such samples out"
+        )
+    if interval is None:
         return
     least, most = (float(end) for end in x.detach().aminmax())
     low, high = interval

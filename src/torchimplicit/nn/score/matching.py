@@ -53,8 +53,8 @@ def flow_matching_loss(
 
     Raises:
         TypeError: `flow` is no `CNF`, or data are not floating.
-        ValueError: data have another shape, or there is a context with optimal pairs or targets of the batch, or both
-            of these.
+        ValueError: data have another shape or NaN, or there is a context with optimal pairs or targets of the batch, or
+            both of these.
 
     Examples:
         >>> import torch, torchimplicit as ti
@@ -65,7 +65,7 @@ def flow_matching_loss(
         >>> log_p = flow.log_prob(torch.randn(8, 2))
     """
     require_instance("flow", flow, CNF, "ti.nn.CNF(field, shape)")
-    check_images("flow_matching_loss", x, flow.shape, None)
+    check_images("flow_matching_loss", x, flow.shape, None, finite=True)
     _check_words(coupling, targets, context)
     z = flow.base_sample(len(x)).detach().to(x)
     if coupling == "optimal":

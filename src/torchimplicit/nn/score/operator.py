@@ -37,7 +37,7 @@ def check_operator(owner: str, operator: Any, y: Any, like: Tensor) -> Tensor:
 
     Raises:
         TypeError: no operator, or no floating measurements.
-        ValueError: another shape, or an adjoint that is none.
+        ValueError: another shape, NaN, or an adjoint that is none.
     """
     if not isinstance(operator, Measuring):
         raise TypeError(
@@ -47,6 +47,11 @@ def check_operator(owner: str, operator: Any, y: Any, like: Tensor) -> Tensor:
     if not isinstance(y, Tensor) or not y.is_floating_point():
         got = y.dtype if isinstance(y, Tensor) else type(y).__name__
         raise TypeError(f"{owner}(y=...): got {got}, expected a floating tensor, such as operator.A(images)")
+    if not bool(y.detach().isfinite().all()):
+        raise ValueError(
+            f"{owner}(y=...): got NaN or infinity, expected finite measurements; try an operator that leaves out what "
+            "was not measured"
+        )
     x = noise(like.new_empty(1, *like.shape[1:]))
     seen = operator.A(x)
     if y.dim() != seen.dim() or y.shape[1:] != seen.shape[1:] or len(y) not in (1, len(like)):

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from torchimplicit.adjoint.products import fold
+from torchimplicit.core import transforms
 
 
 def times(matrix: Tensor, vector: Tensor) -> Tensor:
@@ -16,7 +16,7 @@ def times(matrix: Tensor, vector: Tensor) -> Tensor:
     return _Times.apply(matrix, vector)
 
 
-class _Times(Function):
+class _Times(transforms.ForwardOnce):
     """Under `torch.vmap` over vectors alone these become the columns of one product.
 
     `torch.bmm` would copy the matrix for each of them; and that is how Jacobians are built, `n` vectors at a time.

@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+
+from torchimplicit.core import transforms
 
 
-class PositivePart(Function):
+class PositivePart(transforms.ForwardOnce):
     """`(X + |X|) / 2` of symmetric matrices `(..., n, n)`; and eigenvalues and eigenvectors, of no derivative."""
 
     generate_vmap_rule = True
@@ -55,7 +56,7 @@ class PositivePart(Function):
         return (tangent + Slope.apply(X, tangent, *basis)) / 2, None, None
 
 
-class Slope(Function):
+class Slope(transforms.ForwardOnce):
     """`T(X, H)`, the derivative of the absolute value at `X` in the direction `H`."""
 
     generate_vmap_rule = True
@@ -94,7 +95,7 @@ class Slope(Function):
         return result
 
 
-class Lyapunov(Function):
+class Lyapunov(transforms.ForwardOnce):
     """`L(X, C)`, the `U` with `|X| U + U |X| = C`; zero between eigenvectors whose eigenvalue is zero."""
 
     generate_vmap_rule = True

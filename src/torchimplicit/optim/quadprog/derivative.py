@@ -185,7 +185,7 @@ class Optimum(Function):
         return tuple(x.unflatten(0, (info.batch_size, -1)) for x in found), (0,) * 4
 
 
-class KKTSolve(Function):
+class KKTSolve(transforms.ForwardOnce):
     """`(z, y)` with `Q z + R'y = r`, `R z = t` on the active rows, and `y = 0` on the others."""
 
     @staticmethod

@@ -55,7 +55,8 @@ class Direct(PathAdjoint):
     """Differentiates the steps that were taken in one graph of them all: memory grows with the steps.
 
     The same gradient as `Checkpointed`, by nothing but automatic differentiation: the reference that the others are
-    checked against, and a choice where many derivatives of one path are wanted.
+    checked against, and a choice where many derivatives of one path are wanted. Where steps are found on the way the
+    graph is of steps made again, and samples whose outputs are then others are `DRIFTED`.
     """
 
     checkpoints: ClassVar[int] = 2
@@ -67,7 +68,7 @@ class Direct(PathAdjoint):
         if (values := call.graph(y0, ts, tensors)) is not None:
             return values
         fixed = [each.detach() for each in (y0, ts, *tensors)]
-        known, starts, stops = CheckpointedSolve.apply(call, *fixed)
+        known, starts, stops = CheckpointedSolve.held(call, *fixed)
         values = whole(call, starts, stops, y0, ts, tensors)
         if transforms.active():
             return valued(known, values)
@@ -129,7 +130,7 @@ class KernelsInAGraph(Function):
         return *(None,) * 5, y0, None, *found
 
 
-class CheckpointedSolve(Function):
+class CheckpointedSolve(transforms.ForwardOnce):
     """The outputs `(T, B, n)`, and the times before and after every step, `(S, B)` each."""
 
     @staticmethod

@@ -35,10 +35,11 @@ class Remade(NamedTuple):
 def remake(call: PathCall, field: Field, starts: Tensor, stops: Tensor, y: Tensor, ts: Tensor) -> Iterator[Remade]:
     """All steps again, in one graph; arguments as those of `whole`."""
     stepper, ties = call.solver.stepper(y, graph=True), transforms.differentiating((ts,))
+    lands = call.solver.stops_at_outputs
     # One read by the host for all steps, where it may look: most are steps of everybody.
     some_stay = [True] * len(stops) if transforms.level(stops) >= 0 else (stops <= starts).any(1).tolist()
     for number, (before, after) in enumerate(zip(starts.unbind(), stops.unbind(), strict=True)):
-        start, stop = (tied(each, ts) for each in (before, after)) if ties else (before, after)
+        start, stop = (tied(each, ts, lands) for each in (before, after)) if ties else (before, after)
         span = Span.of(start, stop, number)
         done = stepper(field, span, y, None)
         end = torch.where((after > before).unsqueeze(1), done.y, y) if some_stay[number] else done.y

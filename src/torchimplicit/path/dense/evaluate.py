@@ -138,7 +138,7 @@ class RecordedSolve(Function):
         raise _unmapped(inputs[0])
 
 
-class Evaluate(Function):
+class Evaluate(transforms.ForwardOnce):
     """`RecordedPath.at`, differentiated from the states kept on the way, step by step; all at once at higher orders."""
 
     @staticmethod

@@ -97,19 +97,22 @@ def read_long(path: Path, variables: Sequence[str] | None = None, columns: Seque
 
     Raises:
         DataError: the file is absent or no such table; a line with an unknown variable, with a time or a value that is
-            no finite number, or with the same id, time and variable as another one, is named by its number.
+            no finite number, with more fields than there are columns, or with the same id, time and variable as
+            another one, is named by its number.
     """
     if len(columns) != len(COLUMNS):
         raise DataError(f"LongTable(columns={list(columns)}): expected four names, for {', '.join(COLUMNS)}")
     found: dict[str, dict[tuple[float, str], float]] = {}
     with reading("LongTable", path, HINT):
-        lines = csv.DictReader(StringIO(read_bytes(path).decode("utf-8-sig"), newline=""))
+        lines = csv.DictReader(StringIO(read_bytes(path).decode("utf-8-sig"), newline=""), skipinitialspace=True)
         absent = [name for name in columns if name not in (lines.fieldnames or ())]
         if absent:
             raise ValueError(f"no column {absent[0]!r}, but {', '.join(lines.fieldnames or ()) or 'nothing'}")
         for line in lines:
             one, time, variable, value = (line[name] for name in columns)
             place = f"line {lines.line_num}: "
+            if None in line:  # such as a decimal comma, whose digits would be lost
+                raise ValueError(f"{place}{len(line) - 1 + len(line[None])} fields, expected {len(line) - 1}")
             if variables is not None and variable not in variables:
                 raise ValueError(f"{place}variable {variable!r}, expected one of {', '.join(variables)}")
             key = _number(time, f"{place}time"), variable

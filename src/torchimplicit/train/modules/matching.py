@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,8 +12,9 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from torchimplicit.core.options import require, require_count
-from torchimplicit.nn import flow_matching_loss
+from torchimplicit.nn import CNF, flow_matching_loss
 from torchimplicit.nn.score.matching import Coupling, Targets
+from torchimplicit.path.solver import PathSolver
 from torchimplicit.train.errors import UsageError
 from torchimplicit.train.modules.equilibrium import Stage
 from torchimplicit.train.modules.flow import Flow
@@ -35,6 +38,7 @@ class FlowMatching(Flow):
         targets: "own", or "batch", the mean of all lines of a batch through a point; see `flow_matching_loss`.
         likelihood_steps: how many steps at the end are by likelihood.
         likelihood_rate: the highest learning rate of these.
+        likelihood_solver: solves them, looser than what is measured with; None for the network's own.
         **options: see `EquilibriumModule`; `learning_rate` and `warmup_steps` are those of flow matching.
 
     Raises:
@@ -48,6 +52,7 @@ class FlowMatching(Flow):
         targets: Targets = "own",
         likelihood_steps: int = 0,
         likelihood_rate: float = 1e-3,
+        likelihood_solver: PathSolver | None = None,
         **options: Any,
     ):
         """Wraps the network."""
@@ -55,6 +60,7 @@ class FlowMatching(Flow):
         self.coupling: Coupling = coupling
         self.targets: Targets = targets
         self.likelihood_steps, self.likelihood_rate = likelihood_steps, likelihood_rate
+        self.likelihood_solver = likelihood_solver
         require_count(self, "likelihood_steps", least=0)
         require(self, "likelihood_rate", 0 < likelihood_rate < math.inf, "a finite number > 0")
         self.metrics["train_metrics"] = MetricCollection({})
@@ -84,10 +90,13 @@ class FlowMatching(Flow):
 
     def evaluate(self, stage: Stage, batch: tuple[Tensor, ...]) -> Tensor:
         """The loss of the step in training, the mean negative log-likelihood otherwise."""
-        if stage == "train" and self._matches:
+        if stage != "train":
+            return super().evaluate(stage, batch)
+        if self._matches:
             options: dict[str, Any] = {"coupling": self.coupling, "targets": self.targets}
             return flow_matching_loss(self.network.flow, batch[0], **options).mean()
-        return super().evaluate(stage, batch)
+        with _solved_by(self.network.flow, self.likelihood_solver):
+            return super().evaluate(stage, batch)
 
     @property
     def _matches(self) -> bool:
@@ -131,12 +140,19 @@ class ImageFlowMatching(GenerativeModule):
 
     def _transported(self, count: int, solver: Any, seed: int, label: Tensor | None, ts: Tensor) -> Tensor:
         """Noise on its way to images, `(T, count, *shape)`."""
-        flow, own = self.network.flow, self.network.flow.solver
+        flow = self.network.flow
         generator = torch.Generator().manual_seed(seed)
         z = torch.randn(count, *self.network.shape, generator=generator).to(self.device)
-        try:
-            flow.solver = solver or own
-            with torch.no_grad():
-                return flow.transport(z, ts, label)
-        finally:
-            flow.solver = own
+        with _solved_by(flow, solver), torch.no_grad():
+            return flow.transport(z, ts, label)
+
+
+@contextmanager
+def _solved_by(flow: CNF, solver: PathSolver | None) -> Iterator[None]:
+    """Another solver for a while; None for the flow's own."""
+    own = flow.solver
+    try:
+        flow.solver = solver or own
+        yield
+    finally:
+        flow.solver = own

@@ -1,0 +1,201 @@
+"""Nonrigid registration as an equilibrium: a force of the images, and smoothing, in balance; from coarse to fine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchimplicit.adjoint import Implicit
+from torchimplicit.core import transforms
+from torchimplicit.core.options import is_count, is_number, require, require_count, require_instance
+from torchimplicit.core.problem import FixedPoint, Residual
+from torchimplicit.core.status import Solution
+from torchimplicit.equations import Options, solve_problem
+from torchimplicit.imaging.register.axes import gaussian, halved
+from torchimplicit.imaging.register.field import exponential
+from torchimplicit.imaging.register.grid import Grid
+from torchimplicit.imaging.register.kind import Call, Kind
+from torchimplicit.imaging.register.pair import Pair, mark
+from torchimplicit.imaging.register.sample import Interpolation, sample, spline_coefficients
+from torchimplicit.imaging.register.similarity import LNCC, SSD
+from torchimplicit.imaging.register.transform import Displacement, Linear, Velocity
+from torchimplicit.imaging.register.warp import difference, identity
+from torchimplicit.linear import GMRES
+from torchimplicit.solve import Anderson, Result, Solver
+
+COARSE = Anderson(window=5, rtol=3e-2, max_steps=25)
+VALUE = Anderson(window=5, rtol=2e-2, max_steps=50)  # good for a field,
+GRADIENT = Anderson(window=10, rtol=1e-5, max_steps=500)  # and for its derivative, which is off by all of itself there
+BACKWARD = Implicit(GMRES(rtol=1e-4, restart=30, max_steps=300))
+
+
+@dataclass(frozen=True)
+class Demons(Kind):
+    r"""A free deformation: the equilibrium $v = G_\sigma(v + \tau\, f(v))$ of a force of the images and smoothing.
+
+    The force is the gradient of the similarity at the moving image as it is warped. Where $v$ no longer moves, it is
+    balanced by what $G_\sigma$, a Gaussian, takes away: a stationary point of the similarity and of a quadratic form of
+    $G_\sigma^{-1} - I$. What smooths the answer is therefore $\sigma$ and $\tau$, not when the steps end.
+
+    "velocity": $v$ is a stationary velocity, exponentiated in every step by scaling and squaring; the field has no
+    folds as long as no step of the squaring has, and an inverse. "displacement" is faster, and folds where the force
+    is strong: look at `Registration.folds`.
+
+    A value is good long before its gradient: at a relative step of 1e-2 a gradient is off by all of itself, at 1e-5 in
+    float32 by a thousandth. So where a gradient by an image, a step or a smoothing is wanted, the last level goes on to
+    1e-5, with cubic splines; linear interpolation has kinks, at which it would stop short of that.
+
+    Source: J.-P. Thirion, Medical Image Analysis 2 (1998) 243; T. Vercauteren and others, NeuroImage 45 (2009) S61; the
+    force of LNCC from B. Avants and others, Medical Image Analysis 12 (2008) 26, equation 6.
+
+    Args:
+        form: "velocity" or "displacement".
+        similarity: `LNCC()`; or `SSD()` for images with the same values of the same matter.
+        levels: from coarse to fine, `(shrink, smoothing, step)`: by which power of two images are made smaller,
+            $\sigma$ in voxels of that level's mean edge, and $\tau$. The last level's may be tensors, with gradients. A
+            larger step deforms more, and beyond some ten does not converge.
+        solver: of the last level; None is as good as is wanted, see above.
+        interpolation: "linear" or "cubic"; None takes linear, and cubic where a gradient is wanted.
+        squarings: of the velocity, in every step.
+    """
+
+    form: Literal["velocity", "displacement"] = "velocity"
+    similarity: LNCC | SSD = LNCC()
+    levels: tuple[tuple[int, float | Tensor, float | Tensor], ...] = ((2, 1.0, 1.0), (1, 1.2, 2.0))
+    solver: Solver | None = None
+    interpolation: Interpolation | None = None
+    squarings: int = 4
+
+    def __post_init__(self) -> None:
+        """Refuses impossible values."""
+        require(self, "form", self.form in ("velocity", "displacement"), "'velocity' or 'displacement'")
+        require(self, "similarity", hasattr(self.similarity, "force"), "one with a force: LNCC() or SSD()")
+        fine = isinstance(self.levels, tuple) and self.levels and all(map(_is_level, self.levels))
+        require(self, "levels", bool(fine), "triples (shrink, a power of 2; smoothing > 0; step > 0), coarse to fine")
+        require(self, "interpolation", self.interpolation in (None, "linear", "cubic"), "'linear', 'cubic' or None")
+        require_count(self, "squarings", least=0)
+        if self.solver is not None:
+            require_instance("Demons(solver)", self.solver, Solver, "Anderson()")
+
+    def find(self, pair: Pair, initial: Linear, call: Call) -> Any:
+        """See `Kind.find`."""
+        faults = pair.apart(initial.matrix) | pair.faults
+        numbers = [each for each in self.levels[-1] if isinstance(each, Tensor)]
+        wanted = transforms.differentiating((pair.fixed, pair.moving, initial.matrix, *numbers))
+        fixed, moving = self.similarity.prepared(pair.fixed, pair.moving)
+        v, grid = None, pair.fixed_grid
+        for level in self.levels[:-1]:
+            with torch.no_grad():
+                scene = _Scene.of(pair, fixed, moving, initial, level[0], self.interpolation or "linear")
+                v, grid = scene.start(v, grid), scene.grid
+                v = solve_problem(self._problem(v, scene, level), v, Options(COARSE, BACKWARD, None, "ignore")).value
+        interpolation: Interpolation = self.interpolation or ("cubic" if wanted else "linear")
+        scene = _Scene.of(pair, fixed, moving, initial, self.levels[-1][0], interpolation)
+        v = scene.start(v, grid)
+
+        def review(residual: Residual, result: Result) -> None:
+            mark(result.report, faults)
+
+        def show(solution: Solution) -> Any:
+            if self.form == "velocity":
+                part = Velocity(solution.value, scene.grid, self.squarings, interpolation)
+            else:
+                part = Displacement(solution.value, scene.grid, interpolation)
+            return call.present(part.then(initial), solution.report)
+
+        solver = self.solver or (GRADIENT if wanted else VALUE)
+        options = Options(solver, call.adjoint or BACKWARD, None, call.on_failure, review=review, present=show)
+        return solve_problem(self._problem(v, scene, self.levels[-1]), v, options)
+
+    def _problem(self, v: Tensor, scene: _Scene, level: tuple[int, float | Tensor, float | Tensor]) -> FixedPoint:
+        _, smoothing, step = level
+        smoothing, step = (torch.as_tensor(each).to(v) for each in (smoothing, step))
+        squarings = self.squarings if self.form == "velocity" else None
+        cell = partial(_balance, self.similarity, scene.grid, scene.interpolation, squarings)
+        args = (scene.fixed, scene.moving, scene.leave, scene.x, smoothing, step)
+        return FixedPoint(cell, v, args, 1, (0, 1, 2))
+
+
+class _Scene(NamedTuple):
+    """What one level looks at.
+
+    Attributes:
+        fixed: `(B, C, *S)`.
+        moving: `(B, C, *T)`, spline coefficients where the interpolation is cubic.
+        grid: of the fixed image.
+        leave: from its voxels by the initial map to those of the moving one, `(B, D + 1, D + 1)`.
+        x: its voxels' indices, `(D, *S)`.
+        interpolation: of the moving image, and of velocities.
+    """
+
+    fixed: Tensor
+    moving: Tensor
+    grid: Grid
+    leave: Tensor
+    x: Tensor
+    interpolation: Interpolation
+
+    @classmethod
+    def of(
+        cls, pair: Pair, fixed: Tensor, moving: Tensor, initial: Linear, shrink: int, interpolation: Interpolation
+    ) -> _Scene:
+        grid, other = pair.fixed_grid, pair.moving_grid
+        for _ in range(shrink.bit_length() - 1):
+            limit = 1.5 * min(grid.spacing)
+            axes, others = grid.axes_within(limit), other.axes_within(limit)
+            fixed, moving = halved(fixed, axes), halved(moving, others)
+            grid, other = grid.halved(axes), other.halved(others)
+        moving = spline_coefficients(moving) if interpolation == "cubic" else moving
+        leave = torch.linalg.inv(other.affine) @ initial.matrix @ grid.affine
+        return cls(fixed, moving, grid, leave.to(fixed), identity(grid.size, fixed), interpolation)
+
+    def start(self, v: Tensor | None, grid: Grid) -> Tensor:
+        """Where to start, from vectors on a coarser grid, or from none."""
+        if v is None:
+            return self.fixed.new_zeros(len(self.fixed), self.grid.space, *self.grid.size)
+        change = (torch.linalg.inv(grid.affine) @ self.grid.affine).to(v)
+        at = torch.einsum("ij,j...->i...", change[:-1, :-1], self.x)
+        at = at + change[:-1, -1].view(-1, *[1] * self.grid.space)
+        back = torch.linalg.inv(change[:-1, :-1])
+        return torch.einsum("ij,bj...->bi...", back, sample(v, at.expand(len(v), *at.shape)))
+
+
+def _balance(
+    similarity: LNCC | SSD,
+    grid: Grid,
+    interpolation: Interpolation,
+    squarings: int | None,
+    v: Tensor,
+    fixed: Tensor,
+    moving: Tensor,
+    leave: Tensor,
+    x: Tensor,
+    smoothing: Tensor,
+    step: Tensor,
+) -> Tensor:
+    """One step: along the force, and smoothed. `(B, D, *S)` to the same."""
+    u = v if squarings is None else exponential(v, squarings, interpolation=interpolation)
+    at = (x + u).flatten(2)
+    at = leave[:, :-1, :-1] @ at + leave[:, :-1, -1:]
+    warped = sample(moving, at, interpolation=interpolation, prefilter=False).reshape(fixed.shape)
+    units = [edge / grid.edge for edge in grid.spacing]  # lengths are in mean edges, whatever a voxel's are
+    gradient = torch.stack([difference(warped, 2 + axis) / unit for axis, unit in enumerate(units)], 2)
+    force = similarity.force(fixed, warped, gradient, units)
+    force = torch.stack([part / unit for part, unit in zip(force.unbind(1), units, strict=True)], 1)
+    return gaussian(v + step * force, grid.voxels(smoothing))
+
+
+def _is_level(level: Any) -> bool:
+    if not isinstance(level, tuple | list) or len(level) != 3:
+        return False
+    shrink, *numbers = level
+    fine = is_count(shrink) and shrink & (shrink - 1) == 0
+    return fine and all(
+        (isinstance(each, Tensor) and each.numel() == 1) or (is_number(each) and 0 < each < math.inf)
+        for each in numbers
+    )

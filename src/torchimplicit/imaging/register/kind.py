@@ -1,0 +1,35 @@
+"""What kinds of registration have in common: from a pair and a linear map to a transform and a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torchimplicit.adjoint import Adjoint
+from torchimplicit.core.status import OnFailure, Report
+from torchimplicit.imaging.register.pair import Pair
+from torchimplicit.imaging.register.transform import Linear, Transform
+
+
+@dataclass(frozen=True)
+class Call:
+    """How to solve, and what to make of it.
+
+    Attributes:
+        adjoint: see `align`.
+        on_failure: see `align`.
+        present: makes a result of a transform and a report, also for errors to carry.
+    """
+
+    adjoint: Adjoint | None
+    on_failure: OnFailure
+    present: Callable[[Transform, Report], Any]
+
+
+class Kind:
+    """Base of what `align` looks for: frozen dataclasses of options."""
+
+    def find(self, pair: Pair, initial: Linear, call: Call) -> Any:
+        """The transform that registers a pair, from a linear one, as `call.present` shows it."""
+        raise NotImplementedError
