@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from torchimplicit.train.command import catalogue
 from torchimplicit.train.command.cli import main
@@ -62,6 +63,37 @@ def test_mistakes_end_in_one_line(capsys, words, status, message, monkeypatch):
     assert main(words) == status
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("torchimplicit: ")]
     assert "\n".join(error).startswith(f"torchimplicit: {message}" if message else "")
+
+
+def test_a_run_that_was_never_validated_is_told_to_have_its_last_checkpoint(capsys):
+    words = ["--config", "digits-score", "--trainer.enable_progress_bar", "false"]
+    assert (
+        main(
+            [
+                "fit",
+                *words,
+                "--trainer.max_epochs",
+                "1",
+                "--trainer.limit_train_batches",
+                "1",
+                "--trainer.log_every_n_steps",
+                "1",
+            ]
+        )
+        == 0
+    )
+    assert Path("runs/digits-score/version_0/checkpoints/last.ckpt").is_file()
+    assert main(["test", *words]) == 1
+    assert "never been validated. Try --ckpt_path last" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", catalogue.shipped())
+def test_a_recipe_that_validates_now_and_then_keeps_its_last_epoch_all_the_same(name):
+    settings = yaml.safe_load(catalogue.shipped()[name].read_text())["trainer"]
+    last = [each for each in settings["callbacks"] if each.get("init_args", {}).get("filename") == "last"]
+    assert last, "expected a checkpoint to go on from"
+    every = settings.get("check_val_every_n_epoch", 1)
+    assert every == 1 or last[0]["init_args"].get("save_on_train_epoch_end")
 
 
 def test_an_unknown_option_is_refused(capsys):

@@ -24,6 +24,11 @@ def find(checkpoint: str, folder: Path) -> Path:
         return Path(checkpoint)
     versions = sorted((path for path in folder.glob("version_*") if path.is_dir()), key=_number)
     found = [path for path in (version / "checkpoints" / f"{checkpoint}.ckpt" for version in versions) if path.exists()]
+    if checkpoint == "best" and versions and not found and (versions[-1] / "checkpoints" / "last.ckpt").exists():
+        raise CheckpointError(
+            f"--ckpt_path best: none in {versions[-1]} yet, which has never been validated. Try --ckpt_path last, or go "
+            "on training with torchimplicit fit --ckpt_path last."
+        )
     if not found:
         raise CheckpointError(
             f"--ckpt_path {checkpoint}: found none in {folder}/version_*/checkpoints. Try torchimplicit fit without "
