@@ -141,11 +141,13 @@ def draw_steps(
             middle = middle.where(middle.isfinite(), torch.nan)
             each.plot(range(1, len(middle) + 1), middle.numpy(), color=colour, lw=1.8, label=name)
             if name in trained:
-                each.axvline(trained[name], color=colour, ls="--", lw=1.0, label=f"{name}: trained depth")
+                each.axvline(trained[name], color=colour, ls="--", lw=1.0)
     axes[0].set_yscale("log")
     picture.tidy(axes[0], "Residual", "step", "relative residual")
     picture.tidy(axes[1], "Quality", "step", "PSNR, dB")
-    axes[1].legend(frameon=False, fontsize=8)
+    if trained:
+        axes[0].plot([], [], color=picture.GREY, ls="--", lw=1.0, label="trained depth")
+    axes[0].legend(frameon=False, fontsize=8, loc="lower left")  # where no residual comes at first
     return picture.save(figure, target)
 
 
