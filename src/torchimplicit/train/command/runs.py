@@ -26,8 +26,8 @@ def find(checkpoint: str, folder: Path) -> Path:
     found = [path for path in (version / "checkpoints" / f"{checkpoint}.ckpt" for version in versions) if path.exists()]
     if checkpoint == "best" and versions and not found and (versions[-1] / "checkpoints" / "last.ckpt").exists():
         raise CheckpointError(
-            f"--ckpt_path best: none in {versions[-1]} yet, which has never been validated. Try --ckpt_path last, or go "
-            "on training with torchimplicit fit --ckpt_path last."
+            f"--ckpt_path best: none in {versions[-1]} yet, which has never been validated. Try --ckpt_path last, or "
+            "go on training with torchimplicit fit --ckpt_path last."
         )
     if not found:
         raise CheckpointError(
