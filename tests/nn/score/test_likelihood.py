@@ -185,6 +185,7 @@ def test_failures_are_told_and_others_do_not_feel_them():
         (lambda m, x: m.bits_per_dimension(x / 255), TypeError, r"got torch.float32, expected whole grey levels.*255"),
         (lambda m, x: m.bits_per_dimension(x, levels=16), ValueError, "grey levels from 0 to .*expected 0 to 15"),
         (lambda m, x: m.bits_per_dimension(-1 - x), ValueError, "grey levels from -"),
+        (lambda m, x: m.bits_per_dimension(x > 3), ValueError, "black and white images for levels=256.*levels=2"),
         (lambda m, x: m.bits_per_dimension(x[:, 0]), ValueError, r"got \(4, 4, 8\), expected samples of shape"),
         (lambda m, x: m.bits_per_dimension([3]), ValueError, "got list"),
         (lambda m, x: m.bits_per_dimension(x, levels=1), ValueError, "levels=1"),

@@ -108,6 +108,8 @@ def dequantised(owner: str, images: Any, levels: int, interval: tuple[float, flo
             f"{owner}: got {kind}, expected whole grey levels of an integer dtype, which are spread out here; try "
             "(images * 255).round().long() for images from 0 to 1, or model.log_prob for data with a density"
         )
+    if images.dtype == torch.bool and levels != 2:
+        raise ValueError(f"{owner}: got black and white images for levels={levels}, expected two; try levels=2")
     if images.numel():
         least, most = (int(end) for end in images.to(torch.int64).aminmax())
         if least < 0 or most >= levels:
