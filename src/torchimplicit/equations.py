@@ -70,7 +70,9 @@ def fixed_point(
     Examples:
         >>> import torch, torchimplicit as ti
         >>> W, x = 0.1 * torch.randn(5, 5, requires_grad=True), torch.randn(8, 5)
-        >>> sol = ti.fixed_point(lambda z, W, x: torch.tanh(z @ W + x), torch.zeros(8, 5), W, x)
+        >>> sol = ti.fixed_point(
+        ...     lambda z, W, x: torch.tanh(z @ W + x), torch.zeros(8, 5), W, x
+        ... )
         >>> sol.value.sum().backward()
         >>> bool(sol.report.converged and sol.backward.converged)
         True

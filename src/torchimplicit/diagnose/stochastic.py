@@ -120,8 +120,12 @@ def strong_error(
         >>> import torch, torchimplicit as ti
         >>> from torchimplicit import diagnose
         >>> found = diagnose.strong_error(
-        ...     lambda t, y: 0.1 * y, lambda t, y: 0.5 * y, torch.ones(500, 1, dtype=torch.float64),
-        ...     torch.tensor([0.0, 1.0], dtype=torch.float64), solver=ti.sde.EulerMaruyama(dt=0.125))
+        ...     lambda t, y: 0.1 * y,
+        ...     lambda t, y: 0.5 * y,
+        ...     torch.ones(500, 1, dtype=torch.float64),
+        ...     torch.tensor([0.0, 1.0], dtype=torch.float64),
+        ...     solver=ti.sde.EulerMaruyama(dt=0.125),
+        ... )
         >>> abs(found.order - 0.5) < 0.15
         True
     """

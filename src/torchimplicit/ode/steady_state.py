@@ -59,7 +59,9 @@ class SteadyState(Solver):
 
     Examples:
         >>> import torch, torchimplicit as ti
-        >>> sol = ti.root(lambda z: z**3 - z, torch.tensor([0.3, -0.3]), solver=ti.SteadyState())
+        >>> sol = ti.root(
+        ...     lambda z: z**3 - z, torch.tensor([0.3, -0.3]), solver=ti.SteadyState()
+        ... )
         >>> [round(v, 3) for v in sol.value.tolist()]  # the flow leaves the root at 0
         [1.0, -1.0]
     """

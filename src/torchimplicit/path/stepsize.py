@@ -89,7 +89,9 @@ class Fixed:
     Examples:
         >>> import torch, torchimplicit as ti
         >>> ts = torch.tensor([0.0, 1.0])
-        >>> sol = ti.odeint(lambda t, y: -y, torch.ones(1, 1), ts, solver=ti.Tsit5(control=ti.Fixed(0.1)))
+        >>> sol = ti.odeint(
+        ...     lambda t, y: -y, torch.ones(1, 1), ts, solver=ti.Tsit5(control=ti.Fixed(0.1))
+        ... )
         >>> sol.report.steps.tolist(), sol.report.nfev
         ([10], 61)
     """

@@ -40,7 +40,10 @@ class Brownian(Seeded):
     Examples:
         >>> import torch
         >>> noise = Brownian(seed=3, base=0.5).bind(torch.empty(2, 1, dtype=torch.float64))
-        >>> whole, halves = noise.increment(0, 0.5), [noise.increment(number, 0.25) for number in (0, 1)]
+        >>> whole, halves = (
+        ...     noise.increment(0, 0.5),
+        ...     [noise.increment(number, 0.25) for number in (0, 1)],
+        ... )
         >>> torch.allclose(halves[0].W + halves[1].W, whole.W)
         True
     """

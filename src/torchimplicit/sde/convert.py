@@ -37,7 +37,9 @@ def to_stratonovich(drift: Callable, diffusion: Callable, noise: NoiseKind = "di
     Examples:
         >>> import torch, torchimplicit as ti
         >>> drift, diffusion = lambda t, y: 0.3 * y, lambda t, y: 0.6 * y
-        >>> ti.sde.to_stratonovich(drift, diffusion)(torch.zeros(1, 1), torch.ones(1, 1)).item() < 0.3
+        >>> ti.sde.to_stratonovich(drift, diffusion)(
+        ...     torch.zeros(1, 1), torch.ones(1, 1)
+        ... ).item() < 0.3
         True
     """
     return Converted(drift, diffusion, noise, -1.0)

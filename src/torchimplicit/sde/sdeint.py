@@ -121,8 +121,14 @@ def sdeint(
         >>> import torch, torchimplicit as ti
         >>> rate = torch.tensor(0.5, requires_grad=True)
         >>> sol = ti.sdeint(
-        ...     lambda t, y, rate: -rate * y, lambda t, y, rate: 0.2 * y, torch.ones(3, 1), torch.linspace(0, 2, 5),
-        ...     rate, solver=ti.sde.EulerMaruyama(dt=0.01), brownian=7)
+        ...     lambda t, y, rate: -rate * y,
+        ...     lambda t, y, rate: 0.2 * y,
+        ...     torch.ones(3, 1),
+        ...     torch.linspace(0, 2, 5),
+        ...     rate,
+        ...     solver=ti.sde.EulerMaruyama(dt=0.01),
+        ...     brownian=7,
+        ... )
         >>> sol.value.shape
         torch.Size([5, 3, 1])
         >>> sol.value[-1].mean().backward()

@@ -52,7 +52,9 @@ class PseudoTransient(Solver):
 
     Examples:
         >>> import torch, torchimplicit as ti
-        >>> start = torch.ones(1, 1, dtype=torch.float64)  # between a local minimum of |r| and the root at -1.77
+        >>> start = torch.ones(
+        ...     1, 1, dtype=torch.float64
+        ... )  # between a local minimum of |r| and the root at -1.77
         >>> solver = ti.PseudoTransient(dt=0.2)
         >>> round(ti.root(lambda z: z**3 - 2 * z + 2, start, solver=solver).value.item(), 3)
         -1.769

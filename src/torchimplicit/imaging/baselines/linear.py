@@ -31,7 +31,9 @@ def zero_filled(y: Tensor, op: Any) -> Tensor:
     Examples:
         >>> import torch, torchimplicit as ti
         >>> op = ti.imaging.Fourier(ti.imaging.cartesian(8, 2, center_fraction=0.25))
-        >>> ti.imaging.zero_filled(op.A(torch.ones(1, 8, 8, dtype=torch.complex64)), op).shape
+        >>> ti.imaging.zero_filled(
+        ...     op.A(torch.ones(1, 8, 8, dtype=torch.complex64)), op
+        ... ).shape
         torch.Size([1, 8, 8])
     """
     return adjoint_image("zero_filled", y, op)

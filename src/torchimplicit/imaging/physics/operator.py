@@ -35,6 +35,7 @@ class Operator(nn.Module):
         >>> class Mean(ti.imaging.Operator):
         ...     def A(self, x):
         ...         return x.mean(-1, keepdim=True)
+        ...
         ...     def A_adjoint(self, y):
         ...         return y.expand(*y.shape[:-1], 4) / 4
         >>> x = torch.tensor([[1.0, 2.0, 3.0, 6.0]])

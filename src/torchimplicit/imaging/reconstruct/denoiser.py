@@ -189,8 +189,11 @@ class GradientStep(Prior):
     Examples:
         >>> import torch
         >>> from torchimplicit.imaging import GradientStep
-        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.SiLU(),
-        ...                           torch.nn.Conv2d(8, 1, 3, padding=1))
+        >>> net = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(1, 8, 3, padding=1),
+        ...     torch.nn.SiLU(),
+        ...     torch.nn.Conv2d(8, 1, 3, padding=1),
+        ... )
         >>> prior = GradientStep(net)
         >>> x = torch.randn(2, 1, 8, 8)
         >>> bool(torch.allclose(prior(x), x - prior.slope(x)))

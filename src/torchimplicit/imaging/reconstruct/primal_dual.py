@@ -63,9 +63,17 @@ class PrimalDual(Cell):
 
     Examples:
         >>> import torch
-        >>> from torchimplicit.imaging import Analysis, Blur, Differences, PrimalDual, Reconstruction
+        >>> from torchimplicit.imaging import (
+        ...     Analysis,
+        ...     Blur,
+        ...     Differences,
+        ...     PrimalDual,
+        ...     Reconstruction,
+        ... )
         >>> op = Blur(torch.full((3, 3), 1 / 9, dtype=torch.float64))
-        >>> layer = Reconstruction(PrimalDual(Analysis(Differences(), weight=0.01), eps=1e-2))
+        >>> layer = Reconstruction(
+        ...     PrimalDual(Analysis(Differences(), weight=0.01), eps=1e-2)
+        ... )
         >>> with torch.no_grad():
         ...     x = layer(op.A(torch.rand(2, 1, 16, 16, dtype=torch.float64)), op)
         >>> layer.report.converged, bool((layer.report.gap < 1e-2).all())

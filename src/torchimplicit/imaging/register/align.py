@@ -175,8 +175,12 @@ def align(
         >>> import torch
         >>> from torchimplicit.imaging import register
         >>> x = torch.linspace(-3, 3, 48)
-        >>> blob = lambda cx, cy: torch.exp(-((x[:, None] - cx) ** 2) - 3 * (x - cy) ** 2)[None, None]
-        >>> result = register.align(blob(0, 0), blob(0.5, -0.25), register.Rigid(levels=((1, 1),)))
+        >>> blob = lambda cx, cy: torch.exp(-((x[:, None] - cx) ** 2) - 3 * (x - cy) ** 2)[
+        ...     None, None
+        ... ]
+        >>> result = register.align(
+        ...     blob(0, 0), blob(0.5, -0.25), register.Rigid(levels=((1, 1),))
+        ... )
         >>> (result.displacement()[0, :, 24, 24] * 6 / 47).round(decimals=2)
         tensor([ 0.5000, -0.2500], dtype=torch.float64)
     """

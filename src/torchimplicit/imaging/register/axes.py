@@ -1,4 +1,4 @@
-"""Linear maps of images axis by axis, as products with small matrices: filters, smoothing, cosine transforms.
+"""Linear maps of images axis by axis, as products with small matrices: filters, smoothing, splines.
 
 A matrix of the size of an axis is no detour: it is differentiable any number of times, batched by `vmap`, has its
 border in it, and takes a fifth of the time of a convolution with nine weights (64 voxels an axis, one core).
@@ -6,7 +6,6 @@ border in it, and takes a fifth of the time of a convolution with nine weights (
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -72,17 +71,6 @@ def halved(x: Tensor, axes: Sequence[int]) -> Tensor:
         n = x.shape[2 + axis] // 2
         x = x.narrow(2 + axis, 0, 2 * n).unflatten(2 + axis, (n, 2)).mean(3 + axis)
     return x
-
-
-@transforms.remembered
-def cosine_matrix(n: int) -> Tensor:
-    r"""The orthonormal cosine transform of second kind, `(n, n)` in float64: frequencies by rows.
-
-    Its rows are the eigenvectors of the second difference with free ends, with eigenvalues $-4 \sin^2(\pi k / 2 n)$.
-    """
-    k, i = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
-    rows = torch.cos(math.pi * k * (i + 0.5) / n) * (2 / n) ** 0.5
-    return torch.cat((rows[:1] / 2**0.5, rows[1:]))
 
 
 @transforms.remembered

@@ -49,7 +49,9 @@ def split_mask(
     Examples:
         >>> import torch, torchimplicit as ti
         >>> mask = torch.ones(1, 8, dtype=torch.bool)
-        >>> seen, held = ti.imaging.split_mask(mask, held_out=0.5, center_fraction=0.25, seed=0)
+        >>> seen, held = ti.imaging.split_mask(
+        ...     mask, held_out=0.5, center_fraction=0.25, seed=0
+        ... )
         >>> int(seen.sum()), int(held.sum()), seen[0, 0, 3:5].tolist()
         (5, 3, [True, True])
     """

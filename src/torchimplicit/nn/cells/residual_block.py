@@ -46,7 +46,9 @@ class ResidualCell(nn.Module):
 
     Examples:
         >>> import torch, torchimplicit as ti
-        >>> layer = ti.nn.DEQ(ti.nn.ResidualCell(channels=16, inner=32), solver=ti.Anderson(rtol=1e-3))
+        >>> layer = ti.nn.DEQ(
+        ...     ti.nn.ResidualCell(channels=16, inner=32), solver=ti.Anderson(rtol=1e-3)
+        ... )
         >>> layer(torch.randn(2, 16, 8, 8)).shape, layer.report.converged
         (torch.Size([2, 16, 8, 8]), True)
     """

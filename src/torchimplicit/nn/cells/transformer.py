@@ -73,7 +73,10 @@ class TransformerCell(nn.Module):
 
     Examples:
         >>> import torch, torchimplicit as ti
-        >>> inject, cell = ti.nn.TransformerInjection(5, 16), ti.nn.TransformerCell(16, heads=2, length=24)
+        >>> inject, cell = (
+        ...     ti.nn.TransformerInjection(5, 16),
+        ...     ti.nn.TransformerCell(16, heads=2, length=24),
+        ... )
         >>> layer = ti.nn.DEQ(cell, init=cell.start)
         >>> x = inject(torch.randn(3, 12, 5))
         >>> z = layer(x)

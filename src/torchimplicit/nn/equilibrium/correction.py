@@ -41,13 +41,16 @@ def fixed_point_correction(
         ...     def __init__(self):
         ...         super().__init__()
         ...         self.linear = torch.nn.Linear(16, 16)
+        ...
         ...     def forward(self, z, x):
         ...         return torch.tanh(self.linear(z) + x)
         >>> layer, head = ti.nn.DEQ(Cell()), torch.nn.Linear(16, 3)
         >>> optimizer = torch.optim.SGD([*layer.parameters(), *head.parameters()], lr=0.1)
         >>> x, y = torch.randn(8, 16), torch.randint(3, (8,))
         >>> z, along = layer(x, save_steps=[1, 3])
-        >>> total = ti.nn.fixed_point_correction(lambda z: torch.nn.functional.cross_entropy(head(z), y), z, along)
+        >>> total = ti.nn.fixed_point_correction(
+        ...     lambda z: torch.nn.functional.cross_entropy(head(z), y), z, along
+        ... )
         >>> total.backward()
         >>> optimizer.step()
     """

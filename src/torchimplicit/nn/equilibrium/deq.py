@@ -54,6 +54,7 @@ class DEQ(ImplicitLayer):
         ...     def __init__(self):
         ...         super().__init__()
         ...         self.linear = torch.nn.Linear(16, 16)
+        ...
         ...     def forward(self, z, x):
         ...         return torch.tanh(self.linear(z) + x)
         >>> layer = ti.nn.DEQ(Cell())

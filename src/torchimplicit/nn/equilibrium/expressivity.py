@@ -97,7 +97,9 @@ def as_equilibrium(
 
     Examples:
         >>> import torch, torchimplicit as ti
-        >>> network = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> network = torch.nn.Sequential(
+        ...     torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)
+        ... )
         >>> layer, x = ti.nn.as_equilibrium(network), torch.randn(5, 3)
         >>> torch.allclose(layer(x), network(x), atol=1e-6), layer.report.steps.tolist()
         (True, [3, 3, 3, 3, 3])

@@ -145,7 +145,9 @@ class MonotoneDEQ(DEQ):
 
     Examples:
         >>> import torch, torchimplicit as ti
-        >>> layer = ti.nn.MonotoneDEQ(ti.nn.MonotoneLinear(16, scale=20.0), solver=ti.Picard(max_steps=2000))
+        >>> layer = ti.nn.MonotoneDEQ(
+        ...     ti.nn.MonotoneLinear(16, scale=20.0), solver=ti.Picard(max_steps=2000)
+        ... )
         >>> z = layer(torch.randn(4, 16))
         >>> z.shape, layer.report.converged, layer.contraction() < 1
         (torch.Size([4, 16]), True, True)

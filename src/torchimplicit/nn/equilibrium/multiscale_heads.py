@@ -73,7 +73,10 @@ class SegmentationHead(nn.Module):
     Examples:
         >>> import torch, torchimplicit as ti
         >>> model = ti.nn.MDEQ(in_channels=1, channels=(8, 16), groups=4)
-        >>> head, x = ti.nn.SegmentationHead(model.channels, classes=2), torch.randn(2, 1, 20, 15)
+        >>> head, x = (
+        ...     ti.nn.SegmentationHead(model.channels, classes=2),
+        ...     torch.randn(2, 1, 20, 15),
+        ... )
         >>> head(model(x), x.shape[2:]).shape
         torch.Size([2, 2, 20, 15])
     """

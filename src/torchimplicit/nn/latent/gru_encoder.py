@@ -29,7 +29,9 @@ class GRUEncoder(Encoder):
 
     Examples:
         >>> import torch, torchimplicit as ti
-        >>> series = ti.nn.Series.of([(torch.rand(n).sort().values, torch.randn(n, 3)) for n in (5, 1)])
+        >>> series = ti.nn.Series.of(
+        ...     [(torch.rand(n).sort().values, torch.randn(n, 3)) for n in (5, 1)]
+        ... )
         >>> ti.nn.GRUEncoder(channels=3, latent=4)(series).mean.shape
         torch.Size([2, 4])
     """

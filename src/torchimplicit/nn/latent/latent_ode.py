@@ -60,10 +60,16 @@ class LatentODE(LatentPath):
 
     Examples:
         >>> import torch, torchimplicit as ti
-        >>> series = ti.nn.Series.of([(torch.rand(n).sort().values, torch.randn(n, 3)) for n in (5, 1)])
-        >>> field = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4))
+        >>> series = ti.nn.Series.of(
+        ...     [(torch.rand(n).sort().values, torch.randn(n, 3)) for n in (5, 1)]
+        ... )
+        >>> field = torch.nn.Sequential(
+        ...     torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4)
+        ... )
         >>> encoder, decoder = ti.nn.GRUEncoder(channels=3, latent=4), torch.nn.Linear(4, 3)
-        >>> model = ti.nn.LatentODE(encoder, field, decoder, ti.nn.GaussianLikelihood(0.5), autonomous=True)
+        >>> model = ti.nn.LatentODE(
+        ...     encoder, field, decoder, ti.nn.GaussianLikelihood(0.5), autonomous=True
+        ... )
         >>> (-model.elbo(series, samples=3)).mean().backward()
         >>> model(series, torch.tensor([1.0, 2.0]), samples=3).shape
         torch.Size([3, 2, 2, 3])

@@ -105,11 +105,23 @@ class LatentSDE(LatentPath):
         ...
         ...     def forward(self, z, context):
         ...         return self.net(torch.cat((z, context), 1))
-        >>> drift, sizes = torch.nn.Linear(2, 2), torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Sigmoid())
+        >>> drift, sizes = (
+        ...     torch.nn.Linear(2, 2),
+        ...     torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Sigmoid()),
+        ... )
         >>> encoder, decoder = ti.nn.GRUEncoder(3, latent=2, width=16), torch.nn.Linear(2, 3)
         >>> model = ti.nn.LatentSDE(
-        ...     encoder, drift, sizes, Control(), decoder, ti.nn.GaussianLikelihood(0.5, learned=True), autonomous=True)
-        >>> series = ti.nn.Series.of([(torch.rand(n).sort().values, torch.randn(n, 3)) for n in (5, 1)])
+        ...     encoder,
+        ...     drift,
+        ...     sizes,
+        ...     Control(),
+        ...     decoder,
+        ...     ti.nn.GaussianLikelihood(0.5, learned=True),
+        ...     autonomous=True,
+        ... )
+        >>> series = ti.nn.Series.of(
+        ...     [(torch.rand(n).sort().values, torch.randn(n, 3)) for n in (5, 1)]
+        ... )
         >>> (-model.elbo(series, samples=3)).mean().backward()
         >>> ts = torch.tensor([1.0, 2.0])
         >>> model(series, ts, samples=3).shape, model.prior(4, ts).shape

@@ -61,7 +61,9 @@ class GaussianLikelihood(Likelihood):
 
     Examples:
         >>> import torch, torchimplicit as ti
-        >>> series = ti.nn.Series.of([(torch.tensor([0.0, 1.0]), torch.tensor([[1.0], [torch.nan]]))])
+        >>> series = ti.nn.Series.of(
+        ...     [(torch.tensor([0.0, 1.0]), torch.tensor([[1.0], [torch.nan]]))]
+        ... )
         >>> likelihood = ti.nn.GaussianLikelihood(std=1.0)
         >>> likelihood(torch.zeros(1, 2, 1), series)
         tensor([-1.4189])

@@ -62,9 +62,15 @@ class NeuralCDE(PathLayer):
 
     Examples:
         >>> import torch, torchimplicit as ti
-        >>> series = ti.nn.Series.of([(torch.rand(n).sort().values, torch.randn(n, 3)) for n in (5, 1)])
-        >>> field = torch.nn.Sequential(torch.nn.Linear(8, 8 * 4), torch.nn.Tanh(), torch.nn.Unflatten(1, (8, 4)))
-        >>> model = ti.nn.NeuralCDE(field, initial=torch.nn.Linear(4, 8), readout=torch.nn.Linear(8, 2))
+        >>> series = ti.nn.Series.of(
+        ...     [(torch.rand(n).sort().values, torch.randn(n, 3)) for n in (5, 1)]
+        ... )
+        >>> field = torch.nn.Sequential(
+        ...     torch.nn.Linear(8, 8 * 4), torch.nn.Tanh(), torch.nn.Unflatten(1, (8, 4))
+        ... )
+        >>> model = ti.nn.NeuralCDE(
+        ...     field, initial=torch.nn.Linear(4, 8), readout=torch.nn.Linear(8, 2)
+        ... )
         >>> model(series).shape, model(series, series.times).shape
         (torch.Size([2, 2]), torch.Size([2, 5, 2]))
     """

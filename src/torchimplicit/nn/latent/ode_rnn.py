@@ -114,7 +114,9 @@ class ODERNN(PathLayer):
 
     Examples:
         >>> import torch, torchimplicit as ti
-        >>> series = ti.nn.Series.of([(torch.rand(n).sort().values, torch.randn(n, 3)) for n in (5, 1)])
+        >>> series = ti.nn.Series.of(
+        ...     [(torch.rand(n).sort().values, torch.randn(n, 3)) for n in (5, 1)]
+        ... )
         >>> model = ti.nn.ODERNN(channels=3)
         >>> model(series).shape, model.forecast(series, torch.tensor([1.0, 2.0])).shape
         (torch.Size([2, 5, 3]), torch.Size([2, 2, 3]))

@@ -32,7 +32,10 @@ class Series:
     Examples:
         >>> import torch, torchimplicit as ti
         >>> nan = torch.nan
-        >>> one = torch.tensor([0.0, 0.5, 2.0]), torch.tensor([[1.0, nan], [nan, 3.0], [2.0, 2.0]])
+        >>> one = (
+        ...     torch.tensor([0.0, 0.5, 2.0]),
+        ...     torch.tensor([[1.0, nan], [nan, 3.0], [2.0, 2.0]]),
+        ... )
         >>> other = torch.tensor([1.0]), torch.tensor([[5.0, nan]])
         >>> series = ti.nn.Series.of([one, other])
         >>> len(series), series.values.shape, series.observations.tolist()

@@ -39,8 +39,12 @@ class TimeAttention(Encoder):
 
     Examples:
         >>> import torch, torchimplicit as ti
-        >>> series = ti.nn.Series.of([(torch.rand(n).sort().values, torch.randn(n, 3)) for n in (5, 1)])
-        >>> ti.nn.TimeAttention(channels=3, latent=4, ts=torch.linspace(0, 1, 8))(series).mean.shape
+        >>> series = ti.nn.Series.of(
+        ...     [(torch.rand(n).sort().values, torch.randn(n, 3)) for n in (5, 1)]
+        ... )
+        >>> ti.nn.TimeAttention(channels=3, latent=4, ts=torch.linspace(0, 1, 8))(
+        ...     series
+        ... ).mean.shape
         torch.Size([2, 4])
     """
 

@@ -88,7 +88,11 @@ class VariationalDropout(nn.Module):
         >>> class Cell(torch.nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
-        ...         self.linear, self.dropout = torch.nn.Linear(8, 8), ti.nn.VariationalDropout(0.2)
+        ...         self.linear, self.dropout = (
+        ...             torch.nn.Linear(8, 8),
+        ...             ti.nn.VariationalDropout(0.2),
+        ...         )
+        ...
         ...     def forward(self, z, x):
         ...         return self.dropout(torch.tanh(self.linear(z) + x))
         >>> layer = ti.nn.DEQ(Cell())

@@ -60,7 +60,9 @@ class CNF(PathLayer):
 
     Examples:
         >>> import torch, torchimplicit as ti
-        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2))
+        >>> net = torch.nn.Sequential(
+        ...     torch.nn.Linear(2, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2)
+        ... )
         >>> flow = ti.nn.CNF(net, 2, autonomous=True)
         >>> flow.log_prob(torch.randn(8, 2)).shape, flow.sample(5).shape
         (torch.Size([8]), torch.Size([5, 2]))

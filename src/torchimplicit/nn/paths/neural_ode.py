@@ -55,8 +55,12 @@ class NeuralODE(PathLayer):
 
     Examples:
         >>> import torch, torchimplicit as ti
-        >>> field = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2))
-        >>> layer = ti.nn.NeuralODE(field, autonomous=True, penalties=(ti.nn.KineticEnergy(),))
+        >>> field = torch.nn.Sequential(
+        ...     torch.nn.Linear(2, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2)
+        ... )
+        >>> layer = ti.nn.NeuralODE(
+        ...     field, autonomous=True, penalties=(ti.nn.KineticEnergy(),)
+        ... )
         >>> layer(torch.randn(8, 2)).shape, layer.report.converged, layer.penalties[0].shape
         (torch.Size([8, 2]), True, torch.Size([8]))
     """

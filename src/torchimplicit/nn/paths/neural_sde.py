@@ -62,12 +62,17 @@ class NeuralSDE(ImplicitLayer):
 
     Examples:
         >>> import torch, torchimplicit as ti
-        >>> drift = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2))
+        >>> drift = torch.nn.Sequential(
+        ...     torch.nn.Linear(2, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2)
+        ... )
         >>> diffusion = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Sigmoid())
         >>> layer = ti.nn.NeuralSDE(drift, diffusion, autonomous=True)
         >>> y0 = torch.randn(8, 2)
         >>> one, other = layer(y0), layer(y0)
-        >>> torch.equal(one, other), torch.equal(other, layer(y0, brownian=layer.report.seed))
+        >>> (
+        ...     torch.equal(one, other),
+        ...     torch.equal(other, layer(y0, brownian=layer.report.seed)),
+        ... )
         (False, True)
     """
 

@@ -41,7 +41,9 @@ class MPC(ImplicitLayer):
 
     Examples:
         >>> import torch, torchimplicit as ti
-        >>> cart = lambda x, u, weight: torch.stack((x[:, 0] + 0.1 * x[:, 1], x[:, 1] + 0.1 * u[:, 0]), 1)
+        >>> cart = lambda x, u, weight: torch.stack(
+        ...     (x[:, 0] + 0.1 * x[:, 1], x[:, 1] + 0.1 * u[:, 0]), 1
+        ... )
         >>> cost = lambda x, u, weight: x.square().sum(1) + weight * u.square().sum(1)
         >>> controller = ti.nn.MPC(cart, cost, horizon=20, lower=-1.0, upper=1.0)
         >>> weight = torch.tensor(0.1, requires_grad=True)

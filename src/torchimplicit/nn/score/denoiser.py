@@ -63,10 +63,10 @@ class Denoiser(ImplicitLayer):
         >>> class Network(torch.nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
-        ...         self.layers = torch.nn.Sequential(torch.nn.Linear(3, 32), torch.nn.SiLU(), torch.nn.Linear(32, 2))
+        ...         self.layer = torch.nn.Linear(3, 2)
         ...
         ...     def forward(self, t, x):
-        ...         return self.layers(torch.cat([x, t], 1))
+        ...         return self.layer(torch.cat([x, t], 1))
         >>> model = ti.nn.Denoiser(Network(), shape=2, interval=None)
         >>> model.loss(torch.randn(8, 2)).mean().backward()
         >>> model.sample(5, seed=1).shape

@@ -58,7 +58,9 @@ def flow_matching_loss(
 
     Examples:
         >>> import torch, torchimplicit as ti
-        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2))
+        >>> net = torch.nn.Sequential(
+        ...     torch.nn.Linear(2, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2)
+        ... )
         >>> flow = ti.nn.CNF(net, 2, autonomous=True)
         >>> loss = ti.nn.flow_matching_loss(flow, torch.randn(8, 2)).mean()
         >>> loss.backward()

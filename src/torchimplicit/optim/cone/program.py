@@ -101,9 +101,13 @@ def cone_program(
     Examples:
         >>> import torch
         >>> from torchimplicit.optim import Cones, cone_program
-        >>> point = torch.tensor([3.0, 4.0, 0.0], requires_grad=True)  # project (x, 1) onto the cone |x| <= t = 1
+        >>> point = torch.tensor(
+        ...     [3.0, 4.0, 0.0], requires_grad=True
+        ... )  # project (x, 1) onto the cone |x| <= t = 1
         >>> P, A = torch.eye(2), torch.tensor([[0.0, 0.0], [-1.0, 0.0], [0.0, -1.0]])
-        >>> solution = cone_program(P, -point[:2], A, torch.tensor([1.0, 0.0, 0.0]), Cones(soc=(3,)))
+        >>> solution = cone_program(
+        ...     P, -point[:2], A, torch.tensor([1.0, 0.0, 0.0]), Cones(soc=(3,))
+        ... )
         >>> solution.value.detach()
         tensor([0.6000, 0.8000])
     """

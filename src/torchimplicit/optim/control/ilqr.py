@@ -88,7 +88,9 @@ def ilqr(
     Examples:
         >>> import torch
         >>> from torchimplicit.optim import ilqr
-        >>> swing = lambda x, u: torch.stack((x[:, 0] + 0.1 * x[:, 1], x[:, 1] + 0.1 * (u[:, 0] - x[:, 0].sin())), 1)
+        >>> swing = lambda x, u: torch.stack(
+        ...     (x[:, 0] + 0.1 * x[:, 1], x[:, 1] + 0.1 * (u[:, 0] - x[:, 0].sin())), 1
+        ... )
         >>> effort = lambda x, u: x.square().sum(1) + 0.1 * u.square().sum(1)
         >>> x0 = torch.tensor([[1.0, 0.0]], requires_grad=True)
         >>> plan = ilqr(swing, effort, x0, 20, -1.0, 1.0)

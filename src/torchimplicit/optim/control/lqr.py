@@ -99,8 +99,20 @@ def lqr(
     Examples:
         >>> import torch
         >>> from torchimplicit.optim import lqr
-        >>> A, B = torch.tensor([[1.0, 0.1], [0.0, 1.0]]), torch.tensor([[0.0], [0.1]])  # a cart: place and speed
-        >>> plan = lqr(A, B, torch.eye(2), torch.eye(1), torch.tensor([[1.0, 0.0]]), 30, lower=-0.5, upper=0.5)
+        >>> A, B = (
+        ...     torch.tensor([[1.0, 0.1], [0.0, 1.0]]),
+        ...     torch.tensor([[0.0], [0.1]]),
+        ... )  # a cart: place and speed
+        >>> plan = lqr(
+        ...     A,
+        ...     B,
+        ...     torch.eye(2),
+        ...     torch.eye(1),
+        ...     torch.tensor([[1.0, 0.0]]),
+        ...     30,
+        ...     lower=-0.5,
+        ...     upper=0.5,
+        ... )
         >>> [round(u, 2) for u in plan.value[0, :3, 0].tolist()], round(plan.cost.item(), 2)
         ([-0.5, -0.5, -0.5], 9.17)
     """

@@ -55,7 +55,9 @@ def transport_polytope(X: Tensor, rows: Tensor, columns: Tensor, *, on_failure: 
         >>> import torch
         >>> from torchimplicit.optim import projection
         >>> X = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
-        >>> projection.transport_polytope(X, torch.tensor([0.5, 0.5]), torch.tensor([0.3, 0.7]))
+        >>> projection.transport_polytope(
+        ...     X, torch.tensor([0.5, 0.5]), torch.tensor([0.3, 0.7])
+        ... )
         tensor([[[0.3000, 0.2000],
                  [0.0000, 0.5000]]])
     """

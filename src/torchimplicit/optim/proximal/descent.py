@@ -59,10 +59,15 @@ class ProximalGradient(PreparedMap):
     Examples:
         >>> import torch, torchimplicit as ti
         >>> from torchimplicit.optim import ProximalGradient, prox
-        >>> y, weight = torch.tensor([[3.0, -0.2, 1.0]]), torch.tensor(0.5, requires_grad=True)
+        >>> y, weight = (
+        ...     torch.tensor([[3.0, -0.2, 1.0]]),
+        ...     torch.tensor(0.5, requires_grad=True),
+        ... )
         >>> def energy(z, y):
         ...     return 0.5 * (z - y).square().sum(1)
-        >>> lasso = ProximalGradient(energy, lambda v, step, weight: prox.l1(v, step * weight), prox_args=(1,))
+        >>> lasso = ProximalGradient(
+        ...     energy, lambda v, step, weight: prox.l1(v, step * weight), prox_args=(1,)
+        ... )
         >>> solution = ti.fixed_point(lasso, torch.zeros(1, 3), y, weight)
         >>> [round(z, 3) for z in solution.value[0].tolist()]
         [2.5, 0.0, 0.5]
@@ -200,7 +205,10 @@ class ProjectedGradient(ProximalGradient):
         ...     return (cost * z).sum(1) + 0.5 * z.square().sum(1)
         >>> split = ProjectedGradient(energy, projection.simplex)
         >>> cost = torch.tensor([[0.0, 0.5, 2.0]])
-        >>> [round(z, 3) for z in ti.fixed_point(split, torch.zeros(1, 3), cost).value[0].tolist()]
+        >>> [
+        ...     round(z, 3)
+        ...     for z in ti.fixed_point(split, torch.zeros(1, 3), cost).value[0].tolist()
+        ... ]
         [0.75, 0.25, 0.0]
     """
 

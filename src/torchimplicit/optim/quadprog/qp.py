@@ -106,8 +106,12 @@ def qp(
     Examples:
         >>> import torch, torchimplicit as ti
         >>> point = torch.tensor([[0.9, 0.6], [0.2, -0.5]], requires_grad=True)
-        >>> sol = ti.qp(torch.eye(2), -point, A=torch.ones(1, 2), b=torch.ones(1), l=torch.zeros(2))
-        >>> [[round(v, 3) for v in z] for z in sol.value.tolist()]  # the nearest point of the simplex
+        >>> sol = ti.qp(
+        ...     torch.eye(2), -point, A=torch.ones(1, 2), b=torch.ones(1), l=torch.zeros(2)
+        ... )
+        >>> [
+        ...     [round(v, 3) for v in z] for z in sol.value.tolist()
+        ... ]  # the nearest point of the simplex
         [[0.65, 0.35], [0.85, 0.15]]
     """
     _check_options(warm_start, closest_feasible, smoothed, solver, max_steps, on_failure)

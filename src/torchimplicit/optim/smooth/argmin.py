@@ -95,7 +95,9 @@ def argmin(
         >>> torch.allclose(center.grad, torch.ones(1, 2), atol=1e-3)
         True
         >>> sol = ti.argmin(  # the nearest point on the unit circle
-        ...     lambda z, p: (z - p).square().sum(1), torch.ones(1, 2), torch.tensor([[3.0, 4.0]]),
+        ...     lambda z, p: (z - p).square().sum(1),
+        ...     torch.ones(1, 2),
+        ...     torch.tensor([[3.0, 4.0]]),
         ...     constraints=lambda z, p: z.square().sum(1) - 1,
         ... )
         >>> [round(v, 3) for v in (*sol.value[0].tolist(), *sol.multipliers.tolist())]

@@ -51,7 +51,9 @@ class Event:
         >>> g = torch.tensor(10.0, requires_grad=True)
         >>> fall = lambda t, y, g: torch.stack((y[:, 1], -g.expand(len(y))), 1)
         >>> ground = ti.Event(lambda t, y, g: y[:, 0], direction=-1)
-        >>> sol = ti.odeint(fall, torch.tensor([[5.0, 0.0]]), torch.tensor([0.0, 9.0]), g, event=ground)
+        >>> sol = ti.odeint(
+        ...     fall, torch.tensor([[5.0, 0.0]]), torch.tensor([0.0, 9.0]), g, event=ground
+        ... )
         >>> round(sol.event_time.item(), 4)
         1.0
         >>> sol.event_time.sum().backward()

@@ -26,7 +26,9 @@ class Split(nn.Module):
     Examples:
         >>> import torch, torchimplicit as ti
         >>> field = ti.Split(lambda t, y: torch.cos(t), lambda t, y: -1000.0 * y)
-        >>> ti.odeint(field, torch.ones(2, 1), torch.tensor([0.0, 1.0]), solver=ti.KenCarp4()).value.shape
+        >>> ti.odeint(
+        ...     field, torch.ones(2, 1), torch.tensor([0.0, 1.0]), solver=ti.KenCarp4()
+        ... ).value.shape
         torch.Size([2, 2, 1])
     """
 

@@ -30,7 +30,10 @@ class PredictorCorrector(GridSampler):
     Examples:
         >>> import torch, torchimplicit as ti
         >>> model = ti.nn.Denoiser(lambda t, x: torch.zeros_like(x), shape=2, std=1.0)
-        >>> model.sample(4, ti.nn.PredictorCorrector(steps=100), seed=1).shape, model.report.nfev
+        >>> (
+        ...     model.sample(4, ti.nn.PredictorCorrector(steps=100), seed=1).shape,
+        ...     model.report.nfev,
+        ... )
         (torch.Size([4, 2]), 199)
     """
 

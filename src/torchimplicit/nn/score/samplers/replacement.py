@@ -40,7 +40,9 @@ class Replacement(GridSampler):
         >>> import torch, torchimplicit as ti
         >>> model = ti.nn.Denoiser(lambda t, x: torch.zeros_like(x), shape=2, std=1.0)
         >>> seen = ti.imaging.Inpainting(torch.tensor([True, False]))
-        >>> model.sample(3, ti.nn.Replacement(operator=seen, y=torch.tensor([[0.7]])), seed=1)[:, 0]
+        >>> model.sample(
+        ...     3, ti.nn.Replacement(operator=seen, y=torch.tensor([[0.7]])), seed=1
+        ... )[:, 0]
         tensor([0.7000, 0.7000, 0.7000])
     """
 
