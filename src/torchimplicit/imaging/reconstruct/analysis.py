@@ -9,11 +9,11 @@ from torch import Tensor
 
 from torchimplicit.core.options import is_number
 from torchimplicit.imaging.baselines.frame import Frame, shrunk, size_of
-from torchimplicit.imaging.reconstruct.prior import Prior
+from torchimplicit.imaging.reconstruct.prior import ConvexPrior
 from torchimplicit.imaging.reconstruct.steps import logarithm
 
 
-class Analysis(Prior):
+class Analysis(ConvexPrior):
     r"""A convex regulariser of few coefficients: $R(x) = \lambda \sum_i w_i\, h(|(K x)_i|)$ with a linear map $K$.
 
     With `width=0` the penalty is the size itself, $h(t) = t$: total variation for `Differences()`, $\ell_1$ of
@@ -44,8 +44,6 @@ class Analysis(Prior):
         >>> Analysis(Differences(), weight=0.5).energy(step)
         tensor([2.], grad_fn=<SumBackward1>)
     """
-
-    convex = True
 
     def __init__(self, frame: Frame, *, weight: float, width: float = 0.0):
         super().__init__()
@@ -125,19 +123,6 @@ class Analysis(Prior):
         if not self.width:
             return math.inf
         return self.levels(self.log_weight).amax() * self.frame.bound / self.width
-
-    def forward(self, v: Tensor) -> Tensor:
-        """A step down the regulariser as long as is safe, like `v`; of a width alone."""
-        self._require_width()
-        return v - self.slope(v) / self.lipschitz()
-
-    def expansion(self) -> float:
-        """One; see `Ridge`."""
-        return 1.0
-
-    def is_firm(self) -> bool:
-        """True; see `Ridge`."""
-        return True
 
     def extra_repr(self) -> str:
         """The options, for `print`."""

@@ -46,3 +46,25 @@ class Prior(nn.Module):
             Real, >= 0, `(H, W)` as `torch.fft.fft2` has it; or one number for all, as here the Lipschitz constant.
         """
         return self.lipschitz()
+
+
+class ConvexPrior(Prior):
+    r"""Base of the priors whose slope is the gradient of a convex function, for all parameters.
+
+    A subclass gives `slope` and `lipschitz`, finite $L$. The denoiser is a step of $1 / L$ down that function: the
+    nonexpansive gradient of a convex function again, and so a proximal map (J.-J. Moreau, 1965).
+    """
+
+    convex = True
+
+    def forward(self, v: Tensor) -> Tensor:
+        """A step down the regulariser as long as is safe, like `v`."""
+        return v - self.slope(v) / self.lipschitz()
+
+    def expansion(self) -> float:
+        """One: a step of at most twice the inverse Lipschitz constant down a convex function is nonexpansive."""
+        return 1.0
+
+    def is_firm(self) -> bool:
+        """True: the denoiser is the identity minus a gradient of Lipschitz constant one."""
+        return True

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from torchimplicit.core.options import is_number, require, require_count
 from torchimplicit.imaging.reconstruct.filters import centred, planes, supremum, transposed
-from torchimplicit.imaging.reconstruct.prior import Prior
+from torchimplicit.imaging.reconstruct.prior import ConvexPrior
 
 FINE = 1e-6  # part of its saturation up to which a magnitude is rounded off
 REST = 0.003  # of the differences' size: the other filters of a smoothed total variation
 
 
-class Ridge(Prior):
+class Ridge(ConvexPrior):
     r"""A learned convex regulariser: $R(x) = \sum_c \sum_i \tau_c^2 \log\cosh((w_c * x)_i / \tau_c)$.
 
     It has 1,200 parameters. Its slope $\sum_c w_c^\top \tau_c \tanh(w_c * x / \tau_c)$ is one convolution, a saturating
@@ -54,8 +54,6 @@ class Ridge(Prior):
         >>> prior.slope(x).shape, bool(prior.energy(prior(x)).sum() < prior.energy(x).sum())
         (torch.Size([2, 1, 16, 16]), True)
     """
-
-    convex = True
 
     def __init__(
         self, filters: int = 24, taps: int = 7, curvature: float = 0.4, saturation: float = 0.03, *, seed: int = 0
@@ -106,10 +104,6 @@ class Ridge(Prior):
         """The filters, without their means, `(filters, 1, taps, taps)`."""
         return centred(self.weight)
 
-    def forward(self, v: Tensor) -> Tensor:
-        """A step down the regulariser as long as is safe, like `v`."""
-        return v - self.slope(v) / self.lipschitz()
-
     def slope(self, x: Tensor) -> Tensor:
         """The gradient of the regulariser at images `(B, ..., H, W)`, real or complex; see the class."""
         kernel, images = self.kernel(), planes("Ridge", x)
@@ -143,14 +137,6 @@ class Ridge(Prior):
         if min(height, width) < self.taps:  # the filters wrap around more than once
             return self.lipschitz().to(like.real)
         return torch.fft.fft2(kernel, s=(height, width)).abs().square().sum(0)
-
-    def expansion(self) -> float:
-        """One: a step of at most twice the inverse Lipschitz constant down a convex function is nonexpansive."""
-        return 1.0
-
-    def is_firm(self) -> bool:
-        """True: the denoiser is the identity minus a gradient of Lipschitz constant one."""
-        return True
 
     def extra_repr(self) -> str:
         """The sizes, for `print`."""

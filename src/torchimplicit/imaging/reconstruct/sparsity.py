@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from torchimplicit.core.options import is_number, require, require_count
 from torchimplicit.imaging.baselines.frame import Differences, Frame, Wavelets
-from torchimplicit.imaging.reconstruct.prior import Prior
+from torchimplicit.imaging.reconstruct.prior import ConvexPrior
 
 DIFFERENCES = Differences()
 FINE = 1e-6  # part of its width up to which a magnitude is rounded off
 
 
-class Sparsity(Prior):
+class Sparsity(ConvexPrior):
     r"""Smoothed total variation and wavelets: $R(x) = \sum_b \lambda_b \tau_b \sum_i \log\cosh(|c_b|_i / \tau_b)$.
 
     $c_b$ are the differences of neighbours, whose two directions count by their length, and the bands of Daubechies'
@@ -53,8 +53,6 @@ class Sparsity(Prior):
         (torch.Size([2, 1, 16, 16]), True)
     """
 
-    convex = True
-
     def __init__(
         self,
         differences: float = 5e-5,
@@ -76,10 +74,6 @@ class Sparsity(Prior):
         sizes = [wavelets * 2.0**-level for level in range(1, levels + 1) for _ in range(3)]
         self.log_strength = nn.Parameter(torch.tensor([differences, *sizes]).log())
         self.log_width = nn.Parameter(torch.full((len(sizes) + 1,), math.log(width)))
-
-    def forward(self, v: Tensor) -> Tensor:
-        """A step down the regulariser as long as is safe, like `v`."""
-        return v - self.slope(v) / self.lipschitz()
 
     def slope(self, x: Tensor) -> Tensor:
         """The gradient of the regulariser at images `(B, ..., H, W)`, real or complex; see the class."""
@@ -103,14 +97,6 @@ class Sparsity(Prior):
         """An upper bound of the slope's Lipschitz constant."""
         steep = (self.log_strength - self.log_width).exp()
         return DIFFERENCES.bound * steep[0] + steep[1:].amax()
-
-    def expansion(self) -> float:
-        """One, as of `Ridge`."""
-        return 1.0
-
-    def is_firm(self) -> bool:
-        """True, as of `Ridge`."""
-        return True
 
     def _parts(self, x: Tensor) -> Iterator[tuple[Frame, Tensor, Tensor]]:
         """Both frames, with strength and width of their bands; what is left at the last level counts nothing."""
