@@ -191,5 +191,5 @@ def test_impossible_windows_and_stages_are_refused():
     with pytest.raises(TypeError, match="instance of Solver"):
         register.Demons(solver="fast")
     flat = torch.zeros(1, 1, 8, 8)
-    with pytest.raises(ValueError, match="the last stage alone"):
+    with pytest.raises(ValueError, match="deformations after all linear stages"):
         register.align(flat, flat, [register.Demons(), register.Rigid()])

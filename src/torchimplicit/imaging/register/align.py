@@ -21,6 +21,7 @@ from torchimplicit.imaging.register.kind import Call, Kind
 from torchimplicit.imaging.register.linear import Affine
 from torchimplicit.imaging.register.pair import Pair
 from torchimplicit.imaging.register.sample import Interpolation, Padding, sample
+from torchimplicit.imaging.register.start import started
 from torchimplicit.imaging.register.transform import Chain, Displacement, Linear, Transform
 
 Start = Literal["world", "centers"]
@@ -134,7 +135,7 @@ def align(
     moving: Image | Tensor,
     kind: Kind | Sequence[Kind] = Affine(),
     *,
-    initial: Start | Linear | Registration = "world",
+    initial: Start | Transform | Registration | Tensor = "world",
     spacing: Sequence[float] | None = None,
     moving_spacing: Sequence[float] | None = None,
     adjoint: Adjoint | None = None,
@@ -155,9 +156,11 @@ def align(
         fixed: `Image`, or `(B, C, *S)`, floating, of two or three dimensions.
         moving: the same; its grid may be another.
         kind: what transform to look for, and how: `Rigid()`, `Similarity()`, `Affine()`, `Demons()`; or several, one
-            after another, of which only the last may be no linear one.
+            after another, linear ones first.
         initial: where to start: "world" where the affines say, "centers" with the middles of the two grids on each
-            other; or a transform, or an earlier result.
+            other; or a transform, or an earlier result; or a displacement `(B, D, *S)` in voxels of the fixed image,
+            such as a network's guess. A deformation goes on from the last linear map in it, which stays as it is and
+            may have a gradient, and begins at the field before that: a start alone, which gets no gradient.
         spacing: edges of a voxel along the axes of tensors; None is 1.
         moving_spacing: of the moving image's; None is as `spacing`.
         adjoint: how to differentiate the solves; see `least_squares`, `fixed_point`.
@@ -189,12 +192,18 @@ def align(
         raise TypeError(
             f"align(kind={kind!r}): expected Rigid(), Affine(), Demons() or another kind, or a list of such"
         )
-    if not all(isinstance(each, Affine) for each in kinds[:-1]):
-        raise ValueError(f"align(kind={kind!r}): expected a deformation as the last stage alone")
+    deforms = [not isinstance(each, Affine) for each in kinds]
+    if deforms != sorted(deforms):
+        raise ValueError(f"align(kind={kind!r}): expected deformations after all linear stages")
     check_on_failure(on_failure)
     pair = Pair.of(fixed, moving, spacing, moving_spacing)
     grids = Grid.of(fixed, spacing), Grid.of(moving, moving_spacing or spacing)
-    transform, reports = _start(initial, pair), []
+    initial = initial.transform if isinstance(initial, Registration) else initial
+    transform, reports = started(initial, pair, grids[0]), []
+    if not deforms[0] and not isinstance(transform, Linear):
+        raise ValueError(
+            f"align(kind={kinds[0]!r}): expected a linear transform to start from, or a deformation to find"
+        )
     for each in kinds:
         present = partial(_present, *grids, tuple(reports))
         result = each.find(pair, transform, Call(adjoint, on_failure, present))
@@ -204,23 +213,3 @@ def align(
 
 def _present(fixed: Grid, moving: Grid, stages: tuple[Report, ...], found: Transform, report: Report) -> Registration:
     return Registration(found, fixed, moving, report, (*stages, report))
-
-
-def _start(initial: Any, pair: Pair) -> Linear:
-    """The linear map to start from."""
-    batch, space = len(pair.fixed), pair.fixed_grid.space
-    if isinstance(initial, Registration):
-        initial = initial.transform
-    if isinstance(initial, Linear):
-        if initial.matrix.shape != (batch, space + 1, space + 1):
-            got = tuple(initial.matrix.shape)
-            raise ValueError(f"align(initial): got matrices {got}, expected {(batch, space + 1, space + 1)}")
-        return initial
-    matrix = torch.eye(space + 1, dtype=torch.float64)
-    if initial == "centers":
-        matrix[:-1, -1] = pair.moving_grid.center - pair.fixed_grid.center
-    elif initial != "world":
-        raise ValueError(
-            f"align(initial={initial!r}): expected 'world', 'centers', a Linear transform, or a linear registration"
-        )
-    return Linear(matrix.expand(batch, -1, -1))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchimplicit.adjoint import Implicit
 from torchimplicit.core import transforms
@@ -23,7 +23,8 @@ from torchimplicit.imaging.register.kind import Call, Kind
 from torchimplicit.imaging.register.pair import Pair, mark
 from torchimplicit.imaging.register.sample import Interpolation, sample, spline_coefficients
 from torchimplicit.imaging.register.similarity import LNCC, SSD
-from torchimplicit.imaging.register.transform import Displacement, Linear, Velocity
+from torchimplicit.imaging.register.start import carried, field_part, linear_part
+from torchimplicit.imaging.register.transform import Displacement, Linear, Transform, Velocity
 from torchimplicit.imaging.register.warp import difference, identity
 from torchimplicit.linear import GMRES
 from torchimplicit.solve import Anderson, Result, Solver
@@ -50,26 +51,39 @@ class Demons(Kind):
     float32 by a thousandth. So where a gradient by an image, a step or a smoothing is wanted, the last level goes on to
     1e-5, with cubic splines; linear interpolation has kinks, at which it would stop short of that.
 
+    Parts of it may be learned, through the equilibrium: what the force compares (`features`), how it does
+    (`similarity`, an `nn.Module` with the methods `prepared` and `force` of `LNCC`), and what smooths (`smoother`).
+    Their parameters get gradients, as the step does, as far as it converges: bound the step, and look at the status of
+    every sample.
+
     Source: J.-P. Thirion, Medical Image Analysis 2 (1998) 243; T. Vercauteren and others, NeuroImage 45 (2009) S61; the
     force of LNCC from B. Avants and others, Medical Image Analysis 12 (2008) 26, equation 6.
 
     Args:
         form: "velocity" or "displacement".
-        similarity: `LNCC()`; or `SSD()` for images with the same values of the same matter.
+        similarity: `LNCC()`; or `SSD()` for images with the same values of the same matter; or one that is learned.
         levels: from coarse to fine, `(shrink, smoothing, step)`: by which power of two images are made smaller,
-            $\sigma$ in voxels of that level's mean edge, and $\tau$. The last level's may be tensors, with gradients. A
-            larger step deforms more, and beyond some ten does not converge.
+            $\sigma$ in voxels of that level's mean edge, and $\tau$. The last level's may be tensors, with gradients; a
+            step also one a sample, `(B,)`, or one a voxel of its grid, `(B, 1, *S)`. A larger step deforms more, and
+            beyond some ten does not converge.
         solver: of the last level; None is as good as is wanted, see above.
         interpolation: "linear" or "cubic"; None takes linear, and cubic where a gradient is wanted.
         squarings: of the velocity, in every step.
+        features: `(B, C, *S) -> (B, F, *S)`, applied to both images of every level, once: channels to compare in the
+            place of the values. None compares the values.
+        smoother: `smoother(v, fixed)`, of the vectors `(B, D, *S)`, in voxels, that the Gaussian has smoothed, and the
+            fixed image as it is compared; to as many vectors. It must leave the step a contraction. None is the
+            Gaussian alone.
     """
 
     form: Literal["velocity", "displacement"] = "velocity"
-    similarity: LNCC | SSD = LNCC()
+    similarity: LNCC | SSD | nn.Module = LNCC()
     levels: tuple[tuple[int, float | Tensor, float | Tensor], ...] = ((2, 1.0, 1.0), (1, 1.2, 2.0))
     solver: Solver | None = None
     interpolation: Interpolation | None = None
     squarings: int = 4
+    features: nn.Module | None = None
+    smoother: nn.Module | None = None
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
@@ -81,21 +95,28 @@ class Demons(Kind):
         require_count(self, "squarings", least=0)
         if self.solver is not None:
             require_instance("Demons(solver)", self.solver, Solver, "Anderson()")
+        for name in ("features", "smoother"):
+            if getattr(self, name) is not None:
+                require_instance(f"Demons({name})", getattr(self, name), nn.Module, "an nn.Module")
 
-    def find(self, pair: Pair, initial: Linear, call: Call) -> Any:
+    def find(self, pair: Pair, initial: Transform, call: Call) -> Any:
         """See `Kind.find`."""
-        faults = pair.apart(initial.matrix) | pair.faults
+        base = linear_part(initial, len(pair.fixed), pair.fixed_grid.space)
+        grid, own = pair.fixed_grid, Velocity if self.form == "velocity" else Displacement
+        v = field_part(initial, grid, pair.fixed, own)
+        faults = pair.apart(base.matrix) | pair.faults
         numbers = [each for each in self.levels[-1] if isinstance(each, Tensor)]
-        wanted = transforms.differentiating((pair.fixed, pair.moving, initial.matrix, *numbers))
-        fixed, moving = self.similarity.prepared(pair.fixed, pair.moving)
-        v, grid = None, pair.fixed_grid
+        wanted = transforms.differentiating((pair.fixed, pair.moving, base.matrix, *numbers, *self._learned()))
+        prepared: Any = self.similarity.prepared
+        fixed, moving = prepared(pair.fixed, pair.moving)
+        pair = replace(pair, fixed=fixed, moving=moving)
         for level in self.levels[:-1]:
             with torch.no_grad():
-                scene = _Scene.of(pair, fixed, moving, initial, level[0], self.interpolation or "linear")
+                scene = _Scene.of(pair, base, level[0], self.interpolation or "linear", self.features)
                 v, grid = scene.start(v, grid), scene.grid
                 v = solve_problem(self._problem(v, scene, level), v, Options(COARSE, BACKWARD, None, "ignore")).value
         interpolation: Interpolation = self.interpolation or ("cubic" if wanted else "linear")
-        scene = _Scene.of(pair, fixed, moving, initial, self.levels[-1][0], interpolation)
+        scene = _Scene.of(pair, base, self.levels[-1][0], interpolation, self.features)
         v = scene.start(v, grid)
 
         def review(residual: Residual, result: Result) -> None:
@@ -106,19 +127,24 @@ class Demons(Kind):
                 part = Velocity(solution.value, scene.grid, self.squarings, interpolation)
             else:
                 part = Displacement(solution.value, scene.grid, interpolation)
-            return call.present(part.then(initial), solution.report)
+            return call.present(part.then(base), solution.report)
 
         solver = self.solver or (GRADIENT if wanted else VALUE)
         options = Options(solver, call.adjoint or BACKWARD, None, call.on_failure, review=review, present=show)
         return solve_problem(self._problem(v, scene, self.levels[-1]), v, options)
 
+    def _learned(self) -> list[Tensor]:
+        """The tensors of the parts that are learned."""
+        modules = [each for each in (self.similarity, self.features, self.smoother) if isinstance(each, nn.Module)]
+        return [parameter for module in modules for parameter in module.parameters()]
+
     def _problem(self, v: Tensor, scene: _Scene, level: tuple[int, float | Tensor, float | Tensor]) -> FixedPoint:
         _, smoothing, step = level
         smoothing, step = (torch.as_tensor(each).to(v) for each in (smoothing, step))
         squarings = self.squarings if self.form == "velocity" else None
-        cell = partial(_balance, self.similarity, scene.grid, scene.interpolation, squarings)
-        args = (scene.fixed, scene.moving, scene.leave, scene.x, smoothing, step)
-        return FixedPoint(cell, v, args, 1, (0, 1, 2))
+        cell = partial(_balance, self.similarity, self.smoother, scene.grid, scene.interpolation, squarings)
+        args = (scene.fixed, scene.moving, scene.leave, _of_samples(step, v), scene.x, smoothing.reshape(()))
+        return FixedPoint(cell, v, args, 1, (0, 1, 2, 3))
 
 
 class _Scene(NamedTuple):
@@ -142,14 +168,16 @@ class _Scene(NamedTuple):
 
     @classmethod
     def of(
-        cls, pair: Pair, fixed: Tensor, moving: Tensor, initial: Linear, shrink: int, interpolation: Interpolation
+        cls, pair: Pair, initial: Linear, shrink: int, interpolation: Interpolation, features: nn.Module | None
     ) -> _Scene:
-        grid, other = pair.fixed_grid, pair.moving_grid
+        fixed, moving, grid, other = pair.fixed, pair.moving, pair.fixed_grid, pair.moving_grid
         for _ in range(shrink.bit_length() - 1):
             limit = 1.5 * min(grid.spacing)
             axes, others = grid.axes_within(limit), other.axes_within(limit)
             fixed, moving = halved(fixed, axes), halved(moving, others)
             grid, other = grid.halved(axes), other.halved(others)
+        if features is not None:
+            fixed, moving = (_channels(features, each) for each in (fixed, moving))
         moving = spline_coefficients(moving) if interpolation == "cubic" else moving
         leave = torch.linalg.inv(other.affine) @ initial.matrix @ grid.affine
         return cls(fixed, moving, grid, leave.to(fixed), identity(grid.size, fixed), interpolation)
@@ -158,15 +186,12 @@ class _Scene(NamedTuple):
         """Where to start, from vectors on a coarser grid, or from none."""
         if v is None:
             return self.fixed.new_zeros(len(self.fixed), self.grid.space, *self.grid.size)
-        change = (torch.linalg.inv(grid.affine) @ self.grid.affine).to(v)
-        at = torch.einsum("ij,j...->i...", change[:-1, :-1], self.x)
-        at = at + change[:-1, -1].view(-1, *[1] * self.grid.space)
-        back = torch.linalg.inv(change[:-1, :-1])
-        return torch.einsum("ij,bj...->bi...", back, sample(v, at.expand(len(v), *at.shape)))
+        return carried(v, grid, self.grid)
 
 
 def _balance(
-    similarity: LNCC | SSD,
+    similarity: Any,
+    smoother: nn.Module | None,
     grid: Grid,
     interpolation: Interpolation,
     squarings: int | None,
@@ -174,9 +199,9 @@ def _balance(
     fixed: Tensor,
     moving: Tensor,
     leave: Tensor,
+    step: Tensor,
     x: Tensor,
     smoothing: Tensor,
-    step: Tensor,
 ) -> Tensor:
     """One step: along the force, and smoothed. `(B, D, *S)` to the same."""
     u = v if squarings is None else exponential(v, squarings, interpolation=interpolation)
@@ -187,15 +212,43 @@ def _balance(
     gradient = torch.stack([difference(warped, 2 + axis) / unit for axis, unit in enumerate(units)], 2)
     force = similarity.force(fixed, warped, gradient, units)
     force = torch.stack([part / unit for part, unit in zip(force.unbind(1), units, strict=True)], 1)
-    return gaussian(v + step * force, grid.voxels(smoothing))
+    v = gaussian(v + step * force, grid.voxels(smoothing))
+    return v if smoother is None else smoother(v, fixed)
+
+
+def _of_samples(step: Tensor, v: Tensor) -> Tensor:
+    """Steps of all samples, `(B, 1, ...)`: one for all, one each, or one for every voxel."""
+    if step.numel() == 1:
+        return step.reshape(1, *[1] * (v.ndim - 1)).expand(len(v), *[1] * (v.ndim - 1))
+    if step.shape == v.shape[:1]:
+        return step.view(-1, *[1] * (v.ndim - 1))
+    if step.shape != (len(v), 1, *v.shape[2:]):
+        raise ValueError(
+            f"Demons(levels): got a step {tuple(step.shape)}, expected one number, one a sample, ({len(v)},), or one a "
+            f"voxel of its level, {(len(v), 1, *v.shape[2:])}"
+        )
+    return step
+
+
+def _channels(features: nn.Module, image: Tensor) -> Tensor:
+    """What is compared in the place of an image."""
+    found = features(image)
+    if not isinstance(found, Tensor) or found.shape[:1] != image.shape[:1] or found.shape[2:] != image.shape[2:]:
+        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"Demons(features): got {got} of an image {tuple(image.shape)}, expected {_like(image)}")
+    return found
+
+
+def _like(image: Tensor) -> str:
+    return f"({len(image)}, channels, {', '.join(map(str, image.shape[2:]))})"
 
 
 def _is_level(level: Any) -> bool:
     if not isinstance(level, tuple | list) or len(level) != 3:
         return False
-    shrink, *numbers = level
+    shrink, smoothing, step = level
     fine = is_count(shrink) and shrink & (shrink - 1) == 0
+    fine = fine and not (isinstance(smoothing, Tensor) and smoothing.numel() > 1)
     return fine and all(
-        (isinstance(each, Tensor) and each.numel() == 1) or (is_number(each) and 0 < each < math.inf)
-        for each in numbers
+        isinstance(each, Tensor) or (is_number(each) and 0 < each < math.inf) for each in (smoothing, step)
     )

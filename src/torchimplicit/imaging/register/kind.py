@@ -1,4 +1,4 @@
-"""What kinds of registration have in common: from a pair and a linear map to a transform and a report."""
+"""What kinds of registration have in common: from a pair and a start to a transform and a report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from torchimplicit.adjoint import Adjoint
 from torchimplicit.core.status import OnFailure, Report
 from torchimplicit.imaging.register.pair import Pair
-from torchimplicit.imaging.register.transform import Linear, Transform
+from torchimplicit.imaging.register.transform import Transform
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,6 @@ class Call:
 class Kind:
     """Base of what `align` looks for: frozen dataclasses of options."""
 
-    def find(self, pair: Pair, initial: Linear, call: Call) -> Any:
-        """The transform that registers a pair, from a linear one, as `call.present` shows it."""
+    def find(self, pair: Pair, initial: Any, call: Call) -> Any:
+        """The transform that registers a pair, from one to start from, as `call.present` shows it."""
         raise NotImplementedError
