@@ -58,9 +58,11 @@ def test_neither_scale_nor_offset_of_an_image_changes_a_transform(scale, offset)
     image = texture(32, 32)
     grid = Grid.of(image)
     other = moved(image, register.Linear(turned(0.1, (1.0, 0.5), grid.center)), grid)
-    plain = register.align(image, other).transform
-    scaled = register.align(image if scale > 0 else -image, scale * other + offset).transform
-    assert error(scaled, plain, grid) < 1e-6
+    for dtype, most in ((D, 1e-12), (torch.float32, 2e-5 if offset else 5e-6)):  # a large offset costs digits
+        fixed, moving = image.to(dtype), other.to(dtype)
+        plain = register.align(fixed, moving).transform
+        scaled = register.align(fixed if scale > 0 else -fixed, scale * moving + offset).transform
+        assert error(scaled, plain, grid) < most
 
 
 def test_squares_of_differences_notice_scales_and_correlations_do_not():
@@ -102,17 +104,19 @@ def test_48_orientations_of_one_pair_are_moved_the_same_in_millimetres():
     true = register.Linear(turned(0.1, (1.0, -0.5, 0.5), grid.center))
     moving = image_of(moved(fixed.data[None, None], true, grid), affine)
     kinds = (
-        register.Rigid(levels=((1.0, 2.0),), interpolation="cubic"),
+        register.Rigid(levels=((1.0, 2.0), (0.0, 1.0)), interpolation="cubic"),
         register.Demons("displacement", levels=((1, 1.5, 0.5),)),
     )
     points, ways = grid.points(torch.zeros((), dtype=D))[None], list(orientations())
     first = [register.align(fixed, moving, kind).transform(points) for kind in kinds]
-    assert register.target_error(first[0], true(points)).max() < 0.5  # on every second voxel, of 2 mm
+    assert register.target_error(first[0], true(points)).max() < 0.05  # of voxels of 1 to 2 mm
     for number, way in enumerate(ways):
         turned_fixed, turned_moving = stored(fixed, *way), stored(moving, *ways[(7 * number) % 48])
         for kind, expected in list(zip(kinds, first, strict=True))[0 if number % 8 == 3 else 1 :]:
             result = register.align(turned_fixed, turned_moving, kind)
-            torch.testing.assert_close(result.transform(points), expected, atol=1e-5, rtol=0)
+            # Not to rounding: linear interpolation of the coarse level starts on voxels, on its kinks, and whose side
+            # of them a position is on is a matter of rounding. What is left of that are 3e-8 mm after the fine level.
+            torch.testing.assert_close(result.transform(points), expected, atol=1e-7, rtol=0)
         assert result.warp(turned_moving).data.shape == turned_fixed.data.shape
 
 
