@@ -18,6 +18,7 @@ from torchimplicit.core.stationary import LeastSquares
 from torchimplicit.core.status import Solution
 from torchimplicit.equations import Options, solve_problem
 from torchimplicit.imaging.register.axes import gaussian
+from torchimplicit.imaging.register.grid import LEAST
 from torchimplicit.imaging.register.kind import Call, Kind
 from torchimplicit.imaging.register.pair import Pair, mark
 from torchimplicit.imaging.register.sample import Interpolation, sample, spline_coefficients
@@ -49,7 +50,8 @@ class Affine(Kind):
     Args:
         similarity: `NCC()`, or `SSD()`.
         levels: pairs of the smoothing's standard deviation and the stride, from coarse to fine, in units of the fixed
-            image's mean voxel edge.
+            image's mean voxel edge; all made smaller by one factor where the largest of these lengths would be more
+            than a twelfth of either image's shortest side.
         solver: of the last level; None goes to a hundredth of a voxel, and far closer where a gradient is wanted.
         interpolation: of the last level: "linear" or "cubic", which takes eight times the time in three dimensions;
             None takes linear, and cubic where a gradient is wanted.
@@ -91,7 +93,7 @@ class Affine(Kind):
         def show(solution: Solution) -> Any:
             return call.present(transform(solution.value), solution.report)
 
-        z, (*coarse, last) = pair.fixed.new_zeros(len(pair.fixed), len(basis)), self.levels
+        z, (*coarse, last) = pair.fixed.new_zeros(len(pair.fixed), len(basis)), self._levels(pair)
         for level in coarse:
             with torch.no_grad():
                 terms, args = self._terms(basis, frame, pair, level, "linear")
@@ -103,6 +105,14 @@ class Affine(Kind):
         solver = self.solver or (GRADIENT if wanted else VALUE)
         options = Options(solver, call.adjoint, None, call.on_failure, review=review, present=show)
         return solve_problem(LeastSquares(terms, z, args, 1, (0, 1, 2)), z, options)
+
+    def _levels(self, pair: Pair) -> list[tuple[float, float]]:
+        """The levels, finer where the coarsest would leave nothing of small images but a blob, which fits anywhere."""
+        grids = pair.fixed_grid, pair.moving_grid
+        side = min(n * edge for grid in grids for n, edge in zip(grid.size, grid.spacing, strict=True))
+        most = max(max(level) for level in self.levels)
+        scale = min(1.0, side / pair.fixed_grid.edge / LEAST / most)
+        return [(scale * smoothing, max(1.0, scale * stride)) for smoothing, stride in self.levels]
 
     def _terms(
         self, basis: Tensor, frame: _Frame, pair: Pair, level: tuple[float, float], interpolation: Interpolation
