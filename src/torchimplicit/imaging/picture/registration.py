@@ -30,8 +30,8 @@ def draw_alignment(
 ) -> Figure:
     """How images lie on a fixed one, a row each: a checkerboard of the two, and both in colours.
 
-    In a checkerboard edges that go on from square to square lie on each other. In colours the fixed image is magenta and
-    the other green, so that where the two are alike there is grey. Each image is drawn from its own 1st to its 99th
+    Where they lie on each other edges go on from square to square of the checkerboard. In colours the fixed image is
+    magenta and the other one green, so that what is alike is grey. Each is drawn from its own 1st to its 99th
     percentile.
 
     Args:
@@ -75,9 +75,9 @@ def draw_deformation(
 ) -> Figure:
     """How a field bends space: where it takes the lines of a grid, and the volume that every voxel becomes.
 
-    The lines are those of the fixed image's grid where they come to lie, so they may be drawn over it: a plane's own two
-    components of a volume's three. Volumes are `det_jacobian`, in blue what shrinks, in red what grows, on a scale of
-    ratios that ends at a quarter and at four; voxels that fold, where it is not positive, are black and counted.
+    Of a volume's vectors a plane shows the two components that lie in it. Volumes are `det_jacobian`: blue what
+    shrinks, red what grows, on a scale of ratios that ends at a quarter and at four. Voxels that fold, where it is not
+    positive, are black, and counted.
 
     Args:
         displacement: `(2, H, W)` or `(3, X, Y, Z)`, in voxels; of volumes see `draw_alignment`.
