@@ -94,11 +94,13 @@ class Affine(Kind):
             return call.present(transform(solution.value), solution.report)
 
         z, (*coarse, last) = pair.fixed.new_zeros(len(pair.fixed), len(basis)), self._levels(pair)
-        for level in coarse:
+        for number, level in enumerate(coarse):
+            call.progress(number, len(self.levels))
             with torch.no_grad():
                 terms, args = self._terms(basis, frame, pair, level, "linear")
                 z = _better(terms, z, args)
                 z = solve_problem(LeastSquares(terms, z, args, 1, (0, 1, 2)), z, COARSE_OPTIONS).value
+        call.progress(len(coarse), len(self.levels))
         wanted = transforms.differentiating((pair.fixed, pair.moving, initial.matrix))
         terms, args = self._terms(basis, frame, pair, last, self.interpolation or ("cubic" if wanted else "linear"))
         z = _better(terms, z, args)
