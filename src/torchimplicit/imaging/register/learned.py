@@ -79,8 +79,8 @@ class LearnedDemons(ImplicitLayer):
 
     Args:
         features: $\phi$, a network `(B, 1, *S) -> (B, F, *S)`; values of about one, such as probabilities.
-        demons: form, solver and levels; its similarity is replaced by a `FeatureLNCC`, and the last level's step, a
-            number, is where the learned one starts.
+        demons: form, solver and levels, and the `LNCC` of the images; the last level's step, a number, is where the
+            learned one starts.
         training_levels: in training, in place of those of `demons`: coarser ones cost an eighth. None takes the same.
         weight: of the features in the force, to begin with, below 8.
         most_step: what the learned step stays below.
@@ -123,8 +123,7 @@ class LearnedDemons(ImplicitLayer):
         self.training_levels: Any = None if training_levels is None else tuple(map(tuple, training_levels))
         if self.training_levels is not None:
             replace(demons, levels=self.training_levels)  # refuses impossible ones now
-        lncc = demons.similarity if isinstance(demons.similarity, LNCC) else LNCC()
-        self.similarity = FeatureLNCC(lncc, Bounded(weight, 8.0))
+        self.similarity = FeatureLNCC(demons.similarity, Bounded(weight, 8.0))  # type: ignore[arg-type]
         self.step = Bounded(float(demons.levels[-1][2]), most_step)
 
     def seen(self, image: Tensor) -> Tensor:
