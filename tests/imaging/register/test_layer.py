@@ -9,7 +9,7 @@ from tests.imaging.register.test_demons import pair
 from tests.imaging.register.test_learned import ADJOINT, TIGHT, D
 from torchimplicit.core.outcome import Status
 from torchimplicit.imaging import register
-from torchimplicit.imaging.register import Bounded, Demons, FeatureLNCC, LearnedDemons
+from torchimplicit.imaging.register import Demons, FeatureLNCC, LearnedDemons
 
 
 def layer(levels=((1, 1.3, 0.3),), **options):
@@ -19,24 +19,21 @@ def layer(levels=((1, 1.3, 0.3),), **options):
     return LearnedDemons(features, demons, most_step=0.6, on_failure="raise", **options).to(D)
 
 
-def test_a_bounded_number_stays_within_its_bound_whatever_its_parameter():
-    number = Bounded(0.3, 0.6)
-    assert number().item() == pytest.approx(0.3)
+def test_weight_and_step_stay_within_their_bounds_whatever_their_parameters():
+    fixed, moving = (each.float() for each in pair(16, 16, reach=0.8))
+    model = LearnedDemons(nn.Identity(), Demons(levels=((1, 2.0, 1.0),)), most_step=2.0, on_failure="raise")
     with torch.no_grad():
-        number.logit.fill_(9.0)
-    assert 0.59 < number().item() < 0.6
-
-
-@pytest.mark.parametrize(("value", "most"), [(0.0, 1.0), (1.0, 1.0), (0.5, float("inf"))])
-def test_what_is_beyond_its_bound_is_refused(value, most):
-    with pytest.raises(ValueError, match="Bounded"):
-        Bounded(value, most)
+        model.raw_step.fill_(50.0)
+        model.similarity.raw_weight.fill_(-50.0)
+        found = model(fixed, moving).displacement()
+        plain = register.align(fixed, moving, Demons(levels=((1, 2.0, 2.0),))).displacement()
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
 
 
 def test_the_force_is_that_of_both_parts():
     fixed, warped = torch.rand(2, 1, 3, 8, 8, dtype=D, generator=torch.Generator().manual_seed(0))
     gradient = torch.rand(1, 3, 2, 8, 8, dtype=D)
-    similarity = FeatureLNCC(register.LNCC(window=3), Bounded(1.5, 4.0))
+    similarity = FeatureLNCC(register.LNCC(window=3), 1.5)
     image = register.LNCC(window=3).force(fixed[:, :1], warped[:, :1], gradient[:, :1], [1.0, 1.0])
     left = fixed[:, 1:] - warped[:, 1:]
     expected = image + 1.5 * torch.einsum("bcij,bcdij->bdij", left, gradient[:, 1:])
@@ -52,7 +49,7 @@ def test_gradients_of_all_parameters_are_those_of_differences():
         return (weight * model(fixed, moving, adjoint=ADJOINT).displacement()).sum()
 
     parameters = dict(model.named_parameters())
-    assert {"step.logit", "similarity.weight.logit", "features.0.weight"} <= set(parameters)
+    assert {"raw_step", "similarity.raw_weight", "features.0.weight"} <= set(parameters)
     for tensor, gradient in zip(
         parameters.values(), torch.autograd.grad(energy(), [*parameters.values()]), strict=True
     ):
@@ -111,7 +108,8 @@ def test_training_takes_levels_of_its_own():
         ({"demons": register.Demons(similarity=register.SSD())}, "LNCC"),
         ({"demons": register.Affine()}, "Demons"),
         ({"training_levels": ((3, 1.0, 1.0),)}, "levels"),
-        ({"most_step": 1.0}, "most=1.0|in \\(0, 1.0\\)"),
+        ({"most_step": 1.0}, "in \\(0, 1\\)"),
+        ({"weight": 9.0}, "in \\(0, 8\\)"),
     ],
 )
 def test_impossible_options_are_refused(options, words):
