@@ -33,6 +33,7 @@ from torchimplicit.solve import Anderson, Result, Solver
 COARSE = Anderson(window=5, rtol=3e-2, max_steps=25)
 VALUE = Anderson(window=5, rtol=2e-2, max_steps=50)  # good for a field,
 GRADIENT = Anderson(window=10, rtol=1e-5, max_steps=500)  # and for its derivative, which is off by all of itself there
+SLACK = 0.05  # an equilibrium is no minimum: of a pair that lies well already it is a little less alike
 BACKWARD = Implicit(GMRES(rtol=1e-4, restart=30, max_steps=300))
 
 
@@ -165,7 +166,7 @@ class Demons(Kind):
             return {}
         words = "the images are less alike than without a deformation, by {:.3g} after {:.3g}: try a smaller step"
         both = enumerate(zip(before.tolist(), after.tolist(), strict=True))
-        return {i: (Status.INFEASIBLE, words.format(b, a)) for i, (a, b) in both if b > a * (1 + 1e-3) + 1e-6}
+        return {i: (Status.INFEASIBLE, words.format(b, a)) for i, (a, b) in both if b > a * (1 + SLACK) + 1e-6}
 
     def _learned(self) -> list[Tensor]:
         """The tensors of the parts that are learned."""
