@@ -26,6 +26,7 @@ from torchimplicit.imaging.files import (
     write_png,
 )
 from torchimplicit.imaging.image import Image
+from torchimplicit.imaging.joint import Joint, joint_loss
 from torchimplicit.imaging.metrics import nrmse, psnr, ssim
 from torchimplicit.imaging.physics.blur import Blur
 from torchimplicit.imaging.physics.coils import espirit
@@ -93,6 +94,7 @@ __all__ = [
     "HalfQuadratic",
     "Image",
     "Inpainting",
+    "Joint",
     "Operator",
     "PoissonNoise",
     "Preconditioned",
@@ -121,6 +123,7 @@ __all__ = [
     "fftc",
     "gaussian_kernel",
     "ifftc",
+    "joint_loss",
     "motion_kernel",
     "nrmse",
     "plug_and_play",

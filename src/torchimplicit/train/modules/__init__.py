@@ -16,12 +16,14 @@ from torchimplicit.train.modules.prognosis import Prognosis
 from torchimplicit.train.modules.puzzle import Puzzle
 from torchimplicit.train.modules.reconstruction_losses import (
     Equivariant,
+    Judged,
     ReconstructionLoss,
     Risk,
     Splitting,
     Supervised,
 )
 from torchimplicit.train.modules.reconstructor import MeanPSNR, MeanSSIM, Reconstructor
+from torchimplicit.train.modules.registered import Registered
 from torchimplicit.train.modules.regressor import Mechanics, Regressor
 from torchimplicit.train.modules.score import Score
 from torchimplicit.train.modules.segmenter import Segmenter
@@ -44,11 +46,13 @@ __all__ = [
     "LanguageModel",
     "MeanPSNR",
     "MeanSSIM",
+    "Judged",
     "Mechanics",
     "Prognosis",
     "Puzzle",
     "ReconstructionLoss",
     "Reconstructor",
+    "Registered",
     "Regressor",
     "Risk",
     "Score",
