@@ -1,17 +1,17 @@
 r"""Reconstruction of what has moved between two acquisitions, each of which judges the other: no ground truth.
 
-An object is measured twice, $y_i = A_i x_i + n_i$, undersampled in two ways and in two positions. What one reconstruction
-$\hat x_j = R(y_j, A_j)$ predicts of the other measurement is compared where it was measured, after it has been brought
-into place:
+An object is measured twice, $y_i = A_i x_i + n_i$, undersampled in two ways and in two positions. What one
+reconstruction $\hat x_j = R(y_j, A_j)$ predicts of the other measurement is compared where it was measured, after it
+has been brought into place:
 
 $$ L_i = \frac{|A_i (\hat x_j \circ (\mathrm{id} + u_i)) - y_i|^2}{|y_i|^2} + w \frac{|A_i \hat x_i - y_i|^2}{|y_i|^2} ,
    \qquad u_i = \mathrm{register}(|\hat x_i|, |\hat x_j|) . $$
 
-As the noise of $y_i$ is independent of $\hat x_j$, the first term is, in expectation over noise and masks, a distance to
-the true image and a constant, as long as $u_i$ is the true motion; without $u_i$ motion is taken for noise, and images
-are learned that are blurred by it. Registration needs good images and reconstruction good registrations: both are
-equilibria here, of the same images, and improve with each other. The gradient is of $R$ at $u_i$ held fixed, which is one
-side of an alternation whose other side is solved to the end; or of both, through the registration's equilibrium, too.
+As the noise of $y_i$ is independent of $\hat x_j$, the first term is, in expectation over noise and masks, a distance
+to the true image and a constant, as long as $u_i$ is the true motion; without $u_i$ motion is taken for noise, and
+images are learned that are blurred by it. Registration needs good images and reconstruction good registrations: both
+are equilibria here, of the same images, and improve with each other. The gradient is of $R$ at $u_i$ held fixed, which
+is one side of an alternation whose other side is solved to the end; or of both, through the registration's equilibrium.
 
 Source: W. Gan, Y. Sun, C. Eldeniz, J. Liu, H. An, U. Kamilov, Deformation-compensated learning for image reconstruction
 without ground truth, IEEE Trans. Med. Imaging 41 (2022) 2371, arXiv 2107.05533, equations 6 to 9, there with networks
@@ -165,8 +165,8 @@ def _over(flags: Tensor, like: Tensor) -> Tensor:
 def _check(y: Tensor, motion: Any, weight: float) -> None:
     if len(y) % 2:
         raise ValueError(
-            f"joint_loss(y): got {len(y)} samples, expected an even number: two acquisitions of every object, one after "
-            "the other; try torch.stack((first, second), 1).flatten(0, 1)"
+            f"joint_loss(y): got {len(y)} samples, expected an even number: two acquisitions of every object, one "
+            "after the other; try torch.stack((first, second), 1).flatten(0, 1)"
         )
     if motion is not None and not isinstance(motion, Kind | Tensor):
         raise TypeError(

@@ -94,8 +94,8 @@ class MovingSlices(RecipeData):
             parts[{TESTED: 2, VALIDATED: 1}.get(place, 0)].append(number)
         if not all(parts):
             raise DataError(
-                f"MovingSlices: got {len(slices)} slices in {path.name}, expected {BLOCK * VALIDATED + 1} at least that "
-                "are as full as the others. Try another volume."
+                f"MovingSlices: got {len(slices)} slices in {path.name}, expected {BLOCK * VALIDATED + 1} at least "
+                "that are as full as the others. Try another volume."
             )
         counts = (self.pairs, 1, 1)
         return Splits(*(self._acquired(slices, part, count) for part, count in zip(parts, counts, strict=True)))
@@ -118,16 +118,12 @@ class MovingSlices(RecipeData):
     def _acquired(self, slices: Tensor, numbers: Sequence[int], count: int) -> Pairs:
         """Pairs of these slices, `count` of each."""
         seeds = [(number, seed_of("moving", number, i)) for number in numbers for i in range(count)]
-        fields = torch.stack([self._fields(seed) for _, seed in seeds])
-        fine = F.interpolate(fields, scale_factor=FINE, mode="bilinear", align_corners=False)
-        still = torch.polar(slices[[number for number, _ in seeds]].unsqueeze(1), fine[:, 2:])
-        moved = warp(still, FINE * fine[:, :2], interpolation="cubic")
-        both = torch.stack((still[:, 0], moved[:, 0]), 1).flatten(0, 1)
-        target = torch.complex(F.avg_pool2d(both.real, FINE), F.avg_pool2d(both.imag, FINE))
+        fields = [self._fields(seed) for _, seed in seeds]
+        target = torch.cat([_moved(slices[number], field) for (number, _), field in zip(seeds, fields, strict=True)])
         own = torch.tensor([[seed_of(seed, which) for which in range(2)] for _, seed in seeds]).flatten()
         op = Fourier(cartesian(self.size, self.acceleration, self.center_fraction, seed=own).mT)
         y = GaussianNoise(self.noise)(op.A(target), own, where=op.mask)
-        ahead = fields[:, :2]
+        ahead = torch.stack(fields)[:, :2]
         motion = torch.stack((inverse(ahead).value, ahead), 1).flatten(0, 1)
         return Pairs(y, op, target, motion)
 
@@ -172,6 +168,14 @@ def smooth_noise(channels: int, size: int, width: float, generator: torch.Genera
     white = torch.randn(1, channels, size + 2 * rim, size + 2 * rim, generator=generator)
     smooth = gaussian(white, [width, width])[0, :, rim : rim + size, rim : rim + size]
     return smooth * (2 * math.sqrt(math.pi) * width)
+
+
+def _moved(image: Tensor, field: Tensor) -> Tensor:
+    """A slice with a phase, and how it looks where it has moved to, `(2, size, size)`; see `MovingSlices._fields`."""
+    fine = F.interpolate(field[None], scale_factor=FINE, mode="bilinear", align_corners=False)
+    still = torch.polar(image[None, None], fine[:, 2:])
+    both = torch.cat((still, warp(still, FINE * fine[:, :2], interpolation="cubic")))
+    return torch.complex(F.avg_pool2d(both.real, FINE), F.avg_pool2d(both.imag, FINE))[:, 0]
 
 
 def _slices(path: Path, size: int) -> Tensor:

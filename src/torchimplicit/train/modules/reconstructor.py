@@ -122,7 +122,7 @@ class Reconstructor(EquilibriumModule):
         return torch.where(used, loss, 0).sum() / used.sum().clamp_min(1)
 
     def pictures(self, batch: Measurement) -> dict[str, Figure]:
-        """Truth, measurement and reconstruction of a few samples, with errors, where there is a truth; and what the loss draws."""
+        """Truth, measurement, reconstruction and error of a few samples, if there is truth; and what the loss draws."""
         figures = self.loss.pictures(self, batch)
         batch = first(batch, SHOWN)
         y, op, target = batch.y, batch.op, batch.target
