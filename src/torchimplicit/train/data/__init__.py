@@ -19,6 +19,7 @@ from torchimplicit.train.data.moving import MovingSlices, Pairs
 from torchimplicit.train.data.nuclei import Masked, Nuclei
 from torchimplicit.train.data.photographs import BlurredPhotographs, Crops
 from torchimplicit.train.data.physionet2012 import PhysioNet2012
+from torchimplicit.train.data.repeated import RepeatedScans
 from torchimplicit.train.data.scaling import Linear, Logit, Scaling
 from torchimplicit.train.data.series import SeriesBatch, SeriesData, SeriesRows
 from torchimplicit.train.data.sudoku import Sudoku
@@ -60,6 +61,7 @@ __all__ = [
     "PhysioNet2012",
     "Powers",
     "RecipeData",
+    "RepeatedScans",
     "Scaling",
     "Scan",
     "SeriesBatch",
