@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from torchimplicit.core.options import is_number, require, require_count
+from torchimplicit.core.status import Status
 from torchimplicit.imaging import Fourier, GaussianNoise, cartesian, read_nifti
 from torchimplicit.imaging.register import inverse, warp
 from torchimplicit.imaging.register.axes import gaussian
@@ -84,7 +85,7 @@ class MovingSlices(RecipeData):
         """The splits.
 
         Raises:
-            DataError: there is no volume, or it is no such file, or of too few slices.
+            DataError: there is no volume, or it is no such file, or of too few slices; or the motion folds.
         """
         path = self._path()
         slices = _slices(path, FINE * self.size)
@@ -124,7 +125,14 @@ class MovingSlices(RecipeData):
         op = Fourier(cartesian(self.size, self.acceleration, self.center_fraction, seed=own).mT)
         y = GaussianNoise(self.noise)(op.A(target), own, where=op.mask)
         ahead = torch.stack(fields)[:, :2]
-        motion = torch.stack((inverse(ahead).value, ahead), 1).flatten(0, 1)
+        back = inverse(ahead, on_failure="ignore")
+        if not back.report.converged:
+            bad = int((back.report.status != Status.CONVERGED).sum())
+            raise DataError(
+                f"MovingSlices(displacement={self.displacement}, smoothness={self.smoothness}): the motion of {bad} of "
+                f"{len(seeds)} pairs folds. Try a larger smoothness, or less displacement."
+            )
+        motion = torch.stack((back.value, ahead), 1).flatten(0, 1)
         return Pairs(y, op, target, motion)
 
     def _fields(self, seed: int) -> Tensor:

@@ -17,9 +17,9 @@ from torchimplicit.train.data.moving import Pairs
 class RepeatedScans(RecipeData):
     """K-space of objects that were scanned twice and moved in between; nobody has the truth.
 
-    The files of a folder are taken in twos, by their names: `head1-a.npy, head1-b.npy, head2-a.npy, ...`. Both have the
-    same slices, of the same size in all files. What was sampled is what is not zero, or what the file says. Each pair of
-    slices is divided by the largest magnitude of the first one's zero-filled image.
+    The files of a folder are taken in twos, by their names: `head1-a.npy, head1-b.npy, head2-a.npy, ...`. Both have
+    the same slices, of one size in all files. What was sampled is what is not zero, or what the file says. Each pair
+    of slices is divided by the largest magnitude of the first one's zero-filled image.
 
     Args:
         data_dir: the folder, of files as `train.data.read_scan` takes. None looks at the environment variable
@@ -71,8 +71,8 @@ class RepeatedScans(RecipeData):
         if folder is None or not folder.is_dir():
             where = "no folder to look in" if folder is None else f"{folder}, which is no folder"
             raise DataError(
-                f"RepeatedScans: {where}. Try --data-dir (or the variable {DATA_VARIABLE}) with a folder of k-space, two "
-                "files (.npy, .npz, .h5) of every object."
+                f"RepeatedScans: {where}. Try --data-dir (or the variable {DATA_VARIABLE}) with a folder of k-space, "
+                "two files (.npy, .npz, .h5) of every object."
             )
         paths = scans_of(folder)
         if not paths or len(paths) % 2:
