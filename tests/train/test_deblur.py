@@ -82,7 +82,7 @@ def test_a_denoiser_is_trained_and_plugged_in(words):
     assert main(["test", *words, *DENOISER, *rate, "--data.noise", "0.05"]) == 0
     module, data = load("runs/deblur/version_0/checkpoints/best.ckpt")
     data.data_dir = words[3]
-    y, op, _ = next(iter(data.test_dataloader()))
+    y, op, *_ = next(iter(data.test_dataloader()))
     with torch.no_grad():
         solution = plug_and_play(y, op, module.network.prior, on_failure="ignore")
     assert solution.value.shape == y.shape

@@ -124,7 +124,7 @@ def test_as_much_is_sampled_as_was_asked_for(archive, kind, axis):
 def test_an_acquisition_is_what_its_operator_measures(archive):
     splits = KSpace(str(archive), **OPTIONS).load()
     for index in range(6):
-        y, op, target = splits.test.__getitems__([index])
+        y, op, target, _ = splits.test.__getitems__([index])
         assert torch.allclose(op.A(target), y, atol=1e-5)
         assert float(op.A_adjoint(y).abs().max()) == pytest.approx(1, rel=1e-5)  # the scale
         scale = splits.test.acquisitions[index].scale
@@ -135,7 +135,7 @@ def test_slabs_are_problems_of_their_own(archive):
     for axis in (-2, -1):
         splits = KSpace(str(archive), axis=axis, **OPTIONS).load()
         torch.manual_seed(0)
-        y, op, target = splits.train.__getitems__([0, 1, 2])
+        y, op, target, _ = splits.train.__getitems__([0, 1, 2])
         assert y.shape == ((3, 3, 24, 8) if axis == -2 else (3, 3, 8, 20))
         assert torch.allclose(op.A(target), y, atol=1e-5)
         assert torch.equal(op.take(torch.tensor([1])).A(target[1:2]), op.A(target)[1:2])
@@ -160,7 +160,7 @@ def test_k_space_is_taken_as_it_was_acquired(tmp_path):
     path = fastmri(tmp_path / "volume.h5", kspace=(kspace() * mask).numpy(), maps=coils().numpy(), mask=mask[0])
     splits = KSpace(str(path), kind="acquired", acceleration=1.0, center_fraction=0.0).load()
     assert len(splits.test) == 2
-    y, op, target = splits.test.__getitems__([0, 1])
+    y, op, target, _ = splits.test.__getitems__([0, 1])
     assert target is None
     assert op.coil.dims == (-1,)
     assert torch.allclose(op.A_adjoint(y)[0].abs().amax(), torch.tensor(1.0))
@@ -216,7 +216,7 @@ def test_the_real_head():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         splits = KSpace(str(DATA.parent)).load()
-    y, op, target = splits.test.__getitems__([0, 4])
+    y, op, target, _ = splits.test.__getitems__([0, 4])
     assert y.shape == (2, 8, 230, 180)
     assert op.coil.mask.flatten(1).sum(1).tolist() == [58, 58]
     scale = splits.test.acquisitions[0].scale

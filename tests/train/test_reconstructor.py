@@ -150,10 +150,10 @@ def test_truth_that_is_known_is_only_looked_at():
 def test_losses_are_those_of_imaging():
     batch, network = whole(scanned()), Adjoint()
     network.scale.data.fill_(2)
-    loss, image = Splitting(held_out=0.3, center_fraction=0.25)(network, batch, seed=5)
+    loss, image, used, registration = Splitting(held_out=0.3, center_fraction=0.25)(network, batch, seed=5)
     expected = split_loss(network, batch.y, batch.op, held_out=0.3, center_fraction=0.25, seed=5)
     assert torch.equal(loss, expected)
-    assert image is None
+    assert image is used is registration is None
     turned = [Equivariant(group=group)(network, batch, seed=1)[0] for group in ("shift", "flip", "turn")]
     assert len({each.sum().item() for each in turned}) == 3
     weighted = [Equivariant(weight=weight)(network, batch, seed=1)[0].sum() for weight in (0.0, 1.0, 2.0)]
