@@ -107,7 +107,8 @@ def draw(folder: Path, target: Path) -> None:
         one = found if kind == "velocity" else run(order(folder, SUBJECTS[0], kind))
         images[kind] = one.result.warp(one.moving)[0, 0]
     draw_alignment(fixed, images, target=target / "register-brain.png")
-    draw_deformation(result.displacement()[0].float(), image=fixed, lines=40, target=target / "register-brain-grid.png")
+    u = result.displacement()[0].float()
+    draw_deformation(u, image=fixed, lines=40, linear=False, target=target / "register-brain-grid.png")
 
 
 def main() -> None:
