@@ -66,6 +66,7 @@ class Affine(Kind):
         """Refuses impossible values."""
         fine = isinstance(self.levels, tuple) and self.levels and all(map(_is_level, self.levels))
         require(self, "levels", bool(fine), "pairs (smoothing >= 0, stride > 0), from coarse to fine")
+        object.__setattr__(self, "levels", tuple(map(tuple, self.levels)))  # files have lists
         require(self, "similarity", hasattr(self.similarity, "residuals"), "one with residuals: NCC() or SSD()")
         require(self, "interpolation", self.interpolation in (None, "linear", "cubic"), "'linear', 'cubic' or None")
         if self.solver is not None:
