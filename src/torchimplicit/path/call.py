@@ -232,14 +232,14 @@ class PathCall(Call):
         Returns the slope at the start, where that was asked for, and how many evaluations it took.
         """
         rows, parents, left, nfev, slope = None, [], self.solver.max_steps, 0, None
-        audit, observer = self.audit, None
+        observer = None
         if self.callback is not None and isinstance(self.dynamics, Dynamics):
             observer = Observer(self.callback, self.dynamics, state)
         while True:
             phase = None if path is None else Phase(rows, self.checkpoints)
             inputs = self.dynamics.take(tensors, rows)
             with (
-                self.bind(state.ts, inputs, rows, audit=audit and rows is None, keep_buffers=True) as field,
+                self.bind(state.ts, inputs, rows, audit=self.audit, keep_buffers=True) as field,
                 self._watch(condition_tensors, rows, log) as watch,
             ):
                 solver, narrow = self.solver.take(rows), self.dynamics.can_narrow
@@ -270,7 +270,7 @@ class PathCall(Call):
             yield None
             return
         some = self.trigger.take(tensors, rows)
-        with self.trigger.bind(some, audit=self.audit and rows is None, rows=rows) as conditions:
+        with self.trigger.bind(some, audit=self.audit, rows=rows) as conditions:
             yield Watch(self.trigger, conditions, log, rows)
 
     def _check_conditions(self, tensors: Sequence[Tensor], state: IntegratorState) -> None:
