@@ -47,7 +47,7 @@ def draw(data: Any, checkpoint: str, folder: Path) -> None:
     """Reconstructions of the first acquisition with their errors, and the masks."""
     acquisitions = data.splits.test.acquisitions
     y, op, target = data.splits.test.__getitems__([0])
-    names = {"zero-filled": "zero-filled", "total variation": "tv", "before training": "ridge", "trained": checkpoint}
+    names = {"zero-filled": "zero-filled", "total variation": "tv", "untrained ridge": "ridge", "trained": checkpoint}
     with torch.no_grad():
         images = {title: Choice(name).method()(y, op)[0][0] for title, name in names.items()}
     height, width = target.shape[-2:]

@@ -53,6 +53,22 @@ def test_ismrmrd_is_read(tmp_path):
     assert scan.mask[0].sum(1).tolist() == [0, 0, 8, 8, 0, 0]
 
 
+def test_files_of_bart_are_read(tmp_path):
+    full, maps = kspace(), coils()  # (slice, coil, row, column) are BART's 13, 3, 0, 1
+    slices = full.permute(2, 3, 1, 0)
+    imaging.write_cfl(tmp_path / "scan", slices.reshape(*SIZE, 1, 3, *(1,) * 9, 2))
+    imaging.write_cfl(tmp_path / "one", slices[..., 1].unsqueeze(2))
+    imaging.write_cfl(tmp_path / "maps", maps.permute(1, 2, 0).unsqueeze(2))
+    scan = read_scan(tmp_path / "scan.cfl", tmp_path / "maps.cfl")
+    assert torch.equal(scan.kspace, full)
+    assert torch.equal(scan.maps_of(1), maps)
+    assert torch.equal(read_scan(tmp_path / "one.cfl").kspace, full[1:])
+    assert torch.equal(read_scan(tmp_path / "scan.cfl", slices=slice(1, 2)).kspace, full[1:])
+    imaging.write_cfl(tmp_path / "two", torch.stack((maps, maps), -1).permute(1, 2, 0, 3).unsqueeze(2))
+    with pytest.raises(DataError, match=r"2 along dimension 4, expected slices in 13, .*try bart slice"):
+        read_scan(tmp_path / "scan.cfl", tmp_path / "two.cfl")
+
+
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [

@@ -98,8 +98,9 @@ class Reconstructor(EquilibriumModule):
         for name, split in zip(STAGES, data.splits, strict=True):
             with torch.random.fork_rng(devices=()):
                 batch = split.__getitems__([0])
-            self._check(name, batch)
-            if batch.target is None or (name == "train" and not isinstance(self.loss, Supervised)):
+            compared = name != "train" or isinstance(self.loss, Supervised)
+            self._check(name, batch, compared)
+            if batch.target is None or not compared:
                 self.metrics[f"{name}_metrics"] = MetricCollection({})
 
     def evaluate(self, stage: Stage, batch: Measurement) -> Tensor:
@@ -132,8 +133,8 @@ class Reconstructor(EquilibriumModule):
             figures["quality against steps"] = draw_steps({name: curves}, trained=trained)
         return figures
 
-    def _check(self, stage: str, batch: Any) -> None:
-        """Refuses what is no measurement, and what neither loss nor metrics can be made of."""
+    def _check(self, stage: str, batch: Any, compared: bool) -> None:
+        """Refuses what is no measurement, and what loss, or metrics where images are compared, cannot be made of."""
         name = type(self).__name__
         if not isinstance(batch, Measurement):
             raise UsageError(
@@ -147,11 +148,11 @@ class Reconstructor(EquilibriumModule):
                 bad = int((~value.isfinite()).sum())
                 raise UsageError(f"{name}: got {bad} values in {stage} {part} that are NaN or infinite, expected none.")
         try:
-            self._rehearse(batch)
+            self._rehearse(batch, compared)
         except (TypeError, ValueError) as error:
             raise UsageError(f"{name}, {stage} data: {error}") from error
 
-    def _rehearse(self, batch: Measurement) -> None:
+    def _rehearse(self, batch: Measurement, compared: bool) -> None:
         """Loss and metrics of the adjoint image in the network's place, which costs nothing."""
 
         def adjoint(y: Tensor, op: Any) -> Tensor:
@@ -164,7 +165,7 @@ class Reconstructor(EquilibriumModule):
         if batch.target is not None:
             if image.shape != batch.target.shape:
                 raise ValueError(f"the operator's images are {tuple(image.shape)}, the true ones {batch.target.shape}")
-            for metric in (MeanPSNR, MeanSSIM):
+            for metric in (MeanPSNR, MeanSSIM) if compared else ():
                 metric(self.data_range, self.by, self.border).update(image, batch.target)
         self.loss(adjoint, batch, seed=0, border=self.border)
 
