@@ -11,7 +11,8 @@ from torchimplicit.adjoint import Adjoint, Implicit
 from torchimplicit.core import OnFailure, Solution
 from torchimplicit.core.public import public
 from torchimplicit.equations import fixed_point
-from torchimplicit.imaging.baselines.check import adjoint_image, check_weight
+from torchimplicit.imaging.baselines.check import adjoint_image
+from torchimplicit.imaging.physics.check import check_positive
 from torchimplicit.imaging.physics.normal import gram, normal_equations
 from torchimplicit.imaging.physics.operator import SOLVER as INNER
 from torchimplicit.imaging.physics.operator import Operator
@@ -83,7 +84,7 @@ def plug_and_play(
     if not callable(denoiser):
         raise TypeError(f"plug_and_play(denoiser=...): got a {type(denoiser).__name__}, expected a callable")
     b = adjoint_image("plug_and_play", y, op)
-    tau = check_weight("plug_and_play", step, b, "step")
+    tau = check_positive("plug_and_play", "step", step, b)
     start = b if start is None else start
     if start.shape != b.shape:
         raise ValueError(f"plug_and_play(start=...): got {tuple(start.shape)}, expected {tuple(b.shape)}, as A^H y")

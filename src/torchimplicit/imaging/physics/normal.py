@@ -114,6 +114,8 @@ def largest_singular_value(operator: Any, like: Tensor, rtol: float, max_steps: 
         rtol: see `Operator.norm`.
         max_steps: see `Operator.norm`.
     """
+    if not like.is_complex() and gram(operator, like).is_complex():  # of real images a part would be cut off
+        like = like.to(like.dtype.to_complex())
     layout = Layout(like)
     start = probe(layout.flatten(like))
     limit, steps = min(max_steps, layout.width), 8
