@@ -20,10 +20,12 @@ from torchimplicit.imaging.files import (
     read_kspace,
     read_nifti,
     read_png,
+    read_transform,
     write_cfl,
     write_displacement,
     write_nifti,
     write_png,
+    write_transform,
 )
 from torchimplicit.imaging.image import Image
 from torchimplicit.imaging.metrics import nrmse, psnr, ssim
@@ -38,7 +40,14 @@ from torchimplicit.imaging.physics.operator import Adjoint, Compose, Operator, S
 from torchimplicit.imaging.physics.radon import Radon
 from torchimplicit.imaging.physics.sense import Fourier, Sense
 from torchimplicit.imaging.physics.stack import Stack
-from torchimplicit.imaging.picture import draw_comparison, draw_masks, draw_steps
+from torchimplicit.imaging.picture import (
+    draw_alignment,
+    draw_comparison,
+    draw_deformation,
+    draw_masks,
+    draw_overlaps,
+    draw_steps,
+)
 from torchimplicit.imaging.reconstruct import (
     ADMM,
     Analysis,
@@ -113,8 +122,11 @@ __all__ = [
     "averaged",
     "cartesian",
     "cg_sense",
+    "draw_alignment",
     "draw_comparison",
+    "draw_deformation",
     "draw_masks",
+    "draw_overlaps",
     "draw_steps",
     "equivariant_loss",
     "espirit",
@@ -134,6 +146,7 @@ __all__ = [
     "read_kspace",
     "read_nifti",
     "read_png",
+    "read_transform",
     "register",
     "split_loss",
     "split_mask",
@@ -145,5 +158,6 @@ __all__ = [
     "write_displacement",
     "write_nifti",
     "write_png",
+    "write_transform",
     "zero_filled",
 ]

@@ -110,11 +110,13 @@ class Demons(Kind):
         prepared: Any = self.similarity.prepared
         fixed, moving = prepared(pair.fixed, pair.moving)
         pair = replace(pair, fixed=fixed, moving=moving)
-        for level in self.levels[:-1]:
+        for number, level in enumerate(self.levels[:-1]):
+            call.progress(number, len(self.levels))
             with torch.no_grad():
                 scene = _Scene.of(pair, base, level[0], self.interpolation or "linear", self.features)
                 v, grid = scene.start(v, grid), scene.grid
                 v = solve_problem(self._problem(v, scene, level), v, Options(COARSE, BACKWARD, None, "ignore")).value
+        call.progress(len(self.levels) - 1, len(self.levels))
         interpolation: Interpolation = self.interpolation or ("cubic" if wanted else "linear")
         scene = _Scene.of(pair, base, self.levels[-1][0], interpolation, self.features)
         v = scene.start(v, grid)

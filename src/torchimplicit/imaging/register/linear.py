@@ -90,9 +90,11 @@ class Affine(Kind):
             return call.present(transform(solution.value), solution.report)
 
         z, (*coarse, last) = pair.fixed.new_zeros(len(pair.fixed), len(basis)), self.levels
-        for level in coarse:
+        for number, level in enumerate(coarse):
+            call.progress(number, len(self.levels))
             with torch.no_grad():
                 z = solve_problem(self._problem(z, basis, frame, pair, level, "linear"), z, COARSE_OPTIONS).value
+        call.progress(len(coarse), len(self.levels))
         wanted = transforms.differentiating((pair.fixed, pair.moving, initial.matrix))
         problem = self._problem(z, basis, frame, pair, last, self.interpolation or ("cubic" if wanted else "linear"))
         solver = self.solver or (GRADIENT if wanted else VALUE)
