@@ -22,6 +22,7 @@ from torchimplicit.train.modules.reconstruction_losses import (
     Supervised,
 )
 from torchimplicit.train.modules.reconstructor import MeanPSNR, MeanSSIM, Reconstructor
+from torchimplicit.train.modules.registrar import Registrar
 from torchimplicit.train.modules.regressor import Mechanics, Regressor
 from torchimplicit.train.modules.score import Score
 from torchimplicit.train.modules.segmenter import Segmenter
@@ -49,6 +50,7 @@ __all__ = [
     "Puzzle",
     "ReconstructionLoss",
     "Reconstructor",
+    "Registrar",
     "Regressor",
     "Risk",
     "Score",
