@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchimplicit.imaging.positive import logarithm
 from torchimplicit.imaging.reconstruct.cell import Cell
 from torchimplicit.imaging.reconstruct.prior import Prior
-from torchimplicit.imaging.reconstruct.steps import logarithm
 
 
 class _Splitting(Cell):

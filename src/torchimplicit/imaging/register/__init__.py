@@ -4,6 +4,7 @@ from torchimplicit.imaging.register.align import Registration, align
 from torchimplicit.imaging.register.demons import Demons
 from torchimplicit.imaging.register.field import exponential, flow, inverse
 from torchimplicit.imaging.register.grid import Grid
+from torchimplicit.imaging.register.learned import FeatureLNCC, LearnedDemons
 from torchimplicit.imaging.register.linear import Affine, Rigid, Similarity
 from torchimplicit.imaging.register.metrics import dice, hausdorff, sd_log_jacobian, soft_dice, target_error
 from torchimplicit.imaging.register.sample import sample, spline_coefficients
@@ -19,7 +20,9 @@ __all__ = [
     "Chain",
     "Demons",
     "Displacement",
+    "FeatureLNCC",
     "Grid",
+    "LearnedDemons",
     "Linear",
     "Registration",
     "Rigid",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,34 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchimplicit.core.options import is_number, require, require_instance
+from torchimplicit.core.options import require_instance
 from torchimplicit.core.status import OnFailure
+from torchimplicit.imaging.positive import below, under
 from torchimplicit.imaging.register.align import Registration, align
 from torchimplicit.imaging.register.demons import Demons
 from torchimplicit.imaging.register.similarity import LNCC, normalised
 from torchimplicit.imaging.register.transform import Transform
 from torchimplicit.nn.layer import ImplicitLayer
 
-
-class Bounded(nn.Module):
-    """A learned number between zero and a bound, by the logistic function.
-
-    Args:
-        value: to begin with.
-        most: the bound.
-    """
-
-    def __init__(self, value: float, most: float):
-        """Sets the number."""
-        super().__init__()
-        self.value, self.most = value, most
-        require(self, "most", is_number(most) and 0 < most < math.inf, "a finite number > 0")
-        require(self, "value", is_number(value) and 0 < value < most, f"a number in (0, {most})")
-        self.logit = nn.Parameter(torch.tensor(math.log(value / (most - value))))
-
-    def forward(self) -> Tensor:
-        """The number."""
-        return self.most * self.logit.sigmoid()
+CAP = 8.0  # of the features' weight: beyond, steps overshoot
 
 
 class FeatureLNCC(nn.Module):
@@ -48,14 +29,14 @@ class FeatureLNCC(nn.Module):
 
     Args:
         lncc: of the image.
-        weight: $w$, a `Bounded` number.
+        weight: $w$, to begin with; stays below 8, so that training cannot leave the steps that converge.
     """
 
-    def __init__(self, lncc: LNCC = LNCC(), weight: Bounded | None = None):
+    def __init__(self, lncc: LNCC = LNCC(), weight: float = 1.0):
         """Has the weight."""
         super().__init__()
         require_instance("FeatureLNCC(lncc)", lncc, LNCC, "LNCC()")
-        self.lncc, self.weight = lncc, Bounded(2.0, 8.0) if weight is None else weight
+        self.lncc, self.raw_weight = lncc, below(self, "weight", weight, CAP)
 
     def prepared(self, fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
         """The images normalised, their features as they are."""
@@ -66,7 +47,7 @@ class FeatureLNCC(nn.Module):
         """See `SSD.force`."""
         force = self.lncc.force(fixed[:, :1], warped[:, :1], gradient[:, :1], units)
         left = (fixed[:, 1:] - warped[:, 1:]).unsqueeze(2)
-        return force + self.weight() * (left * gradient[:, 1:]).sum(1)
+        return force + under(CAP, self.raw_weight) * (left * gradient[:, 1:]).sum(1)
 
 
 class LearnedDemons(ImplicitLayer):
@@ -79,8 +60,8 @@ class LearnedDemons(ImplicitLayer):
 
     Args:
         features: $\phi$, a network `(B, 1, *S) -> (B, F, *S)`; values of about one, such as probabilities.
-        demons: form, solver and levels; its similarity is replaced by a `FeatureLNCC`, and the last level's step, a
-            number, is where the learned one starts.
+        demons: form, solver and levels, and the `LNCC` of the images; the last level's step, a number, is where the
+            learned one starts.
         training_levels: in training, in place of those of `demons`: coarser ones cost an eighth. None takes the same.
         weight: of the features in the force, to begin with, below 8.
         most_step: what the learned step stays below.
@@ -112,7 +93,7 @@ class LearnedDemons(ImplicitLayer):
         features: nn.Module,
         demons: Demons = Demons(),
         training_levels: Sequence[Sequence[float]] | None = None,
-        weight: float = 2.0,
+        weight: float = 1.0,
         most_step: float = 4.0,
         on_failure: OnFailure = "warn",
     ):
@@ -123,9 +104,8 @@ class LearnedDemons(ImplicitLayer):
         self.training_levels: Any = None if training_levels is None else tuple(map(tuple, training_levels))
         if self.training_levels is not None:
             replace(demons, levels=self.training_levels)  # refuses impossible ones now
-        lncc = demons.similarity if isinstance(demons.similarity, LNCC) else LNCC()
-        self.similarity = FeatureLNCC(lncc, Bounded(weight, 8.0))
-        self.step = Bounded(float(demons.levels[-1][2]), most_step)
+        self.similarity = FeatureLNCC(demons.similarity, weight)  # type: ignore[arg-type]
+        self.most_step, self.raw_step = most_step, below(self, "most_step", float(demons.levels[-1][2]), most_step)
 
     def seen(self, image: Tensor) -> Tensor:
         """An image `(B, 1, *S)` and its features, `(B, 1 + F, *S)`."""
@@ -153,6 +133,6 @@ class LearnedDemons(ImplicitLayer):
         """
         levels = self.training_levels if self.training and self.training_levels is not None else self.demons.levels
         shrink, smoothing, _ = levels[-1]
-        levels = (*levels[:-1], (shrink, smoothing, self.step()))
+        levels = (*levels[:-1], (shrink, smoothing, under(self.most_step, self.raw_step)))
         kind = replace(self.demons, similarity=self.similarity, levels=levels)
         return self.solve(align, self.seen(fixed), self.seen(moving), kind, initial=initial, **options)
