@@ -43,6 +43,7 @@ class Registrar(EquilibriumModule):
         label_weight: of the loss of features; 0 trains them through the registration alone.
         fold_weight: of the penalty.
         fold_margin: determinants below are penalised.
+        scale_rate: by how much faster single numbers learn than weights do, such as a learned step.
         turn: how much images are sheared, turned and scaled at random when features are trained by labels.
         **options: see `EquilibriumModule`.
 
@@ -57,15 +58,17 @@ class Registrar(EquilibriumModule):
         label_weight: float = 1.0,
         fold_weight: float = 1.0,
         fold_margin: float = 0.1,
+        scale_rate: float = 10.0,
         turn: float = 0.07,
         **options: Any,
     ):
         """Wraps the network."""
         super().__init__(network, **options)
         self.label_epochs, self.label_weight = label_epochs, label_weight
-        self.fold_weight, self.fold_margin, self.turn = fold_weight, fold_margin, turn
+        self.fold_weight, self.fold_margin = fold_weight, fold_margin
+        self.scale_rate, self.turn = scale_rate, turn
         require_count(self, "label_epochs", least=0)
-        for name in ("label_weight", "fold_weight", "fold_margin", "turn"):
+        for name in ("label_weight", "fold_weight", "fold_margin", "scale_rate", "turn"):
             value = getattr(self, name)
             require(self, name, is_number(value) and 0 <= value < math.inf, "a finite number >= 0")
         by_labels = hasattr(getattr(network, "features", None), "logits")
@@ -81,6 +84,15 @@ class Registrar(EquilibriumModule):
     def inputs(self, batch: ImagePair) -> tuple:
         """What the network is called with."""
         return batch.fixed, batch.moving, Linear(batch.matrix.cpu())
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Weights, and single numbers at their rate."""
+        numbers = [each for each in self.parameters() if not each.dim()]
+        weights = [each for each in self.parameters() if each.dim()]
+        groups = [{"params": weights, "lr": self.learning_rate}]
+        if numbers:  # without decay, which would draw them towards the middle of their bounds
+            groups.append({"params": numbers, "lr": self.scale_rate * self.learning_rate, "weight_decay": 0.0})
+        return groups
 
     def setup(self, stage: str) -> None:
         """Takes the labels from the data.
@@ -116,7 +128,7 @@ class Registrar(EquilibriumModule):
 
     def register(self, batch: ImagePair) -> Registration:
         """The registration of a batch, from its affine one."""
-        return self(*self.inputs(batch), spacing=batch.spacing)
+        return self.network(*self.inputs(batch), spacing=batch.spacing)
 
     def on_after_backward(self) -> None:
         """Leaves a step out whose backward solve did not converge."""
