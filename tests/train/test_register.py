@@ -71,7 +71,7 @@ def test_linear_kinds_write_a_transform_that_itk_reads(pair, tmp_path, kind, cap
     assert run(pair / "fixed.nii.gz", pair / "moving.nii.gz", *words) == 0
     assert re.search(rf"{kind}: converged, \d+, \d\.\de-\d+, \d+, \d+\.\d s", capsys.readouterr().out)
     found = imaging.read_transform(tmp_path / "found.tfm")
-    assert off(found, TRUTH, Grid(SIZE, FIXED)) < 0.1
+    assert off(found, TRUTH, Grid(SIZE, FIXED)) < 0.2  # millimetres, of voxels of 2
     fixed, moving, warped = (sitk.ReadImage(str(each)) for each in _volumes(pair, tmp_path))
     itk = sitk.ReadTransform(str(tmp_path / "found.tfm"))
     theirs = sitk.GetArrayFromImage(sitk.Resample(moving, fixed, itk, sitk.sitkLinear, -100.0))
@@ -205,10 +205,19 @@ def test_a_transform_is_where_the_next_one_starts(pair, tmp_path, capsys):
 
 
 def test_what_did_not_converge_is_written_said_and_an_error(pair, tmp_path, capsys):
-    words = ("--kind", "affine", "--max-steps", 1, "--out", tmp_path / "out.nii", "--report", tmp_path / "report.html")
+    words = (
+        "--kind",
+        "velocity",
+        "--max-steps",
+        1,
+        "--out",
+        tmp_path / "out.nii",
+        "--report",
+        tmp_path / "report.html",
+    )
     assert run(pair / "fixed.nii.gz", pair / "moving.nii.gz", *words) == 1
     said = capsys.readouterr().err
-    assert "affine ended max_steps. What was written is as far as it came" in said
+    assert "velocity ended max_steps. What was written is as far as it came" in said
     assert "--max-steps" in said
     assert _data(tmp_path / "out.nii").std() > 0.1
     assert "<td>max_steps</td>" in (tmp_path / "report.html").read_text()

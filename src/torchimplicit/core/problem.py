@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from torchimplicit.core import transforms
 from torchimplicit.core.autocast import Autocast
 from torchimplicit.core.explicit import Bound, Explicit, check_captures
+from torchimplicit.core.status import CaptureError
 from torchimplicit.core.tree import Layout
 
 
@@ -163,8 +164,7 @@ class Problem:
 
         Args:
             tensors: in the order that `Explicit.take_tensors` gave them.
-            audit: refuse captured tensors. Costs nothing: the first evaluation runs with grad enabled on tensors that
-                are all detached, so that it records a graph only when a captured tensor is there.
+            audit: refuse captured tensors, see `Explicit.bind`.
             keep_buffers: see `Explicit.bind`.
         """
         if audit:
@@ -175,7 +175,7 @@ class Problem:
             residual.evaluate = evaluate
             given = [tensor for tensor in tensors[self.explicit.shared :] if tensor.is_floating_point()]
             versions = [transforms.version(tensor) for tensor in given]
-            value = self.evaluate_first(lambda: function(layout.unflatten(z)), z, tensors if audit else None)
+            value = self.evaluate_first(lambda: function(layout.unflatten(z)), z)
             if versions != [transforms.version(tensor) for tensor in given]:
                 raise ValueError(
                     "the function writes into one of its arguments, and so is another one at every evaluation; try an "
@@ -183,7 +183,7 @@ class Problem:
                 )
             return evaluate(z, out, value)
 
-        with self.explicit.bind(tensors, keep_buffers) as bound, self.autocast.off():
+        with self.explicit.bind(tensors, keep_buffers, audit) as bound, self.autocast.off():
             function = self.autocast.around(bound)
             residual = self._bound(function, layout, tensors, self._narrower(bound, layout))
             evaluate: Callable[..., Any] = residual.evaluate
@@ -195,26 +195,24 @@ class Problem:
         """Of the state that the user's function sees, for messages."""
         return self.layout
 
-    def evaluate_first(self, function: Callable[[], Any], z: Tensor, audited: Sequence[Tensor] | None) -> Any:
+    def evaluate_first(self, function: Callable[[], Any], z: Tensor) -> Any:
         """The first value of the user's function, looked at closely.
 
         Args:
             function: evaluates at the state.
             z: the state, flat.
-            audited: the explicit tensors, detached, to look for captured ones beside them; None does not.
         """
         version = transforms.version(z)
         try:
-            with torch.set_grad_enabled(audited is not None or torch.is_grad_enabled()):
-                value = function()
+            value = function()
+        except CaptureError:
+            raise
         except Exception as error:
             error.add_note(f"(while evaluating the function {self.form} at a state of {self.user_layout.describe()})")
             raise
         if transforms.version(z) != version:
             raise ValueError("the function writes into its state; try an out-of-place operation, or clone it first")
         self.check(value)
-        if audited is not None:
-            self.check_captures(value, list(audited))
         return value
 
     def _bound(

@@ -28,6 +28,7 @@ from torchimplicit.imaging.files import (
     write_transform,
 )
 from torchimplicit.imaging.image import Image
+from torchimplicit.imaging.joint import Joint, joint_loss
 from torchimplicit.imaging.metrics import nrmse, psnr, ssim
 from torchimplicit.imaging.physics.blur import Blur
 from torchimplicit.imaging.physics.coils import espirit
@@ -102,6 +103,7 @@ __all__ = [
     "HalfQuadratic",
     "Image",
     "Inpainting",
+    "Joint",
     "Operator",
     "PoissonNoise",
     "Preconditioned",
@@ -133,6 +135,7 @@ __all__ = [
     "fftc",
     "gaussian_kernel",
     "ifftc",
+    "joint_loss",
     "motion_kernel",
     "nrmse",
     "plug_and_play",

@@ -144,6 +144,15 @@ def test_pairs_that_fail_have_a_status_and_disturb_no_other():
         register.align(batch, bad, register.Demons())
 
 
+def test_images_that_become_less_alike_are_told():
+    fixed, moving = pair(16, 16)
+    away = torch.cat([fixed, fixed]), torch.cat([moving, moving])
+    kind = register.Demons("displacement", levels=((1, 1.0, torch.tensor([1.0, -3.0])),))
+    with pytest.raises(ti.ConvergenceError, match="Sample 1: the images are less alike than without") as raised:
+        register.align(*away, kind)
+    assert raised.value.solution.report.status.tolist() == [Status.CONVERGED, Status.INFEASIBLE]
+
+
 def test_local_correlation_is_within_its_range_and_finite_where_nothing_is():
     noise = torch.randn(2, 1, 20, 20, dtype=D, generator=torch.Generator().manual_seed(0))
     x, y = torch.nn.functional.normalize(noise.flatten(1)).view_as(noise).mul(20).split(1)

@@ -18,7 +18,9 @@ def test_an_inverse_leads_back_to_a_millionth_of_a_voxel(size):
     u = bumps(*size)
     found = register.inverse(u)
     assert found.report.converged
-    assert register.compose(found.value, u).abs().max() < 1e-4
+    back = register.compose(found.value, u)
+    assert back.square().mean().sqrt() < 1e-6  # what is asked for, over all voxels and components
+    assert back.abs().max() < 5e-5
     tight = register.inverse(u, solver=ti.Anderson(rtol=0.0, atol=1e-9, max_steps=200))
     assert register.compose(tight.value, u).abs().max() < 1e-6
 
@@ -71,12 +73,13 @@ def test_transforms_follow_each_other_and_lead_back():
     moved = free(points)
     voxels = ((moved - points) / torch.tensor([2.0, 3.0])).mT
     torch.testing.assert_close(voxels.reshape(free.vectors.shape), free.vectors)
-    both = free.then(linear)
-    torch.testing.assert_close(both(points), linear(moved))
-    back = both.inverse()
+    torch.testing.assert_close(free.then(linear)(points), linear(moved))
+    assert register.target_error(free(free.inverse()(points)), points).max() < 5e-5  # at voxels, where it is solved for
+    # Between voxels an inverse is interpolated: splines are off by a hundredth of a voxel, lines by h^2 |u''| / 8.
     inside = ((points > 6) & (points < 22)).all(2)
-    # Between voxels an inverse is interpolated.
-    assert register.target_error(back(both(points)), points)[inside].max() < 0.15
+    for interpolation, most in (("linear", 0.1), ("cubic", 0.03)):
+        both = register.Displacement(free.vectors, grid, interpolation).then(linear)
+        assert register.target_error(both.inverse()(both(points)), points)[inside].max() < most
     assert isinstance(linear.then(linear), register.Linear)
     torch.testing.assert_close(linear.then(linear)(points), linear(linear(points)))
     assert len(both.then(both).parts) == 4

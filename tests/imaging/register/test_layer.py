@@ -94,11 +94,11 @@ def test_a_pair_that_nothing_can_be_told_of_has_a_status_and_disturbs_no_other()
 
 
 def test_training_takes_levels_of_its_own():
-    fixed, moving = (each.float() for each in pair(16, 16, reach=0.8))
+    fixed, moving = (each.float() for each in pair(32, 32, reach=0.8))
     model = layer(training_levels=((2, 1.3, 0.3),)).float()
     model.demons = Demons(levels=((1, 1.3, 0.3),), solver=ti.Anderson(rtol=1e-2))
     sizes = [model.train(mode)(fixed, moving).transform.parts[0].grid.size for mode in (True, False)]
-    assert sizes == [(8, 8), (16, 16)]
+    assert sizes == [(16, 16), (32, 32)]
 
 
 @pytest.mark.parametrize(

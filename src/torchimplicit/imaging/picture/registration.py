@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchimplicit import picture
 from torchimplicit.core.options import is_count, is_number
-from torchimplicit.imaging.register.warp import det_jacobian
+from torchimplicit.imaging.register.warp import det_jacobian, identity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,6 +71,7 @@ def draw_deformation(
     image: Tensor | None = None,
     spacing: Sequence[float] | None = None,
     lines: int = LINES,
+    linear: bool = True,
     target: Any = None,
 ) -> Figure:
     """How a field bends space: where it takes the lines of a grid, and the volume that every voxel becomes.
@@ -84,6 +85,8 @@ def draw_deformation(
         image: the fixed image, drawn below the grid; or None.
         spacing: edges of a voxel; None is 1.
         lines: along the longer edge.
+        linear: False takes the nearest affine map off before the lines are drawn, so that they stay on the image and
+            show the bending alone. Volumes are always those of the whole field.
         target: a path or an open binary file to write to, or None.
 
     Raises:
@@ -102,7 +105,7 @@ def draw_deformation(
     below = None if image is None else _between(image)
     figure, grid = _panels(1, [*planes, *planes], [plane.title for plane in planes] * 2)
     for plane, bent, volume in zip(planes, grid[0], grid[0][len(planes) :], strict=False):
-        _draw_grid(bent, u, plane, lines, below)
+        _draw_grid(bent, u if linear else _bending(u), plane, lines, below)
         shown = _draw_volumes(volume, plane.of(J), plane)
     folds = int((~(J > 0)).sum())
     words = f"det J from {float(J.min()):.2f} to {float(J.max()):.2f}, {folds} of {J.numel()} voxels fold"
@@ -219,6 +222,14 @@ def _board(shape: Sequence[int], edges: Sequence[float]) -> Tensor:
 
 def _show(axes: Any, x: Tensor, plane: _Plane, **options: Any) -> Any:
     return axes.imshow(x.numpy(), interpolation="nearest", aspect=plane.edges[0] / plane.edges[1], **options)
+
+
+def _bending(u: Tensor) -> Tensor:
+    """A field less the affine one that is nearest to it, by least squares."""
+    x = identity(u.shape[1:], u).flatten(1)
+    x = torch.cat((x, torch.ones_like(x[:1])))
+    y = u.flatten(1)
+    return (y - torch.linalg.lstsq(x.mT, y.mT).solution.mT @ x).reshape(u.shape)
 
 
 def _draw_grid(axes: Any, u: Tensor, plane: _Plane, lines: int, below: Tensor | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,24 +14,26 @@ from torchimplicit.adjoint import Implicit
 from torchimplicit.core import transforms
 from torchimplicit.core.options import is_count, is_number, require, require_count, require_instance
 from torchimplicit.core.problem import FixedPoint, Residual
-from torchimplicit.core.status import Solution
+from torchimplicit.core.status import Solution, Status
 from torchimplicit.equations import Options, solve_problem
-from torchimplicit.imaging.register.axes import gaussian, halved
+from torchimplicit.imaging.register.axes import gaussian
 from torchimplicit.imaging.register.field import exponential
 from torchimplicit.imaging.register.grid import Grid
 from torchimplicit.imaging.register.kind import Call, Kind
 from torchimplicit.imaging.register.pair import Pair, mark
-from torchimplicit.imaging.register.sample import Interpolation, sample, spline_coefficients
+from torchimplicit.imaging.register.sample import Interpolation
+from torchimplicit.imaging.register.scene import Scene, seen
 from torchimplicit.imaging.register.similarity import LNCC, SSD
 from torchimplicit.imaging.register.start import carried, field_part, linear_part
-from torchimplicit.imaging.register.transform import Displacement, Linear, Transform, Velocity
-from torchimplicit.imaging.register.warp import difference, identity
+from torchimplicit.imaging.register.transform import Displacement, Transform, Velocity
+from torchimplicit.imaging.register.warp import difference
 from torchimplicit.linear import GMRES
 from torchimplicit.solve import Anderson, Result, Solver
 
 COARSE = Anderson(window=5, rtol=3e-2, max_steps=25)
 VALUE = Anderson(window=5, rtol=2e-2, max_steps=50)  # good for a field,
 GRADIENT = Anderson(window=10, rtol=1e-5, max_steps=500)  # and for its derivative, which is off by all of itself there
+SLACK = 0.05  # an equilibrium is no minimum: of a pair that lies well already it is a little less alike
 BACKWARD = Implicit(GMRES(rtol=1e-4, restart=30, max_steps=300))
 
 
@@ -113,16 +115,17 @@ class Demons(Kind):
         for number, level in enumerate(self.levels[:-1]):
             call.progress(number, len(self.levels))
             with torch.no_grad():
-                scene = _Scene.of(pair, base, level[0], self.interpolation or "linear", self.features)
-                v, grid = scene.start(v, grid), scene.grid
+                scene = Scene.of(pair, base, level[0], self.interpolation or "linear", self.features)
+                v, grid = self._begin(scene, v, grid), scene.grid
                 v = solve_problem(self._problem(v, scene, level), v, Options(COARSE, BACKWARD, None, "ignore")).value
         call.progress(len(self.levels) - 1, len(self.levels))
         interpolation: Interpolation = self.interpolation or ("cubic" if wanted else "linear")
-        scene = _Scene.of(pair, base, self.levels[-1][0], interpolation, self.features)
-        v = scene.start(v, grid)
+        scene = Scene.of(pair, base, self.levels[-1][0], interpolation, self.features)
+        v = self._begin(scene, v, grid)
+        problem = self._problem(v, scene, self.levels[-1])
 
         def review(residual: Residual, result: Result) -> None:
-            mark(result.report, faults)
+            mark(result.report, self._worse(scene, problem.layout.unflatten(result.z.detach())) | faults)
 
         def show(solution: Solution) -> Any:
             if self.form == "velocity":
@@ -133,62 +136,50 @@ class Demons(Kind):
 
         solver = self.solver or (GRADIENT if wanted else VALUE)
         options = Options(solver, call.adjoint or BACKWARD, None, call.on_failure, review=review, present=show)
-        return solve_problem(self._problem(v, scene, self.levels[-1]), v, options)
+        return solve_problem(problem, v, options)
+
+    def _loss(self, scene: Scene, v: Tensor) -> Tensor | None:
+        """How unlike the images are, `(B,)`; None where a similarity that is learned is a force alone."""
+        loss: Any = getattr(self.similarity, "loss", None)
+        if loss is None:
+            return None
+        u = exponential(v, self.squarings, interpolation=scene.interpolation) if self.form == "velocity" else v
+        return loss(scene.fixed, scene.warped(u), scene.units)
+
+    @torch.no_grad()
+    def _begin(self, scene: Scene, v: Tensor | None, grid: Grid) -> Tensor:
+        """Where a level starts: from the coarser one, or from nothing in samples in which that is worse."""
+        nothing = scene.fixed.new_zeros(len(scene.fixed), scene.grid.space, *scene.grid.size)
+        if v is None:
+            return nothing
+        v = carried(v, grid, scene.grid)
+        found, first = self._loss(scene, v), self._loss(scene, nothing)
+        if found is None or first is None:
+            return v
+        return torch.where((found > first).view(-1, *[1] * (v.ndim - 1)), nothing, v)
+
+    @torch.no_grad()
+    def _worse(self, scene: Scene, v: Tensor) -> dict[int, tuple[Status, str]]:
+        """The samples that are less alike at the answer than where nothing is deformed."""
+        before, after = (self._loss(scene, each) for each in (torch.zeros_like(v), v))
+        if before is None or after is None or transforms.active():
+            return {}
+        words = "the images are less alike than without a deformation, by {:.3g} after {:.3g}: try a smaller step"
+        both = enumerate(zip(before.tolist(), after.tolist(), strict=True))
+        return {i: (Status.INFEASIBLE, words.format(b, a)) for i, (a, b) in both if b > a * (1 + SLACK) + 1e-6}
 
     def _learned(self) -> list[Tensor]:
         """The tensors of the parts that are learned."""
         modules = [each for each in (self.similarity, self.features, self.smoother) if isinstance(each, nn.Module)]
         return [parameter for module in modules for parameter in module.parameters()]
 
-    def _problem(self, v: Tensor, scene: _Scene, level: tuple[int, float | Tensor, float | Tensor]) -> FixedPoint:
+    def _problem(self, v: Tensor, scene: Scene, level: tuple[int, float | Tensor, float | Tensor]) -> FixedPoint:
         _, smoothing, step = level
         smoothing, step = (torch.as_tensor(each).to(v) for each in (smoothing, step))
         squarings = self.squarings if self.form == "velocity" else None
         cell = partial(_balance, self.similarity, self.smoother, scene.grid, scene.interpolation, squarings)
         args = (scene.fixed, scene.moving, scene.leave, _of_samples(step, v), scene.x, smoothing.reshape(()))
         return FixedPoint(cell, v, args, 1, (0, 1, 2, 3))
-
-
-class _Scene(NamedTuple):
-    """What one level looks at.
-
-    Attributes:
-        fixed: `(B, C, *S)`.
-        moving: `(B, C, *T)`, spline coefficients where the interpolation is cubic.
-        grid: of the fixed image.
-        leave: from its voxels by the initial map to those of the moving one, `(B, D + 1, D + 1)`.
-        x: its voxels' indices, `(D, *S)`.
-        interpolation: of the moving image, and of velocities.
-    """
-
-    fixed: Tensor
-    moving: Tensor
-    grid: Grid
-    leave: Tensor
-    x: Tensor
-    interpolation: Interpolation
-
-    @classmethod
-    def of(
-        cls, pair: Pair, initial: Linear, shrink: int, interpolation: Interpolation, features: nn.Module | None
-    ) -> _Scene:
-        fixed, moving, grid, other = pair.fixed, pair.moving, pair.fixed_grid, pair.moving_grid
-        for _ in range(shrink.bit_length() - 1):
-            limit = 1.5 * min(grid.spacing)
-            axes, others = grid.axes_within(limit), other.axes_within(limit)
-            fixed, moving = halved(fixed, axes), halved(moving, others)
-            grid, other = grid.halved(axes), other.halved(others)
-        if features is not None:
-            fixed, moving = (_channels(features, each) for each in (fixed, moving))
-        moving = spline_coefficients(moving) if interpolation == "cubic" else moving
-        leave = torch.linalg.inv(other.affine) @ initial.matrix @ grid.affine
-        return cls(fixed, moving, grid, leave.to(fixed), identity(grid.size, fixed), interpolation)
-
-    def start(self, v: Tensor | None, grid: Grid) -> Tensor:
-        """Where to start, from vectors on a coarser grid, or from none."""
-        if v is None:
-            return self.fixed.new_zeros(len(self.fixed), self.grid.space, *self.grid.size)
-        return carried(v, grid, self.grid)
 
 
 def _balance(
@@ -207,10 +198,8 @@ def _balance(
 ) -> Tensor:
     """One step: along the force, and smoothed. `(B, D, *S)` to the same."""
     u = v if squarings is None else exponential(v, squarings, interpolation=interpolation)
-    at = (x + u).flatten(2)
-    at = leave[:, :-1, :-1] @ at + leave[:, :-1, -1:]
-    warped = sample(moving, at, interpolation=interpolation, prefilter=False).reshape(fixed.shape)
-    units = [edge / grid.edge for edge in grid.spacing]  # lengths are in mean edges, whatever a voxel's are
+    warped = seen(moving, leave, x, u, interpolation)
+    units = grid.units
     gradient = torch.stack([difference(warped, 2 + axis) / unit for axis, unit in enumerate(units)], 2)
     force = similarity.force(fixed, warped, gradient, units)
     force = torch.stack([part / unit for part, unit in zip(force.unbind(1), units, strict=True)], 1)
@@ -230,19 +219,6 @@ def _of_samples(step: Tensor, v: Tensor) -> Tensor:
             f"voxel of its level, {(len(v), 1, *v.shape[2:])}"
         )
     return step
-
-
-def _channels(features: nn.Module, image: Tensor) -> Tensor:
-    """What is compared in the place of an image."""
-    found = features(image)
-    if not isinstance(found, Tensor) or found.shape[:1] != image.shape[:1] or found.shape[2:] != image.shape[2:]:
-        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(f"Demons(features): got {got} of an image {tuple(image.shape)}, expected {_like(image)}")
-    return found
-
-
-def _like(image: Tensor) -> str:
-    return f"({len(image)}, channels, {', '.join(map(str, image.shape[2:]))})"
 
 
 def _is_level(level: Any) -> bool:

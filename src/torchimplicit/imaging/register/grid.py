@@ -11,6 +11,8 @@ from torch import Tensor
 from torchimplicit.core.options import is_number
 from torchimplicit.imaging.image import Image
 
+LEAST = 12  # voxels along an axis that leave something to see
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:
@@ -55,6 +57,11 @@ class Grid:
         return float(self.affine[:-1, :-1].norm(dim=0).log().mean().exp())
 
     @property
+    def units(self) -> list[float]:
+        """Edges in units of `edge`: lengths are in these, whatever a voxel's are."""
+        return [edge / self.edge for edge in self.spacing]
+
+    @property
     def center(self) -> Tensor:
         """The middle, in millimetres, `(D,)`."""
         middle = torch.tensor([(n - 1) / 2 for n in self.size], dtype=torch.float64)
@@ -83,7 +90,9 @@ class Grid:
     def axes_within(self, limit: float) -> list[int]:
         """Axes along which voxels are shorter than a length, and many enough to be halved."""
         return [
-            axis for axis, (n, edge) in enumerate(zip(self.size, self.spacing, strict=True)) if n >= 8 and edge < limit
+            axis
+            for axis, (n, edge) in enumerate(zip(self.size, self.spacing, strict=True))
+            if n >= 2 * LEAST and edge < limit
         ]
 
     def halved(self, axes: Sequence[int]) -> Grid:

@@ -49,6 +49,12 @@ class FeatureLNCC(nn.Module):
         left = (fixed[:, 1:] - warped[:, 1:]).unsqueeze(2)
         return force + under(CAP, self.raw_weight) * (left * gradient[:, 1:]).sum(1)
 
+    def loss(self, fixed: Tensor, warped: Tensor, units: Sequence[float] | None = None) -> Tensor:
+        """What the force makes smaller, `(B,)`."""
+        image = self.lncc.loss(fixed[:, :1], warped[:, :1], units)
+        left = (fixed[:, 1:] - warped[:, 1:]).square().sum(1)
+        return image + under(CAP, self.raw_weight) * left.flatten(1).mean(1) / 2
+
 
 class LearnedDemons(ImplicitLayer):
     r"""Registers images by themselves and by learned features of them, such as maps of what they show.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from torchimplicit.core.stationary import LeastSquares
 from torchimplicit.core.status import Solution
 from torchimplicit.equations import Options, solve_problem
 from torchimplicit.imaging.register.axes import gaussian
+from torchimplicit.imaging.register.grid import LEAST
 from torchimplicit.imaging.register.kind import Call, Kind
 from torchimplicit.imaging.register.pair import Pair, mark
 from torchimplicit.imaging.register.sample import Interpolation, sample, spline_coefficients
@@ -37,7 +39,8 @@ class Affine(Kind):
 
     Least squares of a similarity's residuals, from coarse to fine: both images are smoothed by a Gaussian, and compared
     on every so many voxels of the fixed one. The unknowns are of one size, a voxel of movement in the outer parts. A
-    sample has converged when the Newton step from it is no longer than the solver's tolerances, in such voxels.
+    sample has converged when the Newton step from it is no longer than the solver's tolerances, in such voxels. A level
+    starts where the coarser one has come to, if that is better by its own measure than where that began.
 
     Where a gradient by an image is wanted, the last level interpolates by cubic splines: linear interpolation has no
     second derivatives, which the gradient is made of. Not for images of different kinds (CT on MR), whose values are no
@@ -47,7 +50,8 @@ class Affine(Kind):
     Args:
         similarity: `NCC()`, or `SSD()`.
         levels: pairs of the smoothing's standard deviation and the stride, from coarse to fine, in units of the fixed
-            image's mean voxel edge.
+            image's mean voxel edge; all made smaller by one factor where the largest of these lengths would be more
+            than a twelfth of either image's shortest side.
         solver: of the last level; None goes to a hundredth of a voxel, and far closer where a gradient is wanted.
         interpolation: of the last level: "linear" or "cubic", which takes eight times the time in three dimensions;
             None takes linear, and cubic where a gradient is wanted.
@@ -89,28 +93,33 @@ class Affine(Kind):
         def show(solution: Solution) -> Any:
             return call.present(transform(solution.value), solution.report)
 
-        z, (*coarse, last) = pair.fixed.new_zeros(len(pair.fixed), len(basis)), self.levels
+        z, (*coarse, last) = pair.fixed.new_zeros(len(pair.fixed), len(basis)), self._levels(pair)
         for number, level in enumerate(coarse):
             call.progress(number, len(self.levels))
             with torch.no_grad():
-                z = solve_problem(self._problem(z, basis, frame, pair, level, "linear"), z, COARSE_OPTIONS).value
+                terms, args = self._terms(basis, frame, pair, level, "linear")
+                z = _better(terms, z, args)
+                z = solve_problem(LeastSquares(terms, z, args, 1, (0, 1, 2)), z, COARSE_OPTIONS).value
         call.progress(len(coarse), len(self.levels))
         wanted = transforms.differentiating((pair.fixed, pair.moving, initial.matrix))
-        problem = self._problem(z, basis, frame, pair, last, self.interpolation or ("cubic" if wanted else "linear"))
+        terms, args = self._terms(basis, frame, pair, last, self.interpolation or ("cubic" if wanted else "linear"))
+        z = _better(terms, z, args)
         solver = self.solver or (GRADIENT if wanted else VALUE)
         options = Options(solver, call.adjoint, None, call.on_failure, review=review, present=show)
-        return solve_problem(problem, z, options)
+        return solve_problem(LeastSquares(terms, z, args, 1, (0, 1, 2)), z, options)
 
-    def _problem(
-        self,
-        z: Tensor,
-        basis: Tensor,
-        frame: _Frame,
-        pair: Pair,
-        level: tuple[float, float],
-        interpolation: Interpolation,
-    ) -> LeastSquares:
-        """The condition at one level."""
+    def _levels(self, pair: Pair) -> list[tuple[float, float]]:
+        """The levels, finer where the coarsest would leave nothing of small images but a blob, which fits anywhere."""
+        grids = pair.fixed_grid, pair.moving_grid
+        side = min(n * edge for grid in grids for n, edge in zip(grid.size, grid.spacing, strict=True))
+        most = max(max(level) for level in self.levels)
+        scale = min(1.0, side / pair.fixed_grid.edge / LEAST / most)
+        return [(scale * smoothing, max(1.0, scale * stride)) for smoothing, stride in self.levels]
+
+    def _terms(
+        self, basis: Tensor, frame: _Frame, pair: Pair, level: tuple[float, float], interpolation: Interpolation
+    ) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+        """The residuals at one level, as a function of the unknowns and of further arguments, and those."""
         smoothing, stride = level
         size, grid = pair.fixed_grid.size, pair.fixed_grid
         stride = max(stride, (torch.Size(size).numel() / MOST) ** (1 / grid.space))
@@ -121,8 +130,8 @@ class Affine(Kind):
         moving = gaussian(moving, [smoothing * grid.edge / edge for edge in pair.moving_grid.spacing])
         moving = spline_coefficients(moving) if interpolation == "cubic" else moving
         x = frame.places(identity(size, frame.unit)[(slice(None), *cut)].flatten(1)).to(fixed)
-        residuals = partial(_residuals, self.similarity, interpolation)
-        return LeastSquares(residuals, z, (fixed, moving, frame.leave.to(fixed), x, basis), 1, (0, 1, 2))
+        terms = partial(_residuals, self.similarity, interpolation)
+        return terms, (fixed, moving, frame.leave.to(fixed), x, basis)
 
 
 @dataclass(frozen=True)
@@ -192,6 +201,13 @@ def _residuals(
     M = leave @ _exponential(z, basis)
     at = M[:, :-1, :-1] @ x + M[:, :-1, -1:]
     return similarity.residuals(fixed, sample(moving, at, interpolation=interpolation, prefilter=False))
+
+
+@torch.no_grad()
+def _better(terms: Callable[..., Tensor], z: Tensor, args: tuple[Tensor, ...]) -> Tensor:
+    """Where a coarser level has come to, or the start for samples in which that is better at this one."""
+    found, start = (terms(each, *args).square().sum(1, keepdim=True) for each in (z, torch.zeros_like(z)))
+    return torch.where(found <= start, z, 0.0)
 
 
 def _exponential(z: Tensor, basis: Tensor) -> Tensor:

@@ -41,6 +41,10 @@ class NCC:
         """`(B, m)` of images `(B, C, ...)`."""
         return (normalised(warped) - normalised(fixed)).flatten(1) / (fixed[0].numel() ** 0.5)
 
+    def loss(self, fixed: Tensor, warped: Tensor, units: Sequence[float] | None = None) -> Tensor:
+        """1 - NCC, the mean over channels, `(B,)`."""
+        return 0.5 * self.residuals(fixed, warped).square().sum(1)
+
 
 @dataclass(frozen=True)
 class SSD:
@@ -57,6 +61,10 @@ class SSD:
     def residuals(self, fixed: Tensor, warped: Tensor) -> Tensor:
         """`(B, m)` of images `(B, C, ...)`."""
         return (warped - fixed).flatten(1) / fixed[0].numel() ** 0.5
+
+    def loss(self, fixed: Tensor, warped: Tensor, units: Sequence[float] | None = None) -> Tensor:
+        """Half the mean squared difference, `(B,)`."""
+        return 0.5 * self.residuals(fixed, warped).square().sum(1)
 
     def force(self, fixed: Tensor, warped: Tensor, gradient: Tensor, units: Sequence[float]) -> Tensor:
         r"""Thirion's, $(f - w) g / (|g|^2 + (f - w)^2)$: at most half a voxel's edge long. `(B, D, *S)`.
@@ -101,6 +109,10 @@ class LNCC:
         """The mean over all windows, and channels, `(B,)`; see `force`."""
         moments = self._moments(fixed, warped, units or [1.0] * (fixed.ndim - 2))
         return (moments.cov.square() / (moments.fixed * moments.warped)).flatten(1).mean(1)
+
+    def loss(self, fixed: Tensor, warped: Tensor, units: Sequence[float] | None = None) -> Tensor:
+        """1 less that, `(B,)`."""
+        return 1 - self.value(fixed, warped, units)
 
     def force(self, fixed: Tensor, warped: Tensor, gradient: Tensor, units: Sequence[float]) -> Tensor:
         """See `SSD.force`: the similarity's derivative by the value in the window's middle, times the gradient."""

@@ -131,7 +131,7 @@ def _reconstruct(words: list[str]) -> None:
         "torchimplicit reconstruct",
         description="Make images of k-space, slice by slice; exit status 1 if one of them did not converge.",
     )
-    parser.add_argument("kspace", metavar="K-SPACE", help=".npy, .npz, or HDF5 of fastMRI or of ISMRMRD")
+    parser.add_argument("kspace", metavar="K-SPACE", help=".npy, .npz, .cfl of BART, or HDF5 of fastMRI or of ISMRMRD")
     parser.add_argument("--maps", metavar="FILE", help="coil sensitivities (default: beside k-space, or estimated)")
     parser.add_argument(
         "--method", default="ridge", help="zero-filled, cg-sense, tv, wavelet, ridge (default), or a .ckpt of fit"

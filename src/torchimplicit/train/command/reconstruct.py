@@ -117,7 +117,7 @@ def write(path: Path, found: Sequence[Slice]) -> None:
 def _slice(scan: Scan, index: int, method: Method) -> Slice:
     start = time.process_time()
     got = acquired(f"{scan.name}, slice {index}", scan.kspace[index], scan.maps_of(index), scan.mask[index])
-    y, op, _ = together([got])
+    y, op, *_ = together([got])
     image, report = method(y, op)
     seconds = time.process_time() - start
     if not bool(image.isfinite().all()) and report is None:

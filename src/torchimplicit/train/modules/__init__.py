@@ -16,12 +16,14 @@ from torchimplicit.train.modules.prognosis import Prognosis
 from torchimplicit.train.modules.puzzle import Puzzle
 from torchimplicit.train.modules.reconstruction_losses import (
     Equivariant,
+    Judged,
     ReconstructionLoss,
     Risk,
     Splitting,
     Supervised,
 )
 from torchimplicit.train.modules.reconstructor import MeanPSNR, MeanSSIM, Reconstructor
+from torchimplicit.train.modules.registered import Registered
 from torchimplicit.train.modules.registrar import Registrar
 from torchimplicit.train.modules.regressor import Mechanics, Regressor
 from torchimplicit.train.modules.score import Score
@@ -42,6 +44,7 @@ __all__ = [
     "Forecaster",
     "GenerativeModule",
     "ImageFlowMatching",
+    "Judged",
     "LanguageModel",
     "MeanPSNR",
     "MeanSSIM",
@@ -50,6 +53,7 @@ __all__ = [
     "Puzzle",
     "ReconstructionLoss",
     "Reconstructor",
+    "Registered",
     "Registrar",
     "Regressor",
     "Risk",

@@ -80,7 +80,7 @@ class Found:
         truth = _tensor(self.fixed_labels)
         moved = [_tensor(warped_labels(each, self.labels)) for each in (self.before, self.result)]
         values = sorted({int(each) for each in torch.cat((truth.unique(), _tensor(self.labels).unique()))} - {0})
-        before, after = (dice(each, truth, values)[0] if values else torch.zeros(0) for each in moved)
+        before, after = (dice(each, truth, values)[0] for each in moved)
         return values, before, after
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.imaging import Image, draw_alignment, draw_deformation
+from torchimplicit.imaging.register import Linear
 from torchimplicit.train.command.page import PAGE, as_picture, as_table
 from torchimplicit.train.command.register.found import Found, displacement, warped
 from torchimplicit.train.command.register.volumes import Scene
@@ -83,7 +84,8 @@ def _pictures(found: Found) -> list[str]:
     if isinstance(found.fixed, Image):
         spacing = list(found.fixed.reoriented("RAS").spacing)
     images = draw_alignment(fixed, {name: _upright(each) for name, each in moving.items()}, spacing=spacing)
-    bent = draw_deformation(_in_voxels(found), image=fixed, spacing=spacing)
+    linear = isinstance(found.result.transform, Linear)
+    bent = draw_deformation(_in_voxels(found), image=fixed, spacing=spacing, linear=linear)
     return ["<h2>Images</h2>", as_picture(images), "<h2>Deformation</h2>", as_picture(bent)]
 
 

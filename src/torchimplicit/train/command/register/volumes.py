@@ -76,6 +76,8 @@ def read_labels(path: Path, image: Scene, name: str) -> Scene:
             "probabilities, or labels that were blended when they were resampled?"
         )
     values = values.to(torch.int64)
+    if not bool(values.any()):
+        raise UsageError(f"{path}: got no label but 0, which is the background.")
     return Image(values, labels.affine) if isinstance(labels, Image) else values
 
 

@@ -1,0 +1,128 @@
+"""Displacements in coordinates in which smoothness is a weight: cosines on the voxels, or on a lattice of splines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from torchimplicit.core import transforms
+from torchimplicit.imaging.register.axes import along
+
+Penalty = Literal["diffusion", "bending"]
+# The cubic B-spline's integrals of products of itself, of its slopes and of its second derivatives, with those of its
+# neighbours: B-splines of degree 7, 5 and 3 at whole numbers, the second and the third still to be differenced.
+PRODUCTS = (
+    (2416 / 5040, 1191 / 5040, 120 / 5040, 1 / 5040),
+    (66 / 120, 26 / 120, 1 / 120),
+    (4 / 6, 1 / 6),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Lattice:
+    r"""A space of functions on a grid, by waves of RMS 1 that are mirrored at its borders.
+
+    Their slopes, and the mixed ones, are orthogonal. So $\tfrac12 \int |\nabla u|^2$ and the bending energy $\tfrac12
+    \int \sum_{ij} (\partial_i \partial_j u)^2$ are sums over squared amplitudes, each with a weight of its own.
+
+    Attributes:
+        waves: of every axis, `(n, m)`: amplitudes to values at voxels, or to coefficients of splines.
+        weights: of the penalty, `(*m)`.
+        shape: the numbers of amplitudes.
+    """
+
+    waves: tuple[Tensor, ...]
+    weights: Tensor
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of_voxels(cls, size: Sequence[int], units: Sequence[float], penalty: Penalty, like: Tensor) -> Lattice:
+        """Every displacement of the voxels; derivatives are differences of neighbours.
+
+        Args:
+            size: of the grid.
+            units: edges of a voxel, in those that derivatives are in.
+            penalty: what the weights are of.
+            like: gives dtype and device.
+        """
+        angles = [torch.pi * torch.arange(n, dtype=torch.float64) / n for n in size]
+        slopes = [(2 - 2 * angle.cos()) / unit**2 for angle, unit in zip(angles, units, strict=True)]
+        weights = _over_axes([[s if i == j else None for j in range(len(size))] for i, s in enumerate(slopes)], size)
+        weights = weights if penalty == "diffusion" else weights.square()
+        return cls(tuple(_cosines(n).to(like) for n in size), weights.to(like), tuple(size))
+
+    @classmethod
+    def of_splines(cls, shape: Sequence[int], units: Sequence[float], penalty: Penalty, like: Tensor) -> Lattice:
+        """Cubic B-splines on a lattice, by coefficients; derivatives and integrals are exact.
+
+        Args:
+            shape: of the lattice.
+            units: distances of its points, in those that derivatives are in.
+            penalty: see `of_voxels`.
+            like: see `of_voxels`.
+        """
+        axes = range(len(shape))
+        angles = [torch.pi * torch.arange(m, dtype=torch.float64) / (m - 1) for m in shape]
+        forms = [
+            [(2 - 2 * angle.cos()) ** k * _symbol(PRODUCTS[k], angle) / unit ** (2 * k) for k in range(3)]
+            for angle, unit in zip(angles, units, strict=True)
+        ]
+        if penalty == "diffusion":
+            orders = [[int(i == j) for j in axes] for i in axes]
+        else:  # every pair of directions, in both orders
+            orders = [[int(i == k) + int(j == k) for k in axes] for i in axes for j in axes]
+        weights = _over_axes([[forms[axis][k] for axis, k in zip(axes, each, strict=True)] for each in orders], shape)
+        return cls(tuple(_ended_cosines(m).to(like) for m in shape), weights.to(like), tuple(shape))
+
+    def values(self, amplitudes: Tensor) -> Tensor:
+        """`(B, D, *m)` to what the waves come to, `(B, D, *n)`."""
+        for axis, waves in enumerate(self.waves, 2):
+            amplitudes = along(amplitudes, waves, axis)
+        return amplitudes
+
+    def amplitudes(self, values: Tensor) -> Tensor:
+        """The amplitudes whose waves come nearest to values."""
+        for axis, waves in enumerate(self.waves, 2):
+            values = along(values, torch.linalg.pinv(waves), axis)
+        return values
+
+
+def _over_axes(terms: Sequence[Sequence[Tensor | None]], shape: Sequence[int]) -> Tensor:
+    """A sum of products of functions of one axis each, `(*m)`; None is one."""
+    total = torch.zeros(*shape, dtype=torch.float64)
+    for term in terms:
+        product = torch.ones((), dtype=torch.float64)
+        for axis, factor in enumerate(term):
+            if factor is not None:
+                product = product * factor.view(-1, *[1] * (len(shape) - 1 - axis))
+        total = total + product
+    return total
+
+
+def _symbol(products: Sequence[float], angle: Tensor) -> Tensor:
+    """The factor by which a symmetric filter multiplies a wave."""
+    first, *rest = products
+    return first + 2 * sum((c * (k * angle).cos() for k, c in enumerate(rest, 1)), torch.zeros_like(angle))
+
+
+@transforms.remembered
+def _cosines(n: int) -> Tensor:
+    """Waves at the centres of `n` voxels, mirrored at the outer edges: the cosine transform of type 2."""
+    j = torch.arange(n, dtype=torch.float64)
+    waves = math.sqrt(2) * torch.cos(torch.pi / n * (j[:, None] + 0.5) * j)
+    waves[:, 0] = 1
+    return waves
+
+
+@transforms.remembered
+def _ended_cosines(m: int) -> Tensor:
+    """Waves at `m` points, mirrored about the outermost: the cosine transform of type 1."""
+    j = torch.arange(m, dtype=torch.float64)
+    waves = math.sqrt(2) * torch.cos(torch.pi / (m - 1) * j[:, None] * j)
+    waves[:, 0], waves[:, -1] = 1, torch.cos(torch.pi * j)
+    return waves

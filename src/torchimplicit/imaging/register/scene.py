@@ -1,0 +1,81 @@
+"""What a deformation is looked for in: one level of a pair, and the moving image as a displacement shows it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from torchimplicit.imaging.register.axes import halved
+from torchimplicit.imaging.register.grid import Grid
+from torchimplicit.imaging.register.pair import Pair
+from torchimplicit.imaging.register.sample import Interpolation, sample, spline_coefficients
+from torchimplicit.imaging.register.transform import Linear
+from torchimplicit.imaging.register.warp import identity
+
+
+class Scene(NamedTuple):
+    """What one level looks at.
+
+    Attributes:
+        fixed: `(B, C, *S)`.
+        moving: `(B, C, *T)`, spline coefficients where the interpolation is cubic.
+        grid: of the fixed image.
+        leave: from its voxels by the initial map to those of the moving one, `(B, D + 1, D + 1)`.
+        x: its voxels' indices, `(D, *S)`.
+        interpolation: of the moving image, and of velocities.
+    """
+
+    fixed: Tensor
+    moving: Tensor
+    grid: Grid
+    leave: Tensor
+    x: Tensor
+    interpolation: Interpolation
+
+    @property
+    def units(self) -> list[float]:
+        """See `Grid.units`."""
+        return self.grid.units
+
+    def warped(self, u: Tensor) -> Tensor:
+        """The moving image along a displacement; see `seen`."""
+        return seen(self.moving, self.leave, self.x, u, self.interpolation)
+
+    @classmethod
+    def of(
+        cls, pair: Pair, initial: Linear, shrink: int, interpolation: Interpolation, features: nn.Module | None = None
+    ) -> Scene:
+        """That of a pair, already prepared, after as many halvings as `shrink` has factors of two."""
+        fixed, moving, grid, other = pair.fixed, pair.moving, pair.fixed_grid, pair.moving_grid
+        for _ in range(shrink.bit_length() - 1):
+            limit = 1.5 * min(grid.spacing)
+            axes, others = grid.axes_within(limit), other.axes_within(limit)
+            fixed, moving = halved(fixed, axes), halved(moving, others)
+            grid, other = grid.halved(axes), other.halved(others)
+        if features is not None:
+            fixed, moving = (_channels(features, each) for each in (fixed, moving))
+        moving = spline_coefficients(moving) if interpolation == "cubic" else moving
+        leave = torch.linalg.inv(other.affine) @ initial.matrix @ grid.affine
+        return cls(fixed, moving, grid, leave.to(fixed), identity(grid.size, fixed), interpolation)
+
+
+def seen(moving: Tensor, leave: Tensor, x: Tensor, u: Tensor, interpolation: Interpolation) -> Tensor:
+    """The moving image, `(B, C, *T)`, along a displacement `(B, D, *S)` and then a linear map: `(B, C, *S)`."""
+    at = (x + u).flatten(2)
+    at = leave[:, :-1, :-1] @ at + leave[:, :-1, -1:]
+    return sample(moving, at, interpolation=interpolation, prefilter=False).unflatten(2, u.shape[2:])
+
+
+def _channels(features: nn.Module, image: Tensor) -> Tensor:
+    """What is compared in the place of an image."""
+    found = features(image)
+    if not isinstance(found, Tensor) or found.shape[:1] != image.shape[:1] or found.shape[2:] != image.shape[2:]:
+        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"Demons(features): got {got} of an image {tuple(image.shape)}, expected {_like(image)}")
+    return found
+
+
+def _like(image: Tensor) -> str:
+    return f"({len(image)}, channels, {', '.join(map(str, image.shape[2:]))})"
