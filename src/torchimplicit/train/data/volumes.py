@@ -256,7 +256,7 @@ def _volume(name: str, image: Tensor, labels: Tensor, spacing: tuple[float, ...]
     """A volume, looked at."""
     if image.ndim != 3 or image.shape != labels.shape:
         raise ValueError(
-            f"{name}: an image {tuple(image.shape)} and labels {tuple(labels.shape)}, expected two (X, Y, Z) of one size"
+            f"{name}: an image {tuple(image.shape)} and labels {tuple(labels.shape)}, expected (X, Y, Z) of one size"
         )
     values = image.float()
     if not bool(values.isfinite().all()) or float(values.amax() - values.amin()) == 0.0:

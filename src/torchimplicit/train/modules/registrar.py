@@ -40,6 +40,8 @@ class Registrar(EquilibriumModule):
     Args:
         network: `network(fixed, moving, initial, spacing=...) -> register.Registration`, with `features`.
         label_epochs: at first, in which features alone are trained, by labels.
+        register_every: steps from one registration to the next after that: its gradient wants a tight solve, as dear
+            as some fifty steps of features alone. 1 where nothing but the registration trains.
         label_weight: of the loss of features; 0 trains them through the registration alone.
         fold_weight: of the penalty.
         fold_margin: determinants below are penalised.
@@ -55,6 +57,7 @@ class Registrar(EquilibriumModule):
         self,
         network: nn.Module,
         label_epochs: int = 0,
+        register_every: int = 1,
         label_weight: float = 1.0,
         fold_weight: float = 1.0,
         fold_margin: float = 0.1,
@@ -64,10 +67,11 @@ class Registrar(EquilibriumModule):
     ):
         """Wraps the network."""
         super().__init__(network, **options)
-        self.label_epochs, self.label_weight = label_epochs, label_weight
+        self.label_epochs, self.register_every, self.label_weight = label_epochs, register_every, label_weight
         self.fold_weight, self.fold_margin = fold_weight, fold_margin
         self.scale_rate, self.turn = scale_rate, turn
         require_count(self, "label_epochs", least=0)
+        require_count(self, "register_every")
         for name in ("label_weight", "fold_weight", "fold_margin", "scale_rate", "turn"):
             value = getattr(self, name)
             require(self, name, is_number(value) and 0 <= value < math.inf, "a finite number >= 0")
@@ -117,7 +121,7 @@ class Registrar(EquilibriumModule):
         loss = batch.fixed.new_zeros(())
         if self.label_weight:
             loss = loss + self.label_weight * self._of_features(stage, batch)
-        if stage == "train" and self.current_epoch < self.label_epochs:
+        if stage == "train" and not self._registers():
             return loss
         found = self.register(batch)
         converged = found.report.status == Status.CONVERGED
@@ -125,6 +129,12 @@ class Registrar(EquilibriumModule):
         each = self._of_registration(found, batch)
         # Where nothing converged this is zero, and so is its gradient.
         return loss + torch.where(converged, each, 0.0).sum() / converged.sum().clamp_min(1)
+
+    def _registers(self) -> bool:
+        """Whether this step of training does."""
+        if not self.label_weight:
+            return True
+        return self.current_epoch >= self.label_epochs and self.global_step % self.register_every == 0
 
     def register(self, batch: ImagePair) -> Registration:
         """The registration of a batch, from its affine one."""
