@@ -110,7 +110,10 @@ class ImagePairs(Dataset):
 
     def _register(self, indices: Sequence[int]) -> None:
         fixed, moving = (list(numbers) for numbers in zip(*(self.pairs[i] for i in indices), strict=True))
-        with torch.no_grad():
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+        ):  # batches may be asked for within it: least squares has slopes
             found = register.align(
                 self.images[fixed], self.images[moving], register.Affine(), spacing=self.spacing, on_failure="warn"
             )

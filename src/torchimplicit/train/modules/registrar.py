@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric
 from torchimplicit.core.options import is_number, require, require_count
 from torchimplicit.core.status import Status
 from torchimplicit.imaging import draw_alignment, draw_deformation, draw_overlaps
-from torchimplicit.imaging.register import Linear, Registration, dice, soft_dice
+from torchimplicit.imaging.register import Chain, Displacement, Linear, Registration, Velocity, dice, soft_dice
 from torchimplicit.imaging.register.similarity import normalised
 from torchimplicit.train.data.volumes import ImagePair
 from torchimplicit.train.errors import UsageError
@@ -126,7 +126,7 @@ class Registrar(EquilibriumModule):
         found = self.register(batch)
         converged = found.report.status == Status.CONVERGED
         self._count(stage, found, batch, converged)
-        each = self._of_registration(found, batch)
+        each = self._of_registration(_kept(found, converged), batch)
         # Where nothing converged this is zero, and so is its gradient.
         return loss + torch.where(converged, each, 0.0).sum() / converged.sum().clamp_min(1)
 
@@ -223,6 +223,15 @@ def turned(images: Tensor, labels: Tensor, amount: float) -> tuple[Tensor, Tenso
     seen = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     shown = F.grid_sample(labels.to(images), grid, mode="nearest", align_corners=False)
     return seen, shown.to(labels.dtype)
+
+
+def _kept(found: Registration, keep: Tensor) -> Registration:
+    """Without the fields of some pairs: a zero in front of what is not finite would be no zero."""
+    parts = found.transform.parts if isinstance(found.transform, Chain) else (found.transform,)
+    keep = keep.view(-1, *[1] * (found.fixed.space + 1))
+    fields = (Velocity, Displacement)
+    cut = [replace(p, vectors=torch.where(keep, p.vectors, 0.0)) if isinstance(p, fields) else p for p in parts]
+    return replace(found, transform=Chain(tuple(cut)))
 
 
 def _affine(found: Registration, batch: ImagePair) -> Registration:
