@@ -98,7 +98,7 @@ class LearnedDemons(ImplicitLayer):
         self,
         features: nn.Module,
         demons: Demons = Demons(),
-        training_levels: Sequence[Sequence[float]] | None = None,
+        training_levels: tuple[tuple[int, float, float], ...] | None = None,
         weight: float = 1.0,
         most_step: float = 4.0,
         on_failure: OnFailure = "warn",
@@ -107,7 +107,7 @@ class LearnedDemons(ImplicitLayer):
         require_instance("LearnedDemons(features)", features, nn.Module, "a network")
         require_instance("LearnedDemons(demons)", demons, Demons, "Demons()")
         self.features, self.demons, self.on_failure = features, demons, on_failure
-        self.training_levels: Any = None if training_levels is None else tuple(map(tuple, training_levels))
+        self.training_levels: Any = training_levels
         if self.training_levels is not None:
             replace(demons, levels=self.training_levels)  # refuses impossible ones now
         self.similarity = FeatureLNCC(demons.similarity, weight)  # type: ignore[arg-type]

@@ -26,6 +26,7 @@ from torchimplicit.train.data.sudoku import Sudoku
 from torchimplicit.train.data.tables import Pendulum, Powers, Spiral
 from torchimplicit.train.data.text import Text
 from torchimplicit.train.data.vocabulary import BytePairs, Characters
+from torchimplicit.train.data.volumes import Hippocampus, ImagePair, ImagePairs, Volume, read_volumes
 
 __all__ = [
     "CIFAR10",
@@ -42,7 +43,10 @@ __all__ = [
     "DequantisedMNIST",
     "Digits",
     "GaussianKernel",
+    "Hippocampus",
     "ImageData",
+    "ImagePair",
+    "ImagePairs",
     "Images",
     "KSpace",
     "Kernel",
@@ -72,6 +76,8 @@ __all__ = [
     "Splits",
     "Sudoku",
     "Text",
+    "Volume",
     "read_long",
     "read_scan",
+    "read_volumes",
 ]

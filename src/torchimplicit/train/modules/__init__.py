@@ -24,6 +24,7 @@ from torchimplicit.train.modules.reconstruction_losses import (
 )
 from torchimplicit.train.modules.reconstructor import MeanPSNR, MeanSSIM, Reconstructor
 from torchimplicit.train.modules.registered import Registered
+from torchimplicit.train.modules.registrar import Registrar
 from torchimplicit.train.modules.regressor import Mechanics, Regressor
 from torchimplicit.train.modules.score import Score
 from torchimplicit.train.modules.segmenter import Segmenter
@@ -53,6 +54,7 @@ __all__ = [
     "ReconstructionLoss",
     "Reconstructor",
     "Registered",
+    "Registrar",
     "Regressor",
     "Risk",
     "Score",
