@@ -1,5 +1,8 @@
 """Pairs of acquisitions of what moves: from volumes and from files, and a training on them."""
 
+import re
+from pathlib import Path
+
 import nibabel
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from lightning.pytorch import Trainer
 import torchimplicit as ti
 from torchimplicit.imaging import DnCNN, Fourier, HalfQuadratic, Reconstruction, Sense, joint_loss
 from torchimplicit.imaging.register import Demons, warp
+from torchimplicit.train.command.cli import main
 from torchimplicit.train.data import DataError, Measurement, MovingSlices, Pairs, RepeatedScans
 from torchimplicit.train.errors import UsageError
 from torchimplicit.train.modules import Reconstructor, Registered, Splitting, Supervised
@@ -200,3 +204,23 @@ def test_pairs_are_cut_with_their_operators():
     found = Pairs(y, op)[1]
     assert found.y[:, 0, 0].tolist() == [2, 3]
     assert torch.equal(found.op.mask, op.mask[2:])
+
+
+@pytest.mark.filterwarnings("ignore:.*did not converge:torchimplicit.core.status.ConvergenceWarning")
+@pytest.mark.parametrize("changes", ["", "--model.loss.motion known --model.loss.differentiate true"])
+def test_the_recipe_trains_tests_and_reports(volume, changes, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCHIMPLICIT_DATA", str(volume))
+    small = f"--config mri-joint {changes} --trainer.enable_progress_bar false --data.size 16 --data.acceleration 2 "
+    small += "--data.smoothness 3 --data.displacement 0.5 --model.network.cell.prior.width 4 "
+    short = "--trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.check_val_every_n_epoch 1"
+    assert main(f"fit {small} {short} --trainer.log_every_n_steps 1".split()) == 0
+    assert main(f"test {small} --trainer.limit_test_batches 1".split()) == 0
+    printed = capsys.readouterr().out
+    assert 0 < float(re.search(r"test/psnr\W+([\d.]+)", printed)[1]) < 50
+    assert "test/left_out" in printed
+    if not changes:
+        assert main(["report", "runs/mri-joint/version_0/checkpoints/last.ckpt", "--samples", "2"]) == 0
+        page = Path("runs/mri-joint/version_0/report.html").read_text()
+        assert "Could not be made" not in page
+        assert {"motion", "sample 0", "quality against steps"} <= set(re.findall("<h2>(.*?)</h2>", page))

@@ -129,8 +129,7 @@ class Denoiser(ImplicitLayer):
             label: class, an int or `(B,)`; None for no class.
 
         Raises:
-            TypeError: states of another dtype than the model.
-            ValueError: of another shape, or times outside of `schedule.span`.
+            ValueError: states of another shape, or times outside of `schedule.span`.
         """
         check_images("Denoiser", x, self.shape, None, like=self)
         times = times_of("Denoiser", t, x, self.schedule.span)
@@ -170,8 +169,7 @@ class Denoiser(ImplicitLayer):
             `(B,)`.
 
         Raises:
-            TypeError: data or classes are not of a kind that can be, or data of another dtype than the model.
-            ValueError: data have another shape, NaN or values outside of `interval`, or there is no such class.
+            TypeError, ValueError: see `log_prob`; or NaN, or there is no such class.
         """
         check_images("Denoiser.loss", x, self.shape, self.interval, finite=True, like=self)
         weighting = check_weighting(weighting, self.prediction, levels)
@@ -246,8 +244,7 @@ class Denoiser(ImplicitLayer):
             **options: of `flow`: `trace="hutchinson"`, whose probe is torch's generator's, `solver`, `adjoint`.
 
         Raises:
-            TypeError: integers.
-            ValueError: grey levels, values outside of `interval`, another shape.
+            TypeError, ValueError: integers, grey levels, values outside of `interval`, another shape.
         """
         check_images("Denoiser.log_prob", x, self.shape, self.interval, like=self)
         check_continuous("Denoiser.log_prob", x)
@@ -278,8 +275,7 @@ class Denoiser(ImplicitLayer):
             **options: see `log_prob`.
 
         Raises:
-            TypeError: images are no integers.
-            ValueError: they have other levels or another shape, or data have no interval.
+            TypeError, ValueError: images are no integers, or of other levels or shape; or data have no interval.
         """
         require_count("Denoiser.bits_per_dimension", least=2, levels=levels)
         if self.interval is None:
@@ -290,8 +286,7 @@ class Denoiser(ImplicitLayer):
         part = torch.special.ndtr(Normals(seed, len(images), self.shape, self._like()).draw(0))
         x = dequantised("Denoiser.bits_per_dimension", images, levels, self.interval, part)
         check_width("Denoiser.bits_per_dimension", width, self.schedule.levels[0])
-        log_p = self.log_prob(x, label, **options)
-        return -log_p / (self.shape.numel() * math.log(2)) - math.log2(width)
+        return -self.log_prob(x, label, **options) / (self.shape.numel() * math.log(2)) - math.log2(width)
 
     def _like(self) -> Tensor:
         """A tensor of the dtype and device that samples have."""

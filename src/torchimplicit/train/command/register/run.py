@@ -13,7 +13,7 @@ from torchimplicit.core.outcome import Status
 from torchimplicit.imaging import Image, read_transform, write_displacement, write_transform
 from torchimplicit.imaging.register import Demons, Linear, Registration, align, target_error
 from torchimplicit.imaging.register.demons import VALUE as FREE
-from torchimplicit.imaging.register.linear import VALUE as LINEAR
+from torchimplicit.imaging.register.linear import SOLVERS
 from torchimplicit.train.command.register.found import Found, Stage, displacement, warped, warped_labels
 from torchimplicit.train.command.register.order import KINDS, Order
 from torchimplicit.train.command.register.page import page
@@ -75,7 +75,7 @@ def _solve(order: Order, fixed: Scene, moving: Scene) -> tuple[Registration, lis
         start = time.process_time()
         if order.max_steps is not None:
             kind = replace(
-                kind, solver=replace(FREE if isinstance(kind, Demons) else LINEAR, max_steps=order.max_steps)
+                kind, solver=replace(FREE if isinstance(kind, Demons) else SOLVERS[0], max_steps=order.max_steps)
             )
         with _progress(name) as progress:
             found = align(fixed, moving, kind, initial=initial, on_failure="ignore", progress=progress)
