@@ -1,6 +1,7 @@
 """Registration: images brought into one place, rigidly to freely, as minima and equilibria."""
 
 from torchimplicit.imaging.register.align import Registration, align
+from torchimplicit.imaging.register.amortised import AmortisedStart
 from torchimplicit.imaging.register.demons import Demons
 from torchimplicit.imaging.register.field import exponential, flow, inverse
 from torchimplicit.imaging.register.grid import Grid
@@ -18,6 +19,7 @@ __all__ = [
     "NCC",
     "SSD",
     "Affine",
+    "AmortisedStart",
     "BSpline",
     "Chain",
     "Demons",
