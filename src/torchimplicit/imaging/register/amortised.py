@@ -25,9 +25,9 @@ CHANNELS = 8  # of a group that is normalised together
 class AmortisedStart(nn.Module):
     r"""Guesses the velocity that `Demons` will find, from both images, in one pass of a small network.
 
-    Given to `align` as `initial`, the guess is refined: what is found is the equilibrium, with its status and its
-    gradients, whatever the network says. A wrong guess costs steps, and no more, as long as the pair has one equilibrium
-    only. Trained, it takes the place of coarse levels.
+    Given to `align` as `initial`, the guess is refined: what is found is an equilibrium, with its status and its
+    gradients, whatever the network says. A wrong guess costs steps; where a pair has more equilibria than one, it also
+    decides which is found. Trained, it takes the place of coarse levels.
 
     It learns by regression on equilibria: `loss` compares a guess with what the registration has come to. Neither
     labels nor a derivative of the solve are needed. Before any training the guess is no motion at all.
