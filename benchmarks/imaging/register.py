@@ -26,7 +26,8 @@ PAIRS = 40
 HOW = (
     "Rewritten by `python -m benchmarks.imaging.register`: one thread, CPU times. MR volumes of hippocampi, about 35 x "
     "50 x 36 voxels of 1 mm, set into the middle of 48 x 64 x 48; 40 ordered pairs of the last 60 subjects (seed 0). "
-    "Dice is the mean of two labels, warped to the nearest voxel."
+    "Dice is the mean of two labels, warped to the nearest voxel. Without voxelmorph, whose package has no trained "
+    "weights."
 )
 NOTE = (
     "As they come: ours with its default options; SimpleITK with Mattes mutual information (32 bins, gradient descent "

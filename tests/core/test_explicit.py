@@ -96,3 +96,22 @@ def test_functions_that_use_up_a_graph_of_their_own_are_none_that_capture():
     value = ti.odeint(slope, Z + 1, TS, solver=ti.RK4(dt=0.1), compile=False).value
     assert not value.requires_grad
     assert torch.allclose(value[-1], torch.exp(-TS[-1]), rtol=1e-5)
+
+
+def test_the_class_of_a_module_in_the_place_of_a_module_is_refused():
+    for solve in (
+        lambda: ti.fixed_point(torch.nn.Tanh, Z),
+        lambda: ti.odeint(torch.nn.Tanh, Z, TS),
+        lambda: ti.sdeint(torch.nn.Tanh, lambda t, y: y, Z, TS, solver=EulerMaruyama(dt=0.1)),
+        lambda: ti.nn.NeuralODE(torch.nn.Tanh, TS),
+    ):
+        with pytest.raises(TypeError, match=r"got the class Tanh, whose instance Tanh\(...\) is one"):
+            solve()
+
+
+def test_weights_of_another_precision_are_said_beside_torchs_error():
+    cell = torch.nn.Linear(4, 4)
+    for solve in (lambda: ti.fixed_point(cell, Z), lambda: ti.nn.NeuralODE(cell, TS, autonomous=True)(Z)):
+        with pytest.raises(RuntimeError) as caught:
+            solve()
+        assert "with weights of torch.float32; try .to(torch.float32) on what is given" in caught.value.__notes__[0]

@@ -146,6 +146,25 @@ def test_what_looks_bad_and_is_not(files, capsys):
     capsys.readouterr()
 
 
+def test_a_grid_that_itk_does_not_read_is_told(files, capsys):
+    image = imaging.read_nifti(files / "fixed.nii")
+    for lean, told in ((0.0, False), (0.2, True)):
+        affine = image.affine.clone()
+        affine[0, 1] = lean
+        imaging.write_nifti(files / "leaning.nii", Image(image.data, affine))
+        assert run(files, "leaning.nii", "moving.nii", "--kind", "rigid", "--max-steps", "1") in (0, 1)
+        assert ("not at right angles" in capsys.readouterr().out) == told
+
+
+def test_a_folder_that_cannot_be_made_fails_before_work_starts(files, capsys):
+    (files / "file.d").write_text("no folder")
+    words = ("--report", "file.d/report.html")
+    assert run(files, "fixed.nii", "moving.nii", *words) == 1
+    said = capsys.readouterr()
+    assert "file.d" in said.err
+    assert said.out == ""
+
+
 def test_a_field_that_folds_has_no_inverse(files, monkeypatch, capsys):
     """And the rest is written all the same."""
 

@@ -201,7 +201,11 @@ def test_data_of_other_labels_are_refused(archive):
 def test_the_recipe_runs(archive, tmp_path):
     small = [f"--data.{name}={value}" for name, value in COUNTS.items()]
     small += ["--model.network.features.width=4", "--model.label_epochs=1", "--trainer.max_epochs=2"]
-    small += ["--trainer.check_val_every_n_epoch=1", "--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1"]
+    small += [
+        "--trainer.check_val_every_n_epoch=1",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.log_every_n_steps=1",
+    ]
     assert not main(["fit", "--config", "register-hippocampus", "--data-dir", str(archive), *small])
     run = tmp_path / "runs" / "register-hippocampus" / "version_0"
     assert not main(["report", str(run / "checkpoints" / "best.ckpt"), "--data-dir", str(archive)])

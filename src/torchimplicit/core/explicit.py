@@ -174,6 +174,20 @@ class Explicit:
         cast.hand_back(keep_buffers)
 
 
+def is_module_class(f: Any) -> bool:
+    """Whether the class of a module stands where a module should: it can be called, too."""
+    return isinstance(f, type) and issubclass(f, nn.Module)
+
+
+def words_of(f: Any) -> str:
+    """What something is that is no function, for messages."""
+    return (
+        f"the class {f.__name__}, whose instance {f.__name__}(...) is one"
+        if is_module_class(f)
+        else f"a {type(f).__name__}"
+    )
+
+
 def modules_behind(f: Any) -> list[nn.Module]:
     """The modules behind a function: itself, its method's owner; for a partial one also those of its arguments."""
     if isinstance(f, partial):

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from torchimplicit.core import transforms
 from torchimplicit.core.autocast import Autocast
-from torchimplicit.core.explicit import Bound, Explicit, check_captures
+from torchimplicit.core.explicit import Bound, Explicit, check_captures, is_module_class, words_of
 from torchimplicit.core.status import CaptureError
 from torchimplicit.core.tree import Layout
 
@@ -127,8 +127,8 @@ class Problem:
         begins: bool = True,
     ):
         """Makes function and state explicit; evaluates nothing."""
-        if not callable(f):
-            raise TypeError(f"f: got a {type(f).__name__}, expected a callable {self.form}")
+        if not callable(f) or is_module_class(f):
+            raise TypeError(f"f: got {words_of(f)}, expected a callable {self.form}")
         self.f, self.batch_dims = f, batch_dims
         self.layout = Layout(z0, batch_dims)
         self.explicit = Explicit(f, args, begins)
@@ -208,12 +208,22 @@ class Problem:
         except CaptureError:
             raise
         except Exception as error:
-            error.add_note(f"(while evaluating the function {self.form} at a state of {self.user_layout.describe()})")
+            where = f"(while evaluating the function {self.form} at a state of {self.user_layout.describe()}"
+            error.add_note(f"{where}{self._other_weights()})")
             raise
         if transforms.version(z) != version:
             raise ValueError("the function writes into its state; try an out-of-place operation, or clone it first")
         self.check(value)
         return value
+
+    def _other_weights(self) -> str:
+        """That weights of the function's modules have another dtype than the state; nothing where they have not."""
+        found = {each.dtype for member in self.explicit.family.members for each in member.module.parameters(False)}
+        others = {dtype for dtype in found if dtype.is_floating_point} - set(self.user_layout.dtypes)
+        if not others:
+            return ""
+        words, own = ", ".join(map(str, others)), self.user_layout.dtypes[0]
+        return f", with weights of {words}; try .to({words}) on what is given, or .to({own}) on the module"
 
     def _bound(
         self,

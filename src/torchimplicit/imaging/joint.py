@@ -114,7 +114,7 @@ def joint_loss(
     used = sound & sound[partner]
     known = torch.where(_over(used, image), image, 0)
     seen, displacement, report = known[partner], None, None
-    if motion is not None:
+    if motion is not None and len(y):
         fixed = known if differentiate else known.detach()
         with nullcontext() if differentiate else torch.no_grad():
             displacement, good, report = _displacement(fixed, partner, motion)

@@ -36,7 +36,7 @@ def draw_alignment(
 
     Args:
         fixed: `(H, W)`, or a volume `(X, Y, Z)` whose axes point to the right, anterior, superior (RAS+), of which the
-            three planes through the middle are drawn.
+            three planes through the middle are drawn, the right to the right.
         moving: by their names, on the grid of the fixed one: as they came, and as they were warped.
         spacing: edges of a voxel; None is 1.
         target: a path or an open binary file to write to, or None.

@@ -93,6 +93,7 @@ class Demons(Kind):
         require(self, "similarity", hasattr(self.similarity, "force"), "one with a force: LNCC() or SSD()")
         fine = isinstance(self.levels, tuple) and self.levels and all(map(_is_level, self.levels))
         require(self, "levels", bool(fine), "triples (shrink, a power of 2; smoothing > 0; step > 0), coarse to fine")
+        object.__setattr__(self, "levels", tuple(map(tuple, self.levels)))  # files have lists
         require(self, "interpolation", self.interpolation in (None, "linear", "cubic"), "'linear', 'cubic' or None")
         require_count(self, "squarings", least=0)
         if self.solver is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchimplicit.core import transforms
 from torchimplicit.imaging.register.axes import along
+from torchimplicit.imaging.register.sample import sample
 
 Penalty = Literal["diffusion", "bending"]
 # The cubic B-spline's integrals of products of itself, of its slopes and of its second derivatives, with those of its
@@ -31,14 +32,19 @@ class Lattice:
     \int \sum_{ij} (\partial_i \partial_j u)^2$ are sums over squared amplitudes, each with a weight of its own.
 
     Attributes:
-        waves: of every axis, `(n, m)`: amplitudes to values at voxels, or to coefficients of splines.
+        waves: of every axis, `(n, m)`: amplitudes to values at voxels.
         weights: of the penalty, `(*m)`.
-        shape: the numbers of amplitudes.
+        controls: of every axis, `(m, m)`: amplitudes to coefficients of splines; none where there are no splines.
     """
 
     waves: tuple[Tensor, ...]
     weights: Tensor
-    shape: tuple[int, ...]
+    controls: tuple[Tensor, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The numbers of amplitudes."""
+        return tuple(self.weights.shape)
 
     @classmethod
     def of_voxels(cls, size: Sequence[int], units: Sequence[float], penalty: Penalty, like: Tensor) -> Lattice:
@@ -54,15 +60,18 @@ class Lattice:
         slopes = [(2 - 2 * angle.cos()) / unit**2 for angle, unit in zip(angles, units, strict=True)]
         weights = _over_axes([[s if i == j else None for j in range(len(size))] for i, s in enumerate(slopes)], size)
         weights = weights if penalty == "diffusion" else weights.square()
-        return cls(tuple(_cosines(n).to(like) for n in size), weights.to(like), tuple(size))
+        return cls(tuple(_cosines(n).to(like) for n in size), weights.to(like))
 
     @classmethod
-    def of_splines(cls, shape: Sequence[int], units: Sequence[float], penalty: Penalty, like: Tensor) -> Lattice:
-        """Cubic B-splines on a lattice, by coefficients; derivatives and integrals are exact.
+    def of_splines(
+        cls, size: Sequence[int], shape: Sequence[int], units: Sequence[float], penalty: Penalty, like: Tensor
+    ) -> Lattice:
+        """Cubic B-splines on control points from the first voxel to the last; derivatives and integrals are exact.
 
         Args:
-            shape: of the lattice.
-            units: distances of its points, in those that derivatives are in.
+            size: of the grid of voxels.
+            shape: of the lattice of control points.
+            units: distances of control points, in those that derivatives are in.
             penalty: see `of_voxels`.
             like: see `of_voxels`.
         """
@@ -77,19 +86,27 @@ class Lattice:
         else:  # every pair of directions, in both orders
             orders = [[int(i == k) + int(j == k) for k in axes] for i in axes for j in axes]
         weights = _over_axes([[forms[axis][k] for axis, k in zip(axes, each, strict=True)] for each in orders], shape)
-        return cls(tuple(_ended_cosines(m).to(like) for m in shape), weights.to(like), tuple(shape))
+        controls = tuple(_ended_cosines(m).to(like) for m in shape)
+        waves = tuple(_splines(n, m).to(like) @ each for n, m, each in zip(size, shape, controls, strict=True))
+        return cls(waves, weights.to(like), controls)
 
     def values(self, amplitudes: Tensor) -> Tensor:
-        """`(B, D, *m)` to what the waves come to, `(B, D, *n)`."""
-        for axis, waves in enumerate(self.waves, 2):
-            amplitudes = along(amplitudes, waves, axis)
-        return amplitudes
+        """`(B, D, *m)` to what the waves come to at voxels, `(B, D, *n)`."""
+        return _along_all(amplitudes, self.waves)
+
+    def coefficients(self, amplitudes: Tensor) -> Tensor:
+        """`(B, D, *m)` to coefficients of the splines, `(B, D, *m)`."""
+        return _along_all(amplitudes, self.controls)
 
     def amplitudes(self, values: Tensor) -> Tensor:
         """The amplitudes whose waves come nearest to values."""
-        for axis, waves in enumerate(self.waves, 2):
-            values = along(values, torch.linalg.pinv(waves), axis)
-        return values
+        return _along_all(values, [torch.linalg.pinv(waves) for waves in self.waves])
+
+
+def _along_all(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    for axis, matrix in enumerate(matrices, 2):
+        x = along(x, matrix, axis)
+    return x
 
 
 def _over_axes(terms: Sequence[Sequence[Tensor | None]], shape: Sequence[int]) -> Tensor:
@@ -126,3 +143,12 @@ def _ended_cosines(m: int) -> Tensor:
     waves = math.sqrt(2) * torch.cos(torch.pi / (m - 1) * j[:, None] * j)
     waves[:, 0], waves[:, -1] = 1, torch.cos(torch.pi * j)
     return waves
+
+
+@transforms.remembered
+def _splines(n: int, m: int) -> Tensor:
+    """Values of the cubic B-splines of `m` points, mirrored, at `n` voxels between the first and the last."""
+    at = torch.linspace(0, m - 1, n, dtype=torch.float64)
+    points = torch.eye(m, dtype=torch.float64)[:, None, :, None]
+    where = torch.stack([at, torch.zeros_like(at)]).expand(m, -1, -1)
+    return sample(points, where, interpolation="cubic", prefilter=False)[:, 0].mT

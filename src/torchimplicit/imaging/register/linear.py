@@ -14,22 +14,29 @@ from torch import Tensor
 from torchimplicit.core import transforms
 from torchimplicit.core.options import is_number, require, require_instance
 from torchimplicit.core.problem import Residual
-from torchimplicit.core.stationary import LeastSquares
+from torchimplicit.core.stationary import LeastSquares, Stationary
 from torchimplicit.core.status import Solution
 from torchimplicit.equations import Options, solve_problem
 from torchimplicit.imaging.register.axes import gaussian
 from torchimplicit.imaging.register.grid import LEAST
 from torchimplicit.imaging.register.kind import Call, Kind
+from torchimplicit.imaging.register.mutual import MutualInformation
 from torchimplicit.imaging.register.pair import Pair, mark
 from torchimplicit.imaging.register.sample import Interpolation, sample, spline_coefficients
 from torchimplicit.imaging.register.similarity import NCC, SSD
 from torchimplicit.imaging.register.transform import Linear
 from torchimplicit.imaging.register.warp import identity
-from torchimplicit.solve import LevenbergMarquardt, Result, Solver
+from torchimplicit.solve import LBFGS, LevenbergMarquardt, Result, Solver
 
 COARSE = LevenbergMarquardt(rtol=1e-2, atol=0.1, max_steps=30)  # in voxels that the image's outer parts move by
-VALUE = LevenbergMarquardt(rtol=1e-3, atol=0.01, max_steps=100)
-GRADIENT = LevenbergMarquardt(rtol=1e-5, atol=1e-5, max_steps=200)
+# Of the last level, for values and for gradients; and where a similarity is no sum of squares.
+SOLVERS = (
+    LevenbergMarquardt(rtol=1e-3, atol=0.01, max_steps=100),
+    LevenbergMarquardt(rtol=1e-5, atol=1e-5, max_steps=200),
+)
+DESCENT = LBFGS(rtol=1e-2, atol=0.1, max_steps=50)
+DESCENTS = LBFGS(rtol=1e-3, atol=0.01, max_steps=200), LBFGS(rtol=1e-6, atol=1e-6, max_steps=500)
+KNOWN = (NCC, SSD, MutualInformation)
 MOST = 2**17  # places of the fixed image that are compared
 
 
@@ -43,12 +50,13 @@ class Affine(Kind):
     starts where the coarser one has come to, if that is better by its own measure than where that began.
 
     Where a gradient by an image is wanted, the last level interpolates by cubic splines: linear interpolation has no
-    second derivatives, which the gradient is made of. Not for images of different kinds (CT on MR), whose values are no
-    functions of each other that least squares know. Smoothing is that of one image on the other only where they are of
+    second derivatives, which the gradient is made of. `MutualInformation` is no sum of squares: `LBFGS` goes down from
+    where it starts, in more time, and finds images of different kinds (CT on MR), whose values are no linear functions
+    of each other. Smoothing is that of one image on the other only where they are of
     one scale: where the scale itself matters, let the last level smooth little, `(0.0, 1.0)`.
 
     Args:
-        similarity: `NCC()`, or `SSD()`.
+        similarity: `NCC()`, or `SSD()`; or `MutualInformation()` for images of different kinds.
         levels: pairs of the smoothing's standard deviation and the stride, from coarse to fine, in units of the fixed
             image's mean voxel edge; all made smaller by one factor where the largest of these lengths would be more
             than a twelfth of either image's shortest side.
@@ -57,7 +65,7 @@ class Affine(Kind):
             None takes linear, and cubic where a gradient is wanted.
     """
 
-    similarity: NCC | SSD = NCC()
+    similarity: NCC | SSD | MutualInformation = NCC()
     levels: tuple[tuple[float, float], ...] = ((4.0, 4.0), (2.0, 2.0))
     solver: Solver | None = None
     interpolation: Interpolation | None = None
@@ -66,7 +74,8 @@ class Affine(Kind):
         """Refuses impossible values."""
         fine = isinstance(self.levels, tuple) and self.levels and all(map(_is_level, self.levels))
         require(self, "levels", bool(fine), "pairs (smoothing >= 0, stride > 0), from coarse to fine")
-        require(self, "similarity", hasattr(self.similarity, "residuals"), "one with residuals: NCC() or SSD()")
+        object.__setattr__(self, "levels", tuple(map(tuple, self.levels)))  # files have lists
+        require(self, "similarity", isinstance(self.similarity, KNOWN), "NCC(), SSD() or MutualInformation()")
         require(self, "interpolation", self.interpolation in (None, "linear", "cubic"), "'linear', 'cubic' or None")
         if self.solver is not None:
             require_instance(f"{type(self).__name__}(solver)", self.solver, Solver, "LevenbergMarquardt()")
@@ -98,15 +107,33 @@ class Affine(Kind):
             call.progress(number, len(self.levels))
             with torch.no_grad():
                 terms, args = self._terms(basis, frame, pair, level, "linear")
-                z = _better(terms, z, args)
-                z = solve_problem(LeastSquares(terms, z, args, 1, (0, 1, 2)), z, COARSE_OPTIONS).value
+                z = self._better(terms, z, args)
+                options = Options(COARSE if self._squares else DESCENT, None, None, "ignore")
+                z = solve_problem(self._form(terms, z, args, 1, (0, 1, 2)), z, options).value
         call.progress(len(coarse), len(self.levels))
         wanted = transforms.differentiating((pair.fixed, pair.moving, initial.matrix))
         terms, args = self._terms(basis, frame, pair, last, self.interpolation or ("cubic" if wanted else "linear"))
-        z = _better(terms, z, args)
-        solver = self.solver or (GRADIENT if wanted else VALUE)
+        z = self._better(terms, z, args)
+        solver = self.solver or (SOLVERS if self._squares else DESCENTS)[wanted]
         options = Options(solver, call.adjoint, None, call.on_failure, review=review, present=show)
-        return solve_problem(LeastSquares(terms, z, args, 1, (0, 1, 2)), z, options)
+        return solve_problem(self._form(terms, z, args, 1, (0, 1, 2)), z, options)
+
+    @property
+    def _squares(self) -> bool:
+        """Whether the similarity is a sum of squares."""
+        return hasattr(self.similarity, "residuals")
+
+    @property
+    def _form(self) -> type[Stationary]:
+        return LeastSquares if self._squares else Stationary
+
+    @torch.no_grad()
+    def _better(self, terms: Callable[..., Tensor], z: Tensor, args: tuple[Tensor, ...]) -> Tensor:
+        """Where a coarser level has come to, or the start for samples in which that is better at this one."""
+        found, start = (terms(each, *args) for each in (z, torch.zeros_like(z)))
+        if self._squares:
+            found, start = (each.square().sum(1) for each in (found, start))
+        return torch.where((found <= start).unsqueeze(1), z, 0.0)
 
     def _levels(self, pair: Pair) -> list[tuple[float, float]]:
         """The levels, finer where the coarsest would leave nothing of small images but a blob, which fits anywhere."""
@@ -130,7 +157,8 @@ class Affine(Kind):
         moving = gaussian(moving, [smoothing * grid.edge / edge for edge in pair.moving_grid.spacing])
         moving = spline_coefficients(moving) if interpolation == "cubic" else moving
         x = frame.places(identity(size, frame.unit)[(slice(None), *cut)].flatten(1)).to(fixed)
-        terms = partial(_residuals, self.similarity, interpolation)
+        compared = getattr(self.similarity, "residuals", None) or self.similarity.loss
+        terms = partial(_compared, compared, interpolation)
         return terms, (fixed, moving, frame.leave.to(fixed), x, basis)
 
 
@@ -151,9 +179,6 @@ class Rigid(Affine):
     def generators(self, space: int, reach: float) -> Tensor:
         """See `Affine.generators`."""
         return torch.stack([*_rotations(space, reach), *_translations(space)])
-
-
-COARSE_OPTIONS = Options(COARSE, None, None, "ignore")
 
 
 class _Frame(NamedTuple):
@@ -187,8 +212,8 @@ class _Frame(NamedTuple):
         return self.enter[:-1, :-1] @ voxels + self.enter[:-1, -1:]
 
 
-def _residuals(
-    similarity: NCC | SSD,
+def _compared(
+    compared: Callable[..., Tensor],
     interpolation: Interpolation,
     z: Tensor,
     fixed: Tensor,
@@ -197,17 +222,10 @@ def _residuals(
     x: Tensor,
     basis: Tensor,
 ) -> Tensor:
-    """What is left between the images, `(B, m)`, at places `x` `(D, n)` of the fixed one."""
+    """What a similarity says of the images at places `x` `(D, n)` of the fixed one: residuals `(B, m)`, or `(B,)`."""
     M = leave @ _exponential(z, basis)
     at = M[:, :-1, :-1] @ x + M[:, :-1, -1:]
-    return similarity.residuals(fixed, sample(moving, at, interpolation=interpolation, prefilter=False))
-
-
-@torch.no_grad()
-def _better(terms: Callable[..., Tensor], z: Tensor, args: tuple[Tensor, ...]) -> Tensor:
-    """Where a coarser level has come to, or the start for samples in which that is better at this one."""
-    found, start = (terms(each, *args).square().sum(1, keepdim=True) for each in (z, torch.zeros_like(z)))
-    return torch.where(found <= start, z, 0.0)
+    return compared(fixed, sample(moving, at, interpolation=interpolation, prefilter=False))
 
 
 def _exponential(z: Tensor, basis: Tensor) -> Tensor:

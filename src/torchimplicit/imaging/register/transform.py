@@ -105,6 +105,46 @@ class Displacement(Transform):
 
 
 @dataclass(frozen=True, eq=False)
+class FreeForm(Transform):
+    """A displacement by cubic B-splines on a lattice of control points, mirrored at its border, and known everywhere.
+
+    Args:
+        vectors: the splines' coefficients, `(B, D, *m)`, in voxels of the lattice.
+        lattice: where the control points are.
+        grid: of the image; what `displacement` and `inverse` are on.
+    """
+
+    vectors: Tensor
+    lattice: Grid
+    grid: Grid
+
+    def __post_init__(self) -> None:
+        """Refuses coefficients of another lattice."""
+        if tuple(self.vectors.shape[1:]) != (self.lattice.space, *self.lattice.size):
+            raise ValueError(
+                f"FreeForm: got vectors {tuple(self.vectors.shape)} on a lattice {self.lattice.size}, expected "
+                f"(B, {self.lattice.space}, {', '.join(map(str, self.lattice.size))})"
+            )
+
+    def displacement(self) -> Displacement:
+        """What it is at the voxels of the image."""
+        points = self.grid.points(torch.zeros((), dtype=torch.float64, device=self.vectors.device))
+        moved = self(points.expand(len(self.vectors), -1, -1))
+        vectors = (self.grid.voxels_of(moved) - self.grid.voxels_of(points)).mT.unflatten(2, self.grid.size)
+        return Displacement(vectors.to(self.vectors), self.grid, "cubic")
+
+    def __call__(self, points: Tensor) -> Tensor:
+        """See `Transform`."""
+        at = self.lattice.voxels_of(points).mT
+        moved = sample(self.vectors, at.to(self.vectors), interpolation="cubic", prefilter=False)
+        return self.lattice.world_of((at + moved).mT)
+
+    def inverse(self, on_failure: OnFailure = "raise") -> Displacement:
+        """See `Displacement.inverse`: on the image's grid."""
+        return self.displacement().inverse(on_failure)
+
+
+@dataclass(frozen=True, eq=False)
 class Velocity(Transform):
     """The flow of a stationary velocity for unit time, by scaling and squaring: see `exponential`, and `flow`.
 

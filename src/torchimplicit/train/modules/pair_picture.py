@@ -57,7 +57,7 @@ def draw_pair(found: Joint, truth: Tensor | None = None, *, target: Any = None) 
     for axes, (name, field) in zip(grid[1, 2:], fields.items(), strict=False):
         shown = _draw_volumes(axes, field)
         axes.set_title(f"det J, {name}", fontsize=8)
-    figure.colorbar(shown, ax=grid[1, 4], location="left", shrink=0.9).ax.tick_params(labelsize=7)
+    figure.colorbar(shown, cax=grid[1, 4].inset_axes((0, 0.1, 0.07, 0.8))).ax.tick_params(labelsize=7)
     return picture.save(figure, target)
 
 

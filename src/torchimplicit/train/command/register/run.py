@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from torchimplicit.core.outcome import Status
-from torchimplicit.imaging import read_transform, write_displacement, write_transform
+from torchimplicit.imaging import Image, read_transform, write_displacement, write_transform
 from torchimplicit.imaging.register import Demons, Linear, Registration, align, target_error
 from torchimplicit.imaging.register.demons import VALUE as FREE
 from torchimplicit.imaging.register.linear import VALUE as LINEAR
@@ -21,6 +21,7 @@ from torchimplicit.train.command.register.volumes import Scene, read_labels, rea
 from torchimplicit.train.errors import UnconvergedError
 
 HOPELESS = (Status.NON_FINITE, Status.INFEASIBLE)  # there is nothing to write then
+SHEAR = 1e-3  # cosine of two axes, beyond which ITK refuses a file
 ADVICE = "Look at the --report. Try more --max-steps, another --initial, or another --kind."
 
 
@@ -37,6 +38,7 @@ def register(order: Order) -> Found:
     fixed, moving = read_scene(order.fixed), read_scene(order.moving)
     labels = None if order.labels is None else read_labels(order.labels, moving, "moving")
     truth = None if order.fixed_labels is None else read_labels(order.fixed_labels, fixed, "fixed")
+    _prepare(order, fixed)
     result, stages = _solve(order, fixed, moving)
     found = Found(order, fixed, moving, result, stages, labels, truth)
     print(f"folds: {int(result.folds())} of {torch.Size(result.fixed.size).numel()} voxels", flush=True)
@@ -51,6 +53,17 @@ def register(order: Order) -> Found:
     if failures:
         raise UnconvergedError(f"register: {'; '.join(failures)}. What was written is as far as it came. {ADVICE}")
     return found
+
+
+def _prepare(order: Order, fixed: Scene) -> None:
+    """Folders for what will be written, so that they fail before work starts."""
+    for path in (order.out, order.out_labels, order.field, order.inverse, order.transform, order.report):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(fixed, Image):
+        axes = fixed.affine[:3, :3] / fixed.affine[:3, :3].norm(dim=0)
+        if float((axes.mT @ axes - torch.eye(3)).abs().max()) > SHEAR:
+            print(f"note: the axes of {order.fixed} are not at right angles; ITK and ANTs read no files on its grid")
 
 
 @torch.no_grad()
@@ -87,7 +100,7 @@ def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(name, total=None)
         yield lambda level, levels: bars.update(
-            task, description=f"{name}, resolution {level + 1} of {levels}", completed=level, total=levels
+            task, description=f"{name}, resolution {level + 1} of {levels}", completed=level, total=levels, refresh=True
         )
 
 
@@ -111,9 +124,6 @@ def _inverted(found: Found) -> tuple[Found, list[str]]:
 def _write(found: Found) -> None:
     """Everything that was asked for."""
     order, result = found.order, found.result
-    for path in (order.out, order.out_labels, order.field, order.inverse, order.transform, order.report):
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
     if order.out is not None:
         write_scene(order.out, warped(result, found.moving))
         print(f"image: {order.out}")
