@@ -257,7 +257,9 @@ class EquilibriumModule(LightningModule):
             self.meters[f"{stage}/forward"].add(report)
 
     def _log_training(self) -> None:
-        metrics, loss = self.metrics["train_metrics"].compute(), torch.stack(self._losses).mean()
+        metrics, loss = self.metrics["train_metrics"], torch.stack(self._losses).mean()
+        counted = any(each.update_called for each in metrics.values())
+        metrics = metrics.compute() if counted else {}  # steps may have counted nothing
         solves = self._figures("train")
         self.log_dict({"train/loss": loss} | metrics | solves)
         parts = {name: f"train/forward_{name}" for name in ("steps", "residual")}

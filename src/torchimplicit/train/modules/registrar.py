@@ -16,6 +16,7 @@ from torchimplicit.core.status import Status
 from torchimplicit.imaging import draw_alignment, draw_deformation, draw_overlaps
 from torchimplicit.imaging.register import Chain, Displacement, Linear, Registration, Velocity, dice, soft_dice
 from torchimplicit.imaging.register.similarity import normalised
+from torchimplicit.nn.layer import ImplicitLayer
 from torchimplicit.train.data.volumes import ImagePair
 from torchimplicit.train.errors import UsageError
 from torchimplicit.train.modules.equilibrium import EquilibriumModule, Stage
@@ -122,6 +123,9 @@ class Registrar(EquilibriumModule):
         if self.label_weight:
             loss = loss + self.label_weight * self._of_features(stage, batch)
         if stage == "train" and not self._registers():
+            for layer in self.network.modules():
+                if isinstance(layer, ImplicitLayer):
+                    layer.report = None  # else an earlier solve is counted again
             return loss
         found = self.register(batch)
         converged = found.report.status == Status.CONVERGED
