@@ -289,3 +289,21 @@ def test_a_small_scan_with_black_around_it_is_not_smoothed_to_a_blob_that_fits_a
     result = register.align(fixed, moving, register.Rigid())
     assert before > 15
     assert error(result.transform, true, grid) < 2.0
+
+
+def test_mutual_information_finds_what_correlation_does_not():
+    image = texture(40, 36)
+    grid = Grid.of(image)
+    true = register.Linear(turned(0.15, (2.0, -1.5), grid.center))
+    other = -moved(image, true, grid)
+    options = {"levels": FINE, "interpolation": "cubic"}
+    found = register.align(image, other, register.Rigid(register.MutualInformation(), **options))
+    assert error(found.transform, true, grid) < 0.02
+    lost = register.align(image, other, register.Rigid(register.NCC(), **options), on_failure="ignore")
+    assert error(lost.transform, true, grid) > 5
+    information, flat = register.MutualInformation(), torch.zeros_like(image)
+    a, b = information.prepared(image, other)
+    assert information.value(a, a) > information.value(a, b) > 0
+    torch.testing.assert_close(information.value(a, flat), torch.zeros(1, dtype=D), atol=1e-9, rtol=0)
+    with pytest.raises(ValueError, match="bins"):
+        register.MutualInformation(bins=4)

@@ -29,11 +29,11 @@ def test_a_deformed_image_is_brought_back(kind, size):
     fixed, moving = pair(*size, reach=1.5 if len(size) == 2 else 0.7)
     result = register.align(fixed, moving, kind)
     before, after = ((each - fixed).square().mean().item() for each in (moving, result.warp(moving)))
-    assert after < 0.3 * before
+    assert after < (0.3 if len(size) == 2 else 0.5) * before  # eight voxels are three control points
     assert result.folds().item() == 0
     points = result.fixed.points(fixed)[None]
     back = result.inverse().transform(result.transform(points))
-    inside = ((points > 3) & (points < min(size) - 4)).all(2)
+    inside = ((points > 2) & (points < min(size) - 3)).all(2)
     assert register.target_error(back, points)[inside].max() < 0.2  # an inverse is interpolated between voxels
 
 
@@ -53,7 +53,7 @@ def test_penalties_are_integrals(penalty):
     a = torch.randn(1, 1, 9, 8, dtype=D, generator=torch.Generator().manual_seed(0))
     u = lattice.values(a)
     torch.testing.assert_close(lattice.amplitudes(u), a)
-    torch.testing.assert_close(u.square().mean(), a.square().sum() / 72)
+    torch.testing.assert_close(u.square().mean(), a.square().sum())
     mirrored = torch.nn.functional.pad(u, (1, 1, 1, 1), mode="replicate")  # of half samples, once
     second = [mirrored[..., 2:, 1:-1] + mirrored[..., :-2, 1:-1] - 2 * u]
     second += [(mirrored[..., 1:-1, 2:] + mirrored[..., 1:-1, :-2] - 2 * u) / units[1] ** 2]
@@ -61,7 +61,7 @@ def test_penalties_are_integrals(penalty):
         expected = (second[0] + second[1]).square().mean()
     else:
         expected = (u.diff(dim=2).square().sum() + (u.diff(dim=3) / units[1]).square().sum()) / 72
-    torch.testing.assert_close((lattice.weights * a.square()).sum() / 72, expected)
+    torch.testing.assert_close((lattice.weights * a.square()).sum(), expected)
 
 
 def test_penalties_of_splines_are_their_integrals():
@@ -164,7 +164,7 @@ def test_pairs_that_fail_have_a_status_and_disturb_no_other():
         result = register.align(batch, bad, kind, on_failure="ignore")
         expected = [Status.CONVERGED, Status.NON_FINITE, Status.INFEASIBLE, Status.CONVERGED]
         assert result.report.status.tolist() == expected
-        assert result.displacement()[1:3].abs().max() == 0
+        assert result.displacement()[1:3].abs().max() < 1e-12
         good = register.align(batch, moving.expand(4, -1, -1, -1), kind)
         assert torch.equal(result.displacement()[0], good.displacement()[0])
 
