@@ -28,7 +28,7 @@ def rows(data: Any, choice: Choice) -> tuple[list[float], str]:
     method, found, told = choice.method(), [], []
     start = time.process_time()
     for index in range(len(data.splits.test)):
-        y, op, target = data.splits.test.__getitems__([index])
+        y, op, target, _ = data.splits.test.__getitems__([index])
         with torch.no_grad():
             image, report = method(y, op)
         found.append(float(psnr(image, target, data_range=target.abs().max(), by="difference")))
@@ -46,8 +46,8 @@ def rows(data: Any, choice: Choice) -> tuple[list[float], str]:
 def draw(data: Any, checkpoint: str, folder: Path) -> None:
     """Reconstructions of the first acquisition with their errors, and the masks."""
     acquisitions = data.splits.test.acquisitions
-    y, op, target = data.splits.test.__getitems__([0])
-    names = {"zero-filled": "zero-filled", "total variation": "tv", "before training": "ridge", "trained": checkpoint}
+    y, op, target, _ = data.splits.test.__getitems__([0])
+    names = {"zero-filled": "zero-filled", "total variation": "tv", "untrained ridge": "ridge", "trained": checkpoint}
     with torch.no_grad():
         images = {title: Choice(name).method()(y, op)[0][0] for title, name in names.items()}
     height, width = target.shape[-2:]

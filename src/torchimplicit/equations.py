@@ -16,7 +16,7 @@ from torchimplicit.core.options import check_on_failure, is_count, require_insta
 from torchimplicit.core.problem import FixedPoint, Problem, Residual, Root
 from torchimplicit.core.public import public
 from torchimplicit.core.status import OnFailure, Report, Solution, react
-from torchimplicit.core.tree import Layout, own
+from torchimplicit.core.tree import own
 from torchimplicit.linear import LU
 from torchimplicit.solve import DENSE, Anderson, Newton, PreparedMap, Result, Solver, iterate
 
@@ -80,7 +80,7 @@ def fixed_point(
     review = None
     if isinstance(f, PreparedMap):
         f = f.begin(z0, args, batch_dims)
-        review = partial(_ask, f, z0, args, batch_dims)
+        review = partial(f.review, z0, args, batch_dims)
     problem = FixedPoint(f, z0, args, batch_dims, batched_args)
     if isinstance(f, PreparedMap) and isinstance(
         solver, Solver
@@ -88,13 +88,6 @@ def fixed_point(
         solver = f.tolerances(solver)
     options = Options(solver, adjoint, warm_start, on_failure, trace, save_steps, review)
     return solve_problem(problem, z0, options)
-
-
-def _ask(f: PreparedMap, z0: Any, args: tuple, batch_dims: int, residual: Residual, result: Result) -> None:
-    """Takes a map's advice into the report of a solve that failed."""
-    if not result.report.converged and not transforms.active():
-        z = Layout(z0, batch_dims).unflatten(result.z.detach())
-        result.report.advice = f.advice(z, args, batch_dims)
 
 
 @public

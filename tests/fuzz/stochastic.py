@@ -232,48 +232,66 @@ def play(call):
             faults.append(Fault("exception", f"sample {b} is {solution.status[b]}, and well"))
     y0 = call.y0.detach().double().requires_grad_()
     args = [arg.detach().double().requires_grad_() for arg in call.given]
-    close, loss, scales = CLOSE[call.form.dtype], 0.0, {}
+    close, losses = CLOSE[call.form.dtype], {}
     for b in torch.nonzero(there & ~call.invalid).flatten().tolist():
         expected, kl, size = call.exact(b, y0[b : b + 1], args[0][b : b + 1], args[1])
-        scales[b] = size
         error = float((values[:, b].double() - expected).detach().abs().max())
         if not error <= close * float(size):
             faults.append(silent(f"arrived, off by {error:.3g} of {float(size):.3g}", b))
-        loss = loss + (expected * call.cotangent[:, b]).sum()
+        losses[b] = (expected * call.cotangent[:, b]).sum()
         if call.prior is not None:
             error = float((solution.kl[:, b].double() - kl).detach().abs().max())
             if not error <= 10 * close * float(1 + kl.detach().max()):
                 faults.append(silent(f"kl is off by {error:.3g} of {float(kl.detach().max()):.3g}", b))
-            loss = loss + kl.sum()
-    if not faults and scales and values.requires_grad:
-        faults += gradients(call, values, solution, list(scales), loss, [y0, *args])
+            losses[b] = losses[b] + kl.sum()
+    if not faults and losses and values.requires_grad:
+        faults += gradients(call, values, solution, losses, [y0, *args])
     return "converged" if solution.report.converged else "failed", faults
 
 
-def gradients(call, values, solution, kept, loss, exact):
-    """Whether gradients are those of the bare loops, samples that have broken off adding nothing.
+def gradients(call, values, solution, losses, exact):
+    """Whether gradients are those of the bare loops, of a loss of the samples that are told to have arrived.
 
-    Those that have drifted went all the way, with the gradient of where they came to: they are left out.
+    Those that have drifted went all the way, with the gradient of where they came to: they are masked out of the loss,
+    as a user would, and then must add nothing. So are those of which the backward pass says that it drifted, in a
+    second one.
     """
-    went = (solution.status != ti.Status.DRIFTED).to(values.dtype)[:, None]
-    own = (values * call.cotangent.to(values.dtype) * went).sum()
-    if call.prior is not None:
-        own = own + solution.kl[:, kept].sum()
-    tensors = [call.y0, *call.given]
-    outcome = watched(lambda: torch.autograd.grad(own, tensors, allow_unused=True))
-    faults = list(outcome.faults)
-    if outcome.value is None:
-        if not faults and not isinstance(outcome.error, ti.ConvergenceError):
+    faults = []
+    for _ in range(2):
+        own = loss_of(call, values, solution, losses)
+        by = {"inputs": [call.y0, *call.given], "allow_unused": True, "retain_graph": True}
+        outcome = watched(lambda own=own, by=by: torch.autograd.grad(own, **by))
+        faults += outcome.faults
+        if outcome.value is None and not faults and not isinstance(outcome.error, ti.ConvergenceError):
             faults.append(Fault("exception", f"backward: {outcome.error!r}"))
-        return faults
-    backward = solution.backward
-    told = backward is not None and bool((backward.status[kept] != ti.Status.CONVERGED).any())
-    if told:  # these samples add nothing that can be trusted to what all share
-        return faults
-    true = torch.autograd.grad(loss, exact, allow_unused=True)
-    for name, got, want in zip(("y0", "x", "A"), outcome.value, true, strict=True):
+        if faults:
+            return faults
+        kept, backward = list(losses), solution.backward
+        told = [] if backward is None else [b for b in kept if backward.status[b] != ti.Status.CONVERGED]
+        if not told and outcome.value is not None:
+            return compared(call, outcome.value, sum(losses.values()), kept, exact)
+        losses = {b: loss for b, loss in losses.items() if b not in told}
+        if not told or not losses:
+            return faults
+    return faults
+
+
+def loss_of(call, values, solution, kept):
+    """A loss of some samples alone."""
+    mask = torch.zeros(len(call.start), 1, dtype=torch.bool).index_fill(0, torch.tensor(list(kept)), True)
+    own = torch.where(mask, values * call.cotangent.to(values.dtype), 0.0).sum()
+    return own if call.prior is None else own + solution.kl[:, list(kept)].sum()
+
+
+def compared(call, found, loss, kept, exact):
+    """The faults of gradients of the start and of both arguments; samples that are not kept must have none."""
+    faults, true = [], torch.autograd.grad(loss, exact, allow_unused=True)
+    others = [b for b in range(len(call.start)) if b not in kept]
+    for name, got, want in zip(("y0", "x", "A"), found, true, strict=True):
         got = torch.zeros_like(exact[0]) if got is None else got.double()
         want = torch.zeros_like(got) if want is None else want
+        if name != "A" and bool((got[others] != 0).any()):
+            faults.append(silent(f"the gradient of {name} is {got[others].tolist()} of samples {others}, left out"))
         rows = (got[kept], want[kept]) if name != "A" else (got, want)
         scale = float(rows[1].abs().max()) + float(call.cotangent.abs().sum()) * float(
             call.start.abs().max() if name == "A" else 1.0

@@ -50,7 +50,6 @@ def test_what_does_not_belong_together_is_refused_by_its_shapes(reconstruct):
         reconstruct(Y, None)
 
 
-@pytest.mark.filterwarnings("ignore::torchimplicit.ConvergenceWarning")  # of the data steps' own solves
 @pytest.mark.parametrize(
     "reconstruct", [*LAYERS.values(), *list(BASELINES.values())[1:]], ids=[*LAYERS, *[*BASELINES][1:]]
 )

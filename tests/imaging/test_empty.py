@@ -59,6 +59,7 @@ def test_baselines_and_losses(reconstruct):
     for group in (im.Shift(), im.Flip(), im.QuarterTurn()):
         assert im.equivariant_loss(reconstruct, NONE, LINES, group, seed=0).shape == (0,)
     assert im.split_loss(reconstruct, NONE, LINES, seed=0).shape == (0,)
+    assert im.joint_loss(reconstruct, NONE, LINES).loss.shape == (0,)
     assert im.sure_loss(reconstruct, NONE, LINES, noise=0.1, seed=0).shape == (0,)
 
 

@@ -82,7 +82,7 @@ def test_displacements_are_those_of_itk(tmp_path):
     imaging.write_displacement(tmp_path / "field.nii.gz", field)
     file = nibabel.load(tmp_path / "field.nii.gz")
     assert file.shape == (3, 4, 5, 1, 3)
-    assert int(file.header["intent_code"]) == 1006
+    assert int(file.header["intent_code"]) == 1007
     lps = file.get_fdata(dtype=np.float32)[:, :, :, 0]
     np.testing.assert_array_equal(lps * [-1, -1, 1], field.data.numpy())
     assert torch.equal(imaging.read_displacement(tmp_path / "field.nii.gz").data, field.data)
@@ -90,8 +90,43 @@ def test_displacements_are_those_of_itk(tmp_path):
         imaging.read_nifti(tmp_path / "field.nii.gz")
     with pytest.raises(DataError, match=r"expected .X, Y, Z, 1, 3. of intent"):
         imaging.read_displacement(REAL / "anatomical.nii")
-    with pytest.raises(ValueError, match=r"expected floats \(X, Y, Z, 3\)"):
+    with pytest.raises(ValueError, match=r"expected floats: an Image \(X, Y, Z, 3\), or"):
         imaging.write_displacement(tmp_path / "field.nii", Image(torch.zeros(3, 3, 3), AFFINE))
+
+
+@pytest.mark.parametrize("intent", [1006, 1007])
+def test_itk_reads_vectors_as_we_do(tmp_path, intent):
+    """Those of intent 1006 are RAS to ITK, those of 1007 LPS."""
+    sitk = pytest.importorskip("SimpleITK")
+    vectors = np.random.default_rng(0).normal(size=(3, 4, 5, 1, 3)).astype(np.float32)
+    file = nibabel.Nifti1Image(vectors, np.diag([-2.0, 1.5, 3.0, 1.0]))  # ITK knows no shear
+    file.header["intent_code"] = intent
+    nibabel.save(file, tmp_path / "theirs.nii")
+    theirs = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "theirs.nii"))).transpose(2, 1, 0, 3)
+    ours = imaging.read_displacement(tmp_path / "theirs.nii")
+    np.testing.assert_array_equal(ours.data.numpy() * [-1, -1, 1], theirs)
+    imaging.write_displacement(tmp_path / "ours.nii", ours)
+    again = sitk.ReadImage(str(tmp_path / "ours.nii"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(again).transpose(2, 1, 0, 3), theirs)
+    sitk.WriteImage(again, str(tmp_path / "again.nii"))
+    assert torch.equal(imaging.read_displacement(tmp_path / "again.nii").data, ours.data)
+
+
+def test_fields_of_pictures_are_those_of_itk(tmp_path):
+    sitk = pytest.importorskip("SimpleITK")
+    field = torch.randn(2, 5, 7)
+    imaging.write_displacement(tmp_path / "ours.nii", field)
+    theirs = sitk.ReadImage(str(tmp_path / "ours.nii"))
+    assert theirs.GetDirection() == (1, 0, 0, 1)
+    assert theirs.GetOrigin() == (0, 0)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(theirs)[..., ::-1], field.permute(1, 2, 0).numpy())
+    sitk.WriteImage(theirs, str(tmp_path / "theirs.nii"))
+    for name in ("ours", "theirs"):
+        assert torch.equal(imaging.read_displacement(tmp_path / f"{name}.nii"), field)
+    theirs.SetOrigin((3.0, 0.0))
+    sitk.WriteImage(theirs, str(tmp_path / "elsewhere.nii"))
+    with pytest.raises(DataError, match="expected one in pixels"):
+        imaging.read_displacement(tmp_path / "elsewhere.nii")
 
 
 @pytest.mark.parametrize("reader", ["read_nifti", "read_displacement", "read_fastmri", "read_ismrmrd", "read_png"])

@@ -35,10 +35,9 @@ MUTANTS = [
         "tests/test_equations.py -k writes",
     ),
     Mutant(
-        "core/problem.py", "captured tensors are not looked for",
-        "if audited is not None:\n            self.check_captures",
-        "if audited is None:\n            self.check_captures",
-        "tests/test_equations.py -k captur",
+        "core/explicit.py", "captured tensors are not looked for",
+        "if transforms.active() or _has_graph(value):", "if transforms.active():",
+        "tests/core/test_explicit.py",
     ),
     Mutant(
         "core/tree.py", "squares of tiny numbers are lost",

@@ -92,9 +92,10 @@ def test_additive_noise_that_sees_the_state_is_seen(each, seed, batch, n, dtype)
     each = each if dtype not in HALVES else ALONE[0]  # eight roundings of which are more than the others change
     unit = units_of(seed, n, dtype)
     y = unit * drawn(seed, batch, n, dtype=dtype)
-    assert sees_state(lambda y: unit * each(y / unit), y)
-    assert not sees_state(lambda y: unit * each(torch.ones_like(y)) + 0 * y, y)
-    assert not sees_state(lambda y: y.softmax(1).sum(1, keepdim=True).expand_as(y), y)
+    for other in (y, torch.full_like(y, torch.nan)):  # where it has not moved, or broke, it is looked at aside
+        assert sees_state(lambda y: unit * each(y / unit), y, other)
+    assert not sees_state(lambda y: unit * each(torch.ones_like(y)) + 0 * y, y, y + unit)
+    assert not sees_state(lambda y: y.softmax(1).sum(1, keepdim=True).expand_as(y), y, y + unit)
 
 
 def test_moved_states_stay_where_coefficients_are_defined():
@@ -110,11 +111,12 @@ def test_nothing_is_made_of_what_is_not_finite_or_has_no_derivative():
     y = torch.ones(2, 3, dtype=D)
     for kind, g in (("diagonal", lambda y: y * torch.nan), ("general", lambda y: y.unsqueeze(2) * torch.inf)):
         assert structure_of(kind, lambda y, g=g: g(y).expand(*g(y).shape), y) == "commuting"
-    assert not sees_state(lambda y: y * torch.nan, y)
+    assert not sees_state(lambda y: y * torch.nan, y, y)
     assert structure_of("diagonal", lambda y: torch.ones_like(y), y) == "commuting"
     assert structure_of("diagonal", lambda y: y.sum(1, keepdim=True).detach().expand_as(y), y) == "commuting"
     torch.manual_seed(0)
-    assert not sees_state(lambda y: nn.functional.dropout(torch.ones_like(y)), y[:1].expand(40, 3))
+    many = y[:1].expand(40, 3)
+    assert not sees_state(lambda y: nn.functional.dropout(torch.ones_like(y)), many, 2 * many)
 
 
 def solve(solver, diffusion, noise, y0, **options):
@@ -163,10 +165,10 @@ def test_steps_that_are_chosen_have_no_order():
 
 
 def test_what_a_look_costs():
-    """An evaluation and two products; two evaluations of additive noise; nothing where no order depends on it."""
+    """An evaluation and two products; of additive noise two for four looks; nothing where no order depends on it."""
     for what, solver, cost in (
         ("alone", sde.EulerMaruyama(), 0), ("alone", sde.Heun(dt=1.0), 1), ("general", sde.Heun(dt=1.0), 1),
-        ("additive", sde.Heun(dt=1.0), 2), ("scalar", sde.Heun(dt=1.0), 0),
+        ("additive", sde.Heun(dt=1.0), 4), ("scalar", sde.Heun(dt=1.0), 0),
     ):  # fmt: skip
         noise, diffusion = WHAT[what]
         nfev = solve(solver, diffusion, noise, Y0).nfev
@@ -197,6 +199,23 @@ def test_additive_noise_that_depends_on_the_state_is_refused():
             with pytest.raises(ValueError, match=f"'additive' with a diffusion that depends .*try noise='{other}'"):
                 solve(solver, g, "additive", Y0)
         assert solve(sde.EulerMaruyama(), g, other, Y0).converged
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+@pytest.mark.parametrize("window", [(0.6, 1.0), (0.0, 0.2), (0.4, 0.65)])
+def test_additive_noise_that_depends_on_the_state_for_a_while_is_refused(batch, window):
+    def g(t, y):
+        return torch.where((t >= window[0]) & (t <= window[1]), y, torch.ones_like(y))
+
+    for solver in (sde.SRA1(), sde.ShARK(dt=0.5), sde.EulerMaruyama()):
+        with pytest.raises(ValueError, match="'additive' with a diffusion that depends"):
+            solve(solver, g, "additive", torch.full((batch, 3), 0.5, dtype=D))
+
+
+def test_additive_noise_that_steps_with_the_state_is_refused():
+    y0 = torch.full((2, 3), 2.4, dtype=D)  # even steps: a state a little closer to zero may stay on the same one
+    with pytest.raises(ValueError, match="'additive' with a diffusion that depends"):
+        solve(sde.SRA1(), lambda t, y: 0.1 * (y / 3).round(), "additive", y0)
 
 
 def test_a_method_that_states_no_order_is_said_none_of():

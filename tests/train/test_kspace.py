@@ -53,6 +53,22 @@ def test_ismrmrd_is_read(tmp_path):
     assert scan.mask[0].sum(1).tolist() == [0, 0, 8, 8, 0, 0]
 
 
+def test_files_of_bart_are_read(tmp_path):
+    full, maps = kspace(), coils()  # (slice, coil, row, column) are BART's 13, 3, 0, 1
+    slices = full.permute(2, 3, 1, 0)
+    imaging.write_cfl(tmp_path / "scan", slices.reshape(*SIZE, 1, 3, *(1,) * 9, 2))
+    imaging.write_cfl(tmp_path / "one", slices[..., 1].unsqueeze(2))
+    imaging.write_cfl(tmp_path / "maps", maps.permute(1, 2, 0).unsqueeze(2))
+    scan = read_scan(tmp_path / "scan.cfl", tmp_path / "maps.cfl")
+    assert torch.equal(scan.kspace, full)
+    assert torch.equal(scan.maps_of(1), maps)
+    assert torch.equal(read_scan(tmp_path / "one.cfl").kspace, full[1:])
+    assert torch.equal(read_scan(tmp_path / "scan.cfl", slices=slice(1, 2)).kspace, full[1:])
+    imaging.write_cfl(tmp_path / "two", torch.stack((maps, maps), -1).permute(1, 2, 0, 3).unsqueeze(2))
+    with pytest.raises(DataError, match=r"2 along dimension 4, expected slices in 13, .*try bart slice"):
+        read_scan(tmp_path / "scan.cfl", tmp_path / "two.cfl")
+
+
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
@@ -124,7 +140,7 @@ def test_as_much_is_sampled_as_was_asked_for(archive, kind, axis):
 def test_an_acquisition_is_what_its_operator_measures(archive):
     splits = KSpace(str(archive), **OPTIONS).load()
     for index in range(6):
-        y, op, target = splits.test.__getitems__([index])
+        y, op, target, _ = splits.test.__getitems__([index])
         assert torch.allclose(op.A(target), y, atol=1e-5)
         assert float(op.A_adjoint(y).abs().max()) == pytest.approx(1, rel=1e-5)  # the scale
         scale = splits.test.acquisitions[index].scale
@@ -135,7 +151,7 @@ def test_slabs_are_problems_of_their_own(archive):
     for axis in (-2, -1):
         splits = KSpace(str(archive), axis=axis, **OPTIONS).load()
         torch.manual_seed(0)
-        y, op, target = splits.train.__getitems__([0, 1, 2])
+        y, op, target, _ = splits.train.__getitems__([0, 1, 2])
         assert y.shape == ((3, 3, 24, 8) if axis == -2 else (3, 3, 8, 20))
         assert torch.allclose(op.A(target), y, atol=1e-5)
         assert torch.equal(op.take(torch.tensor([1])).A(target[1:2]), op.A(target)[1:2])
@@ -160,7 +176,7 @@ def test_k_space_is_taken_as_it_was_acquired(tmp_path):
     path = fastmri(tmp_path / "volume.h5", kspace=(kspace() * mask).numpy(), maps=coils().numpy(), mask=mask[0])
     splits = KSpace(str(path), kind="acquired", acceleration=1.0, center_fraction=0.0).load()
     assert len(splits.test) == 2
-    y, op, target = splits.test.__getitems__([0, 1])
+    y, op, target, _ = splits.test.__getitems__([0, 1])
     assert target is None
     assert op.coil.dims == (-1,)
     assert torch.allclose(op.A_adjoint(y)[0].abs().amax(), torch.tensor(1.0))
@@ -216,7 +232,7 @@ def test_the_real_head():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         splits = KSpace(str(DATA.parent)).load()
-    y, op, target = splits.test.__getitems__([0, 4])
+    y, op, target, _ = splits.test.__getitems__([0, 4])
     assert y.shape == (2, 8, 230, 180)
     assert op.coil.mask.flatten(1).sum(1).tolist() == [58, 58]
     scale = splits.test.acquisitions[0].scale

@@ -68,7 +68,7 @@ def test_crops_to_test_are_where_they_are_asked_for(folder):
 
 def test_a_measurement_is_the_blurred_crop_and_noise_of_its_own(folder):
     data = loaded(folder, noise=0.0, kernel=MotionKernel(size=3, length=2.0), channels=3)
-    y, op, target = next(iter(data.test_dataloader()))
+    y, op, target, _ = next(iter(data.test_dataloader()))
     assert torch.equal(y, Blur(MotionKernel(size=3, length=2.0).weights()).A(target))
     noisy = [next(iter(loaded(folder, noise=0.1, channels=3).test_dataloader())).y for _ in range(2)]
     assert torch.equal(*noisy)
@@ -94,7 +94,7 @@ def test_training_crops_are_pieces_in_eight_positions_the_same_for_a_place(folde
 
 def test_noise_differs_between_samples_and_between_epochs(folder):
     data = loaded(folder, samples=40, crop=8, evaluated=14, batch_size=40, noise=0.1)
-    y, op, target = data.splits.train.__getitems__(list(range(40)))
+    y, op, target, _ = data.splits.train.__getitems__(list(range(40)))
     noise = (y - op.A(target)).flatten(1)
     assert (torch.corrcoef(noise) - torch.eye(40)).abs().max() < 0.95
     other = data.splits.train.__getitems__(list(range(40)))

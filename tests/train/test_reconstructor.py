@@ -138,6 +138,18 @@ def test_losses_that_need_no_truth_train_without_any(loss, make):
     assert not any("psnr" in name for name in trainer.logged_metrics)
 
 
+def test_what_a_stage_does_not_compute_is_not_asked_of_its_samples():
+    """Slabs too narrow for SSIM train by held-out lines, and are refused where the loss is the truth's."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 16, 6, dtype=torch.complex64, generator=generator)
+    op = Fourier(cartesian(16, 2, center_fraction=0.25, seed=0).mT, dims=(-2,))
+    slabs = Measured(op.A(x), op, x)
+    options = {"by": "difference", "data_range": None}
+    trained(Reconstructor(Adjoint(), loss=Splitting(), **options), slabs, scanned(), scanned())
+    with pytest.raises(UsageError, match=r"train data: ssim: got 16 x 6 pixels, expected at least 11"):
+        trained(Reconstructor(Adjoint(), **options), slabs, scanned(), scanned())
+
+
 def test_truth_that_is_known_is_only_looked_at():
     module = Reconstructor(Adjoint(), loss=Splitting(center_fraction=0.25), data_range=None)
     trainer = trained(module, scanned(target=False), scanned(), scanned())
@@ -150,10 +162,10 @@ def test_truth_that_is_known_is_only_looked_at():
 def test_losses_are_those_of_imaging():
     batch, network = whole(scanned()), Adjoint()
     network.scale.data.fill_(2)
-    loss, image = Splitting(held_out=0.3, center_fraction=0.25)(network, batch, seed=5)
+    loss, image, used, registration = Splitting(held_out=0.3, center_fraction=0.25)(network, batch, seed=5)
     expected = split_loss(network, batch.y, batch.op, held_out=0.3, center_fraction=0.25, seed=5)
     assert torch.equal(loss, expected)
-    assert image is None
+    assert image is used is registration is None
     turned = [Equivariant(group=group)(network, batch, seed=1)[0] for group in ("shift", "flip", "turn")]
     assert len({each.sum().item() for each in turned}) == 3
     weighted = [Equivariant(weight=weight)(network, batch, seed=1)[0].sum() for weight in (0.0, 1.0, 2.0)]

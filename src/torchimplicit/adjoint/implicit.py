@@ -204,8 +204,6 @@ def _first_order(
     leaves = [tensor.detach().requires_grad_(need) for tensor, need in zip(call.unshared(tensors), needs, strict=True)]
     with call.problem.bind(leaves) as residual:
         jacobian = Jacobian(residual, z)
-        # Again, for what the function uses only away from where the solver started.
-        call.problem.check_captures(jacobian.value, [*leaves, jacobian.z])
         system = System.solve(call, linear_solver, jacobian, grad, transpose=True)
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
     product, *found = [None] * (1 + len(wanted))

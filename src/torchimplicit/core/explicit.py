@@ -28,6 +28,7 @@ class _Thread(threading.local):
     """What is going on in a thread."""
 
     evaluating = False
+    auditing = False
 
 
 _thread = _Thread()
@@ -40,19 +41,27 @@ class Bound:
     Attributes:
         f: the function, of stand-ins for its modules.
         args: its further arguments.
+        audited: the explicit tensors, beside which captured ones are looked for; None does not look.
     """
 
     f: Callable
     args: tuple
+    audited: Sequence[Tensor] | None = None
 
     def __call__(self, *inputs: Any) -> Any:
         """`f(z, *args)`; or of more than the state, `f(t, y, *args)`."""
-        outer = _thread.evaluating
+        outer = _thread.evaluating, _thread.auditing
         try:
-            _thread.evaluating = True
-            return self.f(*inputs, *self.args)
+            _thread.evaluating, _thread.auditing = True, self.audited is not None
+            if self.audited is None:
+                return self.f(*inputs, *self.args)
+            value = transforms.recording(self.f, *inputs, *self.args)
         finally:
-            _thread.evaluating = outer
+            _thread.evaluating, _thread.auditing = outer
+        if transforms.active() or _has_graph(value):
+            given = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+            check_captures(self.f, value, [*given, *self.audited])
+        return value
 
     def take(self, rows: Tensor, batched: Sequence[int]) -> Bound:
         """The function of some samples' states: of the arguments at these positions, the samples' rows.
@@ -62,7 +71,7 @@ class Bound:
         args = list(self.args)
         for i in batched:
             args[i] = pytree.tree_map(partial(_taken, rows), args[i])
-        return Bound(_taken(rows, self.f), tuple(args))
+        return Bound(_taken(rows, self.f), tuple(args), self.audited)
 
 
 def _taken(rows: Tensor, value: Any) -> Any:
@@ -71,6 +80,23 @@ def _taken(rows: Tensor, value: Any) -> Any:
         return value[rows]
     take: Any = getattr(type(value), "take", None) if isinstance(value, nn.Module) else None
     return value if take is None else take(value, rows)
+
+
+def _has_graph(value: Any) -> bool:
+    """Whether a graph leads to some tensor of a value."""
+    if isinstance(value, Tensor):
+        return value.requires_grad
+    if type(value) is tuple:  # the most frequent kind
+        return any(map(_has_graph, value))
+    return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in pytree.tree_leaves(value))
+
+
+def auditing() -> bool:
+    """Whether this thread is within an evaluation that shall show captured tensors, and is itself not differentiated.
+
+    A graph that such a function makes and uses up inside must be looked at there: `check_captures`.
+    """
+    return _thread.auditing
 
 
 def evaluating() -> bool:
@@ -115,7 +141,12 @@ class Explicit:
         return found
 
     @contextmanager
-    def bind(self, tensors: list[Tensor] | tuple[Tensor, ...], keep_buffers: bool = False) -> Iterator[Bound]:
+    def bind(
+        self,
+        tensors: list[Tensor] | tuple[Tensor, ...],
+        keep_buffers: bool = False,
+        audit: bool = False,
+    ) -> Iterator[Bound]:
         """The function of the state alone, `z -> f(z, *args)`, with `tensors` in the places of the explicit ones.
 
         Stand-ins take the places of its modules. What it writes to their attributes the modules have afterwards.
@@ -123,6 +154,8 @@ class Explicit:
         Args:
             tensors: in the order of `take_tensors`.
             keep_buffers: also new tensors that the function puts into buffers, as a forward pass shall.
+            audit: refuse captured tensors, see `check_captures`; the `tensors` are detached. Costs next to nothing:
+                every evaluation runs with grad enabled, and records a graph only where a captured tensor is there.
         """
         cast = self.family.cast(tensors)
         leaves = list(self.leaves)
@@ -132,13 +165,27 @@ class Explicit:
             leaves[place] = tensor
         try:
             f = exchanged(self.f, cast.copies) if cast.copies else self.f
-            yield Bound(f, pytree.tree_unflatten(leaves, self.spec))
+            yield Bound(f, pytree.tree_unflatten(leaves, self.spec), tensors if audit else None)
         except GeneratorExit:  # of an interrupted solve, which somebody forgets only now: the modules have moved on
             raise
         except BaseException:
             cast.hand_back(keep_buffers)
             raise
         cast.hand_back(keep_buffers)
+
+
+def is_module_class(f: Any) -> bool:
+    """Whether the class of a module stands where a module should: it can be called, too."""
+    return isinstance(f, type) and issubclass(f, nn.Module)
+
+
+def words_of(f: Any) -> str:
+    """What something is that is no function, for messages."""
+    return (
+        f"the class {f.__name__}, whose instance {f.__name__}(...) is one"
+        if is_module_class(f)
+        else f"a {type(f).__name__}"
+    )
 
 
 def modules_behind(f: Any) -> list[nn.Module]:
@@ -161,7 +208,7 @@ def check_captures(f: Callable, value: Any, tensors: list[Tensor] | tuple[Tensor
     Raises:
         CaptureError: names the captured tensors' shapes, their names where found, and the fix.
     """
-    leaves = pytree.tree_leaves(value)
+    leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
     level = max(map(transforms.level, tensors), default=-1) if transforms.active() else -1
     allowed, ends = {id(tensor) for tensor in tensors}, {tensor.grad_fn for tensor in tensors}
     captured = [tensor for leaf in leaves for tensor in _graph_leaves(leaf, ends) if id(tensor) not in allowed]
@@ -179,24 +226,30 @@ def check_captures(f: Callable, value: Any, tensors: list[Tensor] | tuple[Tensor
 
 def _graph_leaves(value: Tensor, ends: set[Any]) -> list[Tensor]:
     """The leaf tensors of the graph behind a value, as far as some nodes of it."""
-    found, todo, seen = [], [value.grad_fn], set(ends)
+    found: list[Any] = [value] if value.is_leaf and value.requires_grad else []
+    todo, seen = [value.grad_fn], {None, *ends}
     while todo:
-        node = todo.pop()
-        if node is None or node in seen:
+        node: Any = todo.pop()
+        if node in seen:
             continue
         seen.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            found.append(variable)
-        todo.extend(next_node for next_node, _ in node.next_functions)
+        if type(node).__name__ == "AccumulateGrad":
+            found.append(node.variable)
+        todo.extend([other for other, _ in node.next_functions])
     return found
 
 
 def _culprits(f: Callable) -> str:
     """Names of captured tensors and modules, as far as the function's closure and globals tell."""
+    parts = [_captured(part) for part in ((f.func, *f.args) if isinstance(f, partial) else (f,))]
+    names = [name for part in parts for name in part]
+    return f" (it captures {', '.join(names)})" if names else ""
+
+
+def _captured(f: Any) -> list[str]:
     function = inspect.unwrap(getattr(f, "__func__", f))
     if isinstance(function, nn.Module) or not inspect.isfunction(function):
-        return ""
+        return []
     captured = inspect.getclosurevars(function)
     names = []
     for name, value in {**captured.globals, **captured.nonlocals}.items():
@@ -204,4 +257,4 @@ def _culprits(f: Callable) -> str:
             names.append(f"tensor '{name}'")
         elif isinstance(value, nn.Module) or isinstance(getattr(value, "__self__", None), nn.Module):
             names.append(f"module '{name}'")
-    return f" (it captures {', '.join(names)})" if names else ""
+    return names

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 
 def require(config: object, name: str, holds: bool, expected: str) -> None:
     """Refuses an impossible option.
@@ -41,6 +44,23 @@ def is_count(value: Any, least: int = 1) -> bool:
 def is_number(value: Any) -> bool:
     """Whether something is a plain number, so that it can be compared. True is none, though Python takes it for 1."""
     return isinstance(value, float | int) and not isinstance(value, bool)
+
+
+def require_dtype(name: str, value: Tensor, module: nn.Module) -> None:
+    """Refuses numbers in another of the two precisions of whole models than a module's weights have.
+
+    Half precision passes: casts to it are autocast's, or a module's own.
+
+    Raises:
+        TypeError: float64 for weights of float32, or the other way round.
+    """
+    weights = next((each.dtype for each in module.parameters() if each.is_floating_point()), value.dtype)
+    whole = {torch.float32, torch.float64}
+    if value.dtype != weights and {value.dtype, weights} <= whole and not torch.is_autocast_enabled(value.device.type):
+        raise TypeError(
+            f"{name}: got {value.dtype}, expected {weights}, as the weights of {type(module).__name__}; try "
+            f".to({weights}) on what is given, or .to({value.dtype}) on the model"
+        )
 
 
 def require_instance(name: str, value: Any, expected: type, usual: str) -> None:

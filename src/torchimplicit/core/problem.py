@@ -12,7 +12,8 @@ from torch.utils import _pytree as pytree
 
 from torchimplicit.core import transforms
 from torchimplicit.core.autocast import Autocast
-from torchimplicit.core.explicit import Bound, Explicit, check_captures
+from torchimplicit.core.explicit import Bound, Explicit, check_captures, is_module_class, words_of
+from torchimplicit.core.status import CaptureError
 from torchimplicit.core.tree import Layout
 
 
@@ -126,8 +127,8 @@ class Problem:
         begins: bool = True,
     ):
         """Makes function and state explicit; evaluates nothing."""
-        if not callable(f):
-            raise TypeError(f"f: got a {type(f).__name__}, expected a callable {self.form}")
+        if not callable(f) or is_module_class(f):
+            raise TypeError(f"f: got {words_of(f)}, expected a callable {self.form}")
         self.f, self.batch_dims = f, batch_dims
         self.layout = Layout(z0, batch_dims)
         self.explicit = Explicit(f, args, begins)
@@ -163,8 +164,7 @@ class Problem:
 
         Args:
             tensors: in the order that `Explicit.take_tensors` gave them.
-            audit: refuse captured tensors. Costs nothing: the first evaluation runs with grad enabled on tensors that
-                are all detached, so that it records a graph only when a captured tensor is there.
+            audit: refuse captured tensors, see `Explicit.bind`.
             keep_buffers: see `Explicit.bind`.
         """
         if audit:
@@ -175,7 +175,7 @@ class Problem:
             residual.evaluate = evaluate
             given = [tensor for tensor in tensors[self.explicit.shared :] if tensor.is_floating_point()]
             versions = [transforms.version(tensor) for tensor in given]
-            value = self.evaluate_first(lambda: function(layout.unflatten(z)), z, tensors if audit else None)
+            value = self.evaluate_first(lambda: function(layout.unflatten(z)), z)
             if versions != [transforms.version(tensor) for tensor in given]:
                 raise ValueError(
                     "the function writes into one of its arguments, and so is another one at every evaluation; try an "
@@ -183,7 +183,7 @@ class Problem:
                 )
             return evaluate(z, out, value)
 
-        with self.explicit.bind(tensors, keep_buffers) as bound, self.autocast.off():
+        with self.explicit.bind(tensors, keep_buffers, audit) as bound, self.autocast.off():
             function = self.autocast.around(bound)
             residual = self._bound(function, layout, tensors, self._narrower(bound, layout))
             evaluate: Callable[..., Any] = residual.evaluate
@@ -195,27 +195,35 @@ class Problem:
         """Of the state that the user's function sees, for messages."""
         return self.layout
 
-    def evaluate_first(self, function: Callable[[], Any], z: Tensor, audited: Sequence[Tensor] | None) -> Any:
+    def evaluate_first(self, function: Callable[[], Any], z: Tensor) -> Any:
         """The first value of the user's function, looked at closely.
 
         Args:
             function: evaluates at the state.
             z: the state, flat.
-            audited: the explicit tensors, detached, to look for captured ones beside them; None does not.
         """
         version = transforms.version(z)
         try:
-            with torch.set_grad_enabled(audited is not None or torch.is_grad_enabled()):
-                value = function()
+            value = function()
+        except CaptureError:
+            raise
         except Exception as error:
-            error.add_note(f"(while evaluating the function {self.form} at a state of {self.user_layout.describe()})")
+            where = f"(while evaluating the function {self.form} at a state of {self.user_layout.describe()}"
+            error.add_note(f"{where}{self._other_weights()})")
             raise
         if transforms.version(z) != version:
             raise ValueError("the function writes into its state; try an out-of-place operation, or clone it first")
         self.check(value)
-        if audited is not None:
-            self.check_captures(value, list(audited))
         return value
+
+    def _other_weights(self) -> str:
+        """That weights of the function's modules have another dtype than the state; nothing where they have not."""
+        found = {each.dtype for member in self.explicit.family.members for each in member.module.parameters(False)}
+        others = {dtype for dtype in found if dtype.is_floating_point} - set(self.user_layout.dtypes)
+        if not others:
+            return ""
+        words, own = ", ".join(map(str, others)), self.user_layout.dtypes[0]
+        return f", with weights of {words}; try .to({words}) on what is given, or .to({own}) on the module"
 
     def _bound(
         self,

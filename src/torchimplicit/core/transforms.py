@@ -54,6 +54,18 @@ def version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() or level(tensor) >= 0 else tensor._version
 
 
+def recording(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """A function's value with grad enabled: `torch.enable_grad()` takes longer than many a function."""
+    outer = torch.is_grad_enabled()
+    if outer:
+        return function(*args, **kwargs)
+    torch._C._set_grad_enabled(True)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        torch._C._set_grad_enabled(outer)
+
+
 def is_mapped(tensor: Tensor) -> bool:
     """Whether a tensor stands for a batch that `torch.vmap` hides."""
     return _functorch.is_batchedtensor(tensor)

@@ -20,12 +20,15 @@ from torchimplicit.imaging.files import (
     read_kspace,
     read_nifti,
     read_png,
+    read_transform,
     write_cfl,
     write_displacement,
     write_nifti,
     write_png,
+    write_transform,
 )
 from torchimplicit.imaging.image import Image
+from torchimplicit.imaging.joint import Joint, joint_loss
 from torchimplicit.imaging.metrics import nrmse, psnr, ssim
 from torchimplicit.imaging.physics.blur import Blur
 from torchimplicit.imaging.physics.coils import espirit
@@ -38,7 +41,14 @@ from torchimplicit.imaging.physics.operator import Adjoint, Compose, Operator, S
 from torchimplicit.imaging.physics.radon import Radon
 from torchimplicit.imaging.physics.sense import Fourier, Sense
 from torchimplicit.imaging.physics.stack import Stack
-from torchimplicit.imaging.picture import draw_comparison, draw_masks, draw_steps
+from torchimplicit.imaging.picture import (
+    draw_alignment,
+    draw_comparison,
+    draw_deformation,
+    draw_masks,
+    draw_overlaps,
+    draw_steps,
+)
 from torchimplicit.imaging.reconstruct import (
     ADMM,
     Analysis,
@@ -93,6 +103,7 @@ __all__ = [
     "HalfQuadratic",
     "Image",
     "Inpainting",
+    "Joint",
     "Operator",
     "PoissonNoise",
     "Preconditioned",
@@ -113,14 +124,18 @@ __all__ = [
     "averaged",
     "cartesian",
     "cg_sense",
+    "draw_alignment",
     "draw_comparison",
+    "draw_deformation",
     "draw_masks",
+    "draw_overlaps",
     "draw_steps",
     "equivariant_loss",
     "espirit",
     "fftc",
     "gaussian_kernel",
     "ifftc",
+    "joint_loss",
     "motion_kernel",
     "nrmse",
     "plug_and_play",
@@ -134,6 +149,7 @@ __all__ = [
     "read_kspace",
     "read_nifti",
     "read_png",
+    "read_transform",
     "register",
     "split_loss",
     "split_mask",
@@ -145,5 +161,6 @@ __all__ = [
     "write_displacement",
     "write_nifti",
     "write_png",
+    "write_transform",
     "zero_filled",
 ]

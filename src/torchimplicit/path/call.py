@@ -107,7 +107,7 @@ class PathCall(Call):
             values, slope = self.engine.forward(
                 partial(self._solve, y0.detach(), ts.detach(), condition_tensors), tensors
             )
-        self._look(y0.detach(), ts.detach(), slope, tensors)
+        self._look(y0.detach(), values[-1], ts.detach(), slope, tensors)
         return values
 
     def graph(self, y0: Tensor, ts: Tensor, tensors: Sequence[Tensor], phase: Phase | None = None) -> Tensor | None:
@@ -121,7 +121,7 @@ class PathCall(Call):
         if found is None:
             return None
         self._arrive(*fixed, found[1], field.nfev)
-        self._look(*fixed, field.seen(fixed[1][0], y0), tensors)
+        self._look(fixed[0], found[0][-1].detach(), fixed[1], field.seen(fixed[1][0], y0), tensors)
         return found[0]
 
     def _ahead(self, engine: Engine, y0: Tensor, ts: Tensor) -> Foreseen | None:
@@ -145,17 +145,17 @@ class PathCall(Call):
             reached=self.dynamics.user_time(t), event=event, adapts=self.solver.adapts,
         )  # fmt: skip
 
-    def _look(self, y0: Tensor, ts: Tensor, slope: Tensor | None, tensors: Sequence[Tensor]) -> None:
+    def _look(self, y0: Tensor, end: Tensor, ts: Tensor, slope: Tensor | None, tensors: Sequence[Tensor]) -> None:
         """Looks at the field once a solve, and tells the report what it saw."""
         if y0.shape[1] > self.dynamics.width:  # a pair, both states of which are the same at the start
-            y0, slope = y0[:, : self.dynamics.width], None
+            y0, end, slope = y0[:, : self.dynamics.width], end[:, : self.dynamics.width], None
         if len(y0) < 2 and not self.engine.looks:
             return
         with torch.no_grad(), self.bind(ts, self.unshared(tensors)) as field:
             if len(y0) > 1:
                 self._check_samples(field, y0, ts, slope)
             if self.engine.looks:
-                self.engine.look(self.solver, field, y0, ts, self.record.report)
+                self.engine.look(self.solver, field, y0, end, ts, self.record.report)
         self.record.report.nfev += field.nfev
 
     @contextmanager
@@ -232,14 +232,14 @@ class PathCall(Call):
         Returns the slope at the start, where that was asked for, and how many evaluations it took.
         """
         rows, parents, left, nfev, slope = None, [], self.solver.max_steps, 0, None
-        audit, observer = self.audit, None
+        observer = None
         if self.callback is not None and isinstance(self.dynamics, Dynamics):
             observer = Observer(self.callback, self.dynamics, state)
         while True:
             phase = None if path is None else Phase(rows, self.checkpoints)
             inputs = self.dynamics.take(tensors, rows)
             with (
-                self.bind(state.ts, inputs, rows, audit=audit and rows is None, keep_buffers=True) as field,
+                self.bind(state.ts, inputs, rows, audit=self.audit, keep_buffers=True) as field,
                 self._watch(condition_tensors, rows, log) as watch,
             ):
                 solver, narrow = self.solver.take(rows), self.dynamics.can_narrow
@@ -270,7 +270,7 @@ class PathCall(Call):
             yield None
             return
         some = self.trigger.take(tensors, rows)
-        with self.trigger.bind(some, audit=self.audit and rows is None, rows=rows) as conditions:
+        with self.trigger.bind(some, audit=self.audit, rows=rows) as conditions:
             yield Watch(self.trigger, conditions, log, rows)
 
     def _check_conditions(self, tensors: Sequence[Tensor], state: IntegratorState) -> None:

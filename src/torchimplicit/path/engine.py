@@ -90,13 +90,14 @@ class Engine:
         """
         return solve(self, tensors)
 
-    def look(self, solver: PathSolver, field: Field, y0: Tensor, ts: Tensor, report: PathReport) -> None:
+    def look(self, solver: PathSolver, field: Field, y0: Tensor, end: Tensor, ts: Tensor, report: PathReport) -> None:
         """Looks at a field once a solve, if it `looks`, and tells the report what it saw.
 
         Args:
             solver: the method.
             field: bound, beside the solve.
             y0: the start, `(B, n)`.
+            end: where the solve has ended, `(B, n)`.
             ts: times, `(T, B)`.
             report: of the solve.
         """

@@ -100,7 +100,20 @@ def _check_order(ts: Tensor) -> None:
     raise ValueError(
         f"ts: got {float(column[at]):g} followed by {float(column[at + 1]):g} at position {at}, expected times that "
         "strictly increase or strictly decrease, and only then repeat the last; try without the repeated ones"
+        f"{same_by_rounding(column, at)}"
     )
+
+
+def same_by_rounding(times: Tensor, at: int) -> str:
+    """That times `(T,)` at a place and behind it may be the same by rounding alone, for messages; nothing where not.
+
+    It is so where neighbours of this size lie further apart than a thousandth of a unit: seconds since 1970 in float32.
+    """
+    t, later = times[at], times[at + 1]
+    apart = float(torch.nextafter(t, torch.full_like(t, torch.inf)) - t)
+    if t != later or apart < 1e-3:
+        return ""
+    return f"; {t.dtype} has steps of {apart:g} there: subtract the first time in float64, or keep float64"
 
 
 def check_dt_max(dt_max: Any, solver: PathSolver, layout: Layout, dtype: torch.dtype) -> Tensor | None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from torchimplicit.core import explicit
-from torchimplicit.core.explicit import Bound
 from torchimplicit.path.field.dynamics import Dynamics, Field, MappedDynamics
 from torchimplicit.path.span import Span
 from torchimplicit.sde.bridge import Increment
@@ -199,17 +198,13 @@ class StochasticDynamics(Dynamics):
         self.layout.check(f, cast=self.autocast.enabled, subject="the drift returned")
         self.diffusion.check(g, cast=self.autocast.enabled)
 
-    def check_captures(self, value: Any, tensors: Tensors) -> None:
-        """See `Problem.check_captures`; of each function, so that it is named."""
-        for part, each in zip(self.f.args, value, strict=True):
-            explicit.check_captures(part, each, tensors)
-
     @contextmanager
     def bind(
         self, tensors: Tensors, audit: bool = False, keep_buffers: bool = False, rows: Tensor | None = None
     ) -> Iterator[NoisyField]:
-        """See `Dynamics.bind`; where a graph is recorded captured tensors are looked for in that."""
-        tensors = [each.detach() for each in tensors] if audit and not torch.is_grad_enabled() else list(tensors)
+        """See `Dynamics.bind`; where a graph is recorded captured tensors are looked for in the first value's."""
+        recording = torch.is_grad_enabled()
+        tensors = [each.detach() for each in tensors] if audit and not recording else list(tensors)
         looks = rows is None and (audit or keep_buffers)  # a path made again has been looked at
         diffusion = self.diffusion if rows is None else self.diffusion.of_batch(len(rows))
         driver = self.driver if rows is None else self.driver.of_phase(rows)
@@ -221,11 +216,14 @@ class StochasticDynamics(Dynamics):
             return parts[number](t if t.dim() == dims else t.view(shape), y if flat else nested(y))
 
         def first(t: Tensor, y: Tensor) -> Any:
-            return self.evaluate_first(partial(value, t, y), y, [y, *tensors] if audit else None)
+            values = self.evaluate_first(partial(value, t, y), y)
+            if audit and recording:
+                self.check_captures(values, [y, *tensors])
+            return values
 
-        with self.explicit.bind(tensors, keep_buffers) as bound, self.autocast.off():
+        with self.explicit.bind(tensors, keep_buffers, audit and not recording) as bound, self.autocast.off():
             equation: Any = bound.f
-            each = [Bound(part, bound.args) for part in equation.args]
+            each = [replace(bound, f=part) for part in equation.args]
             parts = [self.autocast.around(part) for part in (*each, bound)]
             field = self.making(value, first if looks else None, diffusion, driver)
             if diffusion.layout.plain and not any(diffusion.layout.channels_last) and not self.autocast.enabled:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from torchimplicit.core.explicit import is_module_class, words_of
+
 
 def equation(drift: Callable, diffusion: Callable, prior: Callable | None = None) -> partial:
     """A stochastic differential equation as a function of time, state and further arguments; `partial.args`: its parts.
@@ -20,9 +22,9 @@ def equation(drift: Callable, diffusion: Callable, prior: Callable | None = None
     """
     parts = {"drift": drift, "diffusion": diffusion} | ({} if prior is None else {"prior": prior})
     for name, part in parts.items():
-        if not callable(part):
+        if not callable(part) or is_module_class(part):
             alone = "; try its drift alone, the diffusion being the same" if name == "prior" else ""
-            raise TypeError(f"{name}: got a {type(part).__name__}, expected a callable {name}(t, y, *args){alone}")
+            raise TypeError(f"{name}: got {words_of(part)}, expected a callable {name}(t, y, *args){alone}")
     return partial(_both if prior is None else _all, *parts.values())
 
 

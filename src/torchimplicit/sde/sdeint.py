@@ -76,7 +76,9 @@ def sdeint(
             equations and additive noise; for others there is none, for none chooses its steps.
         noise: "diagonal": a Brownian motion for every unknown, `g` like `y`, and $g_i$ depends on $y_i$ alone;
             "scalar": one for all, `g` is `(B, ..., 1)`; "general": `m` of them, `g` is `(B, ..., m)`; "additive": the
-            same, or like `y` with one for every unknown, and `g` does not depend on `y`.
+            same, or like `y` with one for every unknown, and `g` does not depend on `y`. That is looked at once a
+            solve, by two evaluations: at the start and the end of each path, at a time on its way, another one for
+            every sample, and four at least. A dependence that shows nowhere there is not seen.
         calculus: in which the equation is meant, "ito" or "stratonovich"; for additive noise they are the same. A
             solver of the other one is refused: convert the drift, see `to_stratonovich` and `to_ito`.
         brownian: a seed, an int, or int64 `(B,)`, one a sample; a `Brownian`; a `Tree`, which is one

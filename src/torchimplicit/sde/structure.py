@@ -43,12 +43,19 @@ def structure_of(kind: NoiseKind, diffusion: Rows, y: Tensor) -> Structure:
     return "general" if seen else "commuting"
 
 
-def sees_state(diffusion: Rows, y: Tensor) -> bool:
-    """Whether a diffusion's values change with the state: two evaluations, and a third where they do."""
-    before, after = diffusion(y), diffusion(moved(y))
+def sees_state(diffusion: Rows, y: Tensor, other: Tensor) -> bool:
+    """Whether a diffusion's values change with the state: two evaluations, and a third where they do.
+
+    Args:
+        diffusion: at some time.
+        y: states, `(B, n)`; what is asked for is a little closer to zero.
+        other: states that a path has come to, `(B, n)`, where a step may show that is even around `y`.
+    """
+    start = moved(y)
+    before, after = diffusion(start), diffusion(torch.where(other.isfinite() & (other != y), other, y))
     if torch.equal(before, after):
         return False
-    return _differ(after, before) and not _differ(diffusion(y), before)  # by chance, such as dropout's
+    return _differ(after, before) and not _differ(diffusion(start), before)  # by chance, such as dropout's
 
 
 def moved(y: Tensor) -> Tensor:

@@ -33,12 +33,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from torchimplicit.solve.loop import Solver
+from torchimplicit.core import transforms
+from torchimplicit.core.outcome import Status
+from torchimplicit.core.tree import Layout
+from torchimplicit.solve.loop import Result, Solver
 from torchimplicit.solve.monotone import bounds, check_cell
 
 
 class PreparedMap(nn.Module):
-    """A map that `fixed_point` prepares for every solve, and asks for advice when that fails."""
+    """A map that `fixed_point` prepares for every solve, and asks how its own solves went, and for advice."""
 
     def begin(self, z0: Any, args: tuple, batch_dims: int) -> PreparedMap:
         """The map to solve from this start with these arguments: itself, or a copy with what it chose for the solve."""
@@ -48,9 +51,27 @@ class PreparedMap(nn.Module):
         """The solver to take in place of the user's."""
         return solver
 
+    def inner(self, z: Any, args: tuple, batch_dims: int) -> Tensor | None:
+        """How solves of the map's own ended at `z`, `Status` values `(B,)`; None where there are none, or none failed.
+
+        A sample of which one failed has not converged, wherever the loop has ended.
+        """
+        return None
+
     def advice(self, z: Any, args: tuple, batch_dims: int) -> str:
         """What to say of a solve that failed at `z`, beyond the usual; empty for nothing."""
         return ""
+
+    def review(self, z0: Any, args: tuple, batch_dims: int, residual: Any, result: Result) -> None:
+        """Takes what failed within, and the advice on what failed, into the report of a solve from `z0`."""
+        if transforms.active():
+            return
+        report, z = result.report, Layout(z0, batch_dims).unflatten(result.z.detach())
+        inner = self.inner(z, args, batch_dims)
+        if inner is not None:
+            report.status = torch.where(report.status == Status.CONVERGED, inner, report.status)
+        if not report.converged:
+            report.advice = self.advice(z, args, batch_dims)
 
 
 class _Splitting(PreparedMap):

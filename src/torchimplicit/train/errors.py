@@ -1,7 +1,11 @@
-"""What the command and the recipes say when they are asked for something that there is not."""
+"""What the command and the recipes say when they are asked for something that there is not, or that was not found."""
 
 from torchimplicit.core.status import ImplicitError
 
 
 class UsageError(ImplicitError, ValueError):
     """The command was asked for something that it does not have."""
+
+
+class UnconvergedError(ImplicitError, RuntimeError):
+    """What the command found is not what was asked for, though perhaps written as far as it came."""

@@ -1,5 +1,7 @@
 """Plug and play: the fixed point of a linear denoiser is known; what does not converge says so."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -124,3 +126,16 @@ def test_bad_input():
         plug_and_play(y, op, Smooth(), step=-1)
     with pytest.raises(ValueError, match=r"start=.*as A\^H y"):
         plug_and_play(y, op, Smooth(), start=y[:1])
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_data_step_that_was_not_solved_is_in_the_status(ours):
+    blur = Blur(KERNEL)
+    y = blur.A(torch.rand(2, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    y[1] = 0
+    op = blur if ours else SimpleNamespace(A=blur.A, A_adjoint=blur.A_adjoint)
+    options = {"step": 30.0, "inner": ti.CG(rtol=1e-6, max_steps=2), "solver": ti.Anderson(rtol=0.1, max_steps=50)}
+    found = plug_and_play(y, op, lambda x: x / 2, on_failure="ignore", **options)
+    assert found.status.tolist() == [ti.Status.MAX_STEPS, ti.Status.CONVERGED]
+    with pytest.raises(ti.ConvergenceError, match=r"was not found for samples \[0\]: try inner=CG"):
+        plug_and_play(y, op, lambda x: x / 2, on_failure="raise", **options)

@@ -9,6 +9,7 @@ import torchimplicit as ti
 from tests.imaging.reconstruct.measuring import blur, coils, images
 from torchimplicit.imaging import (
     ADMM,
+    Blur,
     DnCNN,
     DouglasRachford,
     Gradient,
@@ -16,6 +17,7 @@ from torchimplicit.imaging import (
     HalfQuadratic,
     Prior,
     Proximal,
+    Reconstruction,
     Ridge,
     averaged,
 )
@@ -206,3 +208,47 @@ def test_a_step_too_long_for_the_operator_is_named():
 def test_impossible_options_are_refused(make, error, says):
     with pytest.raises(error, match=says):
         make()
+
+
+class Short(Blur):
+    """A blur whose proximal map is given two steps of conjugate gradients."""
+
+    def prox(self, z, y, step, solver=None, on_failure="warn"):
+        return super().prox(z, y, step, ti.CG(rtol=1e-5, max_steps=2), on_failure)
+
+
+@pytest.mark.parametrize("kind", [HalfQuadratic, ADMM, DouglasRachford])
+def test_a_data_step_that_was_not_solved_is_in_the_report_and_nowhere_else(kind):
+    op = Short(torch.full((3, 3), 1 / 9, dtype=torch.float64))
+    y = op.A(images(n=8))
+    y[1] = 0  # which takes no steps
+    few = ti.Anderson(rtol=1e-1, max_steps=40)
+    cell = kind(ridge(), eps=1e-2).double()
+    layer = Reconstruction(cell, few, on_failure="ignore", products=0)
+    layer(y, op)  # a warning would be an error
+    assert layer.report.status.tolist() == [ti.Status.MAX_STEPS, ti.Status.CONVERGED]
+    assert "data step's own solve, by the operator's prox, did not converge for samples [0]" in layer.report.advice
+    layer.on_failure = "raise"
+    with pytest.raises(ti.ConvergenceError, match=r"a step of 10 .* the cell Preconditioned"):
+        layer(y, op)
+    assert Reconstruction(cell, few, products=0)(y[1:], op).shape == (1, 1, 8, 8)
+
+
+class Duck(torch.nn.Module):
+    """An operator of another library, whose proximal map says nothing of itself."""
+
+    def A(self, x):
+        return 0.5 * x
+
+    def A_adjoint(self, y):
+        return 0.5 * y
+
+    def prox(self, z, y, gamma):
+        return (z + gamma * 0.5 * y) / (1 + gamma * 0.25)
+
+
+def test_operators_of_others_need_no_word_for_failures():
+    y = images(n=8)
+    with torch.no_grad():
+        layer = Reconstruction(HalfQuadratic(ridge(), eps=1e-2).double(), on_failure="raise")
+        assert layer(y, Duck()).shape == y.shape

@@ -99,6 +99,21 @@ def test_the_report_covers_the_distance_to_the_fixed_point(symmetric):
             assert f"distance up to about {distance.max():.2e}" in str(layer.report)
 
 
+@pytest.mark.parametrize("kind", [ADMM, DouglasRachford])
+def test_the_distance_is_of_the_image_whatever_the_state_is(kind):
+    """A multiplier may be far larger than the image: of the pair the distance would be another one."""
+    op = blur(n=16, width=4)
+    cell = kind(ridge(), step=200.0, eps=1e-3).double()
+    y = op.A(images(n=16))
+    with torch.no_grad():
+        exact = Reconstruction(cell, TIGHT, on_failure="ignore")(y, op)
+        for rtol in (1e-2, 1e-3):
+            layer = Reconstruction(cell, ti.Anderson(rtol=rtol, atol=0.0))
+            true = (layer(y, op) - exact).square().mean((1, 2, 3)).sqrt()
+            assert bool((layer.report.distance > 0.5 * true).all())
+            assert bool((layer.report.distance < 2 * true).all())
+
+
 def test_the_distance_is_asked_for_where_no_gradient_is_wanted():
     op, cell = blur(), gradient()
     y = op.A(images()).detach()

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.nn.latent.stays import D, rows, stays
-from torchimplicit.nn import ODERNN, GRUEncoder, ODERNNEncoder, Series, TimeAttention
+from torchimplicit.nn import ODERNN, GRUEncoder, NeuralCDE, ODERNNEncoder, Series, TimeAttention
 from torchimplicit.nn.latent.encoder import read
 
 REFERENCES = torch.linspace(0, 1, 6, dtype=D)
@@ -195,3 +195,15 @@ def test_bad_options():
         TimeAttention(3, 4, REFERENCES.flip(0))
     with pytest.raises(ValueError, match=r"TimeAttention\(features=1\): expected an integer >= 2"):
         TimeAttention(3, 4, REFERENCES, features=1)
+
+
+def test_series_of_another_precision_are_refused():
+    series = Series.of([(torch.arange(3.0).double(), torch.ones(3, 2).double())])
+    cde = NeuralCDE(nn.Unflatten(1, (2, 3)), nn.Linear(3, 6), nn.Linear(6, 1))
+    readers = (
+        GRUEncoder(2, 4), ODERNNEncoder(2, 4), TimeAttention(2, 4, torch.linspace(0, 1, 4)),
+        ODERNN(2, 4, 4), cde,
+    )  # fmt: skip
+    for reader in readers:
+        with pytest.raises(TypeError, match=f"{type(reader).__name__}: got torch.float64, expected torch.float32"):
+            reader(series)

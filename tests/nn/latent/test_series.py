@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from torchimplicit import odeint
 from torchimplicit.nn import Series
 
 D = torch.float64
@@ -166,3 +167,14 @@ def test_bad_series_are_named(rows, error, message):
 def test_bad_batches(parts, error, message):
     with pytest.raises(error, match=message):
         Series(*parts)
+
+
+def test_times_that_rounding_has_made_the_same_are_said_to_be():
+    since_1970 = torch.tensor([1.7e9, 1.7e9 + 30], dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"torch.float32 has steps of 128 there: subtract the first time in float64"):
+        Series.of([(since_1970.float(), torch.ones(2, 1))])
+    Series.of([(since_1970, torch.ones(2, 1))])
+    with pytest.raises(ValueError, match=r"join what repeats$"):
+        Series.of([(torch.zeros(2), torch.ones(2, 1))])
+    with pytest.raises(ValueError, match=r"torch.float32 has steps of 128 there"):
+        odeint(lambda t, y: -y, torch.ones(1, 1), torch.tensor([1.7e9, 1.7e9 + 30, 1.7e9 + 500]))

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from torchimplicit.core import OnFailure, Solution
 from torchimplicit.core.public import public
-from torchimplicit.imaging.baselines.check import adjoint_image, check_weight
+from torchimplicit.imaging.baselines.check import adjoint_image
+from torchimplicit.imaging.physics.check import check_positive
 from torchimplicit.imaging.physics.normal import normal_equations
 from torchimplicit.linear import CG
 
@@ -81,4 +82,4 @@ def cg_sense(
         (True, True)
     """
     b = adjoint_image("cg_sense", y, op)
-    return normal_equations(op, b, check_weight("cg_sense", weight, b), 1.0, solver, on_failure)
+    return normal_equations(op, b, check_positive("cg_sense", "weight", weight, b), 1.0, solver, on_failure)

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from torchimplicit.adjoint import Adjoint, Implicit
-from torchimplicit.core import OnFailure, Solution
+from torchimplicit.core import ConvergenceError, OnFailure, Solution
 from torchimplicit.core.public import public
 from torchimplicit.equations import fixed_point
-from torchimplicit.imaging.baselines.check import adjoint_image, check_weight
-from torchimplicit.imaging.physics.normal import gram, normal_equations
+from torchimplicit.imaging.baselines.check import adjoint_image
+from torchimplicit.imaging.physics.check import check_positive
+from torchimplicit.imaging.physics.normal import gram, normal_equations, proximal
 from torchimplicit.imaging.physics.operator import SOLVER as INNER
 from torchimplicit.imaging.physics.operator import Operator
 from torchimplicit.linear import CG
-from torchimplicit.solve import Anderson, Solver
+from torchimplicit.solve import Anderson, PreparedMap, Solver
 
 Splitting = Literal["hqs", "gradient"]
 
@@ -57,7 +59,7 @@ def plug_and_play(
         start: images; None is $A^H y$.
         solver: of the fixed point. `Picard` is the classical iteration.
         inner: of the proximal map of the data, with "hqs", where it has no closed form: the fixed point is as
-            accurate as this.
+            accurate as this, and a sample where this fails has not converged.
         adjoint: how it is differentiated.
         on_failure: "raise", "warn" or "ignore" samples that do not converge, forward and backward.
 
@@ -83,19 +85,41 @@ def plug_and_play(
     if not callable(denoiser):
         raise TypeError(f"plug_and_play(denoiser=...): got a {type(denoiser).__name__}, expected a callable")
     b = adjoint_image("plug_and_play", y, op)
-    tau = check_weight("plug_and_play", step, b, "step")
+    tau = check_positive("plug_and_play", "step", step, b)
     start = b if start is None else start
     if start.shape != b.shape:
         raise ValueError(f"plug_and_play(start=...): got {tuple(start.shape)}, expected {tuple(b.shape)}, as A^H y")
-    cell = _half_quadratic if splitting == "hqs" else _gradient
+    cell = _HalfQuadratic() if splitting == "hqs" else _gradient
     args = (y, b, tau, op, denoiser, inner)
     return fixed_point(cell, start, *args, solver=solver, adjoint=adjoint, on_failure=on_failure)
 
 
-def _half_quadratic(z: Tensor, y: Tensor, b: Tensor, step: Tensor, op: Any, denoiser: Any, inner: CG) -> Tensor:
+class _HalfQuadratic(PreparedMap):
+    """The denoiser after the proximal map of the data, which is a solve of its own where it has no closed form."""
+
+    def forward(self, z: Tensor, y: Tensor, b: Tensor, step: Tensor, op: Any, denoiser: Any, inner: CG) -> Tensor:
+        return denoiser(_data_step(z, y, b, step, op, inner, "ignore"))
+
+    def inner(self, z: Tensor, args: tuple, batch_dims: int) -> Tensor | None:
+        y, b, step, op, _, inner = args
+        try:
+            with torch.no_grad():
+                _data_step(z, y, b, step, op, inner, "raise")
+        except ConvergenceError as error:
+            return error.report.status
+        return None
+
+    def advice(self, z: Tensor, args: tuple, batch_dims: int) -> str:
+        status = self.inner(z, args, batch_dims)
+        failed = [] if status is None else status.nonzero().flatten().tolist()[:5]
+        told = f"The proximal map of the data was not found for samples {failed}: try inner=CG(...) with more max_steps"
+        return f"{told}, or a shorter step." if failed else ""
+
+
+def _data_step(z: Tensor, y: Tensor, b: Tensor, step: Tensor, op: Any, inner: CG, on_failure: OnFailure) -> Tensor:
     if isinstance(op, Operator):  # it may have a closed form
-        return denoiser(op.prox(z, y, step, inner))
-    return denoiser(normal_equations(op, z + step * b, 1.0, step, inner, "warn").value)
+        return proximal(op, z, y, step, inner, on_failure=on_failure)
+    return normal_equations(op, z + step * b, 1.0, step, inner, on_failure).value
 
 
 def _gradient(z: Tensor, y: Tensor, b: Tensor, step: Tensor, op: Any, denoiser: Any, inner: CG) -> Tensor:

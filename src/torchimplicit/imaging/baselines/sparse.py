@@ -25,8 +25,9 @@ from torchimplicit.core import OnFailure, Solution
 from torchimplicit.core.problem import FixedPoint
 from torchimplicit.core.public import public
 from torchimplicit.equations import Options, solve_problem
-from torchimplicit.imaging.baselines.check import adjoint_image, check_weight
+from torchimplicit.imaging.baselines.check import adjoint_image
 from torchimplicit.imaging.baselines.frame import Differences, Frame, Wavelets, shrunk, size_of
+from torchimplicit.imaging.physics.check import check_positive
 from torchimplicit.imaging.physics.normal import gram, largest_singular_value, norm_of
 from torchimplicit.imaging.physics.operator import Operator
 from torchimplicit.linear import GMRES
@@ -141,7 +142,7 @@ def _minimum(
     b = adjoint_image(name, y, op)
     if b.dim() < 3:
         raise ValueError(f"{name}(op=...): got images {tuple(b.shape)}, expected (B, ..., H, W)")
-    weight = check_weight(name, weight, b)
+    weight = check_positive(name, "weight", weight, b)
     with torch.no_grad():
         scale, penalty, x = _units(frame, op, b, weight)
         start = x, penalty.sqrt().unsqueeze(-1) * frame.analyse(x)

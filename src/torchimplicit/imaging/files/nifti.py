@@ -15,7 +15,10 @@ from torchimplicit.imaging.image import Image
 
 HINT = "Expected a NIfTI file, .nii or .nii.gz; try nibabel to convert another format."
 MILLIMETRES = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
-DISPLACEMENTS = 1006  # the intent code NIFTI_INTENT_DISPVECT
+# ITK takes vectors of NIFTI_INTENT_VECTOR as they are, which is in LPS, and those of NIFTI_INTENT_DISPVECT to be in RAS
+# as all else in NIfTI (since 5.4; before, it could not read them). It writes the former, as ANTs does.
+VECTORS, DISPLACEMENTS = 1007, 1006
+PICTURE = torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0]))  # where ITK has a picture's pixels at their own indices
 PLAIN = {torch.bool: torch.uint8, torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.int64: torch.int32}
 
 
@@ -61,11 +64,15 @@ def write_nifti(path: str | Path, image: Image) -> None:
     _write(Path(path), image.data, image.affine)
 
 
-def read_displacement(path: str | Path) -> Image:
-    """A field of displacements as `write_displacement` writes it: `data` is `(X, Y, Z, 3)` in millimetres, RAS+.
+def read_displacement(path: str | Path) -> Image | Tensor:
+    """A field of displacements as `write_displacement`, ITK and ANTs write it.
 
     Args:
-        path: of a NIfTI file `(X, Y, Z, 1, 3)`, whose vectors are LPS as ITK and ANTs write them.
+        path: of a NIfTI file `(X, Y, Z, 1, 3)`, or `(W, H, 1, 1, 2)` of a picture. Vectors of intent 1007 are LPS, as
+            ITK's, those of intent 1006 RAS, as NIfTI's.
+
+    Returns:
+        An `Image` whose `data` is `(X, Y, Z, 3)` in millimetres, RAS+; of a picture `(2, H, W)`, in pixels.
 
     Raises:
         DataError: as `read_nifti`; or the file holds no such field.
@@ -75,26 +82,42 @@ def read_displacement(path: str | Path) -> Image:
     with reading("read_displacement", path, HINT):
         data, header = _read(path)
         shape, intent = tuple(data.shape), int(header["intent_code"])
-        if len(shape) != 5 or shape[3:] != (1, 3) or intent not in (DISPLACEMENTS, 1007):
+        flat = shape[2:] == (1, 1, 2)
+        if len(shape) != 5 or not (shape[3:] == (1, 3) or flat) or intent not in (VECTORS, DISPLACEMENTS):
             raise ValueError(f"{shape} of intent {intent}, expected (X, Y, Z, 1, 3) of intent 1006 or 1007 (vectors)")
-        return Image(data[:, :, :, 0] * data.new_tensor([-1, -1, 1]), _affine(header))
+        vectors = data[:, :, 0, 0] if flat else data[:, :, :, 0]
+        if flat == (intent == DISPLACEMENTS):  # a picture's x and y are those of the file's LPS
+            vectors = vectors * vectors.new_tensor([-1, -1, 1][: vectors.shape[-1]])
+        if not flat:
+            return Image(vectors, _affine(header))
+        if not torch.allclose(_affine(header), PICTURE.double()):
+            raise ValueError("a picture's field with a place in the world, expected one in pixels")
+        return vectors.permute(2, 1, 0).flip(0).contiguous()  # ITK counts columns first
 
 
-def write_displacement(path: str | Path, field: Image) -> None:
-    """Writes a field of displacements for ITK and ANTs: `(X, Y, Z, 1, 3)`, intent 1006, vectors in LPS.
+def write_displacement(path: str | Path, field: Image | Tensor) -> None:
+    """Writes a field of displacements as ITK and ANTs do: `(X, Y, Z, 1, 3)`, intent 1007, vectors in LPS.
 
     Args:
         path: ends in .nii or .nii.gz.
-        field: `data` is `(X, Y, Z, 3)`, in millimetres along the axes of the world, RAS+: not in voxels.
+        field: `data` is `(X, Y, Z, 3)`, in millimetres along the axes of the world, RAS+: not in voxels. Of a picture,
+            a tensor `(2, H, W)` in pixels, along rows and columns.
 
     Raises:
         ValueError: the data is not such a field, or the path ends otherwise.
         ImportError: nibabel is not installed.
     """
-    data = field.data
-    if data.ndim != 4 or data.shape[3] != 3 or not data.is_floating_point():
-        raise ValueError(f"write_displacement: got {data.dtype} {tuple(data.shape)}, expected floats (X, Y, Z, 3)")
-    _write(Path(path), (data * data.new_tensor([-1, -1, 1]))[:, :, :, None], field.affine, DISPLACEMENTS)
+    data = field.data if isinstance(field, Image) else field
+    shape = tuple(data.shape)
+    fine = (len(shape) == 4 and shape[3] == 3) if isinstance(field, Image) else (len(shape) == 3 and shape[0] == 2)
+    if not fine or not data.is_floating_point():
+        raise ValueError(
+            f"write_displacement: got {data.dtype} {shape}, expected floats: an Image (X, Y, Z, 3), or (2, H, W)"
+        )
+    if isinstance(field, Image):
+        _write(Path(path), (data * data.new_tensor([-1, -1, 1]))[:, :, :, None], field.affine, VECTORS)
+    else:
+        _write(Path(path), data.flip(0).permute(2, 1, 0)[:, :, None, None], PICTURE, VECTORS)
 
 
 def _read(path: Path) -> tuple[Tensor, Any]:
@@ -128,7 +151,8 @@ def _affine(header: Any) -> Tensor:
             scale = MILLIMETRES[header.get_xyzt_units()[0]]
             return torch.diag(torch.tensor([scale, scale, scale, 1.0], dtype=torch.float64)) @ torch.from_numpy(found)
     raise ValueError(
-        "neither sform nor qform, so left and right are unknown; try read_nifti(path, affine=...) if you know them"
+        "neither sform nor qform, so left and right are unknown; if you know them try read_nifti(path, affine=...), "
+        "or write them into the file by nibabel's set_sform"
     )
 
 

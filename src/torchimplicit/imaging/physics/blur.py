@@ -10,7 +10,16 @@ from torch.nn.functional import conv2d, pad
 
 from torchimplicit.core import OnFailure
 from torchimplicit.core.options import require
-from torchimplicit.imaging.physics.check import alike, check_finite, check_images, is_real_or_complex, kind
+from torchimplicit.imaging.physics.check import (
+    alike,
+    check_batch,
+    check_damping,
+    check_finite,
+    check_images,
+    check_positive,
+    is_real_or_complex,
+    kind,
+)
 from torchimplicit.imaging.physics.fourier import transform
 from torchimplicit.imaging.physics.operator import SOLVER, Operator
 from torchimplicit.linear import CG
@@ -81,18 +90,23 @@ class Blur(Operator):
         self._check(x)
         return self._filter(x, self._symbol(x).abs().square())
 
-    def A_dagger(self, y: Tensor, damping: float = 0.0, solver: CG = SOLVER, on_failure: OnFailure = "warn") -> Tensor:
+    def A_dagger(
+        self, y: Tensor, damping: float | Tensor = 0.0, solver: CG = SOLVER, on_failure: OnFailure = "warn"
+    ) -> Tensor:
         """See `Operator.A_dagger`; a closed form where the border is circular and there is a damping."""
-        if self.border != "circular" or damping == 0:
+        if self.border == "circular":
+            damping = check_damping("Blur", damping, y)
+        if self.border != "circular" or not isinstance(damping, Tensor):
             return super().A_dagger(y, damping, solver, on_failure)
         return self._filter(self.A_adjoint(y), 1 / (self._symbol(y).abs().square() + damping))
 
     def prox(
         self, z: Tensor, y: Tensor, step: float | Tensor, solver: CG = SOLVER, on_failure: OnFailure = "warn"
     ) -> Tensor:
-        """See `Operator.prox`; a closed form, for steps of samples, where the border is circular."""
+        """See `Operator.prox`; a closed form where the border is circular."""
         if self.border != "circular":
             return super().prox(z, y, step, solver, on_failure)
+        step = check_positive("Blur", "step", step, z)
         return self._filter(z + step * self.A_adjoint(y), 1 / (1 + step * self._symbol(z).abs().square()))
 
     def norm(self, like: Tensor | None = None, rtol: float = 1e-3, max_steps: int = 64) -> Tensor:
@@ -103,10 +117,12 @@ class Blur(Operator):
 
     def guess(self, y: Tensor) -> Tensor:
         """See `Operator.guess`: the blurred images, whose edge goes on beyond their border where that is lost."""
-        if self.border != "valid" or y.is_complex():
+        if self.border != "valid":
             return y
-        height, width = (size // 2 for size in self.kernel.shape[-2:])
-        return pad(y, (width, width, height, height), mode="replicate")
+        for axis, size in zip((-2, -1), self.kernel.shape[-2:], strict=True):  # `pad` does it to real images alone
+            place = torch.arange(-(size // 2), y.shape[axis] + size // 2, device=y.device)
+            y = y.index_select(axis, place.clamp(0, y.shape[axis] - 1))
+        return y
 
     def norm_bound(self, like: Tensor | None = None) -> Tensor:
         """See `Operator.norm_bound`; by Young's inequality where nothing beyond the border counts."""
@@ -121,6 +137,8 @@ class Blur(Operator):
     def _check(self, x: Tensor, name: str = "images") -> None:
         own = self.kernel.shape[-3] if self.kernel.dim() > 2 else 1
         check_images("Blur", x, "channels" if own == 1 else own, "H", "W", name=name)
+        if self.kernel.dim() == 4:
+            check_batch("Blur", x, len(self.kernel), "kernels")
         height, width = self.kernel.shape[-2:]
         least = {"valid": (height, width), "circular": (height, width), "reflect": (height // 2 + 1, width // 2 + 1)}
         if name == "images" and any(a < b for a, b in zip(x.shape[-2:], least[self.border], strict=True)):

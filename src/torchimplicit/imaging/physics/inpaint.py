@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchimplicit.core import OnFailure
 from torchimplicit.core.options import require_count
-from torchimplicit.imaging.physics.check import check_images, check_mask
+from torchimplicit.imaging.physics.check import check_damping, check_images, check_mask, check_positive
 from torchimplicit.imaging.physics.operator import SOLVER, Operator
 from torchimplicit.linear import CG
 
@@ -20,14 +20,18 @@ class _Coisometry(Operator):
 
     coisometry: float
 
-    def A_dagger(self, y: Tensor, damping: float = 0.0, solver: CG = SOLVER, on_failure: OnFailure = "warn") -> Tensor:
+    def A_dagger(
+        self, y: Tensor, damping: float | Tensor = 0.0, solver: CG = SOLVER, on_failure: OnFailure = "warn"
+    ) -> Tensor:
         """See `Operator.A_dagger`; a closed form."""
-        return self.A_adjoint(y) / (self.coisometry + damping)
+        x = self.A_adjoint(y)
+        return x / (self.coisometry + check_damping(type(self).__name__, damping, x))
 
     def prox(
         self, z: Tensor, y: Tensor, step: float | Tensor, solver: CG = SOLVER, on_failure: OnFailure = "warn"
     ) -> Tensor:
-        """See `Operator.prox`; a closed form, for steps of samples."""
+        """See `Operator.prox`; a closed form."""
+        step = check_positive(type(self).__name__, "step", step, z)
         right = z + step * self.A_adjoint(y)
         return right - step / (1 + step * self.coisometry) * self.gram(right)
 
@@ -65,7 +69,7 @@ class Inpainting(_Coisometry):
             ValueError: it does not broadcast to the shape, or shows nothing.
         """
         super().__init__()
-        check_mask("Inpainting", mask)
+        check_mask("Inpainting", mask, batched=False)
         shape = torch.Size(mask.shape if shape is None else shape)
         try:
             mask = mask.expand(shape)
@@ -113,13 +117,18 @@ class Greyscale(_Coisometry):
 
     def A(self, x: Tensor) -> Tensor:
         """The grey images."""
-        if x.dim() < 2 or x.shape[1] != len(self.weights):
-            raise ValueError(f"Greyscale: got images {tuple(x.shape)}, expected (B, {len(self.weights)}, ...)")
+        self._check(x, "images", len(self.weights))
         return (x * self._beside(x)).sum(1, keepdim=True)
 
     def A_adjoint(self, y: Tensor) -> Tensor:
         """Grey in all channels, by their weights."""
+        self._check(y, "measurements", 1)
         return y * self._beside(y)
+
+    def _check(self, x: Tensor, name: str, channels: int) -> None:
+        check_images("Greyscale", x, "...", name=name)
+        if x.dim() < 2 or x.shape[1] != channels:
+            raise ValueError(f"Greyscale: got {name} {tuple(x.shape)}, expected (B, {channels}, ...)")
 
     def _beside(self, x: Tensor) -> Tensor:
         return self.weights.to(x.real).view(-1, *(1,) * (x.dim() - 2))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.options import is_number, require
-from torchimplicit.imaging.physics.check import check_images, is_real_or_complex
+from torchimplicit.imaging.physics.check import can_look, check_images, is_real_or_complex
 from torchimplicit.sde.normals import DRAW, pair, places
 from torchimplicit.sde.seeds import seeds_of_samples
 
@@ -48,9 +48,23 @@ class GaussianNoise:
             where: what is measured, bool, that broadcasts to `y`; the rest stays as it is. None for all.
         """
         check_images("GaussianNoise", y, "...", name="measurements")
+        std = self._std(y)
         n = normals(y, seeds_of_samples("GaussianNoise", seed, len(y), y.device))
-        std = self.std.reshape(-1, *(1,) * (y.dim() - 1)) if isinstance(self.std, Tensor) else self.std
         return y + std * (n if where is None else n * where)
+
+    def _std(self, y: Tensor) -> float | Tensor:
+        """A number, or one a sample beside measurements."""
+        std = self.std
+        if not isinstance(std, Tensor):
+            return std
+        if std.shape not in ((), (1,), y.shape[:1]) or std.is_complex():
+            got = f"{tuple(std.shape)}, {std.dtype}"
+            raise ValueError(
+                f"GaussianNoise(std=...): got shape {got}, expected real numbers, one a sample, ({len(y)},)"
+            )
+        if can_look(std) and not bool(((std.detach() >= 0) & std.detach().isfinite()).all()):
+            raise ValueError(f"GaussianNoise(std={std!r}): expected finite numbers >= 0")
+        return std.reshape(-1, *(1,) * (y.dim() - 1))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -2,10 +2,11 @@ r"""What follows of $A$ and $A^H$, whoever has them: the Gram operator, systems 
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cache, reduce
 from operator import add
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoint import Implicit
-from torchimplicit.core import ConvergenceWarning, OnFailure, Solution, transforms
+from torchimplicit.core import ConvergenceError, ConvergenceWarning, OnFailure, Solution, transforms
 from torchimplicit.core.problem import FixedPoint
 from torchimplicit.core.public import public
 from torchimplicit.core.tree import Layout, norm
@@ -75,6 +76,39 @@ def normal_equations(
     return solve_problem(problem, start, Options(step, Implicit(solver), None, on_failure, review=counting.review))
 
 
+def proximal(operator: Any, z: Tensor, y: Tensor, step: Any, *options: Any, on_failure: OnFailure = "ignore") -> Tensor:
+    """`operator.prox` as a part of another solve, which asks `proximal_status` how it went.
+
+    Args:
+        operator: with `prox`, of whatever library.
+        z: see `Operator.prox`.
+        y: see there.
+        step: see there.
+        *options: the solver, of an `Operator`.
+        on_failure: see there; of no use to operators whose `prox` does not take it.
+    """
+    words = {"on_failure": on_failure} if _says(type(operator)) else {}
+    found: Tensor = operator.prox(z, y, step, *options, **words)
+    return found
+
+
+@torch.no_grad()
+def proximal_status(operator: Any, *args: Any) -> Tensor | None:
+    """How the solve of `proximal` ends, `(B,)`; None where every sample's converges, or there is none."""
+    try:
+        proximal(operator, *args, on_failure="raise")
+    except ConvergenceError as error:
+        return error.report.status
+    return None
+
+
+@cache
+def _says(kind: type) -> bool:
+    """Whether a kind of operators takes `on_failure`."""
+    prox = getattr(kind, "prox", None)
+    return prox is not None and "on_failure" in inspect.signature(prox).parameters
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Counting(CG):
     """Conjugate gradients that note their steps, `(B,)` of every run."""
@@ -114,6 +148,8 @@ def largest_singular_value(operator: Any, like: Tensor, rtol: float, max_steps: 
         rtol: see `Operator.norm`.
         max_steps: see `Operator.norm`.
     """
+    if not like.is_complex() and gram(operator, like).is_complex():  # of real images a part would be cut off
+        like = like.to(like.dtype.to_complex())
     layout = Layout(like)
     start = probe(layout.flatten(like))
     limit, steps = min(max_steps, layout.width), 8

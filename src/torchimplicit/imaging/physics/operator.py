@@ -1,8 +1,7 @@
 r"""A linear operator of images: what it measures, its adjoint, and what follows from the two.
 
-A subclass says `A` and `A_adjoint`; the Gram operator, the norm, least squares and the proximal operator follow, and
-one that knows a closed form says it. Least squares and proximal operators are fixed points of $x = b - M x$ with $M$
-a multiple of $A^H A$, found by conjugate gradients and differentiated by the implicit function theorem.
+A subclass says `A` and `A_adjoint`, and what it has in closed form; the rest follows. Least squares and proximal maps
+are fixed points of $x = b - M x$ with $M$ a multiple of $A^H A$, by conjugate gradients and an implicit gradient.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from torchimplicit.core import OnFailure
+from torchimplicit.imaging.physics.check import check_damping, check_positive
 from torchimplicit.imaging.physics.normal import added, gram, is_operator, largest_singular_value, normal_equations
 from torchimplicit.linear import CG
 
@@ -21,10 +21,9 @@ SOLVER = CG(rtol=1e-5, max_steps=200)
 class Operator(nn.Module):
     r"""Base of the linear operators $A$ of images, batched, real or complex.
 
-    It is made of buffers, or of parameters where it was given `nn.Parameter`s, and every product is differentiable in
-    them. Operators compose: `P @ Q` is $x \mapsto P(Q x)$, `P + Q`, `c * P`, `P.H` the adjoint as an operator,
-    `Stack(P, Q)` both measurements. Anything else with `A` and `A_adjoint`, as the physics of deepinv, is accepted by
-    what takes an operator.
+    It is made of buffers, or of parameters where it was given `nn.Parameter`s, and differentiable in them. Operators
+    compose: `P @ Q` is $x \mapsto P(Q x)$, `P + Q`, `c * P`, `P.H` the adjoint, `Stack(P, Q)` both measurements.
+    Anything else with `A` and `A_adjoint`, as the physics of deepinv, is accepted by what takes an operator.
 
     Attributes:
         coisometry: $c$ where $A A^H = c I$; None where it is not so, or not known.
@@ -58,21 +57,24 @@ class Operator(nn.Module):
         """$A^H A x$, `(B, ...)`."""
         return self.A_adjoint(self.A(x))
 
-    def A_dagger(self, y: Tensor, damping: float = 0.0, solver: CG = SOLVER, on_failure: OnFailure = "warn") -> Tensor:
+    def A_dagger(
+        self, y: Tensor, damping: float | Tensor = 0.0, solver: CG = SOLVER, on_failure: OnFailure = "warn"
+    ) -> Tensor:
         r"""Least squares, $\arg\min_x \frac12 |A x - y|^2 + \frac{\delta}{2} |x|^2$; without damping the smallest.
 
         Gradients want a damping where $A$ has a null space, for the backward solve has no solution there, and says so.
 
         Args:
             y: measurements, `(B, ...)`.
-            damping: $\delta \ge 0$.
-            solver: conjugate gradients, and how far: the residual is relative to that of `x = 0`.
+            damping: $\delta \ge 0$, a number; or > 0, one per sample, `(B,)`.
+            solver: how far: the residual is relative to that of `x = 0`.
             on_failure: of samples that are not solved: "raise", "warn" or "ignore".
 
         Returns:
             Images `(B, ...)`.
         """
-        return normal_equations(self, self.A_adjoint(y), damping, 1.0, solver, on_failure).value
+        shift = check_damping(type(self).__name__, damping, b := self.A_adjoint(y))
+        return normal_equations(self, b, shift, 1.0, solver, on_failure).value
 
     def prox(
         self, z: Tensor, y: Tensor, step: float | Tensor, solver: CG = SOLVER, on_failure: OnFailure = "warn"
@@ -82,13 +84,14 @@ class Operator(nn.Module):
         Args:
             z: images, `(B, ...)`.
             y: measurements, `(B, ...)`.
-            step: $\tau > 0$, a number or what broadcasts to the images.
-            solver: see `A_dagger`; without use where there is a closed form.
+            step: $\tau > 0$, a number or one per sample, `(B,)`.
+            solver: see `A_dagger`; of no use where there is a closed form, as is `on_failure`.
             on_failure: see `A_dagger`.
 
         Returns:
             Images `(B, ...)`.
         """
+        step = check_positive(type(self).__name__, "step", step, z)
         return normal_equations(self, z + step * self.A_adjoint(y), 1.0, step, solver, on_failure).value
 
     def norm(self, like: Tensor | None = None, rtol: float = 1e-3, max_steps: int = 64) -> Tensor:
@@ -102,9 +105,7 @@ class Operator(nn.Module):
             max_steps: products with the Gram operator, at most.
         """
         if like is None:
-            raise ValueError(
-                f"{type(self).__name__}.norm(like=None): expected images (B, ...) to measure; try norm(x), of any x"
-            )
+            raise ValueError(f"{type(self).__name__}.norm(like=None): expected images (B, ...); try norm(x), of any x")
         return largest_singular_value(self, like, rtol, max_steps)
 
     def norm_bound(self, like: Tensor | None = None) -> Tensor:

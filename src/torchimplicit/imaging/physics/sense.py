@@ -11,9 +11,12 @@ from torchimplicit.core import OnFailure
 from torchimplicit.imaging.physics.check import (
     alike,
     can_look,
+    check_batch,
+    check_damping,
     check_finite,
     check_images,
     check_mask,
+    check_positive,
     is_real_or_complex,
     kind,
 )
@@ -31,7 +34,7 @@ class Fourier(Operator):
 
     Args:
         mask: what is sampled, bool, that broadcasts to the images: `(H, W)`, `(1, W)` for lines, `(B, H, W)` for masks
-            of the samples' own. None samples all.
+            of the samples' own, which their channels share. None samples all.
         dims: the axes that are transformed. One of them alone is hybrid space: k-space along the undersampled axis,
             image space along the other, whose pixels then are problems of their own, to be cut to slabs.
 
@@ -73,26 +76,30 @@ class Fourier(Operator):
     def A(self, x: Tensor) -> Tensor:
         """See `Operator.A`."""
         self._check(x)
-        return self.mask * fftc(x, self.dims)
+        return self._beside(x) * fftc(x, self.dims)
 
     def A_adjoint(self, y: Tensor) -> Tensor:
         """See `Operator.A_adjoint`."""
         self._check(y, "measurements")
-        return ifftc(self.mask * y, self.dims)
+        return ifftc(self._beside(y) * y, self.dims)
 
     def gram(self, x: Tensor) -> Tensor:
         """See `Operator.gram`."""
         self._check(x)
-        return weighted(x, self.mask, self.varying)
+        return weighted(x, self._beside(x), self.varying)
 
-    def A_dagger(self, y: Tensor, damping: float = 0.0, solver: CG = SOLVER, on_failure: OnFailure = "warn") -> Tensor:
+    def A_dagger(
+        self, y: Tensor, damping: float | Tensor = 0.0, solver: CG = SOLVER, on_failure: OnFailure = "warn"
+    ) -> Tensor:
         """See `Operator.A_dagger`; a closed form."""
-        return self.A_adjoint(y) / (1 + damping)
+        x = self.A_adjoint(y)
+        return x / (1 + check_damping("Fourier", damping, x))
 
     def prox(
         self, z: Tensor, y: Tensor, step: float | Tensor, solver: CG = SOLVER, on_failure: OnFailure = "warn"
     ) -> Tensor:
-        """See `Operator.prox`; a closed form, for steps of samples."""
+        """See `Operator.prox`; a closed form."""
+        step = check_positive("Fourier", "step", step, z)
         right = z + step * self.A_adjoint(y)
         return right - step / (1 + step) * self.gram(right)
 
@@ -102,6 +109,16 @@ class Fourier(Operator):
 
     def _check(self, x: Tensor, name: str = "images") -> None:
         check_images(type(self).__name__, x, "...", *self.sizes, name=name)
+        if self.mask.dim() > 2:
+            check_batch("Fourier", x, len(self.mask), "masks")
+            if self.mask.dim() > x.dim():
+                got = f"{name} {tuple(x.shape)} and masks {tuple(self.mask.shape)}"
+                raise ValueError(f"Fourier: got {got}, expected masks (B, H, W) at most; try mask[:, 0]")
+
+    def _beside(self, x: Tensor) -> Tensor:
+        """The mask, whose batch stands in front of whatever other dimensions images have."""
+        mask = self.mask
+        return mask if mask.dim() < 3 else mask.reshape(len(mask), *(1,) * (x.dim() - mask.dim()), *mask.shape[1:])
 
 
 class Sense(Operator):
@@ -158,6 +175,7 @@ class Sense(Operator):
     def A_adjoint(self, y: Tensor) -> Tensor:
         """See `Operator.A_adjoint`."""
         check_images("Sense", y, *self.maps.shape[-3:], name="measurements")
+        self._check_batch(y)
         return self._together(ifftc(self._mask * y, self.coil.dims))
 
     def gram(self, x: Tensor) -> Tensor:
@@ -179,9 +197,10 @@ class Sense(Operator):
             shift: $c > 0$, a number.
             like: images, of which the dtype and the device count.
         """
-        if len(self.coil.varying) != 1:
+        varying, mask = self.coil.varying, self.coil.mask
+        if len(varying) != 1 or mask.shape[-3 - varying[0]] > 1:  # in hybrid space a mask may vary along both
             return None
-        return solved_by_lines(alike(self.maps, like), self.coil.mask, self.coil.varying[0], shift)
+        return solved_by_lines(alike(self.maps, like), mask, varying[0], shift)
 
     def norm_bound(self, like: Tensor | None = None) -> Tensor:
         r"""See `Operator.norm_bound`; the largest $(\sum_c |S_c|^2)^{1/2}$: transform and mask add nothing."""
@@ -194,7 +213,13 @@ class Sense(Operator):
 
     def _coils(self, x: Tensor) -> Tensor:
         check_images("Sense", x, *self.maps.shape[-2:])
+        self._check_batch(x)
         return alike(self.maps, x) * x.unsqueeze(-3)
+
+    def _check_batch(self, x: Tensor) -> None:
+        for tensor, base, of in ((self.maps, 3, "maps"), (self.coil.mask, 2, "masks")):
+            if tensor.dim() > base:
+                check_batch("Sense", x, len(tensor), of)
 
     def _together(self, coils: Tensor) -> Tensor:
         return (alike(self.maps, coils).conj() * coils).sum(-3)

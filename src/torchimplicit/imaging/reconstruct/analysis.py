@@ -9,8 +9,8 @@ from torch import Tensor
 
 from torchimplicit.core.options import is_number
 from torchimplicit.imaging.baselines.frame import Frame, shrunk, size_of
+from torchimplicit.imaging.positive import logarithm
 from torchimplicit.imaging.reconstruct.prior import ConvexPrior
-from torchimplicit.imaging.reconstruct.steps import logarithm
 
 
 class Analysis(ConvexPrior):

@@ -118,11 +118,6 @@ class Cell(PreparedMap):
         slope = op.A_adjoint(op.A(x) - y)
         return slope + self.eps * x if self.eps else slope
 
-    def proximal(self, v: Tensor, y: Tensor, op: Any, step: Tensor | float) -> Tensor:
-        r"""The $x$ that minimises $|A x - y|^2 / 2 + \epsilon |x|^2 / 2 + |x - v|^2 / (2 \alpha)$."""
-        shrink = 1 + self.eps * step
-        return op.prox(v / shrink, y, step / shrink)
-
     def extra_repr(self) -> str:
         """The strong convexity, for `print`."""
         return f"eps={self.eps:g}"

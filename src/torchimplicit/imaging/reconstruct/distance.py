@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchimplicit.core.problem import FixedPoint
-from torchimplicit.core.tree import norm
+from torchimplicit.core.tree import Layout, norm
 from torchimplicit.imaging.reconstruct.cell import Cell
 from torchimplicit.linear import GMRES, Jacobian, Tridiagonal, lanczos
 from torchimplicit.linear.solver import Product
@@ -82,34 +82,48 @@ def _rules(found: Tridiagonal, least: Tensor, seen: float = 0.0) -> tuple[Tensor
     return lower.squeeze(2), upper.squeeze(2)
 
 
-def general_distance(jacobian: Jacobian, residual: Tensor, products: int) -> Tensor:
-    r"""An estimate of $|B^{-1} r|$ for any $B$: of what `GMRES` finds, and of the rest as much for its size, `(B,)`."""
+def general_step(jacobian: Jacobian, residual: Tensor, products: int) -> tuple[Tensor, Tensor]:
+    r"""An estimate of $B^{-1} r$ for any $B$, by `GMRES`: what it finds, `(B, n)`, and by how much it is too short.
+
+    Of what it leaves of the residual the rest of the way is as long for its size as what was found; `(B,)`, >= 1.
+    """
     step, report = GMRES(rtol=1e-2, restart=products, max_steps=products).prepare(jacobian).solve(residual)
     rest = report.residual * residual.shape[1] ** 0.5
-    found = norm(step)
-    solved = (norm(residual) - rest).clamp_min(torch.finfo(found.dtype).tiny)
-    return torch.where(found > 0, found * (1 + rest / solved), rest)
+    solved = (norm(residual) - rest).clamp_min(torch.finfo(rest.dtype).tiny)
+    nothing = ~step.any(1)  # was found: the residual itself then stands for the step
+    step = torch.where(nothing[:, None], residual, step)
+    return step, torch.where(nothing, 1.0, 1 + rest / solved)
 
 
 @torch.no_grad()
 def distances(cell: Any, z: Any, args: tuple, products: int) -> Tensor:
-    """The estimated RMS distance from states to the fixed points of a cell, `(B,)`; infinite where it is not finite.
+    """The estimated RMS distance of images to those of the fixed points, `(B,)`; infinite where it is not finite.
 
     Args:
         cell: the cell.
-        z: the states.
+        z: the states, of which the images are `cell.output`, where it has one.
         args: the measurement, the operator, and what else the cell takes.
         products: with the Jacobian.
     """
     begun: Any = cell.begin(z, args, 1) if isinstance(cell, PreparedMap) else cell
     problem = FixedPoint(begun, z, args, begins=False)
     with problem.bind([tensor.detach() for tensor in problem.explicit.take_tensors()]) as function:
-        flat = problem.layout.flatten(z)
+        layout, flat = problem.layout, problem.layout.flatten(z)
         jacobian = Jacobian(function, flat)
         residual = jacobian.value.detach()
         if isinstance(cell, Cell) and cell.symmetric:
             least = (1 - torch.as_tensor(begun.contraction(args[1], z))).to(flat).expand(len(flat))
-            found = symmetric_distance(jacobian, residual, least, products, SEEN)[1]
+            found = symmetric_distance(jacobian, residual, least, products, SEEN)[1] / layout.width**0.5
         else:
-            found = general_distance(jacobian, residual, products)
-    return torch.where(found.isfinite(), found, torch.inf) / problem.layout.width**0.5
+            step, short = general_step(jacobian, residual, products)
+            images = [layout.unflatten(each) for each in (flat, flat - step)]
+            if isinstance(cell, Cell):
+                images = [begun.output(each, *args) for each in images]
+            found = short * rms(Layout(images[0]), images)
+    return torch.where(found.isfinite(), found, torch.inf)
+
+
+def rms(layout: Layout, images: list) -> Tensor:
+    """Of the difference of two batches, `(B,)`."""
+    one, other = map(layout.flatten, images)
+    return norm(one - other) / layout.width**0.5

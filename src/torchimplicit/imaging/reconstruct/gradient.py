@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.options import is_number
+from torchimplicit.imaging.positive import below, logarithm, under
 from torchimplicit.imaging.reconstruct.cell import Cell, column
 from torchimplicit.imaging.reconstruct.prior import Prior
-from torchimplicit.imaging.reconstruct.steps import below, logarithm, under
 
 CAP = 2.0  # a step down the data term of a norm of one is nonexpansive up to here
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchimplicit.imaging.physics.normal import proximal, proximal_status
+from torchimplicit.imaging.positive import logarithm
 from torchimplicit.imaging.reconstruct.cell import Cell
 from torchimplicit.imaging.reconstruct.prior import Prior
-from torchimplicit.imaging.reconstruct.steps import logarithm
 
 
 class _Splitting(Cell):
@@ -19,6 +20,36 @@ class _Splitting(Cell):
     def __init__(self, prior: Prior, *, step: float = 10.0, eps: float = 0.0):
         super().__init__(prior, eps)
         self.log_step = logarithm(self, "step", step)
+
+    def proximal(self, v: Tensor, y: Tensor, op: Any) -> Tensor:
+        r"""The $x$ that minimises $|A x - y|^2 / 2 + \epsilon |x|^2 / 2 + |x - v|^2 / (2 \alpha)$."""
+        return proximal(op, *self._system(v, y))
+
+    def _system(self, v: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of what `op.prox` is that."""
+        step = self.log_step.exp()
+        shrink = 1 + self.eps * step
+        return v / shrink, y, step / shrink
+
+    def before(self, z: Any) -> Tensor:
+        """What the data step is taken from at a state."""
+        return z
+
+    def inner(self, z: Any, args: tuple, batch_dims: int) -> Tensor | None:
+        """How the data step's own solve ends, where it has one."""
+        with torch.no_grad():
+            return proximal_status(args[1], *self._system(self.before(z), args[0]))
+
+    def advice(self, z: Any, args: tuple, batch_dims: int) -> str:
+        """Whose data steps were not solved."""
+        status = self.inner(z, args, batch_dims)
+        if status is None:
+            return ""
+        return (
+            f"The data step's own solve, by the operator's prox, did not converge for samples "
+            f"{status.nonzero().flatten().tolist()[:5]}: with a step of {float(self.log_step.detach().exp()):.2g} its "
+            "system is badly conditioned. Try a shorter step, or the cell Preconditioned, which solves none."
+        )
 
     def begin(self, z0: Any, args: tuple, batch_dims: int) -> Cell:
         """Itself: nothing depends on the operator's norm."""
@@ -52,7 +83,7 @@ class HalfQuadratic(_Splitting):
 
     def forward(self, z: Tensor, y: Tensor, op: Any) -> Tensor:
         """The data step, and the denoiser."""
-        return self.prior(self.proximal(z, y, op, self.log_step.exp()))
+        return self.prior(self.proximal(z, y, op))
 
     @torch.no_grad()
     def contraction(self, op: Any, like: Any) -> Tensor | float:
@@ -82,11 +113,18 @@ class ADMM(_Splitting):
 
     def forward(self, z: tuple[Tensor, Tensor], y: Tensor, op: Any) -> tuple[Tensor, Tensor]:
         """The denoiser, the multiplier, and the data step."""
-        x, u = z
-        v = x + u
+        v, u = self._moved(z)
+        return self.proximal(v, y, op), u
+
+    def before(self, z: tuple[Tensor, Tensor]) -> Tensor:
+        """The denoised image, less the new multiplier."""
+        return self._moved(z)[0]
+
+    def _moved(self, z: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """That, and the new multiplier."""
+        v = z[0] + z[1]
         denoised = self.prior(v)
-        u = v - denoised
-        return self.proximal(denoised - u, y, op, self.log_step.exp()), u
+        return denoised - (v - denoised), v - denoised
 
     def start(self, y: Tensor, op: Any) -> tuple[Tensor, Tensor]:
         """The adjoint image, and no multiplier."""
@@ -125,7 +163,7 @@ class DouglasRachford(_Splitting):
 
     def output(self, z: Tensor, y: Tensor, op: Any) -> Tensor:
         """The image: the data step at the state."""
-        return self.proximal(z, y, op, self.log_step.exp())
+        return self.proximal(z, y, op)
 
     @torch.no_grad()
     def contraction(self, op: Any, like: Any) -> Tensor | float:

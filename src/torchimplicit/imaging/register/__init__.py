@@ -1,9 +1,11 @@
 """Registration: images brought into one place, rigidly to freely, as minima and equilibria."""
 
 from torchimplicit.imaging.register.align import Registration, align
+from torchimplicit.imaging.register.amortised import AmortisedStart
 from torchimplicit.imaging.register.demons import Demons
 from torchimplicit.imaging.register.field import exponential, flow, inverse
 from torchimplicit.imaging.register.grid import Grid
+from torchimplicit.imaging.register.learned import FeatureLNCC, LearnedDemons
 from torchimplicit.imaging.register.linear import Affine, Rigid, Similarity
 from torchimplicit.imaging.register.metrics import dice, hausdorff, sd_log_jacobian, soft_dice, target_error
 from torchimplicit.imaging.register.mutual import MutualInformation
@@ -18,12 +20,15 @@ __all__ = [
     "NCC",
     "SSD",
     "Affine",
+    "AmortisedStart",
     "BSpline",
     "Chain",
     "Demons",
     "Displacement",
+    "FeatureLNCC",
     "FreeForm",
     "Grid",
+    "LearnedDemons",
     "Linear",
     "MutualInformation",
     "Registration",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -140,6 +140,7 @@ def align(
     moving_spacing: Sequence[float] | None = None,
     adjoint: Adjoint | None = None,
     on_failure: OnFailure = "raise",
+    progress: Callable[[int, int], None] | None = None,
 ) -> Registration:
     """Finds where a moving image has what the fixed one shows; samples, pairs of images, are independent.
 
@@ -165,6 +166,7 @@ def align(
         moving_spacing: of the moving image's; None is as `spacing`.
         adjoint: how to differentiate the solves; see `least_squares`, `fixed_point`.
         on_failure: "raise", "warn" or "ignore" samples that do not converge, forward and backward.
+        progress: called when work on a level of a stage begins, with its number, from 0, and how many levels there are.
 
     Returns:
         The `Registration`.
@@ -206,10 +208,14 @@ def align(
         )
     for each in kinds:
         present = partial(_present, *grids, tuple(reports))
-        result = each.find(pair, transform, Call(adjoint, on_failure, present))
+        result = each.find(pair, transform, Call(adjoint, on_failure, present, progress or _in_silence))
         transform, reports = result.transform, [*reports, result.report]
     return result
 
 
 def _present(fixed: Grid, moving: Grid, stages: tuple[Report, ...], found: Transform, report: Report) -> Registration:
     return Registration(found, fixed, moving, report, (*stages, report))
+
+
+def _in_silence(level: int, levels: int) -> None:
+    pass

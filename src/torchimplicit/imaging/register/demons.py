@@ -33,6 +33,7 @@ from torchimplicit.solve import Anderson, Result, Solver
 COARSE = Anderson(window=5, rtol=3e-2, max_steps=25)
 VALUE = Anderson(window=5, rtol=2e-2, max_steps=50)  # good for a field,
 GRADIENT = Anderson(window=10, rtol=1e-5, max_steps=500)  # and for its derivative, which is off by all of itself there
+SLACK = 0.05  # an equilibrium is no minimum: of a pair that lies well already it is a little less alike
 BACKWARD = Implicit(GMRES(rtol=1e-4, restart=30, max_steps=300))
 
 
@@ -92,6 +93,7 @@ class Demons(Kind):
         require(self, "similarity", hasattr(self.similarity, "force"), "one with a force: LNCC() or SSD()")
         fine = isinstance(self.levels, tuple) and self.levels and all(map(_is_level, self.levels))
         require(self, "levels", bool(fine), "triples (shrink, a power of 2; smoothing > 0; step > 0), coarse to fine")
+        object.__setattr__(self, "levels", tuple(map(tuple, self.levels)))  # files have lists
         require(self, "interpolation", self.interpolation in (None, "linear", "cubic"), "'linear', 'cubic' or None")
         require_count(self, "squarings", least=0)
         if self.solver is not None:
@@ -111,11 +113,13 @@ class Demons(Kind):
         prepared: Any = self.similarity.prepared
         fixed, moving = prepared(pair.fixed, pair.moving)
         pair = replace(pair, fixed=fixed, moving=moving)
-        for level in self.levels[:-1]:
+        for number, level in enumerate(self.levels[:-1]):
+            call.progress(number, len(self.levels))
             with torch.no_grad():
                 scene = Scene.of(pair, base, level[0], self.interpolation or "linear", self.features)
                 v, grid = self._begin(scene, v, grid), scene.grid
                 v = solve_problem(self._problem(v, scene, level), v, Options(COARSE, BACKWARD, None, "ignore")).value
+        call.progress(len(self.levels) - 1, len(self.levels))
         interpolation: Interpolation = self.interpolation or ("cubic" if wanted else "linear")
         scene = Scene.of(pair, base, self.levels[-1][0], interpolation, self.features)
         v = self._begin(scene, v, grid)
@@ -163,7 +167,7 @@ class Demons(Kind):
             return {}
         words = "the images are less alike than without a deformation, by {:.3g} after {:.3g}: try a smaller step"
         both = enumerate(zip(before.tolist(), after.tolist(), strict=True))
-        return {i: (Status.INFEASIBLE, words.format(b, a)) for i, (a, b) in both if b > a * (1 + 1e-3) + 1e-6}
+        return {i: (Status.INFEASIBLE, words.format(b, a)) for i, (a, b) in both if b > a * (1 + SLACK) + 1e-6}
 
     def _learned(self) -> list[Tensor]:
         """The tensors of the parts that are learned."""

@@ -20,11 +20,13 @@ class Call:
         adjoint: see `align`.
         on_failure: see `align`.
         present: makes a result of a transform and a report, also for errors to carry.
+        progress: told the number of a level, from 0, and how many there are, when work on it begins.
     """
 
     adjoint: Adjoint | None
     on_failure: OnFailure
     present: Callable[[Transform, Report], Any]
+    progress: Callable[[int, int], None]
 
 
 class Kind:

@@ -74,6 +74,7 @@ class Affine(Kind):
         """Refuses impossible values."""
         fine = isinstance(self.levels, tuple) and self.levels and all(map(_is_level, self.levels))
         require(self, "levels", bool(fine), "pairs (smoothing >= 0, stride > 0), from coarse to fine")
+        object.__setattr__(self, "levels", tuple(map(tuple, self.levels)))  # files have lists
         require(self, "similarity", isinstance(self.similarity, KNOWN), "NCC(), SSD() or MutualInformation()")
         require(self, "interpolation", self.interpolation in (None, "linear", "cubic"), "'linear', 'cubic' or None")
         if self.solver is not None:
@@ -102,12 +103,14 @@ class Affine(Kind):
             return call.present(transform(solution.value), solution.report)
 
         z, (*coarse, last) = pair.fixed.new_zeros(len(pair.fixed), len(basis)), self._levels(pair)
-        for level in coarse:
+        for number, level in enumerate(coarse):
+            call.progress(number, len(self.levels))
             with torch.no_grad():
                 terms, args = self._terms(basis, frame, pair, level, "linear")
                 z = self._better(terms, z, args)
                 options = Options(COARSE if self._squares else DESCENT, None, None, "ignore")
                 z = solve_problem(self._form(terms, z, args, 1, (0, 1, 2)), z, options).value
+        call.progress(len(coarse), len(self.levels))
         wanted = transforms.differentiating((pair.fixed, pair.moving, initial.matrix))
         terms, args = self._terms(basis, frame, pair, last, self.interpolation or ("cubic" if wanted else "linear"))
         z = self._better(terms, z, args)

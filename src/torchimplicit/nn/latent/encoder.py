@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 from torch.nn.functional import softplus
 
-from torchimplicit.core.options import require_count
+from torchimplicit.core.options import require_count, require_dtype
 from torchimplicit.nn.latent.series import Series
 from torchimplicit.nn.latent.series_checks import refuse, words
 
@@ -68,18 +68,19 @@ class Encoder(nn.Module):
 
         Raises:
             ValueError: another number of channels, or a series without observations.
+            TypeError: no series, or of another dtype than the weights.
         """
-        check_series(type(self).__name__, series, self.channels)
+        check_series(type(self).__name__, series, self.channels, self)
 
 
-def check_series(owner: str, series: Series, channels: int) -> None:
+def check_series(owner: str, series: Series, channels: int, reader: nn.Module) -> None:
     """Refuses what cannot be read.
 
     Raises:
-        TypeError: no `Series`.
+        TypeError: no `Series`, or of another dtype than the reader's weights.
         ValueError: another number of channels, or a series without observations.
     """
-    check_observed(owner, series)
+    check_observed(owner, series, reader)
     if series.channels != channels:
         raise ValueError(
             f"{owner}: got series of {series.channels} channels, expected {channels}; try "
@@ -87,15 +88,16 @@ def check_series(owner: str, series: Series, channels: int) -> None:
         )
 
 
-def check_observed(owner: str, series: Series) -> None:
+def check_observed(owner: str, series: Series, reader: nn.Module) -> None:
     """Refuses series of which nothing was observed.
 
     Raises:
-        TypeError: no `Series`.
+        TypeError: no `Series`, or of another dtype than the reader's weights.
         ValueError: there are such.
     """
     if not isinstance(series, Series):
         raise TypeError(f"{owner}: got {words(series)}, expected a Series; try nn.Series.of([(times, values), ...])")
+    require_dtype(owner, series.values, reader)
     seen = series.mask.flatten(1).any(1)
     if not bool(seen.all()):
         refuse(int((~seen).nonzero()[0]), "no observations", "at least one to read", "to leave it out")

@@ -110,14 +110,14 @@ class NeuralCDE(PathLayer):
             series: what drives.
             ts: `(T,)`, or `(B, T)` with NaN as padding, between a series' first and last time; None for the last.
         """
-        check_observed("NeuralCDE", series)
+        check_observed("NeuralCDE", series, self)
         z = self.states(series, _last(series) if ts is None else ts)
         return self.readout(z[:, 0] if ts is None else z)
 
     @public
     def states(self, series: Series, ts: Tensor) -> Tensor:
         """The states at times `ts`, `(B, T, hidden)`; see `forward`."""
-        check_observed("NeuralCDE", series)
+        check_observed("NeuralCDE", series, self)
         outputs = self._outputs(series, ts)
         path = (hermite if self.control == "hermite" else rectilinear)(series, self.counts)
         z = self.initial(path.values[:, 0])

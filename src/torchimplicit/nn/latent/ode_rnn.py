@@ -141,7 +141,7 @@ class ODERNN(PathLayer):
         Raises:
             ValueError: another number of channels, or a series without observations.
         """
-        check_series("ODERNN", series, self.channels)
+        check_series("ODERNN", series, self.channels, self)
         return self.decoder(self.recurrence(read(series, reverse=False))[0])
 
     @public
@@ -155,7 +155,7 @@ class ODERNN(PathLayer):
         Raises:
             ValueError: as `forward`; or times that are no such.
         """
-        check_series("ODERNN", series, self.channels)
+        check_series("ODERNN", series, self.channels, self)
         reading = read(series, reverse=False)
         h = last_of(self.recurrence(reading)[1], reading.present)
         last = last_of(series.times.unsqueeze(2), series.present).squeeze(1)

@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from torchimplicit.path.times import same_by_rounding
+
 
 def words(value: Any) -> str:
     """What something is, for messages."""
@@ -67,7 +69,8 @@ def _check_content(times: Tensor, values: Tensor, mask: Tensor) -> None:
     if unsorted.any():
         row, at = _first(unsorted)
         got = f"time {float(times[row, at - 1]):g} followed by {float(times[row, at]):g} at position {at}"
-        refuse(row, got, "times that strictly increase, NaN only behind them", "to sort them and to join what repeats")
+        hint = f"to sort them and to join what repeats{same_by_rounding(times[row], at - 1)}"
+        refuse(row, got, "times that strictly increase, NaN only behind them", hint)
     if beyond.any():
         row, at, channel = _first(beyond)
         refuse(row, f"an observation at padding, position {at}, channel {channel}", "the mask False there", "Series.of")

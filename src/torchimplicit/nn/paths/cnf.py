@@ -10,10 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from torchimplicit.core.options import require_dtype
 from torchimplicit.core.status import OnFailure
 from torchimplicit.nn.parts.coupling import warn_of_batch_norm
 from torchimplicit.nn.parts.dropout import warn_of_dropout
-from torchimplicit.nn.paths.layer import PathLayer, check_field, given, keep_times, without_time
+from torchimplicit.nn.paths.layer import PathLayer, check_field, given, keep_times, shape_of, without_time
 from torchimplicit.nn.paths.penalties import Moment, Noise, PathPenalty, beside, check_penalties, draw_probe, noise_of
 from torchimplicit.ode import Checkpointed, PathAdjoint, Tsit5
 from torchimplicit.path.options import Options
@@ -92,9 +93,7 @@ class CNF(PathLayer):
         warn_of_dropout("CNF", "field", field)
         warn_of_batch_norm("CNF", "field", field, "densities")
         self.field, self.autonomous = field, autonomous
-        self.shape = torch.Size((shape,) if isinstance(shape, int) else shape)
-        if len(self.shape) == 0 or any(size < 1 for size in self.shape):
-            raise ValueError(f"CNF(shape={shape!r}): expected the shape of one sample, such as 2 or (1, 28, 28)")
+        self.shape = shape_of("CNF", shape)
         for name, got, words in (
             ("trace", trace, ("exact", "hutchinson")),
             ("probe", probe, ("gaussian", "rademacher")),
@@ -180,6 +179,7 @@ class CNF(PathLayer):
         if not isinstance(x, Tensor) or x.shape[1:] != self.shape or x.dim() == 0:
             got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"CNF: got {got}, expected samples of shape (B, {', '.join(map(str, self.shape))})")
+        require_dtype("CNF", x, self)
 
     def extra_repr(self) -> str:
         """The options, for `print(flow)`."""

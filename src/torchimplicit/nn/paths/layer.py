@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchimplicit.core.explicit import is_module_class, words_of
+from torchimplicit.core.options import is_count
 from torchimplicit.core.status import OnFailure
 from torchimplicit.nn.layer import ImplicitLayer
 from torchimplicit.ode import PathAdjoint, PathReport, PathSolver, odeint
@@ -90,8 +92,8 @@ def check_field(owner: str, field: Any, autonomous: bool, name: str = "field") -
         TypeError: not callable, or not with the time and the state, or with the state alone.
     """
     form = f"{name}(y, ...)" if autonomous else f"{name}(t, y, ...)"
-    if not callable(field):
-        raise TypeError(f"{owner}({name}=...): got a {type(field).__name__}, expected a module or function {form}")
+    if not callable(field) or is_module_class(field):
+        raise TypeError(f"{owner}({name}=...): got {words_of(field)}, expected a module or function {form}")
     try:
         signature = inspect.signature(field.forward if isinstance(field, nn.Module) else field)
     except (TypeError, ValueError):  # a builtin that does not say
@@ -102,6 +104,18 @@ def check_field(owner: str, field: Any, autonomous: bool, name: str = "field") -
         got = type(field).__name__ if isinstance(field, nn.Module) else getattr(field, "__name__", repr(field))
         hint = "" if autonomous else f"; try autonomous=True for a {name} of the state alone"
         raise TypeError(f"{owner}({name}={got}): takes {signature}, expected {form}{hint}") from None
+
+
+def shape_of(owner: str, shape: Any) -> torch.Size:
+    """The shape of one sample, from a width or a sequence of sizes.
+
+    Raises:
+        ValueError: sizes that are no integers above zero, or none.
+    """
+    sizes: Any = tuple(shape) if isinstance(shape, Sequence) else (shape,)
+    if not sizes or not all(is_count(size) for size in sizes):
+        raise ValueError(f"{owner}(shape={shape!r}): expected the shape of one sample, such as 2 or (1, 28, 28)")
+    return torch.Size(sizes)
 
 
 def keep_times(module: nn.Module, ts: Any) -> None:

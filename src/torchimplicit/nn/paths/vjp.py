@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core import transforms
+from torchimplicit.core.explicit import auditing, check_captures
 
 VJP = Callable[[Tensor], Tensor]
 
@@ -23,13 +24,18 @@ def linearise(function: Callable[[Tensor], Tensor], y: Tensor) -> tuple[Tensor, 
             value, vjp = linearise(function, y.clone())
         return value, torch.inference_mode(False)(vjp)
     recording = torch.is_grad_enabled()
-    if transforms.active() or torch.compiler.is_compiling() or (recording and not y.requires_grad):
-        value, back, *_ = torch.func.vjp(function, y)
-        return value, lambda cotangent: back(cotangent)[0]
+    if transforms.active() or torch.compiler.is_compiling():
+        return _by_func(function, y)
+    if looked_at := recording and not y.requires_grad:
+        if not auditing():
+            return _by_func(function, y)
+        recording = False
     # A view is a node of its own: what else of the function was made from `y` stays out of its derivative.
     y = y.view_as(y) if recording else y.detach().requires_grad_()
     with torch.enable_grad():
         value = function(y)
+    if looked_at:
+        check_captures(function, value, [y])
 
     def back_by_autograd(cotangent: Tensor) -> Tensor:
         if not value.requires_grad:
@@ -40,6 +46,11 @@ def linearise(function: Callable[[Tensor], Tensor], y: Tensor) -> tuple[Tensor, 
         return torch.zeros_like(y) if found is None else found
 
     return (value if recording else value.detach()), back_by_autograd
+
+
+def _by_func(function: Callable[[Tensor], Tensor], y: Tensor) -> tuple[Tensor, VJP]:
+    value, back, *_ = torch.func.vjp(function, y)
+    return value, lambda cotangent: back(cotangent)[0]
 
 
 def gradient(function: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -59,6 +60,13 @@ def conditioned(denoiser: Any, label: Tensor | None, guidance: Any, condition: A
         raise ValueError(f"Denoiser.sample(guidance={guidance!r}): expected a number, and 1 without classes")
     if label is not None and guidance != 1 and bool((label == denoiser.classes).all()):
         raise ValueError(f"Denoiser.sample(guidance={guidance!r}): got no class to go to, expected one; try label=0")
+    if label is not None and guidance != 1 and not denoiser.label_dropout:
+        warnings.warn(
+            f"Denoiser.sample(guidance={guidance!r}): got a model with label_dropout=0, whose loss hides no label: "
+            "unless told otherwise, its network has never seen the class of no class, which guidance starts from. Try "
+            "guidance=1, or a training with label_dropout=0.1.",
+            stacklevel=3,
+        )
     found = OfClass(denoiser, label, guidance)
     if condition is None:
         return found

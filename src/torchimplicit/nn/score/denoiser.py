@@ -13,6 +13,7 @@ from torchimplicit.core.options import require_count, require_instance
 from torchimplicit.core.status import OnFailure
 from torchimplicit.nn.layer import ImplicitLayer
 from torchimplicit.nn.paths.cnf import CNF, Trace
+from torchimplicit.nn.paths.layer import shape_of
 from torchimplicit.nn.score.conditioned import conditioned
 from torchimplicit.nn.score.exploding import EDM
 from torchimplicit.nn.score.guidance import Guidance
@@ -90,8 +91,8 @@ class Denoiser(ImplicitLayer):
     ):
         """Keeps the network and the options."""
         super().__init__()
-        self.shape = torch.Size((shape,) if isinstance(shape, int) else shape)
-        check_model(network, schedule, self.shape, prediction, std, classes, label_dropout, interval, on_failure)
+        self.shape = shape_of("Denoiser", shape)
+        check_model(network, schedule, prediction, std, classes, label_dropout, interval, on_failure)
         self.network, self.schedule, self.std = network, schedule, float(std)
         self.prediction: Prediction = prediction
         self.classes, self.label_dropout = classes, label_dropout
@@ -126,20 +127,23 @@ class Denoiser(ImplicitLayer):
             x: states, `(B, *shape)`.
             t: times of the schedule, one or `(B,)`.
             label: class, an int or `(B,)`; None for no class.
+
+        Raises:
+            ValueError: states of another shape, or times outside of `schedule.span`.
         """
-        check_images("Denoiser", x, self.shape, None)
-        times = times_of("Denoiser", t, x)
+        check_images("Denoiser", x, self.shape, None, like=self)
+        times = times_of("Denoiser", t, x, self.schedule.span)
         label = label_of("Denoiser", label, self.classes, len(x), x.device)
         return self.denoise(x / self.schedule.alpha(times), self.schedule.level(times), label)
 
     def score(self, x: Tensor, t: Tensor | float, label: Any = None) -> Tensor:
         r"""$\nabla \log p_t(x)$; see `denoised`."""
-        found, times = self.denoised(x, t, label), times_of("Denoiser", t, x)
+        found, times = self.denoised(x, t, label), times_of("Denoiser", t, x, self.schedule.span)
         return (self.schedule.alpha(times) * found - x) / self.schedule.sigma(times).square()
 
     def velocity(self, x: Tensor, t: Tensor | float, label: Any = None) -> Tensor:
         r"""$dx/dt = f x - \frac12 g^2 \nabla \log p_t(x)$ of the probability flow; see `denoised`."""
-        times = times_of("Denoiser", t, x)
+        times = times_of("Denoiser", t, x, self.schedule.span)
         change = 0.5 * self.schedule.diffusion(times).square() * self.score(x, t, label)
         return self.schedule.drift(times) * x - change
 
@@ -165,10 +169,9 @@ class Denoiser(ImplicitLayer):
             `(B,)`.
 
         Raises:
-            TypeError: data or classes are not of a kind that can be.
-            ValueError: data have another shape, NaN or values outside of `interval`, or there is no such class.
+            TypeError, ValueError: see `log_prob`; or NaN, or there is no such class.
         """
-        check_images("Denoiser.loss", x, self.shape, self.interval, finite=True)
+        check_images("Denoiser.loss", x, self.shape, self.interval, finite=True, like=self)
         weighting = check_weighting(weighting, self.prediction, levels)
         label = label_of("Denoiser.loss", label, self.classes, len(x), x.device)
         if label is not None and self.training and self.label_dropout:
@@ -241,10 +244,9 @@ class Denoiser(ImplicitLayer):
             **options: of `flow`: `trace="hutchinson"`, whose probe is torch's generator's, `solver`, `adjoint`.
 
         Raises:
-            TypeError: integers.
-            ValueError: grey levels, values outside of `interval`, another shape.
+            TypeError, ValueError: integers, grey levels, values outside of `interval`, another shape.
         """
-        check_images("Denoiser.log_prob", x, self.shape, self.interval)
+        check_images("Denoiser.log_prob", x, self.shape, self.interval, like=self)
         check_continuous("Denoiser.log_prob", x)
         label = label_of("Denoiser.log_prob", label, self.classes, len(x), x.device)
         flow = self.flow(**options)
@@ -273,8 +275,7 @@ class Denoiser(ImplicitLayer):
             **options: see `log_prob`.
 
         Raises:
-            TypeError: images are no integers.
-            ValueError: they have other levels or another shape, or data have no interval.
+            TypeError, ValueError: images are no integers, or of other levels or shape; or data have no interval.
         """
         require_count("Denoiser.bits_per_dimension", least=2, levels=levels)
         if self.interval is None:
@@ -285,8 +286,7 @@ class Denoiser(ImplicitLayer):
         part = torch.special.ndtr(Normals(seed, len(images), self.shape, self._like()).draw(0))
         x = dequantised("Denoiser.bits_per_dimension", images, levels, self.interval, part)
         check_width("Denoiser.bits_per_dimension", width, self.schedule.levels[0])
-        log_p = self.log_prob(x, label, **options)
-        return -log_p / (self.shape.numel() * math.log(2)) - math.log2(width)
+        return -self.log_prob(x, label, **options) / (self.shape.numel() * math.log(2)) - math.log2(width)
 
     def _like(self) -> Tensor:
         """A tensor of the dtype and device that samples have."""

@@ -6,13 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchimplicit.core import transforms
+from torchimplicit.core.options import require_dtype
 
 
 def check_images(
-    owner: str, x: Any, shape: Sequence[int], interval: tuple[float, float] | None, finite: bool = False
+    owner: str,
+    x: Any,
+    shape: Sequence[int],
+    interval: tuple[float, float] | None,
+    finite: bool = False,
+    like: nn.Module | None = None,
 ) -> None:
     """Refuses what are no samples for a model.
 
@@ -22,9 +28,10 @@ def check_images(
         shape: of one.
         interval: what values lie in; None for no bounds.
         finite: whether NaN is refused without bounds, too: where nothing else would tell of such samples.
+        like: the model, whose dtype samples must have; None for any.
 
     Raises:
-        TypeError: no tensor of a real floating dtype.
+        TypeError: no tensor of a real floating dtype, or of another one than the model.
         ValueError: another shape, values outside of the interval, or NaN.
     """
     if not isinstance(x, Tensor) or x.dim() == 0 or x.shape[1:] != torch.Size(shape):
@@ -36,6 +43,8 @@ def check_images(
             "model.bits_per_dimension(images, levels=256) for a likelihood, (images + torch.rand(images.shape)) / 128 "
             "- 1 for a loss"
         )
+    if like is not None:
+        require_dtype(owner, x, like)
     if not len(x) or transforms.active() or (interval is None and not finite):
         return
     if not bool(x.detach().isfinite().all()):
@@ -83,13 +92,20 @@ def label_of(owner: str, label: Any, classes: int | None, batch: int, device: to
     return label.to(device, torch.int64)
 
 
-def times_of(owner: str, t: Any, x: Tensor) -> Tensor:
+def times_of(owner: str, t: Any, x: Tensor, span: tuple[float, float]) -> Tensor:
     """Times as they broadcast against samples, `(B, 1, ...)`.
 
     Raises:
-        ValueError: they are neither one nor one a sample.
+        ValueError: they are neither one nor one a sample, or not within the schedule's.
     """
     t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
     if t.numel() not in (1, len(x)):
         raise ValueError(f"{owner}(t=...): got shape {tuple(t.shape)}, expected one time, or ({len(x)},), one a sample")
+    if not transforms.active() and t.numel():
+        least, most = (float(end) for end in t.detach().aminmax())
+        if not (span[0] - 1e-6 * span[1] <= least and most <= span[1] * (1 + 1e-6)):
+            raise ValueError(
+                f"{owner}(t=...): got times from {least:g} to {most:g}, expected them within {span}, those of the "
+                "schedule, outside of which there is no noise or no image"
+            )
     return t.reshape(-1, *(1,) * (x.dim() - 1)).expand(len(x), *(1,) * (x.dim() - 1))

@@ -47,7 +47,8 @@ def check_weighting(weighting: Any, prediction: Prediction, levels: Any) -> Weig
     if weighting is not None and weighting not in get_args(Weighting):
         expected = ", ".join(map(repr, get_args(Weighting)))
         raise ValueError(f"Denoiser.loss(weighting={weighting!r}): expected None or one of {expected}")
-    if levels is not None and not (callable(getattr(levels, "sample", None)) and hasattr(levels, "log_prob")):
+    known = callable(getattr(levels, "sample", None)) and hasattr(levels, "log_prob") and not isinstance(levels, type)
+    if levels is not None and not known:
         raise TypeError(
             f"Denoiser.loss(levels={levels!r}): expected a distribution of log s, of one number; try "
             "torch.distributions.Normal(-1.2, 1.2), that of EDM, or None for all levels alike"

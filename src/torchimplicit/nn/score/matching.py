@@ -67,7 +67,7 @@ def flow_matching_loss(
         >>> log_p = flow.log_prob(torch.randn(8, 2))
     """
     require_instance("flow", flow, CNF, "ti.nn.CNF(field, shape)")
-    check_images("flow_matching_loss", x, flow.shape, None, finite=True)
+    check_images("flow_matching_loss", x, flow.shape, None, finite=True, like=flow)
     _check_words(coupling, targets, context)
     z = flow.base_sample(len(x)).detach().to(x)
     if coupling == "optimal":

@@ -6,10 +6,9 @@ import math
 import warnings
 from typing import Any, get_args
 
-import torch
 from torch import nn
 
-from torchimplicit.core.options import check_on_failure, is_count, is_number, require_count, require_instance
+from torchimplicit.core.options import check_on_failure, is_number, require_count, require_instance
 from torchimplicit.nn.parts.coupling import couples, warn_of_batch_norm
 from torchimplicit.nn.paths.layer import check_field
 from torchimplicit.nn.score.prediction import Prediction
@@ -19,7 +18,6 @@ from torchimplicit.nn.score.schedule import Schedule
 def check_model(
     network: Any,
     schedule: Any,
-    shape: torch.Size,
     prediction: Any,
     std: Any,
     classes: Any,
@@ -37,8 +35,6 @@ def check_model(
     check_field("Denoiser", network, False, "network")
     warn_of_batch_norm("Denoiser", "network", network, "samples")
     require_instance("schedule", schedule, Schedule, "ti.nn.EDM()")
-    if len(shape) == 0 or not all(is_count(size) for size in shape):
-        raise ValueError(f"Denoiser(shape={tuple(shape)}): expected the shape of one sample, such as 2 or (1, 28, 28)")
     if prediction not in get_args(Prediction):
         expected = ", ".join(map(repr, get_args(Prediction)))
         raise ValueError(f"Denoiser(prediction={prediction!r}): expected one of {expected}")

@@ -71,9 +71,9 @@ class Delegating(Engine):
         """See `Engine.plain`."""
         return self._plain
 
-    def look(self, solver: PathSolver, field: Field, y0: Tensor, ts: Tensor, report: PathReport) -> None:
+    def look(self, solver: PathSolver, field: Field, y0: Tensor, end: Tensor, ts: Tensor, report: PathReport) -> None:
         """See `Engine.look`."""
-        self.plain.look(solver, field, y0, ts, report)
+        self.plain.look(solver, field, y0, end, ts, report)
 
     def ahead(self, solver: PathSolver, ts: Tensor) -> Foreseen | None:
         """See `Engine.ahead`."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from torchimplicit.core.explicit import Bound, check_captures, modules_behind
+from torchimplicit.core.explicit import modules_behind
 from torchimplicit.core.options import is_number, require
 from torchimplicit.path.field.dynamics import Dynamics
 
@@ -141,11 +141,6 @@ class Trigger(Dynamics):
                 f"{'per sample' if self.batch_dims else 'in all'}; {hint}"
             )
 
-    def check_captures(self, value: Any, tensors: list[Tensor]) -> None:
-        """See `Problem.check_captures`: of each condition, which is then named."""
-        for event, one in zip(self.events, value, strict=True):
-            check_captures(event.condition, one, tensors)
-
     @contextmanager
     def bind(
         self, tensors: Any, audit: bool = False, keep_buffers: bool = False, rows: Tensor | None = None
@@ -153,7 +148,7 @@ class Trigger(Dynamics):
         """The conditions with these tensors in place; see `Dynamics.bind`."""
         tensors = [tensor.detach() for tensor in tensors] if audit else list(tensors)
         layout = self.layout if rows is None else self.layout.of_batch(len(rows))
-        first = True
+        first = rows is None
 
         def value_at(function: Callable, t: Tensor, y: Tensor) -> Any:
             t = self.user_time(t, rows).to(self.time_dtype)
@@ -161,20 +156,17 @@ class Trigger(Dynamics):
 
         def of_all(t: Tensor, y: Tensor) -> Tensor:
             nonlocal first
-            looked_at, first = not (first and rows is None), False
-            values = (
-                value_at(together, t, y)
-                if looked_at
-                else self.evaluate_first(lambda: value_at(together, t, y), y, audited)
-            )
+
+            def ask() -> list:
+                return [value_at(condition, t, y) for condition in conditions]
+
+            first, values = False, self.evaluate_first(ask, y) if first else ask()
             return torch.stack([value.view(-1).to(t.dtype) for value in values], dim=1)
 
         def of_one(function: Callable, t: Tensor, y: Tensor) -> Tensor:
             return value_at(function, t, y).view(-1).to(t.dtype)
 
-        audited = tensors if audit else None
-        with self.explicit.bind(tensors, keep_buffers) as bound, self.autocast.off():
-            together = self.autocast.around(bound)
+        with self.explicit.bind(tensors, keep_buffers, audit) as bound, self.autocast.off():
             assert isinstance(bound.f, Together)
-            alone = [self.autocast.around(Bound(condition, bound.args)) for condition in bound.f.conditions]
-            yield Conditions(of_all, [partial(of_one, function) for function in alone])
+            conditions = [self.autocast.around(replace(bound, f=condition)) for condition in bound.f.conditions]
+            yield Conditions(of_all, [partial(of_one, condition) for condition in conditions])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -185,18 +186,18 @@ class Dynamics(Problem):
 
         def evaluate_once(t: Tensor, y: Tensor) -> Tensor:
             field.evaluate, field.raw = evaluate, raw
-            value = self.evaluate_first(lambda: value_at(t, y), y, tensors if audit else None)
+            value = self.evaluate_first(lambda: value_at(t, y), y)
             slope = layout.flatten(value)
             return slope if sign is None else slope * sign
 
-        with self.explicit.bind(tensors, keep_buffers) as bound, self.autocast.off():
+        with self.explicit.bind(tensors, keep_buffers, audit) as bound, self.autocast.off():
             function, raw = self.autocast.around(bound), None
             if layout.plain and layout.channels_last == [False] and sign is None and not self.autocast.enabled:
                 raw = RawField(bound, layout.shapes[0], self.time_shape, self.f)
             field = Field(evaluate_once if looks else evaluate)
             field.raw = None if looks else raw
             if isinstance(bound.f, Split):
-                halves = (Bound(part, bound.args) for part in (bound.f.explicit, bound.f.implicit))
+                halves = (replace(bound, f=part) for part in (bound.f.explicit, bound.f.implicit))
                 parts = [self.autocast.around(part) for part in halves]
                 field.divide([partial(evaluate, part=part) for part in parts])
             yield field

@@ -48,6 +48,7 @@ Train models with implicit layers, and look at how their solves go.
   predict  --config RECIPE    write predictions for the test split
   report   CKPT               diagnose a trained model, as one HTML file
   reconstruct K-SPACE         make images of k-space, and say whether they converged
+  register FIXED MOVING       bring one image into the place of another, and say whether that converged
   --version                   print the versions of torchimplicit and torch
 
 RECIPE is a name (see recipes) or the path of a YAML file. Every setting can be changed on the command line:
@@ -69,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         "recipes": _recipes,
         "report": _report,
         "reconstruct": _reconstruct,
+        "register": _register,
         "demo": _demo,
         **dict.fromkeys(TRAINING, lambda words: _train(words, own_process=argv is None)),
     }
@@ -129,7 +131,7 @@ def _reconstruct(words: list[str]) -> None:
         "torchimplicit reconstruct",
         description="Make images of k-space, slice by slice; exit status 1 if one of them did not converge.",
     )
-    parser.add_argument("kspace", metavar="K-SPACE", help=".npy, .npz, or HDF5 of fastMRI or of ISMRMRD")
+    parser.add_argument("kspace", metavar="K-SPACE", help=".npy, .npz, .cfl of BART, or HDF5 of fastMRI or of ISMRMRD")
     parser.add_argument("--maps", metavar="FILE", help="coil sensitivities (default: beside k-space, or estimated)")
     parser.add_argument(
         "--method", default="ridge", help="zero-filled, cg-sense, tv, wavelet, ridge (default), or a .ckpt of fit"
@@ -153,6 +155,41 @@ def _reconstruct(words: list[str]) -> None:
         choice = Choice(given.method, given.weight, given.rtol, given.max_steps, given.trust)
         maps, report = (None if each is None else Path(each) for each in (given.maps, given.report))
         reconstruct(Path(given.kspace), maps, choice, given.slices, [Path(each) for each in given.out], report)
+
+
+def _register(words: list[str]) -> None:
+    from pathlib import Path
+
+    parser = argparse.ArgumentParser(
+        "torchimplicit register",
+        description="Find where a moving image has what a fixed one shows; exit status 1 if that did not converge.",
+    )
+    parser.add_argument("fixed", metavar="FIXED", type=Path, help="a volume, .nii or .nii.gz, or a picture, .png")
+    parser.add_argument("moving", metavar="MOVING", type=Path, help="likewise; its size and place may be others")
+    parser.add_argument(
+        "--kind", default="velocity", help="rigid, similarity, affine, demons, or velocity (default: without folds)"
+    )
+    parser.add_argument(
+        "--initial", default="world", help="world (default: as the files say), centers, or a linear .tfm or .txt of ITK"
+    )
+    parser.add_argument("--max-steps", type=int, help="of the last solve of every stage")
+    for name, words_of_it in (
+        ("--labels", "integers on the moving image, to be warped with it"),
+        ("--fixed-labels", "integers on the fixed image, for Dice"),
+        ("--out", "the moving image in the place of the fixed one"),
+        ("--out-labels", "its labels there"),
+        ("--field", "displacements from fixed to moving places, as ITK and ANTs have them, .nii or .nii.gz"),
+        ("--inverse", "those that lead back, on the moving grid, likewise"),
+        ("--transform", "of a linear kind: ITK's text, .tfm or .txt"),
+        ("--report", "an HTML file"),
+    ):
+        parser.add_argument(name, metavar="FILE", type=Path, help=words_of_it)
+    given = parser.parse_args(words[1:])
+    with quiet():
+        from torchimplicit.train.command.register.order import Order
+        from torchimplicit.train.command.register.run import register
+
+        register(Order(**vars(given)))
 
 
 def _range(words: str) -> slice:

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from torchimplicit import picture
 from torchimplicit.core.outcome import Status
-from torchimplicit.core.status import ImplicitError
 from torchimplicit.imaging import Image, write_nifti, write_png
 from torchimplicit.train.command.methods import Choice, Method
-from torchimplicit.train.command.page import PAGE, as_picture
+from torchimplicit.train.command.page import PAGE, as_picture, as_table
 from torchimplicit.train.data.acquisitions import acquired, together
 from torchimplicit.train.data.kspace_files import Scan, read_scan
-from torchimplicit.train.errors import UsageError
+from torchimplicit.train.errors import UnconvergedError, UsageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,10 +28,6 @@ if TYPE_CHECKING:
 SHOWN = 6  # slices in the report
 WRITTEN = (".npy", ".nii", ".nii.gz", ".png")
 ADVICE = "Try more --max-steps, or another --method."
-
-
-class UnconvergedError(ImplicitError, RuntimeError):
-    """Images were written that are not yet what was asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +117,7 @@ def write(path: Path, found: Sequence[Slice]) -> None:
 def _slice(scan: Scan, index: int, method: Method) -> Slice:
     start = time.process_time()
     got = acquired(f"{scan.name}, slice {index}", scan.kspace[index], scan.maps_of(index), scan.mask[index])
-    y, op, _ = together([got])
+    y, op, *_ = together([got])
     image, report = method(y, op)
     seconds = time.process_time() - start
     if not bool(image.isfinite().all()) and report is None:
@@ -139,11 +134,8 @@ def _slice(scan: Scan, index: int, method: Method) -> Slice:
 
 
 def _page(scan: Scan, choice: Choice, found: Sequence[Slice]) -> str:
-    rows = "".join(
-        f"<tr><td>{i}</td>{''.join(f'<td>{html.escape(word)}</td>' for word in each.describe())}</tr>"
-        for i, each in enumerate(found)
-    )
-    head = "".join(f"<th>{word}</th>" for word in ("slice", "solve", "steps", "residual", "distance", "processor"))
+    head = ("slice", "solve", "steps", "residual", "distance", "processor")
+    table = as_table(head, [(str(i), *each.describe()) for i, each in enumerate(found)])
     share = float(scan.mask.float().mean())
     _, coils, height, width = scan.kspace.shape
     told = (
@@ -156,7 +148,7 @@ def _page(scan: Scan, choice: Choice, found: Sequence[Slice]) -> str:
         "relative to the largest magnitude of the zero-filled image. A small distance says that the method's answer "
         "was found, not that the answer is the truth."
     )
-    body = f"<p>{told}</p><table><tr>{head}</tr>{rows}</table><p>{note}</p>{as_picture(_figure(found))}"
+    body = f"<p>{told}</p>{table}<p>{note}</p>{as_picture(_figure(found))}"
     return PAGE.format(title="torchimplicit reconstruct", body=body)
 
 

@@ -15,15 +15,18 @@ from torchimplicit.train.data.long_table import LongTable, read_long
 from torchimplicit.train.data.lynx_hare import LynxHare
 from torchimplicit.train.data.measurement import Measured, Measurement
 from torchimplicit.train.data.mnist import MNIST
+from torchimplicit.train.data.moving import MovingSlices, Pairs
 from torchimplicit.train.data.nuclei import Masked, Nuclei
 from torchimplicit.train.data.photographs import BlurredPhotographs, Crops
 from torchimplicit.train.data.physionet2012 import PhysioNet2012
+from torchimplicit.train.data.repeated import RepeatedScans
 from torchimplicit.train.data.scaling import Linear, Logit, Scaling
 from torchimplicit.train.data.series import SeriesBatch, SeriesData, SeriesRows
 from torchimplicit.train.data.sudoku import Sudoku
 from torchimplicit.train.data.tables import Pendulum, Powers, Spiral
 from torchimplicit.train.data.text import Text
 from torchimplicit.train.data.vocabulary import BytePairs, Characters
+from torchimplicit.train.data.volumes import Hippocampus, ImagePair, ImagePairs, Volume, read_volumes
 
 __all__ = [
     "CIFAR10",
@@ -40,7 +43,10 @@ __all__ = [
     "DequantisedMNIST",
     "Digits",
     "GaussianKernel",
+    "Hippocampus",
     "ImageData",
+    "ImagePair",
+    "ImagePairs",
     "Images",
     "KSpace",
     "Kernel",
@@ -52,11 +58,14 @@ __all__ = [
     "Measured",
     "Measurement",
     "MotionKernel",
+    "MovingSlices",
     "Nuclei",
+    "Pairs",
     "Pendulum",
     "PhysioNet2012",
     "Powers",
     "RecipeData",
+    "RepeatedScans",
     "Scaling",
     "Scan",
     "SeriesBatch",
@@ -67,6 +76,8 @@ __all__ = [
     "Splits",
     "Sudoku",
     "Text",
+    "Volume",
     "read_long",
     "read_scan",
+    "read_volumes",
 ]

@@ -70,7 +70,7 @@ class Acquisitions(Dataset):
 
     def __getitem__(self, index: int) -> Measurement:
         """One sample, without the dimension of a batch in tensors."""
-        y, op, target = self.__getitems__([index])
+        y, op, target, _ = self.__getitems__([index])
         return Measurement(y[0], op, None if target is None else target[0])
 
     def __getitems__(self, indices: Sequence[int]) -> Measurement:

@@ -118,7 +118,7 @@ class KSpace(RecipeData):
         looked = f"no k-space in {' and '.join(map(str, places))}" if places else "no folder to look in"
         raise DataError(
             f"KSpace: {looked}. Try --data-dir (or the variable {DATA_VARIABLE}) with a file or a folder of k-space "
-            f"(.npy, .npz, .h5), or with the head of {SOURCE} and its maps in {HEAD}."
+            f"(.npy, .npz, .cfl, .h5), or with the head of {SOURCE} and its maps in {HEAD}."
         )
 
     def _acquisitions(self, scans: Sequence[tuple[Scan, Tensor | None]], masks: int) -> list[Acquisition]:

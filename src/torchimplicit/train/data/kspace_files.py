@@ -1,4 +1,4 @@
-"""K-space of somebody's scanner, with coil sensitivities: NumPy's files, fastMRI's and ISMRMRD's."""
+"""K-space of somebody's scanner, with coil sensitivities: NumPy's files, fastMRI's, ISMRMRD's and BART's."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ import torch
 from torch import Tensor
 
 from torchimplicit.files import read_array, read_arrays, reading
-from torchimplicit.imaging import espirit, read_fastmri, read_ismrmrd
+from torchimplicit.imaging import espirit, read_cfl, read_fastmri, read_ismrmrd
 from torchimplicit.imaging.files import hdf5
 from torchimplicit.train.data.base import DataError
 
 HINT = (
-    "Expected k-space, complex, (C, H, W) or (slices, C, H, W): .npy, .npz with an array 'kspace', or HDF5 of fastMRI "
-    "or of ISMRMRD."
+    "Expected k-space, complex, (C, H, W) or (slices, C, H, W): .npy, .npz with an array 'kspace', .cfl of BART, or "
+    "HDF5 of fastMRI or of ISMRMRD."
 )
 MAPS_HINT = (
-    "Expected coil sensitivities, complex, (C, H, W) or (slices, C, H, W): .npy, or an array 'maps' in .npz or HDF5."
+    "Expected coil sensitivities, complex, (C, H, W) or (slices, C, H, W): .npy, .cfl of BART, or an array 'maps' in "
+    ".npz or HDF5."
 )
 HDF5 = (".h5", ".hdf5", ".mrd")
-SUFFIXES = (".npy", ".npz", *HDF5)
+CFL = ".cfl"
+SUFFIXES = (".npy", ".npz", CFL, *HDF5)
+BART = {13: "slice", 3: "coil", 0: "row", 1: "column"}  # which of its 16 dimensions are what, in this package's order
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +63,9 @@ def read_scan(path: str | Path, maps: str | Path | None = None, slices: slice = 
     """K-space of a file, whichever kind it is of, with the sensitivities of another file where there is one.
 
     Args:
-        path: `.npy` with one array, `.npz` with `kspace` and perhaps `mask` and `maps`, or HDF5 of fastMRI or ISMRMRD.
-        maps: `.npy`, or `.npz` or HDF5 with `maps`; None takes those beside the k-space, or none.
+        path: `.npy` with one array, `.npz` with `kspace` and perhaps `mask` and `maps`, HDF5 of fastMRI or ISMRMRD, or
+            `.cfl` of BART, with rows, columns, coils and slices in its dimensions 0, 1, 3 and 13.
+        maps: `.npy`, `.cfl`, or `.npz` or HDF5 with `maps`; None takes those beside the k-space, or none.
         slices: which of the volume.
 
     Raises:
@@ -107,6 +111,8 @@ def _read(path: Path, slices: slice) -> tuple[Tensor, Tensor | None, Tensor | No
         return _cut(torch.from_numpy(read_array(path, "c")), slices), None, None
     if suffix == ".npz":
         return _read_archive(path, slices)
+    if suffix == CFL:
+        return _cut(_of_bart(path), slices), None, None
     if suffix not in HDF5:
         raise ValueError(f"a name that ends in {suffix or 'nothing'}, expected {', '.join(SUFFIXES)}")
     with hdf5.opened("read_scan", path, HINT) as file:
@@ -153,10 +159,27 @@ def _read_maps(path: Path, slices: slice) -> Tensor:
             maps = torch.from_numpy(read_array(path, "c"))
         elif suffix == ".npz":
             maps = torch.from_numpy(read_arrays(path, "maps", kinds="c")[0])
+        elif suffix == CFL:
+            maps = _of_bart(path)
         else:
             with hdf5.opened("read_scan", path, MAPS_HINT) as file:
                 maps = torch.from_numpy(hdf5.array(file, "maps", "c", (3, 4)))
         return _cut(maps, slices) if maps.dim() == 4 and len(maps) > 1 else maps
+
+
+def _of_bart(path: Path) -> Tensor:
+    """`(S, C, H, W)` of BART's dimensions; whatever else has a length is none of this package's."""
+    array = read_cfl(path)
+    array = array.reshape(*array.shape, *(1,) * (max(BART) + 1 - array.dim()))
+    others = {number: size for number, size in enumerate(array.shape) if size > 1 and number not in BART}
+    if others:
+        got = ", ".join(f"{size} along dimension {number}" for number, size in others.items())
+        known = ", ".join(f"{name}s in {number}" for number, name in BART.items())
+        raise ValueError(
+            f"{got}, expected {known} and nothing else; try bart slice, or for a second phase encoding (2) bart fft "
+            "-iu 4 and bart transpose 2 13"
+        )
+    return array.permute(*BART, *(number for number in range(array.dim()) if number not in BART)).flatten(3)
 
 
 def _names(path: Path) -> list[str]:

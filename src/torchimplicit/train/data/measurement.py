@@ -20,11 +20,14 @@ class Measurement(NamedTuple):
         y: measurements, `(B, ...)`, real or complex.
         op: what they were measured by, an operator with `A` and `A_adjoint`; `op.take(rows)` is that of some samples.
         target: the true images, `(B, ...)`, or None where nobody knows them.
+        motion: where samples are acquisitions of moving objects, two of each one after the other, and the motion is
+            known: displacements `(B, 2, H, W)` in voxels along which the other image of the two looks like this one.
     """
 
     y: Tensor
     op: Any
     target: Tensor | None = None
+    motion: Tensor | None = None
 
 
 class Measured(Dataset):
@@ -51,7 +54,7 @@ class Measured(Dataset):
 
     def __getitem__(self, index: int) -> Measurement:
         """One sample, without the dimension of a batch in tensors."""
-        y, op, target = self.__getitems__([index])
+        y, op, target, _ = self.__getitems__([index])
         return Measurement(y[0], op, None if target is None else target[0])
 
     def __getitems__(self, indices: Sequence[int]) -> Measurement:

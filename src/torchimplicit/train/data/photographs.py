@@ -169,7 +169,7 @@ class Crops(Dataset):
 
     def __getitem__(self, index: int) -> Measurement:
         """One sample, without the dimension of a batch in tensors."""
-        y, op, target = self.__getitems__([index])
+        y, op, target, _ = self.__getitems__([index])
         assert target is not None
         return Measurement(y[0], op, target[0])
 

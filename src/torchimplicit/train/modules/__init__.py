@@ -16,12 +16,15 @@ from torchimplicit.train.modules.prognosis import Prognosis
 from torchimplicit.train.modules.puzzle import Puzzle
 from torchimplicit.train.modules.reconstruction_losses import (
     Equivariant,
+    Judged,
     ReconstructionLoss,
     Risk,
     Splitting,
     Supervised,
 )
 from torchimplicit.train.modules.reconstructor import MeanPSNR, MeanSSIM, Reconstructor
+from torchimplicit.train.modules.registered import Registered
+from torchimplicit.train.modules.registrar import Registrar
 from torchimplicit.train.modules.regressor import Mechanics, Regressor
 from torchimplicit.train.modules.score import Score
 from torchimplicit.train.modules.segmenter import Segmenter
@@ -41,6 +44,7 @@ __all__ = [
     "Forecaster",
     "GenerativeModule",
     "ImageFlowMatching",
+    "Judged",
     "LanguageModel",
     "MeanPSNR",
     "MeanSSIM",
@@ -49,6 +53,8 @@ __all__ = [
     "Puzzle",
     "ReconstructionLoss",
     "Reconstructor",
+    "Registered",
+    "Registrar",
     "Regressor",
     "Risk",
     "Score",

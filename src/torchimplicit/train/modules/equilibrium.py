@@ -257,15 +257,13 @@ class EquilibriumModule(LightningModule):
             self.meters[f"{stage}/forward"].add(report)
 
     def _log_training(self) -> None:
-        metrics, loss = self.metrics["train_metrics"].compute(), torch.stack(self._losses).mean()
-        forward, backward = self.meters["train/forward"].read(), self.meters["train/backward"].read()
-        self.log_dict(
-            {"train/loss": loss}
-            | metrics
-            | {f"train/forward_{name}": value for name, value in forward.items()}
-            | {f"train/backward_{name}": value for name, value in backward.items()}
-        )
-        bar = {name: forward[name] for name in ("steps", "residual") if name in forward}
+        metrics, loss = self.metrics["train_metrics"], torch.stack(self._losses).mean()
+        counted = any(each.update_called for each in metrics.values())
+        metrics = metrics.compute() if counted else {}  # steps may have counted nothing
+        solves = self._figures("train")
+        self.log_dict({"train/loss": loss} | metrics | solves)
+        parts = {name: f"train/forward_{name}" for name in ("steps", "residual")}
+        bar = {name: solves[part] for name, part in parts.items() if part in solves}
         self.log_dict({"loss": loss} | bar, prog_bar=True, logger=False)
         self._restart()
 
@@ -282,9 +280,13 @@ class EquilibriumModule(LightningModule):
         self.log_dict(metrics, prog_bar=True, on_step=False, on_epoch=True, batch_size=size)
 
     def _log_solves(self, stage: Stage) -> None:
-        figures = self.meters[f"{stage}/forward"].read()
-        self.log_dict({f"{stage}/forward_{name}": value for name, value in figures.items()}, sync_dist=True)
+        self.log_dict(self._figures(stage), sync_dist=True)
         self._warn_of_failures(stage)
+
+    def _figures(self, stage: Stage) -> dict[str, Tensor]:
+        """What the meters of a stage have counted."""
+        meters = {part: meter for part, meter in self.meters.items() if part.startswith(f"{stage}/")}
+        return {f"{part}_{name}": value for part, meter in meters.items() for name, value in meter.read().items()}
 
     def _warn_of_failures(self, stage: Stage) -> None:
         fractions = {name: meter.finish_epoch() for name, meter in self.meters.items() if name.startswith(stage)}

@@ -4,27 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from torch import Tensor
 
 from torchimplicit.core.options import is_number, require
+from torchimplicit.core.status import Report
 from torchimplicit.imaging import Flip, QuarterTurn, Shift, equivariant_loss, split_loss, sure_loss
 from torchimplicit.train.data.measurement import Measurement
 from torchimplicit.train.errors import UsageError
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 Reconstruct = Callable[[Tensor, Any], Tensor]
 GROUPS = {"shift": Shift(), "flip": Flip(), "turn": QuarterTurn()}
+
+
+class Judged(NamedTuple):
+    """What a loss says of a batch.
+
+    Attributes:
+        loss: per sample, `(B,)`.
+        image: reconstructions of the whole measurements, where they came about.
+        used: whose loss counts, bool `(B,)`; None for all.
+        registration: report of the solves by which the loss registered images; None where it did not.
+    """
+
+    loss: Tensor
+    image: Tensor | None = None
+    used: Tensor | None = None
+    registration: Report | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionLoss:
     """Base of the losses: a subclass gives `__call__`, from a network's reconstructions to a loss per sample."""
 
-    def __call__(
-        self, reconstruct: Reconstruct, batch: Measurement, *, seed: int, border: int = 0
-    ) -> tuple[Tensor, Tensor | None]:
-        """The loss per sample `(B,)`, and the images of the whole measurement, where they came about.
+    def __call__(self, reconstruct: Reconstruct, batch: Measurement, *, seed: int, border: int = 0) -> Judged:
+        """The loss per sample, and the images of the whole measurement, where they came about.
 
         Args:
             reconstruct: `reconstruct(y, op) -> x`.
@@ -34,14 +52,16 @@ class ReconstructionLoss:
         """
         raise NotImplementedError(f"{type(self).__name__}: expected a method __call__(reconstruct, batch, ...)")
 
+    def pictures(self, reconstruct: Reconstruct, batch: Measurement) -> dict[str, Figure]:
+        """Figures of what the loss has seen, by name, for the report. None here."""
+        return {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Supervised(ReconstructionLoss):
     """The mean square of the distance to the true images."""
 
-    def __call__(
-        self, reconstruct: Reconstruct, batch: Measurement, *, seed: int, border: int = 0
-    ) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, reconstruct: Reconstruct, batch: Measurement, *, seed: int, border: int = 0) -> Judged:
         """See `ReconstructionLoss`.
 
         Raises:
@@ -54,7 +74,7 @@ class Supervised(ReconstructionLoss):
             )
         image = reconstruct(batch.y, batch.op)
         error = (image - batch.target)[..., border : image.shape[-2] - border, border : image.shape[-1] - border]
-        return error.abs().square().flatten(1).mean(1), image
+        return Judged(error.abs().square().flatten(1).mean(1), image)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +89,10 @@ class Splitting(ReconstructionLoss):
     held_out: float = 0.4
     center_fraction: float = 0.04
 
-    def __call__(
-        self, reconstruct: Reconstruct, batch: Measurement, *, seed: int, border: int = 0
-    ) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, reconstruct: Reconstruct, batch: Measurement, *, seed: int, border: int = 0) -> Judged:
         """See `ReconstructionLoss`."""
         parts = {"held_out": self.held_out, "center_fraction": self.center_fraction}
-        return split_loss(reconstruct, batch.y, batch.op, seed=seed, **parts), None
+        return Judged(split_loss(reconstruct, batch.y, batch.op, seed=seed, **parts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +109,9 @@ class Risk(ReconstructionLoss):
         """Refuses impossible values."""
         require(self, "noise", is_number(self.noise) and self.noise > 0, "a number > 0")
 
-    def __call__(
-        self, reconstruct: Reconstruct, batch: Measurement, *, seed: int, border: int = 0
-    ) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, reconstruct: Reconstruct, batch: Measurement, *, seed: int, border: int = 0) -> Judged:
         """See `ReconstructionLoss`."""
-        return sure_loss(reconstruct, batch.y, batch.op, noise=self.noise, seed=seed), None
+        return Judged(sure_loss(reconstruct, batch.y, batch.op, noise=self.noise, seed=seed))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,10 +131,7 @@ class Equivariant(ReconstructionLoss):
         require(self, "group", self.group in GROUPS, "'shift', 'flip' or 'turn'")
         require(self, "weight", is_number(self.weight) and self.weight >= 0, "a number >= 0")
 
-    def __call__(
-        self, reconstruct: Reconstruct, batch: Measurement, *, seed: int, border: int = 0
-    ) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, reconstruct: Reconstruct, batch: Measurement, *, seed: int, border: int = 0) -> Judged:
         """See `ReconstructionLoss`."""
-        y, op, _ = batch
-        group = GROUPS[self.group]
-        return equivariant_loss(reconstruct, y, op, group, weight=self.weight, seed=seed), None
+        options = {"weight": self.weight, "seed": seed}
+        return Judged(equivariant_loss(reconstruct, batch.y, batch.op, GROUPS[self.group], **options))

@@ -15,7 +15,8 @@ from torchimplicit.imaging.metrics import By
 from torchimplicit.train.data.measurement import Measurement, first
 from torchimplicit.train.errors import UsageError
 from torchimplicit.train.modules.equilibrium import STAGES, EquilibriumModule, Stage
-from torchimplicit.train.modules.reconstruction_losses import ReconstructionLoss, Supervised
+from torchimplicit.train.modules.meter import SolveMeter
+from torchimplicit.train.modules.reconstruction_losses import Judged, ReconstructionLoss, Supervised
 from torchimplicit.train.quality.depth import by_steps
 from torchimplicit.train.seeds import seed_of
 
@@ -39,7 +40,8 @@ class Reconstructor(EquilibriumModule):
     Args:
         network: `network(y, op) -> x`, images `(B, ...)` of measurements and the operator between them.
         loss: by what it is trained: the truth (`Supervised`), or measurements alone (`Splitting`, `Risk`,
-            `Equivariant`), whose value then stands for the loss in validation and test, too.
+            `Equivariant`, and of moving objects `Registered`), whose value then stands for the loss in validation and
+            test, too. What it leaves out, as pairs that could not be registered, is logged as `left_out`, a part.
         data_range: of PSNR and SSIM; None takes the largest magnitude of every true image.
         by: how complex images are compared; SSIM is always that of magnitudes.
         border: pixels at each side of an image that neither loss nor metrics count.
@@ -71,6 +73,7 @@ class Reconstructor(EquilibriumModule):
         require(self, "data_range", data_range is None or data_range > 0, "None or a number > 0")
         require(self, "scale_rate", 0 <= scale_rate < math.inf, "a finite number >= 0")
         require(self, "by", by in ("magnitude", "difference"), "'magnitude' or 'difference'")
+        self.meters |= {f"{stage}/registration": SolveMeter() for stage in STAGES}
         self.measure(psnr=MeanPSNR(data_range, by, border), ssim=MeanSSIM(data_range, by, border))
 
     def inputs(self, batch: Measurement) -> tuple:
@@ -98,27 +101,36 @@ class Reconstructor(EquilibriumModule):
         for name, split in zip(STAGES, data.splits, strict=True):
             with torch.random.fork_rng(devices=()):
                 batch = split.__getitems__([0])
-            self._check(name, batch)
-            if batch.target is None or (name == "train" and not isinstance(self.loss, Supervised)):
+            compared = name != "train" or isinstance(self.loss, Supervised)
+            self._check(name, batch, compared)
+            if batch.target is None or not compared:
                 self.metrics[f"{name}_metrics"] = MetricCollection({})
 
     def evaluate(self, stage: Stage, batch: Measurement) -> Tensor:
         """The mean of the loss over samples."""
         seed = int(torch.randint(2**62, ())) if stage == "train" else seed_of("loss", stage)
-        loss, image = self.loss(self, batch, seed=seed, border=self.border)
+        loss, image, used, registration = Judged(*self.loss(self, batch, seed=seed, border=self.border))
         if batch.target is not None and len(self.metrics[f"{stage}_metrics"]):
             with torch.no_grad():
                 self.count(stage, self(batch.y, batch.op) if image is None else image.detach(), batch.target)
-        return loss.mean()
+        if registration is not None:
+            self.meters[f"{stage}/registration"].add(registration)
+        if used is None:
+            return loss.mean()
+        if self._trainer is not None:
+            part = 1 - used.float().mean()
+            self.log(f"{stage}/left_out", part, on_step=False, on_epoch=True, batch_size=len(used), sync_dist=True)
+        return torch.where(used, loss, 0).sum() / used.sum().clamp_min(1)
 
     def pictures(self, batch: Measurement) -> dict[str, Figure]:
-        """Truth, measurement and reconstruction of a few samples, with errors; nothing where there is no truth."""
-        y, op, target = batch = first(batch, SHOWN)
+        """Truth, measurement, reconstruction and error of a few samples, if there is truth; and what the loss draws."""
+        figures = self.loss.pictures(self, batch)
+        batch = first(batch, SHOWN)
+        y, op, target = batch.y, batch.op, batch.target
         if target is None:
-            return {}
+            return figures
         with torch.no_grad():
             image = self(y, op)
-        figures = {}
         for i, truth in enumerate(target):
             columns = {"measured": seen(batch)[i], type(self.network).__name__: image[i]}
             drawn = {name: _flat(each) for name, each in columns.items()}
@@ -132,8 +144,8 @@ class Reconstructor(EquilibriumModule):
             figures["quality against steps"] = draw_steps({name: curves}, trained=trained)
         return figures
 
-    def _check(self, stage: str, batch: Any) -> None:
-        """Refuses what is no measurement, and what neither loss nor metrics can be made of."""
+    def _check(self, stage: str, batch: Any, compared: bool) -> None:
+        """Refuses what is no measurement, and what loss, or metrics where images are compared, cannot be made of."""
         name = type(self).__name__
         if not isinstance(batch, Measurement):
             raise UsageError(
@@ -147,11 +159,11 @@ class Reconstructor(EquilibriumModule):
                 bad = int((~value.isfinite()).sum())
                 raise UsageError(f"{name}: got {bad} values in {stage} {part} that are NaN or infinite, expected none.")
         try:
-            self._rehearse(batch)
+            self._rehearse(batch, compared)
         except (TypeError, ValueError) as error:
             raise UsageError(f"{name}, {stage} data: {error}") from error
 
-    def _rehearse(self, batch: Measurement) -> None:
+    def _rehearse(self, batch: Measurement, compared: bool) -> None:
         """Loss and metrics of the adjoint image in the network's place, which costs nothing."""
 
         def adjoint(y: Tensor, op: Any) -> Tensor:
@@ -164,7 +176,7 @@ class Reconstructor(EquilibriumModule):
         if batch.target is not None:
             if image.shape != batch.target.shape:
                 raise ValueError(f"the operator's images are {tuple(image.shape)}, the true ones {batch.target.shape}")
-            for metric in (MeanPSNR, MeanSSIM):
+            for metric in (MeanPSNR, MeanSSIM) if compared else ():
                 metric(self.data_range, self.by, self.border).update(image, batch.target)
         self.loss(adjoint, batch, seed=0, border=self.border)
 

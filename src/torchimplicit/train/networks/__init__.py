@@ -22,6 +22,7 @@ from torchimplicit.train.networks.images.reconstruction import (
     UnrolledReconstruction,
 )
 from torchimplicit.train.networks.images.residual import ConvolutionalDEQ, ResidualNetwork
+from torchimplicit.train.networks.images.volumes import LabelMaps
 from torchimplicit.train.networks.sequences.copying import CopyingLSTM, CopyingTCN, CopyingTransformer
 from torchimplicit.train.networks.sequences.language import DEQTransformer, DEQTrellis, TransformerNetwork
 from torchimplicit.train.networks.series.base import BalancedLikelihood, SeriesNetwork, Units
@@ -56,6 +57,7 @@ __all__ = [
     "HamiltonianField",
     "ImageDenoiser",
     "ImageFlow",
+    "LabelMaps",
     "LatentODENetwork",
     "LatentSDENetwork",
     "MDEQClassifier",

@@ -34,7 +34,7 @@ def by_steps(
     Returns:
         Both `(B, steps)`; None for another network, which has no steps.
     """
-    y, op, _ = batch
+    y, op = batch.y, batch.op
     cell: Any = getattr(network, "cell", None)
     if not isinstance(cell, Cell) or isinstance(cell.start(y, op), tuple):
         return None

@@ -1,4 +1,4 @@
-"""Positive numbers of a cell that are learned: as logarithms, or below a cap."""
+"""Positive numbers that are learned: as logarithms, or below a cap."""
 
 from __future__ import annotations
 

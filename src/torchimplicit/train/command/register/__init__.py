@@ -1,0 +1,1 @@
+"""The command `register`: order, files, solves, page."""
