@@ -130,7 +130,7 @@ def test_the_minimum_does_not_depend_on_levels_or_the_start_and_every_option_cha
     two = register.align(fixed, moving, register.Variational(levels=(2, 1), **options))
     torch.testing.assert_close(two.displacement(), first.displacement(), atol=1e-5, rtol=0)
     again = register.align(fixed, moving, register.Variational(levels=(1,), **options), initial=first)
-    assert again.report.steps.item() <= 1 < first.report.steps.item()
+    assert again.report.steps.item() <= 2 < first.report.steps.item()
     changes = [{"weight": 2.0}, {"penalty": "bending"}, {"similarity": register.NCC()}]
     for change in changes:
         other = register.align(fixed, moving, register.Variational(**{"levels": (1,), **options, **change}))
