@@ -156,8 +156,8 @@ def align(
     Args:
         fixed: `Image`, or `(B, C, *S)`, floating, of two or three dimensions.
         moving: the same; its grid may be another.
-        kind: what transform to look for, and how: `Rigid()`, `Similarity()`, `Affine()`, `Demons()`; or several, one
-            after another, linear ones first.
+        kind: what transform to look for, and how: `Rigid()`, `Similarity()`, `Affine()`, `Demons()`, `BSpline()`,
+            `Variational()`; or several, one after another, linear ones first.
         initial: where to start: "world" where the affines say, "centers" with the middles of the two grids on each
             other; or a transform, or an earlier result; or a displacement `(B, D, *S)` in voxels of the fixed image,
             such as a network's guess. A deformation goes on from the last linear map in it, which stays as it is and

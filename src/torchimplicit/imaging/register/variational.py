@@ -103,12 +103,14 @@ class Variational(Kind):
         wanted = transforms.differentiating((pair.fixed, pair.moving, base.matrix, weight))
         fixed, moving = self.similarity.prepared(pair.fixed, pair.moving)
         pair = replace(pair, fixed=fixed, moving=moving)
-        for shrink in self.levels[:-1]:
+        for number, shrink in enumerate(self.levels[:-1]):
+            call.progress(number, len(self.levels))
             with torch.no_grad():
                 scene = Scene.of(pair, base, shrink, self.interpolation)
                 problem, view, w = self._problem(scene, weight, u, grid)
                 w = solve_problem(problem, w, Options(COARSE, BACKWARD, None, "ignore")).value
                 u, grid = view.displacement(w), scene.grid
+        call.progress(len(self.levels) - 1, len(self.levels))
         scene = Scene.of(pair, base, self.levels[-1], self.interpolation)
         problem, view, w = self._problem(scene, weight, u, grid)
 
