@@ -4,6 +4,7 @@ python -m benchmarks.imaging.head CKPT                   the trained network, an
 python -m benchmarks.imaging.head CKPT --rivals          zero-filled, CG-SENSE, total variation, wavelets, untrained
 python -m benchmarks.imaging.head CKPT --only tv --weights 5e-5 1e-4 2e-4
 python -m benchmarks.imaging.head CKPT --picture FOLDER  mri.png, mri-masks.png: what the page of the recipe shows
+python -m benchmarks.imaging.head CKPT --steps UNROLLED --picture FOLDER  mri-steps.png: quality against steps of both
 
 Decibels of the complex difference, relative to the largest magnitude of the reference.
 """
@@ -18,9 +19,12 @@ from typing import Any
 import torch
 
 from torchimplicit.core.status import Status
-from torchimplicit.imaging import draw_comparison, draw_masks, psnr
+from torchimplicit.imaging import draw_comparison, draw_masks, draw_steps, psnr
 from torchimplicit.train import load
 from torchimplicit.train.command.methods import NAMES, WEIGHTS, Choice
+from torchimplicit.train.quality import by_steps
+
+DEPTHS = (5, 10, 20, 30, 50, 100, 150)
 
 
 def rows(data: Any, choice: Choice) -> tuple[list[float], str]:
@@ -59,6 +63,26 @@ def draw(data: Any, checkpoint: str, folder: Path) -> None:
     draw_masks(masks, target=folder / "mri-masks.png")
 
 
+def draw_depths(data: Any, checkpoint: str, unrolled: str, folder: Path) -> None:
+    """Residual and decibels of the first acquisition after every step, of both networks; prints some of them."""
+    batch = data.splits.test.__getitems__([0])
+    target = batch.target
+    networks: dict[str, Any] = {"equilibrium": load(checkpoint)[0].network, "unrolled": load(unrolled)[0].network}
+    curves = {}
+    for name, network in networks.items():
+        found = by_steps(
+            network.eval(),
+            batch,
+            DEPTHS[-1],
+            lambda x: psnr(x, target, data_range=target.abs().max(), by="difference"),
+        )
+        assert found is not None
+        curves[name] = found
+        print(name, ", ".join(f"{n}: {float(found[1][0, n - 1]):.2f}" for n in DEPTHS), "dB", flush=True)
+    trained = {"unrolled": networks["unrolled"].steps}
+    draw_steps(curves, trained=trained, target=folder / "mri-steps.png")
+
+
 def main() -> None:
     """Prints a line for every method and weight."""
     parser = argparse.ArgumentParser(prog="benchmarks.imaging.head", description=__doc__)
@@ -68,10 +92,13 @@ def main() -> None:
     parser.add_argument("--weights", type=float, nargs="+")
     parser.add_argument("--rtol", type=float)
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--steps", metavar="UNROLLED")
     options = parser.parse_args()
     torch.set_num_threads(1)
     data: Any = load(options.checkpoint)[1]
     data.setup()
+    if options.steps:
+        return draw_depths(data, options.checkpoint, options.steps, options.picture or Path())
     if options.picture:
         return draw(data, options.checkpoint, options.picture)
     names = NAMES if options.rivals else (options.only or options.checkpoint,)
