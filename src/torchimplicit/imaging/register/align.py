@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoint import Adjoint
+from torchimplicit.core import transforms
 from torchimplicit.core.options import check_on_failure
 from torchimplicit.core.public import public
 from torchimplicit.core.status import OnFailure, Report
@@ -173,6 +174,7 @@ def align(
 
     Raises:
         ConvergenceError: some sample did not converge, or nothing can be told of it; carries the registration.
+        NotImplementedError: images that `torch.vmap` maps.
         TypeError: something is no image, or no kind.
         ValueError: images that do not go together.
 
@@ -198,6 +200,8 @@ def align(
     if deforms != sorted(deforms):
         raise ValueError(f"align(kind={kind!r}): expected deformations after all linear stages")
     check_on_failure(on_failure)
+    if any(isinstance(each, Tensor) and transforms.is_mapped(each) for each in (fixed, moving)):
+        raise NotImplementedError("align does not work under torch.vmap; try one batch of pairs, in dimension 0")
     pair = Pair.of(fixed, moving, spacing, moving_spacing)
     grids = Grid.of(fixed, spacing), Grid.of(moving, moving_spacing or spacing)
     initial = initial.transform if isinstance(initial, Registration) else initial
