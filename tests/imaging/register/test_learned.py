@@ -49,6 +49,19 @@ def learned():
     return {"features": features, "smoother": Smoother(), "similarity": Weighted(2)}
 
 
+def check_gradients(energy, tensors):
+    """That of every tensor that an energy is made of, along a way, against differences."""
+    for tensor, gradient in zip(tensors, torch.autograd.grad(energy(), tensors), strict=True):
+        way = torch.linspace(-1, 1.2, tensor.numel(), dtype=D).view_as(tensor)
+        ends = []
+        for h in (1e-4, -1e-4):
+            with torch.no_grad():
+                tensor += h * way
+                ends.append(energy())
+                tensor -= h * way
+        torch.testing.assert_close((gradient * way).sum(), (ends[0] - ends[1]) / 2e-4, rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("form", ["velocity", "displacement"])
 def test_gradients_by_learned_parts_and_steps_of_samples_are_those_of_differences(form):
     fixed, moving = (torch.cat(each) for each in zip(*(pair(8, 7, reach=0.8, seed=s) for s in (0, 1)), strict=True))
@@ -61,16 +74,7 @@ def test_gradients_by_learned_parts_and_steps_of_samples_are_those_of_difference
         kind = register.Demons(form=form, levels=((1, 1.3, step),), **options, **parts)
         return (weight * register.align(fixed, moving, kind, adjoint=ADJOINT).displacement()).sum()
 
-    tensors = [*parameters, step]
-    for tensor, gradient in zip(tensors, torch.autograd.grad(energy(), tensors), strict=True):
-        way = torch.linspace(-1, 1.2, tensor.numel(), dtype=D).view_as(tensor)
-        ends = []
-        for h in (1e-4, -1e-4):
-            with torch.no_grad():
-                tensor += h * way
-                ends.append(energy())
-                tensor -= h * way
-        torch.testing.assert_close((gradient * way).sum(), (ends[0] - ends[1]) / 2e-4, rtol=1e-4, atol=1e-7)
+    check_gradients(energy, [*parameters, step])
 
 
 @torch.no_grad()

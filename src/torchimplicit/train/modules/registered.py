@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from torchimplicit.core.options import is_number, require
-from torchimplicit.imaging import joint_loss
+from torchimplicit.imaging import draw_alignment, draw_deformation, joint_loss
 from torchimplicit.imaging.joint import MOTION
+from torchimplicit.imaging.register import warp
 from torchimplicit.imaging.register.kind import Kind
 from torchimplicit.train.data.measurement import Measurement, first
 from torchimplicit.train.errors import UsageError
-from torchimplicit.train.modules.pair_picture import draw_pair
 from torchimplicit.train.modules.reconstruction_losses import Judged, Reconstruct, ReconstructionLoss
 
 if TYPE_CHECKING:
@@ -64,8 +64,16 @@ class Registered(ReconstructionLoss):
         return Judged(found.loss, found.image, found.used, found.report)
 
     def pictures(self, reconstruct: Reconstruct, batch: Measurement) -> dict[str, Figure]:
-        """A pair: both reconstructions, and the motion between them."""
+        """A pair: both reconstructions, one on the other before and after, and the motion between them."""
         pair = first(batch, 2)
         with torch.no_grad():
             found = joint_loss(reconstruct, pair.y, pair.op, self.registration)
-        return {"motion": draw_pair(found, pair.motion)}
+        assert found.displacement is not None
+        fixed, moving = (each.abs().cpu() for each in found.image)
+        u = found.displacement[:1].to(fixed)
+        placed = warp(moving[None, None], u, interpolation="cubic")[0, 0]
+        figures = {
+            "pair": draw_alignment(fixed, {"second": moving, "second, in place": placed}),
+            "motion found": draw_deformation(u[0]),
+        }
+        return figures if pair.motion is None else figures | {"true motion": draw_deformation(pair.motion[0])}
