@@ -77,17 +77,20 @@ def fixed_point(
         >>> bool(sol.report.converged and sol.backward.converged)
         True
     """
-    review = None
-    if isinstance(f, PreparedMap):
-        f = f.begin(z0, args, batch_dims)
-        review = partial(f.review, z0, args, batch_dims)
-    problem = FixedPoint(f, z0, args, batch_dims, batched_args)
-    if isinstance(f, PreparedMap) and isinstance(
-        solver, Solver
-    ):  # a splitting's step is known once the problem has begun
-        solver = f.tolerances(solver)
+    f = f.begin(z0, args, batch_dims) if isinstance(f, PreparedMap) else f
+    problem, review = FixedPoint(f, z0, args, batch_dims, batched_args), None
+    if isinstance(f, PreparedMap):  # a splitting's step is known once the problem has begun
+        solver = f.tolerances(solver) if isinstance(solver, Solver) else solver
+        review = partial(_reviewed, problem)
     options = Options(solver, adjoint, warm_start, on_failure, trace, save_steps, review)
     return solve_problem(problem, z0, options)
+
+
+def _reviewed(problem: Problem, residual: Residual, result: Result) -> None:
+    """Asks a map that prepared itself how its own solves went, with the tensors that the solve had."""
+    bound: Any = residual.bound
+    if bound is not None:
+        bound.f.review(problem.layout.unflatten(result.z.detach()), bound.args, problem.batch_dims, result)
 
 
 @public
