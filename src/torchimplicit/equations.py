@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.adjoint import Adjoint, Implicit, PointCall, Unrolled, attached, find_nonfinite, quarantine, unmoved
+from torchimplicit.adjoint.implicit import ImplicitSolve
 from torchimplicit.core import transforms
 from torchimplicit.core.options import check_on_failure, is_count, require_instance
 from torchimplicit.core.problem import FixedPoint, Problem, Residual, Root
 from torchimplicit.core.public import public
 from torchimplicit.core.status import OnFailure, Report, Solution, react
 from torchimplicit.core.tree import own
-from torchimplicit.linear import LU
+from torchimplicit.linear import GMRES, LU
 from torchimplicit.solve import DENSE, Anderson, Newton, PreparedMap, Result, Solver, iterate
 
 
@@ -194,7 +195,11 @@ def solve_problem(problem: Problem, z0: Any, options: Options) -> Solution:
             residual(start.detach())
     wants_inverse = differentiable and adjoint.wants_inverse
     call = PointCall(problem, _loop(options, left), differentiable, wants_inverse, on_failure=options.on_failure)
-    value = adjoint.solve(call, start, tensors) if differentiable else call.forward(start, tensors)
+    if transforms.active() and not differentiable:  # solvers are not to meet what transforms wrap tensors in
+        start, tensors = start.detach(), [tensor.detach() for tensor in tensors]
+        value = ImplicitSolve.apply(call, GMRES(), start, *tensors)
+    else:
+        value = adjoint.solve(call, start, tensors) if differentiable else call.forward(start, tensors)
     return _finished(call, adjoint, value, start, tensors, options)
 
 

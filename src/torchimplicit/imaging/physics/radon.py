@@ -53,6 +53,8 @@ class Radon(Operator):
         super().__init__()
         require_count("Radon", size=size)
         angles = torch.as_tensor(angles)
+        if transforms.hides_batch(angles):
+            raise NotImplementedError("Radon does not work of angles that torch.vmap maps; try one after another")
         if angles.dim() != 1 or not len(angles) or not bool(angles.isfinite().all()):
             raise ValueError(f"Radon(angles=...): got shape {tuple(angles.shape)}, expected finite numbers (angles,)")
         self.size, self.count = size, len(angles)
