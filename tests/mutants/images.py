@@ -36,8 +36,7 @@ MUTANTS = [
         "samples share the bound of the first one's kernel",
         "return self._like(like).detach().abs().sum((2, 3)).amax(1)",
         "return self._like(like).detach().abs().sum((2, 3)).amax(1)[:1]",
-        "tests/imaging/physics/test_blur.py tests/imaging/physics/test_samples.py "
-        "tests/imaging/reconstruct/test_layer.py",
+        "tests/imaging/physics/test_blur.py",
     ),
     Mutant(
         "imaging/physics/blur.py",
@@ -101,14 +100,14 @@ MUTANTS = [
         "samples that go on have the norms of those that went",
         "own._square = self._square[rows]",
         "own._square = self._square[: int(rows.sum() if rows.dtype == torch.bool else len(rows))]",
-        "tests/imaging/reconstruct/test_cells.py tests/imaging/reconstruct/test_layer.py",
+        "tests/imaging/reconstruct/test_cells.py",
     ),
     Mutant(
         "imaging/reconstruct/gradient.py",
         "the weight of the prior does not shorten the step",
         "return self.square(op, z) + self.eps + self._weighted(torch.as_tensor(self.prior.lipschitz()))",
         "return self.square(op, z) + self.eps + torch.as_tensor(self.prior.lipschitz())",
-        "tests/imaging/reconstruct/test_cells.py tests/imaging/reconstruct/test_layer.py",
+        "tests/imaging/reconstruct/test_cells.py",
     ),
     Mutant(
         "imaging/reconstruct/splitting.py",
@@ -192,14 +191,14 @@ MUTANTS = [
         "a voxel of a halved grid lies where its first half lay",
         "change[axis, axis], change[axis, -1] = 2.0, 0.5",
         "change[axis, axis], change[axis, -1] = 2.0, 0.0",
-        "tests/imaging/register/test_linear.py tests/imaging/register/test_amortised.py",
+        "tests/imaging/register/test_grid.py",
     ),
     Mutant(
         "imaging/register/start.py",
         "vectors keep the length of the other grid's voxels",
         'return torch.einsum("ij,bj...->bi...", change, sample(vectors, at.expand(len(vectors), *at.shape)))',
         "return sample(vectors, at.expand(len(vectors), *at.shape))",
-        "tests/imaging/register/test_learned.py tests/imaging/register/test_linear.py",
+        "tests/imaging/register/test_grid.py",
     ),
     Mutant(
         "imaging/register/metrics.py",
@@ -263,5 +262,33 @@ MUTANTS = [
         "return _mean_square(op.A(x) - y) + weight * _mean_square(turned - again)",
         "return weight * _mean_square(turned - again)",
         "tests/imaging/selfsupervised/test_equivariant.py",
+    ),
+    Mutant(
+        "imaging/physics/radon.py",
+        "projections of a batch lie in memory otherwise than those of one",
+        "x.mT.contiguous()).mT.contiguous()",
+        "x.mT.contiguous()).mT",
+        "tests/imaging/physics/test_samples.py",
+    ),
+    Mutant(
+        "imaging/reconstruct/cell.py",
+        "norms keep the wrappers of transforms",
+        "return transforms.plain(torch.as_tensor(norm(image)).detach().to(image.real).square())",
+        "return torch.as_tensor(norm(image)).detach().to(image.real).square()",
+        "tests/imaging/reconstruct/test_transforms.py",
+    ),
+    Mutant(
+        "core/transforms.py",
+        "what a function saved keeps the wrappers of transforms that are over",
+        "return [_functorch.unwrap_if_dead(tensor) for tensor in ctx.saved_tensors]",
+        "return list(ctx.saved_tensors)",
+        "tests/adjoint/test_nested.py",
+    ),
+    Mutant(
+        "equations.py",
+        "solvers without grad meet the tensors of transforms",
+        "if transforms.active() and not differentiable:",
+        "if False:",
+        "tests/core/test_transforms.py",
     ),
 ]
