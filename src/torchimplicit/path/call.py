@@ -19,6 +19,7 @@ from torchimplicit.path.events.event import Trigger
 from torchimplicit.path.events.watch import Log, Met, Watch
 from torchimplicit.path.field.between import Between, Within
 from torchimplicit.path.field.dynamics import Dynamics, Field, MappedDynamics
+from torchimplicit.path.graphs import Graphs
 from torchimplicit.path.observer import Observer
 from torchimplicit.path.record import Outputs, Path, Phase
 from torchimplicit.path.report import PathReport
@@ -79,6 +80,7 @@ class PathCall(Call):
         dt_max: the largest step of every sample, `(B,)`; None for any.
         between: whether the field may jump at the first and the last time, and is asked strictly between them.
         side: the signs of the events' conditions from which the solve comes over a jump, `(B, E)`; None for no jump.
+        budget: bytes that graphs of steps may take which are kept for the backward pass.
     """
 
     name: str
@@ -92,6 +94,7 @@ class PathCall(Call):
     dt_max: Tensor | None = None
     between: bool = False
     side: Tensor | None = None
+    budget: int = 0
     record: PathRecord = field(default_factory=PathRecord, kw_only=True)
 
     @property
@@ -235,16 +238,22 @@ class PathCall(Call):
         observer = None
         if self.callback is not None and isinstance(self.dynamics, Dynamics):
             observer = Observer(self.callback, self.dynamics, state)
+        graphs = Graphs(self.budget) if self.budget and engine.keeps and path is not None else None
         while True:
             phase = None if path is None else Phase(rows, self.checkpoints)
             inputs = self.dynamics.take(tensors, rows)
+            if graphs is not None and phase is not None:
+                inputs = [one.detach().requires_grad_(a.requires_grad) for one, a in zip(inputs, tensors, strict=True)]
+                graphs.leaves = phase.leaves = inputs
             with (
-                self.bind(state.ts, inputs, rows, audit=self.audit, keep_buffers=True) as field,
+                self.bind(
+                    state.ts, inputs, rows, audit=self.audit, keep_buffers=True, leaves=graphs is not None
+                ) as field,
                 self._watch(condition_tensors, rows, log) as watch,
             ):
                 solver, narrow = self.solver.take(rows), self.dynamics.can_narrow
                 largest = self.dt_max if self.dt_max is None or rows is None else self.dt_max[rows]
-                loop = engine.loop(solver, field, state, values, phase, left, narrow, rows, watch, observer, largest)
+                loop = engine.loop(solver, field, state, values, phase, left, narrow, rows, watch, observer, largest, graphs)
                 if rows is None:
                     loop.begin()
                     slope = state.slope

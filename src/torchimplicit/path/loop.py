@@ -7,6 +7,7 @@ when that is not so is more done.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from torchimplicit.core.status import Status
 from torchimplicit.path.events.watch import Watch
 from torchimplicit.path.field.dynamics import Field
+from torchimplicit.path.graphs import Graphs, StepGraph
 from torchimplicit.path.observer import Observer
 from torchimplicit.path.record import Outputs, Phase, Step
 from torchimplicit.path.solver import AdaptiveSolver, PathSolver
@@ -40,6 +42,7 @@ class StepLoop:
         watch: looks out for events; None for none.
         observer: is told of every step; None for nobody.
         largest: the largest step of every sample, `(B,)`; None for any.
+        graphs: keeps those of steps; None for no gradient, or steps that are made again for it.
     """
 
     def __init__(
@@ -55,12 +58,14 @@ class StepLoop:
         watch: Watch | None = None,
         observer: Observer | None = None,
         largest: Tensor | None = None,
+        graphs: Graphs | None = None,
     ):
         self.watch, self.observer, self.largest = watch, observer, largest
         self.solver, self.field, self.state, self.values = solver, field, state, values
         self.phase, self.rows = phase, rows
         self.limit, self.narrow, self.attempts, self.mostly_done = limit, narrow, 0, False
-        self.step = solver.stepper(state.y, graph=False)
+        keeper = None if graphs is None else solver.keeper(state.y, graphs)
+        self.graphs, self.step = graphs if keeper else None, keeper or solver.stepper(state.y, graph=False)
         self.end, self.eps = state.ts[-1], torch.finfo(state.t.dtype).eps
         self.stops_at_outputs = solver.stops_at_outputs
         self.control = self.dt = None
@@ -85,7 +90,7 @@ class StepLoop:
     def _begin(self) -> None:
         state, field = self.state, self.solver.state_field(self.field)
         if self.watch is not None or self.control is not None:
-            state.slope = field(state.t, state.y)
+            state.slope = (field if self.graphs is None else partial(self.graphs.ask, field))(state.t, state.y)
         if self.control is not None and state.slope is not None:
             state.h = self._first_step(field, state.slope)
         if self.watch is not None and state.slope is not None:
@@ -183,7 +188,8 @@ class StepLoop:
         """All samples accept, and none comes past an output time."""
         state = self.state
         if self.phase is not None:
-            self.phase.add(Step(state.t, stop, self.all_running, None, state.number), state.y)
+            graph = self._admit(done)
+            self.phase.add(Step(state.t, stop, self.all_running, None, state.number, graph=graph), state.y)
         if self.watch is not None:
             self.watch.passes(state, state.running)
         state.move(stop, done.y, done.slope)
@@ -218,6 +224,7 @@ class StepLoop:
         facts = torch.stack((accept, reject, crossing, stuck, arriving))
         moves, rejects, crosses, sticks, arrives = facts.any(1).tolist()
         if moves:
+            done = done._replace(graph=None) if rejects else done  # of steps that are too long for some
             self._move(done, stop, h, accept, rejects or not self.all_running, crosses)
         if rejects:
             state.rejected = state.rejected + reject
@@ -231,6 +238,15 @@ class StepLoop:
             self._stop(stuck & finite, Status.STEP_TOO_SMALL)
             self._stop(stuck & ~finite, Status.NON_FINITE)
 
+    def _admit(self, done: Stepped) -> StepGraph | None:
+        """The graph of a step that is taken, as long as there is room for such."""
+        if self.graphs is None:
+            return None
+        graph = self.graphs.admit(done.graph)
+        if self.graphs.full:
+            self.graphs, self.step = None, self.solver.stepper(self.state.y, graph=False)
+        return graph
+
     def _move(self, done: Stepped, stop: Tensor, h: Tensor, accept: Tensor, some_stay: bool, crosses: bool) -> None:
         """Moves the samples that accept their step."""
         state, y, slope, span = self.state, done.y, done.slope, Span(self.state.t, stop, h, self.state.number)
@@ -238,13 +254,15 @@ class StepLoop:
             moved = accept.unsqueeze(1)
             stop = torch.where(accept, stop, state.t)
             y = torch.where(moved, y, state.y)
-            slope = slope if slope is None or state.slope is None else torch.where(moved, slope, state.slope)
+            if slope is not None and state.slope is not None and done.graph is None:  # else those that stay have arrived
+                slope = torch.where(moved, slope, state.slope)
         ending = None if self.watch is None else self.watch.ending(state, accept, span, done.inside)
         # Outputs behind an event hold its state, as all do that a sample does not reach.
         until = stop if ending is None else torch.where(ending.fires, ending.t, stop)
         outputs = self._outputs(until, done, h) if crosses else None
         if self.phase is not None:
-            self.phase.add(Step(state.t, stop, not some_stay, outputs, state.number), state.y)
+            graph = self._admit(done)
+            self.phase.add(Step(state.t, stop, not some_stay, outputs, state.number, graph=graph), state.y)
         if self.watch is not None:
             self.watch.passes(state, accept)
         state.move(until, y, slope)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchimplicit.core.options import is_number, require, require_count
 from torchimplicit.core.tree import Layout
 from torchimplicit.path.field.dynamics import Field
+from torchimplicit.path.graphs import Graphs
 from torchimplicit.path.span import Span
 from torchimplicit.path.step import Stepped
 from torchimplicit.path.stepsize import PID, Fixed, require_dt
@@ -71,6 +72,15 @@ class PathSolver:
                 before has found within, and must estimate the error where the method does.
         """
         raise NotImplementedError
+
+    def keeper(self, like: Tensor, graphs: Graphs) -> Stepper | None:
+        """What makes the steps of `stepper`, to the bit, and keeps their graphs; None for methods that cannot.
+
+        Args:
+            like: see `stepper`.
+            graphs: what is kept.
+        """
+        return None
 
     def take(self, rows: Tensor | None) -> PathSolver:
         """The solver for some samples alone, `(M,)`, whose tolerances may be their own; None for all."""

@@ -20,6 +20,7 @@ from torchimplicit.path.adjoint.drift import Remade
 from torchimplicit.path.adjoint.replay import note_lost, valued, whole
 from torchimplicit.path.call import PathCall
 from torchimplicit.path.compiled.kernel import graphs_that_stay
+from torchimplicit.path.field.dynamics import Dynamics
 from torchimplicit.path.record import Path, Phase
 
 
@@ -38,13 +39,18 @@ class Checkpointed(PathAdjoint):
     """
 
     checkpoints: int = 256
+    graphs: int = 2**26
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         require_count(self, "checkpoints", least=2)
+        require_count(self, "graphs", least=0)
 
     def solve(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `PathAdjoint.solve`."""
+        wanted = any(each.requires_grad for each in (y0, *tensors)) and not ts.requires_grad
+        if wanted and not transforms.active() and isinstance(call.dynamics, Dynamics):
+            call = replace(call, budget=self.graphs)
         values, starts, stops = CheckpointedSolve.apply(call, y0, ts, *tensors)
         note_lost(call, starts, stops, y0, ts, tensors)
         return values
