@@ -19,9 +19,10 @@ from torchimplicit.path.events.event import Trigger
 from torchimplicit.path.events.watch import Log, Met, Watch
 from torchimplicit.path.field.between import Between, Within
 from torchimplicit.path.field.dynamics import Dynamics, Field, MappedDynamics
-from torchimplicit.path.graphs import Graphs
+from torchimplicit.path.graphs import Graphs, leaves_of
 from torchimplicit.path.observer import Observer
-from torchimplicit.path.record import Outputs, Path, Phase
+from torchimplicit.path.passing import hold
+from torchimplicit.path.record import Path, Phase
 from torchimplicit.path.report import PathReport
 from torchimplicit.path.solver import PathSolver
 from torchimplicit.path.state import IntegratorState
@@ -215,7 +216,8 @@ class PathCall(Call):
             self._check_conditions(condition_tensors, whole)
             self.record.event, self.record.met, self.record.side = whole.event, log.met(whole.y), whole.side
         self._report(whole.status, whole.tried, whole.rejected, whole.t, whole.ratio, whole.event, nfev)
-        held = _hold(whole, values)
+        self.record.report.kept = 0 if path is None else sum(len(phase.graphs) for phase in path.phases)
+        held = hold(whole, values)
         if path is not None:
             path.held, self.record.path = held, path
         return values, slope
@@ -238,22 +240,22 @@ class PathCall(Call):
         observer = None
         if self.callback is not None and isinstance(self.dynamics, Dynamics):
             observer = Observer(self.callback, self.dynamics, state)
+        writes = {"audit": self.audit, "keep_buffers": True}
         graphs = Graphs(self.budget) if self.budget and engine.keeps and path is not None else None
         while True:
             phase = None if path is None else Phase(rows, self.checkpoints)
             inputs = self.dynamics.take(tensors, rows)
             if graphs is not None and phase is not None:
-                inputs = [one.detach().requires_grad_(a.requires_grad) for one, a in zip(inputs, tensors, strict=True)]
-                graphs.leaves = phase.leaves = inputs
+                graphs.leaves = phase.leaves = inputs = leaves_of(inputs, tensors)
             with (
-                self.bind(
-                    state.ts, inputs, rows, audit=self.audit, keep_buffers=True, leaves=graphs is not None
-                ) as field,
+                self.bind(state.ts, inputs, rows, **writes, leaves=graphs is not None) as field,
                 self._watch(condition_tensors, rows, log) as watch,
             ):
                 solver, narrow = self.solver.take(rows), self.dynamics.can_narrow
                 largest = self.dt_max if self.dt_max is None or rows is None else self.dt_max[rows]
-                loop = engine.loop(solver, field, state, values, phase, left, narrow, rows, watch, observer, largest, graphs)
+                loop = engine.loop(
+                    solver, field, state, values, phase, left, narrow, rows, watch, observer, largest, graphs
+                )
                 if rows is None:
                     loop.begin()
                     slope = state.slope
@@ -295,13 +297,3 @@ class PathCall(Call):
         dynamics = self.dynamics.mapped(count, tuple(dims))
         dt_max = None if self.dt_max is None else self.dt_max.repeat(count)
         return replace(self, dynamics=dynamics, solver=self.solver.mapped(count), dt_max=dt_max)
-
-
-def _hold(state: IntegratorState, values: Tensor) -> Outputs | None:
-    """Fills the outputs that were not reached with the last states; says which they are."""
-    late = torch.arange(len(values), device=values.device).unsqueeze(1) >= state.next
-    if not bool(late.any()):
-        return None
-    places, samples = torch.nonzero(late, as_tuple=True)
-    values[places, samples] = state.y[samples]
-    return Outputs(samples, places)

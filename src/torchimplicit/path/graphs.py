@@ -120,6 +120,11 @@ class Graphs:
         return None if self.full else graph
 
 
+def leaves_of(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+    """Leaves in the places of tensors, which want a gradient where these do that the others are, or are a part of."""
+    return [one.detach().requires_grad_(each.requires_grad) for one, each in zip(tensors, like, strict=True)]
+
+
 def _place(tensor: Tensor) -> tuple[Any, int]:
     """Where a tensor's numbers lie."""
     return tensor.device, tensor.untyped_storage().data_ptr()

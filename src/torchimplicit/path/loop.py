@@ -15,8 +15,9 @@ from torch import Tensor
 from torchimplicit.core.status import Status
 from torchimplicit.path.events.watch import Watch
 from torchimplicit.path.field.dynamics import Field
-from torchimplicit.path.graphs import Graphs, StepGraph
+from torchimplicit.path.graphs import Graphs
 from torchimplicit.path.observer import Observer
+from torchimplicit.path.passing import pass_outputs
 from torchimplicit.path.record import Outputs, Phase, Step
 from torchimplicit.path.solver import AdaptiveSolver, PathSolver
 from torchimplicit.path.span import Span
@@ -187,9 +188,7 @@ class StepLoop:
     def _go_on(self, done: Stepped, stop: Tensor, h: Tensor, ratio: Tensor) -> None:
         """All samples accept, and none comes past an output time."""
         state = self.state
-        if self.phase is not None:
-            graph = self._admit(done)
-            self.phase.add(Step(state.t, stop, self.all_running, None, state.number, graph=graph), state.y)
+        self._record(done, stop, self.all_running)
         if self.watch is not None:
             self.watch.passes(state, state.running)
         state.move(stop, done.y, done.slope)
@@ -238,14 +237,14 @@ class StepLoop:
             self._stop(stuck & finite, Status.STEP_TOO_SMALL)
             self._stop(stuck & ~finite, Status.NON_FINITE)
 
-    def _admit(self, done: Stepped) -> StepGraph | None:
-        """The graph of a step that is taken, as long as there is room for such."""
-        if self.graphs is None:
-            return None
-        graph = self.graphs.admit(done.graph)
-        if self.graphs.full:
-            self.graphs, self.step = None, self.solver.stepper(self.state.y, graph=False)
-        return graph
+    def _record(self, done: Stepped, stop: Tensor, all_move: bool, outputs: Outputs | None = None) -> None:
+        """Records a step that is taken; with its graph, as long as there is room for such."""
+        if self.phase is None:
+            return
+        state, graph = self.state, None if self.graphs is None else self.graphs.admit(done.graph)
+        if self.graphs is not None and self.graphs.full:
+            self.graphs, self.step = None, self.solver.stepper(state.y, graph=False)
+        self.phase.add(Step(state.t, stop, all_move, outputs, state.number, graph=graph), state.y)
 
     def _move(self, done: Stepped, stop: Tensor, h: Tensor, accept: Tensor, some_stay: bool, crosses: bool) -> None:
         """Moves the samples that accept their step."""
@@ -254,15 +253,15 @@ class StepLoop:
             moved = accept.unsqueeze(1)
             stop = torch.where(accept, stop, state.t)
             y = torch.where(moved, y, state.y)
-            if slope is not None and state.slope is not None and done.graph is None:  # else those that stay have arrived
+            if (
+                slope is not None and state.slope is not None and done.graph is None
+            ):  # else those that stay have arrived
                 slope = torch.where(moved, slope, state.slope)
         ending = None if self.watch is None else self.watch.ending(state, accept, span, done.inside)
         # Outputs behind an event hold its state, as all do that a sample does not reach.
         until = stop if ending is None else torch.where(ending.fires, ending.t, stop)
         outputs = self._outputs(until, done, h) if crosses else None
-        if self.phase is not None:
-            graph = self._admit(done)
-            self.phase.add(Step(state.t, stop, not some_stay, outputs, state.number, graph=graph), state.y)
+        self._record(done, stop, not some_stay, outputs)
         if self.watch is not None:
             self.watch.passes(state, accept)
         state.move(until, y, slope)
@@ -273,26 +272,13 @@ class StepLoop:
     def _outputs(self, stop: Tensor, done: Stepped, h: Tensor) -> Outputs:
         """Writes the outputs within this step; says which they are."""
         state = self.state
-        outputs = self._passed(stop)
+        outputs = pass_outputs(state, self.outputs, stop)
+        self._see_next()
         samples, places = outputs.samples, outputs.places
         theta = (state.ts[places, samples] - state.t[samples]) / h[samples]
         whole = samples if self.rows is None else self.rows[samples]
         self.values[places, whole] = done.inside.at(theta, samples)
         return outputs
-
-    def _passed(self, stop: Tensor) -> Outputs:
-        """The outputs up to these times, `(B,)`, that were ahead."""
-        state = self.state
-        passed = torch.searchsorted(self.outputs, stop.unsqueeze(1), right=True).squeeze(1)
-        # A sample that stays where it is passes nothing, also where that is at an output.
-        passed = torch.where(stop > state.t, passed, state.next)
-        counts = passed - state.next
-        samples = torch.repeat_interleave(counts)
-        offset = torch.cumsum(counts, 0) - counts
-        places = torch.arange(len(samples), device=stop.device) - offset[samples] + state.next[samples]
-        state.next = passed
-        self._see_next()
-        return Outputs(samples, places)
 
     def _see_next(self) -> None:
         """The next output time of every sample, `(B,)`; infinity once it has none."""

@@ -319,17 +319,22 @@ def kept(adjoint, steps, width=4000):
 
 
 def test_memory_by_the_number_of_steps():
-    flat = [Backsolve(), Reversible(), ti.Checkpointed(8), ti.Checkpointed(32), Backsolve(checkpoints=8)]
+    few, several = ti.Checkpointed(8, graphs=0), ti.Checkpointed(32, graphs=0)
+    flat = [Backsolve(), Reversible(), few, several, ti.Checkpointed(8, graphs=2**20), Backsolve(checkpoints=8)]
     sizes = {str(adjoint): [kept(adjoint, steps) for steps in (64, 256)] for adjoint in (*flat, ti.Direct())}
     for adjoint in flat:
         few, many = sizes[str(adjoint)]
         assert many <= 1.05 * few, adjoint
     few, many = sizes["Direct()"]
     assert many > 3.5 * few
-    order = [sizes[str(adjoint)][1] for adjoint in (Backsolve(), Reversible(), ti.Checkpointed(32), ti.Direct())]
+    order = [sizes[str(adjoint)][1] for adjoint in (Backsolve(), Reversible(), several, ti.Direct())]
     assert all(less < more for less, more in pairwise(order))
-    every = kept(ti.Checkpointed(1000), 256)
-    assert every > 10 * sizes[str(ti.Checkpointed(8))][1]  # the states are counted
+    every = kept(ti.Checkpointed(1000, graphs=0), 256)
+    assert every > 10 * sizes[str(few)][1]  # the states are counted
+    # Graphs up to the budget, and not beyond it: on top of states that there is room for anyway.
+    budgets = [kept(ti.Checkpointed(8, graphs=budget), 256) for budget in (0, 2**20, 2**21)]
+    for (less, more), room in zip(pairwise(budgets), (2**20, 2**20), strict=True):
+        assert 0.5 * room < more - less <= 1.1 * room
 
 
 def test_backsolve_refuses_what_it_does_not_know():

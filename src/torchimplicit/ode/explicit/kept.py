@@ -1,7 +1,7 @@
 r"""Steps whose evaluations keep their graphs, and the way back through them.
 
-With the increments $K_i = h k_i$ of a step and the gradient $\lambda$ of the state after it, the gradients of increments
-are $\bar K_i = b_i \lambda + \sum_{j>i} a_{ji} v_j$, where $v_j = h (\partial f / \partial y)^\top \bar K_j$ is that of
+With the increments $K_i = h k_i$ of a step and the gradient $\lambda$ of the state after it, those of increments are
+$\bar K_i = b_i \lambda + \sum_{j>i} a_{ji} v_j$, where $v_j = h (\partial f / \partial y)^\top \bar K_j$ is that of
 the state of stage $j$; the gradient of the state before the step is $\lambda + \sum_i v_i$. So an evaluation costs its
 vector-Jacobian product and no more, and what a step adds up costs an operation for each stage.
 """
@@ -98,7 +98,9 @@ class KeptStep:
     def _pull_inside(self, within: Within) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of outputs by the states before and after the step, and by its increments, `(s, B n)`."""
         y = self.y
-        table = torch.stack([(slope.detach().reshape(self.shape) * self.h) for slope in self.slopes]).view(-1, *self.flat)
+        table = torch.stack([(slope.detach().reshape(self.shape) * self.h) for slope in self.slopes]).view(
+            -1, *self.flat
+        )
         known = weights(self.tableau, y.dtype, y.device)
         end = combine(y, self.tableau.b, table.unbind())
         leaves = [each.detach().requires_grad_() for each in (y, end, table)]
@@ -108,7 +110,9 @@ class KeptStep:
             path = PolynomialInterpolant(known.interpolant, Rows(table.unbind()), self.h.reshape(-1, 1), y, end)
             values = path.at(within.theta, within.samples)
         found = torch.autograd.grad(values, leaves, within.grad, allow_unused=True)
-        before, after, by = (torch.zeros_like(leaf) if one is None else one for leaf, one in zip(leaves, found, strict=True))
+        before, after, by = (
+            torch.zeros_like(leaf) if one is None else one for leaf, one in zip(leaves, found, strict=True)
+        )
         return before, after, by.view(len(by), -1)
 
 

@@ -28,14 +28,19 @@ from torchimplicit.path.record import Path, Phase
 class Checkpointed(PathAdjoint):
     """Differentiates the very steps that were taken, from states kept on the way: the default.
 
-    The exact derivative of the numerical solution, step sizes held, at one more evaluation of the field for each, plus
-    its vector-Jacobian product: no graph is ever kept but that of one step, or of eight of a stochastic path. With
-    more steps than checkpoints, stretches between them are made again. Second derivatives, forward mode and `vmap`
-    work; they keep the graph of all steps.
+    The exact derivative of the numerical solution, step sizes held, at a vector-Jacobian product for each evaluation of
+    the field. The graphs of explicit steps are kept as long as they take little memory, as those of short paths and
+    small networks do; `solution.report.kept` says of how many steps. The others are made again, at one more evaluation
+    for each, with no more than one step's graph at a time, or that of eight of a stochastic path; with more such steps
+    than checkpoints, stretches between them are made again, too. So memory does not grow with the steps of a long path.
+    Second derivatives, forward mode and `vmap` work; they keep the graph of all steps.
 
     Args:
         checkpoints: states to keep, at least 2. As many steps cost no evaluation more; a quarter of the square of it
             costs one more evaluation for each, and so on. Fewer save memory.
+        graphs: bytes that graphs may take which are kept, by what the first evaluation saves for its derivative; 0
+            makes every step again. Steps that some sample rejects, gradients by the times, events, dense output,
+            implicit methods and compiled steps keep none.
     """
 
     checkpoints: int = 256
