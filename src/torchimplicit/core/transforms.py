@@ -148,7 +148,7 @@ def vjp_of_graph(value: Tensor, by: Tensor, v: Tensor, create_graph: bool = Fals
 def vjps_of_graph(
     values: Sequence[Tensor], by: Sequence[Tensor], v: Sequence[Tensor], keep: bool = False
 ) -> Sequence[Tensor | None]:
-    """What `torch.autograd.grad` gives for values of tensors; None where none leads there. Graphs are used up, or kept."""
+    """What `torch.autograd.grad` gives for values of tensors; None where none leads there. `keep` spares the graph."""
     return _engine_run_backward(tuple(values), tuple(v), keep, False, tuple(by), True, accumulate_grad=False)
 
 

@@ -20,6 +20,7 @@ from torchimplicit.path.events.watch import Log, Met, Watch
 from torchimplicit.path.field.between import Between, Within
 from torchimplicit.path.field.dynamics import Dynamics, Field, MappedDynamics
 from torchimplicit.path.graphs import Graphs, leaves_of
+from torchimplicit.path.narrow import Narrowing
 from torchimplicit.path.observer import Observer
 from torchimplicit.path.passing import hold
 from torchimplicit.path.record import Path, Phase
@@ -236,7 +237,8 @@ class PathCall(Call):
 
         Returns the slope at the start, where that was asked for, and how many evaluations it took.
         """
-        rows, parents, left, nfev, slope = None, [], self.solver.max_steps, 0, None
+        rows, parents, left, nfev, slope, begun = None, [], self.solver.max_steps, 0, None, False
+        narrowing = Narrowing(self, tensors, engine.keeps)
         observer = None
         if self.callback is not None and isinstance(self.dynamics, Dynamics):
             observer = Observer(self.callback, self.dynamics, state)
@@ -251,14 +253,14 @@ class PathCall(Call):
                 self.bind(state.ts, inputs, rows, **writes, leaves=graphs is not None) as field,
                 self._watch(condition_tensors, rows, log) as watch,
             ):
-                solver, narrow = self.solver.take(rows), self.dynamics.can_narrow
+                solver, narrow = self.solver.take(rows), narrowing.wanted(state.y)
                 largest = self.dt_max if self.dt_max is None or rows is None else self.dt_max[rows]
                 loop = engine.loop(
                     solver, field, state, values, phase, left, narrow, rows, watch, observer, largest, graphs
                 )
-                if rows is None:
+                if not begun:
                     loop.begin()
-                    slope = state.slope
+                    slope, begun = state.slope, True
                 left -= loop.run()
             nfev += field.nfev
             if path is not None and phase is not None and phase.steps:
@@ -266,9 +268,10 @@ class PathCall(Call):
                 path.phases.append(phase)
             if not loop.any_running:
                 break
-            some = torch.nonzero(state.running).flatten()
-            parents.append((state, some))
-            state, rows = state.take(some), some if rows is None else rows[some]
+            if (fewer := narrowing.take(state, inputs, graphs)) is not None:
+                some, other, asked = fewer
+                parents.append((state, some))
+                state, rows, nfev = other, some if rows is None else rows[some], nfev + asked
         for parent, some in reversed(parents):
             parent.put(some, state)
             state = parent

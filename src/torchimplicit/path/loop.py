@@ -25,8 +25,6 @@ from torchimplicit.path.state import IntegratorState
 from torchimplicit.path.step import Stepped
 from torchimplicit.path.stepsize import PID, History, Tolerance
 
-SMALL = 2**14  # numbers in a state up to which going on with fewer samples saves no time
-
 
 class StepLoop:
     """One phase of a solve: the same samples, until all have stopped or few go on.
@@ -76,7 +74,7 @@ class StepLoop:
             self.control, self.tolerance = solver.control, Tolerance(solver.rtol, solver.atol, state.y)
         else:
             self.dt = solver.dt_given
-        self.all_running, self.any_running = True, len(state.t) > 0
+        self.all_running, self.any_running = state.all_running, len(state.t) > 0
         self.uncounted = 0  # attempts that are not in `tried` yet: all running samples made them, one sum adds them
         self.outputs = torch.nn.functional.pad(state.ts.T, (0, 1), value=math.inf)  # a row per sample, and then none
         self._see_next()
@@ -91,7 +89,8 @@ class StepLoop:
     def _begin(self) -> None:
         state, field = self.state, self.solver.state_field(self.field)
         if self.watch is not None or self.control is not None:
-            state.slope = (field if self.graphs is None else partial(self.graphs.ask, field))(state.t, state.y)
+            ask = field if self.graphs is None else partial(self.graphs.ask, field)
+            state.slope = ask(state.t, state.y)
         if self.control is not None and state.slope is not None:
             state.h = self._first_step(field, state.slope)
         if self.watch is not None and state.slope is not None:
@@ -294,8 +293,9 @@ class StepLoop:
         self.next_output = torch.where(state.running, self.next_output, math.inf)
         self.end = torch.where(state.running, self.end, state.t)
         running = int(state.running.sum())
-        self.all_running, self.any_running = running == len(state.t), running > 0
-        self.mostly_done = state.y.numel() >= SMALL and 2 * running <= len(state.t)
+        self.all_running = state.all_running = running == len(state.t)
+        self.any_running = running > 0
+        self.mostly_done = 2 * running <= len(state.t)
 
     def _settle(self) -> None:
         """Counts the attempts of those that made them."""

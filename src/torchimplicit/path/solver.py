@@ -36,6 +36,7 @@ class PathSolver:
         knows_inside: whether dense output may ask inside of them all the same.
         has_inverse: whether it can take steps back; see `PairSolver`.
         remembers: whether a step depends, within its tolerance, on what earlier ones left (the Jacobian).
+        alone: whether a sample's step is the same to the bit in a batch of any size, wherever the field is.
     """
 
     order: ClassVar[int]
@@ -43,6 +44,7 @@ class PathSolver:
     knows_inside: ClassVar[bool] = False
     has_inverse: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
+    alone: ClassVar[bool] = False
 
     max_steps: int = 10_000
 

@@ -25,6 +25,7 @@ class ExplicitRK(PathSolver):
     A subclass states its `tableau` and its `order`; `testing.check_path_solver` measures whether they agree.
     """
 
+    alone: ClassVar[bool] = True
     tableau: ClassVar[Tableau]
 
     def stepper(self, like: Tensor, graph: bool) -> Stepper:
