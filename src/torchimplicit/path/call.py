@@ -19,7 +19,7 @@ from torchimplicit.path.events.event import Trigger
 from torchimplicit.path.events.watch import Log, Met, Watch
 from torchimplicit.path.field.between import Between, Within
 from torchimplicit.path.field.dynamics import Dynamics, Field, MappedDynamics
-from torchimplicit.path.graphs import Graphs, leaves_of
+from torchimplicit.path.graphs import Graphs
 from torchimplicit.path.narrow import Narrowing
 from torchimplicit.path.observer import Observer
 from torchimplicit.path.passing import hold
@@ -224,15 +224,9 @@ class PathCall(Call):
         return values, slope
 
     def _solve_phases(
-        self,
-        engine: Engine,
-        state: IntegratorState,
-        values: Tensor,
-        path: Path | None,
-        tensors: Sequence[Tensor],
-        condition_tensors: Sequence[Tensor],
-        log: Log | None,
-    ) -> tuple[Tensor | None, int]:
+        self, engine: Engine, state: IntegratorState, values: Tensor, path: Path | None, tensors: Sequence[Tensor],
+        condition_tensors: Sequence[Tensor], log: Log | None,
+    ) -> tuple[Tensor | None, int]:  # fmt: skip
         """Integrates until all have stopped, going on with those alone that do once they are few.
 
         Returns the slope at the start, where that was asked for, and how many evaluations it took.
@@ -248,7 +242,7 @@ class PathCall(Call):
             phase = None if path is None else Phase(rows, self.checkpoints)
             inputs = self.dynamics.take(tensors, rows)
             if graphs is not None and phase is not None:
-                graphs.leaves = phase.leaves = inputs = leaves_of(inputs, tensors)
+                phase.leaves = inputs = graphs.place(inputs, tensors)
             with (
                 self.bind(state.ts, inputs, rows, **writes, leaves=graphs is not None) as field,
                 self._watch(condition_tensors, rows, log) as watch,
@@ -268,7 +262,7 @@ class PathCall(Call):
                 path.phases.append(phase)
             if not loop.any_running:
                 break
-            if (fewer := narrowing.take(state, inputs, graphs)) is not None:
+            if (fewer := narrowing.take(state, rows, inputs, graphs)) is not None:
                 some, other, asked = fewer
                 parents.append((state, some))
                 state, rows, nfev = other, some if rows is None else rows[some], nfev + asked

@@ -83,9 +83,18 @@ class Graphs:
 
     def __init__(self, budget: int):
         self.left, self.kept, self.full = budget, 0, False
-        self.leaves: Sequence[Tensor] = ()
+        self.leaves: list[Tensor] = []
         self._size: int | None = None
         self._known: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def place(self, tensors: Sequence[Tensor], whole: Sequence[Tensor]) -> list[Tensor]:
+        """Leaves of a phase for tensors, of all samples or of some; those that are for all stay the same."""
+        last = self.leaves or [None] * len(whole)
+        self.leaves = [
+            leaf if leaf is not None and one is each else one.detach().requires_grad_(each.requires_grad)
+            for leaf, one, each in zip(last, tensors, whole, strict=True)
+        ]
+        return self.leaves
 
     def ask(self, field: Field, t: Tensor, y: Tensor) -> Tensor:
         """The slope at times `(B,)` and states `(B, n)`, with its graph; the first one tells how much graphs take."""
@@ -118,11 +127,6 @@ class Graphs:
         self.full = self.left < 0
         self.kept += not self.full
         return None if self.full else graph
-
-
-def leaves_of(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
-    """Leaves in the places of tensors, which want a gradient where these do that the others are, or are a part of."""
-    return [one.detach().requires_grad_(each.requires_grad) for one, each in zip(tensors, like, strict=True)]
 
 
 def _place(tensor: Tensor) -> tuple[Any, int]:

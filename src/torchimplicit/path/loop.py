@@ -45,20 +45,10 @@ class StepLoop:
     """
 
     def __init__(
-        self,
-        solver: PathSolver,
-        field: Field,
-        state: IntegratorState,
-        values: Tensor,
-        phase: Phase | None,
-        limit: int,
-        narrow: bool = False,
-        rows: Tensor | None = None,
-        watch: Watch | None = None,
-        observer: Observer | None = None,
-        largest: Tensor | None = None,
-        graphs: Graphs | None = None,
-    ):
+        self, solver: PathSolver, field: Field, state: IntegratorState, values: Tensor, phase: Phase | None, limit: int,
+        narrow: bool = False, rows: Tensor | None = None, watch: Watch | None = None, observer: Observer | None = None,
+        largest: Tensor | None = None, graphs: Graphs | None = None,
+    ):  # fmt: skip
         self.watch, self.observer, self.largest = watch, observer, largest
         self.solver, self.field, self.state, self.values = solver, field, state, values
         self.phase, self.rows = phase, rows

@@ -51,9 +51,16 @@ class Narrowing:
         )
 
     def take(
-        self, state: IntegratorState, tensors: Sequence[Tensor], graphs: Graphs | None
+        self, state: IntegratorState, rows: Tensor | None, tensors: Sequence[Tensor], graphs: Graphs | None
     ) -> tuple[Tensor, IntegratorState, int] | None:
-        """The samples that go on, `(M,)`, where they stand, and how many evaluations that took; None for all."""
+        """The samples that go on, `(M,)`, where they stand, and how many evaluations that took; None for all.
+
+        Args:
+            state: where all stand.
+            rows: which of the whole batch they are; None for it.
+            tensors: the explicit tensors of these.
+            graphs: what is kept of them.
+        """
         some = torch.nonzero(state.running).flatten()
         if self.knows and state.y.numel() >= SMALL:
             return some, state.take(some), 0
@@ -61,7 +68,7 @@ class Narrowing:
             others = torch.nonzero(~state.running).flatten()[: FEWEST - len(some)]
             some = torch.cat((some, others)).sort().values
         fewer, known = state.take(some), state.slope
-        slope = None if known is None else self._ask(fewer, some, tensors, graphs)
+        slope = None if known is None else self._ask(fewer, some if rows is None else rows[some], tensors, graphs)
         if slope is None or known is None or not torch.equal(slope.detach(), known[some].detach()):
             self.proves = False
             return None
@@ -69,13 +76,13 @@ class Narrowing:
         return some, fewer, 1
 
     def _ask(
-        self, fewer: IntegratorState, some: Tensor, tensors: Sequence[Tensor], graphs: Graphs | None
+        self, fewer: IntegratorState, rows: Tensor, tensors: Sequence[Tensor], graphs: Graphs | None
     ) -> Tensor | None:
         """The slopes of some samples by themselves; None where the function cannot be asked for them."""
         call, device = self.call, fewer.y.device
         options = {"audit": call.audit, "leaves": graphs is not None}
         try:
-            with transforms.random_state_kept(device), call.bind(fewer.ts, tensors, some, **options) as field:
+            with transforms.random_state_kept(device), call.bind(fewer.ts, tensors, rows, **options) as field:
                 return field(fewer.t, fewer.y) if graphs is None else graphs.ask(field, fewer.t, fewer.y)
         except Exception:  # whatever a function says that was made for the whole batch
             return None
