@@ -49,6 +49,11 @@ class StepGraph(Protocol):
         ...
 
     @property
+    def complete(self) -> bool:
+        """Whether there is one for every evaluation, the first slope's included, which was found before the step."""
+        ...
+
+    @property
     def count(self) -> int:
         """How many `tensors` there are."""
         ...
@@ -79,13 +84,14 @@ class Graphs:
         leaves: explicit tensors that the graphs of a phase end at.
         kept: how many steps' graphs are.
         full: whether there is no room for another.
+        known: a slope, the same with its graph, and the state of which it is: where the next step begins.
     """
 
     def __init__(self, budget: int):
         self.left, self.kept, self.full = budget, 0, False
         self.leaves: list[Tensor] = []
         self._size: int | None = None
-        self._known: tuple[Tensor, Tensor, Tensor] | None = None
+        self.known: tuple[Tensor, Tensor, Tensor] | None = None
 
     def place(self, tensors: Sequence[Tensor], whole: Sequence[Tensor]) -> list[Tensor]:
         """Leaves of a phase for tensors, of all samples or of some; those that are for all stay the same."""
@@ -113,15 +119,15 @@ class Graphs:
 
     def see(self, slope: Tensor, graph: Tensor, state: Tensor) -> None:
         """Remembers of which state a slope is, and the same with its graph, for the step that begins there."""
-        self._known = slope, graph, state
+        self.known = slope, graph, state
 
     def behind(self, slope: Tensor) -> tuple[Tensor, Tensor] | None:
         """A slope with its graph, and the state of which it is; None where they are not known."""
-        return self._known[1:] if self._known is not None and self._known[0] is slope else None
+        return self.known[1:] if self.known is not None and self.known[0] is slope else None
 
     def admit(self, graph: StepGraph | None) -> StepGraph | None:
         """The graph of an accepted step, if there is room for it."""
-        if graph is None or self._size is None:
+        if graph is None or not graph.complete or self._size is None:
             return None
         self.left -= self._size * graph.count
         self.full = self.left < 0

@@ -68,9 +68,12 @@ class Narrowing:
             others = torch.nonzero(~state.running).flatten()[: FEWEST - len(some)]
             some = torch.cat((some, others)).sort().values
         fewer, known = state.take(some), state.slope
+        begun = None if graphs is None else graphs.known
         slope = None if known is None else self._ask(fewer, some if rows is None else rows[some], tensors, graphs)
         if slope is None or known is None or not torch.equal(slope.detach(), known[some].detach()):
             self.proves = False
+            if graphs is not None:
+                graphs.known = begun
             return None
         fewer.slope = slope
         return some, fewer, 1
@@ -80,7 +83,7 @@ class Narrowing:
     ) -> Tensor | None:
         """The slopes of some samples by themselves; None where the function cannot be asked for them."""
         call, device = self.call, fewer.y.device
-        options = {"audit": call.audit, "leaves": graphs is not None}
+        options = {"audit": call.audit} | ({} if graphs is None else {"leaves": True})
         try:
             with transforms.random_state_kept(device), call.bind(fewer.ts, tensors, rows, **options) as field:
                 return field(fewer.t, fewer.y) if graphs is None else graphs.ask(field, fewer.t, fewer.y)

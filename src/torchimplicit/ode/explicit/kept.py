@@ -54,6 +54,11 @@ class KeptStep:
         return self.states[0].detach().view(self.flat)
 
     @property
+    def complete(self) -> bool:
+        """See `StepGraph.complete`."""
+        return len(self.slopes) == self.tableau.stages
+
+    @property
     def count(self) -> int:
         """See `StepGraph.count`."""
         return 2 * self.tableau.stages
@@ -200,10 +205,9 @@ def keeping(tableau: Tableau, like: Tensor, graphs: Graphs) -> Stepper:
         done, known, made = explicit_step(tableau, field, span, y, slope, stages), graphs.behind(slope), stages.step
         if done.slope is not None:
             graphs.see(done.slope, made.slopes[-1], made.states[-1])
-        if known is None:
-            return done
-        made.slopes.insert(0, known[0])
-        made.states.insert(0, known[1])
+        if known is not None:
+            made.slopes.insert(0, known[0])
+            made.states.insert(0, known[1])
         return done._replace(graph=made)
 
     return step

@@ -54,7 +54,7 @@ class Checkpointed(PathAdjoint):
     def solve(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `PathAdjoint.solve`."""
         wanted = any(each.requires_grad for each in (y0, *tensors)) and not ts.requires_grad
-        if wanted and not transforms.active() and isinstance(call.dynamics, Dynamics):
+        if wanted and call.solver.alone and not transforms.active() and isinstance(call.dynamics, Dynamics):
             call = replace(call, budget=self.graphs)
         values, starts, stops = CheckpointedSolve.apply(call, y0, ts, *tensors)
         note_lost(call, starts, stops, y0, ts, tensors)
