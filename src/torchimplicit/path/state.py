@@ -87,9 +87,11 @@ class IntegratorState:
         """Some samples alone."""
         some = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor) and name != "ts"}
         history = None if self.history is None else History(*(each[rows] for each in self.history))
-        fewer = IntegratorState(ts=self.ts[:, rows], history=history, number=self.number, **some)
-        fewer.all_running = self.all_running or bool(fewer.running.all())
-        return fewer
+        all_running = self.all_running or bool(self.running[rows].all())
+        return IntegratorState(
+            ts=self.ts[:, rows], history=history, number=self.number, all_running=all_running,
+            **some,  # pyright: ignore[reportArgumentType]
+        )  # fmt: skip
 
     def put(self, rows: Tensor, some: IntegratorState) -> None:
         """Puts back what `take` gave, once it has ended."""

@@ -33,7 +33,9 @@ class Stages:
         self.closes = tableau.first_same_as_last
         self.table = like.new_empty(tableau.stages, like.numel())
         self.weights = columns(tableau, also, like.dtype, like.device)  # a column for each stage, a row for each sum
+        self.flat_rows = self.table.split(1)
         self.place_sums(like)
+        self.first_weights = self.weights[0].tensor_split([len(self.points)])
         self.shape = torch.Size()
         self.rows: list[Tensor] = []
 
@@ -55,14 +57,14 @@ class Stages:
         """Sets the increment of stage `i` from its slope and the step sizes, which broadcast against it."""
         check_slope(slope, self.shape)
         torch.mul(slope, h, out=self.rows[i])
-        row = self.table[i : i + 1]
+        row = self.flat_rows[i]
         if i > 0:
             self.wanting[i].addcmul_(self.weights[i], row)
             return
-        points = len(self.points)
-        torch.addcmul(self.y, self.weights[0][:points], row, out=self.points)
+        of_points, of_estimates = self.first_weights
+        torch.addcmul(self.y, of_points, row, out=self.points)
         if len(self.estimates):
-            torch.mul(self.weights[0][points:], row, out=self.estimates)
+            torch.mul(of_estimates, row, out=self.estimates)
 
     def state(self, i: int) -> Tensor:
         """Where stage `i` evaluates."""
