@@ -58,11 +58,6 @@ class StepGraph(Protocol):
         """How many `tensors` there are."""
         ...
 
-    @property
-    def knows_inside(self) -> bool:
-        """Whether outputs may lie within the step, before its end."""
-        ...
-
     def pull(self, cotangent: Tensor, within: Within | None, wanted: Sequence[Tensor]) -> tuple[Tensor, Gradients]:
         """The gradients of the states before the step and of leaves.
 

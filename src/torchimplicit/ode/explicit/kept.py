@@ -72,11 +72,6 @@ class KeptStep:
         half = len(tensors) // 2
         return replace(self, states=list(tensors[:half]), slopes=list(tensors[half:]))
 
-    @property
-    def knows_inside(self) -> bool:
-        """See `StepGraph.knows_inside`."""
-        return self.tableau.interpolant is not None
-
     def pull(self, cotangent: Tensor, within: Within | None, wanted: Sequence[Tensor]) -> tuple[Tensor, Gradients]:
         """See `StepGraph.pull`."""
         inside = None if within is None else self._pull_inside(within)

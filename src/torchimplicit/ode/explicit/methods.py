@@ -39,7 +39,8 @@ class ExplicitRK(PathSolver):
 
     def keeper(self, like: Tensor, graphs: Graphs) -> Stepper | None:
         """See `PathSolver.keeper`."""
-        return keeping(self.tableau, like, graphs) if type(self).stepper is ExplicitRK.stepper else None
+        own = type(self).stepper is ExplicitRK.stepper and self.tableau.interpolant is not None
+        return keeping(self.tableau, like, graphs) if own else None
 
     def paired(self, name: str, like: Tensor, coupling: float) -> PathSolver:
         """See `PathSolver.paired`."""
