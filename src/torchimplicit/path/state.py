@@ -90,7 +90,7 @@ class IntegratorState:
         all_running = self.all_running or bool(self.running[rows].all())
         return IntegratorState(
             ts=self.ts[:, rows], history=history, number=self.number, all_running=all_running,
-            **some,  # pyright: ignore[reportArgumentType]
+            **some,
         )  # fmt: skip
 
     def put(self, rows: Tensor, some: IntegratorState) -> None:

@@ -40,7 +40,7 @@ class Checkpointed(PathAdjoint):
             costs one more evaluation for each, and so on. Fewer save memory.
         graphs: bytes that graphs may take which are kept, by what the first evaluation saves for its derivative; 0
             makes every step again. Steps that some sample rejects, gradients by the times, events, dense output,
-            implicit methods and compiled steps keep none.
+            methods without an interpolant of their own and compiled steps keep none.
     """
 
     checkpoints: int = 256
