@@ -21,6 +21,7 @@ from torchimplicit.core import transforms
 from torchimplicit.core.status import Status
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.loop import StepLoop
+from torchimplicit.path.passing import pass_outputs
 from torchimplicit.path.record import Outputs
 from torchimplicit.path.solver import PathSolver
 from torchimplicit.path.state import IntegratorState
@@ -204,7 +205,8 @@ class BackwardLoop(StepLoop):
             self.integral.add(part)
 
     def _outputs(self, stop: Tensor, done: Stepped, h: Tensor) -> Outputs:
-        self.landed = self._passed(stop)
+        self.landed = pass_outputs(self.state, self.outputs, stop)
+        self._see_next()
         return self.landed
 
     def _size(self) -> Tensor:

@@ -91,6 +91,8 @@ class Delegating(Engine):
 class Kernels(Delegating):
     """Makes steps by compiled kernels, several a call, as far as a subclass says; the others without."""
 
+    keeps = False
+
     def forward(self, solve: Callable[[Engine, Sequence[Tensor]], T], tensors: Sequence[Tensor]) -> T:
         """See `Engine.forward`."""
         # Without this a kernel would be compiled once for parameters and once for tensors.
