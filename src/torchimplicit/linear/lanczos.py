@@ -93,4 +93,4 @@ def eigenvalue_range(product: Product, start: Tensor, steps: int = 16) -> Range:
 def probe(like: Tensor) -> Tensor:
     """A start for `eigenvalue_range` that no eigenvector is orthogonal to by accident, `(B, n)`, always the same."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(like.shape[1], generator=generator, dtype=torch.float64).to(like).expand_as(like)
+    return torch.randn(like.shape[1], generator=generator, dtype=torch.float64, device="cpu").to(like).expand_as(like)

@@ -1,5 +1,8 @@
 """Implicit layers to plug into models, and what keeps them stable."""
 
+from typing import TYPE_CHECKING
+
+from torchimplicit.core.migration import missing
 from torchimplicit.nn.cells.residual_block import ResidualCell
 from torchimplicit.nn.cells.transformer import TransformerCell, TransformerInjection
 from torchimplicit.nn.cells.trellis import TrellisCell, TrellisInjection
@@ -136,3 +139,8 @@ __all__ = [
     "jacobian_penalty",
     "stack",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        raise missing(__name__, name, __all__)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from torchimplicit.core.migration import Explained
 from torchimplicit.core.options import is_number, require, require_count
 from torchimplicit.core.tree import Layout
 from torchimplicit.path.field.dynamics import Field
@@ -20,7 +21,7 @@ Stepper = Callable[[Field, Span, Tensor, Tensor | None], Stepped]  # of (field, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class PathSolver:
+class PathSolver(Explained):
     """Base of the path solvers.
 
     A subclass says how a step is made (`stepper`), of which `order` it is, and whether it estimates its error

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchimplicit.core.migration import Explained
 from torchimplicit.core.options import is_number, require, require_count
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.status import Report
@@ -36,7 +37,7 @@ class State(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Solver:
+class Solver(Explained):
     """Base of the solvers: when to stop.
 
     A sample of a fixed point has converged when `rms(residual) <= atol + rtol * rms(z)`. One of a root or a minimum,

@@ -63,7 +63,7 @@ class Marks:
 @lru_cache(maxsize=32)
 def gauss(count: int) -> tuple[tuple[float, float], ...]:
     """Nodes and weights of Gauss' quadrature on `[0, 1]`: G. Golub, J. Welsch, Math. Comp. 23 (1969) 221."""
-    k = torch.arange(1, count, dtype=torch.float64)
+    k = torch.arange(1, count, dtype=torch.float64, device="cpu")
     beside = k / torch.sqrt(4 * k**2 - 1)
     nodes, vectors = torch.linalg.eigh(torch.diag(beside, 1) + torch.diag(beside, -1))
     return tuple(zip(((nodes + 1) / 2).tolist(), vectors[0].square().tolist(), strict=True))
