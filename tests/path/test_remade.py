@@ -61,7 +61,7 @@ def test_a_field_that_is_the_same_is_not(solver, adjoint, rate):
 @pytest.mark.parametrize("adjoint", [ti.Checkpointed(), ti.Direct()], ids=repr)
 @pytest.mark.parametrize("ts", [TS, ONE_STEP], ids=["steps", "one"])
 def test_kernels_are_looked_at_too(monkeypatch, ts, adjoint):
-    monkeypatch.setattr("torchimplicit.path.compiled.kernel.BACKEND", "aot_eager")
+    monkeypatch.setattr("torchimplicit.core.compiled.kernel.BACKEND", "aot_eager")
     torch.manual_seed(0)
     solver = ti.Tsit5(rtol=1e-1, atol=1e-1, dt_min=1e-2)
     drawn = solved(dropping, ts, solver=solver, adjoint=adjoint, compile=True)

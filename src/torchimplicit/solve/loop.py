@@ -172,6 +172,7 @@ def iterate(
     else:
         samples = Claims(solver, state, problem.eps, save_steps, settled, ran)
     state, step = _run(solver, problem, state, samples, 0)
+    samples.settle()
     answer = samples.answer(state.z)
     look_again(samples, problem, state, answer)
     saved = {chosen: samples.saved.get(chosen, answer) for chosen in save_steps}

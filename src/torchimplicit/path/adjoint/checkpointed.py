@@ -13,13 +13,13 @@ from torch.autograd import Function
 
 from torchimplicit.adjoint.products import fold, jvp, vjp
 from torchimplicit.core import transforms
+from torchimplicit.core.compiled.kernel import graphs_that_stay
 from torchimplicit.core.options import require_count
 from torchimplicit.path.adjoint.backprop import backprop
 from torchimplicit.path.adjoint.base import PathAdjoint
 from torchimplicit.path.adjoint.drift import Remade
 from torchimplicit.path.adjoint.replay import note_lost, valued, whole
 from torchimplicit.path.call import PathCall
-from torchimplicit.path.compiled.kernel import graphs_that_stay
 from torchimplicit.path.field.dynamics import Dynamics
 from torchimplicit.path.record import Path, Phase
 
