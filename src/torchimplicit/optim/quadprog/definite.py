@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.optim.quadprog.active_set import Point, Signs, polish, repaired, with_equations
+from torchimplicit.optim.quadprog.far import INFINITE
 from torchimplicit.optim.quadprog.interior import interior
 from torchimplicit.optim.quadprog.kkt import KKT, solved
 from torchimplicit.optim.quadprog.pivoting import Board, pivot
@@ -144,7 +145,8 @@ class CholeskySolver:
         seen = self._seen(active, z, y, pulled)
         # A small difference of large numbers has lost their rounding, which no residual of theirs shows.
         whole = (largest(prepared.free, keepdim=True) <= seen.terms.farthest * _CANCELS).squeeze(1)
-        right, optimal = kkt.sound, whole & (seen.residual <= _ACCURATE) & ~seen.against & kkt.sound
+        right = kkt.sound & (seen.terms.most < INFINITE).squeeze(1)  # bounds from there on are none
+        optimal = right & whole & (seen.residual <= _ACCURATE) & ~seen.against
         if bool(optimal.all()):
             return Point(z, y, active, optimal, steps, seen.residual, kkt=kkt, sure=True), active
         if bool((kkt.sound & ~seen.against & ~optimal).any()):  # the right guess, but not to the last digit

@@ -138,6 +138,9 @@ def pivot(board: Board, active: Tensor | None, rounds: int) -> tuple[Tensor, Ten
     index, every = None, board  # of those that go on, once it is not all of them
     for step in range(rounds):
         then, failed = board.round(target)
+        if torch.equal(then, target):  # and without a factor nothing stays as it was
+            whole = _kept(whole, index, (target, steps, torch.ones_like(steps, dtype=torch.bool)))
+            break
         if board.shifted(failed):
             then = torch.where(failed[:, None, None] > 0, target, then)
         changed = (then != target).squeeze(2)

@@ -170,7 +170,7 @@ def _exact(program: Program, run: Callable[[Program], Outcome], on_failure: Any)
     outcome = call.record.outcome
     assert outcome is not None
     report = ProgramReport.of(outcome.status, outcome.point.steps, outcome.residual, outcome.by_clarabel)
-    call.record.report = report
+    call.record.report = report.vouch() if outcome.point.sure else report
     return *found, report, outcome
 
 

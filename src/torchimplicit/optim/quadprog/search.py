@@ -10,10 +10,10 @@ from torch import Tensor
 from torchimplicit.optim.quadprog.active_set import Point
 from torchimplicit.optim.quadprog.convexity import convexified
 from torchimplicit.optim.quadprog.definite import Start
-from torchimplicit.optim.quadprog.far import INFINITE, ever_further, within
+from torchimplicit.optim.quadprog.far import ever_further, within
 from torchimplicit.optim.quadprog.general import general
 from torchimplicit.optim.quadprog.kkt import factor, is_definite
-from torchimplicit.optim.quadprog.program import Program, largest
+from torchimplicit.optim.quadprog.program import Program
 from torchimplicit.optim.quadprog.verdict import judge
 
 _MANY_ROWS = 32.0  # per unknown: with more, a matrix of rows and rows takes more than all else
@@ -77,17 +77,17 @@ def begin(program: Program, guess: Tensor | None, max_steps: int) -> Start | Non
     if not bool(sound.any()):
         return None
     start = Start.of(program, cholesky, guess, max_steps)
-    point, plain = start.point, is_definite(program.Q, cholesky, sound) & _plain(program, start.point)
+    point, plain = start.point, is_definite(program.Q, cholesky, sound) & _plain(program)
     if not bool(plain.all()):
         point.optimal, point.sure = point.optimal & plain, False
     return start
 
 
-def _plain(program: Program, point: Point) -> Tensor:
-    """Which programs have a symmetric `Q`, bounds that do not cross, and none met that counts as infinite, `(B,)`."""
+def _plain(program: Program) -> Tensor:
+    """Which programs have a symmetric `Q` and bounds that do not cross, `(B,)`."""
     Q, apart = program.Q, program.lower <= program.upper
     alike = (Q - Q.mT).abs_().amax((1, 2)) <= Q.diagonal(dim1=1, dim2=2).amax(1) * _ALIKE
-    return alike & apart.all(1) & (largest(program.target(point.active)) < INFINITE)
+    return alike & apart.all(1)
 
 
 def search(
