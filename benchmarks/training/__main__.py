@@ -54,8 +54,8 @@ NETWORK = "--model.network"
 # The cell of the tutorial, which contracts only where a penalty keeps it there.
 TUTORIAL = (
     f"{NETWORK}.cell residual {NETWORK}.inner 64 {NETWORK}.solver Anderson {NETWORK}.solver.window 5 "
-    f"{NETWORK}.solver.rtol 1e-2 {NETWORK}.solver.max_steps 40 {NETWORK}.adjoint.linear_solver GMRES {NETWORK}.adjoint.linear_solver.rtol 0.1 "
-    "--model.penalty_every 2 --model.learning_rate 1e-3"
+    f"{NETWORK}.solver.rtol 1e-2 {NETWORK}.solver.max_steps 40 {NETWORK}.adjoint.linear_solver GMRES "
+    f"{NETWORK}.adjoint.linear_solver.rtol 0.1 --model.penalty_every 2 --model.learning_rate 1e-3"
 )
 RIVALRIES = (
     Rivalry(
