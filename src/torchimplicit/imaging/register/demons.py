@@ -135,9 +135,13 @@ class Demons(Kind):
                 part = Displacement(solution.value, scene.grid, interpolation)
             return call.present(part.then(base), solution.report)
 
-        solver = self.solver or (GRADIENT if wanted else VALUE)
+        solver = self.solver or self.usual(wanted)
         options = Options(solver, call.adjoint or BACKWARD, None, call.on_failure, review=review, present=show)
         return solve_problem(problem, v, options)
+
+    def usual(self, gradient: bool = False) -> Solver:
+        """See `Kind.usual`."""
+        return GRADIENT if gradient else VALUE
 
     def _loss(self, scene: Scene, v: Tensor) -> Tensor | None:
         """How unlike the images are, `(B,)`; None where a similarity that is learned is a force alone."""

@@ -114,9 +114,13 @@ class Affine(Kind):
         wanted = transforms.differentiating((pair.fixed, pair.moving, initial.matrix))
         terms, args = self._terms(basis, frame, pair, last, self.interpolation or ("cubic" if wanted else "linear"))
         z = self._better(terms, z, args)
-        solver = self.solver or (SOLVERS if self._squares else DESCENTS)[wanted]
+        solver = self.solver or self.usual(wanted)
         options = Options(solver, call.adjoint, None, call.on_failure, review=review, present=show)
         return solve_problem(self._form(terms, z, args, 1, (0, 1, 2)), z, options)
+
+    def usual(self, gradient: bool = False) -> Solver:
+        """See `Kind.usual`."""
+        return (SOLVERS if self._squares else DESCENTS)[gradient]
 
     @property
     def _squares(self) -> bool:

@@ -121,7 +121,7 @@ class Variational(Kind):
         def show(solution: Solution) -> Any:
             return call.present(view.transform(solution.value, scene.grid).then(base), solution.report)
 
-        solver = self.solver or (GRADIENT if wanted else VALUE)
+        solver = self.solver or self.usual(wanted)
         options = Options(solver, call.adjoint or BACKWARD, None, call.on_failure, review=review, present=show)
         return solve_problem(problem, w, options)
 
@@ -137,6 +137,10 @@ class Variational(Kind):
         energy = partial(_energy, self.similarity, scene.units, scene.interpolation, view.lattice)
         args = (scene.fixed, scene.moving, scene.leave, view.scale, scene.x, weight)
         return Stationary(energy, w, args, 1, (0, 1, 2, 3)), view, w
+
+    def usual(self, gradient: bool = False) -> Solver:
+        """See `Kind.usual`."""
+        return GRADIENT if gradient else VALUE
 
     def _loss(self, scene: Scene, u: Tensor) -> Tensor:
         return self.similarity.loss(scene.fixed, scene.warped(u), scene.units)
