@@ -135,6 +135,22 @@ BAD = {  # fixed, moving and options; what is said
         ("fixed.nii", "moving.nii", "--initial", "flat-field.nii"),
         "flat-field.nii: got a picture's field, expected one of as many dimensions",
     ),
+    "a mask of a grid": (
+        ("fixed.nii", "moving.nii", "--fixed-mask", "short-labels.nii"),
+        "short-labels.nii: got 15 x 18 x 14, expected 16 x 18 x 14 as the fixed image",
+    ),
+    "a mask elsewhere": (
+        ("fixed.nii", "moving.nii", "--moving-mask", "moved-labels.nii"),
+        "moved-labels.nii: got the affine .* that of the moving image.*the mask lies elsewhere",
+    ),
+    "a mask that is none": (
+        ("fixed.nii", "moving.nii", "--fixed-mask", "hole.nii"),
+        "hole.nii: got values that are negative or not finite, expected a mask",
+    ),
+    "a mask of nothing": (
+        ("fixed.nii", "moving.nii", "--moving-mask", "no-labels.nii"),
+        "affine ended infeasible, nothing was written. .*the mask of the moving image leaves nothing of it",
+    ),
     "no steps": (("fixed.nii", "moving.nii", "--max-steps", "0"), "--max-steps 0: expected a number >= 1"),
     "labels of halves": (("fixed.nii", "moving.nii", "--labels", "halves.nii"), "halves.nii: got values such as 0.5"),
     "no labels": (("fixed.nii", "moving.nii", "--labels", "no-labels.nii"), "no-labels.nii: got no label but 0"),
@@ -181,6 +197,10 @@ def test_what_looks_bad_and_is_not(files, capsys):
     assert run(files, "fixed.nii", "double.nii", *words) == 0
     assert set(imaging.read_nifti(files / "out.nii").data.unique().tolist()) == {0, 1}
     assert run(files, "fixed.nii", "elsewhere.nii", "--kind", "rigid", "--initial", "centers") == 0
+    seen = np.ones(SIZE, np.uint8)
+    seen[3, 3, 3] = 0  # what is no number there does not count
+    save(files, "seen.nii", seen)
+    assert run(files, "fixed.nii", "hole.nii", "--kind", "rigid", "--moving-mask", "seen.nii") == 0
     capsys.readouterr()
 
 

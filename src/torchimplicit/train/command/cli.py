@@ -182,6 +182,8 @@ def _register(words: list[str]) -> None:
     )
     parser.add_argument("--max-steps", type=int, help="of the last solve of every stage")
     for name, words_of_it in (
+        ("--fixed-mask", "not zero where the fixed image counts; elsewhere it is not looked at"),
+        ("--moving-mask", "not zero where the moving image counts"),
         ("--labels", "integers on the moving image, to be warped with it"),
         ("--fixed-labels", "integers on the fixed image, for Dice"),
         ("--out", "the moving image in the place of the fixed one"),

@@ -44,6 +44,8 @@ class Order:
     similarity: str | None = None
     initial: str = "world"
     max_steps: int | None = None
+    fixed_mask: Path | None = None
+    moving_mask: Path | None = None
     labels: Path | None = None
     fixed_labels: Path | None = None
     out: Path | None = None

@@ -17,7 +17,14 @@ from torchimplicit.imaging.register import Linear, Registration, align, target_e
 from torchimplicit.train.command.register.found import Found, Stage, displacement, warped, warped_labels
 from torchimplicit.train.command.register.order import Order
 from torchimplicit.train.command.register.page import page
-from torchimplicit.train.command.register.volumes import Scene, read_field, read_labels, read_scene, write_scene
+from torchimplicit.train.command.register.volumes import (
+    Scene,
+    read_field,
+    read_labels,
+    read_mask,
+    read_scene,
+    write_scene,
+)
 from torchimplicit.train.errors import UnconvergedError
 
 HOPELESS = (Status.NON_FINITE, Status.INFEASIBLE)  # there is nothing to write then
@@ -39,7 +46,12 @@ def register(order: Order) -> Found:
     labels = None if order.labels is None else read_labels(order.labels, moving, "moving")
     truth = None if order.fixed_labels is None else read_labels(order.fixed_labels, fixed, "fixed")
     _prepare(order, fixed)
-    result, stages = _solve(order, fixed, moving, _start(order, fixed))
+    masks: dict[str, Any] = {}
+    if order.fixed_mask is not None:
+        masks["fixed_mask"] = read_mask(order.fixed_mask, fixed, "fixed")
+    if order.moving_mask is not None:
+        masks["moving_mask"] = read_mask(order.moving_mask, moving, "moving")
+    result, stages = _solve(order, fixed, moving, _start(order, fixed), masks)
     found = Found(order, fixed, moving, result, stages, labels, truth)
     print(f"folds: {int(result.folds())} of {torch.Size(result.fixed.size).numel()} voxels", flush=True)
     if truth is not None:
@@ -74,7 +86,9 @@ def _start(order: Order, fixed: Scene) -> Any:
 
 
 @torch.no_grad()
-def _solve(order: Order, fixed: Scene, moving: Scene, initial: Any) -> tuple[Registration, list[Stage]]:
+def _solve(
+    order: Order, fixed: Scene, moving: Scene, initial: Any, masks: dict[str, Any]
+) -> tuple[Registration, list[Stage]]:
     """Stage by stage, with a word on each."""
     stages = []
     for name, kind in order.stages().items():
@@ -82,7 +96,7 @@ def _solve(order: Order, fixed: Scene, moving: Scene, initial: Any) -> tuple[Reg
         if order.max_steps is not None:
             kind = replace(kind, solver=replace(kind.usual(), max_steps=order.max_steps))
         with _progress(name) as progress:
-            found = align(fixed, moving, kind, initial=initial, on_failure="ignore", progress=progress)
+            found = align(fixed, moving, kind, initial=initial, on_failure="ignore", progress=progress, **masks)
         stages.append(Stage(name, found.report, time.process_time() - start))
         print(f"{name}: {', '.join(stages[-1].describe())}", flush=True)
         if stages[-1].status in HOPELESS:

@@ -86,6 +86,30 @@ def read_labels(path: Path, image: Scene, name: str) -> Scene:
     return Image(values, labels.affine) if isinstance(labels, Image) else values
 
 
+def read_mask(path: Path, image: Scene, name: str) -> Scene:
+    """What counts of an image that was read: every voxel that is not zero.
+
+    Args:
+        path: of the file.
+        image: that it is of.
+        name: of that, for errors.
+
+    Raises:
+        DataError: see `read_scene`.
+        UsageError: values that are not finite or below zero, or another grid.
+    """
+    mask = _read(path)
+    values = mask.data if isinstance(mask, Image) else mask
+    if isinstance(mask, Tensor) and mask.shape[1] != 1:
+        raise UsageError(f"{path}: got {mask.shape[1]} channels, expected a mask, a PNG of grey.")
+    _check_grid(path, mask, image, f"the {name} image", "the mask lies elsewhere")
+    if not bool((values.double().isfinite() & (values >= 0)).all()):
+        raise UsageError(
+            f"{path}: got values that are negative or not finite, expected a mask, 0 where nothing counts."
+        )
+    return Image((values > 0).float(), mask.affine) if isinstance(mask, Image) else (values > 0).float()
+
+
 def read_field(path: Path, image: Scene, name: str) -> Transform:
     """A displacement to start from, as `--field` writes it: what it does to all alike, and the rest before that.
 
@@ -103,9 +127,8 @@ def read_field(path: Path, image: Scene, name: str) -> Transform:
     field = read_displacement(path)
     scene = field if isinstance(field, Image) else field[None]
     if isinstance(field, Image) != isinstance(image, Image):
-        raise UsageError(
-            f"{path}: got {'a volume' if isinstance(field, Image) else 'a picture'}'s field, expected {name}"
-        )
+        got = "a volume's" if isinstance(field, Image) else "a picture's"
+        raise UsageError(f"{path}: got {got} field, expected one of as many dimensions as the {name} image has.")
     _check_grid(path, scene, image, f"the {name} image", "the field lies elsewhere")
     u = (field.data.movedim(3, 0) if isinstance(field, Image) else field).double()
     if not bool(u.isfinite().all()):
