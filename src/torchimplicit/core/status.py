@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -61,6 +61,11 @@ class Report:
             self._known = known = self.status, version, bool((self.status == Status.CONVERGED).all())
         return known[2]
 
+    def vouch(self) -> Self:
+        """Says that every sample converged, where that is known, so that the host need not read it."""
+        self._known = self.status, transforms.version(self.status), True
+        return self
+
     @property
     def failed(self) -> Tensor:
         """Indices of the samples that did not converge, int64."""
@@ -109,6 +114,24 @@ class Solution:
     trajectory: tuple = ()
     state: Any = field(default=None, repr=False)
     ran: Any = field(default=None, repr=False)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Nothing: where a tensor has it, says that the value is one."""
+            hint = f"; try solution.value.{name}" if not name.startswith("_") and hasattr(Tensor, name) else ""
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}", name=name, obj=self)
+
+    def __getitem__(self, place: Any) -> NoReturn:
+        """Nothing: a solution is not its value.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"{type(self).__name__}: got an index, or was taken apart, expected its fields by name; try "
+            "solution.value, the state or states, and solution.report"
+        )
 
     @property
     def status(self) -> Tensor:

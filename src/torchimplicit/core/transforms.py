@@ -155,9 +155,11 @@ def vjp_of_graph(value: Tensor, by: Tensor, v: Tensor, create_graph: bool = Fals
     return torch.zeros_like(by) if found is None else found
 
 
-def vjps_of_graph(values: Sequence[Tensor], by: Sequence[Tensor], v: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    """What `torch.autograd.grad` gives for values of tensors, whose graph is used up; None where none leads there."""
-    return _engine_run_backward(tuple(values), tuple(v), False, False, tuple(by), True, accumulate_grad=False)
+def vjps_of_graph(
+    values: Sequence[Tensor], by: Sequence[Tensor], v: Sequence[Tensor], keep: bool = False
+) -> Sequence[Tensor | None]:
+    """What `torch.autograd.grad` gives for values of tensors; None where none leads there. `keep` spares the graph."""
+    return _engine_run_backward(tuple(values), tuple(v), keep, False, tuple(by), True, accumulate_grad=False)
 
 
 def for_rows(function: Callable[[Tensor], Tensor], rows: Tensor, dim: int) -> Tensor:

@@ -98,4 +98,4 @@ def probe(like: Tensor) -> Tensor:
 
 
 def _normals(count: int) -> Tensor:
-    return torch.randn(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.randn(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")

@@ -15,10 +15,12 @@ from torchimplicit.core.options import check_on_failure, is_number, require_coun
 from torchimplicit.core.public import public
 from torchimplicit.core.status import OnFailure, Status, react
 from torchimplicit.core.tree import own
+from torchimplicit.optim.quadprog.definite import Start
 from torchimplicit.optim.quadprog.derivative import Optimum, ProgramCall
 from torchimplicit.optim.quadprog.program import Program, times
 from torchimplicit.optim.quadprog.relaxed import nearest_feasible, uncrossed
 from torchimplicit.optim.quadprog.report import Certificate, Determined, Duals, ProgramReport, QPSolution
+from torchimplicit.optim.quadprog.search import begin
 from torchimplicit.optim.quadprog.smoothing import smooth
 from torchimplicit.optim.quadprog.solve import Outcome, solve
 from torchimplicit.optim.quadprog.solver import Clarabel, InteriorPoint, check_solver, may_ask
@@ -123,13 +125,19 @@ def qp(
     react_to: Any = "ignore" if on_failure == "nan" else on_failure
     inside, stated = transforms.active(), uncrossed(given) if closest_feasible else given
     # Inside function transforms values cannot be looked at here: `_run` does.
-    invalid, stated = (None, stated) if inside else quarantined(stated, form.dtype)
+    start = None
+    if not (inside or given.is_sparse or closest_feasible or smoothed is not None or isinstance(solver, Clarabel)):
+        with torch.no_grad():
+            start = begin(given.mapped(torch.detach), guess, max_steps)
+    sure = inside or (start is not None and start.point.sure)
+    invalid, stated = (None, stated) if sure else quarantined(stated, form.dtype)
     program = nearest_feasible(stated) if closest_feasible else stated
     if smoothed is not None:
         z, y, report = _smoothed(program, float(smoothed), max_steps, invalid, react_to)
         active, outcome, solved = torch.zeros_like(y, dtype=torch.int8), None, report.status == Status.CONVERGED
     else:
-        options: dict[str, Any] = {"solver": solver, "max_steps": max_steps, "inside": inside}
+        start = start if invalid is None else None  # others have taken the place of some
+        options: dict[str, Any] = {"solver": solver, "max_steps": max_steps, "inside": inside, "start": start}
         run = partial(_run, form=form, guess=guess, invalid=invalid, **options)
         z, y, active, solved, report, outcome = _exact(program, run, react_to)
         z = _on_its_bounds(program, form, z, active) if C is None else z
@@ -162,7 +170,7 @@ def _exact(program: Program, run: Callable[[Program], Outcome], on_failure: Any)
     outcome = call.record.outcome
     assert outcome is not None
     report = ProgramReport.of(outcome.status, outcome.point.steps, outcome.residual, outcome.by_clarabel)
-    call.record.report = report
+    call.record.report = report.vouch() if outcome.point.sure else report
     return *found, report, outcome
 
 
@@ -219,8 +227,9 @@ def _smoothed(
 
 
 def _run(
-    program: Program, form: Form, guess: Tensor | None, solver: Any, max_steps: int, invalid: Any, inside: bool
-) -> Outcome:
+    program: Program, form: Form, guess: Tensor | None, solver: Any, max_steps: int, invalid: Any, inside: bool,
+    start: Start | None,
+) -> Outcome:  # fmt: skip
     """Solves plain programs; those of function transforms have not been looked at yet."""
     if inside:
         invalid, program = quarantined(program, form.dtype)
@@ -230,7 +239,7 @@ def _run(
     if program.is_sparse or isinstance(solver, Clarabel):
         outcome = by_clarabel(program, guess, max_steps, rounding)
     else:
-        outcome = solve(program, guess, max_steps, rounding)
+        outcome = solve(program, guess, max_steps, rounding, start)
         if not outcome.point.sure and may_ask(solver):
             fall_back(program, outcome, max_steps, rounding)
     if invalid is not None:
