@@ -23,8 +23,8 @@ from benchmarks.kit.table import Table, at_least, at_most, write_page
 from benchmarks.paths.cases import Case, cases, mixed, pol
 from benchmarks.paths.jax_process import Diffrax, start_diffrax
 from benchmarks.paths.memory import memory
+from torchimplicit.core.compiled.kernel import CompileError
 from torchimplicit.ode import Dopri5
-from torchimplicit.path.compiled.kernel import CompileError
 
 try:
     from torchdiffeq import odeint as torchdiffeq  # pyright: ignore[reportMissingImports]

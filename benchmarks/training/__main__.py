@@ -39,6 +39,7 @@ class Rivalry:
         penalty: weight of the Jacobian penalty where it is on.
         metric: what validation measures.
         steps: optimiser steps of each training.
+        base: words of every equilibrium.
     """
 
     recipe: str
@@ -46,11 +47,25 @@ class Rivalry:
     penalty: float
     metric: str
     steps: int
+    base: str = ""
 
 
 NETWORK = "--model.network"
+# The cell of the tutorial, which contracts only where a penalty keeps it there.
+TUTORIAL = (
+    f"{NETWORK}.cell residual {NETWORK}.inner 64 {NETWORK}.solver Anderson {NETWORK}.solver.window 5 "
+    f"{NETWORK}.solver.rtol 1e-2 {NETWORK}.solver.max_steps 40 {NETWORK}.adjoint.linear_solver GMRES "
+    f"{NETWORK}.adjoint.linear_solver.rtol 0.1 --model.penalty_every 2 --model.learning_rate 1e-3"
+)
 RIVALRIES = (
-    Rivalry("mnist-conv", f"{NETWORK} ResidualNetwork {NETWORK}.channels 32 {NETWORK}.blocks 2", 3.0, "accuracy", 100),
+    Rivalry(
+        "mnist-conv",
+        f"{NETWORK} ResidualNetwork {NETWORK}.channels 32 {NETWORK}.blocks 2 --model.learning_rate 1e-3",
+        3.0,
+        "accuracy",
+        100,
+        TUTORIAL,
+    ),
     Rivalry(
         "text",
         f"{NETWORK} TransformerNetwork {NETWORK}.vocabulary 65 {NETWORK}.width 44 {NETWORK}.heads 2 "
@@ -64,17 +79,18 @@ NARROW = f"{NETWORK}.inner 32 {NETWORK}.adjoint Phantom --model.jacobian_penalty
 ROUGH = f"{NETWORK}.solver.rtol 0.1 {NETWORK}.adjoint Phantom --model.jacobian_penalty 3 --model.penalty_every 8"
 LOOSE = "--model.curriculum.loose_rtol 0.1 --model.curriculum.tighten_steps 1000000000"  # while it trains
 UNROLLED = f"{LOOSE} --model.curriculum.unrolled_steps 380 --model.curriculum.depth"  # of the 430 steps of an epoch
-RESIDUAL = f"--model.jacobian_penalty 0 {NETWORK} ResidualNetwork {NETWORK}.channels"
+RESIDUAL = f"--model.jacobian_penalty 0 --model.learning_rate 1e-3 {NETWORK} ResidualNetwork {NETWORK}.channels"
 WHOLE = {  # of mnist-conv, an epoch each: explicit networks from large to small, the quickest equilibria we know
     "explicit, 32 channels, 2 blocks": f"{RESIDUAL} 32 {NETWORK}.blocks 2",
     "explicit, 32 channels, 1 block": f"{RESIDUAL} 32 {NETWORK}.blocks 1",
     "explicit, 24 channels, 1 block": f"{RESIDUAL} 24 {NETWORK}.blocks 1",
     "explicit, 16 channels, 1 block": f"{RESIDUAL} 16 {NETWORK}.blocks 1",
-    "Phantom, 32 inner channels, rtol 0.1": f"{NETWORK}.inner 32 {ROUGH}",
-    "Phantom, 16 channels, 32 inner, rtol 0.1": f"{NETWORK}.channels 16 {NETWORK}.inner 32 {ROUGH}",
-    "Phantom, 32 inner channels, loose": f"{NARROW} {LOOSE}",
-    "the same, 380 steps unrolled thrice": f"{NARROW} {UNROLLED} 3",
-    "the same, 380 steps unrolled twice": f"{NARROW} {UNROLLED} 2",
+    "the recipe": "",
+    "Phantom, 32 inner channels, rtol 0.1": f"{TUTORIAL} {NETWORK}.inner 32 {ROUGH}",
+    "Phantom, 16 channels, 32 inner, rtol 0.1": f"{TUTORIAL} {NETWORK}.channels 16 {NETWORK}.inner 32 {ROUGH}",
+    "Phantom, 32 inner channels, loose": f"{TUTORIAL} {NARROW} {LOOSE}",
+    "the same, 380 steps unrolled thrice": f"{TUTORIAL} {NARROW} {UNROLLED} 3",
+    "the same, 380 steps unrolled twice": f"{TUTORIAL} {NARROW} {UNROLLED} 2",
 }
 ADJOINTS = {
     "Implicit": "",
@@ -111,8 +127,8 @@ def contestants(rivalry: Rivalry) -> dict[str, str]:
     """The words of each training, by its name."""
     found = {"explicit": f"{rivalry.explicit} --model.jacobian_penalty 0"}
     for name, words in ADJOINTS.items():
-        found[name] = f"{words} --model.jacobian_penalty 0"
-        found[f"{name}, penalty"] = f"{words} --model.jacobian_penalty {rivalry.penalty}"
+        found[name] = f"{rivalry.base} {words} --model.jacobian_penalty 0"
+        found[f"{name}, penalty"] = f"{rivalry.base} {words} --model.jacobian_penalty {rivalry.penalty}"
     return found
 
 

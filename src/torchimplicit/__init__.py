@@ -17,6 +17,7 @@ from torchimplicit.core import (
     Solution,
     Status,
 )
+from torchimplicit.core.migration import missing
 from torchimplicit.equations import fixed_point, root
 from torchimplicit.linear import CG, GMRES, LU, BiCGStab, Neumann
 from torchimplicit.solve import (
@@ -137,7 +138,7 @@ def __getattr__(name: str) -> Any:
     if name in ("imaging", "nn", "ode", "optim", "sde"):
         return import_module(f"{__name__}.{name}")
     if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise missing(__name__, name, __all__)
     home = {"sdeint": "sde"} | dict.fromkeys(("argmin", "ilqr", "least_squares", "lqr", "qp"), "optim")
     found = globals()[name] = getattr(import_module(f"{__name__}.{home.get(name, 'ode')}"), name)
     return found

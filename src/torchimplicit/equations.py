@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.adjoint import Adjoint, Implicit, PointCall, Unrolled, attached, find_nonfinite, quarantine, unmoved
+from torchimplicit.adjoint.implicit import ImplicitSolve
 from torchimplicit.core import transforms
 from torchimplicit.core.options import check_on_failure, is_count, require_instance
 from torchimplicit.core.problem import FixedPoint, Problem, Residual, Root
 from torchimplicit.core.public import public
 from torchimplicit.core.status import OnFailure, Report, Solution, react
 from torchimplicit.core.tree import own
-from torchimplicit.linear import LU
+from torchimplicit.linear import GMRES, LU
 from torchimplicit.solve import DENSE, Anderson, Newton, PreparedMap, Result, Solver, iterate
 
 
@@ -77,17 +78,20 @@ def fixed_point(
         >>> bool(sol.report.converged and sol.backward.converged)
         True
     """
-    review = None
-    if isinstance(f, PreparedMap):
-        f = f.begin(z0, args, batch_dims)
-        review = partial(f.review, z0, args, batch_dims)
-    problem = FixedPoint(f, z0, args, batch_dims, batched_args)
-    if isinstance(f, PreparedMap) and isinstance(
-        solver, Solver
-    ):  # a splitting's step is known once the problem has begun
-        solver = f.tolerances(solver)
+    f = f.begin(z0, args, batch_dims) if isinstance(f, PreparedMap) else f
+    problem, review = FixedPoint(f, z0, args, batch_dims, batched_args), None
+    if isinstance(f, PreparedMap):  # a splitting's step is known once the problem has begun
+        solver = f.tolerances(solver) if isinstance(solver, Solver) else solver
+        review = partial(_reviewed, problem)
     options = Options(solver, adjoint, warm_start, on_failure, trace, save_steps, review)
     return solve_problem(problem, z0, options)
+
+
+def _reviewed(problem: Problem, residual: Residual, result: Result) -> None:
+    """Asks a map that prepared itself how its own solves went, with the tensors that the solve had."""
+    bound: Any = residual.bound
+    if bound is not None:
+        bound.f.review(problem.layout.unflatten(result.z.detach()), bound.args, problem.batch_dims, result)
 
 
 @public
@@ -191,7 +195,11 @@ def solve_problem(problem: Problem, z0: Any, options: Options) -> Solution:
             residual(start.detach())
     wants_inverse = differentiable and adjoint.wants_inverse
     call = PointCall(problem, _loop(options, left), differentiable, wants_inverse, on_failure=options.on_failure)
-    value = adjoint.solve(call, start, tensors) if differentiable else call.forward(start, tensors)
+    if transforms.active() and not differentiable:  # solvers are not to meet what transforms wrap tensors in
+        start, tensors = start.detach(), [tensor.detach() for tensor in tensors]
+        value = ImplicitSolve.apply(call, GMRES(), start, *tensors)
+    else:
+        value = adjoint.solve(call, start, tensors) if differentiable else call.forward(start, tensors)
     return _finished(call, adjoint, value, start, tensors, options)
 
 

@@ -26,7 +26,7 @@ def after(t, y0, x, A):
     system = torch.nn.functional.pad(A.expand(len(y0), n, n), (0, 1, 0, 1))
     system = system + torch.nn.functional.pad(x[:, None, :] / unit, (0, 1, n, 0))
     rows = torch.nn.functional.pad(y0 / unit, (0, 1), value=1.0)[:, None, :]
-    return unit * (rows @ Exponential.apply(system * torch.as_tensor(t).reshape(-1, 1, 1)))[:, 0, :n]
+    return unit * (rows @ Exponential.apply(system * torch.as_tensor(t, dtype=one).reshape(-1, 1, 1)))[:, 0, :n]
 
 
 def crossing(level, span, y0, x, A, place=0):

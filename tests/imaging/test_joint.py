@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tests.imaging.register.phantoms import texture
 from torchimplicit.core.status import Status
 from torchimplicit.imaging import Fourier, Preconditioned, Reconstruction, Ridge, cartesian, joint_loss
 from torchimplicit.imaging.joint import missed
-from torchimplicit.imaging.register import Demons, Rigid, align, warp
+from torchimplicit.imaging.register import Demons, Rigid, align, identity, warp
 
 D = torch.float64
 N = 16
@@ -183,3 +184,29 @@ def test_bad_input_is_refused_in_words():
         joint_loss(adjoint, y, op, torch.zeros(2, 2, 4, 4))
     with pytest.raises(ValueError, match="weight=-1"):
         joint_loss(adjoint, y, op, None, weight=-1)
+
+
+@pytest.mark.parametrize("fault", [math.nan, 0.0])
+def test_a_pair_of_which_one_is_no_image_is_left_out_without_registration_too(fault):
+    y, op, _ = scene(2)
+    y[2] = fault
+    found = joint_loss(adjoint, y, op, None)
+    assert found.used.tolist() == [True, True, False, False]
+    assert found.loss[2:].tolist() == [0, 0]
+
+
+def test_a_registration_that_converged_to_folds_is_left_out(monkeypatch):
+    y, op, _ = scene(2)
+
+    def folded(fixed, moving, kind, **options):
+        found = align(fixed, moving, kind, **options)
+        vectors = found.displacement().clone()
+        vectors[1] = -2 * identity((N, N), vectors)
+        return SimpleNamespace(displacement=lambda: vectors, report=found.report)
+
+    monkeypatch.setattr("torchimplicit.imaging.joint.align", folded)
+    found = joint_loss(adjoint, y, op, Rigid(levels=((1, 1),)))
+    assert found.report.status[1] == Status.CONVERGED
+    assert not found.used[1]
+    assert found.loss[1] == 0
+    assert bool(found.used[2:].all())

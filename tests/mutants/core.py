@@ -111,8 +111,8 @@ MUTANTS = [
     ),
     Mutant(
         "core/independence.py", "a look draws from the global random state",
-        "torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)",
-        "torch.randn(shape, dtype=dtype)",
+        'torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype, device="cpu")',
+        'torch.randn(shape, dtype=dtype, device="cpu")',
         "tests/core/test_independence.py",
     ),
     Mutant(

@@ -72,7 +72,18 @@ MUTANTS = [
     ),
     Mutant(
         "solve/samples.py", "an iterate that is not the best may arrive",
-        "arrived = improves & (size <= tolerance)", "arrived = self.running & (size <= tolerance)",
+        "torch.where(failing, failure != Status.MAX_STEPS, improves & arrived)",
+        "torch.where(failing, (failure != Status.MAX_STEPS) | arrived, arrived)",
+        "tests/solve/test_loop.py",
+    ),
+    Mutant(
+        "solve/samples.py", "who has stopped arrives again",
+        "self.atol, self.lift = self.atol.masked_fill(stops, -math.inf),", "self.atol, self.lift = self.atol,",
+        "tests/solve/test_loop.py",
+    ),
+    Mutant(
+        "solve/samples.py", "who still runs in the end has converged",
+        "self.status = Status.MAX_STEPS.where(self.running, self.status)", "pass",
         "tests/solve/test_loop.py",
     ),
     Mutant(
@@ -198,7 +209,7 @@ MUTANTS = [
     ),
     Mutant(
         "solve/samples.py", "residuals below the dtype's squares have arrived",
-        "not exact and (fails or self.minute)",
+        "not exact and (fails or (self.minute and stopping > 0))",
         "False",
         "tests/solve/test_loop.py -k squares",
     ),

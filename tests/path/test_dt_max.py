@@ -80,7 +80,7 @@ def test_with_jumps_and_joint_steps():
 
 
 def test_compiled_solves_keep_to_it(monkeypatch):
-    monkeypatch.setattr("torchimplicit.path.compiled.kernel.BACKEND", "eager")
+    monkeypatch.setattr("torchimplicit.core.compiled.kernel.BACKEND", "eager")
     assert can_compile(ti.Tsit5())
     y0, largest = torch.zeros(2, 1, dtype=torch.float64), double(0.1, 0.2)
     plain = ti.odeint(pulse, y0, double(0, 20), dt_max=largest)

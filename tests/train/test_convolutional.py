@@ -84,6 +84,7 @@ def test_every_block_of_the_rival_counts():
         (ConvolutionalDEQ, {"channels": 10}, r"ResidualCell\(channels=10\): expected a multiple of groups=8"),
         (ConvolutionalDEQ, {"strides": ()}, r"ConvolutionalDEQ\(strides=\(\)\): expected a list of ones and twos"),
         (ConvolutionalDEQ, {"strides": (3,)}, r"strides=\(3,\)"),
+        (ConvolutionalDEQ, {"cell": "cubic"}, r"ConvolutionalDEQ\(cell='cubic'\): expected 'residual' or 'spectral'"),
         (ConvolutionalDEQ, {"pool": 0}, r"ConvolutionalDEQ\(pool=0\): expected an integer >= 1"),
         (ResidualNetwork, {"blocks": 0}, r"ResidualNetwork\(blocks=0\): expected an integer >= 1"),
         (ResidualNetwork, {"channels": 10}, r"ResidualNetwork\(channels=10\): expected a multiple of groups=8"),
@@ -92,6 +93,16 @@ def test_every_block_of_the_rival_counts():
 def test_impossible_options_are_refused(network, options, message):
     with pytest.raises(ValueError, match=message):
         network(**options)
+
+
+def test_the_spectral_cell_contracts_and_starts_at_the_injection():
+    network = ConvolutionalDEQ(1, 8, 8, 4, strides=(2, 2), pool=2, cell="spectral", solver=ti.Picard(rtol=1e-4))
+    x = torch.randn(3, 1, 28, 28)
+    assert network(x).shape == (3, 10)
+    assert network.equilibrium.report.converged
+    injected = network.stem(x)
+    torch.testing.assert_close(network.equilibrium.initial_state(injected), injected.detach())
+    assert network.equilibrium.cell.conv1.size == 7
 
 
 def test_the_recipe_trains(mnist_folder, capsys):

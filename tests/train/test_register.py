@@ -1,6 +1,7 @@
 """The command `register`: what it finds, what it writes and others read, and what it says when it cannot."""
 
 import re
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -12,7 +13,8 @@ from torchimplicit import imaging
 from torchimplicit.imaging import Image, register
 from torchimplicit.imaging.register.grid import Grid
 from torchimplicit.train.command.cli import main
-from torchimplicit.train.command.register.order import KINDS
+from torchimplicit.train.command.register.order import KINDS, Order
+from torchimplicit.train.command.register.volumes import read_field
 
 SIZE, OTHER = (24, 22, 20), (22, 24, 26)
 FIXED = torch.tensor([[-2.0, 0, 0, 20], [0, 2.0, 0, -25], [0, 0, 2.5, -30], [0, 0, 0, 1]], dtype=D)
@@ -202,6 +204,79 @@ def test_a_transform_is_where_the_next_one_starts(pair, tmp_path, capsys):
     near = int(re.search(r"rigid: converged, (\d+)", capsys.readouterr().out)[1])
     assert near <= far
     assert off(imaging.read_transform(tmp_path / "found.tfm"), TRUTH, Grid(SIZE, FIXED)) < 0.1
+
+
+@pytest.mark.parametrize(("kind", "similarity"), [("demons", "ssd"), ("bspline", "ncc"), ("variational", "lncc")])
+def test_free_kinds_and_similarities_bring_pictures_together(pictures, tmp_path, kind, similarity, capsys):
+    folder, _ = pictures
+    words = ("--labels", folder / "moving-labels.png", "--fixed-labels", folder / "fixed-labels.png")
+    assert run(folder / "fixed.png", folder / "moving.png", "--kind", kind, "--similarity", similarity, *words) == 0
+    said = capsys.readouterr().out
+    assert re.search(rf"affine: converged.*\n{kind}: converged", said)
+    before, after = map(float, re.search(r"Dice: (\S+) before, (\S+) after", said).groups())
+    assert after > max(0.8, before + 0.1)
+
+
+def test_a_negative_is_found_by_mutual_information(pictures, tmp_path):
+    folder, truth = pictures
+    imaging.write_png(tmp_path / "negative.png", 1 - imaging.read_png(folder / "fixed.png")[0].square(), bits=16)
+    words = ("--kind", "rigid", "--similarity", "mi", "--transform", tmp_path / "found.txt")
+    assert run(tmp_path / "negative.png", folder / "moving.png", *words) == 0
+    assert off(imaging.read_transform(tmp_path / "found.txt"), truth, Grid.of(texture(40, 32))) < 0.3
+
+
+def test_a_mask_hides_an_artefact(pictures, tmp_path):
+    folder, truth = pictures
+    grey, mask = imaging.read_png(folder / "fixed.png")[0], torch.ones(40, 32)
+    grey[14:24, 18:26], mask[14:24, 18:26] = 1.0, 0.0
+    imaging.write_png(tmp_path / "bright.png", grey, bits=16)
+    imaging.write_png(tmp_path / "mask.png", mask)
+    words = ("--kind", "rigid", "--transform", tmp_path / "found.txt")
+    away = []
+    for hidden in ((), ("--fixed-mask", tmp_path / "mask.png")):
+        run(tmp_path / "bright.png", folder / "moving.png", *words, *hidden)
+        away.append(off(imaging.read_transform(tmp_path / "found.txt"), truth, Grid.of(texture(40, 32))))
+    assert away[1] < 0.1 < away[0]
+
+
+def test_a_similarity_goes_to_every_stage_that_knows_it():
+    def names(kind, similarity=None):
+        stages = Order(Path("a.nii"), Path("b.nii"), kind, similarity).stages()
+        return [type(each.similarity).__name__ for each in stages.values()]
+
+    assert names("velocity") == ["NCC", "LNCC"]
+    assert names("velocity", "ssd") == ["SSD", "SSD"]
+    assert names("bspline", "lncc") == ["NCC", "LNCC"]
+    assert names("bspline", "mi") == ["MutualInformation"] * 2
+
+
+@pytest.mark.parametrize("kind", ["demons", "velocity", "variational"])
+def test_a_field_is_where_a_deformation_starts(pictures, tmp_path, kind, capsys):
+    """In place of the affine stage, and near the end; what is found is the same."""
+    folder, _ = pictures
+    files, field = (folder / "fixed.png", folder / "moving.png", "--kind", kind), tmp_path / "first.nii.gz"
+    assert run(*files, "--field", field) == 0
+    far = int(re.search(rf"{kind}: converged, (\d+)", capsys.readouterr().out)[1])
+    assert run(*files, "--initial", field, "--field", tmp_path / "second.nii.gz", "--report", tmp_path / "r.html") == 0
+    said = capsys.readouterr().out
+    assert "affine" not in said
+    assert int(re.search(rf"{kind}: converged, (\d+)", said)[1]) <= far
+    first, second = (imaging.read_displacement(each) for each in (field, tmp_path / "second.nii.gz"))
+    assert float((first - second).norm(dim=0)[8:-8, 8:-8].mean()) < 0.2  # pixels
+    assert f"from {field}" in (tmp_path / "r.html").read_text()
+
+
+def test_the_linear_part_of_a_field_is_apart_from_the_rest(pair, tmp_path):
+    """In a volume, in millimetres: of a rigid field it is all."""
+    words = ("--kind", "rigid", "--field", tmp_path / "field.nii.gz", "--transform", tmp_path / "found.tfm")
+    assert run(pair / "fixed.nii.gz", pair / "moving.nii.gz", *words) == 0
+    start = read_field(tmp_path / "field.nii.gz", imaging.read_nifti(pair / "fixed.nii.gz"), "fixed")
+    rest, base = start.parts
+    found = imaging.read_transform(tmp_path / "found.tfm")
+    torch.testing.assert_close(base.matrix, found.matrix, atol=1e-4, rtol=0)
+    assert rest.vectors.abs().max() < 1e-4
+    points = torch.tensor([[[3.0, -4, 2], [10, 5, -6]]], dtype=D)
+    torch.testing.assert_close(start(points), found(points), atol=1e-3, rtol=0)
 
 
 def test_what_did_not_converge_is_written_said_and_an_error(pair, tmp_path, capsys):

@@ -57,6 +57,15 @@ def files(tmp_path):
         save(tmp_path, name, data, affine)
     imaging.write_png(tmp_path / "grey.png", texture(24, 20)[0, 0].float() / 8 + 0.5)
     imaging.write_png(tmp_path / "colour.png", torch.rand(3, 24, 20))
+    u = torch.zeros(*SIZE, 3)
+    for name, field in (
+        ("field", Image(u, AFFINE)),
+        ("short-field", Image(u[1:], AFFINE)),
+        ("moved-field", Image(u, elsewhere)),
+        ("nan-field", Image(torch.where(torch.arange(u.numel()).view_as(u) == 5, torch.nan, u), AFFINE)),
+        ("flat-field", u[:2, :, :, 0].contiguous()),
+    ):
+        imaging.write_displacement(tmp_path / f"{name}.nii", field)
     flat = register.Linear(turned(0.1, (0.0, 0.0, 0.0), (0, 0, 0)))
     imaging.write_transform(tmp_path / "flat.tfm", flat)
     text = (tmp_path / "flat.tfm").read_text().splitlines()
@@ -97,6 +106,51 @@ BAD = {  # fixed, moving and options; what is said
     "no start": (("fixed.nii", "moving.nii", "--initial", "middle"), "cannot read middle: no such file"),
     "singular start": (("fixed.nii", "moving.nii", "--initial", "singular.tfm"), "singular.tfm: .*singular"),
     "start in 2-D": (("fixed.nii", "moving.nii", "--initial", "two.tfm"), r"expected \(1, 4, 4\)"),
+    "no similarity": (("fixed.nii", "moving.nii", "--similarity", "cc"), "--similarity cc: expected one of ncc, lncc"),
+    "a similarity that a kind does not know": (
+        ("fixed.nii", "moving.nii", "--similarity", "mi"),
+        "--kind velocity compares by one of lncc, ssd. Images of different kinds.*--kind bspline --similarity mi",
+    ),
+    "a field for a linear kind": (
+        ("fixed.nii", "moving.nii", "--initial", "field.nii", "--kind", "rigid"),
+        "--kind rigid is linear and starts from a .tfm or .txt",
+    ),
+    "a field that is none": (
+        ("fixed.nii", "moving.nii", "--initial", "labels.nii"),
+        "cannot read .*labels.nii.*intent",
+    ),
+    "a field of a grid": (
+        ("fixed.nii", "moving.nii", "--initial", "short-field.nii"),
+        "short-field.nii: got 15 x 18 x 14, expected 16 x 18 x 14 as the fixed image",
+    ),
+    "a field elsewhere": (
+        ("fixed.nii", "moving.nii", "--initial", "moved-field.nii"),
+        "moved-field.nii: got the affine .* that of the fixed image.*the field lies elsewhere",
+    ),
+    "a field that is not finite": (
+        ("fixed.nii", "moving.nii", "--initial", "nan-field.nii"),
+        "nan-field.nii: got 1 values that are NaN or infinite",
+    ),
+    "a picture's field": (
+        ("fixed.nii", "moving.nii", "--initial", "flat-field.nii"),
+        "flat-field.nii: got a picture's field, expected one of as many dimensions",
+    ),
+    "a mask of a grid": (
+        ("fixed.nii", "moving.nii", "--fixed-mask", "short-labels.nii"),
+        "short-labels.nii: got 15 x 18 x 14, expected 16 x 18 x 14 as the fixed image",
+    ),
+    "a mask elsewhere": (
+        ("fixed.nii", "moving.nii", "--moving-mask", "moved-labels.nii"),
+        "moved-labels.nii: got the affine .* that of the moving image.*the mask lies elsewhere",
+    ),
+    "a mask that is none": (
+        ("fixed.nii", "moving.nii", "--fixed-mask", "hole.nii"),
+        "hole.nii: got values that are negative or not finite, expected a mask",
+    ),
+    "a mask of nothing": (
+        ("fixed.nii", "moving.nii", "--moving-mask", "no-labels.nii"),
+        "affine ended infeasible, nothing was written. .*the mask of the moving image leaves nothing of it",
+    ),
     "no steps": (("fixed.nii", "moving.nii", "--max-steps", "0"), "--max-steps 0: expected a number >= 1"),
     "labels of halves": (("fixed.nii", "moving.nii", "--labels", "halves.nii"), "halves.nii: got values such as 0.5"),
     "no labels": (("fixed.nii", "moving.nii", "--labels", "no-labels.nii"), "no-labels.nii: got no label but 0"),
@@ -143,6 +197,10 @@ def test_what_looks_bad_and_is_not(files, capsys):
     assert run(files, "fixed.nii", "double.nii", *words) == 0
     assert set(imaging.read_nifti(files / "out.nii").data.unique().tolist()) == {0, 1}
     assert run(files, "fixed.nii", "elsewhere.nii", "--kind", "rigid", "--initial", "centers") == 0
+    seen = np.ones(SIZE, np.uint8)
+    seen[3, 3, 3] = 0  # what is no number there does not count
+    save(files, "seen.nii", seen)
+    assert run(files, "fixed.nii", "hole.nii", "--kind", "rigid", "--moving-mask", "seen.nii") == 0
     capsys.readouterr()
 
 

@@ -13,6 +13,7 @@ from torchimplicit.core import transforms
 from torchimplicit.core.call import Call, Record
 from torchimplicit.core.independence import FEW, coupled, halves, not_samples
 from torchimplicit.core.mapped import Mapped
+from torchimplicit.core.migration import Explained
 from torchimplicit.core.problem import Problem, Residual
 from torchimplicit.linear import LowRank
 
@@ -139,7 +140,7 @@ class PointCall(Call):
         return replace(self, problem=Mapped(self.problem, count, tuple(dims)))
 
 
-class Adjoint:
+class Adjoint(Explained):
     """Base of the adjoints: how the solution of a call gets its gradient. The value never depends on the choice."""
 
     @property

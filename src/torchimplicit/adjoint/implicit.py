@@ -95,7 +95,7 @@ class ImplicitSolve(transforms.ForwardOnce):
                 "is_grads_batched=True (and jacobian(vectorize=True)) cannot reach into an implicit layer; "
                 "try torch.func.jacrev, or torch.vmap over torch.autograd.grad"
             )
-        z, *tensors = ctx.saved_tensors
+        z, *tensors = transforms.saved(ctx)
         needs = ctx.needs_input_grad[3:]
         differentiable = torch.is_grad_enabled() or transforms.level(grad) >= 0
         order = _any_order if differentiable else _first_order
@@ -111,7 +111,7 @@ class ImplicitSolve(transforms.ForwardOnce):
     @staticmethod
     def jvp(ctx: Any, _call: None, _linear_solver: None, _z0: Any, *tangents: Tensor | None) -> Tensor:
         """`-B^{-1} (dr/da) da`."""
-        z, *tensors = ctx.saved_tensors
+        z, *tensors = transforms.saved(ctx)
         b = jvp(lambda *all_: _residual(ctx.call, z, all_), tensors, tangents)
         return LinearSolve.apply(ctx.call, ctx.linear_solver, False, -b, z, *tensors)
 
@@ -152,7 +152,7 @@ class LinearSolve(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """A solve with the transpose, and the derivative of `B u` by what `B` depends on."""
-        u, *inputs = ctx.saved_tensors
+        u, *inputs = transforms.saved(ctx)
         w = LinearSolve.apply(ctx.call, ctx.linear_solver, not ctx.transpose, grad, *inputs)
         needs = ctx.needs_input_grad[4:]
         return None, None, None, w, *vjp(_product(ctx.call, ctx.transpose, u), inputs, needs, -w)
@@ -162,7 +162,7 @@ class LinearSolve(Function):
         ctx: Any, _call: None, _linear_solver: None, _transpose: None, b: Tensor | None, *tangents: Tensor | None
     ) -> Tensor:
         """`B^{-1} (db - dB u)`."""
-        u, *inputs = ctx.saved_tensors
+        u, *inputs = transforms.saved(ctx)
         right = -jvp(_product(ctx.call, ctx.transpose, u), inputs, tangents)
         right = right if b is None else right + b
         return LinearSolve.apply(ctx.call, ctx.linear_solver, ctx.transpose, right, *inputs)

@@ -27,7 +27,7 @@ def halves(batch: int, device: torch.device, bits: int | None = None) -> Iterato
         bits: how many bits to look at, both ways; all by default. Of many samples, fewer miss what few samples do.
     """
     # Shuffled, always the same way: samples that belong together are often regularly apart.
-    number = torch.randperm(batch, generator=torch.Generator().manual_seed(0)).to(device)
+    number = torch.randperm(batch, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
     width = max(batch - 1, 0).bit_length()
     for bit in range(width if bits is None else min(bits, width)):
         for side in (0, 1):
@@ -46,7 +46,7 @@ def noise(like: Tensor) -> Tensor:
 
 @remembered_if_small
 def _noise(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype).to(device)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype, device="cpu").to(device)
 
 
 @remembered_if_small

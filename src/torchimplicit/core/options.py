@@ -76,7 +76,7 @@ def require_instance(name: str, value: Any, expected: type, usual: str) -> None:
         TypeError: says which argument got what, what was expected and what to try.
     """
     if not isinstance(value, expected):
-        hint = f"{value.__name__}()" if isinstance(value, type) else usual
+        hint = f"{value.__name__}()" if isinstance(value, type) else _of_that_name(value, expected) or usual
         raise TypeError(f"{name}: got {value!r}, expected an instance of {expected.__name__}; try {hint}")
 
 
@@ -94,3 +94,12 @@ def check_on_failure(on_failure: Any, *more: str) -> None:
     if on_failure not in words:
         *others, last = map(repr, words)
         raise ValueError(f"on_failure: got {on_failure!r}, expected {', '.join(others)} or {last}")
+
+
+def _of_that_name(value: Any, expected: type) -> str | None:
+    """The subclass that a word means, in code: `Dopri5()` for "dopri5"."""
+    kinds = [expected]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    word = value.replace("_", "").lower() if isinstance(value, str) else None
+    return next((f"{kind.__name__}()" for kind in kinds if kind.__name__.lower() == word), None)

@@ -29,11 +29,14 @@ class Residual:
         comparable: whether the residual is in the units of the state, as that of a fixed point.
         aside: `z -> value` of `evaluate`, for looks that are no steps of the solve, where steps are checkpointed.
         jacobian: where it was last linearised by such a look, and its Jacobian there; a step from there may take it.
+        bound: the user's function and arguments as the solve has them, plain tensors whatever transform surrounds the
+            call; None under `torch.vmap`, where a row is no sample of theirs.
     """
 
     comparable: bool = True
     aside: Callable[[Tensor], Any] | None = None
     jacobian: tuple[Tensor, Any] | None = None
+    bound: Bound | None = None
 
     def __init__(
         self,
@@ -187,6 +190,7 @@ class Problem:
             function = self.autocast.around(bound)
             residual = self._bound(function, layout, tensors, self._narrower(bound, layout))
             evaluate: Callable[..., Any] = residual.evaluate
+            residual.bound = bound
             residual.evaluate = evaluate_first
             yield residual
 

@@ -8,6 +8,8 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import torch
 
+from torchimplicit.core.migration import explain
+
 # What torch.compiler.disable does, which would import the compiler: more than a second at every start.
 _compiler: Any = torch._C._dynamo.eval_frame  # pyright: ignore[reportAttributeAccessIssue]
 _SKIP = _compiler._FrameAction.SKIP  # a call's own frame, and those of all that it calls
@@ -36,7 +38,11 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
         if tracing or torch.compiler.is_exporting():
             who = type(args[0]).__name__ if "." in name else name  # of a method, the layer
             _refuse(who, "torch.jit.trace" if tracing else "torch.export")
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except TypeError:
+            explain(name.rpartition(".")[2], function, args, kwargs)
+            raise
 
     marks: Any = enter
     marks._torchdynamo_disable, marks._torchdynamo_disable_msg = True, REASON

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -114,6 +114,24 @@ class Solution:
     trajectory: tuple = ()
     state: Any = field(default=None, repr=False)
     ran: Any = field(default=None, repr=False)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Nothing: where a tensor has it, says that the value is one."""
+            hint = f"; try solution.value.{name}" if not name.startswith("_") and hasattr(Tensor, name) else ""
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}", name=name, obj=self)
+
+    def __getitem__(self, place: Any) -> NoReturn:
+        """Nothing: a solution is not its value.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"{type(self).__name__}: got an index, or was taken apart, expected its fields by name; try "
+            "solution.value, the state or states, and solution.report"
+        )
 
     @property
     def status(self) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._functorch.vmap import lazy_load_decompositions  # pyright: ignore[reportPrivateImportUsage]
 from torch.autograd import Function, forward_ad
 from torch.autograd.graph import _engine_run_backward
@@ -90,6 +91,15 @@ def plain(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def saved(ctx: Any) -> list[Tensor]:
+    """What a function has saved, without the wrappers of transforms that are over.
+
+    Forward mode here is reverse mode of reverse mode; a function within the first is asked for its gradient by the
+    second, when the first one's level is gone, and PyTorch fails where two such tensors meet.
+    """
+    return [_functorch.unwrap_if_dead(tensor) for tensor in ctx.saved_tensors]
+
+
 def is_mapped_by_autograd(tensor: Tensor) -> bool:
     """Whether a tensor stands for a batch that `is_grads_batched` hides, in a form that functions cannot meet."""
     return _functorch.is_legacy_batchedtensor(tensor)
@@ -145,9 +155,11 @@ def vjp_of_graph(value: Tensor, by: Tensor, v: Tensor, create_graph: bool = Fals
     return torch.zeros_like(by) if found is None else found
 
 
-def vjps_of_graph(values: Sequence[Tensor], by: Sequence[Tensor], v: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    """What `torch.autograd.grad` gives for values of tensors, whose graph is used up; None where none leads there."""
-    return _engine_run_backward(tuple(values), tuple(v), False, False, tuple(by), True, accumulate_grad=False)
+def vjps_of_graph(
+    values: Sequence[Tensor], by: Sequence[Tensor], v: Sequence[Tensor], keep: bool = False
+) -> Sequence[Tensor | None]:
+    """What `torch.autograd.grad` gives for values of tensors; None where none leads there. `keep` spares the graph."""
+    return _engine_run_backward(tuple(values), tuple(v), keep, False, tuple(by), True, accumulate_grad=False)
 
 
 def for_rows(function: Callable[[Tensor], Tensor], rows: Tensor, dim: int) -> Tensor:
@@ -162,6 +174,12 @@ def for_rows(function: Callable[[Tensor], Tensor], rows: Tensor, dim: int) -> Te
         return _functorch._remove_batch_dim(value, level, len(rows), dim)
     finally:
         _functorch._vmap_decrement_nesting()
+
+
+def outside(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """What a function of plain values gives where no transform is active: such as random numbers of a seed."""
+    with temporarily_clear_interpreter_stack():
+        return function(*args, **kwargs)
 
 
 def watched() -> bool:

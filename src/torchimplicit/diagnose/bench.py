@@ -47,7 +47,7 @@ class Bench:
 
     def noise(self, shape: Any, device: torch.device) -> Tensor:
         """Standard normal numbers, the same on every device."""
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64).to(device)
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64, device="cpu").to(device)
 
     def noise_like(self, tensor: Tensor) -> Tensor:
         """Noise of a tensor's shape and dtype."""

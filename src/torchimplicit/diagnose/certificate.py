@@ -260,7 +260,7 @@ class Certificate:
                 axes.scatter(
                     size[mask], _drawable(self.condition)[mask], s=16, color=color, alpha=0.8, label=label, lw=0
                 )
-        edge = torch.linspace(0, float(size.nan_to_num(0).max().clamp(0.1, 0.98)), 100)
+        edge = torch.linspace(0, float(size.nan_to_num(0).max().clamp(0.1, 0.98)), 100, device="cpu")
         axes.plot(
             edge, (1 + edge) / (1 - edge), color=picture.GREY, lw=1.2, ls="--", label="most that a norm < 1 allows"
         )

@@ -69,7 +69,7 @@ def conditioning(jacobian: Jacobian, z: Tensor, dense: int) -> Conditioning:
     """
     if z.shape[1] <= dense:
         b = jacobian.dense(z)
-        j = torch.eye(z.shape[1]).to(z) - b
+        j = torch.eye(z.shape[1], dtype=z.dtype, device=z.device) - b
         values = _singular_values(b)
         monotone = _of_finite(torch.linalg.eigvalsh, 0.5 * (b + b.mT))[:, 0]
         return Conditioning(

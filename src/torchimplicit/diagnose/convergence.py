@@ -107,7 +107,9 @@ class Convergence:
         trace = self.report.trace.double().cpu()
         floor = _floor(trace)
         lines = [line[~line.isnan()].clamp_min(floor) for line in trace.T]
-        segments = [torch.stack([torch.arange(len(line)).double(), line], dim=1).numpy() for line in lines]
+        segments = [
+            torch.stack([torch.arange(len(line), device="cpu").double(), line], dim=1).numpy() for line in lines
+        ]
         faint = min(0.5, max(0.04, 12 / len(lines)))
         axes.add_collection(LineCollection(segments, colors=picture.BLUE, linewidths=0.7, alpha=faint))
         worst = int(self.order[0])

@@ -83,7 +83,9 @@ def spectral_radius(
         with linearised(layer, value, x, args) as (jacobian, z):
             if z.shape[1] <= dense:
                 # From the transposed products, which vectorise.
-                return largest_modulus(torch.eye(z.shape[1]).to(z) - jacobian.dense(z)).to(z.dtype)
+                return largest_modulus(torch.eye(z.shape[1], dtype=z.dtype, device=z.device) - jacobian.dense(z)).to(
+                    z.dtype
+                )
             radius, change = leading(IdentityMinus(jacobian), z, steps, restarts, rtol)
     _warn_of_unsettled(change, rtol)
     return radius.to(z.dtype)

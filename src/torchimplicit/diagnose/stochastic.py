@@ -203,7 +203,10 @@ def _result(
     """From errors `(K, 1)` and an order `(1,)`, and from those without each sample, `(K, B)` and `(B,)`."""
     (error, order), dt = found, solver.dt_given
     assert dt is not None
-    steps, (spread, order_spread) = dt / 2.0 ** torch.arange(len(error), dtype=torch.float64), map(_jackknife, without)
+    steps, (spread, order_spread) = (
+        dt / 2.0 ** torch.arange(len(error), dtype=torch.float64, device="cpu"),
+        map(_jackknife, without),
+    )
     return PathError(kind, steps, error.squeeze(1), spread, float(order), float(order_spread), stated, solver)
 
 

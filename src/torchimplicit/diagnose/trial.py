@@ -77,7 +77,7 @@ class Trial:
     def noise(self) -> Tensor:
         """Standard normal numbers `(B, n)`, the same on every device."""
         layout = self.layout
-        noise = torch.randn(layout.batch, layout.width, generator=self.generator, dtype=torch.float64)
+        noise = torch.randn(layout.batch, layout.width, generator=self.generator, dtype=torch.float64, device="cpu")
         return noise.to(layout.device, layout.dtype)
 
     def solve(self, start: Any, solver: Solver, adjoint: Adjoint) -> Answer:
@@ -139,7 +139,7 @@ class Trial:
             dummy = torch.zeros_like(r, requires_grad=True)
             linear = torch.autograd.grad(r, self.tensors, dummy, create_graph=True, materialize_grads=True)
             moving = [i for i, product in enumerate(linear) if product.requires_grad]
-            v, square = self.noise(), torch.zeros(())
+            v, square = self.noise(), self.noise().new_zeros(())
             for _ in range(POWER if moving else 0):
                 v = v / torch.linalg.vector_norm(v).clamp_min(torch.finfo(v.dtype).tiny)
                 pulled = torch.autograd.grad(r, self.tensors, v, retain_graph=True, materialize_grads=True)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.core import transforms
 from torchimplicit.core.tree import norm
 from torchimplicit.linear.solver import Product
 
@@ -92,5 +93,9 @@ def eigenvalue_range(product: Product, start: Tensor, steps: int = 16) -> Range:
 
 def probe(like: Tensor) -> Tensor:
     """A start for `eigenvalue_range` that no eigenvector is orthogonal to by accident, `(B, n)`, always the same."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(like.shape[1], generator=generator, dtype=torch.float64).to(like).expand_as(like)
+    found = transforms.outside(_normals, like.shape[1])
+    return found.to(like.device, like.dtype).expand_as(like)
+
+
+def _normals(count: int) -> Tensor:
+    return torch.randn(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.core.migration import Explained
 from torchimplicit.core.status import Report, Status
 from torchimplicit.core.tree import norm
 from torchimplicit.linear.operator import LinearOperator
@@ -64,7 +65,7 @@ class Prepared:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearSolver:
+class LinearSolver(Explained):
     """Base of the linear solvers. An iterative one adds `run`; a direct one overrides `prepare`."""
 
     def prepare(self, operator: LinearOperator, inverse: LinearOperator | None = None) -> Prepared:

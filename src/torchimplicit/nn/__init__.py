@@ -1,6 +1,10 @@
 """Implicit layers to plug into models, and what keeps them stable."""
 
+from typing import TYPE_CHECKING
+
+from torchimplicit.core.migration import missing
 from torchimplicit.nn.cells.residual_block import ResidualCell
+from torchimplicit.nn.cells.spectral import SpectralCell
 from torchimplicit.nn.cells.transformer import TransformerCell, TransformerInjection
 from torchimplicit.nn.cells.trellis import TrellisCell, TrellisInjection
 from torchimplicit.nn.equilibrium.correction import fixed_point_correction
@@ -39,6 +43,7 @@ from torchimplicit.nn.parts.dropout import (
     VariationalDropout2d,
     VariationalDropout3d,
 )
+from torchimplicit.nn.parts.spectral import SpectralConv2d
 from torchimplicit.nn.paths.cnf import CNF
 from torchimplicit.nn.paths.mechanics import HamiltonianNet, LagrangianNet
 from torchimplicit.nn.paths.neural_ode import AugmentedNeuralODE, NeuralODE
@@ -117,6 +122,8 @@ __all__ = [
     "ReverseSDE",
     "SegmentationHead",
     "Series",
+    "SpectralCell",
+    "SpectralConv2d",
     "Spread",
     "Straight",
     "SubVP",
@@ -136,3 +143,8 @@ __all__ = [
     "jacobian_penalty",
     "stack",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        raise missing(__name__, name, __all__)

@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 from torch import nn
 
 from torchimplicit.core.failures import Failures, name_of
+from torchimplicit.core.migration import Explained
 from torchimplicit.core.public import public, refuse_scripting
 from torchimplicit.core.status import ConvergenceError
 
 
-class ImplicitLayer(nn.Module):
+class ImplicitLayer(Explained, nn.Module):
     """Base of the layers that solve; a subclass sets `on_failure` and solves by `solve`.
 
     Attributes:

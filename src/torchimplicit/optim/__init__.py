@@ -1,5 +1,8 @@
 """Optimisation as a layer: quadratic and cone programs, projections, proximal maps, descent, control."""
 
+from typing import TYPE_CHECKING
+
+from torchimplicit.core.migration import missing
 from torchimplicit.optim import projection
 from torchimplicit.optim.cone import (
     Cones,
@@ -59,3 +62,8 @@ __all__ = [
     "qp",
     "quadratic",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        raise missing(__name__, name, __all__)

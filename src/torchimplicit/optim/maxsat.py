@@ -97,7 +97,10 @@ def descend(coupling: Tensor, force: Tensor, start: Tensor, free: Tensor, descen
     status = torch.full((batch,), int(Status.MAX_STEPS), device=start.device)
     steps, residual = torch.zeros_like(status), start.new_zeros(batch)
     running, count = torch.arange(batch, device=start.device), free.sum(0).clamp_min(1)
-    spans = [slice(int(rows[0]), int(rows[-1]) + 1) for rows in torch.arange(n).tensor_split(min(descent.blocks, n))]
+    spans = [
+        slice(int(rows[0]), int(rows[-1]) + 1)
+        for rows in torch.arange(n, device="cpu").tensor_split(min(descent.blocks, n))
+    ]
     shifts = [_top(coupling[span, span]) for span in spans]
     sweep = 0
     for sweep in range(1, descent.max_steps + 1):

@@ -19,8 +19,11 @@ from torchimplicit.path.events.event import Trigger
 from torchimplicit.path.events.watch import Log, Met, Watch
 from torchimplicit.path.field.between import Between, Within
 from torchimplicit.path.field.dynamics import Dynamics, Field, MappedDynamics
+from torchimplicit.path.graphs import Graphs
+from torchimplicit.path.narrow import Narrowing
 from torchimplicit.path.observer import Observer
-from torchimplicit.path.record import Outputs, Path, Phase
+from torchimplicit.path.passing import hold
+from torchimplicit.path.record import Path, Phase
 from torchimplicit.path.report import PathReport
 from torchimplicit.path.solver import PathSolver
 from torchimplicit.path.state import IntegratorState
@@ -79,6 +82,7 @@ class PathCall(Call):
         dt_max: the largest step of every sample, `(B,)`; None for any.
         between: whether the field may jump at the first and the last time, and is asked strictly between them.
         side: the signs of the events' conditions from which the solve comes over a jump, `(B, E)`; None for no jump.
+        budget: bytes that graphs of steps may take which are kept for the backward pass.
     """
 
     name: str
@@ -92,6 +96,7 @@ class PathCall(Call):
     dt_max: Tensor | None = None
     between: bool = False
     side: Tensor | None = None
+    budget: int = 0
     record: PathRecord = field(default_factory=PathRecord, kw_only=True)
 
     @property
@@ -212,42 +217,44 @@ class PathCall(Call):
             self._check_conditions(condition_tensors, whole)
             self.record.event, self.record.met, self.record.side = whole.event, log.met(whole.y), whole.side
         self._report(whole.status, whole.tried, whole.rejected, whole.t, whole.ratio, whole.event, nfev)
-        held = _hold(whole, values)
+        self.record.report.kept = 0 if path is None else sum(len(phase.graphs) for phase in path.phases)
+        held = hold(whole, values)
         if path is not None:
             path.held, self.record.path = held, path
         return values, slope
 
     def _solve_phases(
-        self,
-        engine: Engine,
-        state: IntegratorState,
-        values: Tensor,
-        path: Path | None,
-        tensors: Sequence[Tensor],
-        condition_tensors: Sequence[Tensor],
-        log: Log | None,
-    ) -> tuple[Tensor | None, int]:
+        self, engine: Engine, state: IntegratorState, values: Tensor, path: Path | None, tensors: Sequence[Tensor],
+        condition_tensors: Sequence[Tensor], log: Log | None,
+    ) -> tuple[Tensor | None, int]:  # fmt: skip
         """Integrates until all have stopped, going on with those alone that do once they are few.
 
         Returns the slope at the start, where that was asked for, and how many evaluations it took.
         """
-        rows, parents, left, nfev, slope = None, [], self.solver.max_steps, 0, None
+        rows, parents, left, nfev, slope, begun = None, [], self.solver.max_steps, 0, None, False
+        narrowing = Narrowing(self, tensors, engine.keeps)
         observer = None
         if self.callback is not None and isinstance(self.dynamics, Dynamics):
             observer = Observer(self.callback, self.dynamics, state)
+        graphs = Graphs(self.budget) if self.budget and engine.keeps and path is not None else None
+        options = {"audit": self.audit, "keep_buffers": True} | ({} if graphs is None else {"leaves": True})
         while True:
             phase = None if path is None else Phase(rows, self.checkpoints)
             inputs = self.dynamics.take(tensors, rows)
+            if graphs is not None and phase is not None:
+                phase.leaves = inputs = graphs.place(inputs, tensors)
             with (
-                self.bind(state.ts, inputs, rows, audit=self.audit, keep_buffers=True) as field,
+                self.bind(state.ts, inputs, rows, **options) as field,
                 self._watch(condition_tensors, rows, log) as watch,
             ):
-                solver, narrow = self.solver.take(rows), self.dynamics.can_narrow
+                solver, narrow = self.solver.take(rows), narrowing.wanted(state.y)
                 largest = self.dt_max if self.dt_max is None or rows is None else self.dt_max[rows]
-                loop = engine.loop(solver, field, state, values, phase, left, narrow, rows, watch, observer, largest)
-                if rows is None:
+                loop = engine.loop(
+                    solver, field, state, values, phase, left, narrow, rows, watch, observer, largest, graphs
+                )
+                if not begun:
                     loop.begin()
-                    slope = state.slope
+                    slope, begun = state.slope, True
                 left -= loop.run()
             nfev += field.nfev
             if path is not None and phase is not None and phase.steps:
@@ -255,9 +262,10 @@ class PathCall(Call):
                 path.phases.append(phase)
             if not loop.any_running:
                 break
-            some = torch.nonzero(state.running).flatten()
-            parents.append((state, some))
-            state, rows = state.take(some), some if rows is None else rows[some]
+            if (fewer := narrowing.take(state, rows, inputs, graphs)) is not None:
+                some, other, asked = fewer
+                parents.append((state, some))
+                state, rows, nfev = other, some if rows is None else rows[some], nfev + asked
         for parent, some in reversed(parents):
             parent.put(some, state)
             state = parent
@@ -286,13 +294,3 @@ class PathCall(Call):
         dynamics = self.dynamics.mapped(count, tuple(dims))
         dt_max = None if self.dt_max is None else self.dt_max.repeat(count)
         return replace(self, dynamics=dynamics, solver=self.solver.mapped(count), dt_max=dt_max)
-
-
-def _hold(state: IntegratorState, values: Tensor) -> Outputs | None:
-    """Fills the outputs that were not reached with the last states; says which they are."""
-    late = torch.arange(len(values), device=values.device).unsqueeze(1) >= state.next
-    if not bool(late.any()):
-        return None
-    places, samples = torch.nonzero(late, as_tuple=True)
-    values[places, samples] = state.y[samples]
-    return Outputs(samples, places)

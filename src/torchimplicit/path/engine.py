@@ -13,6 +13,7 @@ from torch import Tensor
 from torchimplicit.adjoint.products import Gradients, summed
 from torchimplicit.core import transforms
 from torchimplicit.path.field.dynamics import Field
+from torchimplicit.path.graphs import Graphs, Within
 from torchimplicit.path.loop import StepLoop
 from torchimplicit.path.query import Query
 from torchimplicit.path.record import Outputs, Phase, Step
@@ -57,6 +58,17 @@ class PhaseBackward:
     meet: Callable[..., None]
     known: Tensor | None = None
 
+    def arriving(self, step: Step, outputs: Outputs | None, cotangent: Tensor) -> tuple[Tensor, Within | None]:
+        """The gradient of the states after a step, outputs there included, and what comes to those within it."""
+        if outputs is None:
+            return cotangent, None
+        places, samples, span = outputs.places, outputs.samples, step.span
+        theta = (self.ts[places, samples] - span.start[samples]) / span.h[samples]
+        grad = self.grad[places, samples]
+        if bool((theta == 1).all()):
+            return cotangent.index_put((samples,), grad, accumulate=True), None
+        return cotangent, Within(theta, samples, grad)
+
     def meet_outputs(self, outputs: Outputs, before: Tensor, values: Tensor) -> None:
         """Holds outputs within the only step, `(M, n)`, against what they once were; `before` it were `(B, n)`."""
         if self.known is not None:
@@ -74,6 +86,7 @@ class Engine:
 
     looks: bool = False
     pulls: bool = False
+    keeps: ClassVar[bool] = True  # whether its loop can keep the graphs of steps
     in_a_graph: ClassVar[int] = 1  # steps that are differentiated at a time
 
     @property
@@ -119,9 +132,24 @@ class Engine:
         """The gradients of the states before a phase, from that after it, `(B, n)`, and of the leaves."""
         totals: Gradients = [None] * len(phase.wanted)
         stepper, met, later = phase.solver.stepper(cotangent, graph=True), False, None
+        keeper = None if phase.phase.leaves is None else phase.solver.keeper(cotangent, Graphs(0))
         # Each graph is differentiated before the next one is made: the memory is that of one, or a few steps.
         for _, group in groupby(phase.retrace(), lambda each: each[0].number // self.in_a_graph):
             some = list(group)
+            if keeper is not None:  # of steps that are made again, too: no bit depends on which those are
+                step, outputs, y = some[0]
+                graph = step.graph
+                if graph is None:
+                    with torch.no_grad():
+                        done = keeper(phase.field, step.span, y, None)
+                    graph = done.graph
+                    if later is not None and not met:
+                        phase.meet(y, done.y.detach(), later[2], later[0])
+                        met = True
+                assert graph is not None
+                cotangent, found = graph.pull(*phase.arriving(step, outputs, cotangent), phase.wanted)
+                totals, later = summed(totals, found), some[0]
+                continue
             with torch.enable_grad():
                 y = leaf = some[-1][2].detach().requires_grad_()
                 ends, cotangents, states = [], [], []

@@ -7,6 +7,7 @@ when that is not so is more done.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,15 +15,15 @@ from torch import Tensor
 from torchimplicit.core.status import Status
 from torchimplicit.path.events.watch import Watch
 from torchimplicit.path.field.dynamics import Field
+from torchimplicit.path.graphs import Graphs
 from torchimplicit.path.observer import Observer
+from torchimplicit.path.passing import pass_outputs
 from torchimplicit.path.record import Outputs, Phase, Step
 from torchimplicit.path.solver import AdaptiveSolver, PathSolver
 from torchimplicit.path.span import Span
 from torchimplicit.path.state import IntegratorState
 from torchimplicit.path.step import Stepped
 from torchimplicit.path.stepsize import PID, History, Tolerance
-
-SMALL = 2**14  # numbers in a state up to which going on with fewer samples saves no time
 
 
 class StepLoop:
@@ -40,27 +41,20 @@ class StepLoop:
         watch: looks out for events; None for none.
         observer: is told of every step; None for nobody.
         largest: the largest step of every sample, `(B,)`; None for any.
+        graphs: keeps those of steps; None for no gradient, or steps that are made again for it.
     """
 
     def __init__(
-        self,
-        solver: PathSolver,
-        field: Field,
-        state: IntegratorState,
-        values: Tensor,
-        phase: Phase | None,
-        limit: int,
-        narrow: bool = False,
-        rows: Tensor | None = None,
-        watch: Watch | None = None,
-        observer: Observer | None = None,
-        largest: Tensor | None = None,
-    ):
+        self, solver: PathSolver, field: Field, state: IntegratorState, values: Tensor, phase: Phase | None, limit: int,
+        narrow: bool = False, rows: Tensor | None = None, watch: Watch | None = None, observer: Observer | None = None,
+        largest: Tensor | None = None, graphs: Graphs | None = None,
+    ):  # fmt: skip
         self.watch, self.observer, self.largest = watch, observer, largest
         self.solver, self.field, self.state, self.values = solver, field, state, values
         self.phase, self.rows = phase, rows
         self.limit, self.narrow, self.attempts, self.mostly_done = limit, narrow, 0, False
-        self.step = solver.stepper(state.y, graph=False)
+        keeper = None if graphs is None else solver.keeper(state.y, graphs)
+        self.graphs, self.step = graphs if keeper else None, keeper or solver.stepper(state.y, graph=False)
         self.end, self.eps = state.ts[-1], torch.finfo(state.t.dtype).eps
         self.stops_at_outputs = solver.stops_at_outputs
         self.control = self.dt = None
@@ -70,7 +64,7 @@ class StepLoop:
             self.control, self.tolerance = solver.control, Tolerance(solver.rtol, solver.atol, state.y)
         else:
             self.dt = solver.dt_given
-        self.all_running, self.any_running = True, len(state.t) > 0
+        self.all_running, self.any_running = state.all_running, len(state.t) > 0
         self.uncounted = 0  # attempts that are not in `tried` yet: all running samples made them, one sum adds them
         self.outputs = torch.nn.functional.pad(state.ts.T, (0, 1), value=math.inf)  # a row per sample, and then none
         self._see_next()
@@ -85,7 +79,8 @@ class StepLoop:
     def _begin(self) -> None:
         state, field = self.state, self.solver.state_field(self.field)
         if self.watch is not None or self.control is not None:
-            state.slope = field(state.t, state.y)
+            ask = field if self.graphs is None else partial(self.graphs.ask, field)
+            state.slope = ask(state.t, state.y)
         if self.control is not None and state.slope is not None:
             state.h = self._first_step(field, state.slope)
         if self.watch is not None and state.slope is not None:
@@ -182,8 +177,7 @@ class StepLoop:
     def _go_on(self, done: Stepped, stop: Tensor, h: Tensor, ratio: Tensor) -> None:
         """All samples accept, and none comes past an output time."""
         state = self.state
-        if self.phase is not None:
-            self.phase.add(Step(state.t, stop, self.all_running, None, state.number), state.y)
+        self._record(done, stop, self.all_running)
         if self.watch is not None:
             self.watch.passes(state, state.running)
         state.move(stop, done.y, done.slope)
@@ -218,6 +212,7 @@ class StepLoop:
         facts = torch.stack((accept, reject, crossing, stuck, arriving))
         moves, rejects, crosses, sticks, arrives = facts.any(1).tolist()
         if moves:
+            done = done._replace(graph=None) if rejects else done  # of steps that are too long for some
             self._move(done, stop, h, accept, rejects or not self.all_running, crosses)
         if rejects:
             state.rejected = state.rejected + reject
@@ -231,6 +226,15 @@ class StepLoop:
             self._stop(stuck & finite, Status.STEP_TOO_SMALL)
             self._stop(stuck & ~finite, Status.NON_FINITE)
 
+    def _record(self, done: Stepped, stop: Tensor, all_move: bool, outputs: Outputs | None = None) -> None:
+        """Records a step that is taken; with its graph, as long as there is room for such."""
+        if self.phase is None:
+            return
+        state, graph = self.state, None if self.graphs is None else self.graphs.admit(done.graph)
+        if self.graphs is not None and self.graphs.full:
+            self.graphs, self.step = None, self.solver.stepper(state.y, graph=False)
+        self.phase.add(Step(state.t, stop, all_move, outputs, state.number, graph=graph), state.y)
+
     def _move(self, done: Stepped, stop: Tensor, h: Tensor, accept: Tensor, some_stay: bool, crosses: bool) -> None:
         """Moves the samples that accept their step."""
         state, y, slope, span = self.state, done.y, done.slope, Span(self.state.t, stop, h, self.state.number)
@@ -238,13 +242,15 @@ class StepLoop:
             moved = accept.unsqueeze(1)
             stop = torch.where(accept, stop, state.t)
             y = torch.where(moved, y, state.y)
-            slope = slope if slope is None or state.slope is None else torch.where(moved, slope, state.slope)
+            if (
+                slope is not None and state.slope is not None and done.graph is None
+            ):  # else those that stay have arrived
+                slope = torch.where(moved, slope, state.slope)
         ending = None if self.watch is None else self.watch.ending(state, accept, span, done.inside)
         # Outputs behind an event hold its state, as all do that a sample does not reach.
         until = stop if ending is None else torch.where(ending.fires, ending.t, stop)
         outputs = self._outputs(until, done, h) if crosses else None
-        if self.phase is not None:
-            self.phase.add(Step(state.t, stop, not some_stay, outputs, state.number), state.y)
+        self._record(done, stop, not some_stay, outputs)
         if self.watch is not None:
             self.watch.passes(state, accept)
         state.move(until, y, slope)
@@ -255,26 +261,13 @@ class StepLoop:
     def _outputs(self, stop: Tensor, done: Stepped, h: Tensor) -> Outputs:
         """Writes the outputs within this step; says which they are."""
         state = self.state
-        outputs = self._passed(stop)
+        outputs = pass_outputs(state, self.outputs, stop)
+        self._see_next()
         samples, places = outputs.samples, outputs.places
         theta = (state.ts[places, samples] - state.t[samples]) / h[samples]
         whole = samples if self.rows is None else self.rows[samples]
         self.values[places, whole] = done.inside.at(theta, samples)
         return outputs
-
-    def _passed(self, stop: Tensor) -> Outputs:
-        """The outputs up to these times, `(B,)`, that were ahead."""
-        state = self.state
-        passed = torch.searchsorted(self.outputs, stop.unsqueeze(1), right=True).squeeze(1)
-        # A sample that stays where it is passes nothing, also where that is at an output.
-        passed = torch.where(stop > state.t, passed, state.next)
-        counts = passed - state.next
-        samples = torch.repeat_interleave(counts)
-        offset = torch.cumsum(counts, 0) - counts
-        places = torch.arange(len(samples), device=stop.device) - offset[samples] + state.next[samples]
-        state.next = passed
-        self._see_next()
-        return Outputs(samples, places)
 
     def _see_next(self) -> None:
         """The next output time of every sample, `(B,)`; infinity once it has none."""
@@ -290,8 +283,9 @@ class StepLoop:
         self.next_output = torch.where(state.running, self.next_output, math.inf)
         self.end = torch.where(state.running, self.end, state.t)
         running = int(state.running.sum())
-        self.all_running, self.any_running = running == len(state.t), running > 0
-        self.mostly_done = state.y.numel() >= SMALL and 2 * running <= len(state.t)
+        self.all_running = state.all_running = running == len(state.t)
+        self.any_running = running > 0
+        self.mostly_done = 2 * running <= len(state.t)
 
     def _settle(self) -> None:
         """Counts the attempts of those that made them."""

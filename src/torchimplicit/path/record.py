@@ -10,11 +10,13 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from torchimplicit.path.graphs import StepGraph
 from torchimplicit.path.span import Span
 
 
@@ -41,6 +43,7 @@ class Step(NamedTuple):
         outputs: the output times within it; None for none.
         number: which of the steps it is, from the start of the path.
         h: its size, `(B,)`, where that is at hand.
+        graph: of its evaluations, where that is kept.
     """
 
     start: Tensor
@@ -49,6 +52,7 @@ class Step(NamedTuple):
     outputs: Outputs | None = None
     number: int = 0
     h: Tensor | None = None
+    graph: StepGraph | None = None
 
     @property
     def span(self) -> Span:
@@ -131,6 +135,7 @@ class Phase:
         end: states after the last step, where the method can be undone from them; None otherwise.
         stride: of the numbers of steps before which states are kept.
         together: how many steps a kernel has made at a time; states are kept before such alone. 1 without one.
+        leaves: the explicit tensors that the steps' graphs end at; None where no graph is kept.
     """
 
     rows: Tensor | None
@@ -140,12 +145,21 @@ class Phase:
     end: Tensor | None = None
     stride: int = 1
     together: int = 1
+    leaves: list[Tensor] | None = None
 
     def add(self, step: Step, y: Tensor) -> None:
-        """Records a step from a state `(B, n)`."""
+        """Records a step from a state `(B, n)`; a graph holds that itself."""
         assert isinstance(self.steps, list)
-        self.keep(len(self.steps), y)
+        if step.graph is None or not self.steps:
+            self.keep(len(self.steps), y)
         self.steps.append(step)
+
+    @property
+    def graphs(self) -> dict[int, StepGraph]:
+        """The graphs of steps, by their numbers."""
+        if self.leaves is None:
+            return {}
+        return {number: step.graph for number, step in enumerate(self.steps) if step.graph is not None}
 
     def keep(self, number: int, y: Tensor) -> None:
         """Keeps the state before a step, `(B, n)`, or not; of all steps in turn."""
@@ -171,9 +185,10 @@ class Phase:
         Args:
             advance: makes a step again: the state after it from that before it.
         """
-        ends = sorted(self.states)
+        states = {number: graph.y for number, graph in self.graphs.items()} | self.states
+        ends = sorted(states)
         for low, high in zip(reversed(ends), reversed([*ends[1:], len(self.steps)]), strict=True):
-            yield from self._stretch(low, high, self.states[low], advance, self.limit - len(ends))
+            yield from self._stretch(low, high, states[low], advance, self.limit - len(self.states))
 
     def forwards(self, numbers: Sequence[int]) -> Iterator[tuple[int, Tensor | None]]:
         """The steps to make in order to come by some of them, each with the state to begin at.
@@ -233,15 +248,19 @@ class Path:
         return all(len(phase.steps) <= phase.together for phase in self.phases)
 
     def part(self) -> tuple[Path, list[Tensor]]:
-        """The path without its states, and the states, for `joined`."""
+        """The path without its states and graphs, and these, for `joined`."""
         states = [state for phase in self.phases for state in phase.states.values()]
         ends = [phase.end for phase in self.phases if phase.end is not None]
+        graphs = [tensor for phase in self.phases for graph in phase.graphs.values() for tensor in graph.tensors()]
         phases = []
         for phase in self.phases:
             nothing = phase.states[0][:0]
             end = None if phase.end is None else nothing
-            phases.append(replace(phase, states=dict.fromkeys(phase.states, nothing), end=end))
-        return replace(self, phases=phases), [*states, *ends]
+            steps = phase.steps
+            if bare := {number: graph.of(()) for number, graph in phase.graphs.items()}:
+                steps = [step._replace(graph=bare.get(number)) for number, step in enumerate(steps)]
+            phases.append(replace(phase, states=dict.fromkeys(phase.states, nothing), end=end, steps=steps))
+        return replace(self, phases=phases), [*states, *ends, *graphs]
 
     def joined(self, states: Sequence[Tensor]) -> Path:
         """The path with the states that `part` gave, while a backward pass lasts."""
@@ -249,6 +268,10 @@ class Path:
         phases = [replace(phase, states={number: next(rest) for number in phase.states}) for phase in self.phases]
         for phase in phases:
             phase.end = None if phase.end is None else next(rest)
+        for phase in phases:
+            if bare := phase.graphs:
+                graphs = {number: graph.of(list(islice(rest, graph.count))) for number, graph in bare.items()}
+                phase.steps = [step._replace(graph=graphs.get(number)) for number, step in enumerate(phase.steps)]
         return replace(self, phases=phases)
 
     def times(self, ts: Tensor) -> tuple[Tensor, Tensor]:

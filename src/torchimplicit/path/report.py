@@ -99,6 +99,7 @@ class PathReport(Report):
         reached: the time that each sample reached, `(B,)`.
         event: which event, by its place, ended each sample's solve, int64 `(B,)`; -1 for none, None without events.
         adapts: whether the steps were chosen by their error.
+        kept: of how many steps the graphs are kept for a gradient; the others are made again for it.
         table_given: what to try where they were not.
         tables_back: both tables, of backward passes.
     """
@@ -113,6 +114,7 @@ class PathReport(Report):
     reached: Tensor = field(kw_only=True)
     event: Tensor | None = field(default=None, kw_only=True)
     adapts: bool = field(kw_only=True, repr=False)
+    kept: int = field(default=0, kw_only=True)
 
     @property
     def fired(self) -> Tensor | None:
@@ -152,4 +154,5 @@ class PathReport(Report):
             residual=torch.maximum(self.residual, later.residual), nfev=self.nfev + later.nfev,
             accepted=self.accepted + later.accepted, rejected=self.rejected + later.rejected,
             reached=torch.where(failed, self.reached, later.reached), event=event,
+            kept=self.kept + later.kept,
         )  # fmt: skip

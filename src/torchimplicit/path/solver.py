@@ -9,9 +9,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from torchimplicit.core.migration import Explained
 from torchimplicit.core.options import is_number, require, require_count
 from torchimplicit.core.tree import Layout
 from torchimplicit.path.field.dynamics import Field
+from torchimplicit.path.graphs import Graphs
 from torchimplicit.path.span import Span
 from torchimplicit.path.step import Stepped
 from torchimplicit.path.stepsize import PID, Fixed, require_dt
@@ -20,7 +22,7 @@ Stepper = Callable[[Field, Span, Tensor, Tensor | None], Stepped]  # of (field, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class PathSolver:
+class PathSolver(Explained):
     """Base of the path solvers.
 
     A subclass says how a step is made (`stepper`), of which `order` it is, and whether it estimates its error
@@ -35,6 +37,7 @@ class PathSolver:
         knows_inside: whether dense output may ask inside of them all the same.
         has_inverse: whether it can take steps back; see `PairSolver`.
         remembers: whether a step depends, within its tolerance, on what earlier ones left (the Jacobian).
+        alone: whether a sample's step is the same to the bit in a batch of any size, wherever the field is.
     """
 
     order: ClassVar[int]
@@ -42,6 +45,7 @@ class PathSolver:
     knows_inside: ClassVar[bool] = False
     has_inverse: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
+    alone: ClassVar[bool] = False
 
     max_steps: int = 10_000
 
@@ -71,6 +75,15 @@ class PathSolver:
                 before has found within, and must estimate the error where the method does.
         """
         raise NotImplementedError
+
+    def keeper(self, like: Tensor, graphs: Graphs) -> Stepper | None:
+        """What makes the steps of `stepper`, to the bit, and keeps their graphs; None for methods that cannot.
+
+        Args:
+            like: see `stepper`.
+            graphs: what is kept.
+        """
+        return None
 
     def take(self, rows: Tensor | None) -> PathSolver:
         """The solver for some samples alone, `(M,)`, whose tolerances may be their own; None for all."""

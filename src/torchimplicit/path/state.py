@@ -33,6 +33,7 @@ class IntegratorState:
         side: the signs of the events' conditions there, `(B, E)`.
         event: which event ended it, -1 for none.
         number: of the next step that moves somebody, from the start of the path.
+        all_running: whether all go on.
     """
 
     ts: Tensor
@@ -52,6 +53,7 @@ class IntegratorState:
     side: Tensor | None = None
     event: Tensor | None = None
     number: int = 0
+    all_running: bool = True
 
     @classmethod
     def start(cls, ts: Tensor, y: Tensor) -> IntegratorState:
@@ -85,7 +87,11 @@ class IntegratorState:
         """Some samples alone."""
         some = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor) and name != "ts"}
         history = None if self.history is None else History(*(each[rows] for each in self.history))
-        return IntegratorState(ts=self.ts[:, rows], history=history, number=self.number, **some)
+        all_running = self.all_running or bool(self.running[rows].all())
+        return IntegratorState(
+            ts=self.ts[:, rows], history=history, number=self.number, all_running=all_running,
+            **some,
+        )  # fmt: skip
 
     def put(self, rows: Tensor, some: IntegratorState) -> None:
         """Puts back what `take` gave, once it has ended."""

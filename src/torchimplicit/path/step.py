@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from torchimplicit.path.graphs import StepGraph
 from torchimplicit.path.interpolant import Interpolant
 
 
@@ -18,6 +19,7 @@ class Stepped(NamedTuple):
         slope: the slope at its end, where the method knows it, `(B, n)`; None otherwise.
         inside: the path between both ends.
         failed: which samples' equations for the step were not solved, `(B,)`; None for a method without any.
+        graph: of its evaluations; None where they are not kept.
     """
 
     y: Tensor
@@ -25,3 +27,4 @@ class Stepped(NamedTuple):
     slope: Tensor | None
     inside: Interpolant
     failed: Tensor | None = None
+    graph: StepGraph | None = None

@@ -1,5 +1,8 @@
 """Stochastic paths: equations, methods, and the noise that drives them."""
 
+from typing import TYPE_CHECKING
+
+from torchimplicit.core.migration import missing
 from torchimplicit.path.adjoint.checkpointed import Checkpointed, Direct
 from torchimplicit.path.adjoint.reversible import Reversible
 from torchimplicit.path.solver import FixedSolver
@@ -55,3 +58,8 @@ __all__ = [
     "to_ito",
     "to_stratonovich",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        raise missing(__name__, name, __all__)

@@ -57,7 +57,7 @@ def drawn_seed() -> int:
     Raises:
         ValueError: a seed for everything that `torch.vmap` maps is asked for.
     """
-    drawn = torch.randint(2**63 - 1, ())
+    drawn = torch.randint(2**63 - 1, (), device="cpu")
     if transforms.is_mapped(drawn):
         raise ValueError(
             "brownian: got None under torch.vmap(randomness='different'), expected seeds that are not mapped; try a "

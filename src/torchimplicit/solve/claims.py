@@ -202,7 +202,7 @@ class Claims(Samples):
             self.docket.add(claim, step, asks)
         self._hear_what_is_due(step, problem, gives_up if fails and bool(gives_up.any()) else None)
         stops = self.running & (status != int(Status.MAX_STEPS))
-        self._stop(step, look.z, stops, status)
+        self._stop(step, look.z, stops, int(stops.sum()), status)
 
     def _claim(self, step: int, look: Look) -> Claim:
         at = torch.full_like(self.status, step)
@@ -244,11 +244,11 @@ class Claims(Samples):
         self.target, self.refused = torch.where(asks & (claim.move > 0), shorter, self.target), True
         status = Status.CONVERGED.where(arrived, Status.MAX_STEPS)
         status = Status.NON_FINITE.where(asks & ~ahead.finite, status)
-        stops = status != int(Status.MAX_STEPS)
-        if bool(stops.any()):
-            self.latest = self.latest | arrived
+        stops = self.running & (status != int(Status.MAX_STEPS))  # a claim may have waited until its sample failed
+        if stopping := int(stops.sum()):
+            self.latest = self.latest | (arrived & self.running)
             self.best = torch.where(stops & self.latest, claim.size, self.best)
-            self._stop(claim.step, claim.z, stops, status)
+            self._stop(claim.step, claim.z, stops, stopping, status)
         return stops
 
     def _is_stuck(self, look: Look, stuck: Tensor | None) -> Tensor:

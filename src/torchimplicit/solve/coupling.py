@@ -56,8 +56,9 @@ def _at_fixed_points(
     """Which residuals are larger than the tolerance at the answers, and these, `(B,)` each; None without a look."""
     if not _some_failed(samples):
         z, residual = ended
-        size, tolerance = samples.seen
-        if samples.minute:  # whose squares may be none of the dtype's numbers
+        size, scale = samples.seen
+        tolerance = samples.rtol * scale + samples.absolute
+        if samples.minute and bool((tolerance < samples.squares[0]).any()):  # squares may be none of its numbers
             way, size = scaled_norm(z - answer), scaled_norm(residual)
         else:
             way, size = norm(z - answer), size if samples.beside is None else norm(residual)
@@ -67,7 +68,7 @@ def _at_fixed_points(
     if not bool(arrived.any()):
         return None
     size = scaled_norm(problem.look(answer))
-    return arrived & ~(size <= PLAY * torch.add(samples.atol, scaled_norm(answer), alpha=samples.rtol)), size
+    return arrived & ~(size <= PLAY * (samples.rtol * scaled_norm(answer) + samples.absolute)), size
 
 
 def _at_claims(

@@ -31,8 +31,13 @@ class Ring:
         self.window, self.count = window, 0
         self.ridge, self.tiny = _regularisation(ridge, window, z)
         self.residuals, self.targets = z.new_empty(2, batch, window, width).unbind()
-        self.slots, self.target_slots = self.residuals.unbind(1), self.targets.unbind(1)
         self.ones = z.new_ones(batch, window, 1)
+        self._look()
+
+    def _look(self) -> None:
+        """Views of the buffers, made once."""
+        self.slots, self.target_slots = self.residuals.unbind(1), self.targets.unbind(1)
+        self.columns = self.residuals.mT
 
     @property
     def slot(self) -> Tensor:
@@ -49,17 +54,17 @@ class Ring:
         """The history of some of the samples."""
         taken = copy.copy(self)
         taken.residuals, taken.targets, taken.ones = self.residuals[rows], self.targets[rows], self.ones[rows]
-        taken.slots, taken.target_slots = taken.residuals.unbind(1), taken.targets.unbind(1)
+        taken._look()
         return taken
 
     def combine(self) -> Tensor:
         """The weighted sum of the targets, `(B, n)`."""
-        residuals, targets, ones = self.residuals, self.targets, self.ones
-        if self.count < self.window:
-            residuals, targets, ones = residuals[:, : self.count], targets[:, : self.count], ones[:, : self.count]
-        known = residuals.shape[1]
-        gram = torch.baddbmm(self.tiny[:known, :known], residuals, residuals.mT).mul_(self.ridge[:known, :known])
-        return _combine(gram, ones, targets)
+        residuals, columns, targets, ones = self.residuals, self.columns, self.targets, self.ones
+        tiny, ridge, known = self.tiny, self.ridge, self.count
+        if known < self.window:
+            residuals, columns, targets = residuals[:, :known], columns[:, :, :known], targets[:, :known]
+            ones, tiny, ridge = ones[:, :known], tiny[:known, :known], ridge[:known, :known]
+        return _combine(torch.baddbmm(tiny, residuals, columns).mul_(ridge), ones, targets)
 
 
 class Tape:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchimplicit.core.migration import Explained
 from torchimplicit.core.options import is_number, require, require_count
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.status import Report
@@ -36,7 +37,7 @@ class State(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Solver:
+class Solver(Explained):
     """Base of the solvers: when to stop.
 
     A sample of a fixed point has converged when `rms(residual) <= atol + rtol * rms(z)`. One of a root or a minimum,
@@ -171,6 +172,7 @@ def iterate(
     else:
         samples = Claims(solver, state, problem.eps, save_steps, settled, ran)
     state, step = _run(solver, problem, state, samples, 0)
+    samples.settle()
     answer = samples.answer(state.z)
     look_again(samples, problem, state, answer)
     saved = {chosen: samples.saved.get(chosen, answer) for chosen in save_steps}

@@ -32,7 +32,8 @@ class Samples:
     """Judges iterates, sample by sample: `best` residual norms, `kept` iterates that were put aside.
 
     `bar` is what a residual must get below to count as better: a little under the best one, so that rounding is no
-    progress, and minus infinity once a sample has stopped, so that it takes part in nothing any more.
+    progress. Once a sample has stopped, its bar is infinite and its tolerance minus infinity: it always gets better and
+    never arrives, and so no look needs to know that it has stopped.
 
     Args:
         options: tolerances, stride of looks, patience: `rtol`, `atol`, `check_every`, `patience`, `divergence`.
@@ -45,7 +46,7 @@ class Samples:
     """
 
     rows: ClassVar[tuple[str, ...]] = (
-        *("atol", "bar", "best", "limit", "status", "steps", "stalled", "running", "latest", "previous"),
+        *("atol", "bar", "lift", "best", "limit", "status", "steps", "stalled", "running", "latest", "previous"),
     )
     put_back: ClassVar[tuple[str, ...]] = ("best", "status", "steps", "running")
 
@@ -56,23 +57,26 @@ class Samples:
         self.patience, self.divergence = options.patience, options.divergence
         self.rtol = SLACK * options.rtol
         # The tiny addition lets a residual of exactly zero arrive at a tolerance of zero.
-        self.atol = z.new_full((batch,), SLACK * options.absolute * self.size + torch.finfo(z.dtype).tiny)
+        self.absolute = SLACK * options.absolute * self.size + torch.finfo(z.dtype).tiny
+        self.atol = z.new_full((batch,), self.absolute)
         self.best = self.limit = z.new_full((batch,), math.inf)
         self.part = z.new_full((), 1 / SLACK)  # a tensor: products with numbers cost twice as much
         self.bar = torch.full_like(self.best, torch.finfo(z.dtype).max)  # infinity is no start
-        self.status = torch.full((batch,), int(Status.MAX_STEPS), device=z.device)
-        self.steps = self.stalled = torch.zeros_like(self.status)  # stalled: looks since the best residual
+        self.lift = torch.zeros_like(self.best)  # added to bars: infinity once a sample has stopped
+        # Of samples that have stopped: those of the others are said in the end. Stalled: looks since the best residual.
+        self.status = self.steps = self.stalled = torch.zeros(batch, dtype=torch.int64, device=z.device)
         info = torch.finfo(z.dtype)
         self.squares = (info.tiny / info.eps) ** 0.5, info.max  # sizes whose square keeps its digits
         self.minute = options.absolute * self.size < self.squares[0]  # tolerances may be none of them
         self.running = torch.ones_like(self.status, dtype=torch.bool)
-        self.latest = self.running  # the latest iterate is the sample's best and not yet put aside
+        self.latest = self.running  # the latest iterate is the sample's best and not yet put aside; all: of who runs
         self.all_running, self.any_running, self.all_latest, self.any_stalled = True, True, True, False
+        self.eventful = False  # whether there was something to do at the last look: often there is at the next one
         self.count = batch  # of those that run
         self.doubts = False  # whether some sample may have failed, as far as the host knows
         self.apart = False  # whether some went on after others had stopped
         self.beside: Tensor | None = None  # the last residual of all, where those that have stopped are held
-        self.seen = self.best, self.best  # everybody's residual at the last look, and its tolerance
+        self.seen = self.best, self.best  # norms of everybody's residual and iterate at the last look
         self.few = False  # so few run that going on without the others pays
         self.kept: Tensor | None = None
         self.jacobian: Tensor | None = None  # where samples have converged, if it took that to see it
@@ -101,59 +105,65 @@ class Samples:
             size, scale = norm(residual), norm(z)
         self.history[step] = size
         tolerance = torch.add(self.atol, scale, alpha=self.rtol)
-        self.seen = size, tolerance
+        self.seen = size, scale
         if step == 0:
             self.limit = self.divergence * torch.maximum(size, tolerance)
         # The one read by the host: nothing to do while every running sample improves and none has arrived.
-        if self.all_running and torch.equal(size.clamp(tolerance, self.bar), size):
-            self.best = size
-            if not self.all_latest:
-                self.latest, self.all_latest = self.running, True
-            if self.any_stalled:
-                self.stalled, self.any_stalled = torch.zeros_like(self.stalled), False
+        if not self.eventful and torch.equal(size.clamp(tolerance, self.bar), size):
+            self._note(size)
         else:
             self._look_closer(step, state, size, tolerance, scale, stuck)
         if self.any_running:
-            bar = self.best * self.part
-            self.bar = bar if self.all_running else torch.where(self.running, bar, -math.inf)
+            self.bar = self.best * self.part if self.all_running else torch.addcmul(self.lift, self.best, self.part)
         self.previous = z.clone() if self.overwritten else z
         if step in self.save_steps:
             self.saved[step] = z.clone() if self.all_running else self._current(z)
         return self.any_running
 
+    def _note(self, size: Tensor) -> None:
+        """Every running sample has a better residual."""
+        self.best = size if self.all_running else torch.where(self.running, size, self.best)
+        if not self.all_latest:
+            self.latest, self.all_latest = self.running, True
+        if self.any_stalled:
+            self.stalled, self.any_stalled = torch.zeros_like(self.stalled), False
+
     def _look_closer(
-        self,
-        step: int,
-        state: Any,
-        size: Tensor,
-        tolerance: Tensor,
-        scale: Tensor,
-        stuck: Tensor | None,
+        self, step: int, state: Any, size: Tensor, tolerance: Tensor, scale: Tensor, stuck: Tensor | None,
         exact: bool = False,
-    ) -> None:
-        improves = size < self.bar
-        failing = self.running & ~improves
-        fails = bool(failing.any())
+    ) -> None:  # fmt: skip
+        fails = not torch.equal(size.clamp_max(self.bar), size)
+        # An iterate that grows loosens its own relative tolerance, in the end to infinity.
+        arrived = (size <= tolerance) & (tolerance < math.inf)
+        stopping = int(arrived.sum())
         # Some square may be none of this dtype's numbers: too large, or so small that it seems to have arrived.
-        if not exact and (fails or self.minute) and not torch.equal(size.clamp(*self.squares), size):
+        doubtful = not exact and (fails or (self.minute and stopping > 0))
+        if doubtful and not torch.equal(size.clamp(*self.squares), size):
             self._look_closer(step, state, *self._measured_again(step, state, size, scale), stuck, exact=True)
             return
-        # Only a best iterate arrives: a growing iterate loosens its own relative tolerance, in the end to infinity.
-        arrived = improves & (size <= tolerance) & (tolerance < math.inf)
-        status, stops = int(Status.CONVERGED), arrived
+        self.eventful = fails or stopping > 0
         if fails:
-            self.stalled, self.any_stalled = torch.where(failing, self.stalled + 1, 0), True
-            lost = failing & self.latest
-            if bool(lost.any()):  # a best iterate about to be overwritten: it is the previous one, still at hand
-                self._keep(lost, self.previous)
-            failure = self._failure(size, scale, stuck)
-            status = torch.where(failing, failure, status)
-            stops = stops | (failing & (failure != Status.MAX_STEPS))
-        elif self.any_stalled:
-            self.stalled, self.any_stalled = torch.zeros_like(self.stalled), False
-        self.latest, self.all_latest = improves & self.running, False
+            self._look_at_failures(step, state, size, scale, arrived, stuck)
+            return
+        self._note(size)
+        if stopping:
+            self._stop(step, state.z, arrived, stopping)
+
+    def _look_at_failures(
+        self, step: int, state: Any, size: Tensor, scale: Tensor, arrived: Tensor, stuck: Tensor | None
+    ) -> None:
+        """The same where some sample does not improve, one that has stopped perhaps."""
+        improves = (size <= self.bar) & self.running
+        failing = self.running & ~improves
+        self.stalled, self.any_stalled = torch.where(failing, self.stalled + 1, 0), True
+        lost = failing & self.latest
+        if bool(lost.any()):  # a best iterate about to be overwritten: it is the previous one, still at hand
+            self._keep(lost, self.previous)
+        self.latest, self.all_latest = improves, False
         self.best = torch.where(improves, size, self.best)
-        self._stop(step, state.z, stops, status)
+        failure = self._failure(size, scale, stuck)
+        stops = torch.where(failing, failure != Status.MAX_STEPS, improves & arrived)  # only a best iterate arrives
+        self._stop(step, state.z, stops, int(stops.sum()), torch.where(failing, failure, int(Status.CONVERGED)))
 
     def _measured_again(self, step: int, state: Any, size: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Norms of residual and iterate and the tolerance, where the squares of their entries are lost in the dtype."""
@@ -166,18 +176,28 @@ class Samples:
             self.limit = self.divergence * torch.maximum(size, tolerance)
         return size, tolerance, scale
 
-    def _stop(self, step: int | Tensor, z: Tensor, stops: Tensor, status: Tensor | int) -> None:
-        """Samples stop: at this iterate where it is their latest, at the one that was set aside otherwise."""
-        stops = stops & self.running  # a claim may have waited until its sample failed
-        stopping = int(stops.sum())
+    def _stop(self, step: int | Tensor, z: Tensor, stops: Tensor, stopping: int, status: Tensor | None = None) -> None:
+        """Running samples stop: at this iterate where it is their latest, at the one that was set aside otherwise.
+
+        Args:
+            step: when.
+            z: the iterate, `(B, n)`.
+            stops: which, `(B,)` bool.
+            stopping: how many.
+            status: of those, `(B,)`; None where all have converged.
+        """
         if not stopping:
             return
-        self._keep(stops & self.latest, z)
-        self.doubts = self.doubts or isinstance(status, Tensor)
-        self.status = torch.where(stops, status, self.status)
-        self.steps = torch.where(stops, step, self.steps)
-        go_on = ~stops
-        self.running, self.latest, self.all_running = self.running & go_on, self.latest & go_on, False
+        self._keep(stops if status is None else stops & self.latest, z)
+        if status is not None:
+            self.status, self.doubts = torch.where(stops, status, self.status), True
+        if isinstance(step, Tensor):
+            self.steps = torch.where(stops, step, self.steps)
+        else:
+            self.steps = self.steps.masked_fill(stops, step)
+        self.running, self.all_running = self.running ^ stops, False
+        self.latest = self.running if self.all_latest else self.latest & ~stops
+        self.atol, self.lift = self.atol.masked_fill(stops, -math.inf), self.lift.masked_fill(stops, math.inf)
         self.count -= stopping
         self.apart = self.apart or self.count > 0
         self.any_running, self.few = self.count > 0, z.numel() >= SMALL and 2 * self.count <= len(z)
@@ -206,6 +226,11 @@ class Samples:
             return z.clone() if z._is_view() else z  # not a view that keeps a solver's whole history alive
         return torch.where(self.latest.unsqueeze(1), z, self.kept) if self.any_running else self.kept
 
+    def settle(self) -> None:
+        """The loop has ended: who still runs has used the steps up."""
+        if self.any_running:
+            self.status = Status.MAX_STEPS.where(self.running, self.status)
+
     def take(self, rows: Tensor) -> Samples:
         """The running samples alone."""
         some = copy.copy(self)
@@ -225,7 +250,8 @@ class Samples:
         self.kept = self.kept.index_copy(0, rows, answer)
         for name in self.put_back:
             setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(some, name)))
-        self.latest, self.any_running, self.count = torch.zeros_like(self.running), some.any_running, some.count
+        self.latest, self.all_latest = torch.zeros_like(self.running), False
+        self.any_running, self.count = some.any_running, some.count
         self.doubts = self.doubts or some.doubts
         absent = torch.full_like(self.best, math.nan)
         for step, size in some.history.items():

@@ -157,7 +157,9 @@ class SecantTape:
         """The weights `(B, m, 1)` of the gaps `(B, m, n)` in the step, and these."""
         steps, gaps = torch.stack(self.steps, dim=1), torch.stack(self.gaps, dim=1)
         matrix = torch.triu(torch.bmm(steps, steps.mT)) - torch.bmm(steps, gaps.mT)
-        matrix = matrix + torch.finfo(matrix.dtype).tiny * torch.eye(len(self.steps)).to(matrix)
+        matrix = matrix + torch.finfo(matrix.dtype).tiny * torch.eye(
+            len(self.steps), dtype=matrix.dtype, device=matrix.device
+        )
         return torch.linalg.solve_ex(matrix, torch.bmm(steps, residual.unsqueeze(2)))[0], gaps
 
     def append(self, step: Tensor, change: Tensor) -> None:

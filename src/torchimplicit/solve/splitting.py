@@ -32,10 +32,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils import _pytree as pytree
 
 from torchimplicit.core import transforms
 from torchimplicit.core.outcome import Status
-from torchimplicit.core.tree import Layout
 from torchimplicit.solve.loop import Result, Solver
 from torchimplicit.solve.monotone import bounds, check_cell
 
@@ -62,16 +62,27 @@ class PreparedMap(nn.Module):
         """What to say of a solve that failed at `z`, beyond the usual; empty for nothing."""
         return ""
 
-    def review(self, z0: Any, args: tuple, batch_dims: int, residual: Any, result: Result) -> None:
-        """Takes what failed within, and the advice on what failed, into the report of a solve from `z0`."""
-        if transforms.active():
-            return
-        report, z = result.report, Layout(z0, batch_dims).unflatten(result.z.detach())
-        inner = self.inner(z, args, batch_dims)
+    def review(self, z: Any, args: tuple, batch_dims: int, result: Result) -> None:
+        """Takes what failed within, and the advice on what failed, into the report of a solve that ended at `z`."""
+        report, inner = result.report, self.inner(z, args, batch_dims)
         if inner is not None:
             report.status = torch.where(report.status == Status.CONVERGED, inner, report.status)
         if not report.converged:
             report.advice = self.advice(z, args, batch_dims)
+
+
+def refuse_mapped(owner: Any, tree: Any) -> None:
+    """Refuses what `torch.vmap` maps, for maps whose own solves nobody could look at there.
+
+    Raises:
+        NotImplementedError: some tensor, or one of a module, stands for a batch that is hidden.
+    """
+    leaves = pytree.tree_leaves(tree)
+    held = [part for leaf in leaves if isinstance(leaf, nn.Module) for part in (*leaf.parameters(), *leaf.buffers())]
+    if any(isinstance(leaf, Tensor) and transforms.hides_batch(leaf) for leaf in (*leaves, *held)):
+        raise NotImplementedError(
+            f"{type(owner).__name__} solves within, which torch.vmap hides; try one batch, in dimension 0"
+        )
 
 
 class _Splitting(PreparedMap):

@@ -126,3 +126,9 @@ def test_an_operator_of_ones_own_guesses_nothing_and_its_bound_is_its_norm():
     assert op.guess(op.A(x)) is None
     assert op.spectrum(x) is None
     assert torch.equal(op.norm_bound(x), op.norm(x))
+
+
+def test_the_norms_bound_is_every_samples_own():
+    kernels = torch.stack([scale * torch.ones(1, 3, 3, dtype=torch.float64) for scale in (0.1, 0.5, 0.2)])
+    bound = Blur(kernels).norm_bound(torch.zeros(3, 1, 8, 8, dtype=torch.float64))
+    torch.testing.assert_close(bound, torch.tensor([0.9, 4.5, 1.8], dtype=torch.float64))

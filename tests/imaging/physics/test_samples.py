@@ -151,3 +151,11 @@ def test_lines_are_solved_where_the_mask_leaves_out_whole_lines_alone():
         assert (lines is not None) == solved
         if lines is not None:
             torch.testing.assert_close(lines(op.gram(like) + 0.1 * like), like)
+
+
+def test_projections_alone_are_stored_as_those_of_a_batch():
+    """Sums along strided rows are rounded in another order: solves would notice their batch mates."""
+    op = im.Radon(8, [3.0, 41.0, 80.0])
+    y = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    both = im.cg_sense(y, op, weight=0.1).value
+    assert torch.equal(both, torch.cat([im.cg_sense(one[None], op, weight=0.1).value for one in y]))

@@ -15,6 +15,7 @@ from torchimplicit.imaging import (
     Gradient,
     GradientStep,
     HalfQuadratic,
+    Preconditioned,
     Prior,
     Proximal,
     Reconstruction,
@@ -252,3 +253,30 @@ def test_operators_of_others_need_no_word_for_failures():
     with torch.no_grad():
         layer = Reconstruction(HalfQuadratic(ridge(), eps=1e-2).double(), on_failure="raise")
         assert layer(y, Duck()).shape == y.shape
+
+
+def test_some_of_the_samples_have_the_norms_of_their_own_operators():
+    kernels = torch.stack([scale * torch.ones(1, 3, 3, dtype=torch.float64) for scale in (0.1, 0.3, 0.2)])
+    op, x = Blur(kernels), torch.zeros(3, 1, 8, 8, dtype=torch.float64)
+    begun = Gradient(Ridge(filters=2, taps=3).double()).begin(x, (x, op), 1)
+    for rows in (torch.tensor([2]), torch.tensor([False, True, True])):
+        torch.testing.assert_close(begun.take(rows).square(op.take(rows), x[rows]), begun.square(op, x)[rows])
+
+
+@pytest.mark.parametrize("kind", [Gradient, Preconditioned])
+def test_a_weight_of_the_prior_shortens_the_step(kind):
+    op = blur()
+    y = op.A(images())
+    cell = kind(Ridge(filters=2, taps=3, saturation=0.3).double(), weight=200.0, eps=1.0).double()
+    plain = solved(cell, y, op, ti.Picard(rtol=1e-8, max_steps=5000))
+    assert plain.report.converged
+
+
+def test_a_step_of_admm_takes_the_new_multiplier():
+    op, cell = blur(), ADMM(mean(), step=2.0, eps=0.1).double()
+    y, z = op.A(images()), (images(), 0.3 * images().flip(0))
+    denoised = cell.prior(z[0] + z[1])
+    u = z[1] + z[0] - denoised
+    x, found = cell(z, y, op)
+    torch.testing.assert_close(found, u)
+    torch.testing.assert_close(x, cell.proximal(denoised - u, y, op))

@@ -69,3 +69,11 @@ def test_of_any_matrix_the_estimate_is_near():
     assert (length(jacobian, r, 20) / true).tolist() == pytest.approx([1, 1], rel=0.05)
     ratio = length(jacobian, r, 8) / true
     assert bool(((ratio > 0.3) & (ratio < 3)).all())
+
+
+def test_of_what_few_products_find_the_rest_of_the_way_is_estimated():
+    jacobian, r, _ = system(0, low=1e-2)
+    few, short = general_step(jacobian, r, 3)
+    rest = (r - jacobian.matvec(few)).norm(dim=1)
+    torch.testing.assert_close(short, 1 + rest / (r.norm(dim=1) - rest), rtol=1e-6, atol=1e-8)
+    assert bool((short > 1.1).all())

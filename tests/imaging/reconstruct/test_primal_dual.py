@@ -190,6 +190,7 @@ def test_the_report_has_the_gap_and_what_follows():
     true = ((x - exact).abs().square().flatten(1).sum(1) / width).sqrt()
     assert bool((energy(layer.cell, x, y, op) - energy(layer.cell, exact, y, op) <= report.gap).all())
     assert bool((true <= report.bound).all())
+    torch.testing.assert_close(report.bound, (2 * report.gap / (layer.cell.eps * width)).sqrt())
     assert bool((report.distance <= report.bound).all())
     assert bool((true < 10 * report.distance).all())
     assert bool((report.distance < 30 * true).all())

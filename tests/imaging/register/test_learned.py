@@ -37,9 +37,9 @@ class Weighted(nn.Module):
     def prepared(self, fixed, moving):
         return register.LNCC().prepared(fixed, moving)
 
-    def force(self, fixed, warped, gradient, units):
+    def force(self, fixed, warped, gradient, units, weights):
         each = [part.split(1, 1) for part in (fixed, warped, gradient)]
-        forces = [register.LNCC().force(*parts, units) for parts in zip(*each, strict=True)]
+        forces = [register.LNCC().force(*parts, units, weights) for parts in zip(*each, strict=True)]
         return torch.einsum("cb...,c->b...", torch.stack(forces), self.weights)
 
 

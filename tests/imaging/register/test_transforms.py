@@ -33,6 +33,22 @@ def test_both_modes_of_torch_func_agree_with_differences(kind):
     torch.testing.assert_close(torch.stack((back, ahead)), expected.expand(2), rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    "kind", [register.Rigid(), register.Demons(levels=((2, 1.0, 0.5), (1, 1.3, 0.3))), register.Variational()]
+)
+def test_coarse_levels_are_solved_under_transforms_too(kind):
+    """They have no gradient, and so are solved without one: what wraps the images is nothing for a solver."""
+    fixed, moving = pair(26, 26, reach=0.5)
+    moved = register.align(fixed, moving.clone().requires_grad_(), kind, on_failure="ignore").displacement()
+
+    def energy(moving):
+        return register.align(fixed, moving, kind, on_failure="ignore").displacement().sum()
+
+    _, moving_energy = torch.func.vjp(energy, moving)
+    torch.testing.assert_close(torch.func.jvp(energy, (moving,), (moving,))[0], moved.sum(), rtol=1e-6, atol=1e-6)
+    assert bool(moving_energy(torch.ones((), dtype=D))[0].isfinite().all())
+
+
 def test_vmap_is_refused_in_words():
     fixed, moving = pair(8, 7)
     with pytest.raises(NotImplementedError, match="one batch of pairs, in dimension 0"):

@@ -6,7 +6,7 @@ from torch import nn
 
 import torchimplicit as ti
 from torchimplicit import sde
-from torchimplicit.path.compiled import kernel
+from torchimplicit.core.compiled import kernel
 
 D = torch.float64
 

@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 import torchimplicit as ti
 from tests.ode.cases import double, problem, swirl
-from torchimplicit.ode import Backsolve, Reversible
+from torchimplicit.ode import Backsolve, Midpoint, Reversible
 
 EXACT = [ti.Checkpointed(2), ti.Checkpointed(256), ti.Direct(), Reversible()]
 ALL = [*EXACT, Backsolve()]
@@ -301,7 +301,7 @@ def test_backward_twice_with_a_retained_graph(adjoint):
             torch.autograd.grad(loss, W)
 
 
-def kept(adjoint, steps, width=4000):
+def kept(adjoint, steps, width=4000, method=ti.RK4):
     """Bytes that a forward pass of so many steps keeps for its backward pass."""
     found = {}
 
@@ -312,24 +312,29 @@ def kept(adjoint, steps, width=4000):
     start = double(2, width).requires_grad_()
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         value = ti.odeint(
-            lambda t, y: torch.sin(y), start, torch.tensor([0.0, 1.0]), solver=ti.RK4(dt=1 / steps), adjoint=adjoint
+            lambda t, y: torch.sin(y), start, torch.tensor([0.0, 1.0]), solver=method(dt=1 / steps), adjoint=adjoint
         ).value
     assert value.requires_grad
     return sum(size for size, _ in found.values())
 
 
 def test_memory_by_the_number_of_steps():
-    flat = [Backsolve(), Reversible(), ti.Checkpointed(8), ti.Checkpointed(32), Backsolve(checkpoints=8)]
+    eight, several = ti.Checkpointed(8, graphs=0), ti.Checkpointed(32, graphs=0)
+    flat = [Backsolve(), Reversible(), eight, several, ti.Checkpointed(8, graphs=2**20), Backsolve(checkpoints=8)]
     sizes = {str(adjoint): [kept(adjoint, steps) for steps in (64, 256)] for adjoint in (*flat, ti.Direct())}
     for adjoint in flat:
         few, many = sizes[str(adjoint)]
         assert many <= 1.05 * few, adjoint
     few, many = sizes["Direct()"]
     assert many > 3.5 * few
-    order = [sizes[str(adjoint)][1] for adjoint in (Backsolve(), Reversible(), ti.Checkpointed(32), ti.Direct())]
+    order = [sizes[str(adjoint)][1] for adjoint in (Backsolve(), Reversible(), several, ti.Direct())]
     assert all(less < more for less, more in pairwise(order))
-    every = kept(ti.Checkpointed(1000), 256)
-    assert every > 10 * sizes[str(ti.Checkpointed(8))][1]  # the states are counted
+    every = kept(ti.Checkpointed(1000, graphs=0), 256)
+    assert every > 10 * sizes[str(eight)][1]  # the states are counted
+    # Graphs up to the budget, and not beyond it: on top of states that there is room for anyway.
+    budgets = [kept(ti.Checkpointed(8, graphs=budget), 256, method=Midpoint) for budget in (0, 2**20, 2**21)]
+    for (less, more), room in zip(pairwise(budgets), (2**20, 2**20), strict=True):
+        assert 0.5 * room < more - less <= 1.1 * room
 
 
 def test_backsolve_refuses_what_it_does_not_know():

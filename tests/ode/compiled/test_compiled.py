@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 import torchimplicit as ti
+from torchimplicit.core.compiled import kernel as compiling
+from torchimplicit.core.compiled.kernel import CompileError
 from torchimplicit.ode import RK4, Heun
 from torchimplicit.ode.compiled import kernel, loop
 from torchimplicit.ode.compiled.engine import choose_engine
 from torchimplicit.path.compiled import engine
-from torchimplicit.path.compiled import kernel as compiling
 from torchimplicit.path.compiled.engine import IfPossible
-from torchimplicit.path.compiled.kernel import CompileError
 
 SOLVER = Heun(rtol=1e-3, atol=1e-4)
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 import torchimplicit as ti
+from torchimplicit.core.compiled import kernel as compiling
+from torchimplicit.core.compiled.kernel import CompileError
 from torchimplicit.path.compiled import engine
-from torchimplicit.path.compiled import kernel as compiling
 from torchimplicit.path.compiled.engine import IfPossible
-from torchimplicit.path.compiled.kernel import CompileError
 from torchimplicit.sde import (
     SRA1,
     SRID2,

@@ -19,6 +19,7 @@ from torchimplicit.imaging.physics.operator import SOLVER as INNER
 from torchimplicit.imaging.physics.operator import Operator
 from torchimplicit.linear import CG
 from torchimplicit.solve import Anderson, PreparedMap, Solver
+from torchimplicit.solve.splitting import refuse_mapped
 
 Splitting = Literal["hqs", "gradient"]
 
@@ -99,6 +100,11 @@ class _HalfQuadratic(PreparedMap):
 
     def forward(self, z: Tensor, y: Tensor, b: Tensor, step: Tensor, op: Any, denoiser: Any, inner: CG) -> Tensor:
         return denoiser(_data_step(z, y, b, step, op, inner, "ignore"))
+
+    def begin(self, z0: Tensor, args: tuple, batch_dims: int) -> PreparedMap:
+        """Itself."""
+        refuse_mapped(self, (z0, args))
+        return self
 
     def inner(self, z: Tensor, args: tuple, batch_dims: int) -> Tensor | None:
         y, b, step, op, _, inner = args

@@ -28,7 +28,7 @@ from torchimplicit.equations import Options, solve_problem
 from torchimplicit.imaging.baselines.check import adjoint_image
 from torchimplicit.imaging.baselines.frame import Differences, Frame, Wavelets, shrunk, size_of
 from torchimplicit.imaging.physics.check import check_positive
-from torchimplicit.imaging.physics.normal import gram, largest_singular_value, norm_of
+from torchimplicit.imaging.physics.normal import gram, largest_singular_value, norm_of, plain_like
 from torchimplicit.imaging.physics.operator import Operator
 from torchimplicit.linear import GMRES
 from torchimplicit.solve import Anderson, Solver
@@ -162,7 +162,8 @@ def _units(frame: Frame, op: Any, b: Tensor, weight: Tensor) -> tuple[Tensor, Te
     That is the one along $A^H y$ that fits best; a step's threshold is to be of the size of its coefficients.
     """
     one = (-1, *(1,) * (b.dim() - 1))
-    top = op.norm(b, rtol=0.02) if isinstance(op, Operator) else largest_singular_value(op, b, 0.02, 64)
+    like = plain_like("total_variation or wavelet", op, b)
+    top = op.norm(like, rtol=0.02) if isinstance(op, Operator) else largest_singular_value(op, like, 0.02, 64)
     scale = (1.02 * top).square().reciprocal().reshape(one)
     fit = (norm_of(b) / norm_of(_measured(op, b))).square().nan_to_num(0, 0, 0).reshape(one)
     x = fit * b

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from torchimplicit.core import transforms
 from torchimplicit.core.options import is_count, is_number, require_count
 
 Seeds = int | Sequence[int] | Tensor
@@ -209,9 +210,9 @@ def _check(owner: str, acceleration: float, center_fraction: float) -> None:
 def _of_seeds(one: Callable[[torch.Generator], Tensor], seed: Seeds) -> Tensor:
     """The mask of a seed, or those of several."""
     if is_count(seed, least=0):
-        return one(torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
+        return transforms.outside(one, torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
     seeds = seed.tolist() if isinstance(seed, Tensor) else seed
     if not isinstance(seeds, Sequence) or isinstance(seeds, str) or not all(is_count(each, 0) for each in seeds):
         raise ValueError(f"seed: got {seed!r}, expected an integer >= 0, or one a sample; try range(8)")
-    masks = [one(torch.Generator().manual_seed(each)) for each in seeds or [0]]
+    masks = [transforms.outside(one, torch.Generator().manual_seed(each)) for each in seeds or [0]]
     return torch.stack(masks)[: len(seeds)]  # of no seed an empty batch

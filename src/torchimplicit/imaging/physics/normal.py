@@ -11,7 +11,7 @@ from operator import add
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchimplicit.adjoint import Implicit
 from torchimplicit.core import ConvergenceError, ConvergenceWarning, OnFailure, Solution, transforms
@@ -38,6 +38,28 @@ def gram(operator: Any, x: Tensor) -> Tensor:
     """$A^H A x$, by the operator's own way where it has one."""
     own = getattr(operator, "gram", None)
     return operator.A_adjoint(operator.A(x)) if own is None else own(x)
+
+
+def plain_like(owner: Any, operator: Any, like: Tensor) -> Tensor:
+    """Images to ask an operator for a constant with, of which the shape counts: none that a transform has wrapped.
+
+    Args:
+        owner: who asks.
+        operator: what is asked.
+        like: images, `(B, ...)`.
+
+    Raises:
+        NotImplementedError: the operator is mapped by `torch.vmap`: its constants would be, too.
+    """
+    if not transforms.active():
+        return like
+    parts = [*operator.parameters(), *operator.buffers()] if isinstance(operator, nn.Module) else []
+    if any(map(transforms.hides_batch, parts)):
+        raise NotImplementedError(
+            f"{owner}: got a {type(operator).__name__} that torch.vmap maps, expected one for all; try maps, kernels "
+            "or masks of the samples' own, the batch in dimension 0"
+        )
+    return torch.zeros(like.shape, dtype=like.dtype, device=like.device)
 
 
 @public

@@ -53,6 +53,8 @@ class Radon(Operator):
         super().__init__()
         require_count("Radon", size=size)
         angles = torch.as_tensor(angles)
+        if transforms.hides_batch(angles):
+            raise NotImplementedError("Radon does not work of angles that torch.vmap maps; try one after another")
         if angles.dim() != 1 or not len(angles) or not bool(angles.isfinite().all()):
             raise ValueError(f"Radon(angles=...): got shape {tuple(angles.shape)}, expected finite numbers (angles,)")
         self.size, self.count = size, len(angles)
@@ -141,7 +143,8 @@ class _Product(transforms.ForwardOnce):
     @staticmethod
     def forward(x: Tensor, values: Tensor, back: Tensor, pattern: _Pattern) -> Tensor:
         """`(B, m)`."""
-        return (pattern.matrix(values) @ x.mT.contiguous()).mT
+        # Contiguous: sums along strided rows are rounded in another order, by the number of samples.
+        return (pattern.matrix(values) @ x.mT.contiguous()).mT.contiguous()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -153,7 +156,7 @@ class _Product(transforms.ForwardOnce):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         """The transpose; and by the values, an outer product where they are."""
-        x, values, back = ctx.saved_tensors
+        x, values, back = transforms.saved(ctx)
         by_values = ctx.pattern.outer(grad, x) if ctx.needs_input_grad[1] else None
         by_x: Any = _Product.apply(grad, back, values, ctx.pattern.T)
         return by_x, by_values, None, None
@@ -161,7 +164,7 @@ class _Product(transforms.ForwardOnce):
     @staticmethod
     def jvp(ctx: Any, x: Tensor | None, values: Tensor | None, back: Tensor | None, pattern: None) -> Tensor:
         """The product rule."""
-        point, held, transpose = ctx.saved_tensors
+        point, held, transpose = transforms.saved(ctx)
         moved: list[Tensor] = []
         if x is not None:
             moved.append(_Product.apply(x, held, transpose, ctx.pattern))

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchimplicit.core import transforms
 from torchimplicit.core.options import is_number
 from torchimplicit.core.stand_in import alone
+from torchimplicit.imaging.physics.normal import plain_like
 from torchimplicit.imaging.reconstruct.prior import Prior
 from torchimplicit.linear import eigenvalue_range, probe
 from torchimplicit.solve import PreparedMap
@@ -99,10 +101,10 @@ class Cell(PreparedMap):
         r"""$\|A\|^2$, or a bound of it, `()`, `(1,)` or `(B,)`; a constant, by which no solution may depend on it."""
         if self._square is not None:
             return self._square
-        image = like[0] if isinstance(like, tuple) else like
+        image = plain_like(type(self).__name__, op, like[0] if isinstance(like, tuple) else like)
         norm = getattr(op, "norm_bound", getattr(op, "norm", None))
         if norm is not None:
-            return torch.as_tensor(norm(image)).detach().to(image.real).square()
+            return transforms.plain(torch.as_tensor(norm(image)).detach().to(image.real).square())
         flat = torch.view_as_real(image).flatten(1) if image.is_complex() else image.flatten(1)
 
         def product(v: Tensor) -> Tensor:
@@ -111,7 +113,7 @@ class Cell(PreparedMap):
             return torch.view_as_real(pulled).flatten(1) if image.is_complex() else pulled.flatten(1)
 
         found = eigenvalue_range(product, probe(flat), PRODUCTS)
-        return found.highest + found.play
+        return transforms.plain(found.highest + found.play)
 
     def residual(self, x: Tensor, y: Tensor, op: Any) -> Tensor:
         r"""The gradient of the data term and of `eps`: $A^*(A x - y) + \epsilon x$."""

@@ -214,7 +214,7 @@ class GradientStep(Prior):
     def slope(self, x: Tensor) -> Tensor:
         """The gradient of the energy at images, like `x`."""
         wanted = any(parameter.requires_grad for parameter in self.parameters())
-        return slope(lambda x: (self.energy(x).sum(), None), x, wanted)[0]
+        return slope(lambda x: (self.energy(x).sum(), ()), x, wanted)[0]
 
     def energy(self, x: Tensor) -> Tensor:
         """Half the squared distance between images `(B, ...)` and the network's, `(B,)`."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torchimplicit.core import transforms
 from torchimplicit.core.stand_in import alone
 from torchimplicit.imaging.physics.lines import Lines
+from torchimplicit.imaging.physics.normal import plain_like
 from torchimplicit.imaging.reconstruct.cell import column
 from torchimplicit.imaging.reconstruct.gradient import Gradient
 from torchimplicit.solve import PreparedMap
@@ -71,9 +74,11 @@ class Preconditioned(Gradient):
     def begin(self, z0: Any, args: tuple, batch_dims: int) -> PreparedMap:
         """A copy that knows $P$, so that a solve looks for it once."""
         own: Any = alone(self).copies[id(self)]
-        own._lines = self._by_lines(args[1], z0)
-        own._curvature = self.curvature(args[1], z0) if own._lines is None else None
-        own._square = self.square(args[1], z0)
+        like = plain_like("Preconditioned", args[1], z0)
+        lines = self._by_lines(args[1], like)
+        own._lines = None if lines is None else replace(lines, matrices=transforms.plain(lines.matrices))
+        own._curvature = transforms.plain(self.curvature(args[1], like)) if lines is None else None
+        own._square = self.square(args[1], like)
         return own
 
     def take(self, rows: Tensor) -> Preconditioned:

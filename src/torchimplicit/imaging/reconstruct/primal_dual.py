@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchimplicit.core import transforms
 from torchimplicit.core.options import is_number
 from torchimplicit.core.tree import Layout, norm
 from torchimplicit.imaging.physics.normal import gram
@@ -97,7 +98,8 @@ class PrimalDual(Cell):
     def begin(self, z0: Any, args: tuple, batch_dims: int) -> PreparedMap:
         """A copy that knows both norms."""
         own: Any = super().begin(z0, args, batch_dims)
-        own._bound = self._square_of_map()
+        bound = self._square_of_map()
+        own._bound = transforms.plain(bound) if isinstance(bound, Tensor) else bound
         return own
 
     def forward(self, z: tuple[Tensor, Tensor], y: Tensor, op: Any) -> tuple[Tensor, Tensor]:

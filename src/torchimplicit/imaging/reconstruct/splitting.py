@@ -12,6 +12,7 @@ from torchimplicit.imaging.physics.normal import proximal, proximal_status
 from torchimplicit.imaging.positive import logarithm
 from torchimplicit.imaging.reconstruct.cell import Cell
 from torchimplicit.imaging.reconstruct.prior import Prior
+from torchimplicit.solve.splitting import refuse_mapped
 
 
 class _Splitting(Cell):
@@ -53,6 +54,7 @@ class _Splitting(Cell):
 
     def begin(self, z0: Any, args: tuple, batch_dims: int) -> Cell:
         """Itself: nothing depends on the operator's norm."""
+        refuse_mapped(self, (z0, args))
         if not hasattr(args[1], "prox"):
             raise TypeError(
                 f"{type(self).__name__}: got an operator {type(args[1]).__name__} without prox(z, y, step), expected "

@@ -137,6 +137,8 @@ def align(
     kind: Kind | Sequence[Kind] = Affine(),
     *,
     initial: Start | Transform | Registration | Tensor = "world",
+    fixed_mask: Image | Tensor | None = None,
+    moving_mask: Image | Tensor | None = None,
     spacing: Sequence[float] | None = None,
     moving_spacing: Sequence[float] | None = None,
     adjoint: Adjoint | None = None,
@@ -151,6 +153,9 @@ def align(
     A pair of which nothing can be told has a status and words for it (`Status.NON_FINITE`: values that are not;
     `Status.INFEASIBLE`: a constant image, or two that do not overlap), and disturbs no other.
 
+    What lies in one image alone does not count, nor what masks hide: it is not compared, and neither smoothing nor
+    splines nor windows see its values. Weights fall smoothly, within a voxel of the border, so that derivatives stay.
+
     The result is an implicit function of the images: differentiable through the last level of every stage, by the
     condition that it satisfies there. A gradient wants tighter tolerances than a value: see `Affine`, `Demons`.
 
@@ -163,6 +168,10 @@ def align(
             other; or a transform, or an earlier result; or a displacement `(B, D, *S)` in voxels of the fixed image,
             such as a network's guess. A deformation goes on from the last linear map in it, which stays as it is and
             may have a gradient, and begins at the field before that: a start alone, which gets no gradient.
+        fixed_mask: 1 where the fixed image counts, 0 where it does not (a lesion, an artefact, what is no brain), or a
+            part: bool or numbers, an `Image` on its grid, or `(B, 1, *S)` or `(1, 1, *S)`; None is all of it. No
+            gradient goes there.
+        moving_mask: of the moving image, the same. Where either does, both hide.
         spacing: edges of a voxel along the axes of tensors; None is 1.
         moving_spacing: of the moving image's; None is as `spacing`.
         adjoint: how to differentiate the solves; see `least_squares`, `fixed_point`.
@@ -202,7 +211,7 @@ def align(
     check_on_failure(on_failure)
     if any(isinstance(each, Tensor) and transforms.is_mapped(each) for each in (fixed, moving)):
         raise NotImplementedError("align does not work under torch.vmap; try one batch of pairs, in dimension 0")
-    pair = Pair.of(fixed, moving, spacing, moving_spacing)
+    pair = Pair.of(fixed, moving, spacing, moving_spacing, (fixed_mask, moving_mask))
     grids = Grid.of(fixed, spacing), Grid.of(moving, moving_spacing or spacing)
     initial = initial.transform if isinstance(initial, Registration) else initial
     transform, reports = started(initial, pair, grids[0]), []

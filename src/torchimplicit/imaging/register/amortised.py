@@ -115,7 +115,7 @@ class AmortisedStart(nn.Module):
         initial = initial.transform if isinstance(initial, Registration) else initial
         base = linear_part(started(initial, pair, Grid.of(fixed, spacing)), batch, self.space)
         scene = Scene.of(pair, base, 2**self.halvings, "linear")
-        warped = scene.warped(scene.fixed.new_zeros(batch, self.space, *scene.grid.size))
+        warped, _ = scene.warped(scene.fixed.new_zeros(batch, self.space, *scene.grid.size))
         velocity = self._guess(torch.cat((normalised(scene.fixed), normalised(warped)), 1))
         return Chain((Velocity(velocity, scene.grid), base))
 

@@ -80,7 +80,7 @@ class Demons(Kind):
 
     form: Literal["velocity", "displacement"] = "velocity"
     similarity: LNCC | SSD | nn.Module = LNCC()
-    levels: tuple[tuple[int, float | Tensor, float | Tensor], ...] = ((2, 1.0, 1.0), (1, 1.2, 2.0))
+    levels: tuple[tuple[int, float | Tensor, float | Tensor], ...] = ((2, 1.0, 1.0), (1, 1.1, 2.0))
     solver: Solver | None = None
     interpolation: Interpolation | None = None
     squarings: int = 4
@@ -135,9 +135,13 @@ class Demons(Kind):
                 part = Displacement(solution.value, scene.grid, interpolation)
             return call.present(part.then(base), solution.report)
 
-        solver = self.solver or (GRADIENT if wanted else VALUE)
+        solver = self.solver or self.usual(wanted)
         options = Options(solver, call.adjoint or BACKWARD, None, call.on_failure, review=review, present=show)
         return solve_problem(problem, v, options)
+
+    def usual(self, gradient: bool = False) -> Solver:
+        """See `Kind.usual`."""
+        return GRADIENT if gradient else VALUE
 
     def _loss(self, scene: Scene, v: Tensor) -> Tensor | None:
         """How unlike the images are, `(B,)`; None where a similarity that is learned is a force alone."""
@@ -145,7 +149,8 @@ class Demons(Kind):
         if loss is None:
             return None
         u = exponential(v, self.squarings, interpolation=scene.interpolation) if self.form == "velocity" else v
-        return loss(scene.fixed, scene.warped(u), scene.units)
+        warped, weights = scene.warped(u)
+        return loss(scene.fixed, warped, scene.units, weights)
 
     @torch.no_grad()
     def _begin(self, scene: Scene, v: Tensor | None, grid: Grid) -> Tensor:
@@ -179,8 +184,8 @@ class Demons(Kind):
         smoothing, step = (torch.as_tensor(each).to(v) for each in (smoothing, step))
         squarings = self.squarings if self.form == "velocity" else None
         cell = partial(_balance, self.similarity, self.smoother, scene.grid, scene.interpolation, squarings)
-        args = (scene.fixed, scene.moving, scene.leave, _of_samples(step, v), scene.x, smoothing.reshape(()))
-        return FixedPoint(cell, v, args, 1, (0, 1, 2, 3))
+        args = (scene.fixed, scene.moving, scene.leave, scene.mask, _of_samples(step, v), scene.x)
+        return FixedPoint(cell, v, (*args, smoothing.reshape(())), 1, (0, 1, 2, 3, 4))
 
 
 def _balance(
@@ -193,16 +198,17 @@ def _balance(
     fixed: Tensor,
     moving: Tensor,
     leave: Tensor,
+    mask: Tensor,
     step: Tensor,
     x: Tensor,
     smoothing: Tensor,
 ) -> Tensor:
     """One step: along the force, and smoothed. `(B, D, *S)` to the same."""
     u = v if squarings is None else exponential(v, squarings, interpolation=interpolation)
-    warped = seen(moving, leave, x, u, interpolation)
+    warped, weights = seen(moving, leave, mask, x, u, interpolation)
     units = grid.units
     gradient = torch.stack([difference(warped, 2 + axis) / unit for axis, unit in enumerate(units)], 2)
-    force = similarity.force(fixed, warped, gradient, units)
+    force = similarity.force(fixed, warped, gradient, units, weights)
     force = torch.stack([part / unit for part, unit in zip(force.unbind(1), units, strict=True)], 1)
     v = gaussian(v + step * force, grid.voxels(smoothing))
     return v if smoother is None else smoother(v, fixed)

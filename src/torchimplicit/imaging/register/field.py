@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoint import Implicit
+from torchimplicit.core import transforms
 from torchimplicit.core.options import require_count
 from torchimplicit.core.problem import FixedPoint, Residual
 from torchimplicit.core.status import OnFailure, Solution, Status
@@ -107,15 +108,19 @@ def inverse(
 
     Raises:
         ConvergenceError: some sample folds, or did not converge.
+        NotImplementedError: fields that `torch.vmap` maps.
         ValueError: the displacement is no field.
     """
     check_field("inverse", displacement)
+    if transforms.hides_batch(displacement):
+        raise NotImplementedError("inverse does not work under torch.vmap; try one batch of fields, in dimension 0")
 
     def back(w: Tensor, u: Tensor) -> Tensor:
         return -warp(u, w, interpolation=interpolation)
 
     def review(residual: Residual, result: Result) -> None:
-        turned = folds(displacement.detach()).to(result.report.status.device)
+        assert residual.bound is not None  # what torch.vmap maps was refused
+        turned = folds(residual.bound.args[0].detach())
         if bool(turned.any()):
             result.report.status = Status.INFEASIBLE.where(turned > 0, result.report.status)
             each = ", ".join(f"{int(n)} voxels of sample {i}" for i, n in enumerate(turned) if n)

@@ -10,6 +10,7 @@ from torchimplicit.adjoint import Adjoint
 from torchimplicit.core.status import OnFailure, Report
 from torchimplicit.imaging.register.pair import Pair
 from torchimplicit.imaging.register.transform import Transform
+from torchimplicit.solve import Solver
 
 
 @dataclass(frozen=True)
@@ -34,4 +35,8 @@ class Kind:
 
     def find(self, pair: Pair, initial: Any, call: Call) -> Any:
         """The transform that registers a pair, from one to start from, as `call.present` shows it."""
+        raise NotImplementedError
+
+    def usual(self, gradient: bool = False) -> Solver:
+        """The solver of the last level where none is chosen: as good as a value wants it, or a gradient."""
         raise NotImplementedError

@@ -43,16 +43,31 @@ class FeatureLNCC(nn.Module):
         one, other = (torch.cat((normalised(each[:, :1]), each[:, 1:]), 1) for each in (fixed, moving))
         return one, other
 
-    def force(self, fixed: Tensor, warped: Tensor, gradient: Tensor, units: Sequence[float]) -> Tensor:
+    def force(
+        self,
+        fixed: Tensor,
+        warped: Tensor,
+        gradient: Tensor,
+        units: Sequence[float],
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """See `SSD.force`."""
-        force = self.lncc.force(fixed[:, :1], warped[:, :1], gradient[:, :1], units)
-        left = (fixed[:, 1:] - warped[:, 1:]).unsqueeze(2)
+        force = self.lncc.force(fixed[:, :1], warped[:, :1], gradient[:, :1], units, weights)
+        left = fixed[:, 1:] - warped[:, 1:]
+        left = (left if weights is None else weights * left).unsqueeze(2)
         return force + under(CAP, self.raw_weight) * (left * gradient[:, 1:]).sum(1)
 
-    def loss(self, fixed: Tensor, warped: Tensor, units: Sequence[float] | None = None) -> Tensor:
+    def loss(
+        self,
+        fixed: Tensor,
+        warped: Tensor,
+        units: Sequence[float] | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """What the force makes smaller, `(B,)`."""
-        image = self.lncc.loss(fixed[:, :1], warped[:, :1], units)
-        left = (fixed[:, 1:] - warped[:, 1:]).square().sum(1)
+        image = self.lncc.loss(fixed[:, :1], warped[:, :1], units, weights)
+        left = (fixed[:, 1:] - warped[:, 1:]).square()
+        left = (left if weights is None else weights * left).sum(1)
         return image + under(CAP, self.raw_weight) * left.flatten(1).mean(1) / 2
 
 

@@ -22,10 +22,11 @@ from torchimplicit.imaging.register.grid import LEAST
 from torchimplicit.imaging.register.kind import Call, Kind
 from torchimplicit.imaging.register.mutual import MutualInformation
 from torchimplicit.imaging.register.pair import Pair, mark
-from torchimplicit.imaging.register.sample import Interpolation, sample, spline_coefficients
+from torchimplicit.imaging.register.sample import Interpolation, spline_coefficients
 from torchimplicit.imaging.register.similarity import NCC, SSD
 from torchimplicit.imaging.register.transform import Linear
 from torchimplicit.imaging.register.warp import identity
+from torchimplicit.imaging.register.weights import framed, looked, mean_one
 from torchimplicit.solve import LBFGS, LevenbergMarquardt, Result, Solver
 
 COARSE = LevenbergMarquardt(rtol=1e-2, atol=0.1, max_steps=30)  # in voxels that the image's outer parts move by
@@ -109,14 +110,18 @@ class Affine(Kind):
                 terms, args = self._terms(basis, frame, pair, level, "linear")
                 z = self._better(terms, z, args)
                 options = Options(COARSE if self._squares else DESCENT, None, None, "ignore")
-                z = solve_problem(self._form(terms, z, args, 1, (0, 1, 2)), z, options).value
+                z = solve_problem(self._form(terms, z, args, 1, (0, 1, 2, 3)), z, options).value
         call.progress(len(coarse), len(self.levels))
         wanted = transforms.differentiating((pair.fixed, pair.moving, initial.matrix))
         terms, args = self._terms(basis, frame, pair, last, self.interpolation or ("cubic" if wanted else "linear"))
         z = self._better(terms, z, args)
-        solver = self.solver or (SOLVERS if self._squares else DESCENTS)[wanted]
+        solver = self.solver or self.usual(wanted)
         options = Options(solver, call.adjoint, None, call.on_failure, review=review, present=show)
-        return solve_problem(self._form(terms, z, args, 1, (0, 1, 2)), z, options)
+        return solve_problem(self._form(terms, z, args, 1, (0, 1, 2, 3)), z, options)
+
+    def usual(self, gradient: bool = False) -> Solver:
+        """See `Kind.usual`."""
+        return (SOLVERS if self._squares else DESCENTS)[gradient]
 
     @property
     def _squares(self) -> bool:
@@ -156,10 +161,13 @@ class Affine(Kind):
         fixed = gaussian(fixed, grid.voxels(smoothing))[(..., *cut)].flatten(2)
         moving = gaussian(moving, [smoothing * grid.edge / edge for edge in pair.moving_grid.spacing])
         moving = spline_coefficients(moving) if interpolation == "cubic" else moving
+        widths = [max(1, round(stride * grid.edge / edge)) for edge in pair.moving_grid.spacing]
+        moving, leave = framed(moving, pair.moving_mask, frame.leave.to(fixed), interpolation, widths)
+        mask = fixed.new_ones(len(fixed), 1, 1) if pair.fixed_mask is None else pair.fixed_mask[(..., *cut)].flatten(2)
         x = frame.places(identity(size, frame.unit)[(slice(None), *cut)].flatten(1)).to(fixed)
-        compared = getattr(self.similarity, "residuals", None) or self.similarity.loss
+        compared = getattr(self.similarity, "residuals", None) or partial(_lost, self.similarity)
         terms = partial(_compared, compared, interpolation)
-        return terms, (fixed, moving, frame.leave.to(fixed), x, basis)
+        return terms, (fixed, moving, leave, mean_one(mask), x, basis)
 
 
 @dataclass(frozen=True)
@@ -219,13 +227,19 @@ def _compared(
     fixed: Tensor,
     moving: Tensor,
     leave: Tensor,
+    mask: Tensor,
     x: Tensor,
     basis: Tensor,
 ) -> Tensor:
     """What a similarity says of the images at places `x` `(D, n)` of the fixed one: residuals `(B, m)`, or `(B,)`."""
     M = leave @ _exponential(z, basis)
     at = M[:, :-1, :-1] @ x + M[:, :-1, -1:]
-    return compared(fixed, sample(moving, at, interpolation=interpolation, prefilter=False))
+    warped, weights = looked(moving, at, mask, interpolation)
+    return compared(fixed, warped, weights)
+
+
+def _lost(similarity: Any, fixed: Tensor, warped: Tensor, weights: Tensor) -> Tensor:
+    return similarity.loss(fixed, warped, None, weights)
 
 
 def _exponential(z: Tensor, basis: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core.options import require_count
+from torchimplicit.imaging.register.similarity import NOWHERE
 
 PADDING = 2  # bins beyond an image's range: the reach of a spline, and of what a spline of the image overshoots
 
@@ -38,18 +39,33 @@ class MutualInformation:
         """The images with values from 0 to 1, each its own."""
         return _ranged(fixed), _ranged(moving)
 
-    def value(self, fixed: Tensor, warped: Tensor, units: Sequence[float] | None = None) -> Tensor:
-        """The mean over channels, `(B,)`, of images `(B, C, ...)` whose values are within 0 and 1."""
-        windows = [self._windows(each.flatten(2)) for each in (fixed, warped)]
-        joint = windows[0].mT @ windows[1] / windows[0].shape[2]
+    def value(
+        self,
+        fixed: Tensor,
+        warped: Tensor,
+        units: Sequence[float] | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """The mean over channels, `(B,)`, of images `(B, C, ...)` whose values are within 0 and 1; see `LNCC.value`."""
+        one, other = (self._windows(each.flatten(2)) for each in (fixed, warped))
+        total = other.new_zeros(()) if weights is None else weights.flatten(1).sum(1)
+        one = one if weights is None else weights.flatten(2).unsqueeze(3) * one
+        joint = one.mT @ other / other.shape[2] + torch.finfo(one.dtype).tiny
         joint = joint / joint.sum((2, 3), keepdim=True)
         apart = joint.sum(3, keepdim=True) * joint.sum(2, keepdim=True)
         tiny = torch.finfo(joint.dtype).tiny ** 0.5
-        return (joint * ((joint + tiny).log() - (apart + tiny).log())).sum((2, 3)).mean(1)
+        value = (joint * ((joint + tiny).log() - (apart + tiny).log())).sum((2, 3)).mean(1)
+        return value if weights is None else value * total / (total + NOWHERE * weights[0].numel())
 
-    def loss(self, fixed: Tensor, warped: Tensor, units: Sequence[float] | None = None) -> Tensor:
+    def loss(
+        self,
+        fixed: Tensor,
+        warped: Tensor,
+        units: Sequence[float] | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """Less that, `(B,)`."""
-        return -self.value(fixed, warped)
+        return -self.value(fixed, warped, units, weights)
 
     def _windows(self, values: Tensor) -> Tensor:
         """How much of every value is in every bin, `(B, C, n)` to `(B, C, n, bins)`."""

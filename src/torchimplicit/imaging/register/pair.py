@@ -11,10 +11,12 @@ from torch import Tensor
 from torchimplicit.core.status import Report, Status
 from torchimplicit.imaging.image import Image
 from torchimplicit.imaging.register.grid import Grid
+from torchimplicit.imaging.register.sample import sample
 from torchimplicit.imaging.register.warp import identity
+from torchimplicit.imaging.register.weights import filled, mask_of
 
 OVERLAP = 0.05  # part of the fixed image below which there is nothing to compare
-LOOKS = 4096  # voxels that an overlap is counted of
+LOOKS = 4096, 2**17  # voxels that an overlap is counted of, without masks and with them
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +29,8 @@ class Pair:
         fixed_grid: where its voxels are.
         moving_grid: the same.
         faults: why nothing can be done with a sample, in words, by its number; and the status that it gets.
+        fixed_mask: what counts, `(B, 1, *S)`, from 0 to 1; None is all. What does not is filled in the image.
+        moving_mask: the same.
     """
 
     fixed: Tensor
@@ -34,6 +38,8 @@ class Pair:
     fixed_grid: Grid
     moving_grid: Grid
     faults: dict[int, tuple[Status, str]]
+    fixed_mask: Tensor | None = None
+    moving_mask: Tensor | None = None
 
     @classmethod
     def of(
@@ -42,6 +48,7 @@ class Pair:
         moving: Image | Tensor,
         spacing: Sequence[float] | None = None,
         moving_spacing: Sequence[float] | None = None,
+        masks: tuple[Image | Tensor | None, Image | Tensor | None] = (None, None),
     ) -> Pair:
         """Of images, or of tensors with voxels of these edges.
 
@@ -65,27 +72,41 @@ class Pair:
             tensors.append(_values(name, image))
             grids.append(Grid.of(image, edges))
         _check_two(*tensors)
-        faults = _faults(*tensors)
+        given = (("fixed", masks[0], fixed, tensors[0]), ("moving", masks[1], moving, tensors[1]))
+        counts = [mask_of(*each) for each in given]
+        faults = _faults(*tensors, *counts)
+        tensors = [filled(image, mask) for image, mask in zip(tensors, counts, strict=True)]
         if faults:  # nothing to see, so that they stay where they are
-            sound = torch.tensor([sample not in faults for sample in range(len(tensors[0]))], device=tensors[0].device)
-            tensors = [torch.where(sound.view(-1, *[1] * (each.ndim - 1)), each, 0.0) for each in tensors]
-        return cls(tensors[0], tensors[1], grids[0], grids[1], faults)
+            sound = torch.tensor([number not in faults for number in range(len(tensors[0]))], device=tensors[0].device)
+            sound = sound.view(-1, *[1] * (tensors[0].ndim - 1))
+            tensors = [torch.where(sound, each, 0.0) for each in tensors]
+            counts = [each if each is None else torch.where(sound, each, 1.0) for each in counts]
+        return cls(tensors[0], tensors[1], grids[0], grids[1], faults, *counts)
 
     def overlap(self, matrix: Tensor) -> Tensor:
-        """The part of the fixed grid that a transform `(B, D + 1, D + 1)` takes into the moving one, `(B,)`."""
+        """The part of what counts that a transform `(B, D + 1, D + 1)` takes to where the moving image does, `(B,)`."""
         with torch.no_grad():
             size, space = self.fixed_grid.size, self.fixed_grid.space
-            step = max(1, int((torch.Size(size).numel() / LOOKS) ** (1 / space)))
-            x = identity(size, self.fixed_grid.affine)[(slice(None), *[slice(None, None, step)] * space)].flatten(1)
+            masked = self.fixed_mask is not None or self.moving_mask is not None
+            step = max(1, int((torch.Size(size).numel() / LOOKS[masked]) ** (1 / space)))
+            cut = [slice(None, None, step)] * space
+            x = identity(size, self.fixed_grid.affine)[(slice(None), *cut)].flatten(1)
             whole = torch.linalg.inv(self.moving_grid.affine) @ matrix.double().cpu() @ self.fixed_grid.affine
             at = whole[:, :space, :space] @ x + whole[:, :space, space:]
             last = torch.tensor(self.moving_grid.size, dtype=torch.float64)[:, None] - 0.5
-            return ((at >= -0.5) & (at <= last)).all(1).double().mean(1)
+            both = ((at >= -0.5) & (at <= last)).all(1).double()
+            if self.moving_mask is not None:
+                both = both * sample(self.moving_mask.double().cpu(), at)[:, 0]
+            if self.fixed_mask is None:
+                return both.mean(1)
+            mask = self.fixed_mask.double().cpu()[(..., *cut)].flatten(1)
+            return (mask * both).sum(1) / mask.sum(1).clamp_min(1e-12)
 
     def apart(self, matrix: Tensor) -> dict[int, tuple[Status, str]]:
         """The pairs that hardly overlap; see `overlap`."""
         found = self.overlap(matrix).tolist()
-        words = "of the fixed image lies where the moving one is: try initial='centers', or another one"
+        what = "the fixed image" if self.fixed_mask is None and self.moving_mask is None else "what the masks leave"
+        words = f"of {what} lies where the moving one is: try initial='centers', or another one"
         return {i: (Status.INFEASIBLE, f"{part:.0%} {words}") for i, part in enumerate(found) if part < OVERLAP}
 
 
@@ -94,10 +115,10 @@ def mark(report: Report, faults: dict[int, tuple[Status, str]]) -> None:
     if not faults:
         return
     status = report.status.clone()
-    for sample, (value, _) in faults.items():
-        status[sample] = int(value)
+    for number, (value, _) in faults.items():
+        status[number] = int(value)
     report.status = status
-    said = [f"Sample {sample}: {words}." for sample, (_, words) in sorted(faults.items())]
+    said = [f"Sample {number}: {words}." for number, (_, words) in sorted(faults.items())]
     report.advice = "\n  ".join([*([report.advice] if report.advice else []), *said])
 
 
@@ -145,16 +166,24 @@ def _check_two(fixed: Tensor, moving: Tensor) -> None:
         )
 
 
-def _faults(fixed: Tensor, moving: Tensor) -> dict[int, tuple[Status, str]]:
-    """Samples with values that are not finite, and with constant images."""
+def _faults(
+    fixed: Tensor, moving: Tensor, fixed_mask: Tensor | None, moving_mask: Tensor | None
+) -> dict[int, tuple[Status, str]]:
+    """Samples with values that are not finite, constant images, or masks that leave nothing; where they count."""
     faults = {}
-    for name, image in (("moving", moving), ("fixed", fixed)):
+    for name, image, mask in (("moving", moving, moving_mask), ("fixed", fixed, fixed_mask)):
         flat = image.detach().flatten(2)
-        finite = flat.isfinite().all(2).all(1)
-        spread = (flat.amax(2) - flat.amin(2) <= 4 * torch.finfo(flat.dtype).eps * flat.abs().amax(2)).any(1)
-        for sample in spread.logical_and(finite).nonzero().flatten().tolist():
-            faults[sample] = Status.INFEASIBLE, f"the {name} image is constant: nothing tells where it belongs"
-        for sample in (~finite).nonzero().flatten().tolist():
-            count = int((~flat[sample].isfinite()).sum())
-            faults[sample] = Status.NON_FINITE, f"the {name} image has {count} values that are NaN or infinite"
+        counts = torch.ones_like(flat[:, :1]).bool() if mask is None else mask.flatten(2) > 0
+        bad = counts & ~flat.isfinite()
+        finite = ~bad.any(2).any(1)
+        low, high = (torch.where(counts, flat, end) for end in (torch.inf, -torch.inf))
+        largest = torch.where(counts, flat, 0.0).abs().amax(2)
+        spread = (high.amax(2) - low.amin(2) <= 4 * torch.finfo(flat.dtype).eps * largest).any(1)
+        for number in spread.logical_and(finite).nonzero().flatten().tolist():
+            faults[number] = Status.INFEASIBLE, f"the {name} image is constant: nothing tells where it belongs"
+        for number in (~counts.any(2)).any(1).nonzero().flatten().tolist():
+            faults[number] = Status.INFEASIBLE, f"the mask of the {name} image leaves nothing of it"
+        for number in (~finite).nonzero().flatten().tolist():
+            count = int(bad[number].sum())
+            faults[number] = Status.NON_FINITE, f"the {name} image has {count} values that are NaN or infinite"
     return faults

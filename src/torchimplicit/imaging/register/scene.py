@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torchimplicit.imaging.register.axes import halved
 from torchimplicit.imaging.register.grid import Grid
 from torchimplicit.imaging.register.pair import Pair
-from torchimplicit.imaging.register.sample import Interpolation, sample, spline_coefficients
+from torchimplicit.imaging.register.sample import Interpolation, spline_coefficients
 from torchimplicit.imaging.register.transform import Linear
 from torchimplicit.imaging.register.warp import identity
+from torchimplicit.imaging.register.weights import framed, looked
 
 
 class Scene(NamedTuple):
@@ -20,11 +21,12 @@ class Scene(NamedTuple):
 
     Attributes:
         fixed: `(B, C, *S)`.
-        moving: `(B, C, *T)`, spline coefficients where the interpolation is cubic.
+        moving: `(B, C, *T)`, spline coefficients where the interpolation is cubic, and weights; see `framed`.
         grid: of the fixed image.
         leave: from its voxels by the initial map to those of the moving one, `(B, D + 1, D + 1)`.
         x: its voxels' indices, `(D, *S)`.
         interpolation: of the moving image, and of velocities.
+        mask: how much the fixed voxels count, `(B, 1, *S)`, or one for all of a sample.
     """
 
     fixed: Tensor
@@ -33,15 +35,16 @@ class Scene(NamedTuple):
     leave: Tensor
     x: Tensor
     interpolation: Interpolation
+    mask: Tensor
 
     @property
     def units(self) -> list[float]:
         """See `Grid.units`."""
         return self.grid.units
 
-    def warped(self, u: Tensor) -> Tensor:
-        """The moving image along a displacement; see `seen`."""
-        return seen(self.moving, self.leave, self.x, u, self.interpolation)
+    def warped(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The moving image along a displacement, and what counts of it; see `seen`."""
+        return seen(self.moving, self.leave, self.mask, self.x, u, self.interpolation)
 
     @classmethod
     def of(
@@ -49,23 +52,30 @@ class Scene(NamedTuple):
     ) -> Scene:
         """That of a pair, already prepared, after as many halvings as `shrink` has factors of two."""
         fixed, moving, grid, other = pair.fixed, pair.moving, pair.fixed_grid, pair.moving_grid
+        masks = [pair.fixed_mask, pair.moving_mask]
         for _ in range(shrink.bit_length() - 1):
             limit = 1.5 * min(grid.spacing)
             axes, others = grid.axes_within(limit), other.axes_within(limit)
             fixed, moving = halved(fixed, axes), halved(moving, others)
+            masks = [m if m is None else halved(m, a) for m, a in zip(masks, (axes, others), strict=True)]
             grid, other = grid.halved(axes), other.halved(others)
         if features is not None:
             fixed, moving = (_channels(features, each) for each in (fixed, moving))
         moving = spline_coefficients(moving) if interpolation == "cubic" else moving
+        mask = fixed.new_ones(len(fixed), *[1] * (1 + grid.space)) if masks[0] is None else masks[0]
         leave = torch.linalg.inv(other.affine) @ initial.matrix @ grid.affine
-        return cls(fixed, moving, grid, leave.to(fixed), identity(grid.size, fixed), interpolation)
+        moving, leave = framed(moving, masks[1], leave.to(fixed), interpolation, [1] * grid.space)
+        return cls(fixed, moving, grid, leave, identity(grid.size, fixed), interpolation, mask)
 
 
-def seen(moving: Tensor, leave: Tensor, x: Tensor, u: Tensor, interpolation: Interpolation) -> Tensor:
-    """The moving image, `(B, C, *T)`, along a displacement `(B, D, *S)` and then a linear map: `(B, C, *S)`."""
+def seen(
+    moving: Tensor, leave: Tensor, mask: Tensor, x: Tensor, u: Tensor, interpolation: Interpolation
+) -> tuple[Tensor, Tensor]:
+    """The moving image along a displacement `(B, D, *S)` and then a linear map, `(B, C, *S)`, and weights: `looked`."""
     at = (x + u).flatten(2)
     at = leave[:, :-1, :-1] @ at + leave[:, :-1, -1:]
-    return sample(moving, at, interpolation=interpolation, prefilter=False).unflatten(2, u.shape[2:])
+    warped, weights = looked(moving, at, mask.flatten(2), interpolation)
+    return warped.unflatten(2, u.shape[2:]), weights.unflatten(2, u.shape[2:])
 
 
 def _channels(features: nn.Module, image: Tensor) -> Tensor:

@@ -12,16 +12,37 @@ from torch import Tensor
 from torchimplicit.core.options import is_number, require, require_count
 from torchimplicit.imaging.register.axes import box
 
+NOWHERE = 1e-3  # part of an image that is taken to be unlike, lest nothing at all in common be the best of answers
 FLAT = 1e-3  # squared gradient, of an image of variance 1, that hardly pushes
 
 
-def normalised(x: Tensor) -> Tensor:
-    """Images of mean 0 and variance 1 in every channel, `(B, C, ...)`; zero where they are constant."""
+def normalised(x: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Images of mean 0 and variance 1 in every channel, `(B, C, ...)`; zero where they are constant.
+
+    Args:
+        x: images.
+        weights: how much every voxel counts, squared, `(B, 1, ...)`; None is all alike.
+    """
     flat = x.flatten(2)
-    flat = flat - flat.mean(2, keepdim=True)
-    variance = flat.square().mean(2, keepdim=True)
+    if weights is None:
+        flat = flat - flat.mean(2, keepdim=True)
+        variance = flat.square().mean(2, keepdim=True)
+    else:
+        parts = weights.flatten(2).square()
+        parts, whole = parts.mT, parts.sum(2, keepdim=True).clamp_min(NOWHERE)
+        flat = flat - flat @ parts / whole
+        variance = flat.square() @ parts / whole
     flat = flat / torch.where(variance > 0, variance, 1.0).sqrt()
     return flat.reshape(x.shape)
+
+
+def _terms(left: Tensor, weights: Tensor | None) -> Tensor:
+    """Residuals `(B, m)` of differences `(B, C, ...)`, whose squares' sum is their mean square where they count."""
+    if weights is None:
+        return left.flatten(1) / left[0].numel() ** 0.5
+    total, rest = weights.square().flatten(1).sum(1, keepdim=True), NOWHERE * left[0, 0].numel()
+    seen = (weights * left).flatten(1) / left.shape[1] ** 0.5
+    return torch.cat((seen, torch.full_like(total, (2 * rest) ** 0.5)), 1) / (total + rest).sqrt()
 
 
 @dataclass(frozen=True)
@@ -37,13 +58,20 @@ class NCC:
         """The images in units in which no digits are lost: each its own."""
         return normalised(fixed), normalised(moving)
 
-    def residuals(self, fixed: Tensor, warped: Tensor) -> Tensor:
-        """`(B, m)` of images `(B, C, ...)`."""
-        return (normalised(warped) - normalised(fixed)).flatten(1) / (fixed[0].numel() ** 0.5)
+    def residuals(self, fixed: Tensor, warped: Tensor, weights: Tensor | None = None) -> Tensor:
+        """`(B, m)` of images `(B, C, ...)`, and of how much voxels count, squared, `(B, 1, ...)`; None is all alike."""
+        both = normalised(torch.cat((warped, fixed), 1), weights)
+        return _terms(both[:, : fixed.shape[1]] - both[:, fixed.shape[1] :], weights)
 
-    def loss(self, fixed: Tensor, warped: Tensor, units: Sequence[float] | None = None) -> Tensor:
+    def loss(
+        self,
+        fixed: Tensor,
+        warped: Tensor,
+        units: Sequence[float] | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """1 - NCC, the mean over channels, `(B,)`."""
-        return 0.5 * self.residuals(fixed, warped).square().sum(1)
+        return 0.5 * self.residuals(fixed, warped, weights).square().sum(1)
 
 
 @dataclass(frozen=True)
@@ -58,15 +86,28 @@ class SSD:
         scale = torch.where(scale > 0, scale, 1.0)
         return (fixed - offset) / scale, (moving - offset) / scale
 
-    def residuals(self, fixed: Tensor, warped: Tensor) -> Tensor:
-        """`(B, m)` of images `(B, C, ...)`."""
-        return (warped - fixed).flatten(1) / fixed[0].numel() ** 0.5
+    def residuals(self, fixed: Tensor, warped: Tensor, weights: Tensor | None = None) -> Tensor:
+        """See `NCC.residuals`."""
+        return _terms(warped - fixed, weights)
 
-    def loss(self, fixed: Tensor, warped: Tensor, units: Sequence[float] | None = None) -> Tensor:
+    def loss(
+        self,
+        fixed: Tensor,
+        warped: Tensor,
+        units: Sequence[float] | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """Half the mean squared difference, `(B,)`."""
-        return 0.5 * self.residuals(fixed, warped).square().sum(1)
+        return 0.5 * self.residuals(fixed, warped, weights).square().sum(1)
 
-    def force(self, fixed: Tensor, warped: Tensor, gradient: Tensor, units: Sequence[float]) -> Tensor:
+    def force(
+        self,
+        fixed: Tensor,
+        warped: Tensor,
+        gradient: Tensor,
+        units: Sequence[float],
+        weights: Tensor | None = None,
+    ) -> Tensor:
         r"""Thirion's, $(f - w) g / (|g|^2 + (f - w)^2)$: at most half a voxel's edge long. `(B, D, *S)`.
 
         Args:
@@ -74,10 +115,12 @@ class SSD:
             warped: as `fixed`.
             gradient: of `warped`, `(B, C, D, *S)`.
             units: edges of a voxel, in those that the gradient is in.
+            weights: how much every voxel counts, `(B, 1, *S)`; None is all alike.
         """
         left = (fixed - warped).unsqueeze(2)
         size = gradient.square().sum((1, 2), keepdim=True) + left.square().sum(1, keepdim=True)
-        return (left * gradient / (size + FLAT)).sum(1)
+        force = (left * gradient / (size + FLAT)).sum(1)
+        return force if weights is None else weights * force
 
 
 @dataclass(frozen=True)
@@ -105,26 +148,55 @@ class LNCC:
         """See `NCC.prepared`: `eps` is of images that are normalised."""
         return normalised(fixed), normalised(moving)
 
-    def value(self, fixed: Tensor, warped: Tensor, units: Sequence[float] | None = None) -> Tensor:
+    def value(
+        self,
+        fixed: Tensor,
+        warped: Tensor,
+        units: Sequence[float] | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """The mean over all windows, and channels, `(B,)`; see `force`."""
-        moments = self._moments(fixed, warped, units or [1.0] * (fixed.ndim - 2))
-        return (moments.cov.square() / (moments.fixed * moments.warped)).flatten(1).mean(1)
+        moments = self._moments(fixed, warped, units or [1.0] * (fixed.ndim - 2), weights)
+        alike = moments.cov.square() / (moments.fixed * moments.warped)
+        if weights is None:
+            return alike.flatten(1).mean(1)
+        total = weights.flatten(1).sum(1) + NOWHERE * weights[0].numel()
+        return (weights * alike).flatten(2).sum(2).mean(1) / total
 
-    def loss(self, fixed: Tensor, warped: Tensor, units: Sequence[float] | None = None) -> Tensor:
+    def loss(
+        self,
+        fixed: Tensor,
+        warped: Tensor,
+        units: Sequence[float] | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """1 less that, `(B,)`."""
-        return 1 - self.value(fixed, warped, units)
+        return 1 - self.value(fixed, warped, units, weights)
 
-    def force(self, fixed: Tensor, warped: Tensor, gradient: Tensor, units: Sequence[float]) -> Tensor:
+    def force(
+        self,
+        fixed: Tensor,
+        warped: Tensor,
+        gradient: Tensor,
+        units: Sequence[float],
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """See `SSD.force`: the similarity's derivative by the value in the window's middle, times the gradient."""
-        cov, f, w, fixed, warped = self._moments(fixed, warped, units)
+        cov, f, w, fixed, warped = self._moments(fixed, warped, units, weights)
         slope = 2 * cov / (f * w) * (fixed - cov / w * warped)
+        slope = slope if weights is None else weights * slope
         return (slope.unsqueeze(2) * gradient).sum(1)
 
-    def _moments(self, fixed: Tensor, warped: Tensor, units: Sequence[float]) -> _Moments:
+    def _moments(self, fixed: Tensor, warped: Tensor, units: Sequence[float], weights: Tensor | None) -> _Moments:
         widths = [2 * round((self.window / unit - 1) / 2) + 1 for unit in units]
         channels = fixed.shape[1]
         stack = torch.cat((fixed, warped, fixed * warped, fixed.square(), warped.square()), 1)
-        mf, mw, fw, ff, ww = box(stack, widths).split(channels, 1)
+        if weights is None:
+            means = box(stack, widths)
+        else:  # what does not count has no say in the windows of what does
+            around = box(torch.cat((weights, weights * stack), 1), widths)
+            means = around[:, 1:] / around[:, :1].clamp_min(NOWHERE)
+        mf, mw, fw, ff, ww = means.split(channels, 1)
         f, w = ((square - mean.square()).clamp_min(0) + self.eps for square, mean in ((ff, mf), (ww, mw)))
         return _Moments(fw - mf * mw, f, w, fixed - mf, warped - mw)
 

@@ -29,6 +29,7 @@ from torchimplicit.imaging.register.similarity import LNCC, NCC, SSD
 from torchimplicit.imaging.register.start import carried, field_part, linear_part
 from torchimplicit.imaging.register.transform import Displacement, FreeForm, Transform
 from torchimplicit.imaging.register.warp import difference
+from torchimplicit.imaging.register.weights import mean_one
 from torchimplicit.linear import CG
 from torchimplicit.optim.smooth.second_order import check_minimum
 from torchimplicit.solve import NewtonCG, Result, Solver
@@ -121,7 +122,7 @@ class Variational(Kind):
         def show(solution: Solution) -> Any:
             return call.present(view.transform(solution.value, scene.grid).then(base), solution.report)
 
-        solver = self.solver or (GRADIENT if wanted else VALUE)
+        solver = self.solver or self.usual(wanted)
         options = Options(solver, call.adjoint or BACKWARD, None, call.on_failure, review=review, present=show)
         return solve_problem(problem, w, options)
 
@@ -135,11 +136,16 @@ class Variational(Kind):
                 loss, nothing = (self._loss(scene, view.displacement(each)) for each in (start, w))
                 w = torch.where((loss < nothing).view(-1, *[1] * (w.ndim - 1)), start, w)
         energy = partial(_energy, self.similarity, scene.units, scene.interpolation, view.lattice)
-        args = (scene.fixed, scene.moving, scene.leave, view.scale, scene.x, weight)
-        return Stationary(energy, w, args, 1, (0, 1, 2, 3)), view, w
+        args = (scene.fixed, scene.moving, scene.leave, mean_one(scene.mask), view.scale, scene.x, weight)
+        return Stationary(energy, w, args, 1, (0, 1, 2, 3, 4)), view, w
+
+    def usual(self, gradient: bool = False) -> Solver:
+        """See `Kind.usual`."""
+        return GRADIENT if gradient else VALUE
 
     def _loss(self, scene: Scene, u: Tensor) -> Tensor:
-        return self.similarity.loss(scene.fixed, scene.warped(u), scene.units)
+        warped, weights = scene._replace(mask=mean_one(scene.mask)).warped(u)
+        return self.similarity.loss(scene.fixed, warped, scene.units, weights)
 
     def view(self, scene: Scene, weight: Tensor) -> _View:
         """The coordinates of a level's displacements."""
@@ -229,6 +235,7 @@ def _energy(
     fixed: Tensor,
     moving: Tensor,
     leave: Tensor,
+    mask: Tensor,
     scale: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -237,7 +244,8 @@ def _energy(
     amplitudes = scale * w
     u = _in_voxels(lattice.values(amplitudes), units)
     rough = (lattice.weights * amplitudes.square()).flatten(1).sum(1)
-    return similarity.loss(fixed, seen(moving, leave, x, u, interpolation), units) + 0.5 * weight * rough
+    warped, weights = seen(moving, leave, mask, x, u, interpolation)
+    return similarity.loss(fixed, warped, units, weights) + 0.5 * weight * rough
 
 
 def _in_voxels(vectors: Tensor, units: list[float]) -> Tensor:

@@ -156,6 +156,6 @@ class MonotoneTiers(nn.Module):
 
 def _block_norm(norms: Sequence[Tensor], below: float, above: float = 0.0) -> Tensor:
     """The norm of the matrix of the tiers' norms, with those of the couplings beside its diagonal."""
-    table = torch.diag(torch.tensor([float(norm) for norm in norms], dtype=torch.float64))
-    beside = torch.ones(len(norms) - 1, dtype=torch.float64)
+    table = torch.diag(torch.tensor([float(norm) for norm in norms], dtype=torch.float64, device="cpu"))
+    beside = torch.ones(len(norms) - 1, dtype=torch.float64, device="cpu")
     return torch.linalg.matrix_norm(table + below * beside.diag(-1) + above * beside.diag(1), 2)

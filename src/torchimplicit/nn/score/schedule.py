@@ -61,7 +61,7 @@ class Schedule(ABC):
     @property
     def levels(self) -> tuple[float, float]:
         """The least and the largest noise level."""
-        least, most = self.level(torch.tensor(self.span, dtype=torch.float64)).tolist()
+        least, most = self.level(torch.tensor(self.span, dtype=torch.float64, device="cpu")).tolist()
         return least, most
 
     def _require(self, *names: str, below: float = math.inf) -> None:

@@ -21,6 +21,7 @@ from torchimplicit.core import transforms
 from torchimplicit.core.status import Status
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.loop import StepLoop
+from torchimplicit.path.passing import pass_outputs
 from torchimplicit.path.record import Outputs
 from torchimplicit.path.solver import PathSolver
 from torchimplicit.path.state import IntegratorState
@@ -63,7 +64,7 @@ class Marks:
 @lru_cache(maxsize=32)
 def gauss(count: int) -> tuple[tuple[float, float], ...]:
     """Nodes and weights of Gauss' quadrature on `[0, 1]`: G. Golub, J. Welsch, Math. Comp. 23 (1969) 221."""
-    k = torch.arange(1, count, dtype=torch.float64)
+    k = torch.arange(1, count, dtype=torch.float64, device="cpu")
     beside = k / torch.sqrt(4 * k**2 - 1)
     nodes, vectors = torch.linalg.eigh(torch.diag(beside, 1) + torch.diag(beside, -1))
     return tuple(zip(((nodes + 1) / 2).tolist(), vectors[0].square().tolist(), strict=True))
@@ -204,7 +205,8 @@ class BackwardLoop(StepLoop):
             self.integral.add(part)
 
     def _outputs(self, stop: Tensor, done: Stepped, h: Tensor) -> Outputs:
-        self.landed = self._passed(stop)
+        self.landed = pass_outputs(self.state, self.outputs, stop)
+        self._see_next()
         return self.landed
 
     def _size(self) -> Tensor:

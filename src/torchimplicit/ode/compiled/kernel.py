@@ -16,8 +16,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from torchimplicit.core.compiled.kernel import Fused, identity
 from torchimplicit.ode.explicit.tableau import Tableau
-from torchimplicit.path.compiled.kernel import Fused, identity
 from torchimplicit.path.field.dynamics import RawField
 from torchimplicit.path.solver import AdaptiveSolver, PathSolver
 from torchimplicit.path.stepsize import PID, UNCONFIRMED

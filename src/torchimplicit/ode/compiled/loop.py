@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoint.products import Gradients, summed
+from torchimplicit.core.compiled.kernel import CompileError
 from torchimplicit.core.status import Status
 from torchimplicit.ode.compiled.kernel import CHUNK, Chunk, Kernel, find_kernel
 from torchimplicit.ode.explicit.step import interpolant
 from torchimplicit.ode.explicit.tableau import weights
-from torchimplicit.path.compiled.kernel import CompileError
 from torchimplicit.path.engine import PhaseBackward
 from torchimplicit.path.field.dynamics import Field, RawField
 from torchimplicit.path.interpolant import EndOnly, Interpolant, Rows

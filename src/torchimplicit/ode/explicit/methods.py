@@ -7,10 +7,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from torchimplicit.ode.explicit.kept import keeping
 from torchimplicit.ode.explicit.paired import PairedRK
 from torchimplicit.ode.explicit.step import explicit_step, stages_of
 from torchimplicit.ode.explicit.tableau import Row, Tableau
 from torchimplicit.path.field.dynamics import Field
+from torchimplicit.path.graphs import Graphs
 from torchimplicit.path.pair import for_pairs, made_reversible
 from torchimplicit.path.solver import AdaptiveSolver, FixedSolver, PathSolver, Stepper
 from torchimplicit.path.span import Span
@@ -23,6 +25,7 @@ class ExplicitRK(PathSolver):
     A subclass states its `tableau` and its `order`; `testing.check_path_solver` measures whether they agree.
     """
 
+    alone: ClassVar[bool] = True
     tableau: ClassVar[Tableau]
 
     def stepper(self, like: Tensor, graph: bool) -> Stepper:
@@ -33,6 +36,11 @@ class ExplicitRK(PathSolver):
             return explicit_step(self.tableau, field, span, y, slope, stages())
 
         return step
+
+    def keeper(self, like: Tensor, graphs: Graphs) -> Stepper | None:
+        """See `PathSolver.keeper`."""
+        own = type(self).stepper is ExplicitRK.stepper and self.tableau.interpolant is not None
+        return keeping(self.tableau, like, graphs) if own else None
 
     def paired(self, name: str, like: Tensor, coupling: float) -> PathSolver:
         """See `PathSolver.paired`."""

@@ -30,14 +30,21 @@ class Stages:
 
     def __init__(self, tableau: Tableau, like: Tensor, also: tuple[Row, ...] = ()):
         self.flat, self.known = like.shape, weights(tableau, like.dtype, like.device)
+        self.closes = tableau.first_same_as_last
         self.table = like.new_empty(tableau.stages, like.numel())
         self.weights = columns(tableau, also, like.dtype, like.device)  # a column for each stage, a row for each sum
-        sums = like.new_empty(len(self.weights[0]), like.numel())
-        self.wanting = [sums[i:] for i in range(tableau.stages)]  # stage i: those of the stages before it are done
-        points = tableau.stages - tableau.first_same_as_last
-        self.points, self.estimates = sums[:points], sums[points:]
+        self.flat_rows = self.table.split(1)
+        self.place_sums(like)
+        self.first_weights = self.weights[0].tensor_split([len(self.points)])
         self.shape = torch.Size()
         self.rows: list[Tensor] = []
+
+    def place_sums(self, like: Tensor) -> None:
+        """Makes room for the sums."""
+        sums, stages = like.new_empty(len(self.weights[0]), like.numel()), len(self.weights)
+        self.wanting = [sums[i:] for i in range(stages)]  # stage i: those of the stages before it are done
+        points = stages - self.closes
+        self.points, self.estimates = sums[:points], sums[points:]
 
     def begin(self, y: Tensor, shape: torch.Size) -> None:
         """A step from states `(B, n)`, whose slopes and stages have this shape."""
@@ -50,18 +57,22 @@ class Stages:
         """Sets the increment of stage `i` from its slope and the step sizes, which broadcast against it."""
         check_slope(slope, self.shape)
         torch.mul(slope, h, out=self.rows[i])
-        row = self.table[i : i + 1]
+        row = self.flat_rows[i]
         if i > 0:
             self.wanting[i].addcmul_(self.weights[i], row)
             return
-        points = len(self.points)
-        torch.addcmul(self.y, self.weights[0][:points], row, out=self.points)
+        of_points, of_estimates = self.first_weights
+        torch.addcmul(self.y, of_points, row, out=self.points)
         if len(self.estimates):
-            torch.mul(self.weights[0][points:], row, out=self.estimates)
+            torch.mul(of_estimates, row, out=self.estimates)
 
     def state(self, i: int) -> Tensor:
         """Where stage `i` evaluates."""
         return self.states[i - 1]
+
+    def ask(self, evaluate: Callable[[Tensor, Tensor], Tensor], t: Tensor, state: Tensor) -> Tensor:
+        """The slope of a stage, where it evaluates."""
+        return evaluate(t, state)
 
     def end(self) -> Tensor:
         """The state at the end of the step; nobody writes to it any more."""
@@ -162,7 +173,7 @@ def explicit_step(
             stages.find_last = partial(_put_last, stages, evaluate, clock[i], end, scale)
             last = None
         else:
-            last = evaluate(clock[i], end)
+            last = stages.ask(evaluate, clock[i], end)
             stages.put(i, last, scale)
     end = (end if same else stages.end()).reshape(y.shape)
     slope = last.reshape(y.shape) if same and last is not None else None

@@ -64,14 +64,14 @@ def predictor(tableau: StiffTableau) -> tuple[Row, ...]:
 
 
 def _powers(nodes: Row, degree: int) -> Tensor:
-    return torch.stack([torch.tensor(nodes, dtype=torch.float64) ** k for k in range(degree + 1)])
+    return torch.stack([torch.tensor(nodes, dtype=torch.float64, device="cpu") ** k for k in range(degree + 1)])
 
 
 def _square(rows: tuple[Row, ...], diagonal: float) -> Tensor:
     """The rows of a lower triangle as a matrix."""
-    matrix = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    matrix = torch.zeros(len(rows), len(rows), dtype=torch.float64, device="cpu")
     for i, row in enumerate(rows):
-        matrix[i, :i] = torch.tensor(row, dtype=torch.float64)
+        matrix[i, :i] = torch.tensor(row, dtype=torch.float64, device="cpu")
         matrix[i, i] = diagonal if i else 0.0
     return matrix
 
@@ -89,7 +89,7 @@ def _interpolant(c: Row, matrices: tuple[Tensor, ...], b: Row, order: int, last_
         order: 3 or 4.
         last_slope: whether the path shall also leave along the first slope and arrive along the last.
     """
-    stages, node = len(c), torch.tensor(c, dtype=torch.float64)
+    stages, node = len(c), torch.tensor(c, dtype=torch.float64, device="cpu")
     trees = [(torch.ones_like(node), 1, 1.0), (node, 2, 2.0), (node**2, 3, 3.0)]
     trees += [(A @ node, 3, 6.0) for A in matrices]
     if order == 4:
@@ -97,20 +97,23 @@ def _interpolant(c: Row, matrices: tuple[Tensor, ...], b: Row, order: int, last_
         trees += [(node * (A @ node), 4, 8.0) for A in matrices] + [(A @ node**2, 4, 12.0) for A in matrices]
         trees += [(A @ (other @ node), 4, 24.0) for A in matrices for other in matrices]
     rows, wanted = [], []
-    eye = torch.eye(order, dtype=torch.float64)
+    eye = torch.eye(order, dtype=torch.float64, device="cpu")
     for tree, nodes, density in trees:
         rows += [torch.outer(tree, eye[d]).flatten() for d in range(order)]
         wanted += [float(d + 1 == nodes) / density for d in range(order)]
-    ends = [(torch.ones(order, dtype=torch.float64), b)]
+    ends = [(torch.ones(order, dtype=torch.float64, device="cpu"), b)]
     if last_slope:
         ends.append((eye[0], tuple(float(i == 0) for i in range(stages))))
         ends.append(
-            (torch.arange(1.0, order + 1, dtype=torch.float64), tuple(float(i == stages - 1) for i in range(stages)))
+            (
+                torch.arange(1.0, order + 1, dtype=torch.float64, device="cpu"),
+                tuple(float(i == stages - 1) for i in range(stages)),
+            )
         )
     for powers, values in ends:
-        rows += [torch.outer(row, powers).flatten() for row in torch.eye(stages, dtype=torch.float64)]
+        rows += [torch.outer(row, powers).flatten() for row in torch.eye(stages, dtype=torch.float64, device="cpu")]
         wanted += values
-    system, right = torch.stack(rows), torch.tensor(wanted, dtype=torch.float64).unsqueeze(1)
+    system, right = torch.stack(rows), torch.tensor(wanted, dtype=torch.float64, device="cpu").unsqueeze(1)
     found = torch.linalg.lstsq(system, right, rcond=1e-10, driver="gelsd").solution
     assert float((system @ found - right).abs().max()) < 1e-10
     return tuple(map(tuple, found.view(stages, order).tolist()))

@@ -46,8 +46,8 @@ class Affine:
         counts = torch.bincount(inner.places, minlength=inner.constant.numel())
         starts = counts.cumsum(0) - counts
         times = counts[self.sources]
-        outer = torch.repeat_interleave(torch.arange(len(times)), times)
-        within = torch.arange(len(outer)) - (times.cumsum(0) - times)[outer]
+        outer = torch.repeat_interleave(torch.arange(len(times), device="cpu"), times)
+        within = torch.arange(len(outer), device="cpu") - (times.cumsum(0) - times)[outer]
         chosen = order[starts[self.sources][outer] + within]
         constant = self.constant.index_add(0, self.places, self.weights * inner.constant[self.sources])
         weights = self.weights[outer] * inner.weights[chosen]
@@ -57,6 +57,6 @@ class Affine:
 def selection(index: Tensor, scale: Tensor | float = 1.0) -> Affine:
     """The map that takes the entry `index` of a vector, times a scale, to every place; zero where it is negative."""
     flat = index.flatten()
-    weights = torch.where(flat >= 0, torch.as_tensor(scale, dtype=torch.float64), 0.0).expand(flat.shape)
-    constant = torch.zeros(flat.numel(), dtype=torch.float64)
-    return Affine(constant, index.shape, torch.arange(flat.numel()), flat.clamp(min=0), weights)
+    weights = torch.where(flat >= 0, torch.as_tensor(scale, dtype=torch.float64, device="cpu"), 0.0).expand(flat.shape)
+    constant = torch.zeros(flat.numel(), dtype=torch.float64, device="cpu")
+    return Affine(constant, index.shape, torch.arange(flat.numel(), device="cpu"), flat.clamp(min=0), weights)

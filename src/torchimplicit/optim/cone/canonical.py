@@ -84,12 +84,12 @@ def canonicalise(
         )
     n, m = program.x.size, program.constr_size
     stacked = _stacked(program, chain, parameters)
-    matrix = torch.arange(m * n).reshape(n, m).T  # cvxpy counts entries column by column
-    square = torch.arange(n * n).reshape(n, n).T
+    matrix = torch.arange(m * n, device="cpu").reshape(n, m).T  # cvxpy counts entries column by column
+    square = torch.arange(n * n, device="cpu").reshape(n, n).T
     blocks = {
-        "q": _block(program.q, torch.arange(n)),
+        "q": _block(program.q, torch.arange(n, device="cpu")),
         "A": _block(program.A, matrix, sign=-1),
-        "b": _block(program.A, torch.arange(m) + m * n),
+        "b": _block(program.A, torch.arange(m, device="cpu") + m * n),
     }
     if program.P is not None:
         blocks["P"] = _block(program.P, square)
@@ -109,7 +109,9 @@ def _problem_data(cvxpy: Any, problem: Any) -> tuple[dict, Any, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # cvxpy on its own reading of sparse parameters
             for parameter in unset:  # cvxpy evaluates the data once; what at does not matter
-                parameter.value = parameter.project(torch.ones(parameter.shape, dtype=torch.float64).numpy())
+                parameter.value = parameter.project(
+                    torch.ones(parameter.shape, dtype=torch.float64, device="cpu").numpy()
+                )
             return problem.get_problem_data(CANONICAL, enforce_dpp=True, solver_opts={})
     except cvxpy.error.DPPError as error:
         raise ValueError(not_dpp(problem)) from error
@@ -133,14 +135,14 @@ def _cones(program: Any) -> Cones:
 def _block(tensor: Any, places: Tensor, sign: float = 1.0) -> Affine:
     """Those rows of cvxpy's map from `(parameters, 1)` to its data, as a map of the parameters in its order."""
     entries = tensor.tocoo()
-    rows = torch.tensor(entries.row.tolist(), dtype=torch.long)
-    columns = torch.tensor(entries.col.tolist(), dtype=torch.long)
-    weights = sign * torch.tensor(entries.data.tolist(), dtype=torch.float64)
-    target = torch.full((tensor.shape[0],), -1)
-    target[places.flatten()] = torch.arange(places.numel())
+    rows = torch.tensor(entries.row.tolist(), dtype=torch.long, device="cpu")
+    columns = torch.tensor(entries.col.tolist(), dtype=torch.long, device="cpu")
+    weights = sign * torch.tensor(entries.data.tolist(), dtype=torch.float64, device="cpu")
+    target = torch.full((tensor.shape[0],), -1, device="cpu")
+    target[places.flatten()] = torch.arange(places.numel(), device="cpu")
     rows = target[rows]
     wanted, constant = rows >= 0, columns == tensor.shape[1] - 1
-    offset = torch.zeros(places.numel(), dtype=torch.float64)
+    offset = torch.zeros(places.numel(), dtype=torch.float64, device="cpu")
     offset.index_add_(0, rows[wanted & constant], weights[wanted & constant])
     kept = wanted & ~constant
     return Affine(offset, places.shape, rows[kept], columns[kept], weights[kept])
@@ -156,20 +158,22 @@ def _stacked(program: Any, chain: Any, parameters: Sequence[Any]) -> Affine:
     places, sources, weights, offset = [], [], [], 0
     renamed = _renamed(chain, "param_id_map")
     for parameter in parameters:
-        index = torch.arange(parameter.size).reshape(parameter.shape)
+        index = torch.arange(parameter.size, device="cpu").reshape(parameter.shape)
         mirrored = index.mT if any(parameter.attributes[name] for name in ("symmetric", "PSD", "NSD")) else index
         column = program.param_id_to_col.get(renamed.get(parameter.id, parameter.id))
         for half in (index, mirrored):
-            lowered = torch.tensor(lower_value(parameter, half.numpy()).flatten(order="F").tolist(), dtype=torch.long)
+            lowered = torch.tensor(
+                lower_value(parameter, half.numpy()).flatten(order="F").tolist(), dtype=torch.long, device="cpu"
+            )
             if column is not None:
-                places.append(column + torch.arange(len(lowered)))
+                places.append(column + torch.arange(len(lowered), device="cpu"))
                 sources.append(offset + lowered)
-                weights.append(torch.full((len(lowered),), 0.5, dtype=torch.float64))
+                weights.append(torch.full((len(lowered),), 0.5, dtype=torch.float64, device="cpu"))
         offset += parameter.size
     total = program.total_param_size
-    nothing = torch.zeros(0, dtype=torch.long)
+    nothing = torch.zeros(0, dtype=torch.long, device="cpu")
     return Affine(
-        torch.zeros(total, dtype=torch.float64),
+        torch.zeros(total, dtype=torch.float64, device="cpu"),
         (total,),
         torch.cat([nothing, *places]),
         torch.cat([nothing, *sources]),
@@ -181,11 +185,11 @@ def _rule(parameter: Any) -> ParameterRule:
     attributes = {name: parameter.attributes[name] for name in _ATTRIBUTES if parameter.attributes.get(name)}
     zeros = None
     if "diag" in attributes or "sparsity" in attributes:
-        zeros = torch.ones(parameter.shape)
+        zeros = torch.ones(parameter.shape, device="cpu")
         if "diag" in attributes:
             zeros.fill_diagonal_(0)
         else:
-            zeros[tuple(torch.tensor(index.tolist()) for index in parameter.sparse_idx)] = 0
+            zeros[tuple(torch.tensor(index.tolist(), device="cpu") for index in parameter.sparse_idx)] = 0
         zeros = zeros.flatten()
     if "bounds" in attributes:
         attributes["bounds"] = [getattr(bound, "tolist", lambda bound=bound: bound)() for bound in attributes["bounds"]]
@@ -207,12 +211,12 @@ def _variable(program: Any, chain: Any, variable: Any) -> Affine:
 
     name = _renamed(chain, "var_id_map").get(variable.id, variable.id)
     column, size = program.var_id_to_col[name], program.id_to_var[name].size
-    numbers = torch.arange(1, size + 1, dtype=torch.float64).numpy()
+    numbers = torch.arange(1, size + 1, dtype=torch.float64, device="cpu").numpy()
     if not variable._has_dim_reducing_attr:
         numbers = numbers.reshape(variable.shape, order="F")
     whole: Any = recover_value_for_leaf(variable, numbers, project=False)
     whole = whole.toarray() if hasattr(whole, "toarray") else whole
-    index = torch.tensor(whole.tolist()).round().long().reshape(variable.shape)
+    index = torch.tensor(whole.tolist(), device="cpu").round().long().reshape(variable.shape)
     return selection(torch.where(index > 0, index - 1 + column, -1))
 
 
@@ -224,19 +228,21 @@ def _multiplier(chain: Any, inverse_data: Any, n: int, m: int, constraint: Any) 
     """
 
     def sent(y: Tensor) -> list[Tensor]:
-        nothing = torch.zeros(n, dtype=torch.float64).numpy()
+        nothing = torch.zeros(n, dtype=torch.float64, device="cpu").numpy()
         found = SimpleNamespace(status="Solved", x=nothing, z=y.numpy(), obj_val=0.0, solve_time=0.0, iterations=0)
         values = chain.invert(found, inverse_data).dual_vars
         if constraint.id not in values:
             raise ValueError(f"duals: cvxpy gives no multipliers for the constraint {constraint}")
         held = [variable.value for variable in constraint.dual_variables]
         constraint.save_dual_value(values[constraint.id])
-        result = [torch.as_tensor(variable.value, dtype=torch.float64) for variable in constraint.dual_variables]
+        result = [
+            torch.as_tensor(variable.value, dtype=torch.float64, device="cpu") for variable in constraint.dual_variables
+        ]
         for variable, value in zip(constraint.dual_variables, held, strict=True):
             variable.save_value(value)
         return result
 
-    count = torch.arange(1, m + 1, dtype=torch.float64)
+    count = torch.arange(1, m + 1, dtype=torch.float64, device="cpu")
     maps = []
     for once, twice in zip(sent(count), sent(count.square()), strict=True):
         index = torch.where(once == 0, 0, twice / torch.where(once == 0, 1, once)).round().long()

@@ -62,8 +62,8 @@ class ConvexProgram:
     def data(self, values: Sequence[Tensor]) -> Data:
         """`P`, `q`, `A` and `b` in float64, differentiable by the parameters; without a batch where all share one."""
         vector, batched = stack(self.rules, values)
-        sizes = torch.tensor([0, *(prod(rule.shape) for rule in self.rules)])
-        own = torch.tensor([*batched, False])  # whether a parameter differs between the samples
+        sizes = torch.tensor([0, *(prod(rule.shape) for rule in self.rules)], device="cpu")
+        own = torch.tensor([*batched, False], device="cpu")  # whether a parameter differs between the samples
         found: dict[str, Any] = {"P": None}
         for name, block in self.blocks.items():
             owners = torch.searchsorted(sizes.cumsum(0), block.sources, right=True) - 1

@@ -31,7 +31,7 @@ def solve_one(P: Tensor | None, q: Tensor, A: Tensor, b: Tensor, cones: Cones, m
     sparse = (_sparse(quadratic), q.tolist(), _sparse(A), b.tolist())
     solution = clarabel.DefaultSolver(*sparse, _named(clarabel, cones), settings).solve()
     status = STATUS.get(str(solution.status), Status.STAGNATED)
-    x, s, y = (torch.tensor(part, dtype=q.dtype) for part in (solution.x, solution.s, solution.z))
+    x, s, y = (torch.tensor(part, dtype=q.dtype, device="cpu") for part in (solution.x, solution.s, solution.z))
     return Found(x, s - y, status, int(solution.iterations))
 
 

@@ -129,4 +129,6 @@ def stack(rules: Sequence[ParameterRule], values: Sequence[Tensor]) -> tuple[Ten
         value.double().reshape(1 if size is None else batch, prod(rule.shape)).expand(batch, -1)
         for rule, value, size in zip(rules, values, sizes, strict=True)
     ]
-    return torch.cat(rows, 1) if rows else torch.zeros(1, 0, dtype=torch.float64), [size is not None for size in sizes]
+    return torch.cat(rows, 1) if rows else torch.zeros(1, 0, dtype=torch.float64, device="cpu"), [
+        size is not None for size in sizes
+    ]

@@ -137,7 +137,11 @@ def quadratic(v: Tensor, step: float | Tensor, P: Tensor, q: Tensor, A: Tensor |
         raise ValueError(
             f"quadratic: got v, P, q, A of {shapes}, expected (B, m), (n, n), (n,), (m, n), batched or not"
         )
-    step = step.unsqueeze(-1) if isinstance(step, Tensor) and step.dim() else torch.as_tensor(step).to(v)
+    step = (
+        step.unsqueeze(-1)
+        if isinstance(step, Tensor) and step.dim()
+        else torch.as_tensor(step, dtype=v.dtype, device=v.device)
+    )
     if A is None:
         system, right = torch.eye(n, dtype=v.dtype, device=v.device), v
     else:

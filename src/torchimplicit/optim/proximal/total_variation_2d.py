@@ -100,8 +100,8 @@ def _basis(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _cosines(size: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Orthonormal eigenvectors, as rows, and eigenvalues of the Laplacian of a path of so many nodes."""
-    wave = math.pi / size * torch.arange(size, dtype=torch.float64)
-    basis = torch.cos(wave[:, None] * (torch.arange(size) + 0.5)) * math.sqrt(2 / size)
+    wave = math.pi / size * torch.arange(size, dtype=torch.float64, device="cpu")
+    basis = torch.cos(wave[:, None] * (torch.arange(size, device="cpu") + 0.5)) * math.sqrt(2 / size)
     basis[0] /= math.sqrt(2)
     return basis.to(like), (2 - 2 * torch.cos(wave)).to(like)
 

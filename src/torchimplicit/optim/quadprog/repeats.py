@@ -87,7 +87,7 @@ class Repeats:
 def _by_kind(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """An order with rows of a kind together, where a new kind begins in it, and the sizes of the rows, with a sign."""
     generator = torch.Generator().manual_seed(0)
-    probes = torch.rand(2, rows.shape[2], generator=generator, dtype=torch.float64).to(rows) + 0.5
+    probes = torch.rand(2, rows.shape[2], generator=generator, dtype=torch.float64, device="cpu").to(rows) + 0.5
     probes = probes * torch.where(torch.arange(rows.shape[2], device=rows.device) % 2 == 0, 1.0, -1.0)
     size = times(rows, probes[0].expand(len(rows), -1))
     empty = (rows == 0).all(2)

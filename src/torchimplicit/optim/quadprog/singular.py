@@ -141,7 +141,9 @@ class Singular:
         Several, for one may by chance be nearly at right angles to what nothing else holds.
         """
         f, generator = self.free[0].shape[1], torch.Generator().manual_seed(0)
-        noise = torch.randn(self.matrix.shape[1], 2 * _FORCES, generator=generator, dtype=torch.float64).to(self.Q)
+        noise = torch.randn(
+            self.matrix.shape[1], 2 * _FORCES, generator=generator, dtype=torch.float64, device="cpu"
+        ).to(self.Q)
         noise = noise.expand(len(self.Q), -1, -1) * torch.cat((self.free[1], self.work[1]), 1).unsqueeze(2)
         noise[:, :f, _FORCES:], noise[:, f:, :_FORCES] = 0.0, 0.0
         factors = _factored(self.matrix, self.free[1], self.work[1], _SHIFTS[-1])

@@ -99,7 +99,9 @@ class Backprop:
         call, query = self.call, self.query
         # Leaves anew for every phase: a step's graph must end at them, and not lead into the caller's.
         leaves = [each.detach().requires_grad_(need) for each, need in zip(inputs, self.needs, strict=True)]
-        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        if phase.leaves is not None:  # but for those of graphs that are kept
+            leaves[1:] = phase.leaves
+        wanted = [leaf for leaf, need in zip(leaves, self.needs, strict=True) if need]
         solver, last = call.solver.take(phase.rows), -1 if query.given is None else query.given - 1
         with call.bind(leaves[0], leaves[1:], phase.rows, last) as field:
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from torchimplicit.core.migration import Explained
 from torchimplicit.path.call import PathCall
 from torchimplicit.path.solver import PathSolver
 
 
-class PathAdjoint:
+class PathAdjoint(Explained):
     """Base of the adjoints of paths: how outputs get their gradient. But for `Reversible` not a bit of a value changes.
 
     Attributes:

@@ -13,13 +13,14 @@ from torch.autograd import Function
 
 from torchimplicit.adjoint.products import fold, jvp, vjp
 from torchimplicit.core import transforms
+from torchimplicit.core.compiled.kernel import graphs_that_stay
 from torchimplicit.core.options import require_count
 from torchimplicit.path.adjoint.backprop import backprop
 from torchimplicit.path.adjoint.base import PathAdjoint
 from torchimplicit.path.adjoint.drift import Remade
 from torchimplicit.path.adjoint.replay import note_lost, valued, whole
 from torchimplicit.path.call import PathCall
-from torchimplicit.path.compiled.kernel import graphs_that_stay
+from torchimplicit.path.field.dynamics import Dynamics
 from torchimplicit.path.record import Path, Phase
 
 
@@ -27,24 +28,34 @@ from torchimplicit.path.record import Path, Phase
 class Checkpointed(PathAdjoint):
     """Differentiates the very steps that were taken, from states kept on the way: the default.
 
-    The exact derivative of the numerical solution, step sizes held, at one more evaluation of the field for each, plus
-    its vector-Jacobian product: no graph is ever kept but that of one step, or of eight of a stochastic path. With
-    more steps than checkpoints, stretches between them are made again. Second derivatives, forward mode and `vmap`
-    work; they keep the graph of all steps.
+    The exact derivative of the numerical solution, step sizes held, at a vector-Jacobian product for each evaluation of
+    the field. The graphs of explicit steps are kept as long as they take little memory, as those of short paths and
+    small networks do; `solution.report.kept` says of how many steps. The others are made again, at one more evaluation
+    for each, with no more than one step's graph at a time, or that of eight of a stochastic path; with more such steps
+    than checkpoints, stretches between them are made again, too. So memory does not grow with the steps of a long path.
+    Second derivatives, forward mode and `vmap` work; they keep the graph of all steps.
 
     Args:
         checkpoints: states to keep, at least 2. As many steps cost no evaluation more; a quarter of the square of it
             costs one more evaluation for each, and so on. Fewer save memory.
+        graphs: bytes that graphs may take which are kept, by what the first evaluation saves for its derivative; 0
+            makes every step again. Steps that some sample rejects, gradients by the times, events, dense output,
+            methods without an interpolant of their own and compiled steps keep none.
     """
 
     checkpoints: int = 256
+    graphs: int = 2**26
 
     def __post_init__(self) -> None:
         """Refuses impossible values."""
         require_count(self, "checkpoints", least=2)
+        require_count(self, "graphs", least=0)
 
     def solve(self, call: PathCall, y0: Tensor, ts: Tensor, tensors: list[Tensor]) -> Tensor:
         """See `PathAdjoint.solve`."""
+        wanted = any(each.requires_grad for each in (y0, *tensors)) and not ts.requires_grad
+        if wanted and call.solver.alone and not transforms.active() and isinstance(call.dynamics, Dynamics):
+            call = replace(call, budget=self.graphs)
         values, starts, stops = CheckpointedSolve.apply(call, y0, ts, *tensors)
         note_lost(call, starts, stops, y0, ts, tensors)
         return values

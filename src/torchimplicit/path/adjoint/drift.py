@@ -96,7 +96,8 @@ def looser(there: PathSolver, back: PathSolver, like: Tensor) -> tuple[Tensor, T
     if len(solvers) < 2:
         return like.new_tensor(FIXED), like.new_tensor(FIXED)
     rtols, atols = (
-        [torch.as_tensor(getattr(solver, name)).to(like) for solver in solvers] for name in ("rtol", "atol")
+        [torch.as_tensor(getattr(solver, name), dtype=like.dtype, device=like.device) for solver in solvers]
+        for name in ("rtol", "atol")
     )
     return torch.maximum(*rtols), torch.maximum(*atols)
 
@@ -187,7 +188,9 @@ class Remade:
         gap, way, size = ((made - known).abs().sum(1), (known - before).abs().sum(1), known.abs())
         play, solver = size.sum(1) * math.sqrt(torch.finfo(size.dtype).eps), self.solver.take(rows)
         if isinstance(solver, AdaptiveSolver) and solver.remembers:
-            rtol, atol = (torch.as_tensor(each).to(size) for each in (solver.rtol, solver.atol))
+            rtol, atol = (
+                torch.as_tensor(each, dtype=size.dtype, device=size.device) for each in (solver.rtol, solver.atol)
+            )
             play = torch.maximum(play, (atol + rtol * size).sum(1))
         far = gap / torch.add(play, way, alpha=0.01).clamp_min(torch.finfo(size.dtype).tiny)
         far = far.nan_to_num(0.0) * LIMIT

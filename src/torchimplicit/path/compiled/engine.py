@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor
 
 from torchimplicit.adjoint.products import Gradients
-from torchimplicit.path.compiled.kernel import CompileError, identity
+from torchimplicit.core.compiled.kernel import CompileError, identity
 from torchimplicit.path.engine import Engine, Foreseen, PhaseBackward
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.loop import StepLoop
@@ -90,6 +90,8 @@ class Delegating(Engine):
 
 class Kernels(Delegating):
     """Makes steps by compiled kernels, several a call, as far as a subclass says; the others without."""
+
+    keeps = False
 
     def forward(self, solve: Callable[[Engine, Sequence[Tensor]], T], tensors: Sequence[Tensor]) -> T:
         """See `Engine.forward`."""

@@ -161,6 +161,7 @@ class Dynamics(Problem):
         audit: bool = False,
         keep_buffers: bool = False,
         rows: Tensor | None = None,
+        leaves: bool = False,
     ) -> Iterator[Field]:
         """The vector field with these tensors in place.
 
@@ -169,8 +170,9 @@ class Dynamics(Problem):
             audit: refuse captured tensors, see `Problem.bind`.
             keep_buffers: see `Explicit.bind`.
             rows: the samples that the field is for, `(M,)`; None for all.
+            leaves: whether the tensors are leaves that evaluations may have a graph of; else an audit detaches them.
         """
-        tensors = [tensor.detach() for tensor in tensors] if audit else list(tensors)
+        tensors = [tensor.detach() for tensor in tensors] if audit and not leaves else list(tensors)
         looks = rows is None and (audit or keep_buffers)  # a path made again has been looked at
         layout = self.layout if rows is None else self.layout.of_batch(len(rows))
         sign = None if self.sign is None else (self.sign if rows is None else self.sign[rows]).unsqueeze(1)
@@ -252,6 +254,7 @@ class MappedDynamics:
         audit: bool = False,
         keep_buffers: bool = False,
         rows: Tensor | None = None,
+        leaves: bool = False,
     ) -> Iterator[Field]:
         """The vector field on `(count * B, n)`; see `Dynamics.bind`."""
 

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from torchimplicit.path.compiled.kernel import Fused, identity
+from torchimplicit.core.compiled.kernel import Fused, identity
 from torchimplicit.path.span import Span
 from torchimplicit.sde.bridge import Increment, scaled
 from torchimplicit.sde.diffusion import Diffusion

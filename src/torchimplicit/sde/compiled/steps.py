@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoint.products import Gradients, summed
-from torchimplicit.path.compiled.kernel import CompileError, Fused
+from torchimplicit.core.compiled.kernel import CompileError, Fused
 from torchimplicit.path.engine import Foreseen, PhaseBackward
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.record import Phase, SharedSteps, Step

@@ -167,13 +167,23 @@ def _register(words: list[str]) -> None:
     parser.add_argument("fixed", metavar="FIXED", type=Path, help="a volume, .nii or .nii.gz, or a picture, .png")
     parser.add_argument("moving", metavar="MOVING", type=Path, help="likewise; its size and place may be others")
     parser.add_argument(
-        "--kind", default="velocity", help="rigid, similarity, affine, demons, or velocity (default: without folds)"
+        "--kind",
+        default="velocity",
+        help="rigid, similarity, affine, demons, bspline, variational, or velocity (default: without folds)",
     )
     parser.add_argument(
-        "--initial", default="world", help="world (default: as the files say), centers, or a linear .tfm or .txt of ITK"
+        "--similarity",
+        help="ncc, lncc, ssd, or mi, which is for images of different kinds (default: the kind's own)",
+    )
+    parser.add_argument(
+        "--initial",
+        default="world",
+        help="world (default: as the files say), centers, a linear .tfm or .txt of ITK, or a field, .nii or .nii.gz",
     )
     parser.add_argument("--max-steps", type=int, help="of the last solve of every stage")
     for name, words_of_it in (
+        ("--fixed-mask", "not zero where the fixed image counts; elsewhere it is not looked at"),
+        ("--moving-mask", "not zero where the moving image counts"),
         ("--labels", "integers on the moving image, to be warped with it"),
         ("--fixed-labels", "integers on the fixed image, for Dice"),
         ("--out", "the moving image in the place of the fixed one"),

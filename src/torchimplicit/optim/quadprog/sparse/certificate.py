@@ -96,11 +96,11 @@ def _violations(program: Program) -> Program:
     """The least violation of all bounds, in the sense of least squares, whose multipliers contradict."""
     _, R = program.sparse
     r, n = R.size
-    own = torch.arange(r)
-    one = torch.ones(r, dtype=torch.float64)
+    own = torch.arange(r, device="cpu")
+    one = torch.ones(r, dtype=torch.float64, device="cpu")
     rows = SparseMatrix(torch.cat((R.values, one)), torch.cat((R.row, own)), torch.cat((R.column, n + own)), (r, n + r))
     Q = SparseMatrix(one, n + own, n + own, (n + r, n + r))
-    q = torch.zeros(1, n + r, dtype=torch.float64)
+    q = torch.zeros(1, n + r, dtype=torch.float64, device="cpu")
     return replace(program, Q=Q, q=q, rows=rows)
 
 
@@ -108,12 +108,15 @@ def _directions(program: Program) -> Program:
     """The direction nearest to the steepest descent that nothing bends and no bound stops."""
     Q, R = program.sparse
     n = Q.size[1]
-    own, far = torch.arange(n), torch.full_like(program.lower, torch.inf)
+    own, far = torch.arange(n, device="cpu"), torch.full_like(program.lower, torch.inf)
     rows = SparseMatrix(
         torch.cat((Q.values, R.values)), torch.cat((Q.row, n + R.row)), torch.cat((Q.column, R.column)),
         (n + R.size[0], n),
     )  # fmt: skip
-    eye, zero = SparseMatrix(torch.ones(n, dtype=torch.float64), own, own, (n, n)), torch.zeros_like(program.q)
+    eye, zero = (
+        SparseMatrix(torch.ones(n, dtype=torch.float64, device="cpu"), own, own, (n, n)),
+        torch.zeros_like(program.q),
+    )
     lower = torch.cat((zero, torch.where(program.lower.isfinite(), 0.0, -far)), 1)
     upper = torch.cat((zero, torch.where(program.upper.isfinite(), 0.0, far)), 1)
     down = program.q / largest(program.q).clamp_min(torch.finfo(zero.dtype).tiny)
@@ -125,8 +128,8 @@ def _onto_kernel(M: SparseMatrix, point: Tensor) -> Tensor:
     r, n = M.size
     size = M.abs().amax(2)
     M = M / torch.where(size > 0, size, 1.0).unsqueeze(2)  # beside large rows, small ones would hold back little
-    own = torch.arange(n)
-    values = torch.cat((torch.ones(n, dtype=point.dtype), M.values, M.values))
+    own = torch.arange(n, device="cpu")
+    values = torch.cat((torch.ones(n, dtype=point.dtype, device="cpu"), M.values, M.values))
     row, column = torch.cat((own, n + M.row, M.column)), torch.cat((own, M.column, n + M.row))
     found, _ = Factor(values, row, column, n, r).solve(torch.cat((point, point.new_zeros(r))))
     found = found[:n]

@@ -47,7 +47,7 @@ class Factor:
     def __init__(self, values: Tensor, row: Tensor, column: Tensor, first: int, second: int):
         """Factors it."""
         self.first = first
-        self.signs = torch.cat((torch.ones(first), -torch.ones(second))).double()
+        self.signs = torch.cat((torch.ones(first, device="cpu"), -torch.ones(second, device="cpu"))).double()
         self.matrix = _matrix(values, row, column, first + second)
         self.factor = _factored(self.matrix, self.signs * _SHIFT)
 
@@ -99,7 +99,7 @@ class Factor:
     def loose(self) -> tuple[bool, bool]:
         """Whether unknowns of the first, and of the second block are not determined: forces move them for ever."""
         generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(len(self.signs), 4, generator=generator, dtype=torch.float64)
+        noise = torch.randn(len(self.signs), 4, generator=generator, dtype=torch.float64, device="cpu")
         left = self._held_by_nothing(noise)
         first, second = (bool((part.norm(dim=0) > _LOOSE).any()) for part in left.tensor_split([self.first]))
         return first, second
@@ -130,13 +130,15 @@ def is_convex(values: Tensor, row: Tensor, column: Tensor, count: int, shift: fl
         shift: the multiple.
     """
     own = row == column
-    diagonal = torch.zeros(count, dtype=torch.float64).index_add(0, row[own], values[own])
-    others = torch.zeros(count, dtype=torch.float64).index_add(0, row[~own], values[~own].abs())
+    diagonal = torch.zeros(count, dtype=torch.float64, device="cpu").index_add(0, row[own], values[own])
+    others = torch.zeros(count, dtype=torch.float64, device="cpu").index_add(0, row[~own], values[~own].abs())
     if bool((diagonal + shift >= others).all()):  # S. Gershgorin
         return True
     if bool((diagonal + shift <= 0).any()):
         return False
-    factor = _factored(_matrix(values, row, column, count), torch.full((count,), shift, dtype=torch.float64))
+    factor = _factored(
+        _matrix(values, row, column, count), torch.full((count,), shift, dtype=torch.float64, device="cpu")
+    )
     if factor is None or not bool((factor.perm_r == factor.perm_c).all()):  # a pivot was needed
         return False
     return bool((factor.U.diagonal() > 0).all())

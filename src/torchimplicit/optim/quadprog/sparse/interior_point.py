@@ -56,11 +56,11 @@ def interior_point(program: Program, max_steps: int, tol: float = 1e-8) -> Claim
     settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = tol
     right = torch.cat(bounds).numpy()
     solution = clarabel.DefaultSolver(P, program.q[0].numpy(), A, right, cones, settings).solve()
-    found = torch.tensor(solution.z, dtype=torch.float64).split(counts)
+    found = torch.tensor(solution.z, dtype=torch.float64, device="cpu").split(counts)
     y = torch.zeros_like(lower)
     for sign, at, part in zip(signs, groups, found, strict=True):
         y[at] += sign * part
-    z = torch.tensor(solution.x, dtype=torch.float64).unsqueeze(0)
+    z = torch.tensor(solution.x, dtype=torch.float64, device="cpu").unsqueeze(0)
     status = STATUS.get(str(solution.status), Status.STAGNATED)
     return Claim(torch.nan_to_num(z), torch.nan_to_num(y).unsqueeze(0), status, int(solution.iterations))
 
@@ -69,7 +69,9 @@ def _stacked(R: SparseMatrix, groups: list[Tensor], signs: tuple[float, ...], co
     """Rows of a matrix below each other, some of them with a minus."""
     values, row, column, begin = [], [], [], 0
     for at, sign in zip(groups, signs, strict=True):
-        place = torch.full((R.size[0],), -1, dtype=torch.int64).index_copy(0, at, torch.arange(len(at)) + begin)
+        place = torch.full((R.size[0],), -1, dtype=torch.int64, device="cpu").index_copy(
+            0, at, torch.arange(len(at), device="cpu") + begin
+        )
         kept = place[R.row] >= 0
         values.append(sign * R.values[kept])
         row.append(place[R.row[kept]])

@@ -27,7 +27,7 @@ class SparseKKT:
         self.program, self.on = program, active[0] != 0
         self.holder, self.entry = _holders(R, self.on)
         self.held = self.holder < R.size[0]
-        holds = torch.zeros(R.size[0] + 1, dtype=torch.bool).index_fill(0, self.holder, True)[:-1]
+        holds = torch.zeros(R.size[0] + 1, dtype=torch.bool, device="cpu").index_fill(0, self.holder, True)[:-1]
         self.work = self.on & ~holds
         column, row = (~self.held).cumsum(0) - 1, self.work.cumsum(0) - 1
         free, working = int((~self.held).sum()), int(self.work.sum())
@@ -64,7 +64,7 @@ class SparseKKT:
         z[0, ~self.held], y[0, self.work] = found.split([self.factor.first, len(found) - self.factor.first])
         left = (r - times(Q, z) - times_transposed(R, y)) / self.entry
         y[0, self.holder[self.held]] = left[0, self.held]
-        return z, y, torch.tensor([residual], dtype=z.dtype)
+        return z, y, torch.tensor([residual], dtype=z.dtype, device="cpu")
 
     def loose(self) -> tuple[bool, bool]:
         """Whether the unknowns, and whether the multipliers, are not determined."""
@@ -111,7 +111,7 @@ def _holders(R: SparseMatrix, on: Tensor) -> tuple[Tensor, Tensor]:
     count = torch.bincount(R.row[some], minlength=r)
     single = some & (on & (count == 1))[R.row]
     row, column = R.row[single], R.column[single]
-    holder = torch.full((n,), r, dtype=torch.int64).scatter_reduce(0, column, row, "amin")
+    holder = torch.full((n,), r, dtype=torch.int64, device="cpu").scatter_reduce(0, column, row, "amin")
     entry, first = R.values.new_ones(n), holder[column] == row
     entry[column[first]] = R.values[single][first]
     return holder, entry

@@ -43,7 +43,7 @@ def by_clarabel(program: Program, guess: Tensor | None, max_steps: int, rounding
     convex = _convex(own, rounding).tolist()
     outcome, systems = Outcome.nothing(own), []
     for sample in range(own.batch):
-        at = torch.tensor([sample])
+        at = torch.tensor([sample], device="cpu")
         one = _alone(own, at)
         if convex[sample]:
             found, system = _solve(one, None if guess is None else guess[at].cpu(), max_steps)
@@ -85,13 +85,13 @@ def _convex(program: Program, rounding: float) -> Tensor:
     Q, _ = program.sparse
     shift = max(NEGATIVE, 4 * Q.size[0] ** 0.5 * rounding) * float(Q.abs().amax((1, 2)))
     convex = is_convex(Q.values, Q.row, Q.column, Q.size[0], shift)
-    return torch.full((program.batch,), convex)
+    return torch.full((program.batch,), convex, device="cpu")
 
 
 def _solve(program: Program, guess: Tensor | None, max_steps: int) -> tuple[Outcome, System | None]:
     """Solves one convex program; the system of its derivatives."""
     units = Units.of(program)
-    scaled, steps = units.scaled(program), torch.zeros(1, dtype=torch.int64)
+    scaled, steps = units.scaled(program), torch.zeros(1, dtype=torch.int64, device="cpu")
     best, claim = Outcome.nothing(program), None
     bounded = bool(((scaled.lower != scaled.upper) & (scaled.lower.isfinite() | scaled.upper.isfinite())).any())
     for stage in ([None] if guess is not None or not bounded else []) + list(_STAGES):
@@ -133,7 +133,7 @@ def _solved(scaled: Program, units: Units, found: Outcome) -> tuple[Outcome, Sys
     found.status.fill_(int(Status.CONVERGED))
     if not isinstance(kkt, SparseKKT) or bool((kkt.on != (point.active[0] != 0)).any()):
         kkt = SparseKKT(scaled, point.active)
-    point.loose = torch.tensor([kkt.loose()])
+    point.loose = torch.tensor([kkt.loose()], device="cpu")
     return found, (kkt, units)
 
 

@@ -6,18 +6,25 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from torchimplicit.core.outcome import Status
 from torchimplicit.imaging import Image, read_transform, write_displacement, write_transform
-from torchimplicit.imaging.register import Demons, Linear, Registration, align, target_error
-from torchimplicit.imaging.register.demons import VALUE as FREE
-from torchimplicit.imaging.register.linear import SOLVERS
+from torchimplicit.imaging.register import Linear, Registration, align, target_error
 from torchimplicit.train.command.register.found import Found, Stage, displacement, warped, warped_labels
-from torchimplicit.train.command.register.order import KINDS, Order
+from torchimplicit.train.command.register.order import Order
 from torchimplicit.train.command.register.page import page
-from torchimplicit.train.command.register.volumes import Scene, read_labels, read_scene, write_scene
+from torchimplicit.train.command.register.volumes import (
+    Scene,
+    read_field,
+    read_labels,
+    read_mask,
+    read_scene,
+    write_scene,
+)
 from torchimplicit.train.errors import UnconvergedError
 
 HOPELESS = (Status.NON_FINITE, Status.INFEASIBLE)  # there is nothing to write then
@@ -39,7 +46,12 @@ def register(order: Order) -> Found:
     labels = None if order.labels is None else read_labels(order.labels, moving, "moving")
     truth = None if order.fixed_labels is None else read_labels(order.fixed_labels, fixed, "fixed")
     _prepare(order, fixed)
-    result, stages = _solve(order, fixed, moving)
+    masks: dict[str, Any] = {}
+    if order.fixed_mask is not None:
+        masks["fixed_mask"] = read_mask(order.fixed_mask, fixed, "fixed")
+    if order.moving_mask is not None:
+        masks["moving_mask"] = read_mask(order.moving_mask, moving, "moving")
+    result, stages = _solve(order, fixed, moving, _start(order, fixed), masks)
     found = Found(order, fixed, moving, result, stages, labels, truth)
     print(f"folds: {int(result.folds())} of {torch.Size(result.fixed.size).numel()} voxels", flush=True)
     if truth is not None:
@@ -66,19 +78,25 @@ def _prepare(order: Order, fixed: Scene) -> None:
             print(f"note: the axes of {order.fixed} are not at right angles; ITK and ANTs read no files on its grid")
 
 
+def _start(order: Order, fixed: Scene) -> Any:
+    """Where to start, as `align` takes it."""
+    if order.from_field:
+        return read_field(Path(order.initial), fixed, "fixed")
+    return order.initial if order.initial in ("world", "centers") else read_transform(order.initial)
+
+
 @torch.no_grad()
-def _solve(order: Order, fixed: Scene, moving: Scene) -> tuple[Registration, list[Stage]]:
+def _solve(
+    order: Order, fixed: Scene, moving: Scene, initial: Any, masks: dict[str, Any]
+) -> tuple[Registration, list[Stage]]:
     """Stage by stage, with a word on each."""
-    initial = order.initial if order.initial in ("world", "centers") else read_transform(order.initial)
     stages = []
-    for name, kind in KINDS[order.kind].items():
+    for name, kind in order.stages().items():
         start = time.process_time()
         if order.max_steps is not None:
-            kind = replace(
-                kind, solver=replace(FREE if isinstance(kind, Demons) else SOLVERS[0], max_steps=order.max_steps)
-            )
+            kind = replace(kind, solver=replace(kind.usual(), max_steps=order.max_steps))
         with _progress(name) as progress:
-            found = align(fixed, moving, kind, initial=initial, on_failure="ignore", progress=progress)
+            found = align(fixed, moving, kind, initial=initial, on_failure="ignore", progress=progress, **masks)
         stages.append(Stage(name, found.report, time.process_time() - start))
         print(f"{name}: {', '.join(stages[-1].describe())}", flush=True)
         if stages[-1].status in HOPELESS:

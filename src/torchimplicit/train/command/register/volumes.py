@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from torchimplicit.imaging import Image, read_nifti, read_png, write_nifti, write_png
+from torchimplicit.imaging import Image, read_displacement, read_nifti, read_png, write_nifti, write_png
+from torchimplicit.imaging.register import Displacement, Linear, Transform
 from torchimplicit.imaging.register.grid import Grid
 from torchimplicit.train.errors import UsageError
 
@@ -68,7 +69,11 @@ def read_labels(path: Path, image: Scene, name: str) -> Scene:
     """
     labels = _read(path)
     values = labels.data if isinstance(labels, Image) else (255 * labels).double().mul(1e3).round().div(1e3)
-    _check_grid(path, labels, image, name)
+    if isinstance(labels, Tensor) and labels.shape[1] != 1:
+        raise UsageError(f"{path}: got {labels.shape[1]} channels, expected labels, a PNG of grey.")
+    _check_grid(
+        path, labels, image, f"the {name} image", "the labels lie elsewhere. Try to resample them onto its grid."
+    )
     broken = values[values != values.round()] if values.is_floating_point() else values[:0]
     if broken.numel():
         raise UsageError(
@@ -81,16 +86,72 @@ def read_labels(path: Path, image: Scene, name: str) -> Scene:
     return Image(values, labels.affine) if isinstance(labels, Image) else values
 
 
-def _check_grid(path: Path, labels: Scene, image: Scene, name: str) -> None:
-    got, expected = Grid.of(labels), Grid.of(image)
-    if isinstance(labels, Tensor) and labels.shape[1] != 1:
-        raise UsageError(f"{path}: got {labels.shape[1]} channels, expected labels, a PNG of grey.")
+def read_mask(path: Path, image: Scene, name: str) -> Scene:
+    """What counts of an image that was read: every voxel that is not zero.
+
+    Args:
+        path: of the file.
+        image: that it is of.
+        name: of that, for errors.
+
+    Raises:
+        DataError: see `read_scene`.
+        UsageError: values that are not finite or below zero, or another grid.
+    """
+    mask = _read(path)
+    values = mask.data if isinstance(mask, Image) else mask
+    if isinstance(mask, Tensor) and mask.shape[1] != 1:
+        raise UsageError(f"{path}: got {mask.shape[1]} channels, expected a mask, a PNG of grey.")
+    _check_grid(path, mask, image, f"the {name} image", "the mask lies elsewhere")
+    if not bool((values.double().isfinite() & (values >= 0)).all()):
+        raise UsageError(
+            f"{path}: got values that are negative or not finite, expected a mask, 0 where nothing counts."
+        )
+    return Image((values > 0).float(), mask.affine) if isinstance(mask, Image) else (values > 0).float()
+
+
+def read_field(path: Path, image: Scene, name: str) -> Transform:
+    """A displacement to start from, as `--field` writes it: what it does to all alike, and the rest before that.
+
+    A deformation goes on from its linear part, the nearest to it by least squares, which has no penalty.
+
+    Args:
+        path: of the file.
+        image: the fixed one, on whose grid it is.
+        name: of that, for errors.
+
+    Raises:
+        DataError: the file cannot be read, or holds no field.
+        UsageError: a field of another grid, or with values that are not finite.
+    """
+    field = read_displacement(path)
+    scene = field if isinstance(field, Image) else field[None]
+    if isinstance(field, Image) != isinstance(image, Image):
+        got = "a volume's" if isinstance(field, Image) else "a picture's"
+        raise UsageError(f"{path}: got {got} field, expected one of as many dimensions as the {name} image has.")
+    _check_grid(path, scene, image, f"the {name} image", "the field lies elsewhere")
+    u = (field.data.movedim(3, 0) if isinstance(field, Image) else field).double()
+    if not bool(u.isfinite().all()):
+        raise UsageError(f"{path}: got {int((~u.isfinite()).sum())} values that are NaN or infinite, expected a field.")
+    grid = Grid.of(scene)
+    points = grid.points(u)
+    moved = points + u.flatten(1).mT
+    ones = points.new_ones(len(points), 1)
+    matrix = torch.eye(grid.space + 1, dtype=u.dtype)
+    matrix[:-1] = torch.linalg.lstsq(torch.cat((points, ones), 1), moved).solution.mT
+    base = Linear(matrix[None])
+    rest = grid.voxels_of(base.inverse()(moved[None])) - grid.voxels_of(points)
+    return Displacement(rest.mT.unflatten(2, grid.size), grid).then(base)
+
+
+def _check_grid(path: Path, scene: Scene, image: Scene, name: str, words: str) -> None:
+    got, expected = Grid.of(scene), Grid.of(image)
     if got.space != expected.space or got.size != expected.size:
-        raise UsageError(f"{path}: got {_words(got.size)}, expected {_words(expected.size)} as the {name} image.")
+        raise UsageError(f"{path}: got {_words(got.size)}, expected {_words(expected.size)} as {name}.")
     if not torch.allclose(got.affine, expected.affine, atol=1e-3):
         raise UsageError(
-            f"{path}: got the affine {got.affine.tolist()}, expected that of the {name} image, "
-            f"{expected.affine.tolist()}: the labels lie elsewhere. Try to resample them onto its grid."
+            f"{path}: got the affine {got.affine.tolist()}, expected that of {name}, "
+            f"{expected.affine.tolist()}: {words}. Try to resample onto its grid."
         )
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 
 from torchimplicit.adjoint import Adjoint, Implicit
 from torchimplicit.core.options import require, require_count
 from torchimplicit.core.status import OnFailure
-from torchimplicit.nn import DEQ, ResidualCell
+from torchimplicit.nn import DEQ, ResidualCell, SpectralCell
 from torchimplicit.solve import Anderson, Solver
 from torchimplicit.train.networks.parts import ResidualBlock, head, stem
 
@@ -28,6 +30,10 @@ class ConvolutionalDEQ(nn.Module):
         strides: of the convolutions before the equilibrium, one each: `(1,)` keeps the size, `(2, 2)` quarters it.
         pool: the image that the dense layer sees is averaged to `pool x pool`.
         classes: number of classes.
+        cell: "residual" for `ResidualCell`; "spectral" for `SpectralCell`, which contracts, is started at the
+            injection, and normalised before the dense layer.
+        bound: of the convolutions of `SpectralCell`.
+        image: height and width of the images, for `SpectralCell`.
         solver: finds the equilibrium.
         adjoint: differentiates it.
         warm_start: starts from the last batch's equilibrium where the shapes agree.
@@ -43,6 +49,9 @@ class ConvolutionalDEQ(nn.Module):
         strides: Sequence[int] = (1,),
         pool: int = 4,
         classes: int = 10,
+        cell: Literal["residual", "spectral"] = "residual",
+        bound: float = 0.95,
+        image: int = 28,
         solver: Solver = Anderson(rtol=1e-2),
         adjoint: Adjoint = Implicit(),
         warm_start: bool = False,
@@ -50,16 +59,23 @@ class ConvolutionalDEQ(nn.Module):
     ):
         """Draws the weights."""
         super().__init__()
-        self.classes, self.pool, self.strides = classes, pool, tuple(strides)
+        self.classes, self.pool, self.strides, self.cell = classes, pool, tuple(strides), cell
         _check(self)
-        cell = ResidualCell(channels, inner, groups, floor=1e-5)  # the paper's: trained with a penalty
+        require(self, "cell", cell in ("residual", "spectral"), "'residual' or 'spectral'")
+        contracts = cell == "spectral"
+        block = (
+            SpectralCell(channels, inner, bound, image // math.prod(self.strides))
+            if contracts
+            else ResidualCell(channels, inner, groups, floor=1e-5)  # the paper's: trained with a penalty
+        )
+        init, norm = (_injection, nn.GroupNorm(groups, channels)) if contracts else (None, nn.Identity())
         self.stem = stem(in_channels, channels, groups, self.strides)
-        self.equilibrium = DEQ(cell, solver, adjoint, warm_start=warm_start, on_failure=on_failure)
-        self.head = head(channels, pool, classes)
+        self.equilibrium = DEQ(block, solver, adjoint, init, warm_start=warm_start, on_failure=on_failure)
+        self.norm, self.head = norm, head(channels, pool, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, classes)` of images `(B, in_channels, H, W)`."""
-        return self.head(self.equilibrium(self.stem(x)))
+        return self.head(self.norm(self.equilibrium(self.stem(x))))
 
 
 class ResidualNetwork(nn.Module):
@@ -101,6 +117,11 @@ class ResidualNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, classes)` of images `(B, in_channels, H, W)`."""
         return self.head(self.body(self.stem(x)))
+
+
+def _injection(x: Tensor) -> Tensor:
+    """Where the solve starts: at what is injected."""
+    return x.detach()
 
 
 def _check(network: ConvolutionalDEQ | ResidualNetwork) -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from torchimplicit.path.compiled import functions
+from torchimplicit.core.compiled import functions
 
 EPS = torch.finfo(torch.float32).eps
 SIZES = torch.cat([torch.logspace(-37, 2, 4001), torch.linspace(8.9, 9.1, 2001), torch.tensor([math.inf])])

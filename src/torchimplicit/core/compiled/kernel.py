@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchimplicit.path.compiled.functions import decompositions
+from torchimplicit.core.compiled.functions import decompositions
 
 BACKEND = "inductor"
 

@@ -1,0 +1,1 @@
+"""Functions compiled by torch: what all who compile have in common."""
