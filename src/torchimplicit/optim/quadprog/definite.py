@@ -85,8 +85,10 @@ class Start:
             max_steps: of the interior point, where pivoting did not get there.
         """
         rounds = 1 if self.promising is None else _ROUNDS
-        first = self.point, self.better
-        found = polish(self.solver, self.active, self.point.steps, rounds, self.promising, first)
+        found = self.point
+        if found.kkt is not None:  # pivoting was not in vain
+            first = found, self.better
+            found = polish(self.solver, self.active, found.steps, rounds, self.promising, first)
         if found.sure or self.promising is None:
             return found
         left = torch.nonzero(~found.optimal).flatten()
