@@ -136,7 +136,7 @@ MUTANTS = [
     ),
     Mutant(
         "optim/quadprog/definite.py", "what is left of large numbers has lost no digits",
-        "optimal = kkt.sound, whole & (", "optimal = kkt.sound, (",
+        "optimal = right & whole & (", "optimal = right & (",
         "tests/optim/quadprog/test_definite.py",
     ),
     Mutant(

@@ -57,15 +57,17 @@ class Start:
             guess: bounds that may be met, `(B, r)`; None starts cold.
             max_steps: of the pivoting.
         """
-        prepared, promising = Prepared.of(program, cholesky), None
+        prepared, promising, crowded = Prepared.of(program, cholesky), None, False
         if program.rows.shape[1] == program.equalities:
             active, steps = program.locked.to(torch.int8), program.q.new_zeros(program.batch, dtype=torch.int64)
         else:
             # Where many rows meet few unknowns, those of a guess depend on each other: it ends early or never.
             crowded = program.rows.shape[1] - program.equalities >= _CROWDED * program.q.shape[1]
             rounds = min(_FEW_PIVOTS if crowded else _PIVOTS, max_steps)
-            active, steps, promising = pivot(Board.of(prepared), guess, rounds)
+            active, steps, promising = pivot(Board.of(prepared), guess, rounds, shift=not crowded)
         solver = CholeskySolver(prepared, strict=True)
+        if crowded and promising is not None and not bool(promising.any()):
+            return Start(solver, active, promising, replace(Point.nothing(program), steps=steps), active)
         return Start(solver, active, promising, *solver.attempt(active, steps))
 
     def take(self, index: Tensor) -> Start:
@@ -83,8 +85,10 @@ class Start:
             max_steps: of the interior point, where pivoting did not get there.
         """
         rounds = 1 if self.promising is None else _ROUNDS
-        first = self.point, self.better
-        found = polish(self.solver, self.active, self.point.steps, rounds, self.promising, first)
+        found = self.point
+        if found.kkt is not None:  # pivoting was not in vain
+            first = found, self.better
+            found = polish(self.solver, self.active, found.steps, rounds, self.promising, first)
         if found.sure or self.promising is None:
             return found
         left = torch.nonzero(~found.optimal).flatten()

@@ -120,13 +120,14 @@ class Board:
         return True
 
 
-def pivot(board: Board, active: Tensor | None, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
+def pivot(board: Board, active: Tensor | None, rounds: int, shift: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """Looks for the bounds that are met with a multiplier.
 
     Args:
         board: the programs.
         active: a first guess, `(B, r)`; None starts with the bounds that the solution without rows violates.
         rounds: how many to make.
+        shift: go on where more rows are met than can be; else such programs are left alone.
 
     Returns:
         The bound that every row meets, `(B, r)`: 1 the upper one, -1 the lower one, 0 none; the rounds that it took,
@@ -141,11 +142,12 @@ def pivot(board: Board, active: Tensor | None, rounds: int) -> tuple[Tensor, Ten
         if torch.equal(then, target):  # and without a factor nothing stays as it was
             whole = _kept(whole, index, (target, steps, torch.ones_like(steps, dtype=torch.bool)))
             break
-        if board.shifted(failed):
+        if shift and board.shifted(failed):
             then = torch.where(failed[:, None, None] > 0, target, then)
         changed = (then != target).squeeze(2)
         count = changed.sum(1)
-        going = (count > 0) | (failed > 0)
+        sound = failed == 0
+        going = (count > 0) | ~sound if shift else (count > 0) & sound
         if step >= _BLOCKS:
             then = torch.where(((count < fewest).unsqueeze(1) | _last(changed)).unsqueeze(2), then, target)
             fewest = torch.minimum(fewest, count)
@@ -153,7 +155,7 @@ def pivot(board: Board, active: Tensor | None, rounds: int) -> tuple[Tensor, Ten
         left = int(going.sum())
         few = _FEWER * left <= len(going)
         if few or step == rounds - 1:
-            whole = _kept(whole, index, (target, steps, ~going))
+            whole = _kept(whole, index, (target, steps, (count == 0) & sound))
         if not left:
             break
         if few:  # go on with those alone

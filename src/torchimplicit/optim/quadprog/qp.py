@@ -128,7 +128,7 @@ def qp(
     start = None
     if not (inside or given.is_sparse or closest_feasible or smoothed is not None or isinstance(solver, Clarabel)):
         with torch.no_grad():
-            start = begin(given.mapped(torch.detach), guess, max_steps)
+            start = begin(_detached(given), guess, max_steps)
     sure = inside or (start is not None and start.point.sure)
     invalid, stated = (None, stated) if sure else quarantined(stated, form.dtype)
     program = nearest_feasible(stated) if closest_feasible else stated
@@ -178,6 +178,11 @@ def _tensors(program: Program) -> list[Tensor]:
     """What derivatives are taken by: of sparse matrices the entries."""
     Q, rows = (x.values for x in program.sparse) if program.is_sparse else (program.Q, program.rows)
     return [Q, program.q, rows, program.lower, program.upper]
+
+
+def _detached(program: Program) -> Program:
+    """The program without a graph."""
+    return program.mapped(torch.detach) if any(x.requires_grad for x in program.tensors) else program
 
 
 def _on_its_bounds(program: Program, form: Form, z: Tensor, active: Tensor) -> Tensor:

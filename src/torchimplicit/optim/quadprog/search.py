@@ -77,6 +77,8 @@ def begin(program: Program, guess: Tensor | None, max_steps: int) -> Start | Non
     if not bool(sound.any()):
         return None
     start = Start.of(program, cholesky, guess, max_steps)
+    if start.point.kkt is None:  # pivoting in vain
+        return start
     point, plain = start.point, is_definite(program.Q, cholesky, sound) & _plain(program)
     if not bool(plain.all()):
         point.optimal, point.sure = point.optimal & plain, False
