@@ -154,8 +154,8 @@ def align(
     `Status.INFEASIBLE`: a constant image, or two that do not overlap), and disturbs no other.
 
     What masks hide does not count: it is not compared, and neither smoothing nor splines nor windows see its values.
-    Nor does what lies beyond the moving image; but linear kinds without a mask, whose border goes on for ever:
-    try `moving_mask=torch.ones_like(moving[:, :1])` where much lies beyond. Weights fall smoothly.
+    Nor does then what lies beyond the moving image, whose border without a mask goes on for ever: try
+    `moving_mask=torch.ones_like(moving[:, :1])` where much lies beyond. Weights fall smoothly.
 
     The result is an implicit function of the images: differentiable through the last level of every stage, by the
     condition that it satisfies there. A gradient wants tighter tolerances than a value: see `Affine`, `Demons`.
