@@ -273,8 +273,8 @@ MUTANTS = [
     Mutant(
         "imaging/reconstruct/cell.py",
         "norms keep the wrappers of transforms",
-        "return transforms.plain(torch.as_tensor(norm(image)).detach().to(image.real).square())",
-        "return torch.as_tensor(norm(image)).detach().to(image.real).square()",
+        "return transforms.plain(torch.as_tensor(norm(image), device=image.device).detach().to(image.real).square())",
+        "return torch.as_tensor(norm(image), device=image.device).detach().to(image.real).square()",
         "tests/imaging/reconstruct/test_transforms.py",
     ),
     Mutant(

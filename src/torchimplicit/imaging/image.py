@@ -99,7 +99,7 @@ class Image:
         order = [next(i for i, (axis, _) in enumerate(have) if axis == wanted) for wanted, _ in places]
         flipped = [new for new, old in enumerate(order) if have[old][1] != bool(places[new][1])]
         data = self.data.permute(*order, *range(3, self.data.ndim))
-        change = torch.zeros(4, 4, dtype=torch.float64)
+        change = torch.zeros(4, 4, dtype=torch.float64, device="cpu")
         change[3, 3] = 1
         for new, old in enumerate(order):
             change[old, new] = -1.0 if new in flipped else 1.0

@@ -142,7 +142,7 @@ def _window(kind: Window, like: Tensor) -> tuple[Tensor, float]:
     """Weights along one axis, and what makes the variance of a window that of its sample."""
     if kind == "uniform":
         return torch.full((7,), 1 / 7, dtype=like.dtype, device=like.device), 49 / 48
-    weights = torch.exp(-0.5 * (torch.arange(-5, 6, dtype=torch.float64) / 1.5) ** 2)
+    weights = torch.exp(-0.5 * (torch.arange(-5, 6, dtype=torch.float64, device="cpu") / 1.5) ** 2)
     return (weights / weights.sum()).to(like), 1.0
 
 

@@ -276,3 +276,8 @@ def test_what_is_seen_and_what_is_grey():
     assert torch.allclose(im.Greyscale().A(image)[:, 0], grey)
     seen = im.Inpainting(torch.tensor([True, False, True]))
     assert torch.equal(seen.A(torch.arange(6.0).view(2, 3)), torch.tensor([[0.0, 2.0], [3.0, 5.0]]))
+
+
+def test_weights_of_grey_are_constants():
+    with pytest.raises(TypeError, match=r"Greyscale\(weights\): got a tensor that requires a gradient"):
+        im.Greyscale(torch.tensor([0.3, 0.6, 0.1], requires_grad=True))

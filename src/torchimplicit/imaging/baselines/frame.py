@@ -176,15 +176,15 @@ def daubechies(moments: int) -> Tensor:
         raise ValueError(f"daubechies(moments={moments!r}): expected an integer from 1 to 10")
     roots = [-1.0 + 0j] * moments
     if moments > 1:
-        row = torch.tensor([math.comb(moments - 1 + k, k) for k in range(moments)], dtype=torch.float64)
-        companion = torch.zeros(moments - 1, moments - 1, dtype=torch.float64)
-        companion[1:, :-1] = torch.eye(moments - 2, dtype=torch.float64)
+        row = torch.tensor([math.comb(moments - 1 + k, k) for k in range(moments)], dtype=torch.float64, device="cpu")
+        companion = torch.zeros(moments - 1, moments - 1, dtype=torch.float64, device="cpu")
+        companion[1:, :-1] = torch.eye(moments - 2, dtype=torch.float64, device="cpu")
         companion[:, -1] = -row[:-1] / row[-1]
         y = torch.linalg.eigvals(companion)
         half = 1 - 2 * y  # z + 1 / z is twice that
         z = half + (half**2 - 1).sqrt()
         roots += torch.where(z.abs() < 1, z, 1 / z).tolist()
-    taps = torch.ones(1, dtype=torch.complex128)
+    taps = torch.ones(1, dtype=torch.complex128, device="cpu")
     for root in roots:
         taps = torch.nn.functional.pad(taps, (0, 1)) - root * torch.nn.functional.pad(taps, (1, 0))
     return taps.real * (math.sqrt(2) / taps.real.sum())

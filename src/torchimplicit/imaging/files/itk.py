@@ -89,11 +89,12 @@ def _matrix(text: str) -> Tensor:
         raise ValueError(f"it holds {', '.join(kinds) or 'no transform'}")
     space = int(kind[2])
     numbers, center = (
-        torch.tensor([float(word) for word in found.get(name, "").split()], dtype=torch.float64) for name in NUMBERS
+        torch.tensor([float(word) for word in found.get(name, "").split()], dtype=torch.float64, device="cpu")
+        for name in NUMBERS
     )
     if (len(numbers), len(center)) != (space * (space + 1), space) or not numbers.isfinite().all():
         raise ValueError(f"it holds {len(numbers)} parameters, expected {space * (space + 1)} finite numbers")
-    matrix = torch.eye(space + 1, dtype=torch.float64)
+    matrix = torch.eye(space + 1, dtype=torch.float64, device="cpu")
     matrix[:-1, :-1] = numbers[: space**2].view(space, space)
     matrix[:-1, -1] = numbers[space**2 :] + center - matrix[:-1, :-1] @ center
     return matrix

@@ -18,7 +18,9 @@ MILLIMETRES = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
 # ITK takes vectors of NIFTI_INTENT_VECTOR as they are, which is in LPS, and those of NIFTI_INTENT_DISPVECT to be in RAS
 # as all else in NIfTI (since 5.4; before, it could not read them). It writes the former, as ANTs does.
 VECTORS, DISPLACEMENTS = 1007, 1006
-PICTURE = torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0]))  # where ITK has a picture's pixels at their own indices
+PICTURE = torch.diag(
+    torch.tensor([-1.0, -1.0, 1.0, 1.0], device="cpu")
+)  # where ITK has a picture's pixels at their own indices
 PLAIN = {torch.bool: torch.uint8, torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.int64: torch.int32}
 
 
@@ -149,7 +151,9 @@ def _affine(header: Any) -> Tensor:
         found, code = get(coded=True)
         if code:
             scale = MILLIMETRES[header.get_xyzt_units()[0]]
-            return torch.diag(torch.tensor([scale, scale, scale, 1.0], dtype=torch.float64)) @ torch.from_numpy(found)
+            return torch.diag(
+                torch.tensor([scale, scale, scale, 1.0], dtype=torch.float64, device="cpu")
+            ) @ torch.from_numpy(found)
     raise ValueError(
         "neither sform nor qform, so left and right are unknown; if you know them try read_nifti(path, affine=...), "
         "or write them into the file by nibabel's set_sform"

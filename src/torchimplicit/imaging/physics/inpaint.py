@@ -100,7 +100,10 @@ class Greyscale(_Coisometry):
     """Colour to grey, `(B, C, ...)` to `(B, 1, ...)`: a weighted sum of the channels.
 
     Args:
-        weights: of the channels; those of ITU-R BT.601 by default.
+        weights: of the channels, constants; those of ITU-R BT.601 by default.
+
+    Raises:
+        TypeError: weights that require a gradient.
 
     Examples:
         >>> import torch, torchimplicit as ti
@@ -112,6 +115,11 @@ class Greyscale(_Coisometry):
 
     def __init__(self, weights: Sequence[float] = (0.299, 0.587, 0.114)):
         super().__init__()
+        if isinstance(weights, Tensor) and weights.requires_grad:
+            raise TypeError(
+                "Greyscale(weights): got a tensor that requires a gradient, expected numbers, for they are constants; "
+                "try weights.tolist()"
+            )
         self.register_buffer("weights", torch.tensor(tuple(weights), dtype=torch.float64), persistent=False)
         self.coisometry = float(self.weights.square().sum())
 

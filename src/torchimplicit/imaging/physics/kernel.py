@@ -28,7 +28,7 @@ def gaussian_kernel(size: int, sigma: float | Tensor) -> Tensor:
     if not isinstance(sigma, Tensor):
         if not is_number(sigma) or not 0 < sigma < math.inf:
             raise ValueError(f"gaussian_kernel(sigma={sigma!r}): expected a number > 0")
-        sigma = torch.tensor(float(sigma))
+        sigma = torch.tensor(float(sigma), device="cpu")
     place = torch.arange(size, dtype=sigma.dtype, device=sigma.device) - size // 2
     row = torch.softmax(-(place**2) / (2 * sigma**2), 0)
     return row[:, None] * row
@@ -53,9 +53,9 @@ def motion_kernel(size: int, length: float, angle: float = 0.0) -> Tensor:
     if not is_number(angle) or not math.isfinite(angle):
         raise ValueError(f"motion_kernel(angle={angle!r}): expected a finite number of degrees")
     count = max(math.ceil(FINE * length), 1)
-    along = length * ((torch.arange(count, dtype=torch.float64) + 0.5) / count - 0.5)
+    along = length * ((torch.arange(count, dtype=torch.float64, device="cpu") + 0.5) / count - 0.5)
     turn = math.radians(angle)
-    pixel = torch.arange(size, dtype=torch.float64)[:, None]
+    pixel = torch.arange(size, dtype=torch.float64, device="cpu")[:, None]
     near = [(1 - (pixel - size // 2 - along * part).abs()).clamp_min(0) for part in (-math.sin(turn), math.cos(turn))]
     kernel = near[0] @ near[1].mT
     return (kernel / kernel.sum()).float()

@@ -55,15 +55,15 @@ def cartesian(
     count, centre = max(round(size / acceleration), 1), round(center_fraction * size)
 
     def one(generator: torch.Generator) -> Tensor:
-        mask = torch.zeros(size, dtype=torch.bool)
+        mask = torch.zeros(size, dtype=torch.bool, device="cpu")
         first = size // 2 - centre // 2
         mask[first : first + centre] = True
         rest = (~mask).nonzero().squeeze(1)
         if kind == "random":
-            chosen = torch.randperm(len(rest), generator=generator)[: count - centre]
+            chosen = torch.randperm(len(rest), generator=generator, device="cpu")[: count - centre]
         else:
-            offset = torch.rand((), dtype=torch.float64, generator=generator)
-            chosen = (torch.arange(count - centre) + offset) * (len(rest) / max(count - centre, 1))
+            offset = torch.rand((), dtype=torch.float64, generator=generator, device="cpu")
+            chosen = (torch.arange(count - centre, device="cpu") + offset) * (len(rest) / max(count - centre, 1))
             chosen = chosen.floor().long().clamp_max(len(rest) - 1)
         mask[rest[chosen]] = True
         return mask[None]
@@ -100,13 +100,13 @@ def poisson_disc(
         raise ValueError(f"poisson_disc(spread={spread!r}): expected a number >= 1")
     centre = _rectangle(height, width, center_fraction)
     count = max(round(height * width / acceleration), int(centre.sum())) - int(centre.sum())
-    rows, columns = torch.arange(height) - height // 2, torch.arange(width) - width // 2
+    rows, columns = torch.arange(height, device="cpu") - height // 2, torch.arange(width, device="cpu") - width // 2
     away = torch.hypot(rows[:, None] / max(height / 2, 1), columns[None] / max(width / 2, 1)) / math.sqrt(2)
     due = (1 + (spread - 1) * away).flatten().tolist()
     outside = (~centre).flatten().nonzero().squeeze(1)
 
     def one(generator: torch.Generator) -> Tensor:
-        order = outside[torch.randperm(len(outside), generator=generator)].tolist()
+        order = outside[torch.randperm(len(outside), generator=generator, device="cpu")].tolist()
         low, high, found = 0.0, math.hypot(height, width), order
         for _ in range(BISECTIONS):
             middle = math.sqrt(max(low, 0.5) * high)
@@ -144,11 +144,11 @@ def radial(shape: Sequence[int], acceleration: float, seed: Seeds = 0) -> Tensor
             f"radial(acceleration={acceleration}): expected no more than {2 * height * width / longest:.4g}, for one "
             f"spoke of ({height}, {width}) is more than that"
         )
-    along = torch.arange(-2 * longest, 2 * longest + 1, dtype=torch.float64) / 2
+    along = torch.arange(-2 * longest, 2 * longest + 1, dtype=torch.float64, device="cpu") / 2
 
     def one(generator: torch.Generator) -> Tensor:
-        angle = math.pi * float(torch.rand((), dtype=torch.float64, generator=generator))
-        before = mask = torch.zeros(height, width, dtype=torch.bool)
+        angle = math.pi * float(torch.rand((), dtype=torch.float64, generator=generator, device="cpu"))
+        before = mask = torch.zeros(height, width, dtype=torch.bool, device="cpu")
         while int(mask.sum()) < asked:
             rows = (height // 2 + along * math.sin(angle)).round().long()
             columns = (width // 2 + along * math.cos(angle)).round().long()
@@ -180,7 +180,7 @@ def _apart(order: list[int], due: list[float], height: int, width: int) -> list[
 
 def _rectangle(height: int, width: int, fraction: float) -> Tensor:
     """A rectangle at the centre with a fraction of the points, of the image's proportions."""
-    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask = torch.zeros(height, width, dtype=torch.bool, device="cpu")
     rows, columns = (math.floor(size * math.sqrt(fraction)) for size in (height, width))
     top, left = height // 2 - rows // 2, width // 2 - columns // 2
     mask[top : top + rows, left : left + columns] = True

@@ -52,7 +52,7 @@ class Radon(Operator):
         """
         super().__init__()
         require_count("Radon", size=size)
-        angles = torch.as_tensor(angles)
+        angles = torch.as_tensor(angles, device="cpu")
         if transforms.hides_batch(angles):
             raise NotImplementedError("Radon does not work of angles that torch.vmap maps; try one after another")
         if angles.dim() != 1 or not len(angles) or not bool(angles.isfinite().all()):
@@ -129,7 +129,7 @@ class _Pattern:
         shape = len(self.there.begins) - 1, len(self.back.begins) - 1
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
-            return torch.sparse_csr_tensor(*self.there[:2], values, shape, check_invariants=False)
+            return torch.sparse_csr_tensor(*self.there[:2], values, shape, device=values.device, check_invariants=False)
 
     def outer(self, y: Tensor, x: Tensor) -> Tensor:
         """The sum of $y x^T$ over samples, of rows `(B, m)` and `(B, n)`, where the matrix has entries."""

@@ -57,7 +57,7 @@ class Fourier(Operator):
         """
         super().__init__()
         self.dims = _axes(type(self).__name__, dims)
-        mask = torch.ones(1, 1, dtype=torch.bool) if mask is None else mask
+        mask = torch.ones(1, 1, dtype=torch.bool, device="cpu") if mask is None else mask
         check_mask(type(self).__name__, mask)
         mask = mask.unsqueeze(0) if mask.dim() == 1 else mask
         if mask.dim() > 2 and len(mask) > 1:

@@ -134,7 +134,7 @@ def draw_overlaps(overlaps: Mapping[str, Tensor], *, target: Any = None) -> Figu
     axes = figure.subplots()
     for number, each in enumerate(values.values(), 1):
         each = each[each.isfinite()]
-        spread = torch.linspace(-0.12, 0.12, len(each)) if len(each) > 1 else torch.zeros(1)
+        spread = torch.linspace(-0.12, 0.12, len(each), device="cpu") if len(each) > 1 else torch.zeros(1, device="cpu")
         axes.plot((number + spread).numpy(), each.numpy(), ".", color=picture.BLUE, alpha=0.5, markersize=5)
         middle = {"color": picture.ORANGE, "linewidth": 2}
         axes.boxplot(each.numpy(), positions=[number], widths=0.5, showfliers=False, medianprops=middle)
@@ -216,7 +216,9 @@ def _between(image: Tensor) -> Tensor:
 
 def _board(shape: Sequence[int], edges: Sequence[float]) -> Tensor:
     square = max(n * edge for n, edge in zip(shape, edges, strict=True)) / SQUARES
-    rows, columns = ((torch.arange(n) * edge / square).long() for n, edge in zip(shape, edges, strict=True))
+    rows, columns = (
+        (torch.arange(n, device="cpu") * edge / square).long() for n, edge in zip(shape, edges, strict=True)
+    )
     return (rows[:, None] + columns) % 2 == 0
 
 
@@ -235,10 +237,10 @@ def _bending(u: Tensor) -> Tensor:
 def _draw_grid(axes: Any, u: Tensor, plane: _Plane, lines: int, below: Tensor | None) -> None:
     along = plane.components(u)
     height, width = along.shape[1:]
-    ground = torch.ones(height, width) if below is None else plane.of(below)
+    ground = torch.ones(height, width, device="cpu") if below is None else plane.of(below)
     _show(axes, ground, plane, cmap="gray", vmin=0, vmax=1)
-    rows = torch.arange(height).view(-1, 1) + along[0]
-    columns = torch.arange(width) + along[1]
+    rows = torch.arange(height, device="cpu").view(-1, 1) + along[0]
+    columns = torch.arange(width, device="cpu") + along[1]
     step = max(n * edge for n, edge in zip((height, width), plane.edges, strict=True)) / lines
     look: Any = {"color": picture.BLUE if below is None else picture.YELLOW, "linewidth": 0.5}
     for i in range(0, height, max(1, round(step / plane.edges[0]))):

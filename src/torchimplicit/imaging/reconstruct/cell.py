@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from torchimplicit.core import transforms
 from torchimplicit.core.options import is_number
@@ -79,7 +80,7 @@ class Cell(PreparedMap):
 
     def inverse(self, op: Any, like: Any) -> Tensor | float:
         r"""A bound of $\|(I - J)^{-1}\|$ for this operator, one for all samples or `(B,)`; infinite says nothing."""
-        share = 1 - torch.as_tensor(self.contraction(op, like))
+        share = 1 - torch.as_tensor(self.contraction(op, like), device=pytree.tree_leaves(like)[0].device)
         return torch.where(share > 0, 1 / share, torch.inf)
 
     def begin(self, z0: Any, args: tuple, batch_dims: int) -> PreparedMap:
@@ -104,7 +105,7 @@ class Cell(PreparedMap):
         image = plain_like(type(self).__name__, op, like[0] if isinstance(like, tuple) else like)
         norm = getattr(op, "norm_bound", getattr(op, "norm", None))
         if norm is not None:
-            return transforms.plain(torch.as_tensor(norm(image)).detach().to(image.real).square())
+            return transforms.plain(torch.as_tensor(norm(image), device=image.device).detach().to(image.real).square())
         flat = torch.view_as_real(image).flatten(1) if image.is_complex() else image.flatten(1)
 
         def product(v: Tensor) -> Tensor:

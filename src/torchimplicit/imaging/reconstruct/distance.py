@@ -73,9 +73,11 @@ def _rules(found: Tridiagonal, least: Tensor, seen: float = 0.0) -> tuple[Tensor
     lower = torch.linalg.solve(matrix + empty, first)
     if seen:
         least = torch.maximum(least, seen * torch.linalg.eigvalsh(matrix + empty)[:, 0])
-    shifted = matrix + empty - least[:, None, None] * torch.eye(matrix.shape[1]).to(matrix)
+    shifted = (
+        matrix + empty - least[:, None, None] * torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
+    )
     corner = torch.linalg.solve(shifted, first.flip(1)).squeeze(2)[:, -1] * last.square() + least
-    wide = torch.zeros(len(matrix), matrix.shape[1] + 1, matrix.shape[1] + 1).to(matrix)
+    wide = matrix.new_zeros(len(matrix), matrix.shape[1] + 1, matrix.shape[1] + 1)
     wide[:, :-1, :-1], wide[:, -1, -1] = matrix + empty, corner
     wide[:, -1, -2] = wide[:, -2, -1] = last
     upper = torch.linalg.solve(wide, F.pad(first, (0, 0, 0, 1)))
@@ -112,7 +114,9 @@ def distances(cell: Any, z: Any, args: tuple, products: int) -> Tensor:
         jacobian = Jacobian(function, flat)
         residual = jacobian.value.detach()
         if isinstance(cell, Cell) and cell.symmetric:
-            least = (1 - torch.as_tensor(begun.contraction(args[1], z))).to(flat).expand(len(flat))
+            least = (1 - torch.as_tensor(begun.contraction(args[1], z), dtype=flat.dtype, device=flat.device)).expand(
+                len(flat)
+            )
             found = symmetric_distance(jacobian, residual, least, products, SEEN)[1] / layout.width**0.5
         else:
             step, short = general_step(jacobian, residual, products)

@@ -46,7 +46,8 @@ class Filters(nn.Module):
         require_count(self, "taps")
         require_count(self, "filters", least=2)
         require(self, "taps", taps % 2 == 1 and taps > 1, "an odd integer >= 3")
-        weight = REST / taps * torch.randn(filters, 1, taps, taps, generator=torch.Generator().manual_seed(seed))
+        weight = torch.randn(filters, 1, taps, taps, generator=torch.Generator().manual_seed(seed), device="cpu")
+        weight = REST / taps * weight.to(torch.get_default_device())
         middle = taps // 2
         weight[:2] = 0
         weight[:2, 0, middle, middle] = -1

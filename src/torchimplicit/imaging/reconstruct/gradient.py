@@ -52,7 +52,7 @@ class Gradient(Cell):
         super().__init__(prior, eps)
         if not (step is None or (is_number(step) and 0 < step < math.inf)):
             raise ValueError(f"Gradient(step={step!r}): expected None or a finite number > 0")
-        if step is None and not math.isfinite(float(torch.as_tensor(prior.lipschitz()).detach())):
+        if step is None and not math.isfinite(float(torch.as_tensor(prior.lipschitz(), device="cpu").detach())):
             raise ValueError(
                 f"Gradient(step=None): got a {type(prior).__name__}, which has no known Lipschitz constant to choose "
                 "a step by, expected a step; try step=0.5, or a prior with a bound"
@@ -79,14 +79,14 @@ class Gradient(Cell):
 
     def _step(self, op: Any, z: Tensor) -> Tensor:
         if self.step is not None:
-            return torch.as_tensor(self.step).to(z.real)
+            return torch.as_tensor(self.step, device=z.device).to(z.real)
         return 1 / self._steepest(op, z)
 
     @torch.no_grad()  # the solution does not depend on it
     def _steepest(self, op: Any, z: Tensor) -> Tensor:
-        return self.square(op, z) + self.eps + self._weighted(torch.as_tensor(self.prior.lipschitz()))
+        return self.square(op, z) + self.eps + self._weighted(self.prior.lipschitz())
 
-    def _weighted(self, slope: Tensor) -> Tensor:
+    def _weighted(self, slope: Any) -> Any:
         return slope if self.log_weight is None else self.log_weight.exp() * slope
 
 

@@ -131,7 +131,9 @@ class Reconstruction(DEQ):
         if transforms.active() or report is None or not len(report.status):
             return
         if isinstance(cell, Cell):
-            report.bound = report.residual * torch.as_tensor(cell.inverse(args[0], z)).to(report.residual)
+            report.bound = report.residual * torch.as_tensor(
+                cell.inverse(args[0], z), dtype=report.residual.dtype, device=report.residual.device
+            )
         if self.products and not any(leaf.requires_grad for leaf in pytree.tree_leaves(z)):
             report.distance = distances(cell, z, (x, *args), self.products)
             proved = self.proof(z, x, *args)
@@ -165,5 +167,5 @@ class Reconstruction(DEQ):
         """A bound of the cell's Lipschitz constant for a measurement and an operator; None where it knows none."""
         if not isinstance(self.cell, Cell) or len(args) < 2:
             return None
-        bound = float(torch.as_tensor(self.cell.contraction(args[1], self.initial_state(*args))).max())
+        bound = float(torch.as_tensor(self.cell.contraction(args[1], self.initial_state(*args)), device="cpu").max())
         return bound if bound < 1 else None

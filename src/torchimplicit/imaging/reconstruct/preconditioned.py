@@ -111,13 +111,13 @@ class Preconditioned(Gradient):
             return self._curvature
         known = op.spectrum(like) if hasattr(op, "spectrum") else None
         data = column(self.square(op, like), like) if known is None else known
-        of_prior = self._weighted(torch.as_tensor(self.prior.spectrum(like)))
+        of_prior = self._weighted(torch.as_tensor(self.prior.spectrum(like), device=like.device))
         found = data + self.eps + of_prior
         return found.reshape(*(1,) * (like.dim() - found.dim()), *found.shape)
 
     @torch.no_grad()
     def _shift(self) -> Tensor:
-        return self.eps + SHARE * self._weighted(torch.as_tensor(self.prior.lipschitz()))
+        return self.eps + SHARE * self._weighted(self.prior.lipschitz())
 
     @torch.no_grad()
     def _by_lines(self, op: Any, like: Any) -> Lines | None:

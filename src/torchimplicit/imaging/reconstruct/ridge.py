@@ -65,7 +65,8 @@ class Ridge(ConvexPrior):
         for name in ("curvature", "saturation"):
             value = getattr(self, name)
             require(self, name, is_number(value) and 0 < value < math.inf, "a finite number > 0")
-        weight = torch.randn(filters, 1, taps, taps, generator=torch.Generator().manual_seed(seed))
+        weight = torch.randn(filters, 1, taps, taps, generator=torch.Generator().manual_seed(seed), device="cpu")
+        weight = weight.to(torch.get_default_device())
         size = math.sqrt(curvature / filters)
         self.weight = nn.Parameter(weight / weight.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1) * size)
         self.log_saturation = nn.Parameter(torch.full((filters,), math.log(saturation)))

@@ -54,7 +54,7 @@ def box(x: Tensor, widths: Sequence[int]) -> Tensor:
 
 @transforms.remembered
 def _box(width: int, n: int) -> Tensor:
-    return _band(torch.full((width,), 1 / width, dtype=torch.float64), n)
+    return _band(torch.full((width,), 1 / width, dtype=torch.float64, device="cpu"), n)
 
 
 def _band(weights: Tensor, n: int) -> Tensor:
@@ -77,8 +77,8 @@ def halved(x: Tensor, axes: Sequence[int]) -> Tensor:
 def spline_matrix(n: int) -> Tensor:
     """From `n` values to the coefficients of the cubic B-spline through them, mirrored, `(n, n)` in float64."""
     if n == 1:
-        return torch.ones(1, 1, dtype=torch.float64)
-    beside = torch.full((n - 1,), 1 / 6, dtype=torch.float64)
-    matrix = torch.diag(torch.full((n,), 2 / 3, dtype=torch.float64)) + beside.diag(1) + beside.diag(-1)
+        return torch.ones(1, 1, dtype=torch.float64, device="cpu")
+    beside = torch.full((n - 1,), 1 / 6, dtype=torch.float64, device="cpu")
+    matrix = torch.diag(torch.full((n,), 2 / 3, dtype=torch.float64, device="cpu")) + beside.diag(1) + beside.diag(-1)
     matrix[0, 1] = matrix[-1, -2] = 1 / 3
     return torch.linalg.inv(matrix)

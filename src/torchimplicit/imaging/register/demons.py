@@ -181,7 +181,7 @@ class Demons(Kind):
 
     def _problem(self, v: Tensor, scene: Scene, level: tuple[int, float | Tensor, float | Tensor]) -> FixedPoint:
         _, smoothing, step = level
-        smoothing, step = (torch.as_tensor(each).to(v) for each in (smoothing, step))
+        smoothing, step = (torch.as_tensor(each, dtype=v.dtype, device=v.device) for each in (smoothing, step))
         squarings = self.squarings if self.form == "velocity" else None
         cell = partial(_balance, self.similarity, self.smoother, scene.grid, scene.interpolation, squarings)
         args = (scene.fixed, scene.moving, scene.leave, scene.mask, _of_samples(step, v), scene.x)

@@ -39,7 +39,7 @@ class Grid:
         edges = [1.0] * len(size) if spacing is None else list(spacing)
         if len(edges) != len(size) or not all(is_number(edge) and 0 < edge < torch.inf for edge in edges):
             raise ValueError(f"spacing={spacing!r}: expected {len(size)} finite numbers > 0, an edge an axis")
-        return cls(size, torch.diag(torch.tensor([*edges, 1.0], dtype=torch.float64)))
+        return cls(size, torch.diag(torch.tensor([*edges, 1.0], dtype=torch.float64, device="cpu")))
 
     @property
     def space(self) -> int:
@@ -64,7 +64,7 @@ class Grid:
     @property
     def center(self) -> Tensor:
         """The middle, in millimetres, `(D,)`."""
-        middle = torch.tensor([(n - 1) / 2 for n in self.size], dtype=torch.float64)
+        middle = torch.tensor([(n - 1) / 2 for n in self.size], dtype=torch.float64, device="cpu")
         return self.affine[:-1, :-1] @ middle + self.affine[:-1, -1]
 
     def world_of(self, voxels: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class Grid:
 
     def points(self, like: Tensor) -> Tensor:
         """The places of all voxels, `(n, D)` in millimetres, of a tensor's dtype, on its device."""
-        axes = [torch.arange(n, dtype=torch.float64) for n in self.size]
+        axes = [torch.arange(n, dtype=torch.float64, device="cpu") for n in self.size]
         at = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
         return self.world_of(at).to(like)
 
@@ -97,7 +97,7 @@ class Grid:
 
     def halved(self, axes: Sequence[int]) -> Grid:
         """Of means over pairs of voxels along some axes; see `axes.halved`."""
-        change = torch.eye(self.space + 1, dtype=torch.float64)
+        change = torch.eye(self.space + 1, dtype=torch.float64, device="cpu")
         for axis in axes:
             change[axis, axis], change[axis, -1] = 2.0, 0.5
         size = tuple(n // 2 if axis in axes else n for axis, n in enumerate(self.size))

@@ -56,7 +56,7 @@ class Lattice:
             penalty: what the weights are of.
             like: gives dtype and device.
         """
-        angles = [torch.pi * torch.arange(n, dtype=torch.float64) / n for n in size]
+        angles = [torch.pi * torch.arange(n, dtype=torch.float64, device="cpu") / n for n in size]
         slopes = [(2 - 2 * angle.cos()) / unit**2 for angle, unit in zip(angles, units, strict=True)]
         weights = _over_axes([[s if i == j else None for j in range(len(size))] for i, s in enumerate(slopes)], size)
         weights = weights if penalty == "diffusion" else weights.square()
@@ -76,7 +76,7 @@ class Lattice:
             like: see `of_voxels`.
         """
         axes = range(len(shape))
-        angles = [torch.pi * torch.arange(m, dtype=torch.float64) / (m - 1) for m in shape]
+        angles = [torch.pi * torch.arange(m, dtype=torch.float64, device="cpu") / (m - 1) for m in shape]
         forms = [
             [(2 - 2 * angle.cos()) ** k * _symbol(PRODUCTS[k], angle) / unit ** (2 * k) for k in range(3)]
             for angle, unit in zip(angles, units, strict=True)
@@ -111,9 +111,9 @@ def _along_all(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
 
 def _over_axes(terms: Sequence[Sequence[Tensor | None]], shape: Sequence[int]) -> Tensor:
     """A sum of products of functions of one axis each, `(*m)`; None is one."""
-    total = torch.zeros(*shape, dtype=torch.float64)
+    total = torch.zeros(*shape, dtype=torch.float64, device="cpu")
     for term in terms:
-        product = torch.ones((), dtype=torch.float64)
+        product = torch.ones((), dtype=torch.float64, device="cpu")
         for axis, factor in enumerate(term):
             if factor is not None:
                 product = product * factor.view(-1, *[1] * (len(shape) - 1 - axis))
@@ -130,7 +130,7 @@ def _symbol(products: Sequence[float], angle: Tensor) -> Tensor:
 @transforms.remembered
 def _cosines(n: int) -> Tensor:
     """Waves at the centres of `n` voxels, mirrored at the outer edges: the cosine transform of type 2."""
-    j = torch.arange(n, dtype=torch.float64)
+    j = torch.arange(n, dtype=torch.float64, device="cpu")
     waves = math.sqrt(2) * torch.cos(torch.pi / n * (j[:, None] + 0.5) * j)
     waves[:, 0] = 1
     return waves
@@ -139,7 +139,7 @@ def _cosines(n: int) -> Tensor:
 @transforms.remembered
 def _ended_cosines(m: int) -> Tensor:
     """Waves at `m` points, mirrored about the outermost: the cosine transform of type 1."""
-    j = torch.arange(m, dtype=torch.float64)
+    j = torch.arange(m, dtype=torch.float64, device="cpu")
     waves = math.sqrt(2) * torch.cos(torch.pi / (m - 1) * j[:, None] * j)
     waves[:, 0], waves[:, -1] = 1, torch.cos(torch.pi * j)
     return waves
@@ -148,7 +148,7 @@ def _ended_cosines(m: int) -> Tensor:
 @transforms.remembered
 def _splines(n: int, m: int) -> Tensor:
     """Values of the cubic B-splines of `m` points, mirrored, at `n` voxels between the first and the last."""
-    at = torch.linspace(0, m - 1, n, dtype=torch.float64)
-    points = torch.eye(m, dtype=torch.float64)[:, None, :, None]
+    at = torch.linspace(0, m - 1, n, dtype=torch.float64, device="cpu")
+    points = torch.eye(m, dtype=torch.float64, device="cpu")[:, None, :, None]
     where = torch.stack([at, torch.zeros_like(at)]).expand(m, -1, -1)
     return sample(points, where, interpolation="cubic", prefilter=False)[:, 0].mT

@@ -209,7 +209,7 @@ class _Frame(NamedTuple):
     @classmethod
     def of(cls, pair: Pair, initial: Linear) -> _Frame:
         grid = pair.fixed_grid
-        unit = torch.eye(grid.space + 1, dtype=torch.float64)
+        unit = torch.eye(grid.space + 1, dtype=torch.float64, device="cpu")
         unit[:-1, :-1] *= grid.edge
         unit[:-1, -1] = grid.center
         enter = torch.linalg.inv(unit) @ grid.affine
@@ -251,7 +251,7 @@ def _exponential(z: Tensor, basis: Tensor) -> Tensor:
 
 
 def _unit(space: int, *entries: tuple[int, int, float]) -> Tensor:
-    matrix = torch.zeros(space + 1, space + 1, dtype=torch.float64)
+    matrix = torch.zeros(space + 1, space + 1, dtype=torch.float64, device="cpu")
     for i, j, value in entries:
         matrix[i, j] = value
     return matrix

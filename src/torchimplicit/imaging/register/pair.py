@@ -93,7 +93,7 @@ class Pair:
             x = identity(size, self.fixed_grid.affine)[(slice(None), *cut)].flatten(1)
             whole = torch.linalg.inv(self.moving_grid.affine) @ matrix.double().cpu() @ self.fixed_grid.affine
             at = whole[:, :space, :space] @ x + whole[:, :space, space:]
-            last = torch.tensor(self.moving_grid.size, dtype=torch.float64)[:, None] - 0.5
+            last = torch.tensor(self.moving_grid.size, dtype=torch.float64, device="cpu")[:, None] - 0.5
             both = ((at >= -0.5) & (at <= last)).all(1).double()
             if self.moving_mask is not None:
                 both = both * sample(self.moving_mask.double().cpu(), at)[:, 0]

@@ -28,7 +28,7 @@ def started(initial: Any, pair: Pair, grid: Grid) -> Transform:
         for part in initial.parts if isinstance(initial, Chain) else (initial,):
             _check(part, batch, space)
         return initial
-    matrix = torch.eye(space + 1, dtype=torch.float64)
+    matrix = torch.eye(space + 1, dtype=torch.float64, device="cpu")
     if isinstance(initial, str) and initial == "centers":
         matrix[:-1, -1] = pair.moving_grid.center - pair.fixed_grid.center
     elif not isinstance(initial, str) or initial != "world":
@@ -42,7 +42,11 @@ def started(initial: Any, pair: Pair, grid: Grid) -> Transform:
 def linear_part(transform: Transform, batch: int, space: int) -> Linear:
     """The linear map that a transform ends with; that to the same place where it ends with none."""
     last = transform.parts[-1] if isinstance(transform, Chain) else transform
-    return last if isinstance(last, Linear) else Linear(torch.eye(space + 1, dtype=torch.float64).expand(batch, -1, -1))
+    return (
+        last
+        if isinstance(last, Linear)
+        else Linear(torch.eye(space + 1, dtype=torch.float64, device="cpu").expand(batch, -1, -1))
+    )
 
 
 def field_part(
@@ -78,7 +82,11 @@ def carried(vectors: Tensor, grid: Grid, other: Grid) -> Tensor:
     """Vectors `(B, D, *S)` in voxels of one grid as they are on another, `(B, D, *T)` in its voxels."""
     if grid.size == other.size and torch.equal(grid.affine, other.affine):
         return vectors
-    at = grid.voxels_of(other.points(torch.zeros((), dtype=torch.float64))).mT.unflatten(1, other.size).to(vectors)
+    at = (
+        grid.voxels_of(other.points(torch.zeros((), dtype=torch.float64, device="cpu")))
+        .mT.unflatten(1, other.size)
+        .to(vectors)
+    )
     change = (torch.linalg.inv(other.affine) @ grid.affine)[:-1, :-1].to(vectors)
     return torch.einsum("ij,bj...->bi...", change, sample(vectors, at.expand(len(vectors), *at.shape)))
 

@@ -100,7 +100,7 @@ class Variational(Kind):
         base, grid = linear_part(initial, len(pair.fixed), pair.fixed_grid.space), pair.fixed_grid
         u = field_part(initial, grid, pair.fixed, Displacement)
         faults = pair.apart(base.matrix) | pair.faults
-        weight = torch.as_tensor(self.weight).to(pair.fixed).reshape(())
+        weight = torch.as_tensor(self.weight, dtype=pair.fixed.dtype, device=pair.fixed.device).reshape(())
         wanted = transforms.differentiating((pair.fixed, pair.moving, base.matrix, weight))
         fixed, moving = self.similarity.prepared(pair.fixed, pair.moving)
         pair = replace(pair, fixed=fixed, moving=moving)
@@ -231,7 +231,7 @@ class _View:
             return Displacement(self.displacement(w), grid, "cubic")
         vectors = self.lattice.coefficients(self.scale * w)
         points = _in_voxels(vectors, [unit * step for unit, step in zip(self.units, self.steps, strict=True)])
-        change = torch.diag(torch.tensor([*self.steps, 1.0], dtype=torch.float64))
+        change = torch.diag(torch.tensor([*self.steps, 1.0], dtype=torch.float64, device="cpu"))
         return FreeForm(points, Grid(self.lattice.shape, grid.affine @ change), grid)
 
 
