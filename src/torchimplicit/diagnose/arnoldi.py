@@ -24,9 +24,8 @@ def leading(operator: LinearOperator, z: Tensor, steps: int, restarts: int, rtol
         relatively, zero where it has settled.
     """
     steps = min(steps, z.shape[1])
-    start = (
-        torch.randn(z.shape[1], dtype=torch.float64, device="cpu").to(z).expand_as(z)
-    )  # drawn on the CPU: the same on any device
+    # Drawn on the CPU: the same on any device.
+    start = torch.randn(z.shape[1], dtype=torch.float64, device="cpu").to(z).expand_as(z)
     radius = z.new_full(z.shape[:1], torch.nan, dtype=torch.float64)
     change = torch.full_like(radius, torch.inf)
     running = torch.ones_like(radius, dtype=torch.bool)

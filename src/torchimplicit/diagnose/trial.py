@@ -139,7 +139,8 @@ class Trial:
             dummy = torch.zeros_like(r, requires_grad=True)
             linear = torch.autograd.grad(r, self.tensors, dummy, create_graph=True, materialize_grads=True)
             moving = [i for i, product in enumerate(linear) if product.requires_grad]
-            v, square = self.noise(), self.noise().new_zeros(())
+            v = self.noise()
+            square = v.new_zeros(())
             for _ in range(POWER if moving else 0):
                 v = v / torch.linalg.vector_norm(v).clamp_min(torch.finfo(v.dtype).tiny)
                 pulled = torch.autograd.grad(r, self.tensors, v, retain_graph=True, materialize_grads=True)

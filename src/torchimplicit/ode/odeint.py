@@ -62,8 +62,9 @@ def odeint(
             "joint" one step size for all, as if the batch were one system: cheaper where samples are alike.
         batched_args: positions of those `args` that carry the batch in dimension 0, the others being the same for every
             sample; `()` for none. Lets the solve go on without the samples that have arrived, once half of a large
-            batch has; None never does. The answers of explicit methods stay the same but for rounding, those of stiff
-            ones, whose Jacobians are then renewed, within their tolerance.
+            batch has; None does so where there are no `args`, the method is explicit, and `f` is shown to say the same
+            of those alone, bit by bit. With positions the answers of explicit methods stay the same but for rounding,
+            those of stiff ones, whose Jacobians are then renewed, within their tolerance.
         on_failure: "raise", "warn" or "ignore" samples that do not reach the last time, forward and backward. Their
             outputs beyond the time reached hold the last state.
         event: ends the solve of every sample where its condition changes sign: outputs at later times hold the event's

@@ -153,8 +153,9 @@ def align(
     A pair of which nothing can be told has a status and words for it (`Status.NON_FINITE`: values that are not;
     `Status.INFEASIBLE`: a constant image, or two that do not overlap), and disturbs no other.
 
-    What lies in one image alone does not count, nor what masks hide: it is not compared, and neither smoothing nor
-    splines nor windows see its values. Weights fall smoothly, within a voxel of the border, so that derivatives stay.
+    What masks hide does not count: it is not compared, and neither smoothing nor splines nor windows see its values.
+    Nor does then what lies beyond the moving image, whose border without a mask goes on for ever: try
+    `moving_mask=torch.ones_like(moving[:, :1])` where much lies beyond. Weights fall smoothly.
 
     The result is an implicit function of the images: differentiable through the last level of every stage, by the
     condition that it satisfies there. A gradient wants tighter tolerances than a value: see `Affine`, `Demons`.

@@ -198,7 +198,7 @@ def _balance(
     fixed: Tensor,
     moving: Tensor,
     leave: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     step: Tensor,
     x: Tensor,
     smoothing: Tensor,

@@ -22,7 +22,7 @@ from torchimplicit.imaging.register.grid import LEAST
 from torchimplicit.imaging.register.kind import Call, Kind
 from torchimplicit.imaging.register.mutual import MutualInformation
 from torchimplicit.imaging.register.pair import Pair, mark
-from torchimplicit.imaging.register.sample import Interpolation, spline_coefficients
+from torchimplicit.imaging.register.sample import Interpolation, sample, spline_coefficients
 from torchimplicit.imaging.register.similarity import NCC, SSD
 from torchimplicit.imaging.register.transform import Linear
 from torchimplicit.imaging.register.warp import identity
@@ -162,11 +162,13 @@ class Affine(Kind):
         moving = gaussian(moving, [smoothing * grid.edge / edge for edge in pair.moving_grid.spacing])
         moving = spline_coefficients(moving) if interpolation == "cubic" else moving
         widths = [max(1, round(stride * grid.edge / edge)) for edge in pair.moving_grid.spacing]
-        moving, leave = framed(moving, pair.moving_mask, frame.leave.to(fixed), interpolation, widths)
+        leave, masked = frame.leave.to(fixed), pair.fixed_mask is not None or pair.moving_mask is not None
+        if masked:
+            moving, leave = framed(moving, pair.moving_mask, leave, interpolation, widths)
         mask = fixed.new_ones(len(fixed), 1, 1) if pair.fixed_mask is None else pair.fixed_mask[(..., *cut)].flatten(2)
         x = frame.places(identity(size, frame.unit)[(slice(None), *cut)].flatten(1)).to(fixed)
         compared = getattr(self.similarity, "residuals", None) or partial(_lost, self.similarity)
-        terms = partial(_compared, compared, interpolation)
+        terms = partial(_compared, compared, interpolation, masked)
         return terms, (fixed, moving, leave, mean_one(mask), x, basis)
 
 
@@ -223,6 +225,7 @@ class _Frame(NamedTuple):
 def _compared(
     compared: Callable[..., Tensor],
     interpolation: Interpolation,
+    masked: bool,
     z: Tensor,
     fixed: Tensor,
     moving: Tensor,
@@ -234,11 +237,12 @@ def _compared(
     """What a similarity says of the images at places `x` `(D, n)` of the fixed one: residuals `(B, m)`, or `(B,)`."""
     M = leave @ _exponential(z, basis)
     at = M[:, :-1, :-1] @ x + M[:, :-1, -1:]
-    warped, weights = looked(moving, at, mask, interpolation)
-    return compared(fixed, warped, weights)
+    if not masked:  # weights by overlap alone take twice the time, and were worth nothing on pairs of one organ
+        return compared(fixed, sample(moving, at, interpolation=interpolation, prefilter=False))
+    return compared(fixed, *looked(moving, at, mask, interpolation))
 
 
-def _lost(similarity: Any, fixed: Tensor, warped: Tensor, weights: Tensor) -> Tensor:
+def _lost(similarity: Any, fixed: Tensor, warped: Tensor, weights: Tensor | None = None) -> Tensor:
     return similarity.loss(fixed, warped, None, weights)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchimplicit.imaging.register.axes import halved
 from torchimplicit.imaging.register.grid import Grid
 from torchimplicit.imaging.register.pair import Pair
-from torchimplicit.imaging.register.sample import Interpolation, spline_coefficients
+from torchimplicit.imaging.register.sample import Interpolation, sample, spline_coefficients
 from torchimplicit.imaging.register.transform import Linear
 from torchimplicit.imaging.register.warp import identity
 from torchimplicit.imaging.register.weights import framed, looked
@@ -21,12 +21,13 @@ class Scene(NamedTuple):
 
     Attributes:
         fixed: `(B, C, *S)`.
-        moving: `(B, C, *T)`, spline coefficients where the interpolation is cubic, and weights; see `framed`.
+        moving: `(B, C, *T)`, spline coefficients where the interpolation is cubic; with weights where there is a mask,
+            see `framed`.
         grid: of the fixed image.
         leave: from its voxels by the initial map to those of the moving one, `(B, D + 1, D + 1)`.
         x: its voxels' indices, `(D, *S)`.
         interpolation: of the moving image, and of velocities.
-        mask: how much the fixed voxels count, `(B, 1, *S)`, or one for all of a sample.
+        mask: how much the fixed voxels count, `(B, 1, *S)`, or one for all of a sample; None without any mask.
     """
 
     fixed: Tensor
@@ -35,14 +36,14 @@ class Scene(NamedTuple):
     leave: Tensor
     x: Tensor
     interpolation: Interpolation
-    mask: Tensor
+    mask: Tensor | None
 
     @property
     def units(self) -> list[float]:
         """See `Grid.units`."""
         return self.grid.units
 
-    def warped(self, u: Tensor) -> tuple[Tensor, Tensor]:
+    def warped(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
         """The moving image along a displacement, and what counts of it; see `seen`."""
         return seen(self.moving, self.leave, self.mask, self.x, u, self.interpolation)
 
@@ -62,18 +63,26 @@ class Scene(NamedTuple):
         if features is not None:
             fixed, moving = (_channels(features, each) for each in (fixed, moving))
         moving = spline_coefficients(moving) if interpolation == "cubic" else moving
-        mask = fixed.new_ones(len(fixed), *[1] * (1 + grid.space)) if masks[0] is None else masks[0]
-        leave = torch.linalg.inv(other.affine) @ initial.matrix @ grid.affine
-        moving, leave = framed(moving, masks[1], leave.to(fixed), interpolation, [1] * grid.space)
+        leave = (torch.linalg.inv(other.affine) @ initial.matrix @ grid.affine).to(fixed)
+        mask = masks[0]
+        if masks != [None, None]:
+            mask = fixed.new_ones(len(fixed), *[1] * (1 + grid.space)) if mask is None else mask
+            moving, leave = framed(moving, masks[1], leave, interpolation, [1] * grid.space)
         return cls(fixed, moving, grid, leave, identity(grid.size, fixed), interpolation, mask)
 
 
 def seen(
-    moving: Tensor, leave: Tensor, mask: Tensor, x: Tensor, u: Tensor, interpolation: Interpolation
-) -> tuple[Tensor, Tensor]:
-    """The moving image along a displacement `(B, D, *S)` and then a linear map, `(B, C, *S)`, and weights: `looked`."""
+    moving: Tensor, leave: Tensor, mask: Tensor | None, x: Tensor, u: Tensor, interpolation: Interpolation
+) -> tuple[Tensor, Tensor | None]:
+    """The moving image along a displacement `(B, D, *S)` and then a linear map, `(B, C, *S)`, and weights: `looked`.
+
+    Without a mask there are none: to weigh by overlap alone takes half as long again, and was worth nothing on pairs of
+    one organ.
+    """
     at = (x + u).flatten(2)
     at = leave[:, :-1, :-1] @ at + leave[:, :-1, -1:]
+    if mask is None:
+        return sample(moving, at, interpolation=interpolation, prefilter=False).unflatten(2, u.shape[2:]), None
     warped, weights = looked(moving, at, mask.flatten(2), interpolation)
     return warped.unflatten(2, u.shape[2:]), weights.unflatten(2, u.shape[2:])
 

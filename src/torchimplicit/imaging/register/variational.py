@@ -136,7 +136,15 @@ class Variational(Kind):
                 loss, nothing = (self._loss(scene, view.displacement(each)) for each in (start, w))
                 w = torch.where((loss < nothing).view(-1, *[1] * (w.ndim - 1)), start, w)
         energy = partial(_energy, self.similarity, scene.units, scene.interpolation, view.lattice)
-        args = (scene.fixed, scene.moving, scene.leave, mean_one(scene.mask), view.scale, scene.x, weight)
+        args = (
+            scene.fixed,
+            scene.moving,
+            scene.leave,
+            None if scene.mask is None else mean_one(scene.mask),
+            view.scale,
+            scene.x,
+            weight,
+        )
         return Stationary(energy, w, args, 1, (0, 1, 2, 3, 4)), view, w
 
     def usual(self, gradient: bool = False) -> Solver:
@@ -144,7 +152,8 @@ class Variational(Kind):
         return GRADIENT if gradient else VALUE
 
     def _loss(self, scene: Scene, u: Tensor) -> Tensor:
-        warped, weights = scene._replace(mask=mean_one(scene.mask)).warped(u)
+        mask = None if scene.mask is None else mean_one(scene.mask)
+        warped, weights = scene._replace(mask=mask).warped(u)
         return self.similarity.loss(scene.fixed, warped, scene.units, weights)
 
     def view(self, scene: Scene, weight: Tensor) -> _View:
@@ -235,7 +244,7 @@ def _energy(
     fixed: Tensor,
     moving: Tensor,
     leave: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     scale: Tensor,
     x: Tensor,
     weight: Tensor,
