@@ -156,7 +156,8 @@ MUTANTS = [
     ),
     Mutant(
         "optim/quadprog/definite.py", "a row that is met to fewer digits refutes a guess",
-        "slack | (near & (active == 0))", "slack | near",
+        "torch.where(on, signs.push, signs.room - signs.rounding)",
+        "torch.minimum(signs.push, signs.room - signs.rounding)",
         "tests/optim/quadprog/test_definite.py",
     ),
     Mutant(
@@ -176,8 +177,7 @@ MUTANTS = [
     ),
     Mutant(
         "optim/quadprog/active_set.py", "weakly active bounds count as met",
-        "(active * multiplier <= _SIGN * largest(multiplier, keepdim=True))",
-        "(active * y < 0)",
+        "largest(multiplier, keepdim=True), alpha=_SIGN)", "largest(multiplier, keepdim=True), alpha=-_SIGN)",
         "tests/optim/quadprog/test_qp.py::test_weakly_active_bounds_count_as_not_met",
     ),
     Mutant(

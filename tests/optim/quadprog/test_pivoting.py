@@ -72,14 +72,13 @@ def test_more_rows_than_can_be_met_at_once_are_left_alone():
 
 
 def test_a_row_more_than_can_be_met_at_once_is_left_by_its_sign():
-    """Five unknowns, six rows: where all six seem to be met their matrix has no factor."""
-    program = stated(*(part.detach() for part in programs(128, 5, 5, 1, 0)))
+    """Five unknowns, ten rows: where more than five seem to be met their matrix has no factor."""
+    program = stated(*(part.detach() for part in programs(128, 5, 8, 2, 0)))
     side, _, ended = pivot(board(program), None, 16)
     _, _, before = pivot(board(program), None, 16, shift=False)
     assert ended.sum() > before.sum()
-    solution = qp(
-        program.Q, program.q, program.rows[:, 1:], program.upper[:, 1:], program.rows[:, :1], program.upper[:, :1]
-    )
+    rows, bounds = program.rows, program.upper
+    solution = qp(program.Q, program.q, rows[:, 2:], bounds[:, 2:], rows[:, :2], bounds[:, :2])
     active = torch.cat((solution.active.equality, solution.active.inequality), 1)
     assert (side == active)[ended].all()
 
