@@ -19,7 +19,7 @@ from torchimplicit.path.query import Query
 from torchimplicit.path.record import Outputs, Phase, Step
 from torchimplicit.path.remake import make_step
 from torchimplicit.path.report import PathReport
-from torchimplicit.path.solver import PathSolver
+from torchimplicit.path.solver import PathSolver, Stepper
 
 T = TypeVar("T")
 
@@ -128,28 +128,34 @@ class Engine:
         """The loop over the steps of a phase; arguments as those of `StepLoop`."""
         return StepLoop(*args)
 
+    def _backward_by_graphs(self, phase: PhaseBackward, cotangent: Tensor, keeper: Stepper) -> tuple[Tensor, Gradients]:
+        """The same by graphs that are kept, of steps that are made again, too: no bit depends on which these are."""
+        totals: Gradients = [None] * len(phase.wanted)
+        met, later = False, None
+        for step, outputs, y in phase.retrace():
+            graph = step.graph
+            if graph is None:
+                with torch.no_grad():
+                    done = keeper(phase.field, step.span, y, None)
+                graph = done.graph
+                if later is not None and not met:
+                    phase.meet(y, done.y.detach(), later[2], later[0])
+                    met = True
+            assert graph is not None
+            cotangent, found = graph.pull(*phase.arriving(step, outputs, cotangent), phase.wanted)
+            totals, later = summed(totals, found), (step, outputs, y)
+        return cotangent, totals
+
     def backward(self, phase: PhaseBackward, cotangent: Tensor) -> tuple[Tensor, Gradients]:
         """The gradients of the states before a phase, from that after it, `(B, n)`, and of the leaves."""
         totals: Gradients = [None] * len(phase.wanted)
         stepper, met, later = phase.solver.stepper(cotangent, graph=True), False, None
         keeper = None if phase.phase.leaves is None else phase.solver.keeper(cotangent, Graphs(0))
+        if keeper is not None:
+            return self._backward_by_graphs(phase, cotangent, keeper)
         # Each graph is differentiated before the next one is made: the memory is that of one, or a few steps.
         for _, group in groupby(phase.retrace(), lambda each: each[0].number // self.in_a_graph):
             some = list(group)
-            if keeper is not None:  # of steps that are made again, too: no bit depends on which those are
-                step, outputs, y = some[0]
-                graph = step.graph
-                if graph is None:
-                    with torch.no_grad():
-                        done = keeper(phase.field, step.span, y, None)
-                    graph = done.graph
-                    if later is not None and not met:
-                        phase.meet(y, done.y.detach(), later[2], later[0])
-                        met = True
-                assert graph is not None
-                cotangent, found = graph.pull(*phase.arriving(step, outputs, cotangent), phase.wanted)
-                totals, later = summed(totals, found), some[0]
-                continue
             with torch.enable_grad():
                 y = leaf = some[-1][2].detach().requires_grad_()
                 ends, cotangents, states = [], [], []

@@ -9,7 +9,7 @@ for each sample, something drawn) the batch stays whole.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +18,6 @@ from torchimplicit.core import transforms
 from torchimplicit.path.field.dynamics import Dynamics
 from torchimplicit.path.graphs import Graphs
 from torchimplicit.path.state import IntegratorState
-
-if TYPE_CHECKING:
-    from torchimplicit.path.call import PathCall
 
 SMALL = 2**14  # numbers in a state up to which going on with fewer samples saves no time
 LITTLE = 2**20  # the same of numbers in a state and in parameters, each as often as there are samples
@@ -31,12 +28,12 @@ class Narrowing:
     """Decides when a solve goes on with fewer samples.
 
     Args:
-        call: the call.
+        call: the `PathCall`, which makes this.
         tensors: the explicit tensors.
         plain: whether the host makes the steps.
     """
 
-    def __init__(self, call: PathCall, tensors: Sequence[Tensor], plain: bool):
+    def __init__(self, call: Any, tensors: Sequence[Tensor], plain: bool):
         self.call, self.knows = call, call.dynamics.can_narrow
         self.work = sum(tensor.numel() for tensor in tensors)
         self.proves = False

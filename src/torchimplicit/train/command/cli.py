@@ -158,6 +158,15 @@ def _reconstruct(words: list[str]) -> None:
 
 
 def _register(words: list[str]) -> None:
+    given = _registration().parse_args(words[1:])
+    with quiet():
+        from torchimplicit.train.command.register.order import Order
+        from torchimplicit.train.command.register.run import register
+
+        register(Order(**vars(given)))
+
+
+def _registration() -> argparse.ArgumentParser:
     from pathlib import Path
 
     parser = argparse.ArgumentParser(
@@ -194,12 +203,7 @@ def _register(words: list[str]) -> None:
         ("--report", "an HTML file"),
     ):
         parser.add_argument(name, metavar="FILE", type=Path, help=words_of_it)
-    given = parser.parse_args(words[1:])
-    with quiet():
-        from torchimplicit.train.command.register.order import Order
-        from torchimplicit.train.command.register.run import register
-
-        register(Order(**vars(given)))
+    return parser
 
 
 def _range(words: str) -> slice:
