@@ -78,8 +78,10 @@ class Registration:
             ValueError: labels of another grid, or no convention.
         """
         if isinstance(labels, Image):
+            self._check_grid("warp_labels", Grid.of(labels))
             return Image(self.warp_labels(labels.data[None, None], by=by)[0, 0], self.fixed.affine)
         warps.check_labels("warp_labels", labels)
+        self._check_size("warp_labels", labels, self.moving.size)
         at = self.positions(torch.zeros((), dtype=torch.float32, device=labels.device))
         return warps.labels_at(labels, at, by)
 
@@ -121,16 +123,24 @@ class Registration:
         u = self.displacement()
         return torch.einsum("ij,bj...->bi...", way.to(u), u)
 
-    def _warped(self, grid: Grid, image: Tensor, interpolation: Interpolation, padding: Padding) -> Tensor:
+    def _check_grid(self, name: str, grid: Grid) -> None:
         if grid.size != self.moving.size or not torch.allclose(grid.affine, self.moving.affine, atol=1e-3):
-            raise ValueError(f"warp: got an image on {grid}, expected one on the moving grid, {self.moving}")
-        if tuple(image.shape[2:]) != grid.size:
-            raise ValueError(f"warp: got {tuple(image.shape)}, expected (B, C, {', '.join(map(str, grid.size))})")
+            raise ValueError(f"{name}: got an image on {grid}, expected one on the moving grid, {self.moving}")
+
+    @staticmethod
+    def _check_size(name: str, image: Tensor, size: Sequence[int]) -> None:
+        if tuple(image.shape[2:]) != tuple(size):
+            raise ValueError(f"{name}: got {tuple(image.shape)}, expected (B, C, {', '.join(map(str, size))})")
+
+    def _warped(self, grid: Grid, image: Tensor, interpolation: Interpolation, padding: Padding) -> Tensor:
+        self._check_grid("warp", grid)
+        self._check_size("warp", image, grid.size)
         like = image if image.is_floating_point() else torch.zeros(())
         return sample(image, self.positions(like), interpolation=interpolation, padding=padding)
 
 
 @public
+@transforms.outside_inference_mode
 def align(
     fixed: Image | Tensor,
     moving: Image | Tensor,
@@ -210,7 +220,8 @@ def align(
     if deforms != sorted(deforms):
         raise ValueError(f"align(kind={kind!r}): expected deformations after all linear stages")
     check_on_failure(on_failure)
-    if any(isinstance(each, Tensor) and transforms.is_mapped(each) for each in (fixed, moving)):
+    data = [each.data if isinstance(each, Image) else each for each in (fixed, moving)]
+    if any(isinstance(each, Tensor) and transforms.hides_batch(each) for each in data):
         raise NotImplementedError("align does not work under torch.vmap; try one batch of pairs, in dimension 0")
     pair = Pair.of(fixed, moving, spacing, moving_spacing, (fixed_mask, moving_mask))
     grids = Grid.of(fixed, spacing), Grid.of(moving, moving_spacing or spacing)

@@ -139,6 +139,8 @@ def _values(name: str, image: Image | Tensor) -> Tensor:
     if not isinstance(image, Tensor) or not image.is_floating_point():
         got = image.dtype if isinstance(image, Tensor) else type(image).__name__
         raise TypeError(f"align({name}): got {got}, expected an Image, or a floating tensor; try .float(), or .abs()")
+    if image.dtype in (torch.float16, torch.bfloat16):
+        raise TypeError(f"align({name}): got {image.dtype}, too few digits to say where things lie; try .float()")
     if image.ndim not in (4, 5) or not image.numel():
         raise ValueError(
             f"align({name}): got {tuple(image.shape)}, expected (B, C, H, W) or (B, C, X, Y, Z); "

@@ -105,6 +105,11 @@ def _check(part: Transform, batch: int, space: int) -> None:
     if isinstance(part, Linear) and part.matrix.shape != (batch, space + 1, space + 1):
         got = tuple(part.matrix.shape)
         raise ValueError(f"align(initial): got matrices {got}, expected {(batch, space + 1, space + 1)}")
+    if isinstance(part, Linear) and bool((torch.linalg.matrix_rank(part.matrix.detach()) <= space).any()):
+        raise ValueError(
+            "align(initial): got a singular matrix, which lays the fixed image on a plane of the moving one or less; "
+            "expected one with an inverse"
+        )
     if isinstance(part, Velocity | Displacement) and part.vectors.shape[:2] != (batch, space):
         got = tuple(part.vectors.shape)
         raise ValueError(f"align(initial): got vectors {got}, expected {batch} samples' own, ({batch}, {space}, ...)")
