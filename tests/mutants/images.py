@@ -105,7 +105,7 @@ MUTANTS = [
     Mutant(
         "imaging/reconstruct/gradient.py",
         "the weight of the prior does not shorten the step",
-        "return self.square(op, z) + self.eps + self._weighted(torch.as_tensor(self.prior.lipschitz()))",
+        "return self.square(op, z) + self.eps + self._weighted(self.prior.lipschitz())",
         "return self.square(op, z) + self.eps + torch.as_tensor(self.prior.lipschitz())",
         "tests/imaging/reconstruct/test_cells.py",
     ),

@@ -136,7 +136,7 @@ MUTANTS = [
     ),
     Mutant(
         "optim/quadprog/definite.py", "what is left of large numbers has lost no digits",
-        "optimal = right & whole & (", "optimal = right & (",
+        "optimal = kkt.sound, whole & (", "optimal = kkt.sound, (",
         "tests/optim/quadprog/test_definite.py",
     ),
     Mutant(
@@ -156,8 +156,7 @@ MUTANTS = [
     ),
     Mutant(
         "optim/quadprog/definite.py", "a row that is met to fewer digits refutes a guess",
-        "torch.where(on, signs.push, signs.room - signs.rounding)",
-        "torch.minimum(signs.push, signs.room - signs.rounding)",
+        "slack | (near & (active == 0))", "slack | near",
         "tests/optim/quadprog/test_definite.py",
     ),
     Mutant(
@@ -177,7 +176,8 @@ MUTANTS = [
     ),
     Mutant(
         "optim/quadprog/active_set.py", "weakly active bounds count as met",
-        "largest(multiplier, keepdim=True), alpha=_SIGN)", "largest(multiplier, keepdim=True), alpha=-_SIGN)",
+        "(active * multiplier <= _SIGN * largest(multiplier, keepdim=True))",
+        "(active * y < 0)",
         "tests/optim/quadprog/test_qp.py::test_weakly_active_bounds_count_as_not_met",
     ),
     Mutant(

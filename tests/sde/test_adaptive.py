@@ -9,7 +9,7 @@ from tests.sde.cases import DIFFUSIONS, TS, D, drift, rate_and_mix, start
 from tests.sde.law import check_normal, distance
 from torchimplicit import sde
 from torchimplicit.core.status import Status
-from torchimplicit.path import loop
+from torchimplicit.path import narrow
 from torchimplicit.sde import driver as drivers
 
 ROUGH = sde.Heun(rtol=0.1, atol=0.01, control=ti.PID(safety=1.0, largest=20.0))
@@ -96,7 +96,7 @@ def test_gradients_are_those_of_the_steps_that_were_taken(noise):
 @pytest.mark.parametrize("source", [5, sde.Tree(seed=5)], ids=["numbers", "tree"])
 def test_narrowed(monkeypatch, source):
     """Samples that go on alone feel nothing of it: what waits of their noise goes with them."""
-    monkeypatch.setattr(loop, "SMALL", 1)
+    monkeypatch.setattr(narrow, "SMALL", 1)
     ends = torch.tensor([0.1, 1.0, 0.15, 0.6, 0.2, 0.12, 0.11, 1.0], dtype=D)
     ts = OUTPUTS.unsqueeze(1) * ends
     volatility = torch.tensor([0.5, 1.0, 1.0, 1.5, 0.7, 1.0, 0.5, 2.0], dtype=D).unsqueeze(1)

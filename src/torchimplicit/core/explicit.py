@@ -28,7 +28,7 @@ class _Thread(threading.local):
     """What is going on in a thread."""
 
     evaluating = False
-    auditing = False
+    audited: Sequence[Tensor] | None = None
 
 
 _thread = _Thread()
@@ -50,14 +50,14 @@ class Bound:
 
     def __call__(self, *inputs: Any) -> Any:
         """`f(z, *args)`; or of more than the state, `f(t, y, *args)`."""
-        outer = _thread.evaluating, _thread.auditing
+        outer = _thread.evaluating, _thread.audited
         try:
-            _thread.evaluating, _thread.auditing = True, self.audited is not None
+            _thread.evaluating, _thread.audited = True, self.audited
             if self.audited is None:
                 return self.f(*inputs, *self.args)
             value = transforms.recording(self.f, *inputs, *self.args)
         finally:
-            _thread.evaluating, _thread.auditing = outer
+            _thread.evaluating, _thread.audited = outer
         if transforms.active() or _has_graph(value):
             given = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
             check_captures(self.f, value, [*given, *self.audited])
@@ -91,12 +91,12 @@ def _has_graph(value: Any) -> bool:
     return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in pytree.tree_leaves(value))
 
 
-def auditing() -> bool:
-    """Whether this thread is within an evaluation that shall show captured tensors, and is itself not differentiated.
+def audited() -> Sequence[Tensor] | None:
+    """The explicit tensors of an evaluation that shall show captured ones; None where this thread is within no such.
 
     A graph that such a function makes and uses up inside must be looked at there: `check_captures`.
     """
-    return _thread.auditing
+    return _thread.audited
 
 
 def evaluating() -> bool:

@@ -102,4 +102,5 @@ def _of_that_name(value: Any, expected: type) -> str | None:
     for kind in kinds:
         kinds += kind.__subclasses__()
     word = value.replace("_", "").lower() if isinstance(value, str) else None
-    return next((f"{kind.__name__}()" for kind in kinds if kind.__name__.lower() == word), None)
+    ours = (kind.__name__ for kind in kinds if kind.__module__.startswith("torchimplicit."))
+    return next((f"{name}()" for name in ours if name.lower() == word), None)

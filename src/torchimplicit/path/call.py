@@ -236,7 +236,8 @@ class PathCall(Call):
         observer = None
         if self.callback is not None and isinstance(self.dynamics, Dynamics):
             observer = Observer(self.callback, self.dynamics, state)
-        graphs = Graphs(self.budget) if self.budget and engine.keeps and path is not None else None
+        keeps = self.budget and engine.keeps and path is not None and self.solver.keeper(state.y, Graphs(0)) is not None
+        graphs = Graphs(self.budget) if keeps else None
         options = {"audit": self.audit, "keep_buffers": True} | ({} if graphs is None else {"leaves": True})
         while True:
             phase = None if path is None else Phase(rows, self.checkpoints)

@@ -136,6 +136,6 @@ def _place(tensor: Tensor) -> tuple[Any, int]:
 
 
 def _note(found: dict[Any, int], tensor: Tensor) -> Tensor:
-    if tensor.layout is torch.strided:
+    if tensor.layout is torch.strided and transforms.level(tensor) < 0:
         found[_place(tensor)] = tensor.untyped_storage().nbytes()
     return tensor

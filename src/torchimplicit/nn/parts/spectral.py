@@ -57,7 +57,8 @@ class SpectralConv2d(nn.Conv2d):
     The weight is scaled by $\min(1, b / \sigma)$, with $\sigma$ the norm on zero-padded images of `size` pixels, which
     one power iteration a solve follows while the weight trains (none in `eval`). An estimate from below: right after a
     large step of the optimiser the norm is above the bound. In an equilibrium the solver's report says when that
-    mattered. For 32 channels and images of 7 x 7 it costs a fiftieth of `ContractiveConv2d`, whose bound holds at every moment.
+    mattered. For 32 channels and images of 7 x 7 it costs a fiftieth of `ContractiveConv2d`, whose bound holds at every
+    moment.
 
     Source: T. Miyato and others, ICLR 2018, arXiv 1802.05957; of the convolution itself and not of its kernel as a
     matrix, E. Ryu and others, ICML 2019, arXiv 1905.05406, section 4.

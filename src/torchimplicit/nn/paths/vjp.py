@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.core import transforms
-from torchimplicit.core.explicit import auditing, check_captures
+from torchimplicit.core.explicit import audited, check_captures
 
 VJP = Callable[[Tensor], Tensor]
 
@@ -26,16 +26,17 @@ def linearise(function: Callable[[Tensor], Tensor], y: Tensor) -> tuple[Tensor, 
     recording = torch.is_grad_enabled()
     if transforms.active() or torch.compiler.is_compiling():
         return _by_func(function, y)
+    explicit = audited()
     if looked_at := recording and not y.requires_grad:
-        if not auditing():
+        if explicit is None:
             return _by_func(function, y)
         recording = False
     # A view is a node of its own: what else of the function was made from `y` stays out of its derivative.
     y = y.view_as(y) if recording else y.detach().requires_grad_()
     with torch.enable_grad():
         value = function(y)
-    if looked_at:
-        check_captures(function, value, [y])
+    if looked_at and explicit is not None:
+        check_captures(function, value, [y, *explicit])
 
     def back_by_autograd(cotangent: Tensor) -> Tensor:
         if not value.requires_grad:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.core import transforms
-from torchimplicit.core.explicit import auditing, check_captures
+from torchimplicit.core.explicit import audited, check_captures
 from torchimplicit.core.options import is_count, is_number, require_count
 from torchimplicit.core.public import public
 from torchimplicit.core.stand_in import alone
@@ -172,14 +172,14 @@ class ProximalGradient(PreparedMap):
                 )
             if not energies.requires_grad:
                 raise no_slope()
-            if audited:  # the graph is used up here
-                check_captures(self.energy, energies, [z])
+            if explicit is not None:  # the graph is used up here
+                check_captures(self.energy, energies, [z, *explicit])
             return energies.sum(), energies
 
-        audited = auditing()
+        explicit = audited()
         wanted = any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in pytree.tree_leaves(args))
         wanted = wanted or any(parameter.requires_grad for parameter in self.parameters())
-        if torch.is_grad_enabled() and not (wanted or z.requires_grad or audited):
+        if torch.is_grad_enabled() and not (wanted or z.requires_grad or explicit is not None):
             # A graph behind this gradient can only come from a captured tensor: it must not lead to the state, too.
             return torch.func.grad(total, has_aux=True)(z)[0]
         return slope(total, z, wanted)[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -103,10 +103,7 @@ class GuessSolver(Protocol):
         ...
 
 
-def polish(
-    solver: GuessSolver, active: Tensor, steps: Tensor, rounds: int, promising: Tensor | None = None,
-    first: tuple[Point, Tensor] | None = None,
-) -> Point:  # fmt: skip
+def polish(solver: GuessSolver, active: Tensor, steps: Tensor, rounds: int, promising: Tensor | None = None) -> Point:
     """Repairs a guess until every sign is right, or gives up after some rounds.
 
     Args:
@@ -115,11 +112,10 @@ def polish(
         steps: taken so far, `(B,)`.
         rounds: how many guesses to try.
         promising: which guesses are worth repairing, `(B,)`; None for all.
-        first: what the guess's attempt came to, if it is known.
     """
     index, found = None, None
     for _ in range(rounds):
-        point, better = solver.attempt(active, steps) if first is None else first
+        point, better = solver.attempt(active, steps)
         if found is None or index is None:
             found = point
         else:
@@ -130,7 +126,7 @@ def polish(
         left = torch.nonzero(open if promising is None else open & promising).flatten()
         if not len(left):
             break
-        first = promising = None  # those that go on were
+        promising = None  # those that go on were
         active, solver = better[left], solver.take(left)
         index, steps = left if index is None else index[left], steps[left] + 1
     assert found is not None
@@ -143,33 +139,15 @@ def with_equations(program: Program, active: Tensor) -> Tensor:
     return torch.where(program.lower == program.upper, torch.where(active == 0, locked, active * locked), active)
 
 
-class Signs(NamedTuple):
-    """What multipliers and slacks say of a guess, all `(B, r)`.
+def wrong(program: Program, active: Tensor, y: Tensor, terms: Terms) -> tuple[Tensor, Tensor, Tensor]:
+    """Which rows hold nothing though they are said to be met; how far all are from a bound, and what of it is rounding.
 
-    Attributes:
-        push: what is left of multipliers that push the right way, beyond what is zero beside the largest.
-        room: how far rows are from a bound.
-        rounding: what of it may be rounding.
+    A bound that is met without a multiplier counts as not met: the convention for weakly active constraints.
     """
-
-    push: Tensor
-    room: Tensor
-    rounding: Tensor
-
-    @staticmethod
-    def of(program: Program, active: Tensor, y: Tensor, terms: Terms) -> Signs:
-        """Looks at a guess, its multipliers and its terms."""
-        multiplier, reached = y * program.length, terms.reached
-        push = torch.sub(active * multiplier, largest(multiplier, keepdim=True), alpha=_SIGN)
-        room = torch.minimum(program.upper - reached, reached - program.lower)
-        return Signs(push, room, torch.add(terms.size * _SIGN, terms.extent, alpha=_NOTHING))
-
-    def idle(self, program: Program, active: Tensor) -> Tensor:
-        """Which rows hold nothing though they are said to be met.
-
-        A bound that is met without a multiplier counts as not met: the convention for weakly active constraints.
-        """
-        return (active != 0) & ~program.locked & (self.push <= 0)
+    multiplier, reached = y * program.length, terms.reached
+    slack = (active != 0) & ~program.locked & (active * multiplier <= _SIGN * largest(multiplier, keepdim=True))
+    room = torch.minimum(program.upper - reached, reached - program.lower)
+    return slack, room, _SIGN * terms.size + _NOTHING * terms.extent
 
 
 def repaired(program: Program, active: Tensor, slack: Tensor, beyond: Tensor, reached: Tensor) -> Tensor:
@@ -202,9 +180,8 @@ class SingularSolver:
         kkt = self.build(program, active)
         z, y = self._near(active, kkt)
         terms = Terms.of(program, z, y)
-        signs = Signs.of(program, active, y, terms)
-        slack = signs.idle(program, active)
-        better = repaired(program, active, slack, signs.room < -signs.rounding, terms.reached)
+        slack, room, rounding = wrong(program, active, y, terms)
+        better = repaired(program, active, slack, room < -rounding, terms.reached)
         # Multipliers of less than a rounding are left out, and the point is right without them.
         y, active = torch.where(slack, 0.0, y), torch.where(slack, 0, active).to(torch.int8)
         residual = judge(program, z, y)[0]

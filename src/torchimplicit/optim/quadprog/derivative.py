@@ -134,24 +134,19 @@ class Optimum(Function):
         """Keeps the program and its solution."""
         ctx.call, Q, _, rows, _, _ = inputs
         z, y, active, solved = output
-        ctx.set_materialize_grads(False)  # or zeros would be made for labels, too
         ctx.mark_non_differentiable(active, solved)
         ctx.save_for_backward(Q, rows, z, y, active, solved)
         ctx.save_for_forward(Q, rows, z, y, active, solved)
 
     @staticmethod
-    def backward(ctx: Any, grad_z: Tensor | None, grad_y: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_z: Tensor, grad_y: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         """One solve of the system for both gradients; programs that were not solved add nothing."""
-        if grad_z is None and grad_y is None:
-            return (None,) * 6
-        Q, rows, z, y, active, solved = ctx.saved_tensors
-        grad_z = torch.zeros_like(z) if grad_z is None else grad_z
-        grad_y = torch.zeros_like(y) if grad_y is None else grad_y
         if transforms.is_mapped_by_autograd(grad_z):
             raise NotImplementedError(
                 "is_grads_batched=True (and jacobian(vectorize=True)) cannot reach into a program; try "
                 "torch.func.jacrev, or torch.vmap over torch.autograd.grad"
             )
+        Q, rows, z, y, active, solved = ctx.saved_tensors
         if ctx.call.kept.kkt is None:  # which is there if all were solved
             solved = solved.unsqueeze(1)
             grad_z, grad_y = torch.where(solved, grad_z, 0.0), torch.where(solved, grad_y, 0.0)
@@ -200,7 +195,7 @@ class KKTSolve(transforms.ForwardOnce):
         """Solves with the factor that is there, or a new one."""
         z, y, residual, trusted = call.solve(Q, rows, active, r, t)
         if trusted:
-            _tell(call, torch.zeros_like(residual, dtype=torch.int64), residual, vouched=True)
+            _tell(call, torch.full_like(active[:, :1].sum(1), int(Status.CONVERGED)), residual)
             return z, y
         status = Status.CONVERGED.where(residual <= TRUSTED, Status.STAGNATED)
         _tell(call, Status.NON_FINITE.unless(residual.isfinite(), status), residual)
@@ -262,10 +257,9 @@ def _moved(
     return r, t
 
 
-def _tell(call: ProgramCall, status: Tensor, residual: Tensor, vouched: bool = False) -> None:
+def _tell(call: ProgramCall, status: Tensor, residual: Tensor) -> None:
     """Reports how well the derivatives' system was solved."""
     report = ProgramReport(status, torch.ones_like(status), residual, 1, call.backward_name, linear=True)
-    report = report.vouch() if vouched else report
     outcome = call.record.outcome
     if outcome is not None and outcome.point.loose is not None and len(outcome.point.loose) == len(status):
         loose = outcome.point.loose[:, 1]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from torchimplicit.optim.quadprog.program import largest, part, times, times_transposed
+from torchimplicit.optim.quadprog.program import part, times, times_transposed
 
 _REFINEMENTS = 4
 _ACCURATE = 1e-12
@@ -41,9 +41,9 @@ class KKT:
 
     Attributes:
         Q: `(B, n, n)`.
-        working: the working rows, gathered and filled up with zeros, `(B, a, n)`; or all rows in their places.
+        working: the working rows, gathered and filled up with zeros, `(B, a, n)`.
         index: which rows these are, `(B, a)`; others where filled up. None where all rows are in their places.
-        valid: which of these are working rows, `(B, a)`.
+        valid: where not filled up, `(B, a)`.
         cholesky: factor of `Q`, `(B, n, n)`.
         complement: Cholesky factor of `S`, `(B, a, a)`.
         sound: whether the factors can be solved with, `(B,)`.
@@ -77,15 +77,15 @@ class KKT:
         """
         cholesky = factor(Q)[0] if cholesky is None else cholesky
         index, valid = (None, active != 0) if in_place else compact(active)
-        working = rows if index is None else chosen(rows, index) * valid.unsqueeze(2)
+        working = (rows if index is None else chosen(rows, index)) * valid.unsqueeze(2)
         if gram is None:
             half = torch.linalg.solve_triangular(cholesky, working.mT, upper=False)
             system = half.mT @ half
         else:
             system = gram if index is None else crossed(chosen(gram, index), index)
-        system, pivots = with_others_far(system, valid, system.diagonal(dim1=1, dim2=2))
+        system, pivots = with_others_far(system, valid)
         complement, info = torch.linalg.cholesky_ex(system)
-        sound = (complement.diagonal(dim1=1, dim2=2).square() > _DEPENDENT * pivots).all(1) & (info == 0)
+        sound = (info == 0) & (complement.diagonal(dim1=1, dim2=2).square() > _DEPENDENT * pivots).all(1)
         return KKT(Q, working, index, valid, cholesky, complement, sound)
 
     def put(self, at: Tensor, other: KKT) -> None:
@@ -111,14 +111,11 @@ class KKT:
         return (values if self.index is None else values.gather(1, self.index)) * self.valid
 
     def scatter(self, values: Tensor, count: int) -> Tensor:
-        """Values of the working rows `(B, a)`, zero elsewhere, as those of all `count` rows."""
-        if self.index is None:
-            return values
-        return values.new_zeros(len(values), count).scatter_add_(1, self.index, values)
-
-    def multipliers(self, moved: Tensor) -> Tensor:
-        """Those that move the working rows back by so much, `(B, a)`, zero elsewhere."""
-        return solved(self.complement, moved * self.valid).mul_(self.valid)
+        """Values of the working rows `(B, a)` as those of all `count` rows, zero elsewhere."""
+        values = values * self.valid
+        return (
+            values if self.index is None else values.new_zeros(len(values), count).scatter_add_(1, self.index, values)
+        )
 
     def solve(self, r: Tensor, t: Tensor, accurate: float = _ACCURATE) -> tuple[Tensor, Tensor, Tensor]:
         """Solves for right-hand sides `r` `(B, n)` and `t` `(B, a)`, refined to a residual, or as far as it goes.
@@ -128,8 +125,6 @@ class KKT:
         """
         z, y, free = self._solve(r, t)
         left_r, left_t, best = self._residual(z, y, r, t, free)
-        if not self.careful and bool((best <= accurate).all()):
-            return z, y, best
         rough = best > accurate
         for step in range(self.careful + _REFINEMENTS):
             # The residual sees no more than the rounding of the forces. A step of refinement leaves that of the
@@ -152,20 +147,23 @@ class KKT:
         Rows may hold at zero what would go far without them: to `free`.
         """
         curved, pulled = times(self.Q, z), times_transposed(self.working, y)
-        left_r = r - curved - pulled
-        missed, forces = largest(left_r), largest(torch.cat((r, curved, pulled), 1))
+        left_r, left_t = r - curved - pulled, t - times(self.working, z)
+        forces = torch.stack((left_r, free, z, r, curved, pulled)).abs().amax(2)
         if not t.shape[1]:
-            return left_r, t, part(missed, forces)
-        left_t = (t - times(self.working, z)).mul_(self.valid)
-        sizes = torch.stack((forces, largest(torch.cat((t, free, z), 1))))
-        return left_r, left_t, part(torch.stack((missed, largest(left_t))), sizes).amax(0)
+            return left_r, left_t, part(forces[0], forces[3:].sum(0))
+        rows = torch.stack((left_t, t)).abs().amax(2)
+        return (
+            left_r,
+            left_t,
+            torch.maximum(part(forces[0], forces[3:].sum(0)), part(rows[0], rows[1] + forces[1:3].sum(0))),
+        )
 
     def _solve(self, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Solution, multipliers of the working rows, and where the forces alone would lead, `(B, n)`."""
+        """Solution, multipliers, and where the forces alone would lead, `(B, n)`."""
         free = solved(self.cholesky, r)
         if not self.valid.shape[1]:
             return free, t, free
-        y = self.multipliers(times(self.working, free) - t)
+        y = solved(self.complement, times(self.working, free) - t)
         return free - solved(self.cholesky, times_transposed(self.working, y)), y, free
 
 
@@ -190,18 +188,18 @@ def is_definite(Q: Tensor, lower: Tensor, sound: Tensor) -> Tensor:
     return sound & (pivots.amin(1).square() > _DEFINITE * Q.diagonal(dim1=1, dim2=2).amax(1))
 
 
-def with_others_far(system: Tensor, valid: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+def with_others_far(system: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """The matrix of the working rows alone: the others get a huge entry of the diagonal, which holds them at zero.
 
     Args:
         system: `R Q^{-1} R'`, `(B, a, a)`.
         valid: which of these are working rows, `(B, a)`.
-        own: what these have on the diagonal, `(B, a)`.
 
     Returns:
         The matrix, and its diagonal.
     """
-    diagonal = torch.where(valid, own, own.clamp_min(1 / FAR).mul_(FAR))
+    own = system.diagonal(dim1=1, dim2=2)
+    diagonal = torch.where(valid, own, FAR * own.clamp_min(1 / FAR))
     return system.diagonal_scatter(diagonal, dim1=1, dim2=2), diagonal
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchimplicit.optim.quadprog.program import Program
+from torchimplicit.optim.quadprog.kkt import solved
+from torchimplicit.optim.quadprog.program import Program, times
 
 _SMALL = 2**15  # entries of all matrices: below, operations are what costs time, and entries above
 
@@ -20,10 +21,8 @@ class Prepared:
         program: the programs.
         cholesky: factor of `Q`, `(B, n, n)`.
         free: the solution without rows, `(B, n)`.
-        w: what rows reach there, `(B, r, 1)`.
+        w: what rows reach there, `(B, r)`.
         gram: `R Q^{-1} R'`, `(B, r, r)`.
-        own: its diagonal, `(B, r)`.
-        energy: `q' Q^{-1} q`, `(B, 1, 1)`.
         in_place: whether rows that are not met stay in the matrices of those that are.
     """
 
@@ -32,24 +31,18 @@ class Prepared:
     free: Tensor
     w: Tensor
     gram: Tensor
-    own: Tensor
-    energy: Tensor
     in_place: bool
 
     @staticmethod
     def of(program: Program, cholesky: Tensor) -> Prepared:
         """Prepares programs, given a Cholesky factor of `Q`."""
-        r = program.rows.shape[1]
-        both = torch.cat((program.rows.mT, -program.q.unsqueeze(2)), 2)
-        half = torch.linalg.solve_triangular(cholesky, both, upper=False)
-        free = torch.linalg.solve_triangular(cholesky.mT, half[:, :, r:], upper=True).squeeze(2)
-        (gram, w), (_, energy) = (part.split((r, 1), 2) for part in (half.mT @ half).split((r, 1), 1))
-        own = gram.diagonal(dim1=1, dim2=2).clone()
-        return Prepared(program, cholesky, free, w, gram, own, energy, r * r * len(gram) <= _SMALL)
+        half = torch.linalg.solve_triangular(cholesky, program.rows.mT, upper=False)
+        free, gram = -solved(cholesky, program.q), half.mT @ half
+        return Prepared(program, cholesky, free, times(program.rows, free), gram, gram.numel() <= _SMALL)
 
     def take(self, index: Tensor) -> Prepared:
         """Some of the programs."""
         if len(index) == self.program.batch:
             return self
-        parts = (self.cholesky, self.free, self.w, self.gram, self.own, self.energy)
-        return Prepared(self.program.take(index), *(part[index] for part in parts), in_place=self.in_place)
+        parts = (part[index] for part in (self.cholesky, self.free, self.w, self.gram))
+        return Prepared(self.program.take(index), *parts, in_place=self.in_place)

@@ -19,7 +19,7 @@ def times(matrix: Tensor | SparseMatrix, vector: Tensor) -> Tensor:
     """`M v`, sample by sample: `(B, r, n)` and `(B, n)` give `(B, r)`."""
     if isinstance(matrix, SparseMatrix):
         return matrix.times(vector)
-    return torch.bmm(matrix, vector.unsqueeze(2)).squeeze(2)
+    return torch.bmm(vector.unsqueeze(1), matrix.mT).squeeze(1)  # a row takes half as long as a column
 
 
 def times_transposed(matrix: Tensor | SparseMatrix, vector: Tensor) -> Tensor:
@@ -145,6 +145,6 @@ class Terms:
         wanted = torch.clamp(reached, lower, torch.where(y < 0, program.lower, program.upper))
         height = reached.abs()
         most = height.amax(1, keepdim=True) if height.shape[1] else slope.new_zeros(len(slope), 1)
-        farthest, missed = largest(z, keepdim=True), (reached - wanted).abs_()
-        size, extent = torch.maximum(height, wanted.abs_()), program.length * farthest
+        farthest, missed = largest(z, keepdim=True), (reached - wanted).abs()
+        size, extent = torch.maximum(height, wanted.abs()), program.length * farthest
         return Terms(curved, pulled, slope, reached, missed, size, most, extent, farthest)

@@ -15,12 +15,10 @@ from torchimplicit.core.options import check_on_failure, is_number, require_coun
 from torchimplicit.core.public import public
 from torchimplicit.core.status import OnFailure, Status, react
 from torchimplicit.core.tree import own
-from torchimplicit.optim.quadprog.definite import Start
 from torchimplicit.optim.quadprog.derivative import Optimum, ProgramCall
 from torchimplicit.optim.quadprog.program import Program, times
 from torchimplicit.optim.quadprog.relaxed import nearest_feasible, uncrossed
 from torchimplicit.optim.quadprog.report import Certificate, Determined, Duals, ProgramReport, QPSolution
-from torchimplicit.optim.quadprog.search import begin
 from torchimplicit.optim.quadprog.smoothing import smooth
 from torchimplicit.optim.quadprog.solve import Outcome, solve
 from torchimplicit.optim.quadprog.solver import Clarabel, InteriorPoint, check_solver, may_ask
@@ -125,19 +123,13 @@ def qp(
     react_to: Any = "ignore" if on_failure == "nan" else on_failure
     inside, stated = transforms.active(), uncrossed(given) if closest_feasible else given
     # Inside function transforms values cannot be looked at here: `_run` does.
-    start = None
-    if not (inside or given.is_sparse or closest_feasible or smoothed is not None or isinstance(solver, Clarabel)):
-        with torch.no_grad():
-            start = begin(_detached(given), guess, max_steps)
-    sure = inside or (start is not None and start.point.sure)
-    invalid, stated = (None, stated) if sure else quarantined(stated, form.dtype)
+    invalid, stated = (None, stated) if inside else quarantined(stated, form.dtype)
     program = nearest_feasible(stated) if closest_feasible else stated
     if smoothed is not None:
         z, y, report = _smoothed(program, float(smoothed), max_steps, invalid, react_to)
         active, outcome, solved = torch.zeros_like(y, dtype=torch.int8), None, report.status == Status.CONVERGED
     else:
-        start = start if invalid is None else None  # others have taken the place of some
-        options: dict[str, Any] = {"solver": solver, "max_steps": max_steps, "inside": inside, "start": start}
+        options: dict[str, Any] = {"solver": solver, "max_steps": max_steps, "inside": inside}
         run = partial(_run, form=form, guess=guess, invalid=invalid, **options)
         z, y, active, solved, report, outcome = _exact(program, run, react_to)
         z = _on_its_bounds(program, form, z, active) if C is None else z
@@ -170,7 +162,7 @@ def _exact(program: Program, run: Callable[[Program], Outcome], on_failure: Any)
     outcome = call.record.outcome
     assert outcome is not None
     report = ProgramReport.of(outcome.status, outcome.point.steps, outcome.residual, outcome.by_clarabel)
-    call.record.report = report.vouch() if outcome.point.sure else report
+    call.record.report = report
     return *found, report, outcome
 
 
@@ -178,11 +170,6 @@ def _tensors(program: Program) -> list[Tensor]:
     """What derivatives are taken by: of sparse matrices the entries."""
     Q, rows = (x.values for x in program.sparse) if program.is_sparse else (program.Q, program.rows)
     return [Q, program.q, rows, program.lower, program.upper]
-
-
-def _detached(program: Program) -> Program:
-    """The program without a graph."""
-    return program.mapped(torch.detach) if any(x.requires_grad for x in program.tensors) else program
 
 
 def _on_its_bounds(program: Program, form: Form, z: Tensor, active: Tensor) -> Tensor:
@@ -232,9 +219,8 @@ def _smoothed(
 
 
 def _run(
-    program: Program, form: Form, guess: Tensor | None, solver: Any, max_steps: int, invalid: Any, inside: bool,
-    start: Start | None,
-) -> Outcome:  # fmt: skip
+    program: Program, form: Form, guess: Tensor | None, solver: Any, max_steps: int, invalid: Any, inside: bool
+) -> Outcome:
     """Solves plain programs; those of function transforms have not been looked at yet."""
     if inside:
         invalid, program = quarantined(program, form.dtype)
@@ -244,7 +230,7 @@ def _run(
     if program.is_sparse or isinstance(solver, Clarabel):
         outcome = by_clarabel(program, guess, max_steps, rounding)
     else:
-        outcome = solve(program, guess, max_steps, rounding, start)
+        outcome = solve(program, guess, max_steps, rounding)
         if not outcome.point.sure and may_ask(solver):
             fall_back(program, outcome, max_steps, rounding)
     if invalid is not None:

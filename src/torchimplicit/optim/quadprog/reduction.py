@@ -37,7 +37,7 @@ def reduce(prepared: Prepared) -> Start:
     """Eliminates the unknowns and the equations."""
     program, gram = prepared.program, prepared.gram
     p, n = program.equalities, program.q.shape[1]
-    w, half, K = prepared.w.squeeze(2), None, gram
+    w, half, K = prepared.w, None, gram
     if program.rows.shape[1] - p > _MANY * n:
         half = torch.linalg.solve_triangular(prepared.cholesky, program.rows.mT, upper=False)
     if p:

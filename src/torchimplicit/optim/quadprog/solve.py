@@ -10,7 +10,6 @@ from torch import Tensor
 from torchimplicit.core.status import Status
 from torchimplicit.optim.quadprog.active_set import Point
 from torchimplicit.optim.quadprog.certificate import contradiction, ray
-from torchimplicit.optim.quadprog.definite import Start
 from torchimplicit.optim.quadprog.far import without_infinite
 from torchimplicit.optim.quadprog.program import Program
 from torchimplicit.optim.quadprog.search import search, solutions
@@ -34,11 +33,6 @@ class Outcome:
     residual: Tensor
     proof: tuple[Tensor, Tensor] | None = None
     by_clarabel: Tensor | None = None
-
-    @staticmethod
-    def solved(point: Point) -> Outcome:
-        """All are solved."""
-        return Outcome(point, torch.full_like(point.steps, int(Status.CONVERGED)), point.residual)
 
     @staticmethod
     def nothing(program: Program, status: Status = Status.MAX_STEPS) -> Outcome:
@@ -73,9 +67,7 @@ class Outcome:
         self.by_clarabel = None if self.by_clarabel is None else self.by_clarabel.to(device)
 
 
-def solve(
-    program: Program, guess: Tensor | None, max_steps: int, rounding: float = 0.0, start: Start | None = None
-) -> Outcome:
+def solve(program: Program, guess: Tensor | None, max_steps: int, rounding: float = 0.0) -> Outcome:
     """Solves every program, or says why it has no solution.
 
     Args:
@@ -83,14 +75,11 @@ def solve(
         guess: bounds that may be met, `(B, r)`, from an earlier solution; None starts cold.
         max_steps: of the interior-point method.
         rounding: of the dtype that the program came in: `Q` may be indefinite by some of it.
-        start: where the programs were begun, see `search.begin`.
     """
-    if start is not None and start.point.sure:
-        return Outcome.solved(start.point)
-    found = search(without_infinite(program), guess, max_steps, rounding, start)
+    found = search(without_infinite(program), guess, max_steps, rounding)
     point, solved = found.point, found.point.optimal
-    if bool(solved.all()):
-        return Outcome.solved(point)
+    if point.sure or bool(solved.all()):
+        return Outcome(point, torch.full_like(point.steps, int(Status.CONVERGED)), point.residual)
     status = Status.CONVERGED.where(solved, Status.MAX_STEPS)
     left = torch.nonzero(~solved).flatten()
     part, proof = found.program.take(left), (torch.zeros_like(point.y), torch.zeros_like(point.z))

@@ -62,12 +62,11 @@ def assemble(
     tensors = [value for value in given.values() if value is not None]
     dtype = tensors[0].dtype
     for value in tensors[1:]:
-        dtype = dtype if value.dtype == dtype else torch.promote_types(dtype, value.dtype)
+        dtype = torch.promote_types(dtype, value.dtype)
     wide = {"dtype": torch.float64, "device": q.device}
 
     def expanded(value: Tensor, *shape: int) -> Tensor:
-        value = value.to(torch.float64)
-        return value if value.shape == (batch, *shape) else value.expand(batch, *shape)
+        return value.to(torch.float64).expand(batch, *shape)
 
     _check_shapes(given, n)
     blocks, lower, upper, sizes = [], [], [], []
@@ -79,14 +78,16 @@ def assemble(
         if not count:
             continue
         blocks.append(matrix)
-        for bounds, ends, none in ((lower, lows, -torch.inf), (upper, highs, torch.inf)):
-            bounds.append(torch.full((batch, count), none, **wide) if ends is None else expanded(ends, count))
-    below, above = (torch.cat(x, 1) if x else torch.zeros(batch, 0, **wide) for x in (lower, upper))
+        none = torch.full((batch, count), torch.inf, **wide)
+        lower.append(-none if lows is None else expanded(lows, count))
+        upper.append(none if highs is None else expanded(highs, count))
+    empty = torch.zeros(batch, 0, **wide)
+    below, above = (torch.cat(x, 1) if x else empty for x in (lower, upper))
     if any(value.layout != torch.strided for value in tensors):
         curvature, R = sparse_matrices(given, blocks, q)
     else:
-        parts = [torch.eye(n, **wide) if (part := given[name]) is None else part for name in blocks]
-        rows = [expanded(part, *part.shape[-2:]) for part in parts]
+        eye = torch.eye(n, **wide).expand(batch, n, n) if "C" in blocks and C is None else empty
+        rows = [eye if (block := given[name]) is None else expanded(block, *block.shape[-2:]) for name in blocks]
         curvature = torch.zeros(batch, n, n, **wide) if Q is None else expanded(Q, n, n)
         R = torch.cat(rows, 1) if rows else torch.zeros(batch, 0, n, **wide)
     program = Program(curvature, expanded(q, n), R, below, above, equalities=sizes[0])  # type: ignore[arg-type]

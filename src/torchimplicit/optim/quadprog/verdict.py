@@ -59,8 +59,8 @@ def met(program: Program, z: Tensor) -> Tensor:
 
 def at_least(program: Program, terms: Terms) -> Tensor:
     """No less than the residual: with the largest term, or the sum of them, for the sum of their magnitudes. `(B,)`."""
-    forces = torch.stack((terms.curved, terms.pulled, program.q)).abs_().amax(0)
-    missed = terms.missed * (terms.missed > torch.minimum(terms.extent, terms.most * _CANCELS).mul_(_NOTHING))
+    forces = torch.stack((terms.curved, terms.pulled, program.q)).abs().amax(0)
+    missed = terms.missed * (terms.missed > _NOTHING * torch.minimum(terms.extent, _CANCELS * terms.most))
     return part(torch.cat((terms.slope.abs(), missed), 1), torch.cat((forces, terms.size), 1)).amax(1)
 
 
