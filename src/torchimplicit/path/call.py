@@ -223,6 +223,10 @@ class PathCall(Call):
             path.held, self.record.path = held, path
         return values, slope
 
+    def _graphs(self, engine: Engine, state: IntegratorState) -> Graphs | None:
+        """What keeps graphs of steps, if any are to be."""
+        return Graphs(self.budget) if self.budget and engine.keeps and self.solver.keeper(state.y, Graphs(0)) else None
+
     def _solve_phases(
         self, engine: Engine, state: IntegratorState, values: Tensor, path: Path | None, tensors: Sequence[Tensor],
         condition_tensors: Sequence[Tensor], log: Log | None,
@@ -236,8 +240,7 @@ class PathCall(Call):
         observer = None
         if self.callback is not None and isinstance(self.dynamics, Dynamics):
             observer = Observer(self.callback, self.dynamics, state)
-        keeps = self.budget and engine.keeps and path is not None and self.solver.keeper(state.y, Graphs(0)) is not None
-        graphs = Graphs(self.budget) if keeps else None
+        graphs = self._graphs(engine, state) if path is not None else None
         options = {"audit": self.audit, "keep_buffers": True} | ({} if graphs is None else {"leaves": True})
         while True:
             phase = None if path is None else Phase(rows, self.checkpoints)

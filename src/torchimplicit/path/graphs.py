@@ -6,6 +6,7 @@ Where there is none, a step is made again for its gradient, at the price of its 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
@@ -136,6 +137,7 @@ def _place(tensor: Tensor) -> tuple[Any, int]:
 
 
 def _note(found: dict[Any, int], tensor: Tensor) -> Tensor:
-    if tensor.layout is torch.strided and transforms.level(tensor) < 0:
-        found[_place(tensor)] = tensor.untyped_storage().nbytes()
+    with suppress(RuntimeError):  # wrappers of transforms within the field have no place
+        if tensor.layout is torch.strided:
+            found[_place(tensor)] = tensor.untyped_storage().nbytes()
     return tensor

@@ -195,7 +195,7 @@ class Tolerance:
         moved = torch.addcmul(y, trial.to(y.dtype).unsqueeze(1), slope)
         bend = norm((field(torch.minimum(t + trial, end), moved) - slope) / scale) / trial.to(y.dtype)
         turn = (speed / bend).to(t.dtype)  # in which the slope changes by its own size; infinite on a straight path
-        wanted = turn * power(0.05 / (speed.to(t.dtype) * turn), 1 / order)
+        wanted = turn * power(0.01 / (speed.to(t.dtype) * turn), 1 / order)
         wanted = torch.where(turn < torch.inf, wanted, torch.inf)
         first = torch.minimum(torch.minimum(100 * trial, wanted), limit)
         return torch.where(first.isfinite() & (first > 0), first, trial)
