@@ -26,7 +26,7 @@ MUTANTS = [
     ),
     Mutant(
         "path/stepsize.py", "the first step is in units of the clock",
-        "wanted = turn * power(0.01 / (speed.to(t.dtype) * turn),", "wanted = power(0.05 / speed.to(t.dtype),",
+        "wanted = turn * power(0.01 / (speed.to(t.dtype) * turn),", "wanted = power(0.01 / speed.to(t.dtype),",
         "tests/path/test_stepsize.py::test_a_path_is_the_same_in_any_unit_of_time",
     ),
     Mutant(
