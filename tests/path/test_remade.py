@@ -37,6 +37,17 @@ def test_a_field_that_draws_is_told(solver, ts, adjoint):
     assert "drawn before" in solution.backward.remedies[ti.Status.DRIFTED]
 
 
+@pytest.mark.parametrize("graphs", [0, 1])  # bytes, into which no step's graph goes
+def test_a_field_that_draws_in_the_only_step_is_told_where_graphs_have_no_room(graphs):
+    torch.manual_seed(0)
+    solver = ti.Tsit5(rtol=1e3, atol=1e3, dt0=1.0)
+    solution = solved(dropping, ONE_STEP, solver=solver, adjoint=ti.Checkpointed(graphs=graphs))
+    assert int(solution.report.accepted.max()) == 1
+    assert solution.report.kept == 0
+    assert solution.backward is not None
+    assert bool((solution.backward.status == ti.Status.DRIFTED).any())
+
+
 def test_the_failure_is_raised():
     torch.manual_seed(0)
     y0 = torch.ones(2, 3, dtype=D, requires_grad=True)

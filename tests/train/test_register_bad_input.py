@@ -109,7 +109,7 @@ BAD = {  # fixed, moving and options; what is said
     "no similarity": (("fixed.nii", "moving.nii", "--similarity", "cc"), "--similarity cc: expected one of ncc, lncc"),
     "a similarity that a kind does not know": (
         ("fixed.nii", "moving.nii", "--similarity", "mi"),
-        "--kind velocity compares by one of lncc, ssd. Images of different kinds.*--kind bspline --similarity mi",
+        "--kind velocity compares by one of lncc, ssd. Images of different kinds.*--kind rigid --similarity mi",
     ),
     "a field for a linear kind": (
         ("fixed.nii", "moving.nii", "--initial", "field.nii", "--kind", "rigid"),

@@ -58,12 +58,17 @@ class PhaseBackward:
     meet: Callable[..., None]
     known: Tensor | None = None
 
+    def inside(self, step: Step, outputs: Outputs) -> Tensor:
+        """Which part of the step each output within it is at, `(M,)`."""
+        places, samples, span = outputs.places, outputs.samples, step.span
+        return (self.ts[places, samples] - span.start[samples]) / span.h[samples]
+
     def arriving(self, step: Step, outputs: Outputs | None, cotangent: Tensor) -> tuple[Tensor, Within | None]:
         """The gradient of the states after a step, outputs there included, and what comes to those within it."""
         if outputs is None:
             return cotangent, None
-        places, samples, span = outputs.places, outputs.samples, step.span
-        theta = (self.ts[places, samples] - span.start[samples]) / span.h[samples]
+        places, samples = outputs.places, outputs.samples
+        theta = self.inside(step, outputs)
         grad = self.grad[places, samples]
         if bool((theta == 1).all()):
             return cotangent.index_put((samples,), grad, accumulate=True), None
@@ -138,6 +143,8 @@ class Engine:
                 with torch.no_grad():
                     done = keeper(phase.field, step.span, y, None)
                 graph = done.graph
+                if outputs is not None:
+                    phase.meet_outputs(outputs, y, done.inside.at(phase.inside(step, outputs), outputs.samples))
                 if later is not None and not met:
                     phase.meet(y, done.y.detach(), later[2], later[0])
                     met = True
@@ -149,10 +156,10 @@ class Engine:
     def backward(self, phase: PhaseBackward, cotangent: Tensor) -> tuple[Tensor, Gradients]:
         """The gradients of the states before a phase, from that after it, `(B, n)`, and of the leaves."""
         totals: Gradients = [None] * len(phase.wanted)
-        stepper, met, later = phase.solver.stepper(cotangent, graph=True), False, None
         keeper = None if phase.phase.leaves is None else phase.solver.keeper(cotangent, Graphs(0))
         if keeper is not None:
             return self._backward_by_graphs(phase, cotangent, keeper)
+        stepper, met, later = phase.solver.stepper(cotangent, graph=True), False, None
         # Each graph is differentiated before the next one is made: the memory is that of one, or a few steps.
         for _, group in groupby(phase.retrace(), lambda each: each[0].number // self.in_a_graph):
             some = list(group)

@@ -242,9 +242,7 @@ class StepLoop:
             moved = accept.unsqueeze(1)
             stop = torch.where(accept, stop, state.t)
             y = torch.where(moved, y, state.y)
-            if (
-                slope is not None and state.slope is not None and done.graph is None
-            ):  # else those that stay have arrived
+            if slope is not None and state.slope is not None and done.graph is None:  # else who stays has arrived
                 slope = torch.where(moved, slope, state.slope)
         ending = None if self.watch is None else self.watch.ending(state, accept, span, done.inside)
         # Outputs behind an event hold its state, as all do that a sample does not reach.

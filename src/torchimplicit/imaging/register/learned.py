@@ -44,12 +44,7 @@ class FeatureLNCC(nn.Module):
         return one, other
 
     def force(
-        self,
-        fixed: Tensor,
-        warped: Tensor,
-        gradient: Tensor,
-        units: Sequence[float],
-        weights: Tensor | None = None,
+        self, fixed: Tensor, warped: Tensor, gradient: Tensor, units: Sequence[float], weights: Tensor | None = None
     ) -> Tensor:
         """See `SSD.force`."""
         force = self.lncc.force(fixed[:, :1], warped[:, :1], gradient[:, :1], units, weights)
@@ -58,11 +53,7 @@ class FeatureLNCC(nn.Module):
         return force + under(CAP, self.raw_weight) * (left * gradient[:, 1:]).sum(1)
 
     def loss(
-        self,
-        fixed: Tensor,
-        warped: Tensor,
-        units: Sequence[float] | None = None,
-        weights: Tensor | None = None,
+        self, fixed: Tensor, warped: Tensor, units: Sequence[float] | None = None, weights: Tensor | None = None
     ) -> Tensor:
         """What the force makes smaller, `(B,)`."""
         image = self.lncc.loss(fixed[:, :1], warped[:, :1], units, weights)

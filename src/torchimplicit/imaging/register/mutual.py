@@ -40,11 +40,7 @@ class MutualInformation:
         return _ranged(fixed), _ranged(moving)
 
     def value(
-        self,
-        fixed: Tensor,
-        warped: Tensor,
-        units: Sequence[float] | None = None,
-        weights: Tensor | None = None,
+        self, fixed: Tensor, warped: Tensor, units: Sequence[float] | None = None, weights: Tensor | None = None
     ) -> Tensor:
         """The mean over channels, `(B,)`, of images `(B, C, ...)` whose values are within 0 and 1; see `LNCC.value`."""
         one, other = (self._windows(each.flatten(2)) for each in (fixed, warped))
@@ -58,11 +54,7 @@ class MutualInformation:
         return value if weights is None else value * total / (total + NOWHERE * weights[0].numel())
 
     def loss(
-        self,
-        fixed: Tensor,
-        warped: Tensor,
-        units: Sequence[float] | None = None,
-        weights: Tensor | None = None,
+        self, fixed: Tensor, warped: Tensor, units: Sequence[float] | None = None, weights: Tensor | None = None
     ) -> Tensor:
         """Less that, `(B,)`."""
         return -self.value(fixed, warped, units, weights)

@@ -64,11 +64,7 @@ class NCC:
         return _terms(both[:, : fixed.shape[1]] - both[:, fixed.shape[1] :], weights)
 
     def loss(
-        self,
-        fixed: Tensor,
-        warped: Tensor,
-        units: Sequence[float] | None = None,
-        weights: Tensor | None = None,
+        self, fixed: Tensor, warped: Tensor, units: Sequence[float] | None = None, weights: Tensor | None = None
     ) -> Tensor:
         """1 - NCC, the mean over channels, `(B,)`."""
         return 0.5 * self.residuals(fixed, warped, weights).square().sum(1)
@@ -91,22 +87,13 @@ class SSD:
         return _terms(warped - fixed, weights)
 
     def loss(
-        self,
-        fixed: Tensor,
-        warped: Tensor,
-        units: Sequence[float] | None = None,
-        weights: Tensor | None = None,
+        self, fixed: Tensor, warped: Tensor, units: Sequence[float] | None = None, weights: Tensor | None = None
     ) -> Tensor:
         """Half the mean squared difference, `(B,)`."""
         return 0.5 * self.residuals(fixed, warped, weights).square().sum(1)
 
     def force(
-        self,
-        fixed: Tensor,
-        warped: Tensor,
-        gradient: Tensor,
-        units: Sequence[float],
-        weights: Tensor | None = None,
+        self, fixed: Tensor, warped: Tensor, gradient: Tensor, units: Sequence[float], weights: Tensor | None = None
     ) -> Tensor:
         r"""Thirion's, $(f - w) g / (|g|^2 + (f - w)^2)$: at most half a voxel's edge long. `(B, D, *S)`.
 
@@ -149,11 +136,7 @@ class LNCC:
         return normalised(fixed), normalised(moving)
 
     def value(
-        self,
-        fixed: Tensor,
-        warped: Tensor,
-        units: Sequence[float] | None = None,
-        weights: Tensor | None = None,
+        self, fixed: Tensor, warped: Tensor, units: Sequence[float] | None = None, weights: Tensor | None = None
     ) -> Tensor:
         """The mean over all windows, and channels, `(B,)`; see `force`."""
         moments = self._moments(fixed, warped, units or [1.0] * (fixed.ndim - 2), weights)
@@ -164,22 +147,13 @@ class LNCC:
         return (weights * alike).flatten(2).sum(2).mean(1) / total
 
     def loss(
-        self,
-        fixed: Tensor,
-        warped: Tensor,
-        units: Sequence[float] | None = None,
-        weights: Tensor | None = None,
+        self, fixed: Tensor, warped: Tensor, units: Sequence[float] | None = None, weights: Tensor | None = None
     ) -> Tensor:
         """1 less that, `(B,)`."""
         return 1 - self.value(fixed, warped, units, weights)
 
     def force(
-        self,
-        fixed: Tensor,
-        warped: Tensor,
-        gradient: Tensor,
-        units: Sequence[float],
-        weights: Tensor | None = None,
+        self, fixed: Tensor, warped: Tensor, gradient: Tensor, units: Sequence[float], weights: Tensor | None = None
     ) -> Tensor:
         """See `SSD.force`: the similarity's derivative by the value in the window's middle, times the gradient."""
         cov, f, w, fixed, warped = self._moments(fixed, warped, units, weights)

@@ -76,7 +76,7 @@ class Order:
                 known = [name for name in SIMILARITIES if _comparing(kinds[last], name) is not None]
                 raise UsageError(
                     f"--similarity {self.similarity}: --kind {self.kind} compares by one of {', '.join(known)}. "
-                    "Images of different kinds, such as CT and MR, go by --kind bspline --similarity mi."
+                    "Images of different kinds, such as CT and MR, go by --kind rigid --similarity mi."
                 )
         return {last: found[last]} if self.from_field else found
 

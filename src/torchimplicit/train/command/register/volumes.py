@@ -71,9 +71,7 @@ def read_labels(path: Path, image: Scene, name: str) -> Scene:
     values = labels.data if isinstance(labels, Image) else (255 * labels).double().mul(1e3).round().div(1e3)
     if isinstance(labels, Tensor) and labels.shape[1] != 1:
         raise UsageError(f"{path}: got {labels.shape[1]} channels, expected labels, a PNG of grey.")
-    _check_grid(
-        path, labels, image, f"the {name} image", "the labels lie elsewhere. Try to resample them onto its grid."
-    )
+    _check_grid(path, labels, image, f"the {name} image", "the labels lie elsewhere")
     broken = values[values != values.round()] if values.is_floating_point() else values[:0]
     if broken.numel():
         raise UsageError(
