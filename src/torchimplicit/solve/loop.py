@@ -7,7 +7,7 @@ problem can be narrowed to some of its samples, the loop goes on with those that
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -147,6 +147,7 @@ def iterate(
     knowledge: Any = None,
     settled: bool = False,
     ran: Any = None,
+    ahead: Callable[[Residual, Any, Samples], tuple[Any, int]] | None = None,
 ) -> Result:
     """Runs a solver from `z` until every sample has stopped or the steps are used up.
 
@@ -162,6 +163,7 @@ def iterate(
         knowledge: of an earlier solve with the same solver.
         settled: whether the start may be a solution already: then it is looked at as one.
         ran: what the earlier solve that ended there said of how far it had run.
+        ahead: makes the first steps of a fixed point, judges them, and gives the state and the number of its step.
 
     Returns:
         The iterate that met the tolerance, or the best one seen, of every sample, and how it went.
@@ -171,7 +173,10 @@ def iterate(
         samples = Samples(solver, state, problem.eps, save_steps)
     else:
         samples = Claims(solver, state, problem.eps, save_steps, settled, ran)
-    state, step = _run(solver, problem, state, samples, 0)
+    step = 0
+    if ahead is not None and _judge(solver, problem, state, samples, step):
+        state, step = ahead(problem, state, samples)
+    state, step = _run(solver, problem, state, samples, step)
     samples.settle()
     answer = samples.answer(state.z)
     look_again(samples, problem, state, answer)
