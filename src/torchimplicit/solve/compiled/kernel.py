@@ -57,7 +57,8 @@ class Chunk(NamedTuple):
         size: the norm of the residual, `(B,)`.
         scale: that of the iterate, `(B,)`.
         now: the iterate, its residual, the number of the step and what is known of the samples: see `Now`.
-        past: residuals and targets that were new on the way there and will be combined again, in turn, oldest first.
+        past: targets and residuals that were new on the way there, in turn, oldest first; of the first target's
+            residual the caller knows, and calls are slower that give back what they were given.
     """
 
     facts: Tensor
@@ -151,7 +152,7 @@ def _make_advance(plan: Plan) -> Callable[..., tuple[Tensor, ...]]:
             standing, doubtful, parts = judged(standing, step, plan.rules, minute)
             doubt, apart = doubt | doubtful, apart | parts
         facts = torch.stack([standing.running.sum(), doubt, (standing.status != 0).any(), apart])
-        new = [each for pair in pairs[plan.past :][-plan.past :] for each in pair] if plan.past else []
+        new = [each for pair in pairs[plan.past :] for each in pair if each is not now.residual] if plan.past else []
         return facts, size, scale, z, residual, number, *standing, *new
 
     return advance
@@ -162,7 +163,10 @@ _kernels: WeakKeyDictionary[Any, dict[Hashable, Fused]] = WeakKeyDictionary()
 
 def find_kernel(f: Any, plan: Plan) -> Fused:
     """The kernel for a function, compiled at its first call."""
-    return _kernels.setdefault(identity(f), {}).setdefault(plan, Fused(_make_advance(plan), "f"))
+    known = _kernels.setdefault(identity(f), {})
+    if plan not in known:
+        known[plan] = Fused(_make_advance(plan), "f")
+    return known[plan]
 
 
 def first_method(solver: Solver) -> Solver:

@@ -41,10 +41,10 @@ def advance(problem: Problem, solver: Solver, residual: Residual, state: Any, sa
     if not samples.any_running or plan.chunk > most:
         return state, 0
     bound: Any = residual.bound
-    z, limit = state.z, samples.limit
+    z, limit = state.z.contiguous(), samples.limit
     tolerances = z.new_tensor((samples.rtol, samples.absolute))
     now = Now(z, state.residual, torch.zeros((), dtype=torch.int64, device=z.device), *standing_of(samples, z))
-    past = z.new_zeros(2 * plan.past, *z.shape).unbind()
+    past = tuple(torch.zeros_like(z) for _ in range(2 * plan.past))
     flat, again = find_kernel(problem.f, plan).begin(
         lambda *where: (bound.f, bound.args, limit, tolerances, *where), *now, *past
     )
@@ -55,7 +55,8 @@ def advance(problem: Problem, solver: Solver, residual: Residual, state: Any, sa
         running, doubt, failed, apart = chunk.facts.tolist()
         if doubt:
             break
-        step, now, past = step + plan.chunk, chunk.now, (*past, *chunk.past)[len(chunk.past) :]
+        past = (*past, now.residual, *chunk.past)[-2 * plan.past :] if plan.past else ()
+        step, now = step + plan.chunk, chunk.now
         hand_back(samples, now.z, now.standing, (chunk.size, chunk.scale), step, (running, failed, apart))
         if not running or step + plan.chunk > most or (samples.few and residual.narrow is not None):
             break
