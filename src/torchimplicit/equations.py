@@ -5,22 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from torchimplicit.adjoint import Adjoint, Implicit, PointCall, Unrolled, attached, find_nonfinite, quarantine, unmoved
+from torchimplicit.adjoint import Adjoint, Implicit, PointCall, attached, find_nonfinite, quarantine, unmoved
 from torchimplicit.adjoint.implicit import ImplicitSolve
 from torchimplicit.core import transforms
 from torchimplicit.core.compiled.worth import Compile, pays, spend
-from torchimplicit.core.options import check_on_failure, is_count, require_instance
 from torchimplicit.core.problem import FixedPoint, Problem, Residual, Root
 from torchimplicit.core.public import public
 from torchimplicit.core.status import OnFailure, Report, Solution, react
 from torchimplicit.core.tree import own
 from torchimplicit.linear import GMRES, LU
+from torchimplicit.point import Options, check_options
 from torchimplicit.solve import DENSE, Anderson, Newton, PreparedMap, Result, Solver, iterate
 from torchimplicit.solve.compiled.engine import Ahead, check_compile, choose_ahead
 
@@ -157,38 +157,6 @@ def root(
     return solve_problem(problem, z0, Options(solver, adjoint, warm_start, on_failure, trace, save_steps))
 
 
-class Options(NamedTuple):
-    """How to solve, and what to keep; what is not explained here is in `fixed_point`.
-
-    Attributes:
-        solver: see there.
-        adjoint: see there; None takes what suits the number of unknowns.
-        warm_start: see there.
-        on_failure: see there.
-        trace: see there.
-        save_steps: see there.
-        review: looks at where the loop has ended, and may change the report: `(residual, result) -> None`.
-        present: the solution as the caller shall see it, also in an error.
-        compile: see there.
-    """
-
-    solver: Solver
-    adjoint: Adjoint | None
-    warm_start: Solution | None
-    on_failure: OnFailure
-    trace: bool = False
-    save_steps: Sequence[int] = ()
-    review: Callable[[Residual, Result], None] | None = None
-    present: Callable[[Solution], Solution] | None = None
-    compile: Compile = False
-
-    @property
-    def plain(self) -> bool:
-        """Whether this is a solve of nothing but its solution, by no prepared map, and not unrolled."""
-        unrolled = isinstance(self.adjoint, Unrolled) and torch.is_grad_enabled()
-        return not (self.trace or self.save_steps or self.review or unrolled)
-
-
 def solve_problem(problem: Problem, z0: Any, options: Options) -> Solution:
     """Solves a problem and attaches the gradient: what all public functions of points have in common.
 
@@ -214,10 +182,10 @@ def solve_problem(problem: Problem, z0: Any, options: Options) -> Solution:
             residual(start.detach())
     wants_inverse = differentiable and adjoint.wants_inverse
     ahead = choose_ahead(options.compile, problem, options.solver, options.plain)
-    if ahead is not None and not differentiable:
-        # Without this a kernel would be compiled once for parameters and once for tensors.
-        tensors = [tensor.detach() for tensor in tensors]
-    call = PointCall(problem, _loop(problem, options, left, ahead), differentiable, wants_inverse, on_failure=options.on_failure)
+    loop = _loop(problem, options, left, ahead)
+    call = PointCall(
+        problem, loop, differentiable, wants_inverse, detach=ahead is not None, on_failure=options.on_failure
+    )
     if transforms.active() and not differentiable:  # solvers are not to meet what transforms wrap tensors in
         start, tensors = start.detach(), [tensor.detach() for tensor in tensors]
         value = ImplicitSolve.apply(call, GMRES(), start, *tensors)
@@ -301,28 +269,3 @@ def _solved_nothing(problem: Problem, start: Tensor, tensors: list[Tensor], opti
     )
     report.trace, report.backward, backward.linear = start.new_zeros(1, 0) if options.trace else None, backward, True
     return _presented(problem, value, report, [value] * len(options.save_steps), None, options)
-
-
-def check_options(solver: Any, adjoint: Any, on_failure: str, save_steps: Any = ()) -> None:
-    """Refuses what is no solver, no adjoint, none of the three words and no steps.
-
-    Raises:
-        TypeError: `solver` or `adjoint` is something else, the class in place of an instance for example.
-        ValueError: `on_failure` is none of "raise", "warn", "ignore"; `save_steps` are no numbers of steps; or the
-            adjoint needs another solver.
-    """
-    require_instance("solver", solver, Solver, "Anderson()")
-    require_instance("adjoint", adjoint, Adjoint, "Implicit()")
-    if isinstance(adjoint, Unrolled) and adjoint.checkpoint and isinstance(solver, Newton):
-        raise ValueError(
-            "Unrolled(checkpoint=True) recomputes evaluations, but Newton() differentiates the function inside every "
-            "step; expected another solver, such as Anderson(), or adjoint=Unrolled(), or Implicit()"
-        )
-    if adjoint.wants_inverse and not solver.learns:
-        raise ValueError(
-            f"adjoint={adjoint!r} reuses what a quasi-Newton solver has learnt, got solver={solver!r}; expected one "
-            "that learns, such as Broyden()"
-        )
-    check_on_failure(on_failure)
-    if not isinstance(save_steps, list | tuple) or not all(is_count(step, 0) for step in save_steps):
-        raise ValueError(f"save_steps: got {save_steps!r}, expected a list of steps, integers >= 0")

@@ -144,7 +144,9 @@ def test_one_coupled_problem_and_images_with_channels_last():
     picture = torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)
     start = torch.arange(96.0).view(2, 3, 4, 4).to(memory_format=torch.channels_last)
     for z0, dims in ((picture, 1), (start, 1), (torch.zeros(3, 2), 0)):
-        plain, fused = (ti.fixed_point(smooth, z0, solver=ti.Picard(), compile=c, batch_dims=dims) for c in (False, True))
+        plain, fused = (
+            ti.fixed_point(smooth, z0, solver=ti.Picard(), compile=c, batch_dims=dims) for c in (False, True)
+        )
         assert torch.allclose(plain.value, fused.value, rtol=1e-6)
         assert torch.equal(plain.steps, fused.steps)
 

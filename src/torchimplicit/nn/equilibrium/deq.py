@@ -15,10 +15,11 @@ from torch.utils import _pytree as pytree
 from torchimplicit.adjoint import Adjoint, Implicit, Unrolled
 from torchimplicit.core.compiled.worth import Compile
 from torchimplicit.core.status import OnFailure, Report, Solution
-from torchimplicit.equations import check_options, fixed_point
+from torchimplicit.equations import fixed_point
 from torchimplicit.linear import GMRES
 from torchimplicit.nn.layer import ImplicitLayer
 from torchimplicit.nn.parts.coupling import warn_of_batch_norm
+from torchimplicit.point import check_options
 from torchimplicit.solve import Polyalgorithm, Solver
 from torchimplicit.solve.compiled.engine import check_compile
 

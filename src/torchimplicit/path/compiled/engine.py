@@ -21,6 +21,7 @@ from torchimplicit.path.solver import PathSolver
 
 T = TypeVar("T")
 
+
 def chosen(compile: bool | str, f: Any, wins: bool, plain: Engine, kernels: Engine) -> Engine:
     """What makes the steps of a solve.
 

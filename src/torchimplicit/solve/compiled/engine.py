@@ -85,9 +85,7 @@ def _fits(problem: Problem) -> bool:
     )
 
 
-def _if_possible(
-    problem: Problem, solver: Solver, residual: Residual, state: Any, samples: Samples
-) -> tuple[Any, int]:
+def _if_possible(problem: Problem, solver: Solver, residual: Residual, state: Any, samples: Samples) -> tuple[Any, int]:
     """`advance` once that pays; nothing before, and where the function cannot be compiled."""
     if pays(problem.f):
         try:

@@ -43,7 +43,9 @@ def advance(problem: Problem, solver: Solver, residual: Residual, state: Any, sa
     bound: Any = residual.bound
     z, limit = state.z.contiguous(), samples.limit
     tolerances = z.new_tensor((samples.rtol, samples.absolute))
-    now = Now(z, state.residual, torch.zeros((), dtype=torch.int64, device=z.device), *standing_of(samples, z))
+    now = Now(
+        z, state.residual.contiguous(), torch.zeros((), dtype=torch.int64, device=z.device), *standing_of(samples, z)
+    )
     past = tuple(torch.zeros_like(z) for _ in range(2 * plan.past))
     flat, again = find_kernel(problem.f, plan).begin(
         lambda *where: (bound.f, bound.args, limit, tolerances, *where), *now, *past
