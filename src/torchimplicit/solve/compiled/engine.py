@@ -14,11 +14,12 @@ from torchimplicit.core.compiled.kernel import CompileError
 from torchimplicit.core.compiled.worth import SMALL, check_word, pays, spend
 from torchimplicit.core.problem import FixedPoint, Problem, Residual
 from torchimplicit.solve.compiled.kernel import LONGEST, WIDEST, can_compile
-from torchimplicit.solve.compiled.loop import advance
+from torchimplicit.solve.compiled.loop import advance, resumed
+from torchimplicit.solve.look import Start
 from torchimplicit.solve.loop import Solver
 from torchimplicit.solve.samples import Samples
 
-Ahead = Callable[[Residual, Any, Samples], tuple[Any, int]]
+Ahead = Callable[[Residual, Start, Samples], tuple[Any, int]]
 
 
 def check_compile(compile: Any, solver: Solver, plain: bool) -> None:
@@ -71,7 +72,8 @@ def choose_ahead(compile: bool | str, problem: Problem, solver: Solver, plain: b
             )
         return partial(advance, problem, solver)
     small = problem.layout.batch * problem.layout.width <= SMALL
-    return partial(_if_possible, problem, solver) if plain and fits and small and can_compile(solver) else None
+    wins = plain and fits and small and can_compile(solver) and pays(problem.f)
+    return partial(_if_possible, problem, solver) if wins else None
 
 
 def _fits(problem: Problem) -> bool:
@@ -85,11 +87,12 @@ def _fits(problem: Problem) -> bool:
     )
 
 
-def _if_possible(problem: Problem, solver: Solver, residual: Residual, state: Any, samples: Samples) -> tuple[Any, int]:
-    """`advance` once that pays; nothing before, and where the function cannot be compiled."""
-    if pays(problem.f):
-        try:
-            return advance(problem, solver, residual, state, samples)
-        except CompileError:
-            spend(problem.f, math.inf)
-    return state, 0
+def _if_possible(
+    problem: Problem, solver: Solver, residual: Residual, start: Start, samples: Samples
+) -> tuple[Any, int]:
+    """`advance`; nothing where the function cannot be compiled."""
+    try:
+        return advance(problem, solver, residual, start, samples)
+    except CompileError:
+        spend(problem.f, math.inf)
+        return resumed(solver, start, (), 0), 0

@@ -29,7 +29,7 @@ WIDEST = 8  # window
 
 
 class Now(NamedTuple):
-    """Where a solve is: an iterate and its residual `(B, n)`, the number of the step, and a `Standing`, part by part."""
+    """Where a solve is: an iterate, its residual `(B, n)`, the number of the step, and a `Standing`, part by part."""
 
     z: Tensor
     residual: Tensor
@@ -104,8 +104,7 @@ class Plan:
         layout, rules, method = problem.layout, Rules(solver.patience, problem.eps), first_method(solver)
         shape = tuple(layout.shapes[0][problem.batch_dims :]), problem.batch_dims == 0, layout.channels_last[0]
         if isinstance(method, Anderson) and method.window > 1:
-            window = max(min(method.window, solver.max_steps), 2)
-            return Plan(window, method.period, method.damping, method.ridge, rules, *shape)
+            return Plan(method.memory, method.period, method.damping, method.ridge, rules, *shape)
         assert isinstance(method, Anderson | Picard)
         return Plan(1, CHUNK, method.damping, 0.0, rules, *shape)
 
@@ -171,7 +170,7 @@ def find_kernel(f: Any, plan: Plan) -> Fused:
 
 def first_method(solver: Solver) -> Solver:
     """The method of the first steps."""
-    return solver.first if isinstance(solver, Polyalgorithm) else solver
+    return solver.granted(solver.first) if isinstance(solver, Polyalgorithm) else solver
 
 
 def can_compile(solver: Solver) -> bool:

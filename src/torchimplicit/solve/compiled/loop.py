@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchimplicit.core.problem import Problem, Residual
-from torchimplicit.solve.anderson import Anderson
+from torchimplicit.solve.anderson import Anderson, AndersonState
 from torchimplicit.solve.compiled.judge import go_on, hand_back, standing_of
 from torchimplicit.solve.compiled.kernel import Chunk, Now, Plan, find_kernel, first_method
+from torchimplicit.solve.history import Ring
+from torchimplicit.solve.look import Start
 from torchimplicit.solve.loop import Solver
-from torchimplicit.solve.polyalgorithm import Polyalgorithm, Turn
+from torchimplicit.solve.picard import PicardState
+from torchimplicit.solve.polyalgorithm import Polyalgorithm, PolyalgorithmState, Turn
 from torchimplicit.solve.samples import Samples
 
 
-def advance(problem: Problem, solver: Solver, residual: Residual, state: Any, samples: Samples) -> tuple[Any, int]:
+def advance(problem: Problem, solver: Solver, residual: Residual, start: Start, samples: Samples) -> tuple[Any, int]:
     """Steps in whole chunks as far as that goes, from a start that has been judged; the loop goes on from there.
 
     That is the end where all samples have stopped. It is on the way where fewer steps are left than a chunk has, where
@@ -27,7 +31,7 @@ def advance(problem: Problem, solver: Solver, residual: Residual, state: Any, sa
         problem: the condition.
         solver: the method, one that can be compiled.
         residual: the condition's function as this solve has it.
-        state: the solver's at the start.
+        start: where to start.
         samples: what is known of the samples there.
 
     Returns:
@@ -38,18 +42,15 @@ def advance(problem: Problem, solver: Solver, residual: Residual, state: Any, sa
     """
     plan = Plan.of(solver, problem)
     most = min(solver.max_steps, solver.after) if isinstance(solver, Polyalgorithm) else solver.max_steps
-    if not samples.any_running or plan.chunk > most:
-        return state, 0
+    if plan.chunk > most:
+        return resumed(solver, start, (), 0), 0
     bound: Any = residual.bound
-    z, limit = state.z.contiguous(), samples.limit
+    z, limit, zero = start.z.contiguous(), samples.limit, torch.zeros((), dtype=torch.int64, device=start.z.device)
     tolerances = z.new_tensor((samples.rtol, samples.absolute))
-    now = Now(
-        z, state.residual.contiguous(), torch.zeros((), dtype=torch.int64, device=z.device), *standing_of(samples, z)
-    )
+    now = Now(z, start.residual.contiguous(), zero, *standing_of(samples, z))
     past = tuple(torch.zeros_like(z) for _ in range(2 * plan.past))
-    flat, again = find_kernel(problem.f, plan).begin(
-        lambda *where: (bound.f, bound.args, limit, tolerances, *where), *now, *past
-    )
+    kernel = find_kernel(problem.f, plan)
+    flat, again = kernel.begin(lambda *where: (bound.f, bound.args, limit, tolerances, *where), *now, *past)
     step = 0
     while True:
         residual.nfev += plan.chunk
@@ -60,23 +61,30 @@ def advance(problem: Problem, solver: Solver, residual: Residual, state: Any, sa
         past = (*past, now.residual, *chunk.past)[-2 * plan.past :] if plan.past else ()
         step, now = step + plan.chunk, chunk.now
         hand_back(samples, now.z, now.standing, (chunk.size, chunk.scale), step, (running, failed, apart))
-        if not running or step + plan.chunk > most or (samples.few and residual.narrow is not None):
+        if not running:
+            return Start(now.z, now.residual), step
+        if step + plan.chunk > most or (samples.few and residual.narrow is not None):
             break
         flat = again(*now, *past)
-    if not step:
-        return state, 0
-    if samples.any_running:
+    if step:
         go_on(samples)
-    return _state(solver, state, now, past, step), step
+    return resumed(solver, Start(now.z, now.residual), past, step), step
 
 
-def _state(solver: Solver, state: Any, now: Now, past: tuple[Tensor, ...], step: int) -> Any:
-    """The solver's state, from which it can go on."""
+def resumed(solver: Solver, at: Start, past: Sequence[Tensor], step: int) -> Any:
+    """A solver's state after so many steps.
+
+    Args:
+        solver: one that can be compiled.
+        at: where they have led.
+        past: residuals and targets on the way there, in turn, oldest first.
+        step: how many.
+    """
     if isinstance(solver, Polyalgorithm):
-        turn = state.turn
-        inner = _state(first_method(solver), turn.state, now, past, step)
-        return state._replace(z=inner.z, residual=inner.residual, turn=Turn(turn.method, inner, step))
-    residual = now.residual
-    if isinstance(solver, Anderson):
-        residual = state.history.resume(past[::2], past[1::2], residual, step)
-    return state._replace(z=now.z, residual=residual)
+        method = first_method(solver)
+        inner = resumed(method, at, past, step)
+        return PolyalgorithmState(inner.z, inner.residual, Turn(method, inner, step))
+    if not isinstance(solver, Anderson):
+        return PicardState(*at)
+    ring = Ring(at.z, solver.memory, solver.ridge)
+    return AndersonState(at.z, ring.resume(past[::2], past[1::2], at.residual, step), ring)
