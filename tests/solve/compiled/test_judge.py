@@ -25,7 +25,7 @@ class State(NamedTuple):
 def course(seed):
     """Sizes of residuals `(steps + 1, B)` of samples that arrive, wait, grow, are lost or stop for a while."""
     torch.manual_seed(seed)
-    rates = torch.tensor([0.7, 0.9, 1.0, 1.6, 0.97, 0.8], dtype=torch.float64)
+    rates = torch.tensor([0.7, 0.9, 1.0, 3.0, 0.97, 0.8], dtype=torch.float64)
     sizes = rates ** torch.arange(STEPS + 1, dtype=torch.float64).unsqueeze(1) * (1 + 0.3 * torch.randn(STEPS + 1, 6))
     sizes = sizes.abs()
     sizes[7 + seed, 4], sizes[3 + seed, 5] = math.nan, math.inf
@@ -60,7 +60,9 @@ def test_samples_stop_as_those_that_the_loop_judges(seed):
         assert torch.equal(standing.steps[stopped], plain.steps[stopped]), k
         if bool(parts):
             assert plain.any_running
-    assert len(set(standing.status.tolist())) >= 3
+    assert {int(ti.Status.CONVERGED), int(ti.Status.DIVERGED), int(ti.Status.NON_FINITE)} <= set(
+        standing.status.tolist()
+    )
     mine = torch.where(standing.latest.unsqueeze(1), z[-1], standing.kept)
     assert torch.equal(mine, plain.answer(z[-1]))
     assert torch.equal(standing.best, plain.best)

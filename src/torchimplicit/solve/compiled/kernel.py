@@ -70,8 +70,8 @@ class Chunk(NamedTuple):
     @staticmethod
     def of(flat: Sequence[Tensor]) -> Chunk:
         """What was flat."""
-        head = 3 + len(Now._fields)
-        return Chunk(*flat[:3], Now(*flat[3:head]), tuple(flat[head:]))
+        facts, size, scale, *rest = flat
+        return Chunk(facts, size, scale, Now(*rest[: len(Now._fields)]), tuple(rest[len(Now._fields) :]))
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,13 @@ class Plan:
     def of(solver: Solver, problem: Problem) -> Plan:
         """What the first steps of a solver on a problem take for granted."""
         layout, rules, method = problem.layout, Rules(solver.patience, problem.eps), first_method(solver)
-        shape = tuple(layout.shapes[0][problem.batch_dims :]), problem.batch_dims == 0, layout.channels_last[0]
+        shape, joint = tuple(layout.shapes[0][problem.batch_dims :]), problem.batch_dims == 0
         if isinstance(method, Anderson) and method.window > 1:
-            return Plan(method.memory, method.period, method.damping, method.ridge, rules, *shape)
-        assert isinstance(method, Anderson | Picard)
-        return Plan(1, CHUNK, method.damping, 0.0, rules, *shape)
+            how = method.memory, method.period, method.damping, method.ridge
+        else:
+            assert isinstance(method, Anderson | Picard)
+            how = 1, CHUNK, method.damping, 0.0
+        return Plan(*how, rules, shape, joint, layout.channels_last[0])
 
     @property
     def chunk(self) -> int:
