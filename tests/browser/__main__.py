@@ -1,8 +1,8 @@
 """Reads every page of the built site in a real browser: python -m tests.browser [SITE] [--pictures FOLDER].
 
-At the width of a desk and of a telephone: nothing wider than the window, no block cut off, formulas drawn, pictures there,
-no message of error, nothing asked of another host; then that no link leads nowhere, and that the search finds. Ends with
-0, with 1 after a fault. Where no Chromium is installed it says so and ends with 0.
+At the width of a desk and of a telephone: nothing wider than the window, no block cut off, formulas drawn, pictures
+there, no message of error, nothing asked of another host; then that every link leads somewhere, and that the search
+finds. Ends with 0, with 1 after a fault. Where no Chromium is installed it says so and ends with 0.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import functools
 import shutil
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -45,7 +45,8 @@ def listen(tab, base: str, said: list[str]) -> None:
     """Collects what goes wrong while pages load."""
     tab.on("console", lambda message: message.type == "error" and said.append(f"console: {message.text}"))
     tab.on("pageerror", lambda error: said.append(f"script: {error}"))
-    tab.on("requestfailed", lambda request: said.append(f"not loaded: {request.url}"))
+    # what the next page breaks off is no fault
+    tab.on("requestfailed", lambda asked: "ABORTED" in asked.failure or said.append(f"not loaded: {asked.url}"))
     tab.on("response", lambda answer: answer.status >= 400 and said.append(f"{answer.status}: {answer.url}"))
     tab.on("request", lambda asked: asked.url.startswith(("data:", "blob:", base)) or said.append(f"asks {asked.url}"))
 
@@ -55,18 +56,22 @@ def read(tab, address: str, said: list[str]) -> tuple[Page, list[str]]:
     said.clear()
     tab.goto(address, wait_until="load")
     # pictures further down are loaded only when they are near
-    tab.evaluate("() => Promise.all([...document.images].map((one) => (one.loading = 'eager', one.decode()"
-                 ".catch(() => 0))))")
+    tab.evaluate(
+        "() => Promise.all([...document.images].map((one) => (one.loading = 'eager', one.decode().catch(() => 0))))"
+    )
     page = Page(**tab.evaluate(LOOK))
     return page, complaints(page, wide=tab.viewport_size["width"] >= 1000) + said
 
 
 def search(tab, base: str, word: str) -> list[str]:
-    """The addresses of the first results of a search, from the start of the site."""
+    """The addresses of a search's results, from the start of the site; none where none came."""
+    from playwright.sync_api import TimeoutError
+
     tab.goto(base, wait_until="load")
     tab.locator(".md-search__input").fill(word)
     results = tab.locator(".md-search-result__item a.md-search-result__link")
-    results.first.wait_for(state="attached", timeout=20_000)
+    with suppress(TimeoutError):
+        results.first.wait_for(state="attached", timeout=20_000)
     return [link.removeprefix(base) for link in results.evaluate_all("all => all.map((one) => one.href)")]
 
 
@@ -83,10 +88,11 @@ def pictures(browser, base: str, folder: Path) -> None:
             tab.close()
 
 
-def check(browser, site: Path, base: str) -> list[str]:
-    """Everything that is wrong with the site."""
+def check(browser, site: Path, base: str, only: str) -> list[str]:
+    """Everything that is wrong with the pages below a folder, with the search, and with the links between them."""
     files = {base + path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
     addresses = sorted(each for each in files if each.endswith(".html") and not each.endswith("/404.html"))
+    addresses = [each for each in addresses if each.startswith(base + only)]
     found, pages = [], {}
     for width in WIDTHS:
         tab, said = browser.new_page(viewport={"width": width, "height": 900}), []
@@ -94,7 +100,7 @@ def check(browser, site: Path, base: str) -> list[str]:
         for address in addresses:
             pages[address], wrong = read(tab, address, said)
             found += [f"{width} px, {address.removeprefix(base)}: {each}" for each in wrong]
-        if width == WIDTHS[0]:
+        if width == WIDTHS[0] and not only:
             for word, place in WORDS.items():
                 results = search(tab, base, word)[:5]
                 if not any(result.startswith(place) for result in results):
@@ -108,6 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("site", nargs="?", type=Path, default=Path("site"))
     parser.add_argument("--pictures", type=Path, help="a folder for pictures of some pages")
+    parser.add_argument("--only", default="", help="read pages whose address begins so, and leave the search out")
     options = parser.parse_args(arguments)
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
@@ -123,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         if options.pictures:
             pictures(browser, base, options.pictures)
-        found = check(browser, options.site, base)
+        found = check(browser, options.site, base, options.only)
         browser.close()
     print(*found, sep="\n")
     print(f"docs-check: {len(found)} faults" if found else "docs-check: nothing found")

@@ -1,13 +1,13 @@
-"""What a page looks like from inside of the browser: the JavaScript that measures it, and what is made of the measures."""
+"""What a page looks like from inside of the browser: the script that measures it, and what follows from it."""
 
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urldefrag, urljoin
 
-# Widths are those of CSS pixels. What scrolls is not cut, nor is what is hidden on purpose (folded, or in a closed menu).
+# Widths are CSS pixels. What scrolls is not cut, nor is what is hidden on purpose (folded, or in a closed menu).
 LOOK = """
 () => {
   const root = document.documentElement
-  const within = (box, outer) => box.left >= outer.left - 1.5 && box.right <= outer.right + 1.5
+  const within = (box) => box.left >= -1.5 && box.right <= root.clientWidth + 1.5
   const name = (one) => one.tagName.toLowerCase() + ': ' + one.textContent.trim().slice(0, 60).replace(/\\s+/g, ' ')
   const shown = (one) => one.checkVisibility() && one.getBoundingClientRect().width > 0
   const frame = (one) => {  // the nearest that scrolls or hides what is too wide for it
@@ -19,13 +19,12 @@ LOOK = """
     return null
   }
   const blocks = [...document.querySelectorAll('article :is(pre > code, table, math, img)')].filter(shown)
-  const article = document.querySelector('article').getBoundingClientRect()
   const cut = [], scrolled = []
   for (const one of blocks) {
     const outer = frame(one)
     if (outer && !outer.scrolls) cut.push(name(one))
     else if (outer) scrolled.push(name(one))
-    else if (!within(one.getBoundingClientRect(), article)) cut.push(name(one))
+    else if (!within(one.getBoundingClientRect())) cut.push(name(one))
   }
   const maths = [...document.querySelectorAll('article math')].filter(shown)
   return {
