@@ -26,6 +26,7 @@ from torchimplicit.train import checkpoint as checkpoints
 from torchimplicit.train.callbacks import ConfigFile, SaveOnceTrained
 from torchimplicit.train.command import runs
 from torchimplicit.train.command.catalogue import resolve
+from torchimplicit.train.command.fitting import fit_to_data
 from torchimplicit.train.data.base import DATA_VARIABLE
 from torchimplicit.train.data.kernels import Kernel
 from torchimplicit.train.data.scaling import Scaling
@@ -106,6 +107,10 @@ class RecipeCLI(LightningCLI):
             run = runs.of_checkpoint(Path(config.ckpt_path))
             if logs and run.parent == folder.resolve():
                 logs["version"] = run.name
+        try:
+            self._looked = fit_to_data(config, getattr(self, "_checkpoint", None))
+        except (TypeError, ValueError) as error:
+            raise UsageError(_reason(error)) from error
 
     def instantiate_classes(self) -> None:
         """Builds model, data and trainer; a value that one of them refuses is the user's to change.
@@ -117,6 +122,7 @@ class RecipeCLI(LightningCLI):
             super().instantiate_classes()
         except (TypeError, ValueError) as error:
             raise UsageError(_reason(error)) from error
+        self.datamodule = self._looked or self.datamodule
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer; its progress bar shows residuals, which three decimals would round to zero."""
