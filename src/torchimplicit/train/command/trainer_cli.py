@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, set_parsing_settings  # type: ignore[attr-defined]
 from lightning.pytorch import Trainer
@@ -30,7 +30,7 @@ from torchimplicit.train.command.fitting import fit_to_data
 from torchimplicit.train.data.base import DATA_VARIABLE
 from torchimplicit.train.data.kernels import Kernel
 from torchimplicit.train.data.scaling import Scaling
-from torchimplicit.train.errors import UsageError
+from torchimplicit.train.errors import OptionError, UsageError
 from torchimplicit.train.modules.reconstruction_losses import ReconstructionLoss
 
 # Options on dataclasses are chosen by class in a recipe: jsonargparse wants to be told that subclasses will do.
@@ -47,6 +47,16 @@ class RecipeFile(ActionConfigFile):
         super().__call__(parser, cfg, resolve(values), option_string)
 
 
+class RecipeParser(LightningArgumentParser):
+    """A parser whose errors are for whoever called it to tell."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raises an `OptionError`, where jsonargparse would print its usage and leave."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        raise OptionError(message)
+
+
 class RecipeCLI(LightningCLI):
     """The training commands.
 
@@ -59,6 +69,7 @@ class RecipeCLI(LightningCLI):
         """Parses and runs; see `LightningCLI`."""
         super().__init__(
             args=args,
+            parser_class=RecipeParser,
             save_config_callback=ConfigFile,
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
