@@ -31,6 +31,7 @@ NOISE = (
     "LightningCLI's args",
     "Be aware that when using `ckpt_path`",
     "Checkpoint directory .* exists",
+    "Experiment logs directory",  # of a resumed run: its log has been put aside
     "is smaller than the logging interval",
     "The .grad attribute of a Tensor that is not a leaf",  # torch, while it compiles a cell
 )
@@ -151,7 +152,8 @@ def _predict(words: list[str]) -> None:
 
         from torchimplicit.train.command.predicting.run import Question, predict
 
-        predict(Question(**given | {"out": Path(given["out"]) if given["out"] else None}))
+        given["out"] = Path(given["out"]) if given["out"] else None
+        predict(Question(**given))
 
 
 def _reconstruct(words: list[str]) -> None:

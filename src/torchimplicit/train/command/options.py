@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser
 import torchimplicit
 from torchimplicit.train import data, modules, networks
 from torchimplicit.train.command import catalogue
+from torchimplicit.train.data import FittingData
 
 SEE = re.compile(r"see `(\w+)(?:\.\w+)?`\.?$")
 HIDDEN = "==SUPPRESS=="
@@ -32,6 +33,7 @@ class Option:
         value: what the recipe says, else the default; None where it must be given.
         words: what it is.
         required: it must be given.
+        fitted: it is a size, and taken from the data.
     """
 
     name: str
@@ -39,10 +41,11 @@ class Option:
     value: Any
     words: str
     required: bool = False
+    fitted: bool = False
 
     def text(self) -> str:
         """A line with name, type and value, and what it is below."""
-        value = "required" if self.required else f"= {_shown(self.value)}"
+        value = "required" if self.required else "from the data" if self.fitted else f"= {_shown(self.value)}"
         head = textwrap.shorten(f"--{self.name}  {_kind(self.kind)} {value}", WIDTH - 2, placeholder=" ...")
         return f"  {head}\n{textwrap.fill(self.words, WIDTH, initial_indent=' ' * 6, subsequent_indent=' ' * 6)}"
 
@@ -66,7 +69,12 @@ def groups_of(recipe: Path) -> list[Group]:
     """The options of a recipe, class by class."""
     settings = yaml.safe_load(recipe.read_text())
     found = [each for place in ("model", "data") if settings.get(place) for each in _groups(settings[place], place)]
-    return found
+    sized = next((group.kind.sized for group in found if issubclass(group.kind, FittingData)), ())
+    own = {f"{place}.{name}" for place in ("model", "model.network") for name in sized}
+    return [
+        replace(group, options=tuple(replace(each, fitted=each.name in own) for each in group.options))
+        for group in found
+    ]
 
 
 def show(name: str, command: str) -> None:

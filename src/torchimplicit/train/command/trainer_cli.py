@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from jsonargparse import ActionConfigFile, set_parsing_settings  # type: ignore[attr-defined]
 from lightning.pytorch import Trainer
@@ -27,6 +27,8 @@ from torchimplicit.train.callbacks import ConfigFile, SaveOnceTrained
 from torchimplicit.train.command import runs
 from torchimplicit.train.command.catalogue import resolve
 from torchimplicit.train.command.fitting import fit_to_data
+from torchimplicit.train.command.loggers import loggers_of
+from torchimplicit.train.command.seeding import gives_seed, seed_data
 from torchimplicit.train.data.base import DATA_VARIABLE
 from torchimplicit.train.data.kernels import Kernel
 from torchimplicit.train.data.scaling import Scaling
@@ -67,6 +69,7 @@ class RecipeCLI(LightningCLI):
 
     def __init__(self, args: list[str] | None = None):
         """Parses and runs; see `LightningCLI`."""
+        self._words = sys.argv[1:] if args is None else args
         super().__init__(
             args=args,
             parser_class=RecipeParser,
@@ -90,6 +93,12 @@ class RecipeCLI(LightningCLI):
             default=None,
             help=f"Folder of the data sets; as the variable {DATA_VARIABLE}.",
         )
+        parser.add_argument(
+            "--logger",
+            type=Literal["tensorboard", "csv", "wandb", "mlflow"],
+            default="tensorboard",
+            help="What the curves are logged to. Beside wandb and mlflow, CSV is written for the report.",
+        )
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: the recipe says what the model is, and a checkpoint has to fit it, not to replace it."""
@@ -100,7 +109,10 @@ class RecipeCLI(LightningCLI):
         config.weights_only = True  # a checkpoint is data
         if config.data_dir:
             os.environ[DATA_VARIABLE] = config.data_dir
+        if config.logger != "tensorboard":
+            config.trainer.logger = loggers_of(config.logger, config.trainer.logger)
         logger = config.trainer.logger
+        logger = logger[0] if isinstance(logger, list) else logger
         logs = getattr(logger, "init_args", None)
         folder = Path(str(logs.get("save_dir", "."))) / str(logs.get("name", "")) if logs else Path("lightning_logs")
         if self.config.subcommand != "fit":
@@ -118,8 +130,11 @@ class RecipeCLI(LightningCLI):
             run = runs.of_checkpoint(Path(config.ckpt_path))
             if logs and run.parent == folder.resolve():
                 logs["version"] = run.name
+        checkpoint = getattr(self, "_checkpoint", None)
+        if not gives_seed(self._words):
+            seed_data(config, checkpoint)
         try:
-            self._looked = fit_to_data(config, getattr(self, "_checkpoint", None))
+            self._looked = fit_to_data(config, checkpoint)
         except (TypeError, ValueError) as error:
             raise UsageError(_reason(error)) from error
 

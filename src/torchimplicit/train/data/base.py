@@ -107,9 +107,11 @@ class FittingData(RecipeData):
     Attributes:
         inferred: arguments that are found in the data where they are None. The command writes them into the
             configuration, so that a checkpoint knows them without the data.
+        sized: the names of what `sizes` may give.
     """
 
     inferred: ClassVar[tuple[str, ...]] = ()
+    sized: ClassVar[tuple[str, ...]] = ()
 
     def look(self) -> None:
         """Finds what was left open; reads no more of the data than that takes.

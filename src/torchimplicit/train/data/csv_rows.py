@@ -42,7 +42,7 @@ def lines_of(path: Path) -> Iterator[Line]:
         place = f"line {reader.line_num}"
         if None in fields or None in fields.values():  # such as a decimal comma, whose digits would be lost
             count = sum(value is not None for value in fields.values())
-            count += len(fields[None]) - 1 if None in fields else 0  # type: ignore[call-overload]
+            count += len(fields[None]) - 1 if None in fields else 0
             raise ValueError(f"{place}: {count} fields, expected {expected}")
         yield Line(place, fields)
 

@@ -42,6 +42,7 @@ class FeatureTable(FittingData):
     """
 
     inferred: ClassVar[tuple[str, ...]] = ("target", "columns", "words", "labels", "mean", "std")
+    sized: ClassVar[tuple[str, ...]] = ("features", "outputs", "classes")
 
     def __init__(
         self,

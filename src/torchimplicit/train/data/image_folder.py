@@ -48,6 +48,7 @@ class ImageFolder(ImageData, FittingData):
     """
 
     inferred: ClassVar[tuple[str, ...]] = ("size", "colour", "labels", "mean", "std")
+    sized: ClassVar[tuple[str, ...]] = ("in_channels", "classes", "image")
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class ImageFolder(ImageData, FittingData):
         self._listed: dict[str, Listed] = {}
 
     @property
-    def classes(self) -> int:  # type: ignore[override]
+    def classes(self) -> int:
         """How many."""
         return len(self.labels or ())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,6 +59,8 @@ class Text(FittingData):
         symbols: texts of the tokens and back; None before `setup`.
         characters_per_token: by the name of the split.
     """
+
+    sized: ClassVar[tuple[str, ...]] = ("vocabulary",)
 
     def __init__(
         self,

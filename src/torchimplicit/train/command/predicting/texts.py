@@ -21,13 +21,14 @@ def read(module: Any, data: Any, paths: Sequence[Path], count: int, temperature:
     """Perplexity and bits per character of every text, and so many tokens that come next."""
     if data.symbols is None:
         data.look()  # pairs of bytes are learned from the training text
+    symbols: Any = data.symbols
     answers = []
     for path in paths:
         place = {"file": str(path)}
         try:
             with reading("predict", path, HINT):
                 text = read_bytes(path).decode("utf-8")
-                tokens = data.symbols.encode(text)
+                tokens = symbols.encode(text)
                 if len(tokens) < 2:
                     raise ValueError(f"{len(tokens)} tokens, expected two at least")
         except ImplicitError as error:
@@ -42,7 +43,7 @@ def read(module: Any, data: Any, paths: Sequence[Path], count: int, temperature:
             "characters": str(len(text)),
             "perplexity": f"{math.exp(nats):.4g}",
             "bits_per_character": f"{bits:.4g}",
-            "next": data.symbols.decode(said.tolist()),
+            "next": symbols.decode(said.tolist()),
         }
         answers.append(Answer(place, values, worst([verdict, *after])))
     return answers
