@@ -137,6 +137,14 @@ class FittingData(RecipeData):
         """Takes over what a checkpoint says of the data beyond its arguments. Nothing here."""
 
 
+def require_parts(owner: object, validation: float, test: float) -> None:
+    """Refuses parts of the data of which one is nothing, or which leave nothing to train on."""
+    if not (validation > 0 and test > 0 and validation + test < 1):
+        raise ValueError(
+            f"{type(owner).__name__}(validation={validation}, test={test}): expected parts > 0, together less than 1"
+        )
+
+
 def permutation(count: int, seed: int) -> Tensor:
     """The numbers below `count` in an order that follows from the seed."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))

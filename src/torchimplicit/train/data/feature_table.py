@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchimplicit.core.options import require
 from torchimplicit.files import reading
-from torchimplicit.train.data.base import FittingData, Splits, permutation
+from torchimplicit.train.data.base import FittingData, Splits, permutation, require_parts
 from torchimplicit.train.data.csv_rows import Line, header_of, lines_of, number
 from torchimplicit.train.data.tables import Rows
 
@@ -70,9 +70,7 @@ class FeatureTable(FittingData):
         self.std: Any = std
         self.part, self.tested = validation, test
         require(self, "task", task in ("classification", "regression"), "'classification' or 'regression'")
-        for name, share in (("validation", validation), ("test", test)):
-            if not 0 < share < 1 or validation + test >= 1:
-                raise ValueError(f"FeatureTable({name}={share}): expected a part > 0, both together less than 1")
+        require_parts(self, validation, test)
         self._lines: dict[str, list[Line]] = {}
 
     @property

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from torchimplicit.core.options import require, require_count
 from torchimplicit.files import reading
-from torchimplicit.train.data.base import DataError, FittingData, Splits
+from torchimplicit.train.data.base import DataError, FittingData, Splits, require_parts
 from torchimplicit.train.data.class_folders import Listed, divided
 from torchimplicit.train.data.images import ImageData, Images, augmented
 from torchimplicit.train.data.pictures import SUFFIXES, Colour, PictureFormat, facts_of, pixels_of
@@ -78,9 +78,7 @@ class ImageFolder(ImageData, FittingData):
         self.shift, self.flip, self.num_workers = shift, flip, num_workers
         require(self, "size", size is None or min(self.size or ()) > 0, "numbers of pixels > 0")
         require(self, "colour", colour in (None, "grey", "rgb"), "'grey' or 'rgb'")
-        for name, share in (("validation", validation), ("test", test)):
-            if not 0 < share < 1 or validation + test >= 1:
-                raise ValueError(f"ImageFolder({name}={share}): expected a part > 0, both together less than 1")
+        require_parts(self, validation, test)
         require_count(self, "num_workers", "shift", least=0)
         self._pixels: dict[Path, Tensor] = {}
         self._listed: dict[str, Listed] = {}

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from torchimplicit.core.options import require, require_count
 from torchimplicit.files import read_bytes, reading
-from torchimplicit.train.data.base import DATA_VARIABLE, DataError, FittingData, Splits
+from torchimplicit.train.data.base import DATA_VARIABLE, DataError, FittingData, Splits, require_parts
 from torchimplicit.train.data.batches import Batches, Order
 from torchimplicit.train.data.vocabulary import BytePairs, Bytes, Characters, Vocabulary
 
@@ -79,9 +79,7 @@ class Text(FittingData):
         self.source, self.tokens, self.pairs, self.length, self.data_dir = source, tokens, pairs, length, data_dir
         self.part, self.tested = validation, test
         require(self, "tokens", tokens in ("characters", "bytes", "pairs"), "'characters', 'bytes' or 'pairs'")
-        for name, share in (("validation", validation), ("test", test)):
-            if not 0 < share < 1 or validation + test >= 1:
-                raise ValueError(f"Text({name}={share}): expected a part > 0, both together less than 1")
+        require_parts(self, validation, test)
         require_count(self, "length", "batch_size")
         require_count(self, "pairs", least=256)
         self.symbols: Vocabulary | None = None
