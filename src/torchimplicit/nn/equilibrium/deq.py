@@ -45,9 +45,9 @@ class DEQ(ImplicitLayer):
         batched_args: positions of those inputs of the layer that carry the batch in dimension 0, `x` being 0. None
             takes `(0,)` where `x` is the only input and all of it does, so that a large batch goes on without the
             samples that have arrived; with more inputs, name them to have that. See `fixed_point`.
+        on_failure: "warn" (default), "raise" or "ignore" samples that do not converge, forward and backward.
         compile: False, True or "auto": make the first steps by `torch.compile`, see `fixed_point`; not with `Unrolled`,
             nor in calls with `save_steps`.
-        on_failure: "warn" (default), "raise" or "ignore" samples that do not converge, forward and backward.
 
     Attributes:
         report: how the last forward solve went, in whichever thread, and in `report.backward` its backward solve; None
@@ -83,8 +83,8 @@ class DEQ(ImplicitLayer):
         init: Callable | None = None,
         warm_start: bool = False,
         batched_args: Sequence[int] | None = None,
-        compile: Compile = False,
         on_failure: OnFailure = "warn",
+        compile: Compile = False,
     ):
         """Keeps the cell and the options; solves nothing."""
         super().__init__()
