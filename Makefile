@@ -11,7 +11,7 @@ DRIVER  := .venv/.browser
 BROWSER := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz mutants bench docs docs-check format clean
+.PHONY: help demo test fuzz mutants bench gpu-check docs docs-check format clean
 
 help:  ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -45,6 +45,15 @@ bench: $(PEERS)  ## Measure against the peers and rewrite the table of results
 	@$(BIN)/python -m benchmarks.points
 	@$(BIN)/python -m benchmarks.paths --quick
 	@$(BIN)/python -m benchmarks.programs --quick
+
+DEVICE  ?= cuda
+PARTS   := test_contract.py test_synchronisation.py test_properties.py test_trajectories.py \
+	solve adjoint linear path ode sde optim nn
+
+gpu-check: $(VENV)  ## Run solvers, paths and programs on an accelerator and time the points there; DEVICE=cuda
+	@$(BIN)/python -c 'import torch; torch.zeros(1, device="$(DEVICE)")'
+	@$(BIN)/pytest -q -n 2 --device $(DEVICE) $(addprefix tests/, $(PARTS))
+	@$(BIN)/python -m benchmarks.points --device $(DEVICE) --output benchmarks/GPU.md
 
 docs: $(VENV)  ## Build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # with --quiet it would not see its own warnings
