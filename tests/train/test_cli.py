@@ -96,13 +96,6 @@ def test_a_recipe_that_validates_now_and_then_keeps_its_last_epoch_all_the_same(
     assert every == 1 or last[0]["init_args"].get("save_on_train_epoch_end")
 
 
-def test_an_unknown_option_is_refused(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["fit", "--config", "digits", "--trainer.epochs", "3"])
-    assert caught.value.code == 2
-    assert "epochs" in capsys.readouterr().err
-
-
 def test_fit_resume_test_predict_report(capsys):
     assert main(FIT) == 0
     run = Path("runs/digits/version_0")

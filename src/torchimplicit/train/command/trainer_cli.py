@@ -134,7 +134,7 @@ class RecipeCLI(LightningCLI):
         if not gives_seed(self._words):
             seed_data(config, checkpoint)
         try:
-            self._looked = fit_to_data(config, checkpoint)
+            self._looked = fit_to_data(config, checkpoint, self._words)
         except (TypeError, ValueError) as error:
             raise UsageError(_reason(error)) from error
 
