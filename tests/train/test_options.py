@@ -65,6 +65,12 @@ def test_mistakes_are_answered_in_a_line_or_two(words, said, capsys):
     assert not Path("runs").exists()
 
 
+def test_files_behind_a_recipe_are_sent_behind_a_checkpoint(capsys):
+    assert main(["predict", "--config", "digits", "seven.png"]) == 2
+    assert "seven.png: expected options" in (said := capsys.readouterr().err)
+    assert "torchimplicit predict CKPT FILE" in said
+
+
 def test_a_recipe_of_a_similar_name_is_proposed(capsys):
     assert main(["fit", "--config", "mnist-cnov"]) == 1
     assert "neither a recipe nor a file. Did you mean mnist-conv?" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from torchimplicit.core.status import ConvergenceWarning
 from torchimplicit.train import load
 from torchimplicit.train.command.cli import main
 
@@ -30,7 +31,7 @@ def photos(folder, size=(24, 20)):
 def test_pictures(tmp_path, capsys):
     photos(tmp_path / "photos")
     words = ["--config", "images", "--data.path", "photos", "--data.size", "16", "--model.network.channels", "8"]
-    words += ["--model.network.inner", "8", *SHORT]
+    words += ["--model.network.inner", "8", "--model.network.groups", "2", *SHORT]
     words += ["--data.batch_size", "4", "--model.warmup_steps", "0"]
     assert main(["fit", *words, "--trainer.max_epochs", "8"]) == 0
     assert "2 classes (blues, reds)" in capsys.readouterr().out
@@ -74,7 +75,8 @@ def test_what_did_not_converge_is_told_and_ends_in_one(tmp_path, capsys):
     photos(tmp_path / "photos")
     words = ["fit", "--config", "images", "--data.path", "photos", "--data.size", "16", "--trainer.max_epochs", "1"]
     words += ["--model.network.channels", "8", "--model.network.inner", "8", "--model.network.solver.rtol", "1e-7"]
-    assert main([*words, "--model.network.solver.max_steps", "2", *SHORT]) == 0
+    with pytest.warns(ConvergenceWarning, match="100 % of its forward"):
+        assert main([*words, "--model.network.solver.max_steps", "2", *SHORT]) == 0
     best = "runs/images/version_0/checkpoints/best.ckpt"
     capsys.readouterr()
     assert main(["predict", best, "photos/reds", "--out", "predictions.csv"]) == 1
