@@ -67,7 +67,11 @@ class PhaseBackward:
         """The gradient of the states after a step, outputs there included, and what comes to those within it."""
         if outputs is None:
             return cotangent, None
-        places, samples = outputs.places, outputs.samples
+        places, samples, last = outputs.places, outputs.samples, outputs.last
+        if last is not None:
+            grad = self.grad[last]
+            whole = outputs.everybody
+            return cotangent + grad if whole else cotangent.index_add(0, samples, grad[samples]), None
         theta = self.inside(step, outputs)
         grad = self.grad[places, samples]
         if bool((theta == 1).all()):
@@ -156,9 +160,8 @@ class Engine:
     def backward(self, phase: PhaseBackward, cotangent: Tensor) -> tuple[Tensor, Gradients]:
         """The gradients of the states before a phase, from that after it, `(B, n)`, and of the leaves."""
         totals: Gradients = [None] * len(phase.wanted)
-        keeper = None if phase.phase.leaves is None else phase.solver.keeper(cotangent, Graphs(0))
-        if keeper is not None:
-            return self._backward_by_graphs(phase, cotangent, keeper)
+        if phase.phase.leaves is not None:
+            return self._backward_by_graphs(phase, cotangent, phase.solver.keeper(cotangent, Graphs(0)))
         stepper, met, later = phase.solver.stepper(cotangent, graph=True), False, None
         # Each graph is differentiated before the next one is made: the memory is that of one, or a few steps.
         for _, group in groupby(phase.retrace(), lambda each: each[0].number // self.in_a_graph):
