@@ -81,7 +81,7 @@ def test_recipes_fit_into_eighty_columns(capsys, monkeypatch):
     assert main(["recipes"]) == 0
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
     assert main(["--help"]) == 0
-    assert max(map(len, capsys.readouterr().out.splitlines())) <= 100
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 def weights_and_batches(version):
@@ -93,11 +93,10 @@ def weights_and_batches(version):
 
 def test_one_seed_moves_all():
     words = ["fit", "--config", "digits", "--trainer.max_epochs", "1", "--model.learning_rate", "0", *FEW]
-    for seed in ("7", "7", "8"):
+    for seed in ("7", "8"):
         assert main([*words, "--seed_everything", seed]) == 0
     assert main([*words, "--seed_everything", "8", "--data.seed", "7"]) == 0
-    first, again, other, mixed = (weights_and_batches(version) for version in range(4))
-    assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
+    first, other, mixed = (weights_and_batches(version) for version in range(3))
     assert [torch.equal(*pair) for pair in zip(first, other, strict=True)] == [False, False, False, True]
     assert torch.equal(mixed[0], other[0])
     assert torch.equal(mixed[1], first[1]), "the data has a seed of its own where one is given"
@@ -114,17 +113,17 @@ def test_a_resumed_run_keeps_the_split_of_its_seed():
 
 def test_curves_in_csv_go_on_when_a_run_does(capsys):
     words = ["fit", "--config", "digits", "--logger", "csv", *FEW]
-    assert main([*words, "--trainer.max_epochs", "1"]) == 0
+    assert main([*words, "--trainer.max_epochs", "2"]) == 0
     run = Path("runs/digits/version_0")
     assert not list(run.glob("events*"))
-    assert read_curves(run)["train/loss"][0] == [1, 3]
+    assert read_curves(run)["train/loss"][0] == [1, 3, 5, 7]
     before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
-    assert main([*words, "--trainer.max_epochs", "0", "--ckpt_path", "last"]) == 1, "refused"
+    assert main([*words, "--trainer.max_epochs", "1", "--ckpt_path", "last"]) == 1, "refused"
     assert {path: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
-    assert main([*words, "--trainer.max_epochs", "2", "--ckpt_path", "last"]) == 0
+    assert main([*words, "--trainer.max_epochs", "3", "--ckpt_path", "last"]) == 0
     curves = read_curves(run)
-    assert curves["train/loss"][0] == [1, 3, 5, 7]
-    assert len(curves["val/accuracy"][0]) == 2
+    assert curves["train/loss"][0] == [1, 3, 5, 7, 9, 11]
+    assert len(curves["val/accuracy"][0]) == 3
     assert main(["report", str(run / "checkpoints" / "best.ckpt"), "--samples", "4"]) == 0
     assert "No log in" not in (run / "report.html").read_text()
 

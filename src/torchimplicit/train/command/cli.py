@@ -47,16 +47,20 @@ Train models with implicit layers, and look at how their solves go.
   fit      --config RECIPE    train
   validate --config RECIPE    evaluate on the validation split
   test     --config RECIPE    evaluate on the test split
-  predict  CKPT FILE ...      say what a trained model makes of files, and whether each answer converged
   predict  --config RECIPE    write predictions for the test split
+  predict  CKPT FILE ...      predict from files; says which answers converged
   report   CKPT               diagnose a trained model, as one HTML file
-  reconstruct K-SPACE         make images of k-space, and say whether they converged
-  register FIXED MOVING       bring one image into the place of another, and say whether that converged
+  reconstruct K-SPACE         images of k-space; says whether they converged
+  register FIXED MOVING       one image in the place of another; says likewise
   --version                   print the versions of torchimplicit and torch
 
-RECIPE is a name (see recipes) or the path of a YAML file. Every setting can be changed on the command line:
-  torchimplicit fit --config digits --trainer.max_epochs 5 --model.network.solver Newton
-All settings of a command: torchimplicit fit --help
+RECIPE is a name (see recipes) or the path of a YAML file.
+What can be changed in one:
+  torchimplicit fit --config digits --help
+Every setting is an option of the command:
+  torchimplicit fit --config digits --model.network.solver Newton
+Your own pictures, one folder a class:
+  torchimplicit fit --config images --data.path photos
 """
 
 
