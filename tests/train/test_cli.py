@@ -46,7 +46,7 @@ def test_every_recipe_says_what_it_does_and_needs():
         (
             ["fit", "--config", "imagenet"],
             1,
-            "--config imagenet: neither a recipe nor a file. Expected one of cifar10, ",
+            "--config imagenet: neither a recipe nor a file. Did you mean images? Expected one of cifar10, ",
         ),
         (["test", "--config", "digits"], 1, "--ckpt_path best: found none in runs/digits"),
         (["fit", "--config", "digits", "--ckpt_path", "last"], 1, "--ckpt_path last: found none"),

@@ -113,17 +113,17 @@ def test_a_resumed_run_keeps_the_split_of_its_seed():
 
 def test_curves_in_csv_go_on_when_a_run_does(capsys):
     words = ["fit", "--config", "digits", "--logger", "csv", *FEW]
-    assert main([*words, "--trainer.max_epochs", "2"]) == 0
+    assert main([*words, "--trainer.max_epochs", "3"]) == 0
     run = Path("runs/digits/version_0")
     assert not list(run.glob("events*"))
-    assert read_curves(run)["train/loss"][0] == [1, 3, 5, 7]
+    assert read_curves(run)["train/loss"][0] == [1, 3, 5, 7, 9, 11]
     before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
     assert main([*words, "--trainer.max_epochs", "1", "--ckpt_path", "last"]) == 1, "refused"
     assert {path: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
-    assert main([*words, "--trainer.max_epochs", "3", "--ckpt_path", "last"]) == 0
+    assert main([*words, "--trainer.max_epochs", "4", "--ckpt_path", "last"]) == 0
     curves = read_curves(run)
-    assert curves["train/loss"][0] == [1, 3, 5, 7, 9, 11]
-    assert len(curves["val/accuracy"][0]) == 3
+    assert curves["train/loss"][0] == [1, 3, 5, 7, 9, 11, 13, 15]
+    assert len(curves["val/accuracy"][0]) == 4
     assert main(["report", str(run / "checkpoints" / "best.ckpt"), "--samples", "4"]) == 0
     assert "No log in" not in (run / "report.html").read_text()
 
