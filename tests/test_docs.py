@@ -70,9 +70,12 @@ PAGES_WITH_CODE = [page for page in PAGES if any(language == "python" for langua
 
 @pytest.fixture(autouse=True)
 def _quiet_place(tmp_path, monkeypatch):
-    """A folder to write pictures to, and one thread."""
+    """A folder to write pictures to, and one thread; a page may choose its precision."""
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)
+    dtype = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(dtype)
 
 
 @pytest.fixture
