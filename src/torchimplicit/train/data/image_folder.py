@@ -111,7 +111,7 @@ class ImageFolder(ImageData, FittingData):
         counts = " + ".join(str(len(each.paths)) for each in self._listed.values())
         return (
             f"{self.classes} classes ({', '.join(self.names()[:8])}{', ...' if self.classes > 8 else ''}), "
-            f"{counts} pictures (training + validation + test), {self.colour}, {height} x {width}"
+            f"{counts} pictures (train + val + test), {self.colour}, {height} x {width}"
         )
 
     def look(self) -> None:
