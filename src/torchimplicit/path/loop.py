@@ -54,8 +54,7 @@ class StepLoop:
         self.phase, self.rows = phase, rows
         self.limit, self.narrow, self.attempts, self.mostly_done, self.graphs = limit, narrow, 0, False, graphs
         self.step = solver.stepper(state.y, graph=False) if graphs is None else solver.keeper(state.y, graphs)
-        self.end = state.ts[-1]
-        self.stops_at_outputs = solver.stops_at_outputs
+        self.end, self.stops_at_outputs = state.ts[-1], solver.stops_at_outputs
         self.control, self.dt = None, solver.dt_given
         if isinstance(solver, AdaptiveSolver) and isinstance(solver.control, PID):
             self.control, self.dt_min = solver.control, solver.dt_min
@@ -264,15 +263,14 @@ class StepLoop:
         state = self.state
         if len(state.ts) == 2:
             outputs, self.next_output = pass_last(state, self.next_output, stop)
-            samples, places = outputs.samples, outputs.places
-            found = done.y if outputs.everybody else done.y[samples]
+            found = done.y if outputs.everybody else done.y[outputs.samples]
         else:
             outputs = pass_outputs(state, self.outputs, stop)
             self._see_next()
             samples, places = outputs.samples, outputs.places
             theta = (state.ts[places, samples] - state.t[samples]) / h[samples]
             found = done.inside.at(theta, samples)
-        self.values[places, samples if self.rows is None else self.rows[samples]] = found
+        self.values[outputs.places, outputs.samples if self.rows is None else self.rows[outputs.samples]] = found
         return outputs
 
     def _see_next(self) -> None:
