@@ -19,8 +19,10 @@ class PID:
     r"""The next step size from the last three errors, sample by sample.
 
     With $r_k$ the error of step $k$ over its tolerance and $p$ the order of the error estimate,
-    $h_{k+1} = h_k \cdot s\, r_k^{-(k_P + k_I + k_D) / p} r_{k-1}^{(k_P + 2 k_D) / p} r_{k-2}^{-k_D / p}$. The
-    default is the integral controller of most libraries; `PID(proportional=0.4, integral=0.3)` rejects fewer steps
+
+    $$h_{k+1} = h_k \cdot s\, r_k^{-(k_P + k_I + k_D) / p} r_{k-1}^{(k_P + 2 k_D) / p} r_{k-2}^{-k_D / p}.$$
+
+    The default is the integral controller of most libraries; `PID(proportional=0.4, integral=0.3)` rejects fewer steps
     where an explicit method is at its limit of stability.
 
     An estimate of an error changes its sign here and there along a path, and close to that it says that any step will

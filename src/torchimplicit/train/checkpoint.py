@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from torchimplicit.core.status import ImplicitError
 from torchimplicit.files import reason, require_unpacked
+from torchimplicit.train.data.base import FittingData
 from torchimplicit.train.trust import TRUSTED, UntrustedError, build
 
 KEY = "torchimplicit"  # of our entry in a checkpoint
@@ -150,6 +151,8 @@ def load(path: str | Path, trust: Sequence[str] = ()) -> tuple[LightningModule, 
     check(content, model, path)
     model.load_state_dict(content["state_dict"])
     model.config = config
+    if isinstance(data, FittingData):
+        data.restore(content)
     return model.eval(), data
 
 

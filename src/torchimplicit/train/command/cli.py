@@ -15,7 +15,7 @@ import torch
 import torchimplicit
 from torchimplicit.core.status import ConvergenceWarning, ImplicitError
 from torchimplicit.train.command import catalogue
-from torchimplicit.train.errors import UsageError
+from torchimplicit.train.errors import OptionError, UsageError
 
 CHATTER = (
     "GPU available",
@@ -31,6 +31,8 @@ NOISE = (
     "LightningCLI's args",
     "Be aware that when using `ckpt_path`",
     "Checkpoint directory .* exists",
+    "Experiment logs directory",  # of a resumed run: its log has been put aside
+    "is smaller than the logging interval",
     "The .grad attribute of a Tensor that is not a leaf",  # torch, while it compiles a cell
 )
 TRAINING = ("fit", "validate", "test", "predict")
@@ -45,6 +47,7 @@ Train models with implicit layers, and look at how their solves go.
   fit      --config RECIPE    train
   validate --config RECIPE    evaluate on the validation split
   test     --config RECIPE    evaluate on the test split
+  predict  CKPT FILE ...      say what a trained model makes of files, and whether each answer converged
   predict  --config RECIPE    write predictions for the test split
   report   CKPT               diagnose a trained model, as one HTML file
   reconstruct K-SPACE         make images of k-space, and say whether they converged
@@ -74,10 +77,14 @@ def main(argv: list[str] | None = None) -> int:
         "demo": _demo,
         **dict.fromkeys(TRAINING, lambda words: _train(words, own_process=argv is None)),
     }
+    if words[0] == "predict" and words[1:] and not words[1].startswith("-"):  # a checkpoint, not a recipe
+        commands["predict"] = _predict
     if words[0] not in commands:
         return _fail(f"no command {words[0]!r}; expected one of {', '.join(sorted(commands))}")
     try:
         commands[words[0]](words)
+    except OptionError as error:
+        return _fail(str(error))
     except (ImplicitError, OSError, ValueError) as error:  # what the user gave, or what the machine refused
         return _fail(str(error), status=1)
     except ImportError as error:
@@ -124,6 +131,29 @@ def _report(words: list[str]) -> None:
             trust=options.trust,
         )
     print(f"report: {path}")
+
+
+def _predict(words: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "torchimplicit predict",
+        description="Say what a trained model makes of files, and whether each answer converged; exit status 1 if "
+        "something could not be read or did not converge.",
+    )
+    parser.add_argument("checkpoint", metavar="CKPT", help="a .ckpt file that fit wrote")
+    parser.add_argument("files", metavar="FILE", nargs="+", help="pictures, texts or tables, or folders of these")
+    parser.add_argument("--out", metavar="PLACE", help="a .csv file; for masks a folder (default: the screen)")
+    parser.add_argument("--count", type=int, default=100, help="tokens to say after a text (default: 100)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of these; low prefers likely ones (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="of these (default: 0)")
+    parser.add_argument("--trust", metavar="MODULE", action="append", default=[], help="see torchimplicit report")
+    given = vars(parser.parse_args(words[1:]))
+    with quiet():
+        from pathlib import Path
+
+        from torchimplicit.train.command.predicting.run import Question, predict
+
+        given["out"] = Path(given["out"]) if given["out"] else None
+        predict(Question(**given))
 
 
 def _reconstruct(words: list[str]) -> None:
@@ -232,10 +262,18 @@ def _train(words: list[str], own_process: bool) -> None:
     with quiet():
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+        from torchimplicit.train.command.mistakes import explained
+        from torchimplicit.train.command.options import show
         from torchimplicit.train.command.trainer_cli import RecipeCLI
 
+        recipe = catalogue.named(words)
+        if recipe and given & {"-h", "--help"}:
+            show(recipe, words[0])
+            return
         try:
             RecipeCLI(None if own_process else words)
+        except OptionError as error:
+            raise explained(str(error), words) from error
         except MisconfigurationException as error:
             raise UsageError(str(error)) from error
 

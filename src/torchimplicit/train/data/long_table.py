@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from io import StringIO
-from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from torchimplicit.files import read_bytes, reading
+from torchimplicit.files import reading
 from torchimplicit.nn import Series
 from torchimplicit.train.data.base import DataError, Splits, permutation
+from torchimplicit.train.data.csv_rows import header_of, lines_of, number
 from torchimplicit.train.data.series import SeriesData
 
 COLUMNS = ("id", "time", "variable", "value")
@@ -104,36 +102,24 @@ def read_long(path: Path, variables: Sequence[str] | None = None, columns: Seque
         raise DataError(f"LongTable(columns={list(columns)}): expected four names, for {', '.join(COLUMNS)}")
     found: dict[str, dict[tuple[float, str], float]] = {}
     with reading("LongTable", path, HINT):
-        lines = csv.DictReader(StringIO(read_bytes(path).decode("utf-8-sig"), newline=""), skipinitialspace=True)
-        absent = [name for name in columns if name not in (lines.fieldnames or ())]
+        header = header_of(path)
+        absent = [name for name in columns if name not in header]
         if absent:
-            raise ValueError(f"no column {absent[0]!r}, but {', '.join(lines.fieldnames or ()) or 'nothing'}")
-        for line in lines:
+            raise ValueError(f"no column {absent[0]!r}, but {', '.join(header) or 'nothing'}")
+        for at, line in lines_of(path):
             one, time, variable, value = (line[name] for name in columns)
-            place = f"line {lines.line_num}: "
-            if None in line:  # such as a decimal comma, whose digits would be lost
-                raise ValueError(f"{place}{len(line) - 1 + len(line[None])} fields, expected {len(line) - 1}")
+            place = f"{at}: "
             if variables is not None and variable not in variables:
                 raise ValueError(f"{place}variable {variable!r}, expected one of {', '.join(variables)}")
-            key = _number(time, f"{place}time"), variable
+            key = number(time, f"{place}time"), variable
             row = found.setdefault(one, {})
             if key in row:
                 raise ValueError(f"{place}series {one!r} has variable {variable!r} at time {time} twice, expected once")
-            row[key] = _number(value, f"{place}value")
+            row[key] = number(value, f"{place}value")
         if not found:
             raise ValueError("no lines, expected one for every observation")
     names = tuple(variables or sorted({name for row in found.values() for _, name in row}))
     return Table(tuple(found), names, Series.of([_series(row, names) for row in found.values()]))
-
-
-def _number(text: str | None, what: str) -> float:
-    try:
-        number = float(text or "")
-    except ValueError:
-        number = float("nan")
-    if not isfinite(number):
-        raise ValueError(f"{what} {text!r}, expected a finite number; leave out the line of what was not observed")
-    return number
 
 
 def _series(row: dict[tuple[float, str], float], names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
