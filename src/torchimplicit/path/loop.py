@@ -206,7 +206,7 @@ class StepLoop:
             state.plan(wanted, ratio, accept)
             stuck = None if reject is None else reject & (state.h < state.smallest())
         if moves:
-            done = done._replace(graph=None) if rejects else done  # of steps that are too long for some
+            done = done.only(accept) if rejects else done
             self._move(done, stop, h, accept, rejects or not self.all_running, crosses > 0)
         if crosses:
             state.ratio = torch.where(crossing, ratio, state.ratio)
@@ -244,7 +244,7 @@ class StepLoop:
             moved = accept.unsqueeze(1)
             stop = torch.where(accept, stop, state.t)
             y = torch.where(moved, y, state.y)
-            if slope is not None and state.slope is not None and done.graph is None:  # else who stays has arrived
+            if slope is not None and state.slope is not None and (done.graph is None or done.graph.mixed):
                 slope = torch.where(moved, slope, state.slope)
         ending = None if self.watch is None else self.watch.ending(state, accept, span, done.inside)
         # Outputs behind an event hold its state, as all do that a sample does not reach.
