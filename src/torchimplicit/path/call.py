@@ -238,17 +238,15 @@ class PathCall(Call):
         observer = None
         if self.callback is not None and isinstance(self.dynamics, Dynamics):
             observer = Observer(self.callback, self.dynamics, state)
-        graphs = (
-            Graphs(self.budget) if path is not None and engine.keeps and self.solver.keeps and self.budget else None
-        )
-        options = {"audit": self.audit, "keep_buffers": True} | ({} if graphs is None else {"leaves": True})
+        keeps = path is not None and engine.keeps and self.solver.keeps and self.budget
+        graphs, options = (Graphs(self.budget), {"leaves": True}) if keeps else (None, {})
         while True:
             phase = None if path is None else Phase(rows, self.checkpoints)
             inputs = self.dynamics.take(tensors, rows)
             if graphs is not None and phase is not None:
                 phase.leaves = inputs = graphs.place(inputs, tensors)
             with (
-                self.bind(state.ts, inputs, rows, **options) as field,
+                self.bind(state.ts, inputs, rows, audit=self.audit, keep_buffers=True, **options) as field,
                 self._watch(condition_tensors, rows, log) as watch,
             ):
                 solver, narrow = self.solver.take(rows), narrowing.wanted(state.y)
