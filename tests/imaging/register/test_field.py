@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import torchimplicit as ti
-from tests.imaging.register.phantoms import turned
+from tests.imaging.register.phantoms import texture, turned
 from tests.imaging.register.test_demons import bumps
 from torchimplicit.core.outcome import Status
 from torchimplicit.imaging import register
@@ -56,6 +56,18 @@ def test_the_flow_leads_back_and_squaring_does_not_quite():
     squared = register.exponential(v)
     assert 1e-6 < (squared + x - there)[inside].abs().max() < 0.05
     assert register.compose(squared, register.exponential(-v))[inside].abs().max() > 1e-5
+
+
+def test_the_flow_of_a_rough_velocity_leads_back_wherever_it_lies():
+    v = 0.4 * torch.cat([texture(32, 32, seed=each, width=3.0) for each in (1, 2)], 1)
+    far = torch.nn.functional.pad(v, (0, 0, 500, 0), mode="replicate")
+    solver, ends = ti.Tsit5(rtol=1e-6, atol=1e-6), []
+    for velocity, corner in ((v, 0.0), (far, 500.0)):
+        x = register.identity((32, 32), v) + torch.tensor([corner, 0.0], dtype=D).view(2, 1, 1)
+        there = register.flow(velocity, x[None], solver=solver)
+        assert (register.flow(-velocity, there, solver=solver) - x).abs().max() < 1e-5
+        ends.append(there - x)
+    torch.testing.assert_close(ends[1], ends[0], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("squarings", [0, 3])

@@ -10,11 +10,12 @@ from torchimplicit.core import transforms
 from torchimplicit.core.options import require_count
 from torchimplicit.core.problem import FixedPoint, Residual
 from torchimplicit.core.status import OnFailure, Solution, Status
-from torchimplicit.equations import Options, solve_problem
+from torchimplicit.equations import solve_problem
 from torchimplicit.imaging.register.sample import Interpolation, sample
 from torchimplicit.imaging.register.warp import check_field, compose, folds, identity, warp
 from torchimplicit.ode import Tsit5, odeint
 from torchimplicit.path.solver import PathSolver
+from torchimplicit.point import Options
 from torchimplicit.solve import Anderson, Result, Solver
 
 
@@ -56,13 +57,15 @@ def flow(
 ) -> Tensor:
     r"""Where a stationary velocity carries positions in unit time: $\dot x = v(x)$, by `odeint`.
 
-    The reference for `exponential`. Followed by the flow of $-v$ it leads back, to the tolerance asked for: an inverse
-    that is one. It costs an evaluation of the velocity at all positions for every stage of every step.
+    The reference for `exponential`. Followed by the flow of $-v$ it leads back, to the tolerance asked for times what
+    the velocity tears apart: an inverse that is one. What is integrated is the way from where positions start, so that
+    tolerances do not loosen with the distance from the first voxel. It costs an evaluation of the velocity at all
+    positions for every stage of every step.
 
     Args:
         velocity: $v$, `(B, D, *S)`.
         positions: `(B, D, *T)`; None takes all voxels of the grid.
-        solver: of `odeint`; its tolerances are in voxels.
+        solver: of `odeint`; its tolerances are in voxels, `rtol` of the way that has been gone, by RMS over positions.
         interpolation: of the velocity; "linear" has kinks, which cost steps.
         on_failure: see `odeint`.
 
@@ -77,11 +80,12 @@ def flow(
     if positions is None:
         positions = identity(velocity.shape[2:], velocity).expand_as(velocity)
 
-    def field(t: Tensor, x: Tensor, v: Tensor) -> Tensor:
-        return sample(v, x, interpolation=interpolation)
+    def field(t: Tensor, u: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        return sample(v, x + u, interpolation=interpolation)
 
-    ts = torch.tensor([0.0, 1.0], dtype=velocity.dtype, device=velocity.device)
-    return odeint(field, positions, ts, velocity, solver=solver, on_failure=on_failure).value[-1]
+    ts, rest = torch.tensor([0.0, 1.0], dtype=velocity.dtype, device=velocity.device), torch.zeros_like(positions)
+    found = odeint(field, rest, ts, velocity, positions, solver=solver, on_failure=on_failure)
+    return positions + found.value[-1]
 
 
 def inverse(

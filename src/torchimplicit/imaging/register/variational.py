@@ -17,7 +17,7 @@ from torchimplicit.core.options import is_count, is_number, require, require_ins
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.stationary import Stationary
 from torchimplicit.core.status import Solution
-from torchimplicit.equations import Options, solve_problem
+from torchimplicit.equations import solve_problem
 from torchimplicit.imaging.register.grid import Grid
 from torchimplicit.imaging.register.kind import Call, Kind
 from torchimplicit.imaging.register.lattice import Lattice, Penalty
@@ -32,14 +32,15 @@ from torchimplicit.imaging.register.warp import difference
 from torchimplicit.imaging.register.weights import mean_one
 from torchimplicit.linear import CG
 from torchimplicit.optim.smooth.second_order import check_minimum
-from torchimplicit.solve import NewtonCG, Result, Solver
+from torchimplicit.point import Options
+from torchimplicit.solve import LBFGS, NewtonCG, Result, Solver
 
-COARSE = NewtonCG(rtol=5e-2, atol=1e-3, max_steps=20)
-VALUE = NewtonCG(rtol=2e-2, atol=1e-4, max_steps=100)
-GRADIENT = NewtonCG(rtol=1e-6, atol=1e-8, max_steps=200)
+COARSE = LBFGS(rtol=0.1, atol=0.1, max_steps=30)  # in mean voxel edges
+VALUE = LBFGS(rtol=0.02, atol=0.02, max_steps=200)
+GRADIENT = NewtonCG(rtol=1e-6, atol=1e-6, max_steps=200)
 BACKWARD = Implicit(CG(rtol=1e-6, max_steps=500))
 
-PART = 0.01  # of the images' mean squared gradient, beside the penalty, in the units of unknowns
+PART = 0.1  # of the images' mean squared gradient, beside the penalty, in the units of unknowns
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,10 @@ class Variational(Kind):
 
     $P$ is the mean over voxels of $\tfrac12 |\nabla u|^2$ ("diffusion") or of the bending energy $\tfrac12 \sum_{ij}
     |\partial_i \partial_j u|^2$ ("bending"), mirrored at the border. The unknowns are cosine coefficients of $u$, in
-    units of $(\lambda P'' + c)^{-1/2}$, with a small part $c$ of the mean squared gradient of the fixed image. This
+    units of $(\lambda P'' / c + 1)^{-1/2}$, with a part $c$ of the mean squared gradient of the fixed image. This
     preconditions the descent, the test whether it has arrived, and the solves for gradients of any order alike, and
-    changes no minimum.
+    changes no minimum. Their RMS is no less than that of $u$ in mean voxel edges, which a solver's tolerances are in;
+    the residual is about as long as the Newton step that is left.
 
     An energy has what an equilibrium of forces lacks: a minimum that is looked at, a Hessian that is symmetric, a
     weight with a meaning. A step costs a derivative of a spline instead. No displacement is kept from folding: look at
@@ -59,19 +61,20 @@ class Variational(Kind):
     Source: J. Modersitzki, Numerical Methods for Image Registration (2004), sections 8 to 11.
 
     Args:
-        similarity: `SSD()`, `NCC()`, `LNCC()` or `MutualInformation()`.
-        penalty: "diffusion" or "bending"; lengths are in the fixed image's mean voxel edges.
-        weight: $\lambda > 0$; a tensor gets a gradient, also the second.
-        levels: by which powers of two images are made smaller, from coarse to fine.
+        similarity: `NCC()`, `LNCC()`, `SSD()` for the same values of the same matter, or `MutualInformation()`.
+        penalty: "bending" or "diffusion"; lengths are in the fixed image's mean voxel edges.
+        weight: $\lambda > 0$: less is more overlap, and folds; a tensor gets a gradient, also the second.
+        levels: by which powers of two images are made smaller, from coarse to fine; None takes (4, 2, 1), and (4, 2) of
+            volumes, whose last level takes ten times the time of the others for a smooth field that hardly changes.
         solver: of the last level, any of `argmin`; None is as good as is wanted, far closer for gradients.
         interpolation: "cubic"; "linear" has kinks, at which there is no minimum to be found: values alone, and a
             warning.
     """
 
-    similarity: SSD | NCC | LNCC | MutualInformation = SSD()
-    penalty: Penalty = "diffusion"
-    weight: float | Tensor = 0.1
-    levels: tuple[int, ...] = (4, 2, 1)
+    similarity: SSD | NCC | LNCC | MutualInformation = NCC()
+    penalty: Penalty = "bending"
+    weight: float | Tensor = 3.0
+    levels: tuple[int, ...] | None = None
     solver: Solver | None = None
     interpolation: Interpolation = "cubic"
 
@@ -80,7 +83,7 @@ class Variational(Kind):
         name, fine = type(self).__name__, isinstance(self.levels, tuple) and bool(self.levels)
         require(self, "similarity", hasattr(self.similarity, "loss"), "SSD(), NCC(), LNCC() or MutualInformation()")
         require(self, "penalty", self.penalty in ("diffusion", "bending"), "'diffusion' or 'bending'")
-        fine = fine and all(is_count(each) and each & (each - 1) == 0 for each in self.levels)
+        fine = self.levels is None or (fine and all(is_count(n) and n & (n - 1) == 0 for n in self.levels or ()))
         require(self, "levels", fine, "powers of two, coarse to fine, such as (4, 2, 1)")
         single = isinstance(self.weight, Tensor) and self.weight.numel() == 1
         positive = bool(single or (is_number(self.weight) and 0 < self.weight < math.inf))
@@ -104,15 +107,16 @@ class Variational(Kind):
         wanted = transforms.differentiating((pair.fixed, pair.moving, base.matrix, weight))
         fixed, moving = self.similarity.prepared(pair.fixed, pair.moving)
         pair = replace(pair, fixed=fixed, moving=moving)
-        for number, shrink in enumerate(self.levels[:-1]):
-            call.progress(number, len(self.levels))
+        *coarse, last = self.levels or ((4, 2, 1) if grid.space == 2 else (4, 2))
+        for number, shrink in enumerate(coarse):
+            call.progress(number, len(coarse) + 1)
             with torch.no_grad():
                 scene = Scene.of(pair, base, shrink, self.interpolation)
                 problem, view, w = self._problem(scene, weight, u, grid)
                 w = solve_problem(problem, w, Options(COARSE, BACKWARD, None, "ignore")).value
                 u, grid = view.displacement(w), scene.grid
-        call.progress(len(self.levels) - 1, len(self.levels))
-        scene = Scene.of(pair, base, self.levels[-1], self.interpolation)
+        call.progress(len(coarse), len(coarse) + 1)
+        scene = Scene.of(pair, base, last, self.interpolation)
         problem, view, w = self._problem(scene, weight, u, grid)
 
         def review(residual: Residual, result: Result) -> None:
@@ -142,10 +146,11 @@ class Variational(Kind):
             scene.leave,
             None if scene.mask is None else mean_one(scene.mask),
             view.scale,
+            view.stretch,
             scene.x,
             weight,
         )
-        return Stationary(energy, w, args, 1, (0, 1, 2, 3, 4)), view, w
+        return Stationary(energy, w, args, 1, (0, 1, 2, 3, 4, 5)), view, w
 
     def usual(self, gradient: bool = False) -> Solver:
         """See `Kind.usual`."""
@@ -159,7 +164,7 @@ class Variational(Kind):
     def view(self, scene: Scene, weight: Tensor) -> _View:
         """The coordinates of a level's displacements."""
         lattice = Lattice.of_voxels(scene.grid.size, scene.units, self.penalty, scene.fixed)
-        return _View(lattice, _scale(scene, lattice.weights, weight), scene.units, None)
+        return _View(lattice, *_scales(scene, lattice.weights, weight), scene.units, None)
 
 
 @dataclass(frozen=True)
@@ -182,8 +187,6 @@ class BSpline(Variational):
         spacing: distance of control points, in voxels of mean edge of every level.
     """
 
-    penalty: Penalty = "bending"
-    weight: float | Tensor = 0.01
     spacing: float = 4.0
 
     def __post_init__(self) -> None:
@@ -198,7 +201,7 @@ class BSpline(Variational):
         steps = [(n - 1) / (m - 1) for n, m in zip(size, shape, strict=True)]
         edges = [step * unit for step, unit in zip(steps, units, strict=True)]
         lattice = Lattice.of_splines(size, shape, edges, self.penalty, scene.fixed)
-        return _View(lattice, _scale(scene, lattice.weights, weight), units, steps)
+        return _View(lattice, *_scales(scene, lattice.weights, weight), units, steps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,12 +211,15 @@ class _View:
     Attributes:
         lattice: the waves.
         scale: what an unknown is times to be an amplitude, `(B, 1, *m)`, in mean edges.
+        stretch: what energies are times so that the Hessian's size is one, `(B,)`: a residual is about as long as the
+            Newton step.
         units: edges of a voxel, in mean edges.
         steps: distances of the control points of splines, in voxels; None where the waves are of voxels.
     """
 
     lattice: Lattice
     scale: Tensor
+    stretch: Tensor
     units: list[float]
     steps: list[float] | None
 
@@ -246,6 +252,7 @@ def _energy(
     leave: Tensor,
     mask: Tensor | None,
     scale: Tensor,
+    stretch: Tensor,
     x: Tensor,
     weight: Tensor,
 ) -> Tensor:
@@ -254,7 +261,7 @@ def _energy(
     u = _in_voxels(lattice.values(amplitudes), units)
     rough = (lattice.weights * amplitudes.square()).flatten(1).sum(1)
     warped, weights = seen(moving, leave, mask, x, u, interpolation)
-    return similarity.loss(fixed, warped, units, weights) + 0.5 * weight * rough
+    return stretch * (similarity.loss(fixed, warped, units, weights) + 0.5 * weight * rough)
 
 
 def _in_voxels(vectors: Tensor, units: list[float]) -> Tensor:
@@ -262,10 +269,15 @@ def _in_voxels(vectors: Tensor, units: list[float]) -> Tensor:
     return torch.stack([part / unit for part, unit in zip(vectors.unbind(1), units, strict=True)], 1)
 
 
-def _scale(scene: Scene, weights: Tensor, weight: Tensor) -> Tensor:
-    """Amplitudes of one unknown, `(B, 1, *m)`: a choice of coordinates, which has no derivative."""
+def _scales(scene: Scene, weights: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Amplitudes of one unknown, `(B, 1, *m)`, and what energies are times, `(B,)`; see `_View`.
+
+    A choice of coordinates, which has no derivative: the RMS of unknowns is no less than that of the displacement.
+    """
     with torch.no_grad():
         fixed, axes = scene.fixed.detach(), range(2, scene.fixed.ndim)
         slopes = [(difference(fixed, a) / unit).square() for a, unit in zip(axes, scene.units, strict=True)]
         bend = torch.stack(slopes).flatten(3).mean((0, 2, 3)).clamp_min(1e-6) * PART
-        return (weight.detach() * weights + bend.view(-1, 1, *[1] * len(axes))).rsqrt()
+        count = weights.numel()
+        stiff = weight.detach() * weights / bend.view(-1, 1, *[1] * len(axes))
+        return (count * (1 + stiff)).rsqrt(), count / bend

@@ -28,8 +28,8 @@ KINDS: dict[str, Stages] = {
     "affine": {"affine": Affine()},
     "demons": {"affine": Affine(), "demons": Demons(form="displacement")},
     "velocity": {"affine": Affine(), "velocity": Demons()},
-    "bspline": {"affine": Affine(), "bspline": BSpline(NCC())},  # files of two scanners have values of two scales
-    "variational": {"affine": Affine(), "variational": Variational(NCC())},
+    "bspline": {"affine": Affine(), "bspline": BSpline()},
+    "variational": {"affine": Affine(), "variational": Variational()},
 }
 SIMILARITIES: dict[str, Any] = {"ncc": NCC(), "lncc": LNCC(), "ssd": SSD(), "mi": MutualInformation()}
 
