@@ -5,6 +5,7 @@ Pol's oscillator, a dot at every step that the solver chose: sparse where the pa
 projections onto a polygon, each the solution of a quadratic program. Every answer has a status. Runs in seconds.
 """
 
+# %%
 import sys
 
 import torch
@@ -15,6 +16,7 @@ import torchimplicit as ti
 BLUE, ORANGE, GREY = "#3f51b5", "#ef6c00", "#9e9e9e"
 
 
+# %%
 def point() -> tuple[list[Tensor], list[Tensor], ti.Report]:
     """Iterates of both methods, and how the second one ended."""
     angle = torch.tensor(0.6, dtype=torch.float64)
@@ -33,6 +35,7 @@ def point() -> tuple[list[Tensor], list[Tensor], ti.Report]:
     return plain, quick, solution.report
 
 
+# %%
 def path() -> tuple[Tensor, list[Tensor], ti.Report]:
     """Fine paths `(T, B, 2)`, the states after every step, and how they ended."""
 
@@ -46,6 +49,7 @@ def path() -> tuple[Tensor, list[Tensor], ti.Report]:
     return solution.value, dots, solution.report
 
 
+# %%
 def program() -> tuple[Tensor, Tensor, Tensor, ti.Report]:
     """Corners, points and projections, and how the programs ended."""
     angles = torch.tensor([0.2, 1.3, 2.4, 3.5, 4.3, 5.4], dtype=torch.float64)
@@ -60,6 +64,7 @@ def program() -> tuple[Tensor, Tensor, Tensor, ti.Report]:
     return corners, x, solution.value, solution.report
 
 
+# %%
 def draw(file: str) -> list[ti.Report]:
     from matplotlib.figure import Figure
 
@@ -90,11 +95,13 @@ def draw(file: str) -> list[ti.Report]:
     return [found, arrived, solved]
 
 
+# %%
 def main(file: str = "point-path-program.png") -> list[ti.Report]:
     reports = draw(file)
     print(*reports, sep="\n")
     return reports
 
 
+# %%
 if __name__ == "__main__":
     main(sys.argv[1] if len(sys.argv) > 1 and sys.argv[1].endswith(".png") else "point-path-program.png")

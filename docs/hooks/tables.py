@@ -6,6 +6,7 @@ messages and the command say, and tests/test_remedies.py follows every remedy.
 
 import re
 from importlib import import_module
+from pathlib import Path
 
 PLACE = re.compile(r"^<!-- (remedies|recipes): ([^\n]+) -->$", re.MULTILINE)
 
@@ -31,8 +32,14 @@ def recipes(names):
     """What recipes do and which data they need."""
     from torchimplicit.train.command.catalogue import describe, shipped
 
+    pages = {
+        page.stem for page in (Path(__file__).parents[1] / "recipes").glob("*.md")
+    }
     rows = [
-        (f"[{name}]({name}.md)", *describe(shipped()[name]))
+        (
+            f"[{name}]({name}.md)" if name in pages else f"`{name}`",
+            *describe(shipped()[name]),
+        )
         for name in names.split()
     ]
     return _table(["recipe", "what it trains", "data"], rows)
