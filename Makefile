@@ -7,12 +7,14 @@ TORCH   := torch==2.13.0
 BIN     := .venv/bin
 VENV    := .venv/.stamp
 PEERS   := .venv/.peers
+DRIVER  := .venv/.browser
+BROWSER := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz mutants bench docs format clean
+.PHONY: help demo test fuzz mutants bench gpu-check docs docs-check format clean
 
 help:  ## Say what there is
-	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: $(VENV)  ## Train an equilibrium network on handwritten digits, about a minute
 	@$(BIN)/torchimplicit demo
@@ -44,8 +46,20 @@ bench: $(PEERS)  ## Measure against the peers and rewrite the table of results
 	@$(BIN)/python -m benchmarks.paths --quick
 	@$(BIN)/python -m benchmarks.programs --quick
 
+DEVICE  ?= cuda
+PARTS   := test_contract.py test_synchronisation.py test_properties.py test_trajectories.py \
+	solve adjoint linear path ode sde optim nn
+
+gpu-check: $(VENV)  ## Run solvers, paths and programs on an accelerator and time the points there; DEVICE=cuda
+	@$(BIN)/python -c 'import torch; torch.zeros(1, device="$(DEVICE)")'
+	@$(BIN)/pytest -q -n 2 --device $(DEVICE) $(addprefix tests/, $(PARTS))
+	@$(BIN)/python -m benchmarks.points --device $(DEVICE) --output benchmarks/GPU.md
+
 docs: $(VENV)  ## Build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # with --quiet it would not see its own warnings
+
+docs-check: docs $(DRIVER)  ## Read every page of the documentation in Chromium, minutes; says so where there is none
+	@$(BIN)/python -m tests.browser
 
 format: $(VENV)  ## Lay out the code, and mend what the linter can
 	@$(BIN)/ruff check --fix
@@ -68,3 +82,7 @@ $(VENV): pyproject.toml
 $(PEERS): $(VENV)
 	@echo '== .venv: peers of the benchmark'
 	@$(BIN)/pip install -q --disable-pip-version-check $(TORCH) -e '.[peers]' && touch $@ || true
+
+# What drives a browser is of no use, and 40 MB, where there is none.
+$(DRIVER): $(VENV)
+	@$(if $(BROWSER),$(BIN)/pip install -q --disable-pip-version-check $(TORCH) -e '.[browser]' && touch $@)

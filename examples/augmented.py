@@ -6,6 +6,7 @@ at the start, the middle goes up and the ring stays. Draws both (E. Dupont, A. D
 figures 3 and 5). Runs in about half a minute.
 """
 
+# %%
 import sys
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 import torchimplicit as ti
 
 
+# %%
 class Net(nn.Module):
     """Flow, then a line: only what the flow has parted can a line tell apart."""
 
@@ -34,6 +36,7 @@ class Net(nn.Module):
         return self.line(self.flow(x)).squeeze(1)
 
 
+# %%
 def rings(count: int) -> tuple[Tensor, Tensor]:
     """Points of a disc and of a ring around it, and which they are."""
     radius = torch.cat((0.5 * torch.rand(count // 2).sqrt(), 1 + 0.5 * torch.rand(count - count // 2)))
@@ -41,6 +44,7 @@ def rings(count: int) -> tuple[Tensor, Tensor]:
     return radius.unsqueeze(1) * torch.stack((angle.cos(), angle.sin()), 1), (radius < 0.75).float()
 
 
+# %%
 def train(net: Net, steps: int) -> tuple[float, int]:
     """The loss after training, and the evaluations of a solve then."""
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
@@ -56,6 +60,7 @@ def train(net: Net, steps: int) -> tuple[float, int]:
     return loss.item(), net.flow.report.nfev
 
 
+# %%
 def draw(nets: dict[str, Net], file: str) -> None:
     """The plane's grid and the points before and after both flows."""
     from matplotlib.figure import Figure
@@ -79,6 +84,7 @@ def draw(nets: dict[str, Net], file: str) -> None:
     figure.savefig(file, dpi=120)
 
 
+# %%
 def main(steps: int = 150, file: str | None = None) -> dict[str, float]:
     nets, losses = {}, {}
     for name, extra in (("neural ODE", 0), ("augmented", 1)):
@@ -92,5 +98,6 @@ def main(steps: int = 150, file: str | None = None) -> dict[str, float]:
     return losses
 
 
+# %%
 if __name__ == "__main__":
     main(file=sys.argv[1] if len(sys.argv) > 1 else "augmented.png")

@@ -11,6 +11,7 @@ column shows it. Error bars are the data's: the moments' covariance through the 
 parameters. Draws data and fitted bands. About ten seconds on one core.
 """
 
+# %%
 import math
 import sys
 from collections.abc import Callable
@@ -25,6 +26,7 @@ D = torch.float64
 DRAWS = 64  # simulated paths for every value of the data
 
 
+# %%
 @dataclass
 class Model:
     """An equation, what is looked at of its paths, and what is known of it.
@@ -110,6 +112,7 @@ class Model:
         return torch.where(signed, free, free.exp())
 
 
+# %%
 def gbm() -> Model:
     gap = 0.02
 
@@ -127,6 +130,7 @@ def gbm() -> Model:
     )  # fmt: skip
 
 
+# %%
 def ornstein_uhlenbeck() -> Model:
     gap = 0.1
 
@@ -151,6 +155,7 @@ def ornstein_uhlenbeck() -> Model:
     )  # fmt: skip
 
 
+# %%
 def draw(models: dict[str, tuple[Model, Tensor, Tensor]], file: str) -> None:
     """Data, and the quantiles of paths of the fitted equations."""
     from matplotlib.figure import Figure
@@ -173,6 +178,7 @@ def draw(models: dict[str, tuple[Model, Tensor, Tensor]], file: str) -> None:
     figure.savefig(file, dpi=80)
 
 
+# %%
 def main(count: int = 20, length: int = 100, draws: int = DRAWS, file: str | None = None) -> dict[str, Tensor]:
     torch.manual_seed(0)
     results, kept = {}, {}
@@ -192,5 +198,6 @@ def main(count: int = 20, length: int = 100, draws: int = DRAWS, file: str | Non
     return results
 
 
+# %%
 if __name__ == "__main__":
     main(file=sys.argv[1] if len(sys.argv) > 1 else "fit_sde.png")

@@ -12,6 +12,7 @@ The data is looked for at $TORCHIMPLICIT_DATA/physionet2012/set-a.zip, and is fr
 physionet.org/content/challenge-2012.
 """
 
+# %%
 import math
 import os
 import sys
@@ -28,6 +29,7 @@ WINDOWS = (4, 12, HOURS)  # hours of the paths whose signatures are compared
 DEPTH, DT = 3, 0.5
 
 
+# %%
 def heart_rates(file: Path) -> Tensor:
     """The logarithms of hourly means, `(stays, HOURS)`."""
     found = []
@@ -43,6 +45,7 @@ def heart_rates(file: Path) -> Tensor:
     return torch.tensor(found)
 
 
+# %%
 class Generator(nn.Module):
     """Three unknowns that forget within days, hours and an hour at first, and what is seen of them."""
 
@@ -62,6 +65,7 @@ class Generator(nn.Module):
         return self.line(self.path(z + self.start(z))).squeeze(2).T
 
 
+# %%
 class Pull(nn.Module):
     """A drift: a pull to zero, and a network."""
 
@@ -74,6 +78,7 @@ class Pull(nn.Module):
         return self.log_rates.exp() * (self.net(y) - y)
 
 
+# %%
 class Size(nn.Module):
     """A diffusion that is positive: of a size, times what a network makes of the state."""
 
@@ -86,6 +91,7 @@ class Size(nn.Module):
         return (self.log_size + 2 * torch.tanh(self.net(y))).exp()
 
 
+# %%
 def signature(path: Tensor, depth: int = DEPTH) -> Tensor:
     """Iterated integrals of lines through the points of paths `(B, T, d)` from zero, `(B, d + d^2 + ...)`, by Chen."""
     steps = torch.diff(path, dim=1, prepend=torch.zeros_like(path[:, :1]))
@@ -103,6 +109,7 @@ def signature(path: Tensor, depth: int = DEPTH) -> Tensor:
     return torch.cat(levels[1:], 1)
 
 
+# %%
 def features(x: Tensor) -> list[Tensor]:
     """Signatures of all windows of some lengths, each `(windows, features)`."""
     found = []
@@ -114,6 +121,7 @@ def features(x: Tensor) -> list[Tensor]:
     return found
 
 
+# %%
 def train(generator: Generator, data: Tensor, steps: int, batch: int) -> None:
     wanted = [(each.mean(0), each.std(0) + 1e-3) for each in features(data)]
     optimizer = torch.optim.Adam(generator.parameters(), lr=0.01)
@@ -133,6 +141,7 @@ def train(generator: Generator, data: Tensor, steps: int, batch: int) -> None:
             print(f"step {step}: distance of mean signatures {loss.item():.4f}; {generator.path.report}", flush=True)
 
 
+# %%
 def ornstein_uhlenbeck(data: Tensor, count: int) -> Tensor:
     """Paths of the process of maximum likelihood, by its exact law."""
     now, then = data[:, :-1].flatten(), data[:, 1:].flatten()
@@ -145,12 +154,14 @@ def ornstein_uhlenbeck(data: Tensor, count: int) -> Tensor:
     return torch.stack(values, 1)
 
 
+# %%
 def correlation(x: Tensor, lag: int) -> Tensor:
     """Of values and those so many hours later, over all paths."""
     x = x - x.mean()
     return (x[:, lag:] * x[:, : x.shape[1] - lag]).mean() / x.square().mean()
 
 
+# %%
 FIGURES = {
     "deviation of the rate's logarithm": lambda x: x.std(),
     "deviation of hourly changes": lambda x: x.diff(dim=1).std(),
@@ -164,6 +175,7 @@ FIGURES = {
 }
 
 
+# %%
 def compare(sources: dict[str, Tensor], unit: float) -> dict[str, dict[str, float]]:
     """The figures of all sources, the first being the data, with its error bars by resampling stays."""
     print(f"\n{'':36}{'held out':>20}" + "".join(f"{name:>12}" for name in list(sources)[1:]))
@@ -178,6 +190,7 @@ def compare(sources: dict[str, Tensor], unit: float) -> dict[str, dict[str, floa
     return table
 
 
+# %%
 def draw(sources: dict[str, Tensor], mean: Tensor, size: Tensor, file: str) -> None:
     """Paths of each source, and their laws over each other."""
     from matplotlib.figure import Figure
@@ -205,6 +218,7 @@ def draw(sources: dict[str, Tensor], mean: Tensor, size: Tensor, file: str) -> N
     figure.savefig(file, dpi=75)
 
 
+# %%
 def main(steps: int = 200, batch: int = 256, file: str | None = None) -> dict[str, dict[str, float]]:
     path = Path(os.environ.get("TORCHIMPLICIT_DATA", "")) / "physionet2012" / "set-a.zip"
     if not path.is_file():
@@ -231,5 +245,6 @@ def main(steps: int = 200, batch: int = 256, file: str | None = None) -> dict[st
     return table
 
 
+# %%
 if __name__ == "__main__":
     main(file=sys.argv[1] if len(sys.argv) > 1 else "heart_rates.png")

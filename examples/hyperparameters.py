@@ -7,6 +7,7 @@ measured on test images that neither has seen. The last columns refit on trainin
 which a refit learns what the decays know already: there the two are about equal. About 15 seconds on one core.
 """
 
+# %%
 import time
 
 import torch
@@ -21,6 +22,7 @@ SOLVER = ti.Newton(linear_solver=ti.CG(rtol=1e-2, max_steps=1000))
 ADJOINT = ti.Implicit(ti.CG(rtol=1e-3, max_steps=1000))
 
 
+# %%
 def load():
     """Pixels, products of neighbouring pixels and a constant, `(1797, 177)`; and the digits."""
     digits = load_digits()
@@ -31,10 +33,12 @@ def load():
     return torch.cat(parts, dim=1), torch.tensor(digits.target)
 
 
+# %%
 def energy(weights, x, y, log_decay):
     return cross_entropy(x @ weights, y) + 0.5 * (log_decay.exp() * weights.square()).sum()
 
 
+# %%
 def fit(data, log_decay, start=None):
     """The weights that minimise the training loss, differentiable in the decays; `start`: an earlier fit."""
     x, y = data
@@ -42,6 +46,7 @@ def fit(data, log_decay, start=None):
     return ti.argmin(energy, zeros, x, y, log_decay, solver=SOLVER, adjoint=ADJOINT, batch_dims=0, warm_start=start)
 
 
+# %%
 def search(train, validation):
     """The best single decay of the grid, and its fit."""
     best, best_loss, start = None, float("inf"), None
@@ -55,6 +60,7 @@ def search(train, validation):
     return best
 
 
+# %%
 def tune(train, validation, log_decay, start, steps):
     """Adam on the logarithm of every decay, from the best single one; each fit starts from the last."""
     log_decay = log_decay.clone().requires_grad_()
@@ -71,11 +77,13 @@ def tune(train, validation, log_decay, start, steps):
     return log_decay.detach(), fit(train, log_decay.detach(), start)
 
 
+# %%
 def wrong(weights, data):
     """Percent of the images that are classified wrongly."""
     return 100 * ((data[0] @ weights).argmax(1) != data[1]).double().mean().item()
 
 
+# %%
 def run(split, steps, sizes):
     """Test errors on one random split: of both fits, and of both refitted on training and validation images."""
     x, y = load()
@@ -93,6 +101,7 @@ def run(split, steps, sizes):
     return [wrong(solution.value, test) for solution in (fitted, tuned, *refitted)]
 
 
+# %%
 def main(splits: int = 5, steps: int = 10, sizes: tuple = (600, 600, 597)) -> list:
     results = [run(split, steps, sizes) for split in range(splits)]
     print("\ntest error, %   fitted on training images   refitted on training and validation images")
@@ -103,6 +112,7 @@ def main(splits: int = 5, steps: int = 10, sizes: tuple = (600, 600, 597)) -> li
     return results
 
 
+# %%
 if __name__ == "__main__":
     torch.set_num_threads(1)  # the matrices are small
     main()

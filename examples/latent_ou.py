@@ -6,6 +6,7 @@ The equation and the errors are given; the encoder, the start and the control ar
 steps on one core: `python examples/latent_ou.py 800 40` comes within a percent.
 """
 
+# %%
 import math
 import sys
 
@@ -20,16 +21,19 @@ STATIONARY = SIZE / math.sqrt(2 * RATE)
 WIDTH = 16
 
 
+# %%
 class Drift(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         return -RATE * z
 
 
+# %%
 class Noise(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         return torch.full_like(z, SIZE)
 
 
+# %%
 class Control(nn.Module):
     def __init__(self):
         super().__init__()
@@ -41,11 +45,13 @@ class Control(nn.Module):
         return self.net(torch.cat((z, context), 1))
 
 
+# %%
 def covariance(t: Tensor) -> Tensor:
     """That of observations at times `(T,)`."""
     return STATIONARY**2 * torch.exp(-RATE * (t[:, None] - t).abs()) + ERROR**2 * torch.eye(len(t), dtype=t.dtype)
 
 
+# %%
 def draw(count: int, seed: int) -> tuple[ti.nn.Series, float]:
     """Series of 4 to 7 observations over a time of 3, and their mean evidence."""
     chance, rows, evidence = torch.Generator().manual_seed(seed), [], 0.0
@@ -59,6 +65,7 @@ def draw(count: int, seed: int) -> tuple[ti.nn.Series, float]:
     return ti.nn.Series.of(rows), evidence
 
 
+# %%
 def main(steps: int = 60, tries: int = 4, count: int = 8) -> tuple[float, float]:
     """Trains for so many steps; gives the bound, by so many draws of 250 paths, and the evidence."""
     torch.manual_seed(0)
@@ -84,5 +91,6 @@ def main(steps: int = 60, tries: int = 4, count: int = 8) -> tuple[float, float]
     return bound, evidence
 
 
+# %%
 if __name__ == "__main__":
     main(*(int(word) for word in sys.argv[1:]))

@@ -14,6 +14,7 @@ changes 0.5 times an hour. The air's capacity, times five for furniture, and the
     python examples/mpc_building.py [--picture FILE] [--steps STEPS]
 """
 
+# %%
 import argparse
 
 import torch
@@ -32,6 +33,7 @@ DAY = torch.tensor([6 <= hour < 22 for hour in range(HOURS)])
 PRICE = torch.where(DAY, 0.32, 0.24).double()  # euro/kWh
 
 
+# %%
 def building() -> tuple[Tensor, Tensor, Tensor]:
     """One hour of the states air, mass, air, mass: by the state, by the heaters in kW, by (outdoors, gains in W/m2)."""
     air = 2.5 * FLOOR * 1206 * 5  # J/K, rooms 2.5 m high
@@ -55,6 +57,7 @@ def building() -> tuple[Tensor, Tensor, Tensor]:
     return hour[:, :4], hour[:, 4:6], hour[:, 6:]
 
 
+# %%
 def days(count: int) -> tuple[Tensor, Tensor]:
     """First states `(count, 4)`, and the temperatures outdoors, `(count, 24)`."""
     start = 20.5 + 0.5 * torch.randn(count, 4, dtype=torch.float64)
@@ -63,6 +66,7 @@ def days(count: int) -> tuple[Tensor, Tensor]:
     return start, mean + 4 * torch.sin((hours - 9) / 24 * 2 * torch.pi)
 
 
+# %%
 def plan(weights: dict[str, Tensor], start: Tensor, outdoors: Tensor) -> ti.optim.ControlSolution:
     """The cheapest days, for what comfort and peaks are worth."""
     A, B, inputs = building()
@@ -78,6 +82,7 @@ def plan(weights: dict[str, Tensor], start: Tensor, outdoors: Tensor) -> ti.opti
     return ti.optim.lqr(A, B, 2 * torch.diag_embed(by_day), peaks, start, HOURS, c=drift, **costs, **bounds)
 
 
+# %%
 def imitate(start: Tensor, outdoors: Tensor, seen: Tensor, steps: int) -> list[dict[str, float]]:
     """The weights after every step of learning."""
     logs = {name: torch.tensor(weight, dtype=torch.float64).log().requires_grad_() for name, weight in WRONG.items()}
@@ -98,6 +103,7 @@ def imitate(start: Tensor, outdoors: Tensor, seen: Tensor, steps: int) -> list[d
     return history
 
 
+# %%
 def draw(path: str, seen: Tensor, plans: dict[str, ti.optim.ControlSolution], history: list[dict[str, float]]) -> None:
     from matplotlib.figure import Figure
 
@@ -121,10 +127,12 @@ def draw(path: str, seen: Tensor, plans: dict[str, ti.optim.ControlSolution], hi
     figure.savefig(path, dpi=110)
 
 
+# %%
 def fixed(weights: dict[str, float]) -> dict[str, Tensor]:
     return {name: torch.tensor(weight, dtype=torch.float64) for name, weight in weights.items()}
 
 
+# %%
 def main(steps: int = 60, picture: str | None = None) -> dict[str, float]:
     torch.manual_seed(0)
     start, outdoors = days(12)
@@ -148,6 +156,7 @@ def main(steps: int = 60, picture: str | None = None) -> dict[str, float]:
     return wrong
 
 
+# %%
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--picture", help="draw what was done and learned into this file")

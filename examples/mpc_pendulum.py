@@ -8,6 +8,7 @@ through the plans into the weights. About half a minute on one core.
     python examples/mpc_pendulum.py [--picture FILE] [--steps STEPS]
 """
 
+# %%
 import argparse
 
 import torch
@@ -21,6 +22,7 @@ WRONG = {"speed": 0.075, "torque": 0.2, "end": 0.75}
 NOISE = 0.2
 
 
+# %%
 def pendulum(x: Tensor, u: Tensor) -> Tensor:
     """One step, angle zero at the top; the speed moves first."""
     angle, speed = x.unbind(-1)
@@ -28,6 +30,7 @@ def pendulum(x: Tensor, u: Tensor) -> Tensor:
     return torch.stack((angle + STEP * speed, speed), -1)
 
 
+# %%
 class Cost(nn.Module):
     """What a planner wants, its weights positive whatever is learned."""
 
@@ -47,12 +50,14 @@ class Cost(nn.Module):
         return self.logs[name].exp()
 
 
+# %%
 def planner(weights: dict[str, float]) -> tuple[ti.nn.MPC, Cost]:
     cost = Cost(weights)
     solver = ti.optim.BoxDDP(rtol=1e-5)
     return ti.nn.MPC(pendulum, cost, HORIZON, -TORQUE, TORQUE, final_cost=cost.end, solver=solver, whole=True), cost
 
 
+# %%
 def imitate(learner: ti.nn.MPC, cost: Cost, states: Tensor, seen: Tensor, steps: int) -> list[dict[str, float]]:
     """The weights after every step of learning."""
     optimizer = torch.optim.Adam(cost.parameters(), lr=0.3, betas=(0.7, 0.9))
@@ -72,6 +77,7 @@ def imitate(learner: ti.nn.MPC, cost: Cost, states: Tensor, seen: Tensor, steps:
     return history
 
 
+# %%
 def draw(path: str, seen: Tensor, before: Tensor, after: Tensor, history: list[dict[str, float]]) -> None:
     from matplotlib.figure import Figure
 
@@ -93,6 +99,7 @@ def draw(path: str, seen: Tensor, before: Tensor, after: Tensor, history: list[d
     figure.savefig(path, dpi=110)
 
 
+# %%
 def main(steps: int = 60, picture: str | None = None) -> dict[str, float]:
     torch.manual_seed(0)
     start = torch.tensor([torch.pi, 0.0], dtype=torch.float64)
@@ -114,6 +121,7 @@ def main(steps: int = 60, picture: str | None = None) -> dict[str, float]:
     return wrong
 
 
+# %%
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--picture", help="draw what was done and learned into this file")

@@ -5,6 +5,7 @@ the density. A flow of one dimension learns a mixture of three normal densities;
 fine grid, solved with tolerances from 1e-1 to 1e-7. Runs in about twenty seconds on one core.
 """
 
+# %%
 import sys
 
 import torch
@@ -16,6 +17,7 @@ TOLERANCES = [10.0**-power for power in range(1, 8)]
 CENTRES, WIDTHS = torch.tensor([-2.0, 0.0, 1.5]).double(), torch.tensor([0.5, 0.3, 0.4]).double()
 
 
+# %%
 class Field(nn.Module):
     """The slope of a number that moves in time: `(B, 1)` from times and numbers, `(B, 1)` both."""
 
@@ -29,12 +31,14 @@ class Field(nn.Module):
         return self.net(torch.cat((t, z), 1))
 
 
+# %%
 def mixture(count: int) -> Tensor:
     """Samples `(count, 1)` of the mixture."""
     which = torch.randint(3, (count,))
     return (CENTRES[which] + WIDTHS[which] * torch.randn(count).double()).unsqueeze(1)
 
 
+# %%
 def train(steps: int) -> ti.nn.CNF:
     flow = ti.nn.CNF(Field(), 1, solver=ti.Tsit5(rtol=1e-3, atol=1e-3)).double()
     optimizer = torch.optim.Adam(flow.parameters(), lr=1e-2)
@@ -50,6 +54,7 @@ def train(steps: int) -> ti.nn.CNF:
     return flow
 
 
+# %%
 @torch.no_grad()
 def integrate(flow: ti.nn.CNF, tolerance: float, grid: Tensor) -> tuple[float, int]:
     """How far the density's integral is from 1, and the evaluations of the field that this took."""
@@ -59,6 +64,7 @@ def integrate(flow: ti.nn.CNF, tolerance: float, grid: Tensor) -> tuple[float, i
     return abs(float(torch.trapezoid(density, grid)) - 1), evaluations
 
 
+# %%
 def draw(flow: ti.nn.CNF, grid: Tensor, errors: list[float], file: str) -> None:
     from matplotlib.figure import Figure
 
@@ -81,6 +87,7 @@ def draw(flow: ti.nn.CNF, grid: Tensor, errors: list[float], file: str) -> None:
     figure.savefig(file, dpi=110)
 
 
+# %%
 def main(steps: int = 200, file: str | None = None) -> dict[float, float]:
     torch.manual_seed(0)
     flow = train(steps)
@@ -95,6 +102,7 @@ def main(steps: int = 200, file: str | None = None) -> dict[float, float]:
     return errors
 
 
+# %%
 if __name__ == "__main__":
     torch.set_num_threads(1)
     main(file=sys.argv[1] if len(sys.argv) > 1 else "normalisation.png")

@@ -6,6 +6,7 @@ are projected onto a polytope whose faces are pulled in by a margin: nearer to i
 more faces than needed; some end up touching nothing. Draws the labels, the truth and what was found. About 20 seconds.
 """
 
+# %%
 import math
 import sys
 import time
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 import torchimplicit as ti
 
 
+# %%
 class Polytope(nn.Module):
     """The points of the plane with G z <= h, with faces of unit normals around a centre."""
 
@@ -38,6 +40,7 @@ class Polytope(nn.Module):
         return margin - distance(x, normals, offsets)
 
 
+# %%
 def distance(x: Tensor, normals: Tensor, offsets: Tensor) -> Tensor:
     """Distances `(B,)` of points from a polytope, 0 inside; differentiable in all."""
     nearest = ti.qp(torch.eye(2), -x, G=normals, h=offsets).value
@@ -45,6 +48,7 @@ def distance(x: Tensor, normals: Tensor, offsets: Tensor) -> Tensor:
     return torch.where(square > 0, square, 1).sqrt() * (square > 0)
 
 
+# %%
 def corners(normals: Tensor, offsets: Tensor) -> Tensor:
     """The vertices `(vertices, 2)` of a polytope in the plane, in turn: where two faces meet inside of all others."""
     i, j = torch.triu_indices(len(offsets), len(offsets), 1)
@@ -56,12 +60,14 @@ def corners(normals: Tensor, offsets: Tensor) -> Tensor:
     return points[torch.atan2(around[:, 1], around[:, 0]).argsort()]
 
 
+# %%
 def area(vertices: Tensor) -> float:
     """Of a polygon whose vertices come in turn."""
     x, y = vertices.unbind(1)
     return 0.5 * (x * y.roll(-1) - y * x.roll(-1)).sum().item()
 
 
+# %%
 def errors(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[float, float]:
     """How far a polytope is from a second one, as fractions of the second.
 
@@ -74,6 +80,7 @@ def errors(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[fl
     return differ / area(vertices), (apart / torch.cdist(vertices, vertices).max()).item()
 
 
+# %%
 def truth() -> tuple[Tensor, Tensor]:
     """Six faces."""
     angle = torch.tensor([0.2, 1.1, 2.0, 3.0, 4.2, 5.3])
@@ -81,6 +88,7 @@ def truth() -> tuple[Tensor, Tensor]:
     return normals, torch.tensor([1.2, 1.0, 1.3, 1.1, 0.9, 1.2])
 
 
+# %%
 def fit(x: Tensor, inside: Tensor, faces: int, steps: int, margin: float = 0.15) -> Polytope:
     """Minimises the cross entropy of the labels, softened by a quarter of the margin."""
     polytope = Polytope(faces)
@@ -99,6 +107,7 @@ def fit(x: Tensor, inside: Tensor, faces: int, steps: int, margin: float = 0.15)
     return polytope
 
 
+# %%
 def draw(file: str, x: Tensor, inside: Tensor, learned: tuple[Tensor, Tensor]) -> None:
     """Points, the true polytope and the learned one."""
     from matplotlib.figure import Figure
@@ -115,6 +124,7 @@ def draw(file: str, x: Tensor, inside: Tensor, learned: tuple[Tensor, Tensor]) -
     figure.savefig(file, dpi=120)
 
 
+# %%
 def main(points: int = 1500, faces: int = 10, steps: int = 150, file: str | None = None) -> tuple[float, float]:
     generator = torch.Generator().manual_seed(0)
     x = 4 * torch.rand(points, 2, generator=generator) - 2
@@ -135,5 +145,6 @@ def main(points: int = 1500, faces: int = 10, steps: int = 150, file: str | None
     return differ, apart
 
 
+# %%
 if __name__ == "__main__":
     main(file=sys.argv[1] if len(sys.argv) > 1 else "polytope.png")

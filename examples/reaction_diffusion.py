@@ -8,6 +8,7 @@ what was seen. Then a population that was not seen is predicted. About a minute 
     python examples/reaction_diffusion.py [--picture FILE]
 """
 
+# %%
 import argparse
 
 import torch
@@ -20,11 +21,13 @@ SPACING = LENGTH / POINTS
 SOLVER = ti.Kvaerno3(rtol=1e-3, atol=1e-4)
 
 
+# %%
 class Logistic(nn.Module):
     def forward(self, u):
         return GROWTH * u * (1 - u)
 
 
+# %%
 class Learned(nn.Module):
     """Growth as an unknown function of u that vanishes at zero: nothing comes from nothing."""
 
@@ -36,6 +39,7 @@ class Learned(nn.Module):
         return u * self.net(u)
 
 
+# %%
 def populations(count):
     """Random bumps, `(count, 1, POINTS)`."""
     x = torch.arange(POINTS) * SPACING
@@ -43,6 +47,7 @@ def populations(count):
     return 0.8 * torch.exp(-(((x - centre) / width) ** 2)).unsqueeze(1)
 
 
+# %%
 def fit(field, start, ts, seen, steps=150):
     optimizer = torch.optim.Adam(field.parameters(), 3e-2)
     for step in range(steps):
@@ -55,6 +60,7 @@ def fit(field, start, ts, seen, steps=150):
             print(f"step {step:3d}  loss {loss.item():.2e}  diffusion {field.diffusion.item():.3f}  {solution.report}")
 
 
+# %%
 def draw(path, field, truth, predicted):
     from matplotlib.figure import Figure
 
@@ -71,6 +77,7 @@ def draw(path, field, truth, predicted):
     figure.savefig(path, dpi=110)
 
 
+# %%
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--picture", help="draw truth and prediction into this file")
@@ -94,5 +101,6 @@ def main():
         draw(options.picture, field, expected, predicted)
 
 
+# %%
 if __name__ == "__main__":
     main()

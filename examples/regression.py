@@ -3,6 +3,7 @@
 The cell is a network 1-2-1 without activations; the layer's output is the z with cell(z + x) = z. Runs in seconds.
 """
 
+# %%
 import torch
 from torch import nn
 
@@ -10,6 +11,7 @@ import torchimplicit as ti
 from torchimplicit import diagnose
 
 
+# %%
 class Cell(nn.Module):
     def __init__(self):
         super().__init__()
@@ -19,6 +21,7 @@ class Cell(nn.Module):
         return self.layers(z + x)
 
 
+# %%
 def main(steps: int = 300) -> float:
     torch.manual_seed(0)
     layer = ti.nn.DEQ(Cell(), solver=ti.Newton(rtol=1e-5))  # of one unknown a sample: its linear systems are numbers
@@ -38,5 +41,6 @@ def main(steps: int = 300) -> float:
     return answer
 
 
+# %%
 if __name__ == "__main__":
     main()

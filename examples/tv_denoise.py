@@ -7,6 +7,7 @@ is asked for, a gradient does not: at last the weight follows the noise that a s
 once. Draws a signal and a patch. About 15 seconds on one core.
 """
 
+# %%
 import sys
 import time
 from collections.abc import Callable
@@ -20,12 +21,14 @@ from torchimplicit.optim import prox
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
+# %%
 def steps_of(count: int, generator: torch.Generator, length: int = 200, jumps: float = 0.04) -> Tensor:
     """Piecewise constant signals `(count, length)`, with a jump of standard deviation 1 about every 25 entries."""
     size = torch.randn(count, length, generator=generator, dtype=torch.float64)
     return (size * (torch.rand(size.shape, generator=generator) < jumps)).cumsum(1)
 
 
+# %%
 def photographs(size: int = 32) -> Tensor:
     """Grey patches `(4, size, size)` of the roof of a photograph, values in [0, 1]."""
     picture = torch.tensor(load_sample_image("china.jpg")).double().mean(-1) / 255
@@ -33,11 +36,13 @@ def photographs(size: int = 32) -> Tensor:
     return torch.stack([picture[row : row + size, column : column + size] for row, column in corners])
 
 
+# %%
 def error(denoise: Denoiser, clean: Tensor, noisy: Tensor, weight: Tensor) -> Tensor:
     """The mean square of what denoising leaves."""
     return (denoise(noisy, weight) - clean).square().mean()
 
 
+# %%
 def learn(loss: Callable[[Tensor], Tensor], start: Tensor, steps: int, rate: float = 0.2) -> Tensor:
     """Minimises by Adam with a rate that falls to zero."""
     parameters = start.clone().requires_grad_()
@@ -51,6 +56,7 @@ def learn(loss: Callable[[Tensor], Tensor], start: Tensor, steps: int, rate: flo
     return parameters.detach()
 
 
+# %%
 def compare(
     name: str, denoise: Denoiser, clean: Tensor, noisy: Tensor, weights: Tensor, steps: int
 ) -> tuple[float, float]:
@@ -69,11 +75,13 @@ def compare(
     return learned.item(), best.item()
 
 
+# %%
 def visible_noise(noisy: Tensor) -> Tensor:
     """The noise's standard deviation `(B,)` as the median difference of neighbours shows it, whatever the few jumps."""
     return noisy.diff(dim=-1).abs().median(-1).values / (0.6745 * 2**0.5)
 
 
+# %%
 def follow_noise(clean: Tensor, noisy: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """The best single log weight, and numbers a, b of the log weight a + b log(noise), for signals of mixed noise."""
     level = visible_noise(noisy).log()
@@ -85,6 +93,7 @@ def follow_noise(clean: Tensor, noisy: Tensor, steps: int) -> tuple[Tensor, Tens
     return one, learn(loss, torch.stack([one, torch.zeros_like(one)]), 2 * steps)
 
 
+# %%
 def draw(file: str, signal: tuple[Tensor, ...], images: tuple[Tensor, ...]) -> None:
     """A signal and a patch: clean, noisy, denoised."""
     from matplotlib.figure import Figure
@@ -104,6 +113,7 @@ def draw(file: str, signal: tuple[Tensor, ...], images: tuple[Tensor, ...]) -> N
     figure.savefig(file, dpi=120)
 
 
+# %%
 def main(
     steps: int = 60, image_steps: int = 20, grid: int = 201, image_grid: int = 41, file: str | None = None
 ) -> dict[str, tuple[float, float]]:
@@ -136,5 +146,6 @@ def main(
     return weights | {"mixed": (plain, better)}
 
 
+# %%
 if __name__ == "__main__":
     main(file=sys.argv[1] if len(sys.argv) > 1 else "tv-denoise.png")

@@ -218,9 +218,8 @@ LAYERS = {
 
 @pytest.fixture
 def _meta():
-    torch.set_default_device("meta")
-    yield
-    torch.set_default_device(None)
+    with torch.device("meta"):
+        yield
 
 
 def differentiate(value):

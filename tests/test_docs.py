@@ -1,7 +1,9 @@
 """What the documentation shows runs, and prints what the documentation says it prints."""
 
+import ast
 import doctest
 import importlib
+import json
 import pkgutil
 import re
 import runpy
@@ -70,9 +72,12 @@ PAGES_WITH_CODE = [page for page in PAGES if any(language == "python" for langua
 
 @pytest.fixture(autouse=True)
 def _quiet_place(tmp_path, monkeypatch):
-    """A folder to write pictures to, and one thread."""
+    """A folder to write pictures to, and one thread; a page may choose its precision."""
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)
+    dtype = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(dtype)
 
 
 @pytest.fixture
@@ -128,10 +133,33 @@ def test_docstrings(name):
     assert results.failed == 0
 
 
+NOTEBOOKS = runpy.run_path(str(ROOT / "docs" / "hooks" / "notebooks.py"))
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_examples(path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [str(path)])
-    runpy.run_path(str(path), run_name="__main__")
+    """Cell by cell, as the notebook that is made of a script, in which arguments are the notebook's."""
+    notebook = json.loads(NOTEBOOKS["notebook"](path.read_text()))
+    module = types.ModuleType("__main__", doc="A notebook has another one.")
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
+    for number, cell in enumerate(notebook["cells"]):
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"{path.name}, cell {number}", "exec"), vars(module))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_a_notebook_has_all_of_its_script(path):
+    text = path.read_text()
+    notebook = json.loads(NOTEBOOKS["notebook"](text))
+    title, *code = ["".join(cell["source"]) for cell in notebook["cells"]]
+    assert len(code) >= 4
+    assert code.pop(-2).endswith("none of the script's")
+    assert title == ast.get_docstring(ast.parse(text))
+    tree = ast.parse(text)
+    assert ast.dump(ast.parse("\n".join(code))) == ast.dump(ast.Module(tree.body[1:], []))
+    assert [cell["cell_type"] for cell in notebook["cells"]] == ["markdown"] + ["code"] * (len(code) + 1)
+    assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
 
 
 def test_the_generator_of_heart_rates_on_stays_that_are_made_up(tmp_path, monkeypatch, capsys):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch.profiler import ProfilerActivity, profile
 
 import torchimplicit as ti
@@ -18,11 +19,18 @@ Run = Callable[[], object]
 ROUNDS = 3  # the fewest of which a median is taken
 
 
+def now() -> float:
+    """Seconds, when an accelerator, where there is one, has done all that it was asked to."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()
+
+
 def interleaved(
     runs: Mapping[str, Run],
     seconds: float,
     inner: int = 1,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] = now,
     of: Callable[[list[float]], float] = statistics.median,
 ) -> dict[str, float]:
     """Median time of each run in milliseconds, one run of each in every round.
@@ -69,12 +77,12 @@ def phases(
     while rounds < ROUNDS or time.perf_counter() < end:
         rounds += 1
         for name, (solve, differentiate) in runs.items():
-            start = time.perf_counter()
+            start = now()
             solution = solve()
-            middle = time.perf_counter()
+            middle = now()
             differentiate(solution)
             times[name][0].append(middle - start)
-            times[name][1].append(time.perf_counter() - middle)
+            times[name][1].append(now() - middle)
     return {name: (1e3 * statistics.median(a), 1e3 * statistics.median(b)) for name, (a, b) in times.items()}
 
 

@@ -88,7 +88,9 @@ def versions(libraries: Sequence[str]) -> list[str]:
 
 
 def processor() -> str:
-    """The processor's model, as far as the system tells."""
+    """The model of the processor, or of the accelerator that is the default device, as far as the system tells."""
+    if torch.get_default_device().type == "cuda":
+        return torch.cuda.get_device_name()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -26,6 +26,7 @@ HOW = (
     "Rewritten by `make bench` (`python -m benchmarks.points`): the libraries in one process, with the same number of "
     "threads, medians over interleaved repeats."
 )
+ELSEWHERE = ("memory", "peers")  # measured on the CPU alone: its allocator, and JAX
 PICTURE = Path(__file__).parents[2] / "docs" / "gradients.png"
 
 
@@ -100,15 +101,18 @@ def main(arguments: Sequence[str] | None = None) -> list[Table]:
     parser.add_argument(
         "--threads", type=int, default=torch.get_num_threads(), help="torch threads (default: %(default)s)"
     )
+    parser.add_argument("--device", help="where the tensors are: cuda, ...; peers of other frameworks are left out")
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parents[1] / "RESULTS.md", help="the page of results"
     )
     parser.add_argument("--picture", type=Path, default=PICTURE, help="the picture of the kinds of gradients")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    torch.set_default_device(options.device)
     start = time.perf_counter()
     whole = not (options.quick or options.only)
     chosen = sections(options.quick, options.picture if whole else None)
+    names = [name for name in names if options.device in (None, "cpu") or name not in ELSEWHERE]
     tables = [chosen[name]() for name in options.only or names]
     print(f"\n{time.perf_counter() - start:.0f} s")
     if whole:

@@ -11,15 +11,15 @@ from functools import partial
 import torch
 
 import torchimplicit as ti
-from benchmarks.kit.measure import Run, interleaved, peak_memory, slopes
+from benchmarks.kit.measure import Run, interleaved, now, peak_memory, slopes
 from benchmarks.kit.table import Table, at_most
 from benchmarks.points.cases import Case, TanhCell, count_calls
 from benchmarks.points.contestants import forward_cap, get_deq, loop, ours, torchdeq
 
 CLOCKS = (
     (1, "CPU time, 1 thread", time.thread_time),
-    (1, "wall, 1 thread", time.perf_counter),
-    (2, "wall, 2 threads", time.perf_counter),
+    (1, "wall, 1 thread", now),
+    (2, "wall, 2 threads", now),
 )
 STEPS = (6, 15)  # of the slope: the window is full, and a whole number of the periods that acceleration comes in
 

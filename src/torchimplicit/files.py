@@ -15,6 +15,7 @@ from torchimplicit.core.status import ImplicitError
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import Image
 
 DEEP = ("I", "F")  # modes of PIL
 LARGEST = 2**31  # bytes that one file, or what it unpacks to, may have: twenty times the data of any recipe
@@ -116,19 +117,14 @@ def require_unpacked(path: Path) -> None:
             )
 
 
-def read_picture(path_or_file: object, mode: str, size: tuple[int, int] | None = None) -> np.ndarray | None:
-    """The pixels of a picture, `(height, width)` or `(height, width, channels)`.
+@contextmanager
+def opened_picture(path_or_file: object) -> Iterator[Image.Image]:
+    """A picture that is not decoded yet.
 
     Args:
         path_or_file: as `PIL.Image.open` takes it. What it warns of or refuses, pictures of very many pixels, is
-            refused.
-        mode: "L" or "RGB". A picture of more than 8 bits a channel is refused: PIL would cut its bright pixels off.
-        size: (width, height) that it must have; nothing else is decoded.
-
-    Returns:
-        The bytes, or None for another size.
+            refused, and so are pictures of more than 8 bits a channel: PIL would cut their bright pixels off.
     """
-    import numpy as np
     from PIL import Image
 
     with warnings.catch_warnings():
@@ -136,7 +132,24 @@ def read_picture(path_or_file: object, mode: str, size: tuple[int, int] | None =
         with Image.open(path_or_file) as picture:  # type: ignore[arg-type]
             if picture.mode in DEEP or picture.mode.startswith("I;16"):
                 raise ValueError(f"more than 8 bits a channel (mode {picture.mode})")
-            return np.asarray(picture.convert(mode)) if size is None or picture.size == size else None
+            yield picture
+
+
+def read_picture(path_or_file: object, mode: str, size: tuple[int, int] | None = None) -> np.ndarray | None:
+    """The pixels of a picture, `(height, width)` or `(height, width, channels)`.
+
+    Args:
+        path_or_file: see `opened_picture`.
+        mode: "L" or "RGB".
+        size: (width, height) that it must have; nothing else is decoded.
+
+    Returns:
+        The bytes, or None for another size.
+    """
+    import numpy as np
+
+    with opened_picture(path_or_file) as picture:
+        return np.asarray(picture.convert(mode)) if size is None or picture.size == size else None
 
 
 def reason(error: Exception) -> str:

@@ -26,7 +26,7 @@ MUTANTS = [
     ),
     Mutant(
         "path/stepsize.py", "the first step is in units of the clock",
-        "wanted = turn * power(0.01 / (speed.to(t.dtype) * turn),", "wanted = power(0.01 / speed.to(t.dtype),",
+        "bend.mul_(1 / order - 1).add_(speed, alpha=1 - 2 / order)", "bend.mul_(0).add_(speed, alpha=-1 / order)",
         "tests/path/test_stepsize.py::test_a_path_is_the_same_in_any_unit_of_time",
     ),
     Mutant(

@@ -55,7 +55,7 @@ def test_columns_have_names_of_ones_own_and_others_are_not_read(tmp_path):
         (HEAD + "p,1,a,2\np,1,a,3\n", "line 3: series 'p' has variable 'a' at time 1 twice"),
         (HEAD + "p,1,a,nan\n", "line 2: value 'nan', expected a finite number"),
         (HEAD + "p,1,a,\n", "line 2: value '', expected a finite number"),
-        (HEAD + "p,1,a\n", "line 2: value None, expected a finite number"),
+        (HEAD + "p,1,a\n", "line 2: 3 fields, expected 4"),
         (HEAD + "p,soon,a,1\n", "line 2: time 'soon', expected a finite number"),
         (HEAD + "p,inf,a,1\n", "line 2: time 'inf', expected a finite number"),
         (HEAD, "no lines"),

@@ -133,7 +133,7 @@ def test_it_says_what_is_missing(tmp_path, folder):
         data(folder).setup()
 
 
-@pytest.mark.parametrize("wrong", [{"length": 0}, {"tokens": "words"}, {"source": "ptb"}, {"pairs": 10}])
+@pytest.mark.parametrize("wrong", [{"length": 0}, {"tokens": "words"}, {"pairs": 10}])
 def test_impossible_data_are_refused(folder, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         data(folder, **wrong)

@@ -59,8 +59,7 @@ class Bound:
         finally:
             _thread.evaluating, _thread.audited = outer
         if transforms.active() or _has_graph(value):
-            given = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
-            check_captures(self.f, value, [*given, *self.audited])
+            check_captures(self.f, value, [*_tensors_in(inputs), *self.audited])
         return value
 
     def take(self, rows: Tensor, batched: Sequence[int]) -> Bound:
@@ -80,6 +79,15 @@ def _taken(rows: Tensor, value: Any) -> Any:
         return value[rows]
     take: Any = getattr(type(value), "take", None) if isinstance(value, nn.Module) else None
     return value if take is None else take(value, rows)
+
+
+def _tensors_in(value: Any) -> Sequence[Tensor]:
+    """The tensors of a nested value; without a walk through the most frequent kinds."""
+    if isinstance(value, Tensor):
+        return (value,)
+    if type(value) is tuple and all(isinstance(each, Tensor) for each in value):
+        return value
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def _has_graph(value: Any) -> bool:
@@ -208,11 +216,11 @@ def check_captures(f: Callable, value: Any, tensors: list[Tensor] | tuple[Tensor
     Raises:
         CaptureError: names the captured tensors' shapes, their names where found, and the fix.
     """
-    leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-    level = max(map(transforms.level, tensors), default=-1) if transforms.active() else -1
+    leaves, transformed = _tensors_in(value), transforms.active()
+    level = max(map(transforms.level, tensors), default=-1) if transformed else -1
     allowed, ends = {id(tensor) for tensor in tensors}, {tensor.grad_fn for tensor in tensors}
     captured = [tensor for leaf in leaves for tensor in _graph_leaves(leaf, ends) if id(tensor) not in allowed]
-    if captured or (transforms.active() and any(transforms.level(leaf) > level for leaf in leaves)):
+    if captured or (transformed and any(transforms.level(leaf) > level for leaf in leaves)):
         shapes = sorted({tuple(tensor.shape) for tensor in captured})
         several = "tensors of shapes" if len(shapes) > 1 else "a tensor of shape"
         what = f"{several} {', '.join(map(str, shapes))}" if shapes else "a tensor"

@@ -68,7 +68,7 @@ def jolted(tensor: Tensor, part: float = 1.0, by: Tensor | None = None) -> Tenso
         by: the way in these units; normal numbers when None.
     """
     size = tensor.detach().abs()
-    size = size.flatten(1).amax(1).reshape(-1, *[1] * (size.dim() - 1)) if size.dim() > 1 and size.numel() else size
+    size = size.amax(tuple(range(1, size.dim())), keepdim=True) if size.dim() > 1 and size.numel() else size
     by = _noise(tensor.shape, tensor.dtype, tensor.device) if by is None else by
     if not _all_have_one(size):
         size = size.nan_to_num(0.0, 0.0)

@@ -113,6 +113,7 @@ class Problem:
         batched_args: positions of those `args` that carry the batch in dimension 0, the others being the same for all
             samples; None when that is not known.
         begins: whether this is a new solve, with its own random masks, or a look at the last one.
+        layout: of the state, where it is at hand.
     """
 
     form: ClassVar[str] = "f(z, *args)"
@@ -128,12 +129,13 @@ class Problem:
         batch_dims: int = 1,
         batched_args: Sequence[int] | None = None,
         begins: bool = True,
+        layout: Layout | None = None,
     ):
         """Makes function and state explicit; evaluates nothing."""
         if not callable(f) or is_module_class(f):
             raise TypeError(f"f: got {words_of(f)}, expected a callable {self.form}")
         self.f, self.batch_dims = f, batch_dims
-        self.layout = Layout(z0, batch_dims)
+        self.layout = Layout(z0, batch_dims) if layout is None else layout
         self.explicit = Explicit(f, args, begins)
         self.autocast = Autocast(self.layout.device.type)
         self.eps = max(self.layout.eps, self.autocast.eps)

@@ -61,6 +61,10 @@ class Report:
             self._known = known = self.status, version, bool((self.status == Status.CONVERGED).all())
         return known[2]
 
+    def note_convergence(self, seen: bool) -> None:
+        """Notes that every sample was seen to converge, if so, which whoever asks then need not read."""
+        self._known = (self.status, transforms.version(self.status), True) if seen else self._known
+
     @property
     def failed(self) -> Tensor:
         """Indices of the samples that did not converge, int64."""

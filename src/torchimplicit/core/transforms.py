@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch._functorch.vmap import lazy_load_decompositions  # pyright: ignore[reportPrivateImportUsage]
 from torch.autograd import Function, forward_ad
 from torch.autograd.graph import _engine_run_backward
@@ -119,7 +120,10 @@ class ForwardOnce(Function):
         Raises:
             RuntimeError: forward mode surrounds forward mode.
         """
-        if active() and len(_forward_levels(args)) > 1:
+        if not active():  # as torch does there, but for a look at the signature of `forward`
+            plain: Any = super(Function, cls)
+            return plain.apply(*unwrap_dead_wrappers(args))
+        if len(_forward_levels(args)) > 1:
             raise RuntimeError(
                 "got forward mode inside of forward mode (jvp of jvp, jacfwd of jacfwd), whose outer derivative "
                 "PyTorch loses in a function with a derivative of its own, expected one of them in reverse mode; try "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.core import transforms
+
+promoted = lru_cache(torch.promote_types)  # of two dtypes, asked for in every solve
 
 
 def norm(rows: Tensor) -> Tensor:
@@ -60,7 +63,7 @@ class Layout:
         self.batch = leaves[0].shape[0] if batch_dims else 1
         self.dtype = torch.float32
         for dtype in self.dtypes:
-            self.dtype = torch.promote_types(self.dtype, dtype.to_real() if dtype.is_complex else dtype)
+            self.dtype = promoted(self.dtype, dtype.to_real() if dtype.is_complex else dtype)
         parts = [2 if dtype.is_complex else 1 for dtype in self.dtypes]
         self.sizes = [part * prod(shape[batch_dims:]) for part, shape in zip(parts, self.shapes, strict=True)]
         self.channels_last = [batch_dims == 1 and _has_channels_last(leaf) for leaf in leaves]

@@ -43,7 +43,7 @@ from torchimplicit.nn.parts.dropout import (
     VariationalDropout2d,
     VariationalDropout3d,
 )
-from torchimplicit.nn.parts.spectral import SpectralConv2d
+from torchimplicit.nn.parts.spectral import SpectralConv2d, SpectralLinear
 from torchimplicit.nn.paths.cnf import CNF
 from torchimplicit.nn.paths.mechanics import HamiltonianNet, LagrangianNet
 from torchimplicit.nn.paths.neural_ode import AugmentedNeuralODE, NeuralODE
@@ -124,6 +124,7 @@ __all__ = [
     "Series",
     "SpectralCell",
     "SpectralConv2d",
+    "SpectralLinear",
     "Spread",
     "Straight",
     "SubVP",

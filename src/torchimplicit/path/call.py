@@ -43,6 +43,7 @@ class PathRecord(Record):
         lost: which samples have a path but no gradient, `(B,)`, for their steps are not found again; None where that is
             none, or was not looked at.
         stretch: which stretch between jumps the last backward solve was of.
+        moved: whether some step was tried; None where only the report knows.
     """
 
     report: PathReport = field(init=False)
@@ -53,6 +54,7 @@ class PathRecord(Record):
     side: Tensor | None = None
     lost: Tensor | None = None
     stretch: int = 0
+    moved: bool | None = None
 
     def lose(self, which: Tensor) -> None:
         """Notes samples, `(B,)`, that have a path but no gradient."""
@@ -108,11 +110,10 @@ class PathCall(Call):
         self, y0: Tensor, ts: Tensor, tensors: Sequence[Tensor], condition_tensors: Sequence[Tensor] = ()
     ) -> Tensor:
         """Integrates from `y0` `(B, n)` along the times `ts` `(T, B)`; returns the states there, `(T, B, n)`."""
+        y0, ts = y0.detach(), ts.detach()
         with torch.no_grad(), self.noting_writes(tensors):
-            values, slope = self.engine.forward(
-                partial(self._solve, y0.detach(), ts.detach(), condition_tensors), tensors
-            )
-        self._look(y0.detach(), values[-1], ts.detach(), slope, tensors)
+            values, slope = self.engine.forward(partial(self._solve, y0, ts, condition_tensors), tensors)
+        self._look(y0, values, ts, slope, tensors)
         return values
 
     def graph(self, y0: Tensor, ts: Tensor, tensors: Sequence[Tensor], phase: Phase | None = None) -> Tensor | None:
@@ -126,7 +127,7 @@ class PathCall(Call):
         if found is None:
             return None
         self._arrive(*fixed, found[1], field.nfev)
-        self._look(fixed[0], found[0][-1].detach(), fixed[1], field.seen(fixed[1][0], y0), tensors)
+        self._look(fixed[0], found[0].detach(), fixed[1], field.seen(fixed[1][0], y0), tensors)
         return found[0]
 
     def _ahead(self, engine: Engine, y0: Tensor, ts: Tensor) -> Foreseen | None:
@@ -150,17 +151,17 @@ class PathCall(Call):
             reached=self.dynamics.user_time(t), event=event, adapts=self.solver.adapts,
         )  # fmt: skip
 
-    def _look(self, y0: Tensor, end: Tensor, ts: Tensor, slope: Tensor | None, tensors: Sequence[Tensor]) -> None:
+    def _look(self, y0: Tensor, values: Tensor, ts: Tensor, slope: Tensor | None, tensors: Sequence[Tensor]) -> None:
         """Looks at the field once a solve, and tells the report what it saw."""
         if y0.shape[1] > self.dynamics.width:  # a pair, both states of which are the same at the start
-            y0, end, slope = y0[:, : self.dynamics.width], end[:, : self.dynamics.width], None
+            y0, values, slope = y0[:, : self.dynamics.width], values[..., : self.dynamics.width], None
         if len(y0) < 2 and not self.engine.looks:
             return
         with torch.no_grad(), self.bind(ts, self.unshared(tensors)) as field:
             if len(y0) > 1:
                 self._check_samples(field, y0, ts, slope)
             if self.engine.looks:
-                self.engine.look(self.solver, field, y0, end, ts, self.record.report)
+                self.engine.look(self.solver, field, y0, values[-1], ts, self.record.report)
         self.record.report.nfev += field.nfev
 
     @contextmanager
@@ -218,14 +219,11 @@ class PathCall(Call):
             self.record.event, self.record.met, self.record.side = whole.event, log.met(whole.y), whole.side
         self._report(whole.status, whole.tried, whole.rejected, whole.t, whole.ratio, whole.event, nfev)
         self.record.report.kept = 0 if path is None else sum(len(phase.graphs) for phase in path.phases)
-        held = hold(whole, values)
+        held = None if whole.arrived else hold(whole, values)
+        self.record.report.note_convergence(whole.arrived)
         if path is not None:
             path.held, self.record.path = held, path
         return values, slope
-
-    def _graphs(self, engine: Engine, state: IntegratorState) -> Graphs | None:
-        """What keeps graphs of steps, if any are to be."""
-        return Graphs(self.budget) if self.budget and engine.keeps and self.solver.keeper(state.y, Graphs(0)) else None
 
     def _solve_phases(
         self, engine: Engine, state: IntegratorState, values: Tensor, path: Path | None, tensors: Sequence[Tensor],
@@ -240,7 +238,8 @@ class PathCall(Call):
         observer = None
         if self.callback is not None and isinstance(self.dynamics, Dynamics):
             observer = Observer(self.callback, self.dynamics, state)
-        graphs = self._graphs(engine, state) if path is not None else None
+        keeps = path is not None and engine.keeps and self.solver.keeps
+        graphs = Graphs(self.budget) if keeps and self.budget else None
         options = {"audit": self.audit, "keep_buffers": True} | ({} if graphs is None else {"leaves": True})
         while True:
             phase = None if path is None else Phase(rows, self.checkpoints)
@@ -260,6 +259,7 @@ class PathCall(Call):
                     loop.begin()
                     slope, begun = state.slope, True
                 left -= loop.run()
+                self.record.moved = left < self.solver.max_steps
             nfev += field.nfev
             if path is not None and phase is not None and phase.steps:
                 phase.end = state.y if self.undoes else None

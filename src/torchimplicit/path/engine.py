@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoint.products import Gradients, summed
+from torchimplicit.adjoint.quarantine import all_finite
 from torchimplicit.core import transforms
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.graphs import Graphs, Within
@@ -67,7 +68,11 @@ class PhaseBackward:
         """The gradient of the states after a step, outputs there included, and what comes to those within it."""
         if outputs is None:
             return cotangent, None
-        places, samples = outputs.places, outputs.samples
+        places, samples, last = outputs.places, outputs.samples, outputs.last
+        if last is not None:
+            grad = self.grad[last]
+            whole = outputs.everybody
+            return cotangent + grad if whole else cotangent.index_add(0, samples, grad[samples]), None
         theta = self.inside(step, outputs)
         grad = self.grad[places, samples]
         if bool((theta == 1).all()):
@@ -138,8 +143,10 @@ class Engine:
         totals: Gradients = [None] * len(phase.wanted)
         met, later = False, None
         for step, outputs, y in phase.retrace():
-            graph = step.graph
-            if graph is None:
+            graph, arriving = step.graph, phase.arriving(step, outputs, cotangent)
+            pulled = None if graph is None else graph.pull(*arriving, phase.wanted)
+            # Where a sample never was, its derivative may be infinite, and that times zero is NaN.
+            if pulled is None or (graph is not None and graph.mixed and not all_finite([pulled[0], *pulled[1]])):
                 with torch.no_grad():
                     done = keeper(phase.field, step.span, y, None)
                 graph = done.graph
@@ -148,17 +155,17 @@ class Engine:
                 if later is not None and not met:
                     phase.meet(y, done.y.detach(), later[2], later[0])
                     met = True
-            assert graph is not None
-            cotangent, found = graph.pull(*phase.arriving(step, outputs, cotangent), phase.wanted)
+                assert graph is not None
+                pulled = graph.pull(*arriving, phase.wanted)
+            cotangent, found = pulled
             totals, later = summed(totals, found), (step, outputs, y)
         return cotangent, totals
 
     def backward(self, phase: PhaseBackward, cotangent: Tensor) -> tuple[Tensor, Gradients]:
         """The gradients of the states before a phase, from that after it, `(B, n)`, and of the leaves."""
         totals: Gradients = [None] * len(phase.wanted)
-        keeper = None if phase.phase.leaves is None else phase.solver.keeper(cotangent, Graphs(0))
-        if keeper is not None:
-            return self._backward_by_graphs(phase, cotangent, keeper)
+        if phase.phase.leaves is not None:
+            return self._backward_by_graphs(phase, cotangent, phase.solver.keeper(cotangent, Graphs(0)))
         stepper, met, later = phase.solver.stepper(cotangent, graph=True), False, None
         # Each graph is differentiated before the next one is made: the memory is that of one, or a few steps.
         for _, group in groupby(phase.retrace(), lambda each: each[0].number // self.in_a_graph):

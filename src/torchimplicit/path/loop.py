@@ -7,7 +7,7 @@ when that is not so is more done.
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -17,13 +17,13 @@ from torchimplicit.path.events.watch import Watch
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.graphs import Graphs
 from torchimplicit.path.observer import Observer
-from torchimplicit.path.passing import pass_outputs
+from torchimplicit.path.passing import pass_last, pass_outputs
 from torchimplicit.path.record import Outputs, Phase, Step
 from torchimplicit.path.solver import AdaptiveSolver, PathSolver
 from torchimplicit.path.span import Span
 from torchimplicit.path.state import IntegratorState
 from torchimplicit.path.step import Stepped
-from torchimplicit.path.stepsize import PID, History, Tolerance
+from torchimplicit.path.stepsize import PID, Tolerance
 
 
 class StepLoop:
@@ -52,60 +52,59 @@ class StepLoop:
         self.watch, self.observer, self.largest = watch, observer, largest
         self.solver, self.field, self.state, self.values = solver, field, state, values
         self.phase, self.rows = phase, rows
-        self.limit, self.narrow, self.attempts, self.mostly_done = limit, narrow, 0, False
-        keeper = None if graphs is None else solver.keeper(state.y, graphs)
-        self.graphs, self.step = graphs if keeper else None, keeper or solver.stepper(state.y, graph=False)
-        self.end, self.eps = state.ts[-1], torch.finfo(state.t.dtype).eps
-        self.stops_at_outputs = solver.stops_at_outputs
-        self.control = self.dt = None
-        if solver.adapts:
-            assert isinstance(solver, AdaptiveSolver)
-            assert isinstance(solver.control, PID)
-            self.control, self.tolerance = solver.control, Tolerance(solver.rtol, solver.atol, state.y)
-        else:
-            self.dt = solver.dt_given
+        self.limit, self.narrow, self.attempts, self.mostly_done, self.graphs = limit, narrow, 0, False, graphs
+        self.step = solver.stepper(state.y, graph=False) if graphs is None else solver.keeper(state.y, graphs)
+        self.end, self.stops_at_outputs = state.ts[-1], solver.stops_at_outputs
+        self.control, self.dt = None, solver.dt_given
+        if isinstance(solver, AdaptiveSolver) and isinstance(solver.control, PID):
+            self.control, self.dt_min = solver.control, solver.dt_min
+            self.tolerance = Tolerance(solver.rtol, solver.atol, state.y)
         self.all_running, self.any_running = state.all_running, len(state.t) > 0
+        self.running = len(state.t) if self.all_running else int(state.running.sum())
         self.uncounted = 0  # attempts that are not in `tried` yet: all running samples made them, one sum adds them
-        self.outputs = torch.nn.functional.pad(state.ts.T, (0, 1), value=math.inf)  # a row per sample, and then none
-        self._see_next()
+        if state.number == 0 and len(state.ts) > 1:  # nobody has passed an output but the start
+            self.next_output = state.ts[1]
+        else:
+            self._see_next()
+
+    @cached_property
+    def outputs(self) -> Tensor:
+        """The output times, a row for each sample, and behind them infinity, `(B, T + 1)`."""
+        return torch.nn.functional.pad(self.state.ts.T, (0, 1), value=math.inf)
 
     def begin(self) -> None:
         """The first slope and the first step size; a sample without a way to go, or without a slope, stops here."""
-        self._begin()
-        arrived = self.state.t >= self.end
-        if bool(arrived.any()):
-            self._stop(arrived, Status.CONVERGED)
-
-    def _begin(self) -> None:
-        state, field = self.state, self.solver.state_field(self.field)
+        state, field, way = self.state, self.solver.state_field(self.field), self.end - self.state.t
         if self.watch is not None or self.control is not None:
             ask = field if self.graphs is None else partial(self.graphs.ask, field)
             state.slope = ask(state.t, state.y)
         if self.control is not None and state.slope is not None:
-            state.h = self._first_step(field, state.slope)
+            state.begin(self._first_step(field, state.slope, way), way, self.dt_min, self.control.remembers)
         if self.watch is not None and state.slope is not None:
             self.watch.begin(state, state.slope, self._stop_time())
+        if not self.any_running:
+            return
         if self.control is None:
-            still = (self._free_stop() <= state.t) & (state.t < self.end)
+            still = (self._free_stop() <= state.t) & (way > 0)
             if bool(still.any()):
                 self._stop(still, Status.STEP_TOO_SMALL)
-        elif state.slope is not None and not math.isfinite(float(state.slope.sum())):
-            self._stop(~state.slope.isfinite().all(1), Status.NON_FINITE)
+            least = float(way.amin())
+        else:
+            assert state.slope is not None
+            least, total = torch.stack((way.amin(), state.slope.sum())).tolist()
+            if not math.isfinite(total):
+                self._stop(~state.slope.isfinite().all(1), Status.NON_FINITE)
+        if least <= 0:
+            self._stop(way <= 0, Status.CONVERGED)
 
-    def _first_step(self, field: Field, slope: Tensor) -> Tensor:
-        """The first step size of every sample, `(B,)`."""
+    def _first_step(self, field: Field, slope: Tensor, way: Tensor) -> Tensor:
+        """What the first step of every sample should be, `(B,)`, which has so far to go."""
         state, solver = self.state, self.solver
         assert isinstance(solver, AdaptiveSolver)
-        if solver.dt0 is None:
-            first = self.tolerance.first_step(field, state.t, state.y, slope, self.end, solver.order)
-        else:
-            first = torch.full_like(state.t, solver.dt0)
-        limit = self.end - state.t
-        first = torch.maximum(first, self.eps**4 * limit)  # a field of 1e300 has no path worth following from zero
-        state.least = (first * self.eps**2).clamp_min_(solver.dt_min)
-        state.history = History.start(state.y[:, 0]) if self.control is not None and self.control.remembers else None
         state.most = torch.full_like(state.t, math.inf)
-        return torch.minimum(torch.maximum(first, self._smallest()), limit)
+        if solver.dt0 is not None:
+            return torch.full_like(state.t, solver.dt0)
+        return self.tolerance.first_step(field, state.t, state.y, slope, self.end, solver.order)
 
     def run(self) -> int:
         """Makes steps; returns how many steps were tried."""
@@ -129,29 +128,23 @@ class StepLoop:
         span = Span.of(state.t, stop, state.number)
         done = self.step(self.field, span, state.y, state.slope)
         ratio = self._ratio(done, span.h)
-        quiet = (ratio <= 1) & (stop < self.next_output)
+        fits, early = ratio <= 1, stop < self.next_output
+        quiet = fits & early
         if self.watch is not None:
             quiet &= ~self.watch.sees(state, stop, done.y)
         if bool(quiet.all()):
             self._go_on(done, stop, span.h, ratio)
+        elif len(state.ts) == 2 and self.all_running and self.watch is None and bool((fits > early).all()):
+            self._arrive(done, stop, span.h, ratio)
         else:
             self._look_closer(done, stop, span.h, ratio)
 
     def _ratio(self, done: Stepped, h: Tensor) -> Tensor:
         """The error of a step over its tolerance, `(B,)`."""
         if self.control is None:
-            ratio = torch.where(done.y.isfinite().all(1), 0.0, math.inf)
-            if done.failed is None:
-                return ratio
-            assert done.error is not None
-            unsolved = torch.where(done.error.isfinite().all(1), 2.0, math.inf)
-            return torch.where(done.failed, unsolved, ratio)
+            return done.fault
         assert done.error is not None
         return self.tolerance.ratio(done.error, self.state.y, done.y)
-
-    def _smallest(self) -> Tensor:
-        """The smallest step that every sample may try where it is, `(B,)`."""
-        return torch.add(self.state.least, self.state.t.abs(), alpha=4 * self.eps)
 
     def _stop_time(self) -> Tensor:
         """Where the next step ends, `(B,)`."""
@@ -189,42 +182,51 @@ class StepLoop:
     def _look_closer(self, done: Stepped, stop: Tensor, h: Tensor, ratio: Tensor) -> None:
         """Some sample rejects, comes past an output time, or stands still."""
         state = self.state
-        # A step to what is not finite is rejected like any other, until it is as small as may be tried.
-        ratio = torch.nan_to_num(ratio, nan=math.inf, posinf=math.inf)
         accept = ratio <= 1 if self.all_running else (ratio <= 1) & state.running
-        reject = state.running & ~accept
         crossing = accept & (stop >= self.next_output)
-        if self.control is None:
-            stuck = reject
-        else:
+        arriving = crossing & (stop >= self.end)
+        # One read by the host for all that it must know, not five: on a GPU each waits for the device.
+        moves, crosses, arrives = torch.stack((accept, crossing, arriving)).sum(1).tolist()
+        rejects = moves < self.running
+        if arrives == len(state.t) and self.watch is None:
+            self._arrive(done, stop, h, ratio)
+            return
+        stuck = reject = state.running & ~accept if rejects else None
+        if rejects:  # a step to what is not finite is rejected like any other, until it is as small as may be tried
+            ratio = torch.nan_to_num(ratio, nan=math.inf, posinf=math.inf)
+        if self.control is not None:
             factor, planned = self.control.factor(ratio, state.history, self.solver.order), state.h
             # From the step that was made, should an output or the end have cut it short. With a memory of errors the
             # factor may exceed 1 for a step that was rejected: the same step again would be rejected for ever.
-            if state.history is not None:
+            if state.history is not None and reject is not None:
                 factor = torch.where(reject, factor.clamp_max(1.0), factor)
             wanted = torch.where(stop < self.next_output, planned, h) * factor
             if self.stops_at_outputs:  # a step that was cut short says little of the next one
                 wanted = torch.where(crossing, torch.maximum(wanted, planned), wanted)
             state.plan(wanted, ratio, accept)
-            stuck = reject & (state.h < self._smallest())
-        arriving = crossing & (stop >= self.end)
-        # One read by the host for all that it must know, not five: on a GPU each waits for the device.
-        facts = torch.stack((accept, reject, crossing, stuck, arriving))
-        moves, rejects, crosses, sticks, arrives = facts.any(1).tolist()
+            stuck = None if reject is None else reject & (state.h < state.smallest())
         if moves:
-            done = done._replace(graph=None) if rejects else done  # of steps that are too long for some
-            self._move(done, stop, h, accept, rejects or not self.all_running, crosses)
-        if rejects:
-            state.rejected = state.rejected + reject
+            done = done.only(accept) if rejects else done
+            self._move(done, stop, h, accept, rejects or not self.all_running, crosses > 0)
         if crosses:
             state.ratio = torch.where(crossing, ratio, state.ratio)
         if arrives:
-            self._stop(arriving, Status.CONVERGED)
-        if sticks:
-            state.ratio = torch.where(stuck, ratio, state.ratio)
-            finite = ratio.isfinite()
-            self._stop(stuck & finite, Status.STEP_TOO_SMALL)
-            self._stop(stuck & ~finite, Status.NON_FINITE)
+            self._stop(arriving, Status.CONVERGED, arrives)
+        if reject is not None and stuck is not None:
+            state.rejected = state.rejected + reject
+            if bool(stuck.any()):
+                state.ratio = torch.where(stuck, ratio, state.ratio)
+                self._stop(stuck & ratio.isfinite(), Status.STEP_TOO_SMALL)
+                self._stop(stuck & ratio.isinf(), Status.NON_FINITE)
+
+    def _arrive(self, done: Stepped, stop: Tensor, h: Tensor, ratio: Tensor) -> None:
+        """All samples accept, and all come to the last time: most solves end so."""
+        state = self.state
+        state.arrived = True
+        self._move(done, stop, h, state.running, False, True)
+        self._settle()
+        state.ratio, state.running, state.h = ratio, torch.zeros_like(state.running), torch.zeros_like(state.h)
+        self.any_running = self.all_running = state.all_running = False
 
     def _record(self, done: Stepped, stop: Tensor, all_move: bool, outputs: Outputs | None = None) -> None:
         """Records a step that is taken; with its graph, as long as there is room for such."""
@@ -242,7 +244,7 @@ class StepLoop:
             moved = accept.unsqueeze(1)
             stop = torch.where(accept, stop, state.t)
             y = torch.where(moved, y, state.y)
-            if slope is not None and state.slope is not None and done.graph is None:  # else who stays has arrived
+            if slope is not None and state.slope is not None and (done.graph is None or done.graph.mixed):
                 slope = torch.where(moved, slope, state.slope)
         ending = None if self.watch is None else self.watch.ending(state, accept, span, done.inside)
         # Outputs behind an event hold its state, as all do that a sample does not reach.
@@ -259,33 +261,40 @@ class StepLoop:
     def _outputs(self, stop: Tensor, done: Stepped, h: Tensor) -> Outputs:
         """Writes the outputs within this step; says which they are."""
         state = self.state
-        outputs = pass_outputs(state, self.outputs, stop)
-        self._see_next()
-        samples, places = outputs.samples, outputs.places
-        theta = (state.ts[places, samples] - state.t[samples]) / h[samples]
-        whole = samples if self.rows is None else self.rows[samples]
-        self.values[places, whole] = done.inside.at(theta, samples)
+        if len(state.ts) == 2:
+            outputs, self.next_output = pass_last(state, self.next_output, stop)
+            found = done.y if outputs.everybody else done.y[outputs.samples]
+        else:
+            outputs = pass_outputs(state, self.outputs, stop)
+            self._see_next()
+            samples, places = outputs.samples, outputs.places
+            theta = (state.ts[places, samples] - state.t[samples]) / h[samples]
+            found = done.inside.at(theta, samples)
+        self.values[outputs.places, outputs.samples if self.rows is None else self.rows[outputs.samples]] = found
         return outputs
 
     def _see_next(self) -> None:
-        """The next output time of every sample, `(B,)`; infinity once it has none."""
+        """Finds the next output time of every sample, `(B,)`; infinity once it has none."""
         self.next_output = self.outputs.gather(1, self.state.next.unsqueeze(1)).squeeze(1)
 
-    def _stop(self, which: Tensor, status: Status) -> None:
+    def _stop(self, which: Tensor, status: Status, count: int | None = None) -> None:
+        """Stops samples, `(B,)`, those that run among them, which are `count`."""
         state = self.state
         self._settle()
-        state.status = torch.where(which & state.running, int(status), state.status)
-        state.running = state.running & ~which
-        state.h = torch.where(state.running, state.h, 0.0)
+        which = which & state.running if count is None else which
+        state.status = state.status.masked_fill(which, int(status))
+        state.running = state.running > which
+        state.h = state.h.masked_fill(which, 0.0)
         # They go on beside the others by steps of size zero that pass no output: cheaper than to gather those that run.
-        self.next_output = torch.where(state.running, self.next_output, math.inf)
-        self.end = torch.where(state.running, self.end, state.t)
-        running = int(state.running.sum())
-        self.all_running = state.all_running = running == len(state.t)
-        self.any_running = running > 0
-        self.mostly_done = 2 * running <= len(state.t)
+        self.next_output = self.next_output.masked_fill(which, math.inf)
+        self.end = torch.where(which, state.t, self.end)
+        self.running -= int(which.sum()) if count is None else count
+        self.all_running = state.all_running = self.running == len(state.t)
+        self.any_running = self.running > 0
+        self.mostly_done = 2 * self.running <= len(state.t)
 
     def _settle(self) -> None:
         """Counts the attempts of those that made them."""
-        self.state.tried = self.state.tried + self.uncounted * self.state.running
-        self.uncounted = 0
+        if self.uncounted:
+            made = self.uncounted if self.all_running else self.uncounted * self.state.running
+            self.state.tried, self.uncounted = self.state.tried + made, 0

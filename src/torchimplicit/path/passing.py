@@ -28,6 +28,22 @@ def pass_outputs(state: IntegratorState, times: Tensor, stop: Tensor) -> Outputs
     return Outputs(samples, places)
 
 
+def pass_last(state: IntegratorState, ahead: Tensor, stop: Tensor) -> tuple[Outputs, Tensor]:
+    """As `pass_outputs`, of two output times, the second of which lies at the end of a step; and what is ahead then.
+
+    Args:
+        state: where the samples stand before the step, or that they all arrive.
+        ahead: the next output time of every sample, `(B,)`.
+        stop: where each sample comes to, `(B,)`.
+    """
+    if state.arrived:
+        samples, state.next = torch.arange(len(stop), device=stop.device), state.next + 1
+        return Outputs(samples, torch.ones_like(samples), 1, True), ahead
+    comes = (stop >= ahead) & (stop > state.t)  # who stays where it is passes nothing
+    samples, state.next = torch.nonzero(comes).squeeze(1), state.next + comes
+    return Outputs(samples, torch.ones_like(samples), 1), ahead.masked_fill(comes, torch.inf)
+
+
 def hold(state: IntegratorState, values: Tensor) -> Outputs | None:
     """Fills the outputs that were not reached with the last states; says which they are."""
     late = torch.arange(len(values), device=values.device).unsqueeze(1) >= state.next

@@ -27,10 +27,14 @@ class Outputs:
     Attributes:
         samples: of which sample each is, `(M,)`, counted among the samples of its phase.
         places: which of the output times it is, `(M,)`.
+        last: the same, where it is one for all, at the very end of the step; else None.
+        everybody: whether the samples are all of the phase, in turn.
     """
 
     samples: Tensor
     places: Tensor
+    last: int | None = None
+    everybody: bool = False
 
 
 class Step(NamedTuple):
@@ -277,6 +281,8 @@ class Path:
     def times(self, ts: Tensor) -> tuple[Tensor, Tensor]:
         """Times before and after every step, `(S, B)` each; from the output times `(T, B)`, for their shape."""
         stops, now, batch = [], ts[0], ts.shape[1]
+        if len(self.phases) == 1 and self.phases[0].rows is None and len(steps := self.phases[0].steps) == 1:
+            return steps[0].start.unsqueeze(0), steps[0].stop.unsqueeze(0)
         if self.phases and isinstance(steps := self.phases[0].steps, SharedSteps):
             return steps.times[:-1].expand(-1, batch), steps.times[1:].expand(-1, batch)
         for phase in self.phases:

@@ -56,9 +56,9 @@ def solve(
     ts, backward = check_times(ts, layout)
     solver.check(layout)
     check_reachable(solver, layout, y0)
-    dynamics, trigger = field(f, y0, args, batch_dims, options.batched_args, backward), None
+    dynamics, trigger = field(f, y0, args, batch_dims, options.batched_args, backward, layout), None
     if options.events is not None:
-        trigger = Trigger(options.events, y0, args, batch_dims, options.batched_args, backward)
+        trigger = Trigger(options.events, y0, args, batch_dims, options.batched_args, backward, layout)
     inputs = Inputs(
         layout.flatten(y0),
         dynamics.user_time(ts.expand(-1, layout.batch)),
@@ -91,8 +91,10 @@ def _integrated(gate: PathGate, differentiable: bool, needs_record: bool) -> tup
         rows = result.rows
     else:
         rows = integrate(call, adjoint, inputs)
-    if differentiable and not bool(call.record.report.steps.any()):  # gradients of zero, as of other layers
-        rows = unmoved(rows, [inputs.ts, *inputs.tensors])
+    if differentiable:
+        moved = call.record.moved
+        if not (bool(call.record.report.steps.any()) if moved is None else moved):  # gradients of zero, as of layers
+            rows = unmoved(rows, [inputs.ts, *inputs.tensors])
     if (nonfinite := find_nonfinite(call, rows)) is None:
         return rows, result
     gate.held = nonfinite

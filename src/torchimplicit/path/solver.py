@@ -59,6 +59,11 @@ class PathSolver(Explained):
         return False
 
     @property
+    def keeps(self) -> bool:
+        """Whether the graphs of its steps can be kept."""
+        return False
+
+    @property
     def dt_given(self) -> float | None:
         """Size of its steps where it does not choose them; None takes one step from each output time to the next."""
         return None
@@ -76,14 +81,14 @@ class PathSolver(Explained):
         """
         raise NotImplementedError
 
-    def keeper(self, like: Tensor, graphs: Graphs) -> Stepper | None:
-        """What makes the steps of `stepper`, to the bit, and keeps their graphs; None for methods that cannot.
+    def keeper(self, like: Tensor, graphs: Graphs) -> Stepper:
+        """What makes the steps of `stepper`, to the bit, and keeps their graphs, of a method that `keeps` them.
 
         Args:
             like: see `stepper`.
             graphs: what is kept.
         """
-        return None
+        raise NotImplementedError
 
     def take(self, rows: Tensor | None) -> PathSolver:
         """The solver for some samples alone, `(M,)`, whose tolerances may be their own; None for all."""

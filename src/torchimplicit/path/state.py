@@ -34,6 +34,7 @@ class IntegratorState:
         event: which event ended it, -1 for none.
         number: of the next step that moves somebody, from the start of the path.
         all_running: whether all go on.
+        arrived: whether all have come to the last time in one step, and so past every output.
     """
 
     ts: Tensor
@@ -54,6 +55,7 @@ class IntegratorState:
     event: Tensor | None = None
     number: int = 0
     all_running: bool = True
+    arrived: bool = False
 
     @classmethod
     def start(cls, ts: Tensor, y: Tensor) -> IntegratorState:
@@ -62,7 +64,27 @@ class IntegratorState:
         t = ts[0].clone()
         running = torch.ones_like(count, dtype=torch.bool)
         zero = torch.zeros_like(t)
-        return cls(ts, t, y, zero, zero, count + 1, count, running, count, count, torch.zeros_like(y[:, 0]))
+        ratio = zero if t.dtype == y.dtype else zero.to(y.dtype)
+        return cls(ts, t, y, zero, zero, count + 1, count, running, count, count, ratio)
+
+    def begin(self, first: Tensor, way: Tensor, dt_min: float, remembers: bool) -> None:
+        """Sets the first step, and the smallest that may be tried.
+
+        Args:
+            first: what the first one should be, `(B,)`.
+            way: how far each sample has to go, `(B,)`.
+            dt_min: the smallest step that the user allows.
+            remembers: whether the controller wants the errors of the last steps.
+        """
+        eps = torch.finfo(self.t.dtype).eps
+        first = torch.maximum(first, eps**4 * way)  # a field of 1e300 has no path worth following from zero
+        self.least = (first * eps**2).clamp_min_(dt_min)
+        self.history = History.start(self.y[:, 0]) if remembers else None
+        self.h = torch.minimum(torch.maximum(first, self.smallest()), way)
+
+    def smallest(self) -> Tensor:
+        """The smallest step that every sample may try where it is, `(B,)`."""
+        return torch.add(self.least, self.t.abs(), alpha=4 * torch.finfo(self.t.dtype).eps)
 
     def move(self, t: Tensor, y: Tensor, slope: Tensor | None) -> None:
         """One step further."""
@@ -90,7 +112,7 @@ class IntegratorState:
         all_running = self.all_running or bool(self.running[rows].all())
         return IntegratorState(
             ts=self.ts[:, rows], history=history, number=self.number, all_running=all_running,
-            **some,
+            arrived=False, **some,
         )  # fmt: skip
 
     def put(self, rows: Tensor, some: IntegratorState) -> None:

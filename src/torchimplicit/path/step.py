@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from torchimplicit.path.graphs import StepGraph
@@ -28,3 +30,20 @@ class Stepped(NamedTuple):
     inside: Interpolant
     failed: Tensor | None = None
     graph: StepGraph | None = None
+
+    def only(self, moved: Tensor) -> Stepped:
+        """Of a step that but some samples make, `(B,)`: with a graph of theirs alone."""
+        return self if self.graph is None else self._replace(graph=self.graph.only(moved))
+
+    @property
+    def fault(self) -> Tensor:
+        """Of a step of a given size what the others have an error for, `(B,)`.
+
+        0 where there is a state, infinite where none is finite, and 2 where a smaller step may have had one.
+        """
+        found = torch.where(self.y.isfinite().all(1), 0.0, math.inf)
+        if self.failed is None:
+            return found
+        assert self.error is not None
+        unsolved = torch.where(self.error.isfinite().all(1), 2.0, math.inf)
+        return torch.where(self.failed, unsolved, found)

@@ -19,8 +19,10 @@ class PID:
     r"""The next step size from the last three errors, sample by sample.
 
     With $r_k$ the error of step $k$ over its tolerance and $p$ the order of the error estimate,
-    $h_{k+1} = h_k \cdot s\, r_k^{-(k_P + k_I + k_D) / p} r_{k-1}^{(k_P + 2 k_D) / p} r_{k-2}^{-k_D / p}$. The
-    default is the integral controller of most libraries; `PID(proportional=0.4, integral=0.3)` rejects fewer steps
+
+    $$h_{k+1} = h_k \cdot s\, r_k^{-(k_P + k_I + k_D) / p} r_{k-1}^{(k_P + 2 k_D) / p} r_{k-2}^{-k_D / p}.$$
+
+    The default is the integral controller of most libraries; `PID(proportional=0.4, integral=0.3)` rejects fewer steps
     where an explicit method is at its limit of stability.
 
     An estimate of an error changes its sign here and there along a path, and close to that it says that any step will
@@ -131,6 +133,7 @@ def power(base: Tensor, exponent: float) -> Tensor:
     return base.log().mul_(exponent).exp_()
 
 
+LONGER, SHORT = 32.0, 0.125  # how much larger the error of a first step may be, which is as short against `turn`
 UNCONFIRMED = 2.0  # how much longer a step may be than the error of the one before the last allowed
 
 
@@ -170,12 +173,13 @@ class Tolerance:
 
     def ratio(self, error: Tensor, y: Tensor, end: Tensor) -> Tensor:
         """The error of a step from `y` to `end`, `(B,)`; NaN where anything is not finite."""
-        scale = torch.maximum(y.abs(), end.abs())
+        return norm(error / self._scale(torch.maximum(y.abs(), end.abs())))
+
+    def _scale(self, size: Tensor) -> Tensor:
+        """What an error is held against where the state is of a size, `(B, n)`, which is written to."""
         if self.floor is None:
-            scale = scale.mul_(self.rtol).add_(self.atol)
-        else:
-            scale = torch.add(self.floor, scale, alpha=self.rtol)  # type: ignore[arg-type]
-        return norm(error / scale)
+            return size.mul_(self.rtol).add_(self.atol)
+        return torch.add(self.floor, size, alpha=self.rtol)  # type: ignore[arg-type]
 
     def first_step(self, field: Field, t: Tensor, y: Tensor, slope: Tensor, end: Tensor, order: int) -> Tensor:
         """A first step size, `(B,)`, to `end` at most, after E. Hairer, S. Norsett, G. Wanner, Solving ODEs I, II.4.
@@ -184,18 +188,24 @@ class Tolerance:
         are taken to grow as the first two do, so that it does not. In another unit it could be the time in which the
         state changes by its own size, where Bosh3's estimate of the error of an exponential decay is zero.
         """
-        scale = y.abs() * self.rtol + self.atol
+        scale = self._scale(y.abs())
         size, speed = norm(y / scale), norm(slope / scale)
         known = torch.finfo(y.dtype)
         speed = speed.clamp(known.tiny, known.max**0.5)  # its square may overflow: no step at all
-        still = (size < 1e-5) | (speed < 1e-5)
+        still = torch.minimum(size, speed) < 1e-5
         trial = torch.where(still, 1e-6, 0.01 * size / speed).to(t.dtype)
-        limit = end - t
-        trial = torch.minimum(trial, limit)
+        way = end - t
+        trial = torch.minimum(trial, way)
         moved = torch.addcmul(y, trial.to(y.dtype).unsqueeze(1), slope)
         bend = norm((field(torch.minimum(t + trial, end), moved) - slope) / scale) / trial.to(y.dtype)
-        turn = (speed / bend).to(t.dtype)  # in which the slope changes by its own size; infinite on a straight path
-        wanted = turn * power(0.01 / (speed.to(t.dtype) * turn), 1 / order)
-        wanted = torch.where(turn < torch.inf, wanted, torch.inf)
-        first = torch.minimum(torch.minimum(100 * trial, wanted), limit)
-        return torch.where(first.isfinite() & (first > 0), first, trial)
+        # turn * (0.01 / (speed * turn)) ** (1 / order) with turn = speed / bend, in which the slope changes by its own
+        # size; a state at rest is as fast as it will be once it has moved by a hundredth of what is tolerated.
+        bend, hundredth = bend.log_(), math.log(0.01)
+        speed = torch.maximum(speed.log_(), (bend + hundredth) * 0.5)
+        turn = speed - bend
+        wanted = bend.mul_(1 / order - 1).add_(speed, alpha=1 - 2 / order).add_(hundredth / order)
+        if order <= 5:  # may be longer where it is short against `turn`: there an estimate of its error can be trusted
+            longer = torch.minimum(wanted + math.log(LONGER) / order, turn.add_(math.log(SHORT)))
+            wanted = torch.maximum(wanted, longer)
+        first = torch.minimum(torch.minimum(100 * trial, wanted.exp_().to(t.dtype)), way)
+        return torch.where(first > 0, first, trial)

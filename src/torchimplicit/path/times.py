@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchimplicit.core import transforms
 from torchimplicit.core.options import is_number
-from torchimplicit.core.tree import Layout
+from torchimplicit.core.tree import Layout, promoted
 from torchimplicit.path.solver import AdaptiveSolver, PathSolver
 
 
@@ -43,15 +43,15 @@ def check_times(ts: Any, layout: Layout) -> tuple[Tensor, Tensor | None]:
         )
     if not len(ts):
         raise ValueError("ts: got no times, expected at least the one of y0")
-    shared, ts = ts.dim() == 1, ts.reshape(len(ts), -1).to(torch.promote_types(ts.dtype, layout.dtype))
+    shared, ts = ts.dim() == 1, ts.reshape(len(ts), -1).to(promoted(ts.dtype, layout.dtype))
     if not ts.numel():  # of an empty batch
         return ts, None
-    known = transforms.unwrapped(ts.detach())
+    known = transforms.unwrapped(ts.detach() if ts.requires_grad else ts)
     if transforms.is_mapped(known):
         raise ValueError(
             "ts: got times under torch.vmap, expected them in the batch; try times (T, B) of every sample's own"
         )
-    if known.shape[1] == 1 and _rise(known.flatten().tolist()):
+    if known.shape[1] == 1 and _rise(known.tolist()):
         return ts, None
     # One read by the host: what is not finite shows in a sum, what does not run one way in the sum of the signs.
     rises = known.diff(dim=0).sign().sum(0)
@@ -63,9 +63,9 @@ def check_times(ts: Any, layout: Layout) -> tuple[Tensor, Tensor | None]:
     return ts, (known[-1] < known[0]).expand(layout.batch) if low < 0 else None
 
 
-def _rise(times: list[float]) -> bool:
-    """Whether times are finite and increase, which they mostly do."""
-    return -math.inf < times[0] and times[-1] < math.inf and all(map(lt, times, times[1:]))
+def _rise(times: list[list[float]]) -> bool:
+    """Whether times, one a row, are finite and increase, which they mostly do."""
+    return -math.inf < times[0][0] and times[-1][0] < math.inf and all(map(lt, times, times[1:]))
 
 
 def _filled(ts: Tensor, known: Tensor, shared: bool) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor
 from torchimplicit.core.tree import norm
 from torchimplicit.path.loop import StepLoop
 from torchimplicit.path.solver import AdaptiveSolver
-from torchimplicit.path.stepsize import History
 from torchimplicit.sde.bridge import Increment
 from torchimplicit.sde.dynamics import NoisyField
 from torchimplicit.sde.stack import Stack
@@ -62,7 +61,7 @@ class AdaptiveLoop(StepLoop):
         self.field.driver.follow(state.number, tried.path, keep=self.phase is not None)
         return stop
 
-    def _first_step(self, field: Any, slope: Tensor) -> Tensor:
+    def _first_step(self, field: Any, slope: Tensor, way: Tensor) -> Tensor:
         """A first step, `(B,)`: drift and noise change the state by a tenth, or by a tenth of what is tolerated."""
         state, solver, width = self.state, self.solver, self.state.y.shape[1]
         assert isinstance(solver, AdaptiveSolver)
@@ -74,9 +73,4 @@ class AdaptiveLoop(StepLoop):
             first = first.nan_to_num(nan=torch.inf).to(state.t.dtype)
         else:
             first = torch.full_like(state.t, solver.dt0)
-        limit = self.end - state.t
-        first = torch.minimum(first, limit)
-        first = torch.maximum(first, self.eps**4 * limit)
-        state.least = (first * self.eps**2).clamp_min_(solver.dt_min)
-        state.history = History.start(state.y[:, 0]) if self.control is not None and self.control.remembers else None
-        return torch.minimum(torch.maximum(first, self._smallest()), limit)
+        return torch.minimum(first, way)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from torchimplicit.core.tree import Layout
 from torchimplicit.path.field.dynamics import Dynamics, Field, MappedDynamics
 from torchimplicit.path.span import Span
 from torchimplicit.sde.bridge import Increment
@@ -146,6 +147,7 @@ class StochasticDynamics(Dynamics):
         batch_dims: 1.
         batched_args: see `Problem`.
         backward: which samples run backward in time; None, or refused.
+        layout: see `Problem`.
         diffusion: how diffusions become rows.
         driver: the noise.
 
@@ -165,6 +167,7 @@ class StochasticDynamics(Dynamics):
         batch_dims: int,
         batched_args: Sequence[int] | None,
         backward: Tensor | None,
+        layout: Layout | None = None,
         *,
         diffusion: Diffusion,
         driver: Driver,
@@ -172,7 +175,7 @@ class StochasticDynamics(Dynamics):
         """Makes both functions and the state explicit; evaluates nothing."""
         if backward is not None:
             raise ValueError("ts: got decreasing times, expected increasing ones: noise is not known before its time")
-        super().__init__(equation, y0, args, batch_dims, batched_args)
+        super().__init__(equation, y0, args, batch_dims, batched_args, layout=layout)
         self.diffusion, self.driver = diffusion, driver
         channels = Diffusion(diffusion.noise, self.layout).channels
         if driver.layout.width and channels is not None:

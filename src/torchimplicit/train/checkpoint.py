@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from torchimplicit.core.status import ImplicitError
 from torchimplicit.files import reason, require_unpacked
+from torchimplicit.train.data.base import FittingData
 from torchimplicit.train.trust import TRUSTED, UntrustedError, build
 
 KEY = "torchimplicit"  # of our entry in a checkpoint
@@ -42,7 +43,9 @@ def read(path: str | Path, states: Mapping[str, type] | None = None) -> dict[str
         CheckpointError: the file is absent or no such checkpoint.
     """
     if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such checkpoint. Try the path of a .ckpt file, or 'last' or 'best'.")
+        raise CheckpointError(
+            f"{path}: no such checkpoint. Try the path of a .ckpt file; with --config also 'last' or 'best'."
+        )
     try:
         require_unpacked(Path(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -150,6 +153,8 @@ def load(path: str | Path, trust: Sequence[str] = ()) -> tuple[LightningModule, 
     check(content, model, path)
     model.load_state_dict(content["state_dict"])
     model.config = config
+    if isinstance(data, FittingData):
+        data.restore(content)
     return model.eval(), data
 
 

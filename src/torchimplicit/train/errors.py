@@ -7,5 +7,9 @@ class UsageError(ImplicitError, ValueError):
     """The command was asked for something that it does not have."""
 
 
+class OptionError(UsageError):
+    """An option of the command is unknown, missing, or has an impossible value."""
+
+
 class UnconvergedError(ImplicitError, RuntimeError):
     """What the command found is not what was asked for, though perhaps written as far as it came."""

@@ -25,6 +25,26 @@ def test_the_norm_comes_to_the_bound(options):
     assert operator_norm(conv, 6) == pytest.approx(0.6, rel=1e-3)
 
 
+def test_the_norm_of_a_dense_layer_comes_to_the_bound():
+    torch.manual_seed(0)
+    linear = ti.nn.SpectralLinear(5, 9, bound=0.6).double()
+    linear.weight = 3 * torch.randn(9, 5, dtype=torch.float64)
+    for _ in range(60):
+        linear(torch.zeros(1, 5, dtype=torch.float64))
+    assert torch.linalg.matrix_norm(linear.weight.detach(), 2).item() == pytest.approx(0.6, rel=1e-6)
+    scale, weight = linear.eval().parametrizations.weight[0], torch.randn(9, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(scale, weight)
+
+
+def test_autocast_does_not_round_the_norm():
+    torch.manual_seed(0)
+    linear = ti.nn.SpectralLinear(40, 40, bound=0.5).eval()
+    linear.weight = torch.randn(40, 40)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = linear.weight
+    assert torch.equal(rounded, linear.weight)
+
+
 def test_a_weight_below_the_bound_is_left_alone():
     conv = ti.nn.SpectralConv2d(2, 2, 3, padding=1, bound=0.6, size=6)
     conv.weight = small = 1e-3 * torch.randn(2, 2, 3, 3)
@@ -86,6 +106,7 @@ def test_the_cell_contracts_by_the_square_of_the_bound():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
+        (lambda: ti.nn.SpectralLinear(2, 2, bound=-1.0), r"bound=-1.0\): expected a finite number > 0"),
         (lambda: ti.nn.SpectralConv2d(2, 2, 3, bound=0.0), r"bound=0.0\): expected a finite number > 0"),
         (lambda: ti.nn.SpectralConv2d(2, 2, 3, size=0), r"size=0\): expected an integer >= 1"),
         (lambda: ti.nn.SpectralConv2d(2, 2, 3, padding="same"), "numbers of pixels"),

@@ -142,9 +142,12 @@ class DouglasRachford(_Splitting):
     r"""Douglas-Rachford splitting: $v \mapsto v + D(2 x - v) - x$ with $x = \mathrm{prox}_{\alpha f}(v)$, the image.
 
     The fixed points are those of `ADMM`, with one auxiliary state in place of a pair. With a firmly nonexpansive $D$,
-    `eps`, and hence $\epsilon \le \nabla^2 f \le \|A\|^2 + \epsilon$, it contracts by $(1 + \delta) / 2$, $\delta =
-    \max((1 - \alpha \epsilon) / (1 + \alpha \epsilon), (\alpha (\|A\|^2 + \epsilon) - 1) / (\alpha (\|A\|^2 +
-    \epsilon) + 1))$ (P. Giselsson, S. Boyd, IEEE Trans. Autom. Control 62 (2017) 532, theorem 1).
+    `eps`, and hence $\epsilon \le \nabla^2 f \le \|A\|^2 + \epsilon$, it contracts by $(1 + \delta) / 2$,
+
+    $$\delta = \max\left(\frac{1 - \alpha \epsilon}{1 + \alpha \epsilon},
+    \frac{\alpha (\|A\|^2 + \epsilon) - 1}{\alpha (\|A\|^2 + \epsilon) + 1}\right)$$
+
+    (P. Giselsson, S. Boyd, IEEE Trans. Autom. Control 62 (2017) 532, theorem 1).
 
     Source: P.-L. Lions, B. Mercier, SIAM J. Numer. Anal. 16 (1979) 964.
 

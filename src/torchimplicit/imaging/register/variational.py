@@ -17,7 +17,7 @@ from torchimplicit.core.options import is_count, is_number, require, require_ins
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.stationary import Stationary
 from torchimplicit.core.status import Solution
-from torchimplicit.equations import Options, solve_problem
+from torchimplicit.equations import solve_problem
 from torchimplicit.imaging.register.grid import Grid
 from torchimplicit.imaging.register.kind import Call, Kind
 from torchimplicit.imaging.register.lattice import Lattice, Penalty
@@ -32,6 +32,7 @@ from torchimplicit.imaging.register.warp import difference
 from torchimplicit.imaging.register.weights import mean_one
 from torchimplicit.linear import CG
 from torchimplicit.optim.smooth.second_order import check_minimum
+from torchimplicit.point import Options
 from torchimplicit.solve import LBFGS, NewtonCG, Result, Solver
 
 COARSE = LBFGS(rtol=0.1, atol=0.1, max_steps=30)  # in mean voxel edges

@@ -164,6 +164,7 @@ class BackwardLoop(StepLoop):
         state.t, state.next = -reached, place
         super().__init__(solver, augmented(field), state, marks.values, None, limit, largest=largest)
         self.stops_at_outputs = True
+        self._see_next()
         self.drift, self.size = torch.zeros_like(state.ratio), self._size()
         self.gains = torch.zeros_like(marks.ts)
 

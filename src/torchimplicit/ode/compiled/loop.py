@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,10 @@ def kernel_for(solver: PathSolver, field: Field, outputs: int) -> tuple[Kernel, 
 
 class ChunkedLoop(StepLoop):
     """A solve whose steps are made `CHUNK` at a time; see `StepLoop`."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self._see_next()  # in memory of its own from the first chunk on: kernels are compiled for that
 
     def attempt(self) -> None:
         """Tries `CHUNK` steps of all samples; one where no more are allowed."""

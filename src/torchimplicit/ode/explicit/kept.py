@@ -18,7 +18,7 @@ from torch import Tensor
 
 from torchimplicit.adjoint.products import Gradients, summed
 from torchimplicit.core import transforms
-from torchimplicit.ode.explicit.step import Stages, explicit_step
+from torchimplicit.ode.explicit.step import Stages, explicit_step, shaped
 from torchimplicit.ode.explicit.tableau import Tableau, combine, weights
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.graphs import Graphs, Within
@@ -39,6 +39,7 @@ class KeptStep:
         h: the step sizes, which broadcast against that.
         states: where every stage evaluated, leaves.
         slopes: what it found there, as the function gave it.
+        mixed: see `StepGraph`.
     """
 
     tableau: Tableau
@@ -47,11 +48,16 @@ class KeptStep:
     h: Tensor
     states: list[Tensor] = field(default_factory=list)
     slopes: list[Tensor] = field(default_factory=list)
+    mixed: bool = False
 
     @property
     def y(self) -> Tensor:
         """See `StepGraph.y`."""
-        return self.states[0].detach().view(self.flat)
+        return shaped(self.states[0].detach(), self.flat)
+
+    def only(self, moved: Tensor) -> KeptStep:
+        """See `StepGraph.only`: the others' step is of size zero."""
+        return replace(self, h=torch.where(moved.view(self.h.shape), self.h, 0.0), mixed=True)
 
     @property
     def complete(self) -> bool:
@@ -76,27 +82,26 @@ class KeptStep:
         """See `StepGraph.pull`."""
         inside = None if within is None else self._pull_inside(within)
         arriving = cotangent if inside is None else cotangent + inside[1]
-        known = back(self.tableau, cotangent.dtype, cotangent.device)
-        table = known.end * arriving.reshape(1, -1)  # the state before the step, and behind it the increments
+        known = back(self.tableau, len(self.shape), cotangent.dtype, cotangent.device)
+        table = known.end * shaped(arriving, self.shape)  # the state before the step, and behind it the increments
         if inside is not None:
-            table[0] += inside[0].reshape(-1)
-            table[1:] += inside[2]
+            table[0] += inside[0].view(self.shape)
+            table[1:] += inside[2].view(-1, *self.shape)
+        rows = table.unbind()
         totals: Gradients = [None] * len(wanted)
         for i in reversed(range(self.tableau.stages)):
             state, slope = self.states[i], self.slopes[i]
             if not slope.requires_grad or (inside is None and not known.wants[i]):
                 continue
-            arrived = table[i + 1].view(self.shape) * self.h
-            by_state, *found = transforms.vjps_of_graph(
-                (slope,), (state, *wanted), (arrived.view(slope.shape),), keep=True
-            )
+            arrived = shaped(rows[i + 1] * self.h, slope.shape)
+            by_state, *found = transforms.vjps_of_graph((slope,), (state, *wanted), (arrived,), keep=True)
             if by_state is not None:
-                table[: i + 1].addcmul_(known.stages[i], by_state.reshape(1, -1))
+                table[: i + 1].addcmul_(known.stages[i], shaped(by_state, self.shape))
             totals = added(totals, found)
-        return table[0].view(self.flat), totals
+        return shaped(rows[0], self.flat), totals
 
     def _pull_inside(self, within: Within) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradients of outputs by the states before and after the step, and by its increments, `(s, B n)`."""
+        """The gradients of outputs by the states before and after the step, and by its increments, `(s, B, n)`."""
         y = self.y
         table = torch.stack([(slope.detach().reshape(self.shape) * self.h) for slope in self.slopes]).view(
             -1, *self.flat
@@ -113,7 +118,7 @@ class KeptStep:
         before, after, by = (
             torch.zeros_like(leaf) if one is None else one for leaf, one in zip(leaves, found, strict=True)
         )
-        return before, after, by.view(len(by), -1)
+        return before, after, by
 
 
 def added(totals: Gradients, more: Sequence[Tensor | None]) -> Gradients:
@@ -124,7 +129,7 @@ def added(totals: Gradients, more: Sequence[Tensor | None]) -> Gradients:
 
 
 class Back(NamedTuple):
-    """Weights of the way back through a step, columns, for the state before it and for the increments.
+    """Weights of the way back through a step for the state before it and the increments, in front of its dimensions.
 
     Attributes:
         end: of the gradient of the state after it.
@@ -138,10 +143,10 @@ class Back(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def back(tableau: Tableau, dtype: torch.dtype, device: torch.device) -> Back:
-    """The weights of a method in a dtype, on a device."""
+def back(tableau: Tableau, dims: int, dtype: torch.dtype, device: torch.device) -> Back:
+    """The weights of a method for states of so many dimensions, in a dtype, on a device."""
     columns = ((1.0, *tableau.b), *((1.0, *row) for row in tableau.a))
-    made = [torch.tensor(column, dtype=dtype, device=device).unsqueeze(1) for column in columns]
+    made = [torch.tensor(column, dtype=dtype, device=device).view(-1, *(1,) * dims) for column in columns]
     end, *stages = map(transforms.unwrapped, made)
     # The last stage of a method whose slopes it hands on has no part in the step that it ends.
     wants = tuple(b != 0 or any(row[i] for row in tableau.a[i + 1 :]) for i, b in enumerate(tableau.b))
@@ -151,29 +156,23 @@ def back(tableau: Tableau, dtype: torch.dtype, device: torch.device) -> Back:
 class KeptStages(Stages):
     """Increments in place as `Stages` has them, of evaluations whose graphs are kept; every step has sums of its own.
 
-    Args:
-        tableau: the method.
-        like: a state `(B, n)`.
-
     Attributes:
         step: the graphs of the step that is being made.
     """
 
     step: KeptStep
 
-    def __init__(self, tableau: Tableau, like: Tensor):
-        super().__init__(tableau, like)
-        self.tableau = tableau
-
     def begin(self, y: Tensor, shape: torch.Size) -> None:
         """See `Stages.begin`."""
-        self.place_sums(y)
-        self.rows = []
+        known = shape == self.shape
         super().begin(y, shape)
+        if known:
+            self.place_sums()
 
     def put(self, i: int, slope: Tensor, h: Tensor) -> None:
         """See `Stages.put`."""
         if i == 0:
+            assert self.shape is not None
             self.step = KeptStep(self.tableau, self.flat, self.shape, h)
         else:
             self.step.slopes.append(slope)
@@ -196,7 +195,10 @@ def keeping(tableau: Tableau, like: Tensor, graphs: Graphs) -> Stepper:
     stages = KeptStages(tableau, like)
 
     def step(field: Field, span: Span, y: Tensor, slope: Tensor | None) -> Stepped:
-        slope = graphs.ask(field, span.start, y) if slope is None else slope
+        if slope is None:
+            slope = graphs.ask(field, span.start, y)
+        else:
+            graphs.ask_again(field, span.start, y, slope)
         done, known, made = explicit_step(tableau, field, span, y, slope, stages), graphs.behind(slope), stages.step
         if done.slope is not None:
             graphs.see(done.slope, made.slopes[-1], made.states[-1])

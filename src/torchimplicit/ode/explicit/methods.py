@@ -37,10 +37,14 @@ class ExplicitRK(PathSolver):
 
         return step
 
-    def keeper(self, like: Tensor, graphs: Graphs) -> Stepper | None:
+    @property
+    def keeps(self) -> bool:
+        """See `PathSolver.keeps`."""
+        return type(self).stepper is ExplicitRK.stepper and self.tableau.interpolant is not None
+
+    def keeper(self, like: Tensor, graphs: Graphs) -> Stepper:
         """See `PathSolver.keeper`."""
-        own = type(self).stepper is ExplicitRK.stepper and self.tableau.interpolant is not None
-        return keeping(self.tableau, like, graphs) if own else None
+        return keeping(self.tableau, like, graphs)
 
     def paired(self, name: str, like: Tensor, coupling: float) -> PathSolver:
         """See `PathSolver.paired`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -29,42 +29,39 @@ class Stages:
     """
 
     def __init__(self, tableau: Tableau, like: Tensor, also: tuple[Row, ...] = ()):
-        self.flat, self.known = like.shape, weights(tableau, like.dtype, like.device)
-        self.closes = tableau.first_same_as_last
-        self.table = like.new_empty(tableau.stages, like.numel())
-        self.weights = columns(tableau, also, like.dtype, like.device)  # a column for each stage, a row for each sum
-        self.flat_rows = self.table.split(1)
-        self.place_sums(like)
-        self.first_weights = self.weights[0].tensor_split([len(self.points)])
-        self.shape = torch.Size()
-        self.rows: list[Tensor] = []
-
-    def place_sums(self, like: Tensor) -> None:
-        """Makes room for the sums."""
-        sums, stages = like.new_empty(len(self.weights[0]), like.numel()), len(self.weights)
-        self.wanting = [sums[i:] for i in range(stages)]  # stage i: those of the stages before it are done
-        points = stages - self.closes
-        self.points, self.estimates = sums[:points], sums[points:]
+        self.tableau, self.also, self.flat = tableau, also, like.shape
+        self.known = weights(tableau, like.dtype, like.device)
+        self.shape: torch.Size | None = None
+        self.rows: Sequence[Tensor] = ()
 
     def begin(self, y: Tensor, shape: torch.Size) -> None:
         """A step from states `(B, n)`, whose slopes and stages have this shape."""
-        self.y = y.reshape(1, -1)
-        if shape != self.shape or not self.rows:
-            self.shape, self.rows = shape, list(self.table.view(-1, *shape).unbind())
-            self.states = list(self.points.view(-1, *shape).unbind())
+        self.y = shaped(y, shape)
+        if shape != self.shape:
+            self.shape, self.table = shape, y.new_empty(self.tableau.stages, *shape)
+            self.rows = self.table.unbind()
+            self.weights = columns(self.tableau, self.also, len(shape), y.dtype, y.device)
+            self.place_sums()
+
+    def place_sums(self) -> None:
+        """Makes room for the sums."""
+        assert self.shape is not None
+        sums, points = self.table.new_empty(self.weights.sums, *self.shape), len(self.weights.points)
+        self.points, self.estimates, every = sums[:points], sums[points:], sums.unbind()
+        self.states, self.errors = every[:points], every[points:]
+        # Stage i, from the second on, has a part in those that the stages before it have not completed.
+        self.wanting = [sums[i:] if i < points else self.estimates for i in range(1, self.tableau.stages)]
 
     def put(self, i: int, slope: Tensor, h: Tensor) -> None:
         """Sets the increment of stage `i` from its slope and the step sizes, which broadcast against it."""
         check_slope(slope, self.shape)
-        torch.mul(slope, h, out=self.rows[i])
-        row = self.flat_rows[i]
+        row = torch.mul(slope, h, out=self.rows[i])
         if i > 0:
-            self.wanting[i].addcmul_(self.weights[i], row)
+            self.wanting[i - 1].addcmul_(self.weights.later[i - 1], row)
             return
-        of_points, of_estimates = self.first_weights
-        torch.addcmul(self.y, of_points, row, out=self.points)
-        if len(self.estimates):
-            torch.mul(of_estimates, row, out=self.estimates)
+        torch.addcmul(self.y, self.weights.points, row, out=self.points)
+        if self.errors:
+            torch.mul(self.weights.estimates, row, out=self.estimates)
 
     def state(self, i: int) -> Tensor:
         """Where stage `i` evaluates."""
@@ -80,14 +77,24 @@ class Stages:
 
     def error(self, which: int = 0) -> Tensor | None:
         """An estimate of the step's error, `(B, n)`; None for a method without one."""
-        return self.estimates[which].view(self.flat) if len(self.estimates) else None
+        return shaped(self.errors[which], self.flat) if self.errors else None
+
+    @property
+    def first(self) -> Tensor:
+        """The increment of the first stage."""
+        return self.rows[0]
 
     def of(self, samples: Tensor) -> Tensor:
         """The increments of some samples, `(s, M, n)`."""
         return self.table.view(-1, *self.flat)[:, samples]
 
 
-def check_slope(slope: Tensor, shape: torch.Size) -> None:
+def shaped(tensor: Tensor, shape: torch.Size) -> Tensor:
+    """A tensor in a shape, as it is where it has it already, which spares a call."""
+    return tensor if tensor.shape == shape else tensor.reshape(shape)
+
+
+def check_slope(slope: Tensor, shape: torch.Size | None) -> None:
     """Refuses what a field that gave the state's shape at first gives later: it would broadcast in silence.
 
     Raises:
@@ -99,8 +106,8 @@ def check_slope(slope: Tensor, shape: torch.Size) -> None:
     if not isinstance(slope, Tensor):
         raise TypeError(f"the function returned a {type(slope).__name__}, expected a tensor like the state's")
     raise ValueError(
-        f"the function returned shape {tuple(slope.shape)}, expected the state's shape {tuple(shape)}, as it did at "
-        "first; try value.expand_as(y)"
+        f"the function returned shape {tuple(slope.shape)}, expected the state's shape {tuple(shape or ())}, as it did "
+        "at first; try value.expand_as(y)"
     )
 
 
@@ -110,23 +117,29 @@ class GraphStages(Stages):
     def __init__(self, tableau: Tableau, like: Tensor):
         self.tableau, self.flat, self.known = tableau, like.shape, weights(tableau, like.dtype, like.device)
         self.find_last: Callable[[], None] | None = None  # the last increment, where only the path inside needs it
+        self.increments: list[Tensor] = []
+
+    @property
+    def first(self) -> Tensor:
+        """See `Stages.first`."""
+        return self.increments[0]
 
     def begin(self, y: Tensor, shape: torch.Size) -> None:
         """See `Stages.begin`."""
-        self.y, self.rows, self.shape = y.reshape(shape), [], shape
+        self.y, self.increments, self.shape = shaped(y, shape), [], shape
 
     def put(self, i: int, slope: Tensor, h: Tensor) -> None:
         """See `Stages.put`."""
         check_slope(slope, self.shape)
-        self.rows.append(slope * h)
+        self.increments.append(slope * h)
 
     def state(self, i: int) -> Tensor:
         """See `Stages.state`."""
-        return combine(self.y, self.tableau.a[i], self.rows)
+        return combine(self.y, self.tableau.a[i], self.increments)
 
     def end(self) -> Tensor:
         """See `Stages.end`."""
-        return combine(self.y, self.tableau.b[: len(self.rows)], self.rows)
+        return combine(self.y, self.tableau.b[: len(self.increments)], self.increments)
 
     def error(self, which: int = 0) -> None:
         """Not wanted."""
@@ -137,7 +150,7 @@ class GraphStages(Stages):
         if self.find_last is not None:
             self.find_last, find = None, self.find_last
             find()
-        return torch.stack(self.rows).view(len(self.rows), *self.flat)[:, samples]
+        return torch.stack(self.increments).view(-1, *self.flat)[:, samples]
 
 
 def explicit_step(
@@ -154,16 +167,17 @@ def explicit_step(
         stages: where to keep the increments.
     """
     slope = field(span.start, y) if slope is None else slope
-    times = span.at(stages.known.c.to(span.h.dtype).unsqueeze(1))
+    times = span.at(stages.known.column.to(span.h.dtype))
     h_state = span.h.to(y.dtype).unsqueeze(1)
     if field.raw is None:
         evaluate, shape, scale, clock = field, y.shape, h_state, times.unbind()
     else:
         evaluate, shape, time_shape = field.raw.bound, field.raw.shape, field.raw.time_shape
-        scale, clock = h_state.view(time_shape), times.to(y.dtype).view(len(times), *time_shape).unbind()
+        scale = h_state if len(time_shape) == 2 else h_state.view(time_shape)
+        clock = times.to(y.dtype).view(len(times), *time_shape).unbind()
         field.nfev += tableau.stages - 1
     stages.begin(y, shape)
-    stages.put(0, slope.reshape(shape), scale)
+    stages.put(0, shaped(slope, shape), scale)
     end = last = slope
     same = tableau.first_same_as_last
     for i in range(1, tableau.stages):
@@ -175,9 +189,9 @@ def explicit_step(
         else:
             last = stages.ask(evaluate, clock[i], end)
             stages.put(i, last, scale)
-    end = (end if same else stages.end()).reshape(y.shape)
-    slope = last.reshape(y.shape) if same and last is not None else None
-    inside = interpolant(stages.known, stages, stages.rows[0], field, span, h_state, y, end, slope)
+    end = shaped(end if same else stages.end(), y.shape)
+    slope = shaped(last, y.shape) if same and last is not None else None
+    inside = interpolant(stages.known, stages, stages.first, field, span, h_state, y, end, slope)
     return Stepped(end, stages.error(), slope, inside)
 
 

@@ -79,9 +79,10 @@ def _agree(what: str, got: float, expected: float) -> None:
 
 
 class Weights(NamedTuple):
-    """A tableau's nodes and interpolant as tensors."""
+    """A tableau's nodes, in a row and in a column, and its interpolant as tensors."""
 
     c: Tensor
+    column: Tensor
     interpolant: Tensor | None
 
 
@@ -96,12 +97,29 @@ def combine(y: Tensor, row: Row, increments: Sequence[Tensor]) -> Tensor:
 def weights(tableau: Tableau, dtype: torch.dtype, device: torch.device) -> Weights:
     """The coefficients in a dtype, on a device."""
     interpolant = None if tableau.interpolant is None else _kept(tableau.interpolant, dtype, device)
-    return Weights(_kept(tableau.c, dtype, device), interpolant)
+    c = _kept(tableau.c, dtype, device)
+    return Weights(c, c.unsqueeze(1), interpolant)
+
+
+class Columns(NamedTuple):
+    """For every stage the weights of its increment in the sums that want it, in front of a state's dimensions.
+
+    Attributes:
+        sums: how many sums there are.
+        points: of the first stage, in states.
+        estimates: of the first stage, in estimates of the error.
+        later: of the stages behind it.
+    """
+
+    sums: int
+    points: Tensor
+    estimates: Tensor
+    later: tuple[Tensor, ...]
 
 
 @lru_cache(maxsize=64)
-def columns(tableau: Tableau, also: tuple[Row, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    """For every stage the weights of its increment in the sums that want it, a column.
+def columns(tableau: Tableau, also: tuple[Row, ...], dims: int, dtype: torch.dtype, device: torch.device) -> Columns:
+    """The weights of increments in the sums that a step needs.
 
     The sums are the states of the second stage, the third, ..., at the end of the step, and estimates of its error; the
     first stage has a part in all, each later one in a row less.
@@ -109,15 +127,18 @@ def columns(tableau: Tableau, also: tuple[Row, ...], dtype: torch.dtype, device:
     Args:
         tableau: the method.
         also: weights of more estimates.
+        dims: of the states.
         dtype: of the states.
         device: of the states.
     """
     estimates = (*(() if tableau.e is None else (tableau.e,)), *also)
     rows = (*tableau.a[1:], *(() if tableau.first_same_as_last else (tableau.b,)), *estimates)
-    return tuple(
-        _kept(tuple((row[i] if i < len(row) else 0.0,) for row in rows[i:]), dtype, device).view(-1, 1)
+    first, *later = (
+        _kept(tuple(row[i] if i < len(row) else 0.0 for row in rows[i:]), dtype, device).view(-1, *(1,) * dims)
         for i in range(tableau.stages)
     )
+    points = len(rows) - len(estimates)
+    return Columns(len(rows), first[:points], first[points:], tuple(later))
 
 
 def _kept(values: tuple, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -171,7 +171,8 @@ class Remade:
     """
 
     def __init__(self, solver: PathSolver, like: Tensor):
-        self.solver, self.largest = solver, torch.zeros_like(like[:, 0])
+        self.solver, self.like = solver, like
+        self.largest: Tensor | None = None  # as long as nothing was compared
 
     def meet(
         self, rows: Tensor | None, before: Tensor, made: Tensor, known: Tensor, behind: Step | None = None
@@ -196,6 +197,7 @@ class Remade:
         far = far.nan_to_num(0.0) * LIMIT
         if behind is not None:
             far = torch.where(behind.stop > behind.start, far, 0.0)
+        self.largest = torch.zeros_like(self.like[:, 0]) if self.largest is None else self.largest
         if rows is None:
             self.largest = torch.maximum(self.largest, far)
         else:
@@ -204,10 +206,11 @@ class Remade:
     @property
     def any_far(self) -> bool:
         """Whether a sample's step leads elsewhere; one read by the host."""
-        return bool((self.largest > LIMIT).any())
+        return self.largest is not None and bool((self.largest > LIMIT).any())
 
     def report(self, call: PathCall, start: Tensor) -> DriftReport:
         """Of the backward pass to the first times, `(B,)`."""
+        assert self.largest is not None
         return DriftReport.along(call, start, self.largest, 0)
 
 

@@ -124,6 +124,8 @@ def stacked(layout: Layout, rows: Tensor) -> Any:
     """Flat states `(K, B, n)` as the state's nest with the times in front."""
     if layout.plain:
         count = len(rows)
+        if layout.flat:
+            return rows
         if layout.channels_last == [False]:
             return rows.reshape(count, *layout.shapes[0])
         return layout.of_batch(count * layout.batch).unflatten(rows.flatten(0, 1)).unflatten(0, (count, layout.batch))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from torchimplicit.core.explicit import modules_behind
 from torchimplicit.core.options import is_number, require
+from torchimplicit.core.tree import Layout
 from torchimplicit.path.field.dynamics import Dynamics
 
 Condition = Callable[[Tensor, Tensor], Tensor]  # of times (B,) and flat states (B, n); a number per sample
@@ -107,16 +108,19 @@ class Trigger(Dynamics):
         batch_dims: see `Problem`.
         batched_args: see `Problem`.
         backward: see `Dynamics`.
+        layout: see `Problem`.
     """
 
     form: ClassVar[str] = "condition(t, y, *args)"
 
     def __init__(
-        self, events: Sequence[Event], y0: Any, args: tuple, batch_dims: int, batched_args: Any, backward: Tensor | None
-    ):
+        self, events: Sequence[Event], y0: Any, args: tuple, batch_dims: int, batched_args: Any,
+        backward: Tensor | None, layout: Layout | None = None,
+    ):  # fmt: skip
         """Makes the conditions explicit; evaluates nothing."""
         self.events = tuple(events)
-        super().__init__(Together([event.condition for event in events]), y0, args, batch_dims, batched_args, backward)
+        conditions = Together([event.condition for event in events])
+        super().__init__(conditions, y0, args, batch_dims, batched_args, backward, layout)
         self.directions = torch.tensor([event.direction for event in events], device=self.layout.device)
 
     def check(self, value: Any) -> None:

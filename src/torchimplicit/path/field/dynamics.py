@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from torchimplicit.core import transforms
 from torchimplicit.core.explicit import Bound
 from torchimplicit.core.problem import Problem
+from torchimplicit.core.tree import Layout
 from torchimplicit.path.field.split import Split
 from torchimplicit.path.report import PathReport
 
@@ -81,6 +82,7 @@ class Dynamics(Problem):
         batch_dims: see `Problem`.
         batched_args: see `Problem`.
         backward: which samples run backward in time, `(B,)` bool; None where none does.
+        layout: see `Problem`.
     """
 
     form: ClassVar[str] = "f(t, y, *args)"
@@ -94,9 +96,10 @@ class Dynamics(Problem):
         batch_dims: int = 1,
         batched_args: Sequence[int] | None = None,
         backward: Tensor | None = None,
+        layout: Layout | None = None,
     ):
         """Makes function and state explicit; evaluates nothing."""
-        super().__init__(f, y0, args, batch_dims, batched_args)
+        super().__init__(f, y0, args, batch_dims, batched_args, layout=layout)
         first = self.layout.dtypes[0]
         self.time_dtype = first.to_real() if first.is_complex else first
         self.time_shape = (-1, *(1,) * (len(self.layout.shapes[0]) - 1)) if batch_dims else ()

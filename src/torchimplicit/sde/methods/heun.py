@@ -22,8 +22,10 @@ class Heun(AdaptiveSDESolver):
     r"""A step of Euler's with the fields here, and half of it with those at its end instead.
 
     With $z = y_k + h f(y_k) + g(y_k) \Delta W$ it is
-    $y_{k+1} = y_k + \frac h2 (f(y_k) + f(z)) + \frac12 (g(y_k) + g(z)) \Delta W$: strong order 1 for noise that
-    commutes (diagonal, scalar, additive), 1/2 for general noise; weak order 1.
+
+    $$y_{k+1} = y_k + \frac h2 (f(y_k) + f(z)) + \frac12 (g(y_k) + g(z)) \Delta W.$$
+
+    Strong order 1 for noise that commutes (diagonal, scalar, additive), 1/2 for general noise; weak order 1.
 
     For every noise, Stratonovich. Two evaluations of drift and diffusion a step. `Heun(dt=0.01)` has steps of a given
     size; without `dt` every sample chooses its own, by the distance $y_{k+1} - z$ from the step of Euler's.

@@ -31,8 +31,10 @@ class ReversibleHeun(NoisyPair, SDESolver, FixedSolver):
     r"""Two states that reflect at each other, one evaluation a step, and an inverse as cheap.
 
     With the fields at $z$ alone, $z_{k+1} = 2 y_k - z_k + h f(z_k) + g(z_k) \Delta W$ and
-    $y_{k+1} = y_k + \frac h2 (f(z_k) + f(z_{k+1})) + \frac12 (g(z_k) + g(z_{k+1})) \Delta W$: strong order 1 for noise
-    that commutes (diagonal, scalar, additive), 1/2 for general noise.
+
+    $$y_{k+1} = y_k + \frac h2 (f(z_k) + f(z_{k+1})) + \frac12 (g(z_k) + g(z_{k+1})) \Delta W.$$
+
+    Strong order 1 for noise that commutes (diagonal, scalar, additive), 1/2 for general noise.
 
     With `adjoint=Reversible()` the gradient is exact in constant memory, at one evaluation a step forward, and one with
     its derivative backward; other adjoints take it like any method. Nothing damps the distance $y - z$: drift that

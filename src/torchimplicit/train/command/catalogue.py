@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from torchimplicit.train.errors import UsageError
@@ -25,10 +27,21 @@ def resolve(name: str) -> str:
         return str(recipes[name])
     if Path(name).is_file():
         return name
+    close = get_close_matches(name, recipes, 1)
+    meant = f"Did you mean {close[0]}? " if close else ""
     raise UsageError(
-        f"--config {name}: neither a recipe nor a file. Expected one of {', '.join(recipes)}, or the path of a YAML "
-        "file. Try torchimplicit recipes."
+        f"--config {name}: neither a recipe nor a file. {meant}Expected one of {', '.join(recipes)}, or the path of a "
+        "YAML file. Try torchimplicit recipes."
     )
+
+
+def named(words: Sequence[str]) -> str | None:
+    """The recipe that the words name."""
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        option, equals, value = word.partition("=")
+        if option in ("-c", "--config"):
+            return value if equals else after or None
+    return None
 
 
 def describe(path: Path) -> tuple[str, str]:
@@ -41,13 +54,18 @@ def show() -> None:
     """Prints the table of recipes."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2))
     table.add_column("recipe", no_wrap=True)
-    table.add_column("what it trains", ratio=3)
-    table.add_column("data", ratio=2)
+    table.add_column("what it trains, on which data")
     for name, path in shipped().items():
-        table.add_row(name, *describe(path))
+        what, needs = describe(path)
+        table.add_row(name, Text(what) + Text(f"\ndata: {needs}", style="dim"))
     console = Console()
     console.print(table)
-    console.print("\nTrain one: torchimplicit fit --config NAME", highlight=False, markup=False)
+    console.print(
+        "\nTrain one: torchimplicit fit --config NAME; its options: fit --config NAME --help",
+        highlight=False,
+        markup=False,
+    )

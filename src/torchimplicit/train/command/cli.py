@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
 import torchimplicit
-from torchimplicit.core.status import ConvergenceWarning, ImplicitError
+from torchimplicit.core.status import ImplicitError
 from torchimplicit.train.command import catalogue
-from torchimplicit.train.errors import UsageError
+from torchimplicit.train.command.silence import quiet
+from torchimplicit.train.errors import OptionError, UsageError
 
-CHATTER = (
-    "GPU available",
-    "TPU available",
-    "\N{ELECTRIC LIGHT BULB} Tip",
-    "Loading `train_dataloader` to estimate",
-    "was raised with message",  # and a checkpoint saved: the command says it in words of its own
-)
-NOISE = (
-    "does not have many workers",
-    "available but not used",
-    "isinstance.treespec, LeafSpec",
-    "LightningCLI's args",
-    "Be aware that when using `ckpt_path`",
-    "Checkpoint directory .* exists",
-    "The .grad attribute of a Tensor that is not a leaf",  # torch, while it compiles a cell
-)
 TRAINING = ("fit", "validate", "test", "predict")
 
 HELP = """\
@@ -46,14 +27,19 @@ Train models with implicit layers, and look at how their solves go.
   validate --config RECIPE    evaluate on the validation split
   test     --config RECIPE    evaluate on the test split
   predict  --config RECIPE    write predictions for the test split
+  predict  CKPT FILE ...      predict from files; says which answers converged
   report   CKPT               diagnose a trained model, as one HTML file
-  reconstruct K-SPACE         make images of k-space, and say whether they converged
-  register FIXED MOVING       bring one image into the place of another, and say whether that converged
+  reconstruct K-SPACE         images of k-space; says whether they converged
+  register FIXED MOVING       one image in the place of another; says likewise
   --version                   print the versions of torchimplicit and torch
 
-RECIPE is a name (see recipes) or the path of a YAML file. Every setting can be changed on the command line:
-  torchimplicit fit --config digits --trainer.max_epochs 5 --model.network.solver Newton
-All settings of a command: torchimplicit fit --help
+RECIPE is a name (see recipes) or the path of a YAML file.
+What can be changed in one:
+  torchimplicit fit --config digits --help
+Every setting is an option of the command:
+  torchimplicit fit --config digits --model.network.solver Newton
+Your own pictures, one folder a class:
+  torchimplicit fit --config images --data.path photos
 """
 
 
@@ -74,10 +60,14 @@ def main(argv: list[str] | None = None) -> int:
         "demo": _demo,
         **dict.fromkeys(TRAINING, lambda words: _train(words, own_process=argv is None)),
     }
+    if words[0] == "predict" and words[1:] and not words[1].startswith("-"):  # a checkpoint, not a recipe
+        commands["predict"] = _predict
     if words[0] not in commands:
         return _fail(f"no command {words[0]!r}; expected one of {', '.join(sorted(commands))}")
     try:
         commands[words[0]](words)
+    except OptionError as error:
+        return _fail(str(error))
     except (ImplicitError, OSError, ValueError) as error:  # what the user gave, or what the machine refused
         return _fail(str(error), status=1)
     except ImportError as error:
@@ -124,6 +114,29 @@ def _report(words: list[str]) -> None:
             trust=options.trust,
         )
     print(f"report: {path}")
+
+
+def _predict(words: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "torchimplicit predict",
+        description="Say what a trained model makes of files, and whether each answer converged; exit status 1 if "
+        "something could not be read or did not converge.",
+    )
+    parser.add_argument("checkpoint", metavar="CKPT", help="a .ckpt file that fit wrote")
+    parser.add_argument("files", metavar="FILE", nargs="+", help="pictures, texts or tables, or folders of these")
+    parser.add_argument("--out", metavar="PLACE", help="a .csv file; for masks a folder (default: the screen)")
+    parser.add_argument("--count", type=int, default=100, help="tokens to say after a text (default: 100)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of these; low prefers likely ones (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="of these (default: 0)")
+    parser.add_argument("--trust", metavar="MODULE", action="append", default=[], help="see torchimplicit report")
+    given = vars(parser.parse_args(words[1:]))
+    with quiet():
+        from pathlib import Path
+
+        from torchimplicit.train.command.predicting.run import Question, predict
+
+        given["out"] = Path(given["out"]) if given["out"] else None
+        predict(Question(**given))
 
 
 def _reconstruct(words: list[str]) -> None:
@@ -232,43 +245,20 @@ def _train(words: list[str], own_process: bool) -> None:
     with quiet():
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+        from torchimplicit.train.command.mistakes import explained
+        from torchimplicit.train.command.options import show
         from torchimplicit.train.command.trainer_cli import RecipeCLI
 
+        recipe = catalogue.named(words)
+        if recipe and given & {"-h", "--help"}:
+            show(recipe, words[0])
+            return
         try:
             RecipeCLI(None if own_process else words)
+        except OptionError as error:
+            raise explained(str(error), words) from error
         except MisconfigurationException as error:
             raise UsageError(str(error)) from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silences what Lightning says about machines and products, and shortens warnings that are about the model."""
-    import lightning.pytorch  # it sets its own format of warnings
-
-    usual = warnings.formatwarning
-
-    def short(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
-        return f"warning: {message}\n" if category is ConvergenceWarning else usual(message, category, *place, **line)
-
-    def matters(record: logging.LogRecord) -> bool:
-        return not any(words in record.getMessage() for words in CHATTER)
-
-    loggers = [
-        logging.getLogger(name) for name in (lightning.pytorch.__name__, "lightning.pytorch.utilities.rank_zero")
-    ]
-    for logger in loggers:
-        logger.addFilter(matters)
-    try:
-        with warnings.catch_warnings():
-            warnings.formatwarning = short
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
-            for message in NOISE:
-                warnings.filterwarnings("ignore", f".*{message}.*")
-            yield
-    finally:
-        warnings.formatwarning = usual
-        for logger in loggers:
-            logger.removeFilter(matters)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The curves of a training run, from its TensorBoard log."""
+"""The curves of a training run, from its TensorBoard log or from that in CSV."""
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ def read_curves(run: Path) -> dict[str, Curve]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     if not any(run.glob("events.out.tfevents.*")):
-        return {}
+        return _from_csv(sorted(run.glob("metrics*.csv"), key=lambda path: (path.stem == "metrics", path.name)))
     log = EventAccumulator(str(run), size_guidance={"scalars": 0})
     log.Reload()
     curves = {}
@@ -26,6 +27,18 @@ def read_curves(run: Path) -> dict[str, Curve]:
         points = sorted({event.step: event.value for event in log.Scalars(name)}.items())  # a resumed step counts once
         curves[name] = ([step for step, _ in points], [value for _, value in points])
     return curves
+
+
+def _from_csv(files: list[Path]) -> dict[str, Curve]:
+    """Those of a log in CSV, a file for every time that the run was resumed."""
+    found: dict[str, dict[int, float]] = {}
+    for path in files:
+        with path.open(newline="") as file:
+            for line in csv.DictReader(file):
+                for name, value in line.items():
+                    if value and name not in ("epoch", "step"):
+                        found.setdefault(name, {})[int(line["step"])] = float(value)
+    return {name: (sorted(points), [points[step] for step in sorted(points)]) for name, points in found.items()}
 
 
 def plot_curves(curves: dict[str, Curve], title: str = "") -> Figure:

@@ -35,9 +35,9 @@ def write_report(
 ) -> Path:
     """Writes the report of a checkpoint.
 
-    Metrics on the test split, the curves of the run where its TensorBoard log is beside the checkpoint, pictures of
-    predictions where the module draws some, and for every
-    `DEQ` layer on test samples: convergence, spectral radius, certificate, gradient check, memory, and the saved graph.
+    Metrics on the test split, the curves of the run where its log (TensorBoard's, or in CSV) is beside the checkpoint,
+    pictures of predictions where the module draws some, and for every `DEQ` layer on test samples: convergence,
+    spectral radius, certificate, gradient check, memory, and the saved graph.
     A part that cannot be made says why in its place.
 
     Args:
@@ -107,7 +107,7 @@ def _metrics(module: Any, data: Any) -> str:
 
 def _curves(run: Path) -> str:
     curves = read_curves(run)
-    return as_picture(plot_curves(curves)) if curves else f"<p>No TensorBoard log in {html.escape(str(run))}.</p>"
+    return as_picture(plot_curves(curves)) if curves else f"<p>No log in {html.escape(str(run))}.</p>"
 
 
 def _pictures(module: Any, batch: Any) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +47,8 @@ def find(checkpoint: str, folder: Path) -> Path:
 def without_trace(folder: Path, begun: Callable[[], bool]) -> Iterator[None]:
     """Takes away what a start leaves in the folder of a run, if training does not begin.
 
-    That is the log of this process, and new folders that are empty then. Whatever else is there stays.
+    That is the log of this process, new folders that are empty then, and the folder of the run with all that is in it
+    where it is new. Whatever else is there stays. A log in CSV, which would be written anew, is put aside.
 
     Args:
         folder: of the run, `runs/<recipe>/version_<n>`; the two above it go too where they are new and empty.
@@ -55,15 +57,23 @@ def without_trace(folder: Path, begun: Callable[[], bool]) -> Iterator[None]:
     mine = f"events.out.tfevents.*.{os.getpid()}.*"
     before = {*folder.glob(mine)}
     new = [place for place in (folder, *folder.parents[:2]) if not place.exists()]
+    log = folder / "metrics.csv"
+    aside = log.with_stem(f"metrics-{len([*folder.glob('metrics-*.csv')]) + 1:03d}")
+    if log.exists():
+        log.rename(aside)
     try:
         yield
     finally:
         if not begun():
             for path in {*folder.glob(mine)} - before:
                 path.unlink()
+            if folder in new:
+                shutil.rmtree(folder, ignore_errors=True)
             for place in new:
                 if place.is_dir() and not any(place.iterdir()):
                     place.rmdir()
+            if aside.exists():
+                aside.replace(log)
 
 
 def _number(version: Path) -> int:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NoReturn
 
 from jsonargparse import ActionConfigFile, set_parsing_settings  # type: ignore[attr-defined]
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning_utilities.core.rank_zero import rank_zero_only
@@ -26,10 +26,13 @@ from torchimplicit.train import checkpoint as checkpoints
 from torchimplicit.train.callbacks import ConfigFile, SaveOnceTrained
 from torchimplicit.train.command import runs
 from torchimplicit.train.command.catalogue import resolve
+from torchimplicit.train.command.fitting import fit_to_data
+from torchimplicit.train.command.loggers import loggers_of
+from torchimplicit.train.command.seeding import gives_seed, seed_data
 from torchimplicit.train.data.base import DATA_VARIABLE
 from torchimplicit.train.data.kernels import Kernel
 from torchimplicit.train.data.scaling import Scaling
-from torchimplicit.train.errors import UsageError
+from torchimplicit.train.errors import OptionError, UsageError
 from torchimplicit.train.modules.reconstruction_losses import ReconstructionLoss
 
 # Options on dataclasses are chosen by class in a recipe: jsonargparse wants to be told that subclasses will do.
@@ -46,6 +49,16 @@ class RecipeFile(ActionConfigFile):
         super().__call__(parser, cfg, resolve(values), option_string)
 
 
+class RecipeParser(LightningArgumentParser):
+    """A parser whose errors are for whoever called it to tell."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raises an `OptionError`, where jsonargparse would print its usage and leave."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        raise OptionError(message)
+
+
 class RecipeCLI(LightningCLI):
     """The training commands.
 
@@ -56,8 +69,10 @@ class RecipeCLI(LightningCLI):
 
     def __init__(self, args: list[str] | None = None):
         """Parses and runs; see `LightningCLI`."""
+        self._words = sys.argv[1:] if args is None else args
         super().__init__(
             args=args,
+            parser_class=RecipeParser,
             save_config_callback=ConfigFile,
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
@@ -78,6 +93,12 @@ class RecipeCLI(LightningCLI):
             default=None,
             help=f"Folder of the data sets; as the variable {DATA_VARIABLE}.",
         )
+        parser.add_argument(
+            "--logger",
+            type=Literal["tensorboard", "csv", "wandb", "mlflow"],
+            default="tensorboard",
+            help="What the curves are logged to. Beside wandb and mlflow, CSV is written for the report.",
+        )
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: the recipe says what the model is, and a checkpoint has to fit it, not to replace it."""
@@ -88,7 +109,10 @@ class RecipeCLI(LightningCLI):
         config.weights_only = True  # a checkpoint is data
         if config.data_dir:
             os.environ[DATA_VARIABLE] = config.data_dir
+        if config.logger != "tensorboard":
+            config.trainer.logger = loggers_of(config.logger, config.trainer.logger)
         logger = config.trainer.logger
+        logger = logger[0] if isinstance(logger, list) else logger
         logs = getattr(logger, "init_args", None)
         folder = Path(str(logs.get("save_dir", "."))) / str(logs.get("name", "")) if logs else Path("lightning_logs")
         if self.config.subcommand != "fit":
@@ -106,6 +130,13 @@ class RecipeCLI(LightningCLI):
             run = runs.of_checkpoint(Path(config.ckpt_path))
             if logs and run.parent == folder.resolve():
                 logs["version"] = run.name
+        checkpoint = getattr(self, "_checkpoint", None)
+        if not gives_seed(self._words):
+            seed_data(config, checkpoint)
+        try:
+            self._looked = fit_to_data(config, checkpoint, self._words)
+        except (TypeError, ValueError) as error:
+            raise UsageError(_reason(error)) from error
 
     def instantiate_classes(self) -> None:
         """Builds model, data and trainer; a value that one of them refuses is the user's to change.
@@ -117,6 +148,7 @@ class RecipeCLI(LightningCLI):
             super().instantiate_classes()
         except (TypeError, ValueError) as error:
             raise UsageError(_reason(error)) from error
+        self.datamodule = self._looked or self.datamodule
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer; its progress bar shows residuals, which three decimals would round to zero."""
@@ -151,10 +183,13 @@ class RecipeCLI(LightningCLI):
             super()._run_subcommand(subcommand)
 
     def after_fit(self) -> None:
-        """Says why training ended early, if it did."""
+        """Says why training ended early, if it did, and where the best weights are."""
         stopper = self.trainer.early_stopping_callback
         if isinstance(stopper, EarlyStopping) and stopper.stopping_reason_message:
             rank_zero_only(print)(f"stopped after epoch {stopper.stopped_epoch}: {stopper.stopping_reason_message}")
+        for each in self.trainer.checkpoint_callbacks:
+            if isinstance(each, ModelCheckpoint) and each.monitor and each.best_model_path:
+                rank_zero_only(print)(f"best checkpoint: {os.path.relpath(each.best_model_path)}")
 
     def after_instantiate_classes(self) -> None:
         """Checks the checkpoint, and notes the configuration for the checkpoints to come."""

@@ -1,12 +1,14 @@
 """Data of the recipes: what they train on, from files, from a hub, or from a package that brings it along."""
 
-from torchimplicit.train.data.base import DATA_VARIABLE, DataError, RecipeData, Splits
+from torchimplicit.train.data.base import DATA_VARIABLE, DataError, FittingData, RecipeData, Splits
 from torchimplicit.train.data.boards import ShownSudoku
 from torchimplicit.train.data.cifar10 import CIFAR10
 from torchimplicit.train.data.copy_memory import CopyMemory
 from torchimplicit.train.data.densities import Density
 from torchimplicit.train.data.dequantised import DequantisedDigits, DequantisedMNIST
 from torchimplicit.train.data.digits import Digits
+from torchimplicit.train.data.feature_table import FeatureTable
+from torchimplicit.train.data.image_folder import ImageFolder, PictureFiles
 from torchimplicit.train.data.images import ImageData, Images
 from torchimplicit.train.data.kernels import GaussianKernel, Kernel, MotionKernel
 from torchimplicit.train.data.kspace import KSpace
@@ -19,13 +21,14 @@ from torchimplicit.train.data.moving import MovingSlices, Pairs
 from torchimplicit.train.data.nuclei import Masked, Nuclei
 from torchimplicit.train.data.photographs import BlurredPhotographs, Crops
 from torchimplicit.train.data.physionet2012 import PhysioNet2012
+from torchimplicit.train.data.pictures import PictureFormat
 from torchimplicit.train.data.repeated import RepeatedScans
 from torchimplicit.train.data.scaling import Linear, Logit, Scaling
 from torchimplicit.train.data.series import SeriesBatch, SeriesData, SeriesRows
 from torchimplicit.train.data.sudoku import Sudoku
 from torchimplicit.train.data.tables import Pendulum, Powers, Spiral
 from torchimplicit.train.data.text import Text
-from torchimplicit.train.data.vocabulary import BytePairs, Characters
+from torchimplicit.train.data.vocabulary import BytePairs, Bytes, Characters
 from torchimplicit.train.data.volumes import Hippocampus, ImagePair, ImagePairs, Volume, read_volumes
 
 __all__ = [
@@ -34,6 +37,7 @@ __all__ = [
     "MNIST",
     "BlurredPhotographs",
     "BytePairs",
+    "Bytes",
     "Characters",
     "CopyMemory",
     "Crops",
@@ -42,9 +46,12 @@ __all__ = [
     "DequantisedDigits",
     "DequantisedMNIST",
     "Digits",
+    "FeatureTable",
+    "FittingData",
     "GaussianKernel",
     "Hippocampus",
     "ImageData",
+    "ImageFolder",
     "ImagePair",
     "ImagePairs",
     "Images",
@@ -63,6 +70,8 @@ __all__ = [
     "Pairs",
     "Pendulum",
     "PhysioNet2012",
+    "PictureFiles",
+    "PictureFormat",
     "Powers",
     "RecipeData",
     "RepeatedScans",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -35,9 +35,13 @@ class RecipeData(LightningDataModule):
     Args:
         batch_size: samples a batch, in every process.
         seed: of the training/validation split and of the shuffling. The test split is always the same.
+
+    Attributes:
+        num_workers: processes that fetch batches; 0 where the data is in memory, which is quickest then.
     """
 
     data_dir: str | None = None
+    num_workers: int = 0
 
     def __init__(self, batch_size: int = 64, seed: int = 0):
         """Loads nothing yet."""
@@ -81,14 +85,65 @@ class RecipeData(LightningDataModule):
         count, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         if shuffle:
             order = Order(dataset, count, rank, self.seed, self.batch_size, self._done)
-            return Batches(dataset, batch_size=self.batch_size, sampler=order, collate_fn=_whole)
-        sampler = DistributedSampler(dataset, count, rank, shuffle=False)
-        return DataLoader(dataset, batch_size=self.batch_size, sampler=sampler, collate_fn=_whole)
+            return Batches(dataset, sampler=order, **self._fetching())
+        return DataLoader(dataset, sampler=DistributedSampler(dataset, count, rank, shuffle=False), **self._fetching())
+
+    def _fetching(self) -> dict[str, Any]:
+        """What all loaders are told."""
+        workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+        return {"batch_size": self.batch_size, "collate_fn": _whole, **workers}
 
     def _done(self) -> int:
         """How many batches of this epoch a run that is resumed has behind it."""
         trainer = self.trainer
         return trainer.fit_loop.epoch_loop.batch_progress.current.ready if trainer and trainer.training else 0
+
+
+class FittingData(RecipeData):
+    """Base of the data modules of a user's own files, which say how large a network for them is.
+
+    A subclass adds `look`, and `sizes` for what came of it.
+
+    Attributes:
+        inferred: arguments that are found in the data where they are None. The command writes them into the
+            configuration, so that a checkpoint knows them without the data.
+        sized: the names of what `sizes` may give.
+    """
+
+    inferred: ClassVar[tuple[str, ...]] = ()
+    sized: ClassVar[tuple[str, ...]] = ()
+
+    def look(self) -> None:
+        """Finds what was left open; reads no more of the data than that takes.
+
+        Raises:
+            DataError: the data is absent or not what it should be.
+        """
+        raise NotImplementedError
+
+    def found(self) -> dict[str, Any]:
+        """The arguments of `inferred`, as plain values."""
+        found = {name: getattr(self, name) for name in self.inferred}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+
+    def sizes(self) -> dict[str, int]:
+        """Sizes of the data by the names of the arguments that networks and modules have for them; after `look`."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """One line on what was found."""
+        raise NotImplementedError
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Takes over what a checkpoint says of the data beyond its arguments. Nothing here."""
+
+
+def require_parts(owner: object, validation: float, test: float) -> None:
+    """Refuses parts of the data of which one is nothing, or which leave nothing to train on."""
+    if not (validation > 0 and test > 0 and validation + test < 1):
+        raise ValueError(
+            f"{type(owner).__name__}(validation={validation}, test={test}): expected parts > 0, together less than 1"
+        )
 
 
 def permutation(count: int, seed: int) -> Tensor:

@@ -38,17 +38,17 @@ class Order(DistributedSampler):
 class Batches(DataLoader):
     """Loads in an `Order`; random numbers that the data set draws from torch belong to the batch's place.
 
-    Torch's generator is left as it was. Lightning is told that this loader can be resumed, as it can: there is no
-    state to save.
+    Where processes fetch the batches, the data set draws in `finish(batch) -> batch`, which is called in this one: the
+    same numbers, however many processes there are. Torch's generator is left as it was. Lightning is told that this
+    loader can be resumed, as it can: there is no state to save.
     """
 
     sampler: Order
 
     def __iter__(self) -> Any:
-        return self._seeded(super().__iter__())
-
-    def _seeded(self, batches: Iterator[Any]) -> Iterator[Any]:
-        order = self.sampler
+        order, finish = self.sampler, getattr(self.dataset, "finish", None)
+        with torch.random.fork_rng(devices=()):  # not before the first batch is asked for: processes fetch from here on
+            batches = super().__iter__()
         for place in count(order.done()):
             with torch.random.fork_rng(devices=()):
                 torch.default_generator.manual_seed(seed_of("data", order.seed, order.epoch, order.rank, place))
@@ -56,6 +56,7 @@ class Batches(DataLoader):
                     batch = next(batches)
                 except StopIteration:
                     return
+                batch = batch if finish is None else finish(batch)
             yield batch
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,12 +13,14 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torchimplicit.files import read_arrays, read_bytes, read_picture, reading
 from torchimplicit.train.data.base import DATA_VARIABLE, DataError, Splits
 from torchimplicit.train.data.images import ImageData, Images, Part, from_hub
+from torchimplicit.train.data.pictures import PictureFormat
 
 BINARY = "cifar-10-batches-bin"
 JPEG = "cifar10_jpeg.npz"
 BATCHES = {"train": [f"data_batch_{number}.bin" for number in range(1, 6)], "test": ["test_batch.bin"]}
 SHAPE = (3, 32, 32)
 HINT = "Try to fetch it again, and to look at its permissions."
+NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)  # of the training set, in units of the bytes
 
 
@@ -56,6 +58,14 @@ class CIFAR10(ImageData):
         """Downloads, in one process of the machine, where there is no folder to read."""
         if self.folder() is None:
             _hub("test")
+
+    def format(self) -> PictureFormat:
+        """32 x 32, coloured."""
+        return PictureFormat("rgb", (SHAPE[1], SHAPE[2]), MEAN, STD)
+
+    def names(self) -> list[str]:
+        """Of the classes."""
+        return NAMES
 
     def load(self) -> Splits:
         """The splits.

@@ -6,6 +6,9 @@ import torch
 
 from torchimplicit.train.data.base import Splits, permutation
 from torchimplicit.train.data.images import ImageData, Images
+from torchimplicit.train.data.pictures import PictureFormat
+
+MEAN, STD, LEVELS = 4.9, 6.0, 17
 
 
 class Digits(ImageData):
@@ -23,6 +26,10 @@ class Digits(ImageData):
         super().__init__(batch_size, seed)
         self.save_hyperparameters()
 
+    def format(self) -> PictureFormat:
+        """8 x 8, white on black, of 17 levels."""
+        return PictureFormat("grey", (8, 8), (MEAN,), (STD,), LEVELS)
+
     def load(self) -> Splits:
         """The splits, at random but fixed."""
         from sklearn.datasets import load_digits
@@ -33,4 +40,4 @@ class Digits(ImageData):
         order = permutation(len(labels), seed=0)
         test, rest = order[:360], order[360:]
         rest = rest[permutation(len(rest), self.seed)]
-        return Splits(*(Images(images[part], labels[part], 4.9, 6.0) for part in (rest[180:], rest[:180], test)))
+        return Splits(*(Images(images[part], labels[part], MEAN, STD) for part in (rest[180:], rest[:180], test)))

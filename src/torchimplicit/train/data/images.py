@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from torchimplicit.train.data.base import DATA_VARIABLE, DataError, RecipeData, permutation
+from torchimplicit.train.data.pictures import PictureFormat
 
 Part = tuple[Tensor, Tensor]  # images (N, C, H, W) as bytes, labels (N,)
 
@@ -49,12 +50,7 @@ class Images(Dataset):
         """A whole batch at once: far quicker than image by image."""
         chosen = torch.tensor(indices)
         images = (self.images[chosen].float() - self.mean) / self.std
-        if self.shift:
-            images = _shifted(images, self.shift)
-        if self.flip:
-            mirrored = torch.rand(len(images), 1, 1, 1) < 0.5
-            images = torch.where(mirrored, images.flip(-1), images)
-        return images, self.labels[chosen]
+        return augmented(images, self.shift, self.flip), self.labels[chosen]
 
 
 class ImageData(RecipeData):
@@ -62,6 +58,14 @@ class ImageData(RecipeData):
 
     classes: int
     validation: int
+
+    def format(self) -> PictureFormat:
+        """How the network takes pictures, for files that are not of the data set."""
+        raise NotImplementedError
+
+    def names(self) -> list[str]:
+        """Of the classes."""
+        return [str(number) for number in range(self.classes)]
 
     def held_out(self, count: int) -> tuple[Tensor, Tensor]:
         """Which of `count` training samples train, and which validate, by the seed.
@@ -103,6 +107,16 @@ def from_hub(owner: str, name: str, split: str, shape: tuple[int, ...], image: s
         ) from error
     images = images if isinstance(images, Tensor) else torch.stack(list(images))
     return images.to(torch.uint8).reshape(-1, *shape), labels
+
+
+def augmented(images: Tensor, shift: int, flip: bool) -> Tensor:
+    """Images moved and mirrored at random; see `Images`."""
+    if shift:
+        images = _shifted(images, shift)
+    if flip:
+        mirrored = torch.rand(len(images), 1, 1, 1) < 0.5
+        images = torch.where(mirrored, images.flip(-1), images)
+    return images
 
 
 def _shifted(images: Tensor, reach: int) -> Tensor:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from io import StringIO
-from math import isfinite
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 
-from torchimplicit.files import read_bytes, reading
+from torchimplicit.files import reading
 from torchimplicit.nn import Series
-from torchimplicit.train.data.base import DataError, Splits, permutation
+from torchimplicit.train.data.base import DataError, FittingData, Splits, permutation
+from torchimplicit.train.data.csv_rows import header_of, lines_of, number
 from torchimplicit.train.data.series import SeriesData
 
 COLUMNS = ("id", "time", "variable", "value")
@@ -34,7 +32,7 @@ class Table(NamedTuple):
     series: Series
 
 
-class LongTable(SeriesData):
+class LongTable(SeriesData, FittingData):
     """Irregular series from a CSV file with a line for every observation: its series' id, time, variable and value.
 
     Lines may stand in any order. Times are brought to 0 to 1, the earliest and the latest of the table; values are
@@ -52,6 +50,9 @@ class LongTable(SeriesData):
         seed: of the training/validation split and of the shuffling. The test split is always the same.
     """
 
+    inferred: ClassVar[tuple[str, ...]] = ("variables",)
+    sized: ClassVar[tuple[str, ...]] = ("channels",)
+
     def __init__(
         self,
         path: str,
@@ -64,9 +65,28 @@ class LongTable(SeriesData):
     ):
         """Loads nothing yet."""
         super().__init__(task, seen, batch_size, seed)
-        self.path, self.chosen, self.columns = path, variables, columns
+        self.path, self.columns = path, columns
         self.variables = tuple(variables or ())
+        self._table: Table | None = None
         self.save_hyperparameters(ignore="path")  # a checkpoint says nothing about somebody's disk
+
+    def look(self) -> None:
+        """Reads the file.
+
+        Raises:
+            DataError: the file is absent or broken.
+        """
+        self._read()
+
+    def sizes(self) -> dict[str, int]:
+        """The number of variables."""
+        return {"channels": len(self.variables)}
+
+    def describe(self) -> str:
+        """Series and variables."""
+        table = self._read()
+        names = ", ".join(self.variables[:8]) + (", ..." if len(self.variables) > 8 else "")
+        return f"{len(table.ids)} series of {len(self.variables)} variables ({names})"
 
     def load(self) -> Splits:
         """The splits.
@@ -74,8 +94,8 @@ class LongTable(SeriesData):
         Raises:
             DataError: the file is absent or broken, or has too few series.
         """
-        table = read_long(Path(self.path), self.chosen, self.columns)
-        self.variables, count = table.variables, len(table.ids)
+        table = self._read()
+        count = len(table.ids)
         tested, held = count // 5, max(count // 10, 1)
         if tested < 1 or count - tested - held < 1:
             raise DataError(f"LongTable: {self.path} has {count} series, expected 5 at least, to train, validate, test")
@@ -85,6 +105,12 @@ class LongTable(SeriesData):
         val, train = rest[:held], rest[held:]
         series = _standardised(table.series, table.series[train])
         return self.divided(series, torch.full((count,), torch.nan), (train, val, test), table.ids)
+
+    def _read(self) -> Table:
+        if self._table is None:
+            self._table = read_long(Path(self.path), self.variables or None, self.columns)
+            self.variables = self._table.variables
+        return self._table
 
 
 def read_long(path: Path, variables: Sequence[str] | None = None, columns: Sequence[str] = COLUMNS) -> Table:
@@ -104,36 +130,24 @@ def read_long(path: Path, variables: Sequence[str] | None = None, columns: Seque
         raise DataError(f"LongTable(columns={list(columns)}): expected four names, for {', '.join(COLUMNS)}")
     found: dict[str, dict[tuple[float, str], float]] = {}
     with reading("LongTable", path, HINT):
-        lines = csv.DictReader(StringIO(read_bytes(path).decode("utf-8-sig"), newline=""), skipinitialspace=True)
-        absent = [name for name in columns if name not in (lines.fieldnames or ())]
+        header = header_of(path)
+        absent = [name for name in columns if name not in header]
         if absent:
-            raise ValueError(f"no column {absent[0]!r}, but {', '.join(lines.fieldnames or ()) or 'nothing'}")
-        for line in lines:
+            raise ValueError(f"no column {absent[0]!r}, but {', '.join(header) or 'nothing'}")
+        for at, line in lines_of(path):
             one, time, variable, value = (line[name] for name in columns)
-            place = f"line {lines.line_num}: "
-            if None in line:  # such as a decimal comma, whose digits would be lost
-                raise ValueError(f"{place}{len(line) - 1 + len(line[None])} fields, expected {len(line) - 1}")
+            place = f"{at}: "
             if variables is not None and variable not in variables:
                 raise ValueError(f"{place}variable {variable!r}, expected one of {', '.join(variables)}")
-            key = _number(time, f"{place}time"), variable
+            key = number(time, f"{place}time"), variable
             row = found.setdefault(one, {})
             if key in row:
                 raise ValueError(f"{place}series {one!r} has variable {variable!r} at time {time} twice, expected once")
-            row[key] = _number(value, f"{place}value")
+            row[key] = number(value, f"{place}value")
         if not found:
             raise ValueError("no lines, expected one for every observation")
     names = tuple(variables or sorted({name for row in found.values() for _, name in row}))
     return Table(tuple(found), names, Series.of([_series(row, names) for row in found.values()]))
-
-
-def _number(text: str | None, what: str) -> float:
-    try:
-        number = float(text or "")
-    except ValueError:
-        number = float("nan")
-    if not isfinite(number):
-        raise ValueError(f"{what} {text!r}, expected a finite number; leave out the line of what was not observed")
-    return number
 
 
 def _series(row: dict[tuple[float, str], float], names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,6 +10,9 @@ from torchimplicit.files import reading
 from torchimplicit.train.data.base import DATA_VARIABLE, DataError, Splits
 from torchimplicit.train.data.idx import read_idx
 from torchimplicit.train.data.images import ImageData, Images, Part, from_hub
+from torchimplicit.train.data.pictures import PictureFormat
+
+MEAN, STD = 33.3184, 78.5675  # of the training set, in units of the bytes
 
 
 class MNIST(ImageData):
@@ -39,6 +42,10 @@ class MNIST(ImageData):
         if self.folder() is None:
             _hub("test")
 
+    def format(self) -> PictureFormat:
+        """28 x 28, white on black."""
+        return PictureFormat("grey", (28, 28), (MEAN,), (STD,))
+
     def load(self) -> Splits:
         """The splits.
 
@@ -50,7 +57,7 @@ class MNIST(ImageData):
         (images, labels), test = read("train"), read("test")
         train, val = self.held_out(len(labels))
         parts = ((images[train], labels[train], self.shift), (images[val], labels[val], 0), (*test, 0))
-        return Splits(*(Images(x, y, 33.3184, 78.5675, shift) for x, y, shift in parts))
+        return Splits(*(Images(x, y, MEAN, STD, shift) for x, y, shift in parts))
 
 
 def _from_folder(folder: Path):

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from torchimplicit.files import read_arrays, read_picture, reading
 from torchimplicit.train.data.base import DATA_VARIABLE, DataError, RecipeData, Splits, permutation
+from torchimplicit.train.data.pictures import PictureFormat
 
 ARCHIVE, FOLDER = "dsb2018_256_gray.npz", "stage1_train"
 SIZE = (256, 256)
@@ -51,6 +52,10 @@ class Nuclei(RecipeData):
         super().__init__(batch_size, seed)
         self.data_dir, self.validation, self.test, self.crop = data_dir, validation, test, crop
         self.save_hyperparameters(ignore="data_dir")  # a checkpoint says nothing about somebody's disk
+
+    def format(self) -> PictureFormat:
+        """Grey, of any size, standardised one by one."""
+        return PictureFormat("grey", None, None, None)
 
     def load(self) -> Splits:
         """The splits.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,12 +11,12 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from torchimplicit.core.options import require, require_count
 from torchimplicit.files import read_bytes, reading
-from torchimplicit.train.data.base import DATA_VARIABLE, DataError, RecipeData, Splits
+from torchimplicit.train.data.base import DATA_VARIABLE, DataError, FittingData, Splits, require_parts
 from torchimplicit.train.data.batches import Batches, Order
-from torchimplicit.train.data.vocabulary import BytePairs, Characters, Vocabulary
+from torchimplicit.train.data.vocabulary import BytePairs, Bytes, Characters, Vocabulary
 
 SHAKESPEARE = "tinyshakespeare.txt"
-SHARES = (0.9, 0.05)  # of the one file, for training and validation; the rest is for the test
+SETS = ("shakespeare", "wikitext-2")
 WIKITEXT = {"train": "train.txt", "val": "valid.txt", "test": "test.txt"}
 HUB = {"train": "train", "val": "validation", "test": "test"}
 
@@ -29,8 +29,8 @@ class Texts(NamedTuple):
     test: str
 
 
-class Text(RecipeData):
-    """Language data: tiny Shakespeare or WikiText-2, by characters or byte pairs.
+class Text(FittingData):
+    """Language data: a text of your own, tiny Shakespeare or WikiText-2, by characters, bytes or byte pairs.
 
     A split is cut into as many streams of equal length as there are rows in a batch, over all processes, and batch
     after batch takes the next `length` tokens of each: a memory of the last segment is one of the text before. Nothing
@@ -40,14 +40,17 @@ class Text(RecipeData):
     Sources: A. Karpathy, char-rnn, 2015 (tiny Shakespeare); S. Merity et al., ICLR 2017, arXiv 1609.07843 (WikiText-2).
 
     Args:
-        source: "shakespeare", 1.1 million characters, of which nine tenths are for training and a twentieth for
-            validation; or "wikitext-2", whose three files or whose three splits on the hub are taken as they are.
-        tokens: "characters", or "pairs" of bytes learned from the training split; needs the package `tokenizers`.
+        source: the path of a text file in UTF-8, or of a folder with `train.txt`, `valid.txt` and `test.txt`, which are
+            taken as they are; or "shakespeare", 1.1 million characters, or "wikitext-2", which are found in `data_dir`.
+        tokens: "characters"; "bytes", which can write every text; or "pairs" of bytes learned from the training split,
+            which needs the package `tokenizers`.
         pairs: how many of the latter there are.
         length: tokens of a segment.
         data_dir: folder with `tinyshakespeare.txt` or with `wikitext-2/train.txt`, `valid.txt` and `test.txt`, or with
             a folder `text` that has them. None looks at the environment variable `TORCHIMPLICIT_DATA`, and where that
-            is unset downloads `karpathy/tiny_shakespeare` or `Salesforce/wikitext`.
+            is unset downloads `karpathy/tiny_shakespeare` or `Salesforce/wikitext`. Not looked at for a path.
+        validation: part of one file, before its test, that validates.
+        test: part of one file, at its end, that is the test split.
         batch_size: streams of a process.
         seed: of nothing here, as no part of this is random.
 
@@ -57,24 +60,30 @@ class Text(RecipeData):
         characters_per_token: by the name of the split.
     """
 
+    sized: ClassVar[tuple[str, ...]] = ("vocabulary",)
+
     def __init__(
         self,
-        source: Literal["shakespeare", "wikitext-2"] = "shakespeare",
-        tokens: Literal["characters", "pairs"] = "characters",
+        source: str = "shakespeare",
+        tokens: Literal["characters", "bytes", "pairs"] = "characters",
         pairs: int = 1024,
         length: int = 128,
         data_dir: str | None = None,
+        validation: float = 0.05,
+        test: float = 0.05,
         batch_size: int = 16,
         seed: int = 0,
     ):
         """Loads nothing yet."""
         super().__init__(batch_size, seed)
         self.source, self.tokens, self.pairs, self.length, self.data_dir = source, tokens, pairs, length, data_dir
-        require(self, "source", source in ("shakespeare", "wikitext-2"), "'shakespeare' or 'wikitext-2'")
-        require(self, "tokens", tokens in ("characters", "pairs"), "'characters' or 'pairs'")
+        self.part, self.tested = validation, test
+        require(self, "tokens", tokens in ("characters", "bytes", "pairs"), "'characters', 'bytes' or 'pairs'")
+        require_parts(self, validation, test)
         require_count(self, "length", "batch_size")
         require_count(self, "pairs", least=256)
         self.symbols: Vocabulary | None = None
+        self._texts: Texts | None = None
         self.characters_per_token: dict[str, float] = {}
         self.save_hyperparameters(ignore="data_dir")
 
@@ -85,8 +94,47 @@ class Text(RecipeData):
 
     def prepare_data(self) -> None:
         """Downloads, in one process of the machine, where there is no folder to read."""
-        if self.folder() is None:
+        if self.source in SETS and self.folder() is None:
             _from_hub(self.source)
+
+    def look(self) -> None:
+        """Reads the texts and settles the tokens.
+
+        Raises:
+            DataError: the files are absent or broken, or the hub is out of reach.
+        """
+        if self._texts is not None:
+            return
+        folder = self.folder()
+        if self.source not in SETS:
+            self._texts = self._from_path(Path(self.source))
+        else:
+            self._texts = _from_hub(self.source) if folder is None else self._from_folder(folder)
+        if self.symbols is not None:  # a checkpoint's
+            return
+        if self.tokens == "bytes":
+            self.symbols = Bytes()
+        elif self.tokens == "pairs":
+            self.symbols = BytePairs(self._texts.train, self.pairs)
+        else:
+            self.symbols = Characters("".join(self._texts))
+
+    def sizes(self) -> dict[str, int]:
+        """The number of tokens."""
+        return {"vocabulary": self.vocabulary or 0}
+
+    def describe(self) -> str:
+        """Characters and tokens."""
+        counts = " + ".join(str(len(text)) for text in self._texts or ())
+        return f"{counts} characters (train + val + test), {self.vocabulary} different tokens"
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Takes over the tokens of a checkpoint; pairs are learned from the data again."""
+        texts = checkpoint.get("vocabulary")
+        if self.tokens == "bytes":
+            self.symbols = Bytes()
+        elif self.tokens == "characters" and texts:
+            self.symbols = Characters(texts)
 
     def load(self) -> Splits:
         """The splits, each as streams of one row a sample of the batch.
@@ -94,11 +142,12 @@ class Text(RecipeData):
         Raises:
             DataError: the files are absent or broken, the hub is out of reach, or a split is too short.
         """
-        folder = self.folder()
-        texts = _from_hub(self.source) if folder is None else _from_folder(folder, self.source)
-        self.symbols = Characters("".join(texts)) if self.tokens == "characters" else BytePairs(texts.train, self.pairs)
+        self.look()
+        symbols, texts = self.symbols, self._texts
+        assert symbols is not None
+        assert texts is not None
         rows = self.batch_size * (self.trainer.world_size if self.trainer else 1)
-        numbers = [self.symbols.encode(text) for text in texts]
+        numbers = [symbols.encode(text) for text in texts]
         for name, text, tokens in zip(Splits._fields, texts, numbers, strict=True):
             least = rows * (self.length if name == "train" else 1) + 1
             if len(tokens) < least:
@@ -109,17 +158,47 @@ class Text(RecipeData):
             self.characters_per_token[name] = len(text) / len(tokens)
         return Splits(*(Streams(tokens, rows, self.length, whole=i == 0) for i, tokens in enumerate(numbers)))
 
+    def _from_path(self, place: Path) -> Texts:
+        """The text of a file, or the three of a folder."""
+        if place.is_dir():
+            return _set_of(place)
+        if not place.is_file():
+            raise DataError(
+                f"Text: --data.source {place}: neither a file nor a folder. Expected the path of a text file, or one "
+                f"of {', '.join(SETS)}."
+            )
+        return self._cut(_read(place))
+
+    def _from_folder(self, folder: Path) -> Texts:
+        """The texts of a known set in a folder, or in its folder `text`."""
+        inside = Path("wikitext-2") if self.source == "wikitext-2" else Path(SHAKESPEARE)
+        for place in (folder / inside, folder / "text" / inside):
+            if self.source == "shakespeare" and place.is_file():
+                return self._cut(_read(place))
+            if self.source == "wikitext-2" and place.is_dir():
+                return _set_of(place)
+        missing = f"found no {inside}" if folder.is_dir() else "no such folder"
+        raise DataError(
+            f"Text(source={self.source!r}): looked in {folder} and {folder / 'text'}: {missing}. Try --data-dir (or "
+            f"the variable {DATA_VARIABLE}) with a folder that holds it, or neither, to download it."
+        )
+
+    def _cut(self, text: str) -> Texts:
+        train, val = (round((1 - share) * len(text)) for share in (self.part + self.tested, self.tested))
+        return Texts(text[:train], text[train:val], text[val:])
+
     def _loader(self, split: str, shuffle: bool = False) -> DataLoader:
         """Batches in the order of the text, whether they are for training or not."""
         self.setup()
         dataset = getattr(self.splits, split)
         count, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         if not shuffle:
-            sampler = DistributedSampler(dataset, count, rank, shuffle=False)
-            return DataLoader(dataset, batch_size=self.batch_size, sampler=sampler, collate_fn=_whole)
+            return DataLoader(
+                dataset, sampler=DistributedSampler(dataset, count, rank, shuffle=False), **self._fetching()
+            )
         order = Order(dataset, count, rank, self.seed, self.batch_size, self._done)
         order.shuffle = False
-        return Batches(dataset, batch_size=self.batch_size, sampler=order, collate_fn=_whole)
+        return Batches(dataset, sampler=order, **self._fetching())
 
 
 class Streams(Dataset):
@@ -158,36 +237,15 @@ class Streams(Dataset):
         return self.seen[rows, span], self.said[rows, span]
 
 
-def _whole(batch: Any) -> Any:
-    """What `__getitems__` gives is a batch already."""
-    return batch
-
-
-def _cut(text: str) -> Texts:
-    train, val = (round(sum(SHARES[:count]) * len(text)) for count in (1, 2))
-    return Texts(text[:train], text[train:val], text[val:])
-
-
-def _from_folder(folder: Path, source: str) -> Texts:
-    """The texts in a folder, or in its folder `text`."""
-    inside = Path("wikitext-2") if source == "wikitext-2" else Path(SHAKESPEARE)
-    for place in (folder / inside, folder / "text" / inside):
-        if source == "shakespeare" and place.is_file():
-            return _cut(_read(place))
-        if source == "wikitext-2" and place.is_dir():
-            missing = [name for name in WIKITEXT.values() if not (place / name).is_file()]
-            if missing:
-                raise DataError(
-                    f"Text(source='wikitext-2'): {place} has no {' and no '.join(missing)}, expected "
-                    f"{', '.join(WIKITEXT.values())}. Try to fetch what is missing, or neither --data-dir nor the "
-                    f"variable {DATA_VARIABLE}, to download all of it."
-                )
-            return Texts(*(_read(place / name) for name in WIKITEXT.values()))
-    missing = f"found no {inside}" if folder.is_dir() else "no such folder"
-    raise DataError(
-        f"Text(source={source!r}): looked in {folder} and {folder / 'text'}: {missing}. Try --data-dir (or the "
-        f"variable {DATA_VARIABLE}) with a folder that holds it, or neither, to download it."
-    )
+def _set_of(place: Path) -> Texts:
+    """The three files in a folder."""
+    missing = [name for name in WIKITEXT.values() if not (place / name).is_file()]
+    if missing:
+        raise DataError(
+            f"Text: {place} has no {' and no '.join(missing)}, expected {', '.join(WIKITEXT.values())}. Try to add "
+            "what is missing, or the path of one file."
+        )
+    return Texts(*(_read(place / name) for name in WIKITEXT.values()))
 
 
 def _read(path: Path) -> str:

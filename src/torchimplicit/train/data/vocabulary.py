@@ -37,10 +37,10 @@ class Characters:
     """Every character is a token.
 
     Args:
-        text: whose characters they are.
+        text: whose characters they are; or the characters themselves.
     """
 
-    def __init__(self, text: str):
+    def __init__(self, text: Iterable[str]):
         """Sorts the characters."""
         self.tokens = sorted(set(text))
         self._numbers = {character: number for number, character in enumerate(self.tokens)}
@@ -62,6 +62,20 @@ class Characters:
     def decode(self, numbers: Iterable[int]) -> str:
         """The text of numbers."""
         return "".join(self.tokens[int(number)] for number in numbers)
+
+
+class Bytes:
+    """Every byte of the text in UTF-8 is a token: 256 of them, and every text can be written."""
+
+    tokens = [chr(number) for number in range(256)]  # noqa: RUF012 - as the other vocabularies have it
+
+    def encode(self, text: str) -> Tensor:
+        """The numbers of a text, `(N,)`."""
+        return torch.tensor(list(text.encode()), dtype=torch.long)
+
+    def decode(self, numbers: Iterable[int]) -> str:
+        """The text of numbers; what is no UTF-8 becomes a question mark in a box."""
+        return bytes(int(number) for number in numbers).decode(errors="replace")
 
 
 class BytePairs:

@@ -6,7 +6,7 @@ from torchimplicit.train.networks.denoisers.conditions import ConditionEmbedding
 from torchimplicit.train.networks.denoisers.dense import ConditionalMLP
 from torchimplicit.train.networks.denoisers.flow import ImageFlow
 from torchimplicit.train.networks.denoisers.unet import ConditionalUNet
-from torchimplicit.train.networks.images.dense import BottleneckCell, DigitsNetwork, MNISTNetwork, RowBound, TanhCell
+from torchimplicit.train.networks.images.dense import BottleneckCell, DigitsNetwork, MNISTNetwork
 from torchimplicit.train.networks.images.monotone import (
     MonotoneConvolutional,
     MonotoneDense,
@@ -31,6 +31,7 @@ from torchimplicit.train.networks.series.latent import LatentODENetwork, ODERNNN
 from torchimplicit.train.networks.series.stochastic import LatentSDENetwork
 from torchimplicit.train.networks.series.summary import SummaryEncoder
 from torchimplicit.train.networks.vectors.dense import DenseODE
+from torchimplicit.train.networks.vectors.equilibrium import DenseDEQ, RowBound, TanhCell
 from torchimplicit.train.networks.vectors.flow import DenseFlow, WhitenedFlow
 from torchimplicit.train.networks.vectors.mechanics import HamiltonianField, PlainField
 
@@ -51,6 +52,7 @@ __all__ = [
     "CopyingTransformer",
     "DEQTransformer",
     "DEQTrellis",
+    "DenseDEQ",
     "DenseFlow",
     "DenseODE",
     "DigitsNetwork",
