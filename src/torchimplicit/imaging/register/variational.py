@@ -277,7 +277,7 @@ def _scales(scene: Scene, weights: Tensor, weight: Tensor) -> tuple[Tensor, Tens
     with torch.no_grad():
         fixed, axes = scene.fixed.detach(), range(2, scene.fixed.ndim)
         slopes = [(difference(fixed, a) / unit).square() for a, unit in zip(axes, scene.units, strict=True)]
-        bend = torch.stack(slopes).flatten(3).mean((0, 2, 3)).clamp_min(1e-6) * PART
+        bend = torch.stack(slopes, 1).flatten(1).mean(1).clamp_min(1e-6) * PART
         count = weights.numel()
         stiff = weight.detach() * weights / bend.view(-1, 1, *[1] * len(axes))
         return (count * (1 + stiff)).rsqrt(), count / bend
