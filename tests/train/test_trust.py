@@ -9,6 +9,7 @@ import lightning
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch import nn
 
 import torchimplicit as ti
@@ -244,6 +245,23 @@ def test_what_would_take_for_ever_is_refused():
         build(network(width=torch.zeros(2)))
 
 
+def own_data(name):
+    """What a recipe that looks at its data is given to look at."""
+    if name == "images":
+        for kind in ("a", "b"):
+            Path("photos", kind).mkdir(parents=True)
+            for i in range(3):
+                Image.new("RGB", (8, 8), (90 * i, 9, 9)).save(f"photos/{kind}/{i}.png")
+        return ["--data.path", "photos"]
+    if name in ("text", "text-explicit"):
+        Path("own.txt").write_text("a text of one's own")
+        return ["--data.source", "own.txt"]
+    if name in ("table", "table-regression"):
+        Path("own.csv").write_text("x,y\n" + "".join(f"{i},{i % 2}\n" for i in range(9)))
+        return ["--data.path", "own.csv"]
+    return []
+
+
 @pytest.mark.parametrize("name", shipped())
 def test_a_recipe_is_built_as_its_command_builds_it(name):
     from torchimplicit.train.command.trainer_cli import RecipeCLI
@@ -252,7 +270,7 @@ def test_a_recipe_is_built_as_its_command_builds_it(name):
         def _run_subcommand(self, subcommand):
             pass
 
-    command = Builder(["fit", "--config", name])
+    command = Builder(["fit", "--config", name, *own_data(name)])
     config = command.model.config
     torch.manual_seed(0)
     model, data = build(config["model"]), build(config["data"])

@@ -43,7 +43,9 @@ def read(path: str | Path, states: Mapping[str, type] | None = None) -> dict[str
         CheckpointError: the file is absent or no such checkpoint.
     """
     if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such checkpoint. Try the path of a .ckpt file, or 'last' or 'best'.")
+        raise CheckpointError(
+            f"{path}: no such checkpoint. Try the path of a .ckpt file; with --config also 'last' or 'best'."
+        )
     try:
         require_unpacked(Path(path))
         content = torch.load(path, map_location="cpu", weights_only=True)

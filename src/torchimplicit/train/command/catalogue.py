@@ -54,13 +54,18 @@ def show() -> None:
     """Prints the table of recipes."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2))
     table.add_column("recipe", no_wrap=True)
-    table.add_column("what it trains", ratio=3)
-    table.add_column("data", ratio=2)
+    table.add_column("what it trains, on which data")
     for name, path in shipped().items():
-        table.add_row(name, *describe(path))
+        what, needs = describe(path)
+        table.add_row(name, Text(what) + Text(f"\ndata: {needs}", style="dim"))
     console = Console()
     console.print(table)
-    console.print("\nTrain one: torchimplicit fit --config NAME", highlight=False, markup=False)
+    console.print(
+        "\nTrain one: torchimplicit fit --config NAME; its options: fit --config NAME --help",
+        highlight=False,
+        markup=False,
+    )

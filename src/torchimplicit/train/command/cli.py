@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
 import torchimplicit
-from torchimplicit.core.status import ConvergenceWarning, ImplicitError
+from torchimplicit.core.status import ImplicitError
 from torchimplicit.train.command import catalogue
+from torchimplicit.train.command.silence import quiet
 from torchimplicit.train.errors import OptionError, UsageError
 
-CHATTER = (
-    "GPU available",
-    "TPU available",
-    "\N{ELECTRIC LIGHT BULB} Tip",
-    "Loading `train_dataloader` to estimate",
-    "was raised with message",  # and a checkpoint saved: the command says it in words of its own
-)
-NOISE = (
-    "does not have many workers",
-    "available but not used",
-    "isinstance.treespec, LeafSpec",
-    "LightningCLI's args",
-    "Be aware that when using `ckpt_path`",
-    "Checkpoint directory .* exists",
-    "Experiment logs directory",  # of a resumed run: its log has been put aside
-    "is smaller than the logging interval",
-    "The .grad attribute of a Tensor that is not a leaf",  # torch, while it compiles a cell
-)
 TRAINING = ("fit", "validate", "test", "predict")
 
 HELP = """\
@@ -47,16 +26,20 @@ Train models with implicit layers, and look at how their solves go.
   fit      --config RECIPE    train
   validate --config RECIPE    evaluate on the validation split
   test     --config RECIPE    evaluate on the test split
-  predict  CKPT FILE ...      say what a trained model makes of files, and whether each answer converged
   predict  --config RECIPE    write predictions for the test split
+  predict  CKPT FILE ...      predict from files; says which answers converged
   report   CKPT               diagnose a trained model, as one HTML file
-  reconstruct K-SPACE         make images of k-space, and say whether they converged
-  register FIXED MOVING       bring one image into the place of another, and say whether that converged
+  reconstruct K-SPACE         images of k-space; says whether they converged
+  register FIXED MOVING       one image in the place of another; says likewise
   --version                   print the versions of torchimplicit and torch
 
-RECIPE is a name (see recipes) or the path of a YAML file. Every setting can be changed on the command line:
-  torchimplicit fit --config digits --trainer.max_epochs 5 --model.network.solver Newton
-All settings of a command: torchimplicit fit --help
+RECIPE is a name (see recipes) or the path of a YAML file.
+What can be changed in one:
+  torchimplicit fit --config digits --help
+Every setting is an option of the command:
+  torchimplicit fit --config digits --model.network.solver Newton
+Your own pictures, one folder a class:
+  torchimplicit fit --config images --data.path photos
 """
 
 
@@ -276,37 +259,6 @@ def _train(words: list[str], own_process: bool) -> None:
             raise explained(str(error), words) from error
         except MisconfigurationException as error:
             raise UsageError(str(error)) from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silences what Lightning says about machines and products, and shortens warnings that are about the model."""
-    import lightning.pytorch  # it sets its own format of warnings
-
-    usual = warnings.formatwarning
-
-    def short(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
-        return f"warning: {message}\n" if category is ConvergenceWarning else usual(message, category, *place, **line)
-
-    def matters(record: logging.LogRecord) -> bool:
-        return not any(words in record.getMessage() for words in CHATTER)
-
-    loggers = [
-        logging.getLogger(name) for name in (lightning.pytorch.__name__, "lightning.pytorch.utilities.rank_zero")
-    ]
-    for logger in loggers:
-        logger.addFilter(matters)
-    try:
-        with warnings.catch_warnings():
-            warnings.formatwarning = short
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
-            for message in NOISE:
-                warnings.filterwarnings("ignore", f".*{message}.*")
-            yield
-    finally:
-        warnings.formatwarning = usual
-        for logger in loggers:
-            logger.removeFilter(matters)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pkgutil import resolve_name
 from typing import Any
 
@@ -16,7 +15,9 @@ from torchimplicit.train.data.base import FittingData
 from torchimplicit.train.errors import UsageError
 
 
-def fit_to_data(config: Namespace, checkpoint: Mapping[str, Any] | None) -> LightningDataModule | None:
+def fit_to_data(
+    config: Namespace, checkpoint: Mapping[str, Any] | None, words: Sequence[str] = ()
+) -> LightningDataModule | None:
     """Looks at the data, and writes what was found into the configuration, as if it had been given.
 
     Args:
@@ -24,6 +25,7 @@ def fit_to_data(config: Namespace, checkpoint: Mapping[str, Any] | None) -> Ligh
             network.
         checkpoint: whose weights the model shall have; what was inferred for it is taken over where nothing else was
             given, so that a model is tested as it was trained.
+        words: of the command line, which may not give other sizes than the data; a recipe may.
 
     Returns:
         The data module that has looked, or None where data and network have sizes of their own.
@@ -49,27 +51,27 @@ def fit_to_data(config: Namespace, checkpoint: Mapping[str, Any] | None) -> Ligh
     data.look()
     for name, value in data.found().items():
         arguments[name] = value
-    taken = _take(config.model, data.sizes())
-    if config.model.init_args.get("network") is not None:
-        taken |= _take(config.model.init_args.network, data.sizes(), "network.")
-    sizes = ", ".join(f"{name} {value}" for name, value in taken.items())
-    rank_zero_only(print)(f"data: {data.describe()}\nmodel: {sizes or 'no sizes'}, from the data")
+    sizes = data.sizes()
+    taken = _take(config.model.init_args, sizes, "--model.", words)
+    network = config.model.init_args.get("network")
+    if network is not None:
+        taken |= _take(network.init_args, sizes, "--model.network.", words)
+    told = ", ".join(f"{name} {value}" for name, value in taken.items()) or "no sizes"
+    rank_zero_only(print)(f"data: {data.describe()}\nmodel: {told}, from the data")
     return data
 
 
-def _take(described: Namespace, sizes: Mapping[str, int], prefix: str = "") -> dict[str, int]:
+def _take(arguments: Namespace, sizes: Mapping[str, int], prefix: str, words: Sequence[str]) -> dict[str, int]:
     """Writes the sizes into the arguments of a class, where it has arguments of these names."""
-    arguments = described.init_args
-    defaults = inspect.signature(resolve_name(described.class_path)).parameters
+    given = {word.partition("=")[0] for word in words}
     taken = {}
     for name, size in sizes.items():
         if name not in arguments:
             continue
-        default = defaults[name].default if name in defaults else None
-        if arguments[name] not in (None, default, size):
+        if f"{prefix}{name}" in given and arguments[name] != size:
             raise UsageError(
-                f"--model.{prefix}{name} {arguments[name]}: the data has {size}. Try without this option: the size is "
-                "taken from the data."
+                f"{prefix}{name} {arguments[name]}: the data has {size}. Try without this option: the size is taken "
+                "from the data."
             )
         arguments[name] = taken[name] = size
     return taken

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from typing import Any
 
@@ -10,7 +11,6 @@ from jsonargparse import Namespace
 from torchimplicit.train.errors import UsageError
 
 PLACE = "lightning.pytorch.loggers"
-PACKAGES = {"wandb": ("wandb",), "mlflow": ("mlflow", "mlflow_skinny")}
 
 
 def loggers_of(kind: str, usual: Any) -> Any:
@@ -28,11 +28,12 @@ def loggers_of(kind: str, usual: Any) -> Any:
     table = _described("CSVLogger", save_dir=folder, name=name)
     if kind == "csv":
         return table
-    if not any(find_spec(package) for package in PACKAGES[kind]):
+    if find_spec(kind) is None:
         raise UsageError(f"--logger {kind}: the package is not installed. Try pip install {kind}, or --logger csv.")
     if kind == "wandb":
         return [table, _described("WandbLogger", save_dir=folder, project=name)]
-    return [table, _described("MLFlowLogger", save_dir=f"{folder}/mlruns", experiment_name=name)]
+    where = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")  # MLflow 3 refuses folders
+    return [table, _described("MLFlowLogger", tracking_uri=where, experiment_name=name)]
 
 
 def _described(kind: str, /, **arguments: Any) -> Namespace:

@@ -36,6 +36,10 @@ def explained(message: str, words: Sequence[str]) -> OptionError:
     help_ = f"All options: torchimplicit {words[0]} --config {catalogue.named(words) or 'RECIPE'} --help"
     found = {name: pattern.search(message) for name, pattern in REASONS.items()}
     place = ".".join(dict.fromkeys(KEY.findall(message)))
+    strange = re.search(r"unrecognized arguments: (\S+)", message)
+    if strange and not strange[1].startswith("-"):
+        files = " Files go behind a checkpoint: torchimplicit predict CKPT FILE ..." if words[0] == "predict" else ""
+        return OptionError(f"{strange[1]}: expected options, which begin with --.{files}\n{help_}")
     if match := found["unknown"]:
         name = ".".join(part for part in (place, match[1] or match[2]) if part)
         return OptionError(f"--{name}: no such option.{_meant(name, _names(groups))}\n{help_}")

@@ -9,7 +9,7 @@ from typing import Any, Literal, NoReturn
 
 from jsonargparse import ActionConfigFile, set_parsing_settings  # type: ignore[attr-defined]
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning_utilities.core.rank_zero import rank_zero_only
@@ -134,7 +134,7 @@ class RecipeCLI(LightningCLI):
         if not gives_seed(self._words):
             seed_data(config, checkpoint)
         try:
-            self._looked = fit_to_data(config, checkpoint)
+            self._looked = fit_to_data(config, checkpoint, self._words)
         except (TypeError, ValueError) as error:
             raise UsageError(_reason(error)) from error
 
@@ -183,10 +183,13 @@ class RecipeCLI(LightningCLI):
             super()._run_subcommand(subcommand)
 
     def after_fit(self) -> None:
-        """Says why training ended early, if it did."""
+        """Says why training ended early, if it did, and where the best weights are."""
         stopper = self.trainer.early_stopping_callback
         if isinstance(stopper, EarlyStopping) and stopper.stopping_reason_message:
             rank_zero_only(print)(f"stopped after epoch {stopper.stopped_epoch}: {stopper.stopping_reason_message}")
+        for each in self.trainer.checkpoint_callbacks:
+            if isinstance(each, ModelCheckpoint) and each.monitor and each.best_model_path:
+                rank_zero_only(print)(f"best checkpoint: {os.path.relpath(each.best_model_path)}")
 
     def after_instantiate_classes(self) -> None:
         """Checks the checkpoint, and notes the configuration for the checkpoints to come."""

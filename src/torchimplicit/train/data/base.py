@@ -123,7 +123,8 @@ class FittingData(RecipeData):
 
     def found(self) -> dict[str, Any]:
         """The arguments of `inferred`, as plain values."""
-        return {name: getattr(self, name) for name in self.inferred}
+        found = {name: getattr(self, name) for name in self.inferred}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
     def sizes(self) -> dict[str, int]:
         """Sizes of the data by the names of the arguments that networks and modules have for them; after `look`."""

@@ -47,7 +47,8 @@ class Batches(DataLoader):
 
     def __iter__(self) -> Any:
         order, finish = self.sampler, getattr(self.dataset, "finish", None)
-        batches = super().__iter__()  # not before the first batch is asked for: processes fetch from here on
+        with torch.random.fork_rng(devices=()):  # not before the first batch is asked for: processes fetch from here on
+            batches = super().__iter__()
         for place in count(order.done()):
             with torch.random.fork_rng(devices=()):
                 torch.default_generator.manual_seed(seed_of("data", order.seed, order.epoch, order.rank, place))

@@ -99,7 +99,7 @@ class FeatureTable(FittingData):
         names = ", ".join(self.names()[:8]) + (", ..." if self.classes > 8 else "")
         what = f"{self.classes} classes ({names})" if self.classes else "a number"
         return (
-            f"{counts} lines (training + validation + test), {self.features} features of {len(self.columns or ())} "
+            f"{counts} lines (train + val + test), {self.features} features of {len(self.columns or ())} "
             f"columns; {self.target!r}: {what}"
         )
 

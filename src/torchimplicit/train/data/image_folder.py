@@ -69,7 +69,8 @@ class ImageFolder(ImageData, FittingData):
         """Loads nothing yet."""
         super().__init__(batch_size, seed)
         self.path = path
-        self.size: Any = (size, size) if isinstance(size, int) else size  # this may be None until `look` settles it
+        # What may be None is settled by `look`.
+        self.size: Any = (size, size) if isinstance(size, int) else None if size is None else tuple(size)
         self.colour: Any = colour
         self.labels: Any = labels
         self.mean: Any = mean
@@ -110,7 +111,7 @@ class ImageFolder(ImageData, FittingData):
         counts = " + ".join(str(len(each.paths)) for each in self._listed.values())
         return (
             f"{self.classes} classes ({', '.join(self.names()[:8])}{', ...' if self.classes > 8 else ''}), "
-            f"{counts} pictures (training + validation + test), {self.colour}, {height} x {width}"
+            f"{counts} pictures (train + val + test), {self.colour}, {height} x {width}"
         )
 
     def look(self) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 
 from torchimplicit.files import reading
 from torchimplicit.nn import Series
-from torchimplicit.train.data.base import DataError, Splits, permutation
+from torchimplicit.train.data.base import DataError, FittingData, Splits, permutation
 from torchimplicit.train.data.csv_rows import header_of, lines_of, number
 from torchimplicit.train.data.series import SeriesData
 
@@ -32,7 +32,7 @@ class Table(NamedTuple):
     series: Series
 
 
-class LongTable(SeriesData):
+class LongTable(SeriesData, FittingData):
     """Irregular series from a CSV file with a line for every observation: its series' id, time, variable and value.
 
     Lines may stand in any order. Times are brought to 0 to 1, the earliest and the latest of the table; values are
@@ -50,6 +50,9 @@ class LongTable(SeriesData):
         seed: of the training/validation split and of the shuffling. The test split is always the same.
     """
 
+    inferred: ClassVar[tuple[str, ...]] = ("variables",)
+    sized: ClassVar[tuple[str, ...]] = ("channels",)
+
     def __init__(
         self,
         path: str,
@@ -62,9 +65,28 @@ class LongTable(SeriesData):
     ):
         """Loads nothing yet."""
         super().__init__(task, seen, batch_size, seed)
-        self.path, self.chosen, self.columns = path, variables, columns
+        self.path, self.columns = path, columns
         self.variables = tuple(variables or ())
+        self._table: Table | None = None
         self.save_hyperparameters(ignore="path")  # a checkpoint says nothing about somebody's disk
+
+    def look(self) -> None:
+        """Reads the file.
+
+        Raises:
+            DataError: the file is absent or broken.
+        """
+        self._read()
+
+    def sizes(self) -> dict[str, int]:
+        """The number of variables."""
+        return {"channels": len(self.variables)}
+
+    def describe(self) -> str:
+        """Series and variables."""
+        table = self._read()
+        names = ", ".join(self.variables[:8]) + (", ..." if len(self.variables) > 8 else "")
+        return f"{len(table.ids)} series of {len(self.variables)} variables ({names})"
 
     def load(self) -> Splits:
         """The splits.
@@ -72,8 +94,8 @@ class LongTable(SeriesData):
         Raises:
             DataError: the file is absent or broken, or has too few series.
         """
-        table = read_long(Path(self.path), self.chosen, self.columns)
-        self.variables, count = table.variables, len(table.ids)
+        table = self._read()
+        count = len(table.ids)
         tested, held = count // 5, max(count // 10, 1)
         if tested < 1 or count - tested - held < 1:
             raise DataError(f"LongTable: {self.path} has {count} series, expected 5 at least, to train, validate, test")
@@ -83,6 +105,12 @@ class LongTable(SeriesData):
         val, train = rest[:held], rest[held:]
         series = _standardised(table.series, table.series[train])
         return self.divided(series, torch.full((count,), torch.nan), (train, val, test), table.ids)
+
+    def _read(self) -> Table:
+        if self._table is None:
+            self._table = read_long(Path(self.path), self.variables or None, self.columns)
+            self.variables = self._table.variables
+        return self._table
 
 
 def read_long(path: Path, variables: Sequence[str] | None = None, columns: Sequence[str] = COLUMNS) -> Table:

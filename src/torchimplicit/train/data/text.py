@@ -126,7 +126,7 @@ class Text(FittingData):
     def describe(self) -> str:
         """Characters and tokens."""
         counts = " + ".join(str(len(text)) for text in self._texts or ())
-        return f"{counts} characters (training + validation + test), {self.vocabulary} different tokens"
+        return f"{counts} characters (train + val + test), {self.vocabulary} different tokens"
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Takes over the tokens of a checkpoint; pairs are learned from the data again."""
