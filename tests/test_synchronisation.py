@@ -147,7 +147,8 @@ def test_a_path_is_read_once_a_step_and_twice_more_where_it_passes_outputs(count
 
     assert count(lambda: path(32, 2)) - count(lambda: path(16, 2)) <= 16
     assert count(lambda: path(32, 2, True)) - count(lambda: path(16, 2, True)) <= 2 * 16
-    assert count(lambda: path(16, 9)) <= count(lambda: path(16, 2)) + 2 * 7
+    # The second of two outputs is known to be the end of its step; the last of more is looked for within it.
+    assert count(lambda: path(16, 9)) <= count(lambda: path(16, 2)) + 2 * 7 + 1
 
 
 def test_a_program_is_read_once_a_step(count):

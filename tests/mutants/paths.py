@@ -11,12 +11,14 @@ MUTANTS = [
     ),
     Mutant(
         "path/loop.py", "a solve that is stuck counts as arrived",
-        "self._stop(stuck & finite, Status.STEP_TOO_SMALL)", "self._stop(stuck & finite, Status.CONVERGED)",
+        "self._stop(stuck & ratio.isfinite(), Status.STEP_TOO_SMALL)",
+        "self._stop(stuck & ratio.isfinite(), Status.CONVERGED)",
         "tests/path/test_quarantine.py",
     ),
     Mutant(
         "path/loop.py", "a field that is not finite counts as too small a step",
-        "self._stop(stuck & ~finite, Status.NON_FINITE)", "self._stop(stuck & ~finite, Status.STEP_TOO_SMALL)",
+        "self._stop(stuck & ratio.isinf(), Status.NON_FINITE)",
+        "self._stop(stuck & ratio.isinf(), Status.STEP_TOO_SMALL)",
         "tests/path/test_quarantine.py::test_a_non_finite_sample_stays_out_of_events_and_dense_output",
     ),
     Mutant(
@@ -41,7 +43,7 @@ MUTANTS = [
     ),
     Mutant(
         "path/stepsize.py", "errors are relative to the larger of states and one",
-        "scale = torch.maximum(y.abs(), end.abs())", "scale = torch.maximum(y.abs(), end.abs()).clamp_min(1)",
+        "_scale(torch.maximum(y.abs(), end.abs()))", "_scale(torch.maximum(y.abs(), end.abs()).clamp_min(1))",
         "tests/path/test_stepsize.py",
     ),
     Mutant(
@@ -144,9 +146,8 @@ MUTANTS = [
         "tests/path/test_span.py",
     ),
     Mutant(
-        "path/loop.py", "the smallest step is that of the horizon",
-        "torch.add(self.state.least, self.state.t.abs(), alpha=4 * self.eps)",
-        "torch.add(self.state.least, self.end.abs(), alpha=4 * self.eps)",
+        "path/state.py", "the smallest step is that of the horizon",
+        "torch.add(self.least, self.t.abs(),", "torch.add(self.least, self.ts[-1].abs(),",
         "tests/path/test_own_time.py::test_the_time_of_an_event_does_not_depend_on_the_horizon",
     ),
     Mutant(

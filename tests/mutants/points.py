@@ -20,8 +20,24 @@ MUTANTS = [
     ),
     Mutant(
         "solve/polyalgorithm.py", "the two methods keep limits of their own",
-        "method = replace(method,", "replace(method,",
+        "return replace(method,", "return method or replace(method,",
         "tests/solve/test_polyalgorithm.py -k granted",
+    ),
+    Mutant(
+        "solve/compiled/judge.py", "kernels set the wrong iterate aside",
+        "torch.where((failing & latest).unsqueeze(1), step.before, kept)",
+        "torch.where((failing & latest).unsqueeze(1), step.z, kept)",
+        "tests/solve/compiled/test_judge.py",
+    ),
+    Mutant(
+        "solve/compiled/judge.py", "nobody diverges in kernels",
+        "torch.where(size > step.limit,", "torch.where(size < 0,",
+        "tests/solve/compiled/test_judge.py",
+    ),
+    Mutant(
+        "solve/compiled/mixing.py", "residuals that were never there are combined",
+        "* known.unsqueeze(1)", "* known.new_ones(())",
+        "tests/solve/compiled/test_judge.py -k combinations",
     ),
     Mutant(
         "solve/samples.py", "tolerances are ten times looser",

@@ -76,17 +76,21 @@ class PointCall(Call):
         run: `(residual, z) -> result` with the fields `z`, `report`, `knowledge`: a solver in its loop.
         audit: refuse captured tensors.
         keep_inverse: note what the solver knows of the inverse Jacobian.
+        detach: solve with tensors that require no gradient: a kernel would be compiled once for those that do and once
+            for those that do not.
     """
 
     problem: Problem | Mapped
     run: Callable[[Residual, Tensor], Any]
     audit: bool
     keep_inverse: bool = False
+    detach: bool = False
     record: PointRecord = field(default_factory=PointRecord, kw_only=True)
 
     def forward(self, z: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """Runs the solver from `z` and records how it went. Returns the solution, `(B, n)`, never `z` itself."""
-        bound = self.problem.bind(list(tensors), audit=self.audit, keep_buffers=True)
+        given = [tensor.detach() for tensor in tensors] if self.detach else list(tensors)
+        bound = self.problem.bind(given, audit=self.audit, keep_buffers=True)
         with self.noting_writes(tensors), bound as residual:
             result = self.run(residual, z)
             self.check_samples(residual, result)

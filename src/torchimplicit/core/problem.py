@@ -122,15 +122,9 @@ class Problem:
     squares: ClassVar[bool] = False  # and one with terms
 
     def __init__(
-        self,
-        f: Callable,
-        z0: Any,
-        args: tuple,
-        batch_dims: int = 1,
-        batched_args: Sequence[int] | None = None,
-        begins: bool = True,
-        layout: Layout | None = None,
-    ):
+        self, f: Callable, z0: Any, args: tuple, batch_dims: int = 1, batched_args: Sequence[int] | None = None,
+        begins: bool = True, layout: Layout | None = None,
+    ):  # fmt: skip
         """Makes function and state explicit; evaluates nothing."""
         if not callable(f) or is_module_class(f):
             raise TypeError(f"f: got {words_of(f)}, expected a callable {self.form}")

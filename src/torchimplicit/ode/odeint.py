@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from torchimplicit.core import transforms
+from torchimplicit.core.compiled.worth import Compile
 from torchimplicit.core.public import public
 from torchimplicit.core.status import OnFailure
 from torchimplicit.core.tree import Layout
@@ -15,7 +16,6 @@ from torchimplicit.ode.compiled.engine import check_compile, choose_engine
 from torchimplicit.ode.explicit.methods import Tsit5
 from torchimplicit.path.adjoint.base import PathAdjoint
 from torchimplicit.path.adjoint.checkpointed import Checkpointed
-from torchimplicit.path.compiled.engine import Compile
 from torchimplicit.path.events.event import Event
 from torchimplicit.path.options import Options, Stepping
 from torchimplicit.path.solution import PathSolution

@@ -43,7 +43,7 @@ class PathRecord(Record):
         lost: which samples have a path but no gradient, `(B,)`, for their steps are not found again; None where that is
             none, or was not looked at.
         stretch: which stretch between jumps the last backward solve was of.
-        moved: whether some step was tried; None where only the report knows.
+        moved: whether some sample has made a step; None where only the report knows.
     """
 
     report: PathReport = field(init=False)
@@ -213,7 +213,7 @@ class PathCall(Call):
         path, whole = Path() if self.checkpoints else None, IntegratorState.start(ts, y0)
         log, whole.side = None if self.trigger is None else Log(len(self.trigger.events), whole.t), self.side
         slope, nfev = self._solve_phases(engine, whole, values, path, tensors, condition_tensors, log)
-        self.record.reached = whole.t
+        self.record.reached, self.record.moved = whole.t, whole.number > 0
         if log is not None:
             self._check_conditions(condition_tensors, whole)
             self.record.event, self.record.met, self.record.side = whole.event, log.met(whole.y), whole.side
@@ -238,16 +238,15 @@ class PathCall(Call):
         observer = None
         if self.callback is not None and isinstance(self.dynamics, Dynamics):
             observer = Observer(self.callback, self.dynamics, state)
-        keeps = path is not None and engine.keeps and self.solver.keeps
-        graphs = Graphs(self.budget) if keeps and self.budget else None
-        options = {"audit": self.audit, "keep_buffers": True} | ({} if graphs is None else {"leaves": True})
+        keeps = path is not None and engine.keeps and self.solver.keeps and self.budget
+        graphs, options = (Graphs(self.budget), {"leaves": True}) if keeps else (None, {})
         while True:
             phase = None if path is None else Phase(rows, self.checkpoints)
             inputs = self.dynamics.take(tensors, rows)
             if graphs is not None and phase is not None:
                 phase.leaves = inputs = graphs.place(inputs, tensors)
             with (
-                self.bind(state.ts, inputs, rows, **options) as field,
+                self.bind(state.ts, inputs, rows, audit=self.audit, keep_buffers=True, **options) as field,
                 self._watch(condition_tensors, rows, log) as watch,
             ):
                 solver, narrow = self.solver.take(rows), narrowing.wanted(state.y)
@@ -259,7 +258,6 @@ class PathCall(Call):
                     loop.begin()
                     slope, begun = state.slope, True
                 left -= loop.run()
-                self.record.moved = left < self.solver.max_steps
             nfev += field.nfev
             if path is not None and phase is not None and phase.steps:
                 phase.end = state.y if self.undoes else None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torchimplicit.adjoint.products import Gradients, summed
+from torchimplicit.adjoint.quarantine import all_finite
 from torchimplicit.core import transforms
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.graphs import Graphs, Within
@@ -142,8 +143,10 @@ class Engine:
         totals: Gradients = [None] * len(phase.wanted)
         met, later = False, None
         for step, outputs, y in phase.retrace():
-            graph = step.graph
-            if graph is None:
+            graph, arriving = step.graph, phase.arriving(step, outputs, cotangent)
+            pulled = None if graph is None else graph.pull(*arriving, phase.wanted)
+            # Where a sample never was, its derivative may be infinite, and that times zero is NaN.
+            if pulled is None or (graph is not None and graph.mixed and not all_finite([pulled[0], *pulled[1]])):
                 with torch.no_grad():
                     done = keeper(phase.field, step.span, y, None)
                 graph = done.graph
@@ -152,8 +155,9 @@ class Engine:
                 if later is not None and not met:
                     phase.meet(y, done.y.detach(), later[2], later[0])
                     met = True
-            assert graph is not None
-            cotangent, found = graph.pull(*phase.arriving(step, outputs, cotangent), phase.wanted)
+                assert graph is not None
+                pulled = graph.pull(*arriving, phase.wanted)
+            cotangent, found = pulled
             totals, later = summed(totals, found), (step, outputs, y)
         return cotangent, totals
 

@@ -37,9 +37,11 @@ class StepGraph(Protocol):
 
     Attributes:
         y: the states before it, `(B, n)`.
+        mixed: whether some sample has rejected it: its evaluations lie where that never was.
     """
 
     y: Tensor
+    mixed: bool
 
     def tensors(self) -> list[Tensor]:
         """What leads to the graphs, and must be kept as autograd keeps what it saves."""
@@ -47,6 +49,10 @@ class StepGraph(Protocol):
 
     def of(self, tensors: Sequence[Tensor]) -> Self:
         """The same with these in the places of `tensors`; of none, what can be kept for ever."""
+        ...
+
+    def only(self, moved: Tensor) -> Self:
+        """The same where but some samples move, `(B,)`, and the others stay where they are."""
         ...
 
     @property
@@ -88,6 +94,7 @@ class Graphs:
         self.leaves: list[Tensor] = []
         self._size: int | None = None
         self.known: tuple[Tensor, Tensor, Tensor] | None = None
+        self._before: tuple[Tensor, Tensor, Tensor] | None = None
 
     def place(self, tensors: Sequence[Tensor], whole: Sequence[Tensor]) -> list[Tensor]:
         """Leaves of a phase for tensors, of all samples or of some; those that are for all stay the same."""
@@ -113,9 +120,21 @@ class Graphs:
         self.see(slope, slope, leaf)
         return slope
 
+    def ask_again(self, field: Field, t: Tensor, y: Tensor, slope: Tensor) -> None:
+        """Asks for the graph of a slope that is known, should it have none: behind a step that some sample rejected.
+
+        Behind one that all reject it is the one before.
+        """
+        if self._before is not None and self._before[0] is slope:
+            self.known = self._before
+        if self.behind(slope) is None:
+            self.ask(field, t, y)
+            assert self.known is not None
+            self.known = slope, *self.known[1:]
+
     def see(self, slope: Tensor, graph: Tensor, state: Tensor) -> None:
         """Remembers of which state a slope is, and the same with its graph, for the step that begins there."""
-        self.known = slope, graph, state
+        self._before, self.known = self.known, (slope, graph, state)
 
     def behind(self, slope: Tensor) -> tuple[Tensor, Tensor] | None:
         """A slope with its graph, and the state of which it is; None where they are not known."""

@@ -54,8 +54,7 @@ class StepLoop:
         self.phase, self.rows = phase, rows
         self.limit, self.narrow, self.attempts, self.mostly_done, self.graphs = limit, narrow, 0, False, graphs
         self.step = solver.stepper(state.y, graph=False) if graphs is None else solver.keeper(state.y, graphs)
-        self.end = state.ts[-1]
-        self.stops_at_outputs = solver.stops_at_outputs
+        self.end, self.stops_at_outputs = state.ts[-1], solver.stops_at_outputs
         self.control, self.dt = None, solver.dt_given
         if isinstance(solver, AdaptiveSolver) and isinstance(solver.control, PID):
             self.control, self.dt_min = solver.control, solver.dt_min
@@ -207,7 +206,7 @@ class StepLoop:
             state.plan(wanted, ratio, accept)
             stuck = None if reject is None else reject & (state.h < state.smallest())
         if moves:
-            done = done._replace(graph=None) if rejects else done  # of steps that are too long for some
+            done = done.only(accept) if rejects else done
             self._move(done, stop, h, accept, rejects or not self.all_running, crosses > 0)
         if crosses:
             state.ratio = torch.where(crossing, ratio, state.ratio)
@@ -245,7 +244,7 @@ class StepLoop:
             moved = accept.unsqueeze(1)
             stop = torch.where(accept, stop, state.t)
             y = torch.where(moved, y, state.y)
-            if slope is not None and state.slope is not None and done.graph is None:  # else who stays has arrived
+            if slope is not None and state.slope is not None and (done.graph is None or done.graph.mixed):
                 slope = torch.where(moved, slope, state.slope)
         ending = None if self.watch is None else self.watch.ending(state, accept, span, done.inside)
         # Outputs behind an event hold its state, as all do that a sample does not reach.
@@ -264,15 +263,14 @@ class StepLoop:
         state = self.state
         if len(state.ts) == 2:
             outputs, self.next_output = pass_last(state, self.next_output, stop)
-            samples, places = outputs.samples, outputs.places
-            found = done.y if outputs.everybody else done.y[samples]
+            found = done.y if outputs.everybody else done.y[outputs.samples]
         else:
             outputs = pass_outputs(state, self.outputs, stop)
             self._see_next()
             samples, places = outputs.samples, outputs.places
             theta = (state.ts[places, samples] - state.t[samples]) / h[samples]
             found = done.inside.at(theta, samples)
-        self.values[places, samples if self.rows is None else self.rows[samples]] = found
+        self.values[outputs.places, outputs.samples if self.rows is None else self.rows[outputs.samples]] = found
         return outputs
 
     def _see_next(self) -> None:

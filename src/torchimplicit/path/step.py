@@ -31,6 +31,10 @@ class Stepped(NamedTuple):
     failed: Tensor | None = None
     graph: StepGraph | None = None
 
+    def only(self, moved: Tensor) -> Stepped:
+        """Of a step that but some samples make, `(B,)`: with a graph of theirs alone."""
+        return self if self.graph is None else self._replace(graph=self.graph.only(moved))
+
     @property
     def fault(self) -> Tensor:
         """Of a step of a given size what the others have an error for, `(B,)`.

@@ -133,6 +133,7 @@ def power(base: Tensor, exponent: float) -> Tensor:
     return base.log().mul_(exponent).exp_()
 
 
+LONGER, SHORT = 32.0, 0.125  # how much larger the error of a first step may be, which is as short against `turn`
 UNCONFIRMED = 2.0  # how much longer a step may be than the error of the one before the last allowed
 
 
@@ -201,6 +202,10 @@ class Tolerance:
         # size; a state at rest is as fast as it will be once it has moved by a hundredth of what is tolerated.
         bend, hundredth = bend.log_(), math.log(0.01)
         speed = torch.maximum(speed.log_(), (bend + hundredth) * 0.5)
+        turn = speed - bend
         wanted = bend.mul_(1 / order - 1).add_(speed, alpha=1 - 2 / order).add_(hundredth / order)
+        if order <= 5:  # may be longer where it is short against `turn`: there an estimate of its error can be trusted
+            longer = torch.minimum(wanted + math.log(LONGER) / order, turn.add_(math.log(SHORT)))
+            wanted = torch.maximum(wanted, longer)
         first = torch.minimum(torch.minimum(100 * trial, wanted.exp_().to(t.dtype)), way)
         return torch.where(first > 0, first, trial)

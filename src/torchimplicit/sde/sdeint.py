@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchimplicit.core import transforms
+from torchimplicit.core.compiled.worth import Compile
 from torchimplicit.core.options import require_instance
 from torchimplicit.core.public import public
 from torchimplicit.core.status import OnFailure
@@ -18,7 +19,6 @@ from torchimplicit.core.tree import Layout
 from torchimplicit.path.adjoint.base import PathAdjoint
 from torchimplicit.path.adjoint.checkpointed import Checkpointed, Direct
 from torchimplicit.path.adjoint.reversible import Reversible
-from torchimplicit.path.compiled.engine import Compile
 from torchimplicit.path.options import Options
 from torchimplicit.path.pair import PairSolver
 from torchimplicit.path.solve import solve

@@ -61,10 +61,15 @@ class Anderson(Solver):
         require(self, "damping", is_number(self.damping) and 0 < self.damping <= 2, "a number in (0, 2]")
         require(self, "ridge", is_number(self.ridge) and 0 <= self.ridge < math.inf, "a finite number >= 0")
 
+    @property
+    def memory(self) -> int:
+        """How many residuals are kept; a ring of one would overwrite the iterate it stands for."""
+        return max(min(self.window, self.max_steps), 2)
+
     def init(self, problem: Residual, z: Tensor) -> AndersonState:
         """The state at the start; allocates the history."""
-        window = max(min(self.window, self.max_steps), 2)  # a ring of one would overwrite the iterate it stands for
-        history = Tape(window, self.ridge) if torch.is_grad_enabled() else Ring(z, window, self.ridge)
+        tape = torch.is_grad_enabled()
+        history = Tape(self.memory, self.ridge) if tape else Ring(z, self.memory, self.ridge)
         return AndersonState(z, problem(z, out=history.slot), history)
 
     def step(self, problem: Residual, state: AndersonState) -> AndersonState:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchimplicit.core.options import require, require_count
 from torchimplicit.core.problem import Residual
-from torchimplicit.solve.compiled import CompiledSecants
+from torchimplicit.solve.compiled.secants import CompiledSecants
 from torchimplicit.solve.linesearch import backtrack
 from torchimplicit.solve.loop import Solver
 from torchimplicit.solve.secants import Secants, SecantTape

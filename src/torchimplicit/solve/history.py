@@ -9,6 +9,7 @@ cost a quarter more steps.)
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -49,6 +50,25 @@ class Ring:
         target = torch.sub(z, residual, alpha=damping, out=self.target_slots[self.count % self.window])
         self.count += 1
         return target
+
+    def resume(self, residuals: Sequence[Tensor], targets: Sequence[Tensor], residual: Tensor, count: int) -> Tensor:
+        """Goes on where somebody else has come to after `count` steps.
+
+        Args:
+            residuals: what would have been appended last, oldest first, `(B, n)` each.
+            targets: of the same.
+            residual: the next one, `(B, n)`.
+            count: how many would have been appended.
+
+        Returns:
+            That one, in its slot.
+        """
+        self.count = count
+        for age, (past, target) in enumerate(zip(reversed(residuals), reversed(targets), strict=True), 1):
+            place = (count - age) % self.window
+            self.slots[place].copy_(past)
+            self.target_slots[place].copy_(target)
+        return self.slot.copy_(residual)
 
     def take(self, rows: Tensor) -> Ring:
         """The history of some of the samples."""

@@ -8,6 +8,13 @@ import torch
 from torch import Tensor
 
 
+class Start(NamedTuple):
+    """An iterate and its residual, `(B, n)` each."""
+
+    z: Tensor
+    residual: Tensor
+
+
 class Look(NamedTuple):
     """What a step has led to.
 

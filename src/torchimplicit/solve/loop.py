@@ -7,7 +7,7 @@ problem can be narrowed to some of its samples, the loop goes on with those that
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -22,6 +22,7 @@ from torchimplicit.core.status import Report
 from torchimplicit.core.tree import norm
 from torchimplicit.solve.claims import Claims
 from torchimplicit.solve.coupling import look_again
+from torchimplicit.solve.look import Start
 from torchimplicit.solve.samples import DIVERGENCE, PATIENCE, Samples
 
 # By how many roundings, and at most which part, the residual of samples alone may differ from that beside the others.
@@ -147,6 +148,7 @@ def iterate(
     knowledge: Any = None,
     settled: bool = False,
     ran: Any = None,
+    ahead: Callable[[Residual, Start, Samples], tuple[Any, int]] | None = None,
 ) -> Result:
     """Runs a solver from `z` until every sample has stopped or the steps are used up.
 
@@ -162,16 +164,23 @@ def iterate(
         knowledge: of an earlier solve with the same solver.
         settled: whether the start may be a solution already: then it is looked at as one.
         ran: what the earlier solve that ended there said of how far it had run.
+        ahead: makes the first steps of a fixed point and judges them; gives the state and the number of its step.
 
     Returns:
         The iterate that met the tolerance, or the best one seen, of every sample, and how it went.
     """
-    state = solver.init(problem, z) if knowledge is None else solver.resume(problem, z, knowledge)
+    if ahead is not None:
+        state: Any = Start(z, problem(z))
+    else:
+        state = solver.init(problem, z) if knowledge is None else solver.resume(problem, z, knowledge)
     if problem.comparable:
         samples = Samples(solver, state, problem.eps, save_steps)
     else:
         samples = Claims(solver, state, problem.eps, save_steps, settled, ran)
-    state, step = _run(solver, problem, state, samples, 0)
+    going, step = ahead is not None and _judge(solver, problem, state, samples, 0), 0
+    if ahead is not None and going:
+        state, step = ahead(problem, state, samples)
+    state, step = _run(solver, problem, state, samples, step)
     samples.settle()
     answer = samples.answer(state.z)
     look_again(samples, problem, state, answer)

@@ -98,8 +98,12 @@ class Polyalgorithm(Solver):
         inner = turn.method.step(problem, inner)
         return PolyalgorithmState(inner.z, inner.residual, Turn(turn.method, inner, turn.count + 1))
 
+    def granted(self, method: Solver) -> Solver:
+        """A method that is granted what both are together."""
+        return replace(method, **{field.name: getattr(self, field.name) for field in fields(Solver)})
+
     def _handed(self, method: Solver, problem: Residual, z: Tensor, count: int) -> PolyalgorithmState:
-        """A method's start, which is granted what both are together."""
-        method = replace(method, **{field.name: getattr(self, field.name) for field in fields(Solver)})
+        """A method's start."""
+        method = self.granted(method)
         state = method.init(problem, z)
         return PolyalgorithmState(state.z, state.residual, Turn(method, state, count))

@@ -9,11 +9,11 @@ from torch import nn
 
 import torchimplicit as ti
 from torchimplicit.core.compiled import kernel as compiling
+from torchimplicit.core.compiled import worth
 from torchimplicit.core.compiled.kernel import CompileError
 from torchimplicit.ode import RK4, Heun
 from torchimplicit.ode.compiled import kernel, loop
 from torchimplicit.ode.compiled.engine import choose_engine
-from torchimplicit.path.compiled import engine
 from torchimplicit.path.compiled.engine import IfPossible
 
 SOLVER = Heun(rtol=1e-3, atol=1e-4)
@@ -126,7 +126,7 @@ def test_a_field_that_cannot_be_compiled_is_named_and_auto_goes_on_without(monke
     y0, ts = torch.ones(2, 1), torch.tensor([0.0, 1.0])
     with pytest.raises(CompileError, match="Try compile=False"):
         ti.odeint(branch, y0, ts, solver=SOLVER, compile=True)
-    monkeypatch.setattr(engine, "WORTH", 0.0)
+    monkeypatch.setattr(worth, "WORTH", 0.0)
     expected = ti.odeint(branch, y0, ts, solver=SOLVER).value
     assert torch.equal(ti.odeint(branch, y0, ts, solver=SOLVER, compile="auto").value, expected)
     assert not tries(branch)  # it does not try again
@@ -137,10 +137,10 @@ def test_auto_waits_until_it_pays(monkeypatch):
         return 0 * y
 
     assert not tries(still)
-    monkeypatch.setattr(engine, "WORTH", 1e-9)
+    monkeypatch.setattr(worth, "WORTH", 1e-9)
     ti.odeint(still, torch.ones(1, 1), torch.tensor([0.0, 1.0]), solver=SOLVER, compile="auto")
     assert tries(still)
-    assert not tries(still, engine.SMALL + 1)
+    assert not tries(still, worth.SMALL + 1)
 
 
 @pytest.mark.parametrize(

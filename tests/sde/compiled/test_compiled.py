@@ -11,8 +11,8 @@ from torch import nn
 
 import torchimplicit as ti
 from torchimplicit.core.compiled import kernel as compiling
+from torchimplicit.core.compiled import worth
 from torchimplicit.core.compiled.kernel import CompileError
-from torchimplicit.path.compiled import engine
 from torchimplicit.path.compiled.engine import IfPossible
 from torchimplicit.sde import (
     SRA1,
@@ -321,8 +321,8 @@ def test_what_cannot_be_compiled_is_named_and_auto_goes_on_without(monkeypatch, 
 
     with pytest.raises(CompileError, match="Try compile=False"):
         solved(True)
-    monkeypatch.setattr(engine, "WORTH", 0.0)
-    monkeypatch.setattr(engine, "_seconds", engine.WeakKeyDictionary())
+    monkeypatch.setattr(worth, "WORTH", 0.0)
+    monkeypatch.setattr(worth, "_seconds", worth.WeakKeyDictionary())
     expected = solved(False)
     assert tries(branch)
     assert torch.equal(solved("auto"), expected)
@@ -334,10 +334,10 @@ def test_auto_waits_until_it_pays(monkeypatch):
         return 0 * y
 
     assert not tries(still)
-    monkeypatch.setattr(engine, "WORTH", 1e-9)
+    monkeypatch.setattr(worth, "WORTH", 1e-9)
     ti.sdeint(still, still, torch.ones(1, 1), torch.tensor([0.0, 1.0]), solver=EulerMaruyama(), compile="auto")
     assert tries(still)
-    assert not tries(still, engine.SMALL + 1)
+    assert not tries(still, worth.SMALL + 1)
 
 
 @pytest.mark.parametrize(

@@ -24,13 +24,14 @@ from torchimplicit.adjoint import Adjoint, Implicit
 from torchimplicit.core import OnFailure, Solution
 from torchimplicit.core.problem import FixedPoint
 from torchimplicit.core.public import public
-from torchimplicit.equations import Options, solve_problem
+from torchimplicit.equations import solve_problem
 from torchimplicit.imaging.baselines.check import adjoint_image
 from torchimplicit.imaging.baselines.frame import Differences, Frame, Wavelets, shrunk, size_of
 from torchimplicit.imaging.physics.check import check_positive
 from torchimplicit.imaging.physics.normal import gram, largest_singular_value, norm_of, plain_like
 from torchimplicit.imaging.physics.operator import Operator
 from torchimplicit.linear import GMRES
+from torchimplicit.point import Options
 from torchimplicit.solve import Anderson, Solver
 
 SOLVER = Anderson(window=10, rtol=5e-5, max_steps=400)

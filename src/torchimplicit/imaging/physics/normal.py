@@ -18,9 +18,10 @@ from torchimplicit.core import ConvergenceError, ConvergenceWarning, OnFailure, 
 from torchimplicit.core.problem import FixedPoint
 from torchimplicit.core.public import public
 from torchimplicit.core.tree import Layout, norm
-from torchimplicit.equations import Options, solve_problem
+from torchimplicit.equations import solve_problem
 from torchimplicit.linear import CG, eigenvalue_range, probe
 from torchimplicit.linear.solver import LinearResult, Product
+from torchimplicit.point import Options
 from torchimplicit.solve import Newton, Result
 
 

@@ -15,7 +15,7 @@ from torchimplicit.core import transforms
 from torchimplicit.core.options import is_count, is_number, require, require_count, require_instance
 from torchimplicit.core.problem import FixedPoint, Residual
 from torchimplicit.core.status import Solution, Status
-from torchimplicit.equations import Options, solve_problem
+from torchimplicit.equations import solve_problem
 from torchimplicit.imaging.register.axes import gaussian
 from torchimplicit.imaging.register.field import exponential
 from torchimplicit.imaging.register.grid import Grid
@@ -28,6 +28,7 @@ from torchimplicit.imaging.register.start import carried, field_part, linear_par
 from torchimplicit.imaging.register.transform import Displacement, Transform, Velocity
 from torchimplicit.imaging.register.warp import difference
 from torchimplicit.linear import GMRES
+from torchimplicit.point import Options
 from torchimplicit.solve import Anderson, Result, Solver
 
 COARSE = Anderson(window=5, rtol=3e-2, max_steps=25)

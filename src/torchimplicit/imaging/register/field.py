@@ -10,11 +10,12 @@ from torchimplicit.core import transforms
 from torchimplicit.core.options import require_count
 from torchimplicit.core.problem import FixedPoint, Residual
 from torchimplicit.core.status import OnFailure, Solution, Status
-from torchimplicit.equations import Options, solve_problem
+from torchimplicit.equations import solve_problem
 from torchimplicit.imaging.register.sample import Interpolation, sample
 from torchimplicit.imaging.register.warp import check_field, compose, folds, identity, warp
 from torchimplicit.ode import Tsit5, odeint
 from torchimplicit.path.solver import PathSolver
+from torchimplicit.point import Options
 from torchimplicit.solve import Anderson, Result, Solver
 
 

@@ -16,7 +16,7 @@ from torchimplicit.core.options import is_number, require, require_instance
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.stationary import LeastSquares, Stationary
 from torchimplicit.core.status import Solution
-from torchimplicit.equations import Options, solve_problem
+from torchimplicit.equations import solve_problem
 from torchimplicit.imaging.register.axes import gaussian
 from torchimplicit.imaging.register.grid import LEAST
 from torchimplicit.imaging.register.kind import Call, Kind
@@ -27,6 +27,7 @@ from torchimplicit.imaging.register.similarity import NCC, SSD
 from torchimplicit.imaging.register.transform import Linear
 from torchimplicit.imaging.register.warp import identity
 from torchimplicit.imaging.register.weights import framed, looked, mean_one
+from torchimplicit.point import Options
 from torchimplicit.solve import LBFGS, LevenbergMarquardt, Result, Solver
 
 COARSE = LevenbergMarquardt(rtol=1e-2, atol=0.1, max_steps=30)  # in voxels that the image's outer parts move by

@@ -17,7 +17,7 @@ from torchimplicit.core.options import is_count, is_number, require, require_ins
 from torchimplicit.core.problem import Residual
 from torchimplicit.core.stationary import Stationary
 from torchimplicit.core.status import Solution
-from torchimplicit.equations import Options, solve_problem
+from torchimplicit.equations import solve_problem
 from torchimplicit.imaging.register.grid import Grid
 from torchimplicit.imaging.register.kind import Call, Kind
 from torchimplicit.imaging.register.lattice import Lattice, Penalty
@@ -32,6 +32,7 @@ from torchimplicit.imaging.register.warp import difference
 from torchimplicit.imaging.register.weights import mean_one
 from torchimplicit.linear import CG
 from torchimplicit.optim.smooth.second_order import check_minimum
+from torchimplicit.point import Options
 from torchimplicit.solve import LBFGS, NewtonCG, Result, Solver
 
 COARSE = LBFGS(rtol=0.1, atol=0.1, max_steps=30)  # in mean voxel edges
@@ -276,7 +277,7 @@ def _scales(scene: Scene, weights: Tensor, weight: Tensor) -> tuple[Tensor, Tens
     with torch.no_grad():
         fixed, axes = scene.fixed.detach(), range(2, scene.fixed.ndim)
         slopes = [(difference(fixed, a) / unit).square() for a, unit in zip(axes, scene.units, strict=True)]
-        bend = torch.stack(slopes).flatten(3).mean((0, 2, 3)).clamp_min(1e-6) * PART
+        bend = torch.stack(slopes, 1).flatten(1).mean(1).clamp_min(1e-6) * PART
         count = weights.numel()
         stiff = weight.detach() * weights / bend.view(-1, 1, *[1] * len(axes))
         return (count * (1 + stiff)).rsqrt(), count / bend

@@ -13,12 +13,15 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from torchimplicit.adjoint import Adjoint, Implicit, Unrolled
+from torchimplicit.core.compiled.worth import Compile
 from torchimplicit.core.status import OnFailure, Report, Solution
-from torchimplicit.equations import check_options, fixed_point
+from torchimplicit.equations import fixed_point
 from torchimplicit.linear import GMRES
 from torchimplicit.nn.layer import ImplicitLayer
 from torchimplicit.nn.parts.coupling import warn_of_batch_norm
+from torchimplicit.point import check_options
 from torchimplicit.solve import Polyalgorithm, Solver
+from torchimplicit.solve.compiled.engine import check_compile
 
 
 class DEQ(ImplicitLayer):
@@ -43,6 +46,8 @@ class DEQ(ImplicitLayer):
             takes `(0,)` where `x` is the only input and all of it does, so that a large batch goes on without the
             samples that have arrived; with more inputs, name them to have that. See `fixed_point`.
         on_failure: "warn" (default), "raise" or "ignore" samples that do not converge, forward and backward.
+        compile: False, True or "auto": make the first steps by `torch.compile`, see `fixed_point`; not with `Unrolled`,
+            nor in calls with `save_steps`.
 
     Attributes:
         report: how the last forward solve went, in whichever thread, and in `report.backward` its backward solve; None
@@ -79,12 +84,14 @@ class DEQ(ImplicitLayer):
         warm_start: bool = False,
         batched_args: Sequence[int] | None = None,
         on_failure: OnFailure = "warn",
+        compile: Compile = False,
     ):
         """Keeps the cell and the options; solves nothing."""
         super().__init__()
         if not callable(cell):
             raise TypeError(f"DEQ(cell=...): got a {type(cell).__name__}, expected a module or function cell(z, x)")
         check_options(solver, adjoint, on_failure)
+        check_compile(compile, solver, plain=not isinstance(adjoint, Unrolled))
         if not (init is None or callable(init)):
             raise TypeError(f"DEQ(init=...): got a {type(init).__name__}, expected a module or function init(x, ...)")
         if warm_start and isinstance(adjoint, Unrolled):
@@ -97,6 +104,7 @@ class DEQ(ImplicitLayer):
         self.solver, self.adjoint = solver, adjoint
         self.warm_start = warm_start
         self.batched_args = batched_args
+        self.compiled: Compile = compile
         self.on_failure: OnFailure = on_failure
         self._last: Solution | None = None
         warn_of_batch_norm("DEQ", "cell", cell, "fixed points")
@@ -132,6 +140,7 @@ class DEQ(ImplicitLayer):
             warm_start=last if last is not None and z0 is last.value else None,
             batched_args=self._batched(z0, x, args),
             save_steps=save_steps,
+            compile=self.compiled,
         )
         if self.warm_start and not torch.is_inference_mode_enabled():  # whose tensors training could not use
             last = pytree.tree_map(lambda leaf: leaf.detach().clone(), solution.value)  # the caller may write into it

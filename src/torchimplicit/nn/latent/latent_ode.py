@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from torchimplicit.core.compiled.worth import Compile
 from torchimplicit.core.public import public
 from torchimplicit.core.status import OnFailure
 from torchimplicit.nn.latent.draws import Seed, seeds_of_draws
@@ -21,7 +22,6 @@ from torchimplicit.nn.parts.dropout import warn_of_dropout
 from torchimplicit.nn.paths.layer import check_field, without_time
 from torchimplicit.ode import Checkpointed, PathAdjoint, PathReport, PathSolver, Tsit5, odeint
 from torchimplicit.ode.compiled.engine import check_compile
-from torchimplicit.path.compiled.engine import Compile
 from torchimplicit.path.options import Options
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torchimplicit.core.compiled.worth import Compile
 from torchimplicit.core.options import require_count
 from torchimplicit.core.public import public
 from torchimplicit.core.status import OnFailure
@@ -24,7 +25,6 @@ from torchimplicit.nn.parts.coupling import warn_of_batch_norm
 from torchimplicit.nn.parts.dropout import warn_of_dropout
 from torchimplicit.nn.paths.layer import check_field
 from torchimplicit.path.adjoint.base import PathAdjoint
-from torchimplicit.path.compiled.engine import Compile
 from torchimplicit.path.options import Options
 from torchimplicit.sde import Brownian, Checkpointed, EulerMaruyama, SDESolver, StochasticReport, sdeint
 from torchimplicit.sde.compiled.engine import check_compile

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchimplicit.core.compiled.worth import Compile
 from torchimplicit.core.explicit import is_module_class, words_of
 from torchimplicit.core.options import is_count
 from torchimplicit.core.status import OnFailure
 from torchimplicit.nn.layer import ImplicitLayer
 from torchimplicit.ode import PathAdjoint, PathReport, PathSolver, odeint
-from torchimplicit.path.compiled.engine import Compile
 from torchimplicit.path.options import Stepping
 
 

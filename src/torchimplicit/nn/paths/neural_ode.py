@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchimplicit.core.compiled.worth import Compile
 from torchimplicit.core.options import require_count
 from torchimplicit.core.status import OnFailure
 from torchimplicit.nn.parts.coupling import warn_of_batch_norm
@@ -18,7 +19,6 @@ from torchimplicit.nn.paths.layer import PathLayer, check_field, given, keep_tim
 from torchimplicit.nn.paths.penalties import Moment, PathPenalty, beside, check_penalties, draw_probe, noise_of
 from torchimplicit.ode import Checkpointed, Euler, PathAdjoint, Tsit5
 from torchimplicit.ode.compiled.engine import check_compile
-from torchimplicit.path.compiled.engine import Compile
 from torchimplicit.path.options import Options, Stepping
 from torchimplicit.path.solver import PathSolver
 

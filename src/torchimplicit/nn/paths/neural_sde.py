@@ -9,13 +9,13 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchimplicit.core.compiled.worth import Compile
 from torchimplicit.core.status import OnFailure
 from torchimplicit.nn.layer import ImplicitLayer
 from torchimplicit.nn.parts.coupling import warn_of_batch_norm
 from torchimplicit.nn.parts.dropout import warn_of_dropout
 from torchimplicit.nn.paths.layer import check_field, keep_times, without_time
 from torchimplicit.path.adjoint.base import PathAdjoint
-from torchimplicit.path.compiled.engine import Compile
 from torchimplicit.path.options import Options
 from torchimplicit.sde import Brownian, Checkpointed, EulerMaruyama, SDESolver, StochasticReport, sdeint
 from torchimplicit.sde.compiled.engine import check_compile

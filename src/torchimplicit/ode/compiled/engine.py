@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from torchimplicit.adjoint.products import Gradients
+from torchimplicit.core.compiled.worth import SMALL, check_word
 from torchimplicit.ode.compiled.kernel import can_compile
 from torchimplicit.ode.compiled.loop import ChunkedLoop, backward_in_chunks
-from torchimplicit.path.compiled.engine import SMALL, Kernels, check_word, chosen
+from torchimplicit.path.compiled.engine import Kernels, chosen
 from torchimplicit.path.engine import Engine, PhaseBackward
 from torchimplicit.path.loop import StepLoop
 from torchimplicit.path.solver import PathSolver

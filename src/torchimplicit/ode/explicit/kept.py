@@ -39,6 +39,7 @@ class KeptStep:
         h: the step sizes, which broadcast against that.
         states: where every stage evaluated, leaves.
         slopes: what it found there, as the function gave it.
+        mixed: see `StepGraph`.
     """
 
     tableau: Tableau
@@ -47,11 +48,16 @@ class KeptStep:
     h: Tensor
     states: list[Tensor] = field(default_factory=list)
     slopes: list[Tensor] = field(default_factory=list)
+    mixed: bool = False
 
     @property
     def y(self) -> Tensor:
         """See `StepGraph.y`."""
         return shaped(self.states[0].detach(), self.flat)
+
+    def only(self, moved: Tensor) -> KeptStep:
+        """See `StepGraph.only`: the others' step is of size zero."""
+        return replace(self, h=torch.where(moved.view(self.h.shape), self.h, 0.0), mixed=True)
 
     @property
     def complete(self) -> bool:
@@ -189,7 +195,10 @@ def keeping(tableau: Tableau, like: Tensor, graphs: Graphs) -> Stepper:
     stages = KeptStages(tableau, like)
 
     def step(field: Field, span: Span, y: Tensor, slope: Tensor | None) -> Stepped:
-        slope = graphs.ask(field, span.start, y) if slope is None else slope
+        if slope is None:
+            slope = graphs.ask(field, span.start, y)
+        else:
+            graphs.ask_again(field, span.start, y, slope)
         done, known, made = explicit_step(tableau, field, span, y, slope, stages), graphs.behind(slope), stages.step
         if done.slope is not None:
             graphs.see(done.slope, made.slopes[-1], made.states[-1])

@@ -12,9 +12,10 @@ from torchimplicit.core import transforms
 from torchimplicit.core.public import public
 from torchimplicit.core.stationary import LeastSquares, Stationary
 from torchimplicit.core.status import OnFailure, Solution
-from torchimplicit.equations import Options, solve_problem
+from torchimplicit.equations import solve_problem
 from torchimplicit.optim.smooth import second_order
 from torchimplicit.optim.smooth.constrained import ConstrainedSolution, first_multipliers, lagrangian
+from torchimplicit.point import Options
 from torchimplicit.solve import LBFGS, LevenbergMarquardt, Minimiser, Newton, Solver
 
 

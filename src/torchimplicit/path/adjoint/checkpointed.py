@@ -39,8 +39,8 @@ class Checkpointed(PathAdjoint):
         checkpoints: states to keep, at least 2. As many steps cost no evaluation more; a quarter of the square of it
             costs one more evaluation for each, and so on. Fewer save memory.
         graphs: bytes that graphs may take which are kept, by what the first evaluation saves for its derivative; 0
-            makes every step again. Steps that some sample rejects, gradients by the times, events, dense output,
-            methods without an interpolant of their own and compiled steps keep none.
+            makes every step again. Gradients by the times, events, dense output, methods without an interpolant of
+            their own and compiled steps keep none.
     """
 
     checkpoints: int = 256

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from torchimplicit.adjoint.products import Gradients
-from torchimplicit.core.compiled.kernel import CompileError, identity
+from torchimplicit.core.compiled.kernel import CompileError
+from torchimplicit.core.compiled.worth import pays, spend
 from torchimplicit.path.engine import Engine, Foreseen, PhaseBackward
 from torchimplicit.path.field.dynamics import Field
 from torchimplicit.path.loop import StepLoop
@@ -20,22 +20,6 @@ from torchimplicit.path.report import PathReport
 from torchimplicit.path.solver import PathSolver
 
 T = TypeVar("T")
-Compile = bool | Literal["auto"]
-
-WORTH = 20.0  # seconds spent forward without kernels, about what compiling takes: so it never doubles the time
-SMALL = 2**13  # numbers in a state up to which "auto" compiles; larger ones are not limited by the host
-
-_seconds: WeakKeyDictionary[Any, float] = WeakKeyDictionary()  # spent on solves without a kernel; infinite: never again
-
-
-def check_word(compile: Any) -> None:
-    """Refuses another word.
-
-    Raises:
-        ValueError: neither a bool nor "auto".
-    """
-    if compile not in (True, False, "auto"):
-        raise ValueError(f"compile: got {compile!r}, expected False, True or 'auto'")
 
 
 def chosen(compile: bool | str, f: Any, wins: bool, plain: Engine, kernels: Engine) -> Engine:
@@ -52,8 +36,7 @@ def chosen(compile: bool | str, f: Any, wins: bool, plain: Engine, kernels: Engi
         return kernels
     if compile is False:
         return plain
-    spent = _seconds.get(identity(f), 0.0)
-    return IfPossible(f, plain, kernels) if wins and WORTH <= spent < math.inf else Timed(f, plain)
+    return IfPossible(f, plain, kernels) if wins and pays(f) else Timed(f, plain)
 
 
 class Delegating(Engine):
@@ -117,7 +100,7 @@ class IfPossible(Delegating):
         try:
             return self.kernels.forward(solve, tensors)
         except CompileError:
-            _seconds[identity(self.f)] = math.inf
+            spend(self.f, math.inf)
             return self.plain.forward(solve, tensors)
 
     def ahead(self, solver: PathSolver, ts: Tensor) -> Foreseen | None:
@@ -130,7 +113,7 @@ class IfPossible(Delegating):
             try:
                 return fused(field, y, phase)
             except CompileError:
-                _seconds[identity(self.f)] = math.inf
+                spend(self.f, math.inf)
                 return plain(field, y, phase)
 
         return plain if fused is None or plain is None else steps
@@ -159,5 +142,5 @@ class Timed(Delegating):
         """See `Engine.forward`."""
         start = time.perf_counter()
         found = self.plain.forward(solve, tensors)
-        _seconds[identity(self.f)] = _seconds.get(identity(self.f), 0.0) + time.perf_counter() - start
+        spend(self.f, time.perf_counter() - start)
         return found

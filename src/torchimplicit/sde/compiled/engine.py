@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from torchimplicit.adjoint.products import Gradients
-from torchimplicit.path.compiled.engine import SMALL, Kernels, check_word, chosen
+from torchimplicit.core.compiled.worth import SMALL, check_word
+from torchimplicit.path.compiled.engine import Kernels, chosen
 from torchimplicit.path.engine import Engine, Foreseen, PhaseBackward
 from torchimplicit.path.solver import PathSolver
 from torchimplicit.sde.brownian import Brownian

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import torchimplicit as ti
-from torchimplicit.solve.compiled import CompiledSecants
+from torchimplicit.solve.compiled.secants import CompiledSecants
 from torchimplicit.solve.secants import Secants
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")

@@ -1,0 +1,1 @@
+"""Compiled steps towards a point."""
