@@ -56,7 +56,7 @@ class StepLoop:
         self.step = solver.stepper(state.y, graph=False) if graphs is None else solver.keeper(state.y, graphs)
         self.end, self.stops_at_outputs = state.ts[-1], solver.stops_at_outputs
         self.control, self.dt = None, solver.dt_given
-        if isinstance(solver, AdaptiveSolver) and isinstance(solver.control, PID):
+        if solver.adapts and isinstance(solver, AdaptiveSolver) and isinstance(solver.control, PID):
             self.control, self.dt_min = solver.control, solver.dt_min
             self.tolerance = Tolerance(solver.rtol, solver.atol, state.y)
         self.all_running, self.any_running = state.all_running, len(state.t) > 0
