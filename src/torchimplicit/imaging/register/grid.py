@@ -77,6 +77,11 @@ class Grid:
         inverse = torch.linalg.inv(self.affine).to(world)
         return world @ inverse[:-1, :-1].mT + inverse[:-1, -1]
 
+    def contains(self, world: Tensor) -> Tensor:
+        """Which places `(n, D)` are between the middles of voxels, `(n,)`."""
+        at = self.voxels_of(world)
+        return ((at >= 0) & (at <= torch.tensor(self.size, device=at.device) - 1)).all(-1)
+
     def points(self, like: Tensor) -> Tensor:
         """The places of all voxels, `(n, D)` in millimetres, of a tensor's dtype, on its device."""
         axes = [torch.arange(n, dtype=torch.float64, device="cpu") for n in self.size]

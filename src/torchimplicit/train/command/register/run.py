@@ -13,7 +13,7 @@ import torch
 
 from torchimplicit.core.outcome import Status
 from torchimplicit.imaging import Image, read_transform, write_displacement, write_transform
-from torchimplicit.imaging.register import Linear, Registration, align, target_error
+from torchimplicit.imaging.register import Chain, Linear, Registration, align, target_error
 from torchimplicit.train.command.register.found import Found, Stage, displacement, warped, warped_labels
 from torchimplicit.train.command.register.order import Order
 from torchimplicit.train.command.register.page import page
@@ -130,10 +130,13 @@ def _inverted(found: Found) -> tuple[Found, list[str]]:
             status = Status(int(back.report.status[0])).name.lower()
             return found, [f"--inverse ended {status} and was not written. {back.report.advice}".rstrip(" .")]
         points = found.result.moving.points(torch.zeros((), dtype=torch.float64))[None]
-        there = back.transform(points)
-        away = target_error(found.result.transform(there), points)[0]
-        at, size = found.result.fixed.voxels_of(there[0]), torch.tensor(found.result.fixed.size)
-        away = away[((at >= 0) & (at <= size - 1)).all(1)]  # beyond, a field is what it is at the border
+        there, known = points, torch.ones(points.shape[1], dtype=torch.bool)
+        for part in back.transform.parts if isinstance(back.transform, Chain) else (back.transform,):
+            # Beyond the fixed grid a field is what it is at the border, which has no inverse.
+            known &= isinstance(part, Linear) | found.result.fixed.contains(there[0])
+            there = part(there)
+        known &= found.result.fixed.contains(there[0])
+        away = target_error(found.result.transform(there), points)[0][known]
     rms, most = (float(away.square().mean().sqrt()), float(away.max())) if len(away) else (float("nan"), float("nan"))
     print(f"inverse: there and back ends {rms:.1e} mm from the start by RMS, {most:.1e} mm at most", flush=True)
     return replace(found, back=(back, rms, most)), []
