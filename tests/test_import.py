@@ -27,7 +27,7 @@ def test_it_loads_points_and_torch_alone():
     run(
         "import sys, torch; there = {*sys.modules}; import torchimplicit; added = {*sys.modules} - there; "
         "floors = {name.split('.')[1] for name in added if name.startswith('torchimplicit.')}; "
-        "assert floors == {'core', 'linear', 'solve', 'adjoint', 'equations'}, floors; "
+        "assert floors == {'core', 'linear', 'solve', 'adjoint', 'point', 'equations'}, floors; "
         "import torchimplicit.nn; added = {*sys.modules} - there; "
         "others = {name for name in added if not name.startswith('torchimplicit')}; assert len(others) < 20, others; "
         "assert not {'torch._inductor', 'torch._dynamo'} & {*sys.modules}"

@@ -24,7 +24,7 @@ import torch
 from benchmarks.kit.measure import interleaved
 from benchmarks.kit.table import Table, write_page
 from benchmarks.training.shares import FORWARD, KINDS, shares
-from torchimplicit.train.command.cli import quiet
+from torchimplicit.train.command.silence import quiet
 from torchimplicit.train.command.trainer_cli import RecipeCLI
 from torchimplicit.train.modules import EquilibriumModule
 

@@ -177,8 +177,8 @@ def iterate(
         samples = Samples(solver, state, problem.eps, save_steps)
     else:
         samples = Claims(solver, state, problem.eps, save_steps, settled, ran)
-    going, step = ahead is not None and _judge(solver, problem, state, samples, 0), 0
-    if ahead is not None and going:
+    step = 0
+    if ahead is not None and _judge(solver, problem, state, samples, step):
         state, step = ahead(problem, state, samples)
     state, step = _run(solver, problem, state, samples, step)
     samples.settle()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.imaging.register.phantoms import texture
 from torchimplicit.imaging import Image, register
 
 X = torch.linspace(-3, 3, 40, dtype=torch.float64)
@@ -58,3 +59,30 @@ def test_a_singular_start_is_refused():
     flat = register.Linear(torch.diag(torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64))[None])
     with pytest.raises(ValueError, match="got a singular matrix"):
         register.align(blob(0.0), blob(0.3), KIND, initial=flat)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        register.Demons(levels=((1, 1.0, 1.0),)),
+        register.Variational(levels=(1,)),
+        register.BSpline(levels=(1,)),
+        register.Rigid(),
+        register.Affine(),
+    ],
+    ids=["velocity", "variational", "bspline", "rigid", "affine"],
+)
+def test_a_pair_does_not_notice_its_batch_mates(kind):
+    """To the bit in a batch of one size; else nearly: products of matrices are rounded by how many rows they have."""
+    fixed = torch.cat([texture(18, 16, seed=each) for each in (0, 3, 4)])
+    moving = torch.cat([texture(18, 16, seed=each, width=2.7) for each in (0, 3, 4)])
+    found = {
+        rows: register.align(fixed[list(rows)], moving[list(rows)], kind, on_failure="ignore")
+        for rows in ((0,), (0, 1), (0, 2), (0, 1, 2), (0, 2, 1))
+    }
+    first = {rows: each.displacement()[0] for rows, each in found.items()}
+    assert torch.equal(first[0, 1], first[0, 2])
+    assert torch.equal(first[0, 1, 2], first[0, 2, 1])
+    for rows, each in found.items():
+        assert (first[rows] - first[0,]).abs().max() < 1e-12
+        assert each.report.steps[0] == found[0,].report.steps[0]

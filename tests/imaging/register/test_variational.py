@@ -151,7 +151,7 @@ def test_a_residual_is_about_as_long_as_the_step_that_is_left_in_voxels_whatever
         assert 0.1 * left < rough.report.residual.item() < 1.0
 
 
-def test_volumes_are_solved_on_half_of_their_voxels_unless_told_otherwise():
+def test_volumes_are_solved_at_half_of_their_resolution_unless_told_otherwise():
     fixed, moving = pair(24, 26, 13, reach=0.7)
     seen: list[tuple[int, int]] = []
     found = register.align(fixed, moving, register.Variational(), progress=lambda *at: seen.append(at))

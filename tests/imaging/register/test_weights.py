@@ -20,6 +20,7 @@ FREE = [
     register.Demons(),
     register.Demons("displacement", register.SSD()),
     register.Variational(register.NCC()),
+    register.BSpline(),
 ]
 
 
@@ -51,7 +52,7 @@ def test_a_shift_is_found_beside_an_artefact_that_a_mask_hides(kind, where):
 
 
 @pytest.mark.parametrize("where", ["fixed", "moving"])
-@pytest.mark.parametrize("kind", [FREE[0], FREE[2]], ids=["velocity", "variational"])
+@pytest.mark.parametrize("kind", [FREE[0], FREE[2], FREE[3]], ids=["velocity", "variational", "bspline"])
 def test_so_it_is_by_deformations(kind, where):
     fixed, moving, mask = scene(where)
     plain = register.align(*scene(None)[:2], kind, on_failure="ignore")
@@ -61,7 +62,7 @@ def test_so_it_is_by_deformations(kind, where):
     assert off(without) > off(found) + 0.1
 
 
-@pytest.mark.parametrize("kind", [LINEAR[0], *FREE], ids=["rigid", "velocity", "ssd", "variational"])
+@pytest.mark.parametrize("kind", [LINEAR[0], *FREE], ids=["rigid", "velocity", "ssd", "variational", "bspline"])
 def test_what_a_mask_hides_changes_nothing_not_even_where_it_is_no_number(kind):
     fixed, moving, mask = scene()
     first = register.align(fixed, moving, kind, fixed_mask=mask, on_failure="ignore")

@@ -25,6 +25,17 @@ def along(x: Tensor, matrix: Tensor, axis: int) -> Tensor:
     return (matrix @ x.reshape(-1, n, after)).reshape(shape)
 
 
+def mapped(matrix: Tensor, x: Tensor) -> Tensor:
+    """Places `(B, D, n)`, or `(D, n)` for all samples, under maps in homogeneous coordinates `(B, D + 1, D + 1)`.
+
+    Number by number: a product of matrices rounds a batch of one otherwise than the same sample beside others.
+    """
+    *columns, found = matrix[:, :-1].unsqueeze(3).unbind(2)
+    for axis, column in enumerate(columns):
+        found = found + column * x[..., axis : axis + 1, :]
+    return found
+
+
 def gaussian(x: Tensor, sigma: Sequence[float | Tensor]) -> Tensor:
     """Convolves with a Gaussian of sum one, cut off at three standard deviations; beyond the border is its value.
 

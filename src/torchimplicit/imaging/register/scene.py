@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from torchimplicit.imaging.register.axes import halved
+from torchimplicit.imaging.register.axes import halved, mapped
 from torchimplicit.imaging.register.grid import Grid
 from torchimplicit.imaging.register.pair import Pair
 from torchimplicit.imaging.register.sample import Interpolation, sample, spline_coefficients
@@ -80,7 +80,7 @@ def seen(
     one organ.
     """
     at = (x + u).flatten(2)
-    at = leave[:, :-1, :-1] @ at + leave[:, :-1, -1:]
+    at = mapped(leave, at)
     if mask is None:
         return sample(moving, at, interpolation=interpolation, prefilter=False).unflatten(2, u.shape[2:]), None
     warped, weights = looked(moving, at, mask.flatten(2), interpolation)

@@ -29,9 +29,9 @@ def normalised(x: Tensor, weights: Tensor | None = None) -> Tensor:
         variance = flat.square().mean(2, keepdim=True)
     else:
         parts = weights.flatten(2).square()
-        parts, whole = parts.mT, parts.sum(2, keepdim=True).clamp_min(NOWHERE)
-        flat = flat - flat @ parts / whole
-        variance = flat.square() @ parts / whole
+        whole = parts.sum(2, keepdim=True).clamp_min(NOWHERE)
+        flat = flat - (flat * parts).sum(2, keepdim=True) / whole
+        variance = (flat.square() * parts).sum(2, keepdim=True) / whole
     flat = flat / torch.where(variance > 0, variance, 1.0).sqrt()
     return flat.reshape(x.shape)
 
