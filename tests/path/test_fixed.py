@@ -122,3 +122,9 @@ def test_what_needs_steps_that_are_chosen_refuses_it():
         ti.SteadyState(solver=solver)
     with pytest.raises(ValueError, match=r"a PID\(\), or Fixed\(dt\)"):
         ti.Tsit5(control=0.1)
+
+
+def test_the_report_is_of_the_states_dtype():
+    for ts in (torch.linspace(0, 1, 2), torch.linspace(0, 1, 4)):
+        report = ti.odeint(lambda t, y: -y, torch.ones(2, 1).double(), ts.double(), solver=ti.RK4(dt=0.5)).report
+        assert report.residual.dtype == torch.float64

@@ -41,9 +41,9 @@ class Stepped(NamedTuple):
 
         0 where there is a state, infinite where none is finite, and 2 where a smaller step may have had one.
         """
-        found = torch.where(self.y.isfinite().all(1), 0.0, math.inf)
+        found = torch.where(self.y.isfinite().all(1), 0.0, math.inf).to(self.y.dtype)
         if self.failed is None:
             return found
         assert self.error is not None
-        unsolved = torch.where(self.error.isfinite().all(1), 2.0, math.inf)
+        unsolved = torch.where(self.error.isfinite().all(1), 2.0, math.inf).to(self.y.dtype)
         return torch.where(self.failed, unsolved, found)

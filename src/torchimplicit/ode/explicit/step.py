@@ -90,8 +90,12 @@ class Stages:
 
 
 def shaped(tensor: Tensor, shape: torch.Size) -> Tensor:
-    """A tensor in a shape, as it is where it has it already, which spares a call."""
-    return tensor if tensor.shape == shape else tensor.reshape(shape)
+    """A tensor in a shape, as it is where it has it already, which spares a call.
+
+    Not in a graph: what comes to it is added up there, and then to what else comes, whoever has outputs in the step.
+    """
+    plain = tensor.shape == shape and not (tensor.requires_grad and torch.is_grad_enabled())
+    return tensor if plain else tensor.reshape(shape)
 
 
 def check_slope(slope: Tensor, shape: torch.Size | None) -> None:
