@@ -6,6 +6,7 @@ from torchimplicit.core.migration import missing
 from torchimplicit.nn.cells.residual_block import ResidualCell
 from torchimplicit.nn.cells.spectral import SpectralCell
 from torchimplicit.nn.cells.transformer import TransformerCell, TransformerInjection
+from torchimplicit.nn.cells.transformer_stack import TransformerStack
 from torchimplicit.nn.cells.trellis import TrellisCell, TrellisInjection
 from torchimplicit.nn.equilibrium.correction import fixed_point_correction
 from torchimplicit.nn.equilibrium.deq import DEQ
@@ -132,6 +133,7 @@ __all__ = [
     "TimeAttention",
     "TransformerCell",
     "TransformerInjection",
+    "TransformerStack",
     "TrellisCell",
     "TrellisInjection",
     "VariationalDropout",

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from torchimplicit.adjoint import Adjoint, Implicit
 from torchimplicit.core.options import require, require_count
 from torchimplicit.core.status import OnFailure
-from torchimplicit.nn import DEQ, TransformerCell, TransformerInjection, TrellisCell, TrellisInjection
+from torchimplicit.nn import (
+    DEQ,
+    TransformerCell,
+    TransformerInjection,
+    TransformerStack,
+    TrellisCell,
+    TrellisInjection,
+)
 from torchimplicit.solve import Anderson, Solver
 
 Memory = Any  # what a network keeps of a segment: nested tensors with the batch in front, detached
@@ -66,13 +73,14 @@ class LanguageNetwork(nn.Module):
 
 
 class DEQTransformer(LanguageNetwork):
-    """The equilibrium of one transformer block, which sees the last segment's states, too; see `TransformerCell`.
+    """The equilibrium of transformer blocks, which see the last segment's states, too; see `TransformerStack`.
 
     Args:
         vocabulary: number of tokens.
         width: of the equilibrium.
         heads: of its attention.
         hidden: of its dense layers.
+        blocks: in the cell, in a row.
         length: the longest segment and its memory together.
         positions: see `TransformerCell`.
         dropout: see `TransformerCell`.
@@ -88,6 +96,7 @@ class DEQTransformer(LanguageNetwork):
         width: int = 128,
         heads: int = 4,
         hidden: int | None = None,
+        blocks: int = 1,
         length: int = 256,
         positions: Literal["relative", "rotary"] = "relative",
         dropout: float = 0.0,
@@ -98,15 +107,20 @@ class DEQTransformer(LanguageNetwork):
     ):
         """Draws the weights."""
         super().__init__(vocabulary, width, length, cutoffs)
-        cell = TransformerCell(width, heads, hidden, positions=positions, length=length, dropout=dropout)
+        require_count("DEQTransformer", blocks=blocks)
+        options: dict[str, Any] = {"positions": positions, "length": length, "dropout": dropout}
+        cell = TransformerStack([TransformerCell(width, heads, hidden, **options) for _ in range(blocks)])
         self.inject = TransformerInjection(width, width)
         self.equilibrium = DEQ(cell, solver, adjoint, init=cell.start, on_failure=on_failure)
 
     def body(self, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        """The equilibrium; the memory is the last one and its injection."""
+        """The equilibrium; the memory is what every block saw there, and the injection."""
+        cell: Any = self.equilibrium.cell
         x = self.inject(x)
-        z = self.equilibrium(x) if memory is None else self.equilibrium(x, self.equilibrium.cell.recall(*memory))
-        return z, (z.detach(), x.detach())
+        memories = () if memory is None else cell.recall(memory[:-1], memory[-1])
+        z = self.equilibrium(x, *memories)
+        with torch.no_grad():
+            return z, (*cell.inputs(z.detach(), x, *memories), x.detach())
 
 
 class TransformerNetwork(LanguageNetwork):
