@@ -104,7 +104,7 @@ class StepLoop:
         state.most = torch.full_like(state.t, math.inf)
         if solver.dt0 is not None:
             return torch.full_like(state.t, solver.dt0)
-        return self.tolerance.first_step(field, state.t, state.y, slope, self.end, solver.order)
+        return self.tolerance.first_step(field, state.t, state.y, slope, self.end, solver.order, solver.alone)
 
     def run(self) -> int:
         """Makes steps; returns how many steps were tried."""
@@ -211,7 +211,7 @@ class StepLoop:
         if crosses:
             state.ratio = torch.where(crossing, ratio, state.ratio)
         if arrives:
-            self._stop(arriving, Status.CONVERGED, arrives)
+            self._stop(arriving, Status.CONVERGED, arrives if self.watch is None else None)  # events stop some before
         if reject is not None and stuck is not None:
             state.rejected = state.rejected + reject
             if bool(stuck.any()):

@@ -181,12 +181,15 @@ class Tolerance:
             return size.mul_(self.rtol).add_(self.atol)
         return torch.add(self.floor, size, alpha=self.rtol)  # type: ignore[arg-type]
 
-    def first_step(self, field: Field, t: Tensor, y: Tensor, slope: Tensor, end: Tensor, order: int) -> Tensor:
+    def first_step(
+        self, field: Field, t: Tensor, y: Tensor, slope: Tensor, end: Tensor, order: int, longer: bool = False
+    ) -> Tensor:
         """A first step size, `(B,)`, to `end` at most, after E. Hairer, S. Norsett, G. Wanner, Solving ODEs I, II.4.
 
         Their rule takes the larger of the first two derivatives, which depends on the unit of time. Here derivatives
         are taken to grow as the first two do, so that it does not. In another unit it could be the time in which the
-        state changes by its own size, where Bosh3's estimate of the error of an exponential decay is zero.
+        state changes by its own size, where Bosh3's estimate of the error of an exponential decay is zero. It may be
+        `longer` where it is short against the time in which the slope turns: there an estimate of its error is good.
         """
         scale = self._scale(y.abs())
         size, speed = norm(y / scale), norm(slope / scale)
@@ -204,8 +207,8 @@ class Tolerance:
         speed = torch.maximum(speed.log_(), (bend + hundredth) * 0.5)
         turn = speed - bend
         wanted = bend.mul_(1 / order - 1).add_(speed, alpha=1 - 2 / order).add_(hundredth / order)
-        if order <= 5:  # may be longer where it is short against `turn`: there an estimate of its error can be trusted
-            longer = torch.minimum(wanted + math.log(LONGER) / order, turn.add_(math.log(SHORT)))
-            wanted = torch.maximum(wanted, longer)
+        if longer:
+            short = torch.minimum(wanted + math.log(LONGER) / order, turn.add_(math.log(SHORT)))
+            wanted = torch.maximum(wanted, short)
         first = torch.minimum(torch.minimum(100 * trial, wanted.exp_().to(t.dtype)), way)
         return torch.where(first > 0, first, trial)
