@@ -235,8 +235,7 @@ def _judge(solver: Solver, problem: Residual, state: Any, samples: Samples, step
     """Looks at the iterate of a step; returns whether any sample still runs."""
     before = samples.running
     going = samples.judge(step, state, problem, solver.stuck(state))
-    attends = type(solver).retire is not Solver.retire
-    if attends and going and samples.running is not before:
+    if going and samples.running is not before and type(solver).retire is not Solver.retire:
         solver.retire(state, torch.nonzero(before & ~samples.running).flatten())
     return going
 

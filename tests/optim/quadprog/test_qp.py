@@ -337,6 +337,12 @@ def test_smoothed_programs():
     for smoothed, informative in ((None, False), (0.1, True)):
         (grad,) = torch.autograd.grad(qp(None, cost, **linear, smoothed=smoothed).value[1], cost)
         assert bool((grad.abs() > 0.1).all()) is informative
+    for strong in (1.0, 10.0, 1e4):  # the product is met by a negative multiplier and a negative slack, too
+        solution = qp(None, cost.repeat(3, 1) * torch.tensor([[1.0], [0.1], [4.0]]), **linear, smoothed=strong)
+        alone = qp(None, 4 * cost[None], **linear, smoothed=strong)
+        assert torch.equal(solution.value[2:], alone.value)
+        for product in (solution.duals.inequality * solution.slack, -solution.duals.bounds * solution.value):
+            torch.testing.assert_close(product, torch.full_like(product, strong), rtol=1e-5, atol=0)
     linear["h"] = -linear["h"]
     assert qp(None, cost, **linear, smoothed=0.1, on_failure="ignore").status.item() == Status.INFEASIBLE
 

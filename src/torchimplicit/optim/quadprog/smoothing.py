@@ -7,7 +7,9 @@ $$ \min_z \tfrac12 z^\top Q z + q^\top z - \mu \sum_i \log(u_i - r_i^\top z) - \
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +31,8 @@ from torchimplicit.optim.quadprog.reduction import reduce
 from torchimplicit.optim.quadprog.report import SmoothedReport
 from torchimplicit.optim.quadprog.search import solutions
 from torchimplicit.solve import Newton
+
+Meets = Callable[[Tensor, Tensor, float], Tensor]  # zero where a multiplier and its room have the product mu
 
 _PROXIMAL = 1e-6
 _NEWTON = Newton(linear_solver=LU(), rtol=1e-12, atol=1e-11, max_steps=50)
@@ -52,33 +56,62 @@ def smooth(
         start, kept, steps = _start(program, weight, max_steps)
         has_upper, has_lower = program.upper[:, p:].isfinite(), program.lower[:, p:].isfinite()
 
-    def residual(state: Tensor, Q: Tensor, q: Tensor, rows: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    def residual(
+        state: Tensor, Q: Tensor, q: Tensor, rows: Tensor, lower: Tensor, upper: Tensor, meets: Meets = _product
+    ) -> Tensor:
         z, nu, above, below = state.split((n, p, m, m), 1)
         reached = times(rows, z)
         force = q + times(Q, z) + times_transposed(rows, torch.cat((nu, above - below), 1))
         equations = torch.where(kept, reached[:, :p] - lower[:, :p], nu)
         room_above = torch.where(has_upper, upper[:, p:], 0.0) - reached[:, p:]
         room_below = reached[:, p:] - torch.where(has_lower, lower[:, p:], 0.0)
-        above = torch.where(has_upper, above * room_above - weight, above)
-        below = torch.where(has_lower, below * room_below - weight, below)
+        above = torch.where(has_upper, meets(above, room_above, weight), above)
+        below = torch.where(has_lower, meets(below, room_below, weight), below)
         return torch.cat((force, equations, above, below), 1)
 
     options: dict[str, Any] = {"solver": _NEWTON, "adjoint": Implicit(LU())}
     options["on_failure"] = failures_under(on_failure).backward_only().under(on_failure)
-    try:
-        with warnings.catch_warnings():  # who called says it better; a backward solve speaks for itself
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            solution: Any = root(residual, start, *program.tensors, **options)
-    except ConvergenceError as error:
-        solution = error.solution
+    solution = _root(residual, start, program, options)
+    good = _inside(program, solution.value)
+    if not bool(good.all()):  # the product is met by two negative numbers as well
+        with torch.no_grad():
+            other = _root(partial(residual, meets=_both_positive), start, program, options | {"on_failure": "ignore"})
+        steps = steps + torch.where(good, 0, other.steps)
+        solution = _root(residual, torch.where(good.unsqueeze(1), start, other.value), program, options)
     z, nu, above, below = solution.value.split((n, p, m, m), 1)
-    reached = times(program.rows, z)
-    inside = ((reached <= program.upper) & (reached >= program.lower))[:, p:].all(1) & (
-        (above >= 0) & (below >= 0)
-    ).all(1)
-    met = (reached - program.lower)[:, :p].abs().sum(1) < 1e-6
-    y, status = torch.cat((nu, above - below), 1), Status.MAX_STEPS.unless(inside & met, solution.status)
+    met = (times(program.rows, z) - program.lower)[:, :p].abs().sum(1) < 1e-6
+    y, status = (
+        torch.cat((nu, above - below), 1),
+        Status.MAX_STEPS.unless(_inside(program, solution.value) & met, solution.status),
+    )
     return z, y, SmoothedReport(solution.report, _told(program, start[:, :n], status), steps + solution.steps)
+
+
+def _inside(program: Program, state: Tensor) -> Tensor:
+    """Which states `(B,)` keep to every inequality, and whose multipliers push the right way."""
+    p, n = program.equalities, program.q.shape[1]
+    reached = times(program.rows, state[:, :n])[:, p:]
+    kept_to = (reached <= program.upper[:, p:]) & (reached >= program.lower[:, p:])
+    return kept_to.all(1) & (state[:, n + p :] >= 0).all(1)
+
+
+def _root(residual: Callable[..., Tensor], start: Tensor, program: Program, options: dict[str, Any]) -> Any:
+    """The root, also where it was not found; who called says it better."""
+    try:
+        with warnings.catch_warnings():  # a backward solve speaks for itself
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return root(residual, start, *program.tensors, **options)
+    except ConvergenceError as error:
+        return error.solution
+
+
+def _product(multiplier: Tensor, room: Tensor, weight: float) -> Tensor:
+    return multiplier * room - weight
+
+
+def _both_positive(multiplier: Tensor, room: Tensor, weight: float) -> Tensor:
+    """Zero at a product of `weight` of positive numbers alone (C. Kanzow, 1996), but for more rounding."""
+    return multiplier + room - ((multiplier - room).square() + 4 * weight).sqrt()
 
 
 def _told(program: Program, z: Tensor, status: Tensor) -> Tensor:
