@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from functools import lru_cache
 from importlib import import_module
 from typing import Any, Self
 
@@ -184,12 +185,19 @@ def missing(module: str, name: str, known: Iterable[str]) -> AttributeError:
         return AttributeError(text, name=name)
     if name in NAMES:
         return AttributeError(f"{text}; try torchimplicit.{NAMES[name]}", name=name)
+    close = _closest_place(module, name, tuple(known))
+    return AttributeError(f"{text}; did you mean {close}?" if close else text, name=name)
+
+
+@lru_cache(maxsize=1024)  # parsers of command lines look for the same names in every module, over and over
+def _closest_place(module: str, name: str, known: tuple[str, ...]) -> str | None:
+    """Where a name that is like another one stands, its module in front."""
     places = {each.lower(): f"{module}.{each}" for each in known}
     for other in ("nn", "optim", "sde", "ode", "diagnose"):
         home = f"torchimplicit.{other}"
         places |= {each.lower(): f"{home}.{each}" for each in import_module(home).__all__ if each.lower() not in places}
     close = get_close_matches(name.lower(), places, 1)
-    return AttributeError(f"{text}; did you mean {places[close[0]]}?" if close else text, name=name)
+    return places[close[0]] if close else None
 
 
 class Explained:

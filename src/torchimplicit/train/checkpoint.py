@@ -118,6 +118,12 @@ def check(checkpoint: dict[str, Any], module: Any, path: str | Path = "checkpoin
         )
 
 
+def data_of(checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
+    """How the command built the data that a checkpoint was trained on; empty where none says so."""
+    entry = (checkpoint or {}).get(KEY) or {}
+    return (entry.get("config") or {}).get("data") or {}
+
+
 def load(path: str | Path, trust: Sequence[str] = ()) -> tuple[LightningModule, LightningDataModule | None]:
     """Builds the model of a checkpoint with its weights, and its data module (which loads nothing yet).
 

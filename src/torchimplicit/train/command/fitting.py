@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-from torchimplicit.train.checkpoint import KEY
+from torchimplicit.train.checkpoint import data_of
 from torchimplicit.train.data.base import FittingData
 from torchimplicit.train.errors import UsageError
 
@@ -38,7 +38,7 @@ def fit_to_data(
     if kind is None or not issubclass(kind, FittingData):
         return None
     arguments = config.data.init_args
-    trained = ((checkpoint or {}).get(KEY, {}).get("config") or {}).get("data") or {}
+    trained = data_of(checkpoint)
     if trained.get("class_path") == config.data.class_path:
         known = trained.get("init_args") or {}
         for name in kind.inferred:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
-from torchimplicit.train.checkpoint import KEY
+from torchimplicit.train.checkpoint import data_of
 from torchimplicit.train.command import catalogue
 
 OPTIONS = ("--data.seed", "--data.init_args.seed")
@@ -35,8 +35,7 @@ def seed_data(config: Namespace, checkpoint: Mapping[str, Any] | None) -> None:
     arguments = config.data.get("init_args") if config.get("data") else None
     if arguments is None or "seed" not in arguments:
         return
-    trained = ((checkpoint or {}).get(KEY, {}).get("config") or {}).get("data") or {}
-    known = (trained.get("init_args") or {}).get("seed")
+    known = (data_of(checkpoint).get("init_args") or {}).get("seed")
     seed = config.seed_everything if known is None else known
     if isinstance(seed, int) and not isinstance(seed, bool):
         arguments.seed = seed
