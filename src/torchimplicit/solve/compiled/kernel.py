@@ -29,23 +29,31 @@ WIDEST = 8  # window
 
 
 class Now(NamedTuple):
-    """Where a solve is: an iterate, its residual `(B, n)`, the number of the step, and a `Standing`, part by part."""
+    """Where a solve is.
+
+    Attributes:
+        z: an iterate, `(B, n)`.
+        residual: there, `(B, n)`.
+        at: the number of the step, a scalar.
+        standing: what is known of the samples.
+    """
 
     z: Tensor
     residual: Tensor
     at: Tensor
-    best: Tensor
-    stalled: Tensor
-    running: Tensor
-    latest: Tensor
-    status: Tensor
-    steps: Tensor
-    kept: Tensor
+    standing: Standing
 
     @property
-    def standing(self) -> Standing:
-        """What is known of the samples."""
-        return Standing(*self[3:])
+    def flat(self) -> tuple[Tensor, ...]:
+        """As kernels take and give it."""
+        return (self.z, self.residual, self.at, *self.standing)
+
+    @staticmethod
+    def split(flat: Sequence[Tensor]) -> tuple[Now, tuple[Tensor, ...]]:
+        """What was flat, and the rest."""
+        z, residual, at, *rest = flat
+        count = len(Standing._fields)
+        return Now(z, residual, at, Standing(*rest[:count])), tuple(rest[count:])
 
 
 class Chunk(NamedTuple):
@@ -71,7 +79,7 @@ class Chunk(NamedTuple):
     def of(flat: Sequence[Tensor]) -> Chunk:
         """What was flat."""
         facts, size, scale, *rest = flat
-        return Chunk(facts, size, scale, Now(*rest[: len(Now._fields)]), tuple(rest[len(Now._fields) :]))
+        return Chunk(facts, size, scale, *Now.split(rest))
 
 
 @dataclass(frozen=True)
@@ -132,13 +140,13 @@ class Plan:
 
 def _make_advance(plan: Plan) -> Callable[..., tuple[Tensor, ...]]:
     def advance(f: Callable, args: tuple, limit: Tensor, tolerances: Tensor, *where: Tensor) -> tuple[Tensor, ...]:
-        now, past = Now(*where[: len(Now._fields)]), where[len(Now._fields) :]
-        z, residual, number, standing = now.z, now.residual, now.at, now.standing
+        now, past = Now.split(where)
+        z, residual, number, standing = now
         pairs = list(zip(past[::2], past[1::2], strict=True))
         there = len(pairs) - torch.arange(plan.past + plan.chunk, device=z.device) <= number  # a start has no past
         minute = tolerances[1] < (torch.finfo(z.dtype).tiny / torch.finfo(z.dtype).eps) ** 0.5
         doubt = apart = torch.zeros_like(minute)
-        size = scale = now.best
+        size = scale = standing.best
         for i in range(plan.chunk):
             before = z
             z = z - plan.damping * residual

@@ -47,10 +47,10 @@ def advance(problem: Problem, solver: Solver, residual: Residual, start: Start, 
     bound: Any = residual.bound
     z, limit, zero = start.z.contiguous(), samples.limit, torch.zeros((), dtype=torch.int64, device=start.z.device)
     tolerances = z.new_tensor((samples.rtol, samples.absolute))
-    now = Now(z, start.residual.contiguous(), zero, *standing_of(samples, z))
+    now = Now(z, start.residual.contiguous(), zero, standing_of(samples, z))
     past = tuple(torch.zeros_like(z) for _ in range(2 * plan.past))
     kernel = find_kernel(problem.f, plan)
-    flat, again = kernel.begin(lambda *where: (bound.f, bound.args, limit, tolerances, *where), *now, *past)
+    flat, again = kernel.begin(lambda *where: (bound.f, bound.args, limit, tolerances, *where), *now.flat, *past)
     step = 0
     while True:
         residual.nfev += plan.chunk
@@ -65,7 +65,7 @@ def advance(problem: Problem, solver: Solver, residual: Residual, start: Start, 
             return Start(now.z, now.residual), step
         if step + plan.chunk > most or (samples.few and residual.narrow is not None):
             break
-        flat = again(*now, *past)
+        flat = again(*now.flat, *past)
     if step:
         go_on(samples)
     return resumed(solver, Start(now.z, now.residual), past, step), step
